@@ -1,0 +1,134 @@
+"""Losses ℓ(f, y) of a prediction f in R^c: value, gradient, curvature and convex conjugate, row by row."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from convcvx.errors import InputError, check_choice
+
+
+class Loss(Protocol):
+    """A convex, differentiable loss. Arrays are (n, c); `value` and `conjugate` give (n,)."""
+
+    name: str
+    curvature: float
+    """A bound on the largest eigenvalue of the Hessian in f, anywhere."""
+
+    def value(self, predictions: Tensor, targets: Tensor) -> Tensor: ...
+
+    def gradient(self, predictions: Tensor, targets: Tensor) -> Tensor: ...
+
+    def hessian_product(self, predictions: Tensor, direction: Tensor) -> Tensor: ...
+
+    def conjugate(self, slopes: Tensor, targets: Tensor) -> Tensor:
+        """ℓ*(s) = sup_f s·f - ℓ(f, y); infinite outside its domain."""
+        ...
+
+    def best_intercept(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        """The (c,) shift of all predictions that minimises the mean loss."""
+        ...
+
+
+class Squared:
+    """ℓ(f, y) = ½‖f - y‖², with one-hot or real targets; ℓ*(s) = ½‖s‖² + s·y."""
+
+    name = "squared"
+    curvature = 1.0
+
+    def value(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        return 0.5 * (predictions - targets).square().sum(dim=1)
+
+    def gradient(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        return predictions - targets
+
+    def hessian_product(self, predictions: Tensor, direction: Tensor) -> Tensor:
+        return direction
+
+    def conjugate(self, slopes: Tensor, targets: Tensor) -> Tensor:
+        return 0.5 * slopes.square().sum(dim=1) + (slopes * targets).sum(dim=1)
+
+    def best_intercept(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        return (targets - predictions).mean(dim=0)
+
+
+class CrossEntropy:
+    """ℓ(f, y) = log Σ_k exp f_k - y·f for y in the simplex; ℓ*(s) = Σ_k q_k log q_k, q = s + y in the simplex."""
+
+    name = "cross-entropy"
+    curvature = 0.5  # Böhning 1992: diag(p) - ppᵀ ⪯ ½(I - 11ᵀ/c)
+
+    def value(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        return torch.logsumexp(predictions, dim=1) - (targets * predictions).sum(dim=1)
+
+    def gradient(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        return torch.softmax(predictions, dim=1) - targets
+
+    def hessian_product(self, predictions: Tensor, direction: Tensor) -> Tensor:
+        probabilities = torch.softmax(predictions, dim=1)
+        weighted = probabilities * direction
+        return weighted - probabilities * weighted.sum(dim=1, keepdim=True)
+
+    def conjugate(self, slopes: Tensor, targets: Tensor) -> Tensor:
+        q = slopes + targets
+        inside = (q >= -1e-12).all(dim=1) & ((q.sum(dim=1) - 1).abs() <= 1e-9)
+        entropy = torch.special.xlogy(q.clamp_min(0), q.clamp_min(0)).sum(dim=1)
+        return torch.where(inside, entropy, torch.inf)
+
+    def best_intercept(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        shift = predictions.new_zeros(predictions.shape[1])
+        value = self.value(predictions, targets).mean()
+        for _ in range(100):
+            probabilities = torch.softmax(predictions + shift, dim=1)
+            gradient = (probabilities - targets).mean(dim=0)
+            hessian = torch.diag(probabilities.mean(dim=0)) - probabilities.T @ probabilities / len(probabilities)
+            step = torch.linalg.lstsq(hessian, gradient, driver="gelsd").solution  # singular along 1
+            size = 1.0
+            while (trial := self.value(predictions + shift - size * step, targets).mean()) > value and size > 1e-10:
+                size *= 0.5
+            if trial > value:
+                break
+            shift, previous, value = shift - size * step, value, trial
+            if gradient.abs().max() < 1e-14 or previous - value <= 1e-16 * value.abs():
+                break
+        return shift - shift.mean()
+
+
+LOSSES: dict[str, Loss] = {loss.name: loss for loss in (Squared(), CrossEntropy())}
+
+
+def get_loss(name: str) -> Loss:
+    """The loss called `name`."""
+    return LOSSES[check_choice("loss", name, LOSSES)]
+
+
+def encode_targets(targets: Tensor | np.ndarray, loss: str) -> Tensor:
+    """Integer classes (n,) to one-hot (n, c) float64; real targets (n,) or (n, c) to (n, c) float64.
+
+    Raises
+    ------
+    InputError
+        For NaN, negative classes, a single class, or real targets under the cross-entropy that are no
+        probabilities.
+    """
+    array = torch.as_tensor(targets)
+    if array.ndim not in (1, 2) or len(array) == 0:
+        raise InputError(f"targets must be (n,) classes or (n, c) real values; got shape {tuple(array.shape)}")
+    if array.ndim == 1 and not array.dtype.is_floating_point:
+        classes = array.long()
+        if int(classes.min()) < 0:
+            raise InputError(f"targets must be classes 0, 1, ...; got {int(classes.min())}")
+        if int(classes.max()) == 0:
+            raise InputError("targets must have at least two classes; all of them are 0")
+        return torch.nn.functional.one_hot(classes).double()
+    real = array.double() if array.ndim == 2 else array.double()[:, None]
+    if not bool(real.isfinite().all()):
+        raise InputError("targets must be finite; found NaN or infinity")
+    if loss == "cross-entropy":
+        simplex = bool((real >= 0).all()) and torch.allclose(real.sum(dim=1), real.new_ones(len(real)), atol=1e-9)
+        if not simplex:
+            raise InputError("targets must be integer classes or rows of probabilities with loss='cross-entropy'")
+    return real

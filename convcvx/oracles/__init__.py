@@ -1,0 +1,1 @@
+"""Oracles: the search for the filter that violates dual feasibility most."""

@@ -1,0 +1,210 @@
+"""Images to patch rows, and the linear embedding in which filters live.
+
+A patch row is a patch flattened as a `Conv2d` kernel is, (channels, rows, columns), contrast-normalised if
+asked, with a constant 1 appended where the model needs one. A filter `u` of unit norm lives in the embedded
+space R^r; its raw kernel is `u @ basis`, so that (basis @ row) . u = row . (u @ basis). Low rank, whitening
+and the hidden bias are nothing but this (r, h) basis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from convcvx.errors import InputError, check_positive
+
+RANK_TOLERANCE = 1e-12
+"""Directions with less than this share of the largest patch second moment do not count towards the rank."""
+
+
+def pair(value: Any, name: str, minimum: int = 1) -> tuple[int, int]:
+    """Read 3 or (3, 5) as (rows, columns)."""
+    numbers = tuple(value) if isinstance(value, tuple | list) else (value, value)
+    if len(numbers) != 2 or any(int(v) != v or v < minimum for v in numbers):
+        raise InputError(f"{name} must be a whole number >= {minimum}, or a pair of them; got {value!r}")
+    return int(numbers[0]), int(numbers[1])
+
+
+@dataclass(frozen=True)
+class PatchSpec:
+    """Which patches an image has, and in which space filters act on them.
+
+    Parameters
+    ----------
+    kernel_size, stride, padding : int or (int, int)
+        As in `torch.nn.Conv2d` (zero padding).
+    hidden_bias : bool
+        Append a constant channel to the patch: a bias that is regularised with the filter.
+    contrast : float, optional
+        Local contrast normalisation: each patch becomes (x - mean) / sqrt(variance + contrast).
+    whiten : float, optional
+        ZCA whitening with this epsilon: (x - mean over patches) times (covariance + epsilon)^(-1/2).
+    rank : int, optional
+        Restrict filters to the first `rank` principal directions of the patches.
+    """
+
+    kernel_size: tuple[int, int] = (3, 3)
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    hidden_bias: bool = False
+    contrast: float | None = None
+    whiten: float | None = None
+    rank: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, minimum in (("kernel_size", 1), ("stride", 1), ("padding", 0)):
+            object.__setattr__(self, name, pair(getattr(self, name), name, minimum))
+        for name in ("contrast", "whiten"):
+            if getattr(self, name) is not None:
+                check_positive(name, getattr(self, name))
+        if self.rank is not None and self.rank < 1:
+            raise InputError(f"rank must be a whole number >= 1; got {self.rank!r}")
+
+    @property
+    def constant(self) -> bool:
+        """Whether a constant 1 ends each row: for the hidden bias, or for the mean that whitening subtracts."""
+        return self.hidden_bias or self.whiten is not None
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of patch positions, as `Conv2d` has them."""
+        padded = height + 2 * self.padding[0], width + 2 * self.padding[1]
+        if padded[0] < self.kernel_size[0] or padded[1] < self.kernel_size[1]:
+            raise InputError(
+                f"kernel_size {self.kernel_size[0]}x{self.kernel_size[1]} is larger than the images, "
+                f"{height}x{width} with padding {self.padding[0]}x{self.padding[1]}; use a smaller kernel or more padding"
+            )
+        return (
+            (padded[0] - self.kernel_size[0]) // self.stride[0] + 1,
+            (padded[1] - self.kernel_size[1]) // self.stride[1] + 1,
+        )
+
+    def rows(self, images: Tensor) -> Tensor:
+        """(b, C, H, W) images to (b, K, h) patch rows, K in row-major order, h = C*kh*kw (+1 if `constant`)."""
+        if any(self.padding):
+            vertical, horizontal = self.padding
+            images = F.pad(images, (horizontal, horizontal, vertical, vertical))
+        windows = images.unfold(2, self.kernel_size[0], self.stride[0]).unfold(3, self.kernel_size[1], self.stride[1])
+        windows = windows.permute(0, 2, 3, 1, 4, 5)  # (b, rows, columns, C, kh, kw), still a view
+        b, height, width = windows.shape[:3]
+        size = windows[0, 0, 0].numel()
+        rows = images.new_empty(b, height * width, size + self.constant)
+        rows[..., :size].unflatten(1, (height, width)).unflatten(3, windows.shape[3:]).copy_(windows)
+        if self.contrast is not None:
+            patch = rows[..., :size]
+            variance, mean = torch.var_mean(patch, dim=-1, correction=0, keepdim=True)
+            patch.sub_(mean).div_((variance + self.contrast).sqrt_())
+        if self.constant:
+            rows[..., size] = 1.0
+        return rows
+
+
+@dataclass(frozen=True)
+class PatchEmbedding:
+    """A `PatchSpec` fitted to images: the basis of the space that filters live in.
+
+    Attributes
+    ----------
+    spec : PatchSpec
+    channels : int
+        Channels of the images.
+    basis : Tensor (r, h) float64
+        A filter `u` in R^r has the raw kernel `u @ basis`; the last column is its bias if `spec.constant`.
+    patch_rank : int
+        Numerical rank of the embedded patch matrix; it, not the image, sets the cost of a proof.
+    energy : float
+        Share of the patches' second moment (variance if whitened) that the basis keeps.
+    """
+
+    spec: PatchSpec
+    channels: int
+    basis: Tensor
+    patch_rank: int
+    energy: float = 1.0
+
+    @property
+    def dim(self) -> int:
+        """r, the dimension of a filter."""
+        return len(self.basis)
+
+    @classmethod
+    def fit(cls, images: Tensor, spec: PatchSpec, chunk: int = 256) -> PatchEmbedding:
+        """Fit the basis to (n, C, H, W) images, with one pass over them."""
+        spec.output_size(*images.shape[2:])
+        moment = _second_moment(images, spec, chunk)
+        size = images.shape[1] * spec.kernel_size[0] * spec.kernel_size[1]
+        if spec.rank is not None and spec.rank > size:
+            raise InputError(f"rank must be at most the patch size, {size}; got {spec.rank}")
+        basis, energy = _basis(moment, spec, size)
+        eigenvalues = torch.linalg.eigvalsh(basis @ moment @ basis.T)
+        patch_rank = int((eigenvalues > RANK_TOLERANCE * eigenvalues[-1].clamp_min(1e-300)).sum())
+        return cls(spec, images.shape[1], basis, patch_rank, energy)
+
+    def kernels(self, filters: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(m, r) filters to `Conv2d` weight (m, C, kh, kw) and bias (m,) or None."""
+        raw = filters @ self.basis.to(filters)
+        weight, bias = (raw[:, :-1], raw[:, -1]) if self.spec.constant else (raw, None)
+        return weight.unflatten(1, (self.channels, *self.spec.kernel_size)), bias
+
+    def filters(self, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Invert `kernels`; raise `InputError` for a kernel that this embedding cannot express."""
+        raw = weight.flatten(1).double()
+        if self.spec.constant:
+            raw = torch.cat([raw, (torch.zeros(len(raw)) if bias is None else bias).double()[:, None]], dim=1)
+        elif bias is not None and bool(bias.any()):
+            raise InputError("the network has a convolution bias but the problem has none; set hidden_bias=True")
+        if raw.shape[1] != self.basis.shape[1]:
+            raise InputError(f"kernels must have {self.basis.shape[1]} entries a filter; got {raw.shape[1]}")
+        filters = torch.linalg.lstsq(self.basis.T, raw.T).solution.T
+        if not torch.allclose(filters @ self.basis, raw, atol=1e-5 * float(raw.abs().max()) + 1e-30, rtol=0):
+            raise InputError(
+                "the network's kernels lie outside the filter space of the problem (rank or whitening): "
+                "certify it as a plain network, without the run's embedding"
+            )
+        return filters
+
+
+def _second_moment(images: Tensor, spec: PatchSpec, chunk: int) -> Tensor:
+    """(h, h) mean of row rowᵀ over all patch rows, accumulated in float64."""
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    for rows in _row_chunks(images, spec, chunk):
+        total = total + rows.T @ rows
+        count += len(rows)
+    return total / count
+
+
+def _row_chunks(images: Tensor, spec: PatchSpec, chunk: int) -> Iterator[Tensor]:
+    for part in images.split(chunk):
+        yield spec.rows(part.double()).flatten(0, 1)
+
+
+def _basis(moment: Tensor, spec: PatchSpec, size: int) -> tuple[Tensor, float]:
+    """The (r, h) basis of `spec` for patches of `size` entries with second `moment`, and the energy it keeps."""
+    columns = len(moment)
+    patch_moment = moment[:size, :size]
+    mean = moment[:size, -1] if spec.whiten is not None else torch.zeros(size, dtype=torch.float64)
+    spread = patch_moment - torch.outer(mean, mean)
+    energy = 1.0
+    if spec.rank is None and spec.whiten is None:
+        directions = torch.eye(size, dtype=torch.float64)
+    else:
+        eigenvalues, vectors = torch.linalg.eigh(spread)
+        order = eigenvalues.argsort(descending=True)[: spec.rank or size]
+        kept, directions = eigenvalues[order].clamp_min(0), vectors[:, order].T.contiguous()
+        # The sign of an eigenvector is arbitrary: fix it, so that equal data give equal filters.
+        largest = directions.abs().argmax(dim=1, keepdim=True)
+        directions = directions * directions.gather(1, largest).sign()
+        energy = float(kept.sum() / eigenvalues.sum().clamp_min(1e-300))
+        if spec.whiten is not None:
+            directions = directions / (kept + spec.whiten).sqrt()[:, None]
+    basis = torch.zeros(len(directions) + spec.hidden_bias, columns, dtype=torch.float64)
+    basis[: len(directions), :size] = directions
+    if spec.constant:
+        basis[: len(directions), -1] = -(directions @ mean)
+    if spec.hidden_bias:
+        basis[-1, -1] = 1.0
+    return basis, energy

@@ -1,0 +1,135 @@
+"""The training problem: primal, dual, dual scaling and beta_max. They are written here and nowhere else.
+
+    min  (1/n) Σ_i ℓ(f(x_i), y_i) + β Σ_j ‖V_j‖_F,      f(x) = Σ_j Σ_p φ_p(x; u_j) V_j[p,:] + b,  ‖u_j‖ = 1
+    max  -(1/n) Σ_i ℓ*(-n Z_i, y_i)   over Z with  max_{‖u‖≤1} g(u) ≤ β  (and Σ_i Z_i = 0 with an intercept)
+
+where g(u) = ‖Σ_i φ(x_i; u) Z_iᵀ‖_F. Sahiner et al., ICLR 2021, eq. (5)-(7), with pooling and intercept added.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from convcvx.errors import InputError, check_positive
+from convcvx.losses import Loss, encode_targets, get_loss
+from convcvx.responses import Responses
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One training problem on fixed images.
+
+    Attributes
+    ----------
+    responses : Responses
+    targets : Tensor (n, c) float64
+        One-hot classes or real values.
+    beta : float
+        Weight decay of torch for a mean-reduced loss.
+    loss : Loss
+    intercept : bool
+        Whether the output bias b is trained (it is never penalised).
+    """
+
+    responses: Responses
+    targets: Tensor
+    beta: float
+    loss: Loss
+    intercept: bool = True
+
+    @classmethod
+    def build(
+        cls, responses: Responses, targets: Tensor, beta: float, loss: str = "squared", intercept: bool = True
+    ) -> Problem:
+        """Check the parts and put them together; `targets` as `encode_targets` reads them."""
+        encoded = encode_targets(targets, loss)
+        if len(encoded) != responses.n:
+            raise InputError(f"targets must have one row an image, {responses.n}; got {len(encoded)}")
+        return cls(responses, encoded, check_positive("beta", beta), get_loss(loss), intercept)
+
+    @property
+    def n(self) -> int:
+        return self.responses.n
+
+    @property
+    def n_outputs(self) -> int:
+        """c."""
+        return self.targets.shape[1]
+
+    def with_beta(self, beta: float) -> Problem:
+        return replace(self, beta=check_positive("beta", beta))
+
+    def with_dtype(self, dtype: torch.dtype) -> Problem:
+        """The same problem with its passes in another arithmetic."""
+        return replace(self, responses=self.responses.to(dtype=dtype))
+
+    def primal(self, predictions: Tensor, weights: Tensor) -> float:
+        """(1/n) Σ ℓ(f_i, y_i) + β Σ_j ‖V_j‖_F for f = `predictions` (n, c) and V = `weights` (m, P, c)."""
+        data_term = float(self.loss.value(predictions, self.targets).mean())
+        return data_term + self.beta * float(weights.flatten(1).norm(dim=1).sum())
+
+    def constant_predictions(self) -> Tensor:
+        """(n, c): the best predictor without filters."""
+        zero = torch.zeros_like(self.targets)
+        return zero + self.loss.best_intercept(zero, self.targets) if self.intercept else zero
+
+    def residual(self, predictions: Tensor) -> Tensor:
+        """Z = -∇_f ℓ / n (n, c)."""
+        return self.loss.gradient(predictions, self.targets) / -self.n
+
+    def dual_point(self, predictions: Tensor) -> Tensor:
+        """The residual Z at `predictions`, made to satisfy Σ_i Z_i = 0 exactly when there is an intercept.
+
+        The intercept is re-optimised first. What rounding leaves is removed by a mean shift under the squared
+        loss; under the cross-entropy first a minute mixture with the class frequencies (whose own residual sums
+        to zero) keeps every y_i - n Z_i inside the simplex.
+        """
+        if not self.intercept:
+            return self.residual(predictions)
+        predictions = predictions + self.loss.best_intercept(predictions, self.targets)
+        dual = self.residual(predictions)
+        if self.loss.name == "squared":
+            return dual - dual.mean(dim=0)
+        excess = -self.n * dual.mean(dim=0)  # mean of p_i - y_i
+        frequencies = self.targets.mean(dim=0)
+        mixture = min(1.0, float((2 * excess.abs() / frequencies.clamp_min(1e-300)).max()))
+        probabilities = self.targets - self.n * dual
+        probabilities = (1 - mixture) * (probabilities - excess) + mixture * frequencies
+        return (self.targets - probabilities) / self.n
+
+    def dual(self, dual_point: Tensor, g_max: float) -> float:
+        """The largest dual value over scalings s·Z with s·g_max ≤ β; a lower bound if g_max ≥ max_u g(u).
+
+        Squared loss: s* = <Z, Y> / (n‖Z‖²), clipped. Cross-entropy: the dual is concave in s; 0 ≤ s ≤ 1 keeps
+        y - s·n·Z in the simplex.
+        """
+        limit = self.beta / g_max if g_max > 0 else float("inf")
+        if self.loss.name == "squared":
+            square = self.n * float(dual_point.square().sum())
+            if square == 0:
+                return 0.0
+            overlap = float((dual_point * self.targets).sum())
+            scale = min(max(overlap / square, -limit), limit)
+            return scale * overlap - 0.5 * scale**2 * square
+        return max(self._dual_value(s * dual_point) for s in self._scales(dual_point, min(1.0, limit)))
+
+    def _dual_value(self, dual_point: Tensor) -> float:
+        return -float(self.loss.conjugate(-self.n * dual_point, self.targets).mean())
+
+    def _scales(self, dual_point: Tensor, largest: float) -> list[float]:
+        """Scalings in [0, largest] to try: the end points and, by bisection on the slope, the best inner one."""
+
+        def slope(scale: float) -> float:
+            q = (self.targets - scale * self.n * dual_point).clamp_min(1e-300)
+            return float((self.n * dual_point * (q.log() + 1)).sum())
+
+        low, high = 0.0, largest
+        if slope(largest) >= 0:
+            return [largest]
+        for _ in range(60):
+            middle = 0.5 * (low + high)
+            low, high = (middle, high) if slope(middle) > 0 else (low, middle)
+        return [low, largest]
