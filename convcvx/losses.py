@@ -105,8 +105,10 @@ def get_loss(name: str) -> Loss:
     return LOSSES[check_choice("loss", name, LOSSES)]
 
 
-def encode_targets(targets: Tensor | np.ndarray, loss: str) -> Tensor:
+def encode_targets(targets: Tensor | np.ndarray, loss: str, n_classes: int | None = None) -> Tensor:
     """Integer classes (n,) to one-hot (n, c) float64; real targets (n,) or (n, c) to (n, c) float64.
+
+    c is `n_classes`, or the largest class plus one.
 
     Raises
     ------
@@ -123,7 +125,9 @@ def encode_targets(targets: Tensor | np.ndarray, loss: str) -> Tensor:
             raise InputError(f"targets must be classes 0, 1, ...; got {int(classes.min())}")
         if int(classes.max()) == 0:
             raise InputError("targets must have at least two classes; all of them are 0")
-        return torch.nn.functional.one_hot(classes).double()
+        if n_classes is not None and int(classes.max()) >= n_classes:
+            raise InputError(f"targets must be classes below {n_classes}; got {int(classes.max())}")
+        return torch.nn.functional.one_hot(classes, n_classes or -1).double()
     real = array.double() if array.ndim == 2 else array.double()[:, None]
     if not bool(real.isfinite().all()):
         raise InputError("targets must be finite; found NaN or infinity")

@@ -42,10 +42,17 @@ class Problem:
 
     @classmethod
     def build(
-        cls, responses: Responses, targets: Tensor, beta: float, loss: str = "squared", intercept: bool = True
+        cls,
+        responses: Responses,
+        targets: Tensor,
+        beta: float,
+        loss: str = "squared",
+        intercept: bool = True,
+        n_classes: int | None = None,
     ) -> Problem:
-        """Check the parts and put them together; `targets` as `encode_targets` reads them."""
-        encoded = encode_targets(targets, loss)
+        """Check the parts and put them together; `targets` and `n_classes` as `encode_targets` reads them."""
+        get_loss(loss)
+        encoded = encode_targets(targets, loss, n_classes)
         if len(encoded) != responses.n:
             raise InputError(f"targets must have one row an image, {responses.n}; got {len(encoded)}")
         return cls(responses, encoded, check_positive("beta", beta), get_loss(loss), intercept)

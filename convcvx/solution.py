@@ -1,0 +1,75 @@
+"""A trained two-layer network in the convex model's own variables, and how the solver got there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from convcvx.certificate import Certificate
+    from convcvx.patches import PatchEmbedding
+    from convcvx.pooling import Pooling
+
+
+@dataclass(frozen=True)
+class Solution:
+    """f(x) = Σ_j Σ_p φ_p(x; u_j) V_j[p,:] + b.
+
+    Attributes
+    ----------
+    filters : Tensor (m, r) float64
+        u_j, of unit norm.
+    weights : Tensor (m, P, c) float64
+        V_j.
+    intercept : Tensor (c,) float64
+        b; zero without an intercept.
+    status : str
+        "converged", or what stopped the solver short of `tol`: "max_filters", "max_rounds", "time_limit",
+        "stalled" (rounds that no longer lower the objective).
+    history : list of dict
+        One record a round: round, objective, lower_bound, rel_gap, g_max, n_filters, seconds.
+    rounds : int
+        Rounds behind this solution, those of earlier sessions included.
+    certificate : Certificate or None
+    embedding, pooling : PatchEmbedding, Pooling
+        What the filters act on.
+    """
+
+    filters: Tensor
+    weights: Tensor
+    intercept: Tensor
+    status: str = "running"
+    history: list[dict[str, Any]] = field(default_factory=list)
+    rounds: int = 0
+    certificate: Certificate | None = None
+    embedding: PatchEmbedding | None = None
+    pooling: Pooling | None = None
+
+    @classmethod
+    def empty(cls, dim: int, n_cells: int, n_outputs: int) -> Solution:
+        """The network without filters."""
+        double = torch.float64
+        return cls(
+            torch.zeros(0, dim, dtype=double),
+            torch.zeros(0, n_cells, n_outputs, dtype=double),
+            torch.zeros(n_outputs, dtype=double),
+        )
+
+    @property
+    def n_filters(self) -> int:
+        return len(self.filters)
+
+    def with_parameters(self, filters: Tensor, weights: Tensor, intercept: Tensor) -> Solution:
+        """The same solution with other parameters: filters scaled to unit norm, neurons that are zero dropped.
+
+        ReLU is positively homogeneous: the norm of a filter moves into its weights.
+        """
+        norms = filters.norm(dim=1)
+        weights = weights * norms[:, None, None]
+        alive = weights.flatten(1).norm(dim=1) > 0
+        return replace(
+            self, filters=(filters[alive] / norms[alive, None]), weights=weights[alive], intercept=intercept
+        )

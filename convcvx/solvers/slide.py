@@ -1,0 +1,169 @@
+"""Sliding: a joint local descent of filters and weights, started from the convex solution.
+
+    min  (1/n) Σ_i ℓ(f(x_i), y_i) + (β/2) Σ_j (‖u_j‖² + ‖V_j‖²)
+
+over unconstrained (u, V, b). At balanced neurons, ‖u_j‖ = ‖V_j‖, this is the convex objective. Pooled responses
+are non-negative and highly correlated, so in (u, V, b) itself gradient steps crawl: the descent runs in
+coordinates whitened by the second moments of the patches (for u) and of the centred responses (for V). Small
+problems slide by L-BFGS to high precision, large ones by mini-batch Adam with a cosine schedule. Either way the
+master then re-optimises the weights exactly, and the result counts only if the objective fell.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+
+from convcvx.problem import Problem
+from convcvx.solution import Solution
+
+DETERMINISTIC_FLOPS = 1e9
+"""Cost of a full gradient below which sliding is deterministic."""
+SAMPLE = 2000
+"""Images from which the whitening is estimated: it sets the speed of the descent, not its target."""
+
+
+def slide(problem: Problem, solution: Solution, seed: int, epochs: float = 2.0) -> Solution:
+    """Descend from `solution`; the objective is not guaranteed to fall."""
+    if solution.n_filters == 0:
+        return solution
+    responses = problem.responses
+    flops = 6.0 * problem.n * responses.n_positions * responses.dim * solution.n_filters
+    return slide_lbfgs(problem, solution) if flops <= DETERMINISTIC_FLOPS else slide_adam(problem, solution, seed, epochs)
+
+
+def _balanced(solution: Solution) -> tuple[Tensor, Tensor]:
+    scale = solution.weights.flatten(1).norm(dim=1).sqrt()
+    return solution.filters * scale[:, None], solution.weights / scale[:, None, None]
+
+
+class _Coordinates:
+    """u = u' A⁻¹, V = B⁻ᵀ V', b = b' - meanᵀ V: with AAᵀ and BBᵀ second moments, the descent is well conditioned."""
+
+    def __init__(self, problem: Problem, solution: Solution, generator: torch.Generator) -> None:
+        filters, weights = _balanced(solution)
+        self._shape = weights.shape
+        images = torch.randperm(problem.n, generator=generator)[:SAMPLE].sort().values
+        sample = problem.responses.to(images=problem.responses.images[images.to(problem.responses.device)])
+        gram, _ = sample.gram(filters, problem.targets[images])
+        self._mean = gram[:-1, -1:] * problem.intercept
+        moment = gram[:-1, :-1] - self._mean @ self._mean.T
+        self._weight_inverse = _inverse_factor(moment, problem.beta)
+        self._filter_inverse = _inverse_factor(_patch_moment(sample), 0.0)
+        matrix = weights.flatten(0, 1)
+        shift = solution.intercept + (self._mean.T @ matrix)[0]
+        self.start = [
+            torch.linalg.solve(self._filter_inverse, filters, left=False),
+            torch.linalg.solve(self._weight_inverse.T, matrix),
+            shift,
+        ]
+
+    def network(self, parts: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Coordinates to filters (m, r), weights (m, P, c), intercept (c,)."""
+        matrix = self._weight_inverse.T @ parts[1]
+        return (
+            parts[0] @ self._filter_inverse,
+            matrix.view(self._shape),
+            parts[2] - (self._mean.T @ matrix)[0],
+        )
+
+    def pullback(self, filters: Tensor, weights: Tensor, intercept: Tensor) -> list[Tensor]:
+        """Gradients in the network to gradients in the coordinates."""
+        matrix = weights.flatten(0, 1) - self._mean @ intercept[None]
+        return [filters @ self._filter_inverse.T, self._weight_inverse @ matrix, intercept]
+
+
+def _inverse_factor(moment: Tensor, ridge: float) -> Tensor:
+    """B⁻¹ for the Cholesky factor B of moment + ridge, kept away from singular."""
+    moment = moment.clone()
+    moment.diagonal().add_(ridge + 1e-6 * float(moment.diagonal().mean()) + 1e-300)
+    factor = torch.linalg.cholesky(moment)
+    return torch.linalg.solve_triangular(factor, torch.eye(len(factor), dtype=moment.dtype), upper=False)
+
+
+def _patch_moment(responses) -> Tensor:  # type: ignore[no-untyped-def]
+    """(r, r) second moment of the embedded patches, scaled to unit mean, damped by a hundredth."""
+    basis = responses.embedding.basis
+    rows = responses.rows(slice(0, 256)).double().cpu().flatten(0, 1) @ basis.T
+    moment = rows.T @ rows
+    moment = moment / moment.diagonal().mean().clamp_min(1e-300)
+    moment.diagonal().add_(1e-2)
+    return moment
+
+
+def _gradients(
+    problem: Problem, network: tuple[Tensor, Tensor, Tensor], images: Tensor | None, count: int
+) -> tuple[float, tuple[Tensor, Tensor, Tensor]]:
+    """Value and gradients of the balanced objective over `images` (all by default), `count` of them."""
+    filters, weights, intercept = network
+    targets = problem.targets.to(problem.responses.device, problem.responses.dtype)
+    total = torch.zeros((), dtype=torch.float64, device=problem.responses.device)
+
+    def residual(predictions: Tensor, where: Tensor) -> Tensor:
+        total.add_(problem.loss.value(predictions, targets[where]).sum())
+        return problem.loss.gradient(predictions, targets[where]) / count
+
+    slopes = problem.responses.gradients(filters, weights, intercept, residual, images)
+    penalty = 0.5 * problem.beta * float(filters.square().sum() + weights.square().sum())
+    return float(total) / count + penalty, (
+        slopes[0] + problem.beta * filters,
+        slopes[1] + problem.beta * weights,
+        slopes[2] * problem.intercept,
+    )
+
+
+def slide_lbfgs(problem: Problem, solution: Solution, max_iter: int = 200) -> Solution:
+    """Full-batch L-BFGS: kinks of the ReLU can stop it, the oracle then steps over them."""
+    coordinates = _Coordinates(problem, solution, torch.Generator().manual_seed(0))
+    shapes = [part.shape for part in coordinates.start]
+    sizes = [part.numel() for part in coordinates.start]
+
+    def unpack(point: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        pieces = torch.from_numpy(point).split(sizes)
+        return coordinates.network([piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)])
+
+    def value_and_gradient(point: np.ndarray) -> tuple[float, np.ndarray]:
+        value, slopes = _gradients(problem, unpack(point), None, problem.n)
+        return value, torch.cat([part.flatten() for part in coordinates.pullback(*slopes)]).numpy()
+
+    start = torch.cat([part.flatten() for part in coordinates.start]).numpy()
+    options = {"maxiter": max_iter, "maxfun": 2 * max_iter, "ftol": 1e-15, "gtol": 1e-13, "maxcor": 30}
+    result = minimize(value_and_gradient, start, jac=True, method="L-BFGS-B", options=options)
+    return solution.with_parameters(*unpack(result.x))
+
+
+def slide_adam(
+    problem: Problem,
+    solution: Solution,
+    seed: int,
+    epochs: float,
+    *,
+    batch: int = 128,
+    filter_rate: float = 0.1,
+    weight_rate: float = 0.03,
+) -> Solution:
+    """Mini-batch Adam; the rates are relative to the root mean square of each group of coordinates."""
+    generator = torch.Generator().manual_seed(seed)
+    coordinates = _Coordinates(problem, solution, generator)
+    parts = [part.clone() for part in coordinates.start]
+    scales = [float(part.square().mean().sqrt()) for part in parts]
+    rates = [filter_rate * scales[0], weight_rate * scales[1], weight_rate * scales[2]]
+    optimizer = torch.optim.Adam([{"params": [part], "lr": rate} for part, rate in zip(parts, rates, strict=True)])
+    batch = min(batch, problem.n)
+    steps = max(1, math.ceil(epochs * problem.n / batch))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    order = torch.randperm(problem.n, generator=generator)
+    for _ in range(steps):
+        if len(order) < batch:
+            order = torch.cat([order, torch.randperm(problem.n, generator=generator)])
+        images, order = order[:batch], order[batch:]
+        _, slopes = _gradients(problem, coordinates.network(parts), images, batch)
+        for part, slope in zip(parts, coordinates.pullback(*slopes), strict=True):
+            part.grad = slope
+        optimizer.step()
+        schedule.step()
+    return solution.with_parameters(*coordinates.network(parts))

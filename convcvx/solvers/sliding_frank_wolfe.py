@@ -1,0 +1,165 @@
+"""Sliding Frank-Wolfe: neurons on demand (Denoyelle, Duval, Peyré and Soubies 2019, algorithm 2).
+
+A round asks the oracle for filters with g(u) > β, solves the master over old and new filters, slides all of them
+jointly, solves the master again, merges what coincides and drops what is zero. The objective never rises. A round
+is a function of the solution before it and of the seed alone: a run resumed from a checkpoint repeats exactly
+what the uninterrupted one would have done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from convcvx.oracles.base import Oracle, OracleResult
+from convcvx.problem import Problem
+from convcvx.solution import Solution
+from convcvx.solvers.master import solve_master
+from convcvx.solvers.slide import slide
+
+MERGE_COSINE = 1 - 1e-9
+"""Filters closer than this are tried as one; the merge stands if the objective does not rise."""
+STALL = 1e-3
+"""With no filter left to add, a round must lower the objective by this share of the gap, or tol, to go on."""
+
+Callback = Callable[[Solution], None]
+
+
+def sliding_frank_wolfe(
+    problem: Problem,
+    oracle: Oracle,
+    *,
+    tol: float = 1e-4,
+    max_filters: int | None = None,
+    max_rounds: int = 100,
+    time_limit: float | None = None,
+    seed: int = 0,
+    start: Solution | None = None,
+    callback: Callback | None = None,
+) -> Solution:
+    """Train to the relative gap `tol` as the oracle sees it, or until a budget is spent.
+
+    Parameters
+    ----------
+    problem : Problem
+    oracle : Oracle
+    tol : float
+        (primal - lower bound) / primal to reach.
+    max_filters, max_rounds, time_limit : int, int, seconds
+        Budgets; none for the filters and the time by default.
+    seed : int
+    start : Solution, optional
+        Warm start or checkpoint; a checkpoint goes on with its round numbers and history.
+    callback : callable, optional
+        Called with the solution after every round.
+    """
+    began = perf_counter()
+    solution = start or Solution.empty(problem.responses.dim, problem.responses.n_cells, problem.n_outputs)
+    earlier = solution.history[-1]["seconds"] if solution.history else 0.0
+    budget = max_filters or 10**9
+    status = "running"
+    while True:
+        predictions = problem.responses.predict(solution.filters, solution.weights, solution.intercept)
+        if solution.n_filters == 0:
+            predictions = problem.constant_predictions()
+            solution = replace(solution, intercept=predictions[0].clone())
+        objective = problem.primal(predictions, solution.weights)
+        dual_point = problem.dual_point(predictions)
+        found = oracle(
+            problem,
+            dual_point,
+            starts=solution.filters,
+            n_filters=_wanted(solution.n_filters, budget),
+            seed=seed + 1000 * solution.rounds,
+            target=problem.beta * (1 + 0.5 * tol),
+        )
+        lower_bound = problem.dual(dual_point, found.g_max)
+        record = {
+            "round": solution.rounds,
+            "objective": objective,
+            "lower_bound": lower_bound,
+            "rel_gap": (objective - lower_bound) / max(objective, 1e-300),
+            "g_max": found.g_max,
+            "scope": found.scope,
+            "n_filters": solution.n_filters,
+            "seconds": earlier + perf_counter() - began,
+        }
+        status = _status(record, solution, problem, tol, budget, max_rounds, time_limit)
+        solution = replace(solution, history=[*solution.history, record], status=status)
+        if callback is not None:
+            callback(solution)
+        if status != "running":
+            return solution
+        solution = _round(problem, solution, found, objective, tol, budget, seed)
+
+
+def _wanted(n_filters: int, budget: int) -> int:
+    """Filters to ask for: growing with the network, so that few rounds suffice."""
+    return max(1, min(max(16, n_filters), budget - n_filters))
+
+
+def _status(
+    record: dict, solution: Solution, problem: Problem, tol: float, budget: int, max_rounds: int, limit: float | None
+) -> str:
+    """"running", or why to stop."""
+    if record["rel_gap"] <= tol:
+        return "converged"
+    if limit is not None and record["seconds"] >= limit:
+        return "time_limit"
+    if solution.rounds >= max_rounds:
+        return "max_rounds"
+    if solution.history:
+        fall = solution.history[-1]["objective"] - record["objective"]
+        if fall <= STALL * max(tol, record["rel_gap"]) * record["objective"]:
+            return "max_filters" if solution.n_filters >= budget else "stalled"
+    return "running"
+
+
+def _round(
+    problem: Problem,
+    solution: Solution,
+    found: OracleResult,
+    objective: float,
+    tol: float,
+    budget: int,
+    seed: int,
+) -> Solution:
+    violating = found.filters[found.values > problem.beta][: max(0, budget - solution.n_filters)]
+    accuracy = max(0.01 * tol, 1e-12)
+    best = _master(problem, solution, torch.cat([solution.filters, violating]), accuracy)
+    best_objective, best = min(((objective, solution), best), key=lambda pair: pair[0])
+    slid = slide(problem, best, seed + 1000 * solution.rounds)
+    trial_objective, trial = _master(problem, slid, slid.filters, accuracy)
+    if trial_objective < best_objective:
+        best_objective, best = trial_objective, trial
+    merged = _merge(best)
+    if merged.n_filters < best.n_filters:
+        trial_objective, trial = _master(problem, merged, merged.filters, accuracy)
+        if trial_objective <= best_objective * (1 + 1e-12):
+            best = trial
+    return replace(best, rounds=solution.rounds + 1)
+
+
+def _master(problem: Problem, solution: Solution, filters: Tensor, tol: float) -> tuple[float, Solution]:
+    """The optimal weights over `filters`, of which the first are those of `solution`; its objective and solution."""
+    weights = torch.zeros(len(filters), problem.responses.n_cells, problem.n_outputs, dtype=torch.float64)
+    weights[: solution.n_filters] = solution.weights
+    result = solve_master(problem, filters, weights, solution.intercept, tol=tol)
+    return result.objective, solution.with_parameters(filters, result.weights, result.intercept)
+
+
+def _merge(solution: Solution) -> Solution:
+    """Replace filters that coincide by their mean, weighted by the norms of their weights."""
+    filters, weights = solution.filters, solution.weights
+    norms = weights.flatten(1).norm(dim=1)
+    close = filters @ filters.T > MERGE_COSINE
+    leader = close.long().argmax(dim=1)  # the first filter that each coincides with
+    merged = torch.zeros_like(filters).index_add_(0, leader, filters * norms[:, None])
+    summed = torch.zeros_like(weights).index_add_(0, leader, weights)
+    keep = leader.unique()
+    merged = merged[keep] / merged[keep].norm(dim=1, keepdim=True)
+    return solution.with_parameters(merged, summed[keep], solution.intercept)

@@ -1,0 +1,202 @@
+"""The master for any smooth loss: Newton with conjugate gradients on a smoothed group lasso.
+
+    min_{W, b}  (1/n) Σ_i ℓ(A_i W + b, y_i) + β Σ_j √(‖W_j‖² + ε²),       ε ↓ 0
+
+Path following: a few Newton steps an ε, each a preconditioned conjugate gradient solve with the true Hessian of
+the loss. The Hessian of the penalty is linearised with dual variables, as Chan, Golub and Mulet (1999) do for
+total variation: plain Newton on a smoothed norm takes tiny steps, the primal-dual form full ones. The
+preconditioner is one Cholesky factor of the Gram matrix, scaled to the curvature the loss shows, plus the
+penalty's ridge. The duality gap of the unsmoothed problem is the stopping rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from convcvx.problem import Problem
+from convcvx.solvers.master import MasterResult
+
+CACHE_BYTES = 1 << 30
+"""Pooled responses kept between passes; beyond this they are recomputed on every pass."""
+SHRINK = 0.1
+"""Factor from one ε to the next."""
+
+
+def solve_smooth(
+    problem: Problem,
+    filters: Tensor,
+    weights: Tensor,
+    intercept: Tensor,
+    *,
+    tol: float = 1e-6,
+    max_iter: int = 100,
+) -> MasterResult:
+    """The master under any loss of `convcvx.losses`."""
+    shape = len(filters), problem.responses.n_cells
+    design = _Design(problem, filters)
+    state = _State(problem, design, weights.flatten(0, 1), intercept)
+    best, best_matrix, best_shift = np.inf, state.matrix, state.shift
+    epsilon, rel_gap, iteration = float(state.norms().max()) if len(filters) else 0.0, np.inf, 0
+    for iteration in range(max_iter + 1):
+        objective, dual = state.primal_dual()
+        if objective <= best:
+            best, best_matrix, best_shift = objective, state.matrix, state.shift
+        rel_gap = (best - dual) / max(best, 1e-300)
+        smoothing = problem.beta * epsilon * len(filters)
+        if rel_gap <= tol or iteration == max_iter or 0 < smoothing < 1e-2 * tol * best:
+            break
+        epsilon = epsilon or 1e-2 * (objective - dual) / (problem.beta * len(filters))
+        if state.newton_step(epsilon) <= 0.1 * problem.beta * epsilon:
+            epsilon *= SHRINK
+    if state.drop_idle() and (objective := state.primal_dual()[0]) <= best * (1 + 1e-2 * tol):
+        best, best_matrix, best_shift = objective, state.matrix, state.shift
+    return MasterResult(best_matrix.unflatten(0, shape), best_shift, best, rel_gap, iteration)
+
+
+class _Design:
+    """A = Φ flattened to (n, m·P) as a linear operator, from cached responses when they fit."""
+
+    def __init__(self, problem: Problem, filters: Tensor) -> None:
+        responses = problem.responses
+        self._responses, self._filters = responses, filters
+        size = responses.n * len(filters) * responses.n_cells * responses.dtype.itemsize
+        self._cache = list(responses.blocks(filters)) if size <= CACHE_BYTES else None
+        gram, _ = responses.gram(filters, problem.targets)
+        self.mean = gram[:-1, -1:] * problem.intercept
+        self.gram = gram[:-1, :-1] - self.mean @ self.mean.T
+
+    def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        return iter(self._cache) if self._cache is not None else self._responses.blocks(self._filters)
+
+    def apply(self, matrix: Tensor) -> Tensor:
+        """A W (n, c) in float64."""
+        out = torch.empty(self._responses.n, matrix.shape[1], dtype=torch.float64)
+        for where, block in self._blocks():
+            out[where] = (block.flatten(1) @ matrix.to(block)).double().cpu()
+        return out
+
+    def adjoint(self, rows: Tensor) -> Tensor:
+        """Aᵀ R (m·P, c) in float64."""
+        total = torch.zeros(len(self.gram), rows.shape[1], dtype=torch.float64)
+        for where, block in self._blocks():
+            total += (block.flatten(1).T @ rows[where].to(block)).double().cpu()
+        return total
+
+
+    def centred(self, matrix: Tensor) -> Tensor:
+        """(A - 1 meanᵀ) W: what W changes when the intercept takes up the mean."""
+        return self.apply(matrix) - self.mean.T @ matrix
+
+    def centred_adjoint(self, rows: Tensor) -> Tensor:
+        return self.adjoint(rows) - self.mean @ rows.sum(dim=0, keepdim=True)
+
+
+class _State:
+    """W, b, and the predictions there."""
+
+    def __init__(self, problem: Problem, design: _Design, matrix: Tensor, shift: Tensor) -> None:
+        self.problem, self.design = problem, design
+        self.matrix, self.shift = matrix, shift
+        self.predictions = design.apply(matrix) + shift
+        self.curvature = problem.loss.curvature  # of the preconditioner, measured as we go
+        self.duals = torch.zeros_like(matrix)
+        self._centre()
+
+    def norms(self, matrix: Tensor | None = None) -> Tensor:
+        """Frobenius norm of each group (m,)."""
+        matrix = self.matrix if matrix is None else matrix
+        return matrix.reshape(-1, self.problem.responses.n_cells * matrix.shape[1]).norm(dim=1)
+
+    def _centre(self) -> None:
+        """Move to the optimal intercept."""
+        if self.problem.intercept:
+            change = self.problem.loss.best_intercept(self.predictions, self.problem.targets)
+            self.shift, self.predictions = self.shift + change, self.predictions + change
+
+    def primal_dual(self) -> tuple[float, float]:
+        """Objective without smoothing, and the dual value of the scaled residual over these filters."""
+        problem = self.problem
+        dual_point = problem.dual_point(self.predictions)
+        largest = float(self.norms(self.design.adjoint(dual_point)).max()) if len(self.matrix) else 0.0
+        weights = self.matrix.reshape(-1, problem.responses.n_cells, self.matrix.shape[1])
+        return problem.primal(self.predictions, weights), problem.dual(dual_point, largest)
+
+    def drop_idle(self) -> bool:
+        """Zero the groups that are dual feasible with room to spare: smoothing left them at about ε."""
+        pull = self.norms(self.design.adjoint(self.problem.dual_point(self.predictions)))
+        idle = (pull < (1 - 1e-3) * self.problem.beta).repeat_interleave(self.problem.responses.n_cells)
+        self.matrix = torch.where(idle[:, None], 0.0, self.matrix)
+        self.predictions = self.design.apply(self.matrix) + self.shift
+        self._centre()
+        return bool(idle.any())
+
+    def _smoothed(self, predictions: Tensor, matrix: Tensor, epsilon: float) -> float:
+        penalty = (self.norms(matrix).square() + epsilon**2).sqrt().sum()
+        loss = self.problem.loss.value(predictions, self.problem.targets).mean()
+        return float(loss + self.problem.beta * penalty)
+
+    def newton_step(self, epsilon: float) -> float:
+        """One damped Newton step at `epsilon`; returns the decrease that Newton's model promised."""
+        problem, design = self.problem, self.design
+        cells = problem.responses.n_cells
+        radii = (self.norms().square() + epsilon**2).sqrt().repeat_interleave(cells)[:, None]
+        ridges, units = problem.beta / radii, self.matrix / radii
+
+        def inner(left: Tensor, right: Tensor) -> Tensor:
+            """Inner products group by group, spread over the groups' rows (m·P, 1)."""
+            return (left * right).reshape(-1, cells * right.shape[1]).sum(dim=1).repeat_interleave(cells)[:, None]
+
+        def product(step: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            """Hessian times (step, shift): its data part, its penalty part, and its intercept part."""
+            curved = problem.loss.hessian_product(self.predictions, design.centred(step) + shift) / problem.n
+            bent = self.duals * inner(units, step) + units * inner(self.duals, step)
+            return design.centred_adjoint(curved), ridges * (step - 0.5 * bent), curved.sum(dim=0) * problem.intercept
+
+        base = self.curvature * design.gram
+        base.diagonal().add_(ridges[:, 0] + 1e-7 * float(design.gram.diagonal().max()))
+        factor = torch.linalg.cholesky(base)
+        dual_point = problem.residual(self.predictions)
+        start = design.centred_adjoint(dual_point) - ridges * self.matrix
+        step, step_shift = torch.zeros_like(self.matrix), torch.zeros_like(self.shift)
+        residual, residual_shift = start, dual_point.sum(dim=0) * problem.intercept
+        start_shift = residual_shift
+        direction = z = torch.cholesky_solve(residual, factor)
+        direction_shift = z_shift = residual_shift / self.curvature
+        energy = first = float((residual * z).sum() + (residual_shift * z_shift).sum())
+        measured = self.curvature
+        for iteration in range(40):
+            if energy <= 1e-4 * first or energy <= 0:
+                break
+            data, penalty, image_shift = product(direction, direction_shift)
+            curvature = float((direction * (data + penalty)).sum() + (direction_shift * image_shift).sum())
+            if iteration == 0:
+                modelled = float((direction * (design.gram @ direction)).sum())
+                shown = float((direction * data).sum()) / max(modelled, 1e-300)
+                measured = min(max(shown, 1e-4), problem.loss.curvature)
+            size = energy / curvature
+            step, step_shift = step + size * direction, step_shift + size * direction_shift
+            residual, residual_shift = residual - size * (data + penalty), residual_shift - size * image_shift
+            z, z_shift = torch.cholesky_solve(residual, factor), residual_shift / self.curvature
+            energy, previous = float((residual * z).sum() + (residual_shift * z_shift).sum()), energy
+            ratio = energy / previous
+            direction, direction_shift = z + ratio * direction, z_shift + ratio * direction_shift
+        self.curvature = measured
+        decrement = 0.5 * float((start * step).sum() + (start_shift * step_shift).sum())
+
+        duals = units + (step - self.duals * inner(units, step)) / radii
+        self.duals = duals / self.norms(duals).clamp_min(1.0).repeat_interleave(cells)[:, None]
+        change = design.centred(step) + step_shift
+        step_shift = step_shift - (design.mean.T @ step)[0]
+        value, size = self._smoothed(self.predictions, self.matrix, epsilon), 1.0
+        while size > 1e-3:
+            predictions, matrix = self.predictions + size * change, self.matrix + size * step
+            if self._smoothed(predictions, matrix, epsilon) <= value - 0.1 * size * decrement:
+                self.matrix, self.shift, self.predictions = matrix, self.shift + size * step_shift, predictions
+                self._centre()
+                return decrement
+            size *= 0.5
+        return 0.0
