@@ -1,0 +1,239 @@
+"""The certificate: how far a network is from the optimum over all networks of any width.
+
+Everything is recomputed in float64 from weights and data alone; no solver is imported and none is believed.
+Any Conv2d → ReLU → average pooling → Linear qualifies, whoever trained it. ReLU is positively homogeneous, so each
+neuron is first balanced (‖u_j‖ = ‖V_j‖, which never raises the objective), and the intercept re-optimised.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convcvx.errors import InputError
+from convcvx.network import ContrastConv2d
+from convcvx.oracles import get_oracle
+from convcvx.oracles.base import Oracle
+from convcvx.patches import PatchEmbedding, PatchSpec
+from convcvx.pooling import Pooling
+from convcvx.problem import Problem
+from convcvx.responses import Responses
+
+SCOPES = {
+    "global": "a proof: no network of any width has an objective below the lower bound",
+    "sampled": "a proof for the sampled activation patterns only, not for the network itself",
+    "heuristic": "an estimate, not a proof: a multi-start local search found no better filter",
+}
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Primal and dual value of a network, and what the difference means.
+
+    Attributes
+    ----------
+    primal : float
+        (1/n) Σ ℓ(f_i, y_i) + β Σ_j ‖V_j‖_F at unit filters.
+    dual : float
+        Lower bound on the optimum over networks of any width, within `scope`.
+    rel_gap : float
+        (primal - dual) / primal.
+    scope : {"global", "sampled", "heuristic"}
+        What was searched; see `SCOPES`.
+    beta : float
+    g_max : float
+        What the dual point was scaled by, against β: a true upper bound on max g if and only if `scope` is global.
+    loss : str
+    intercept : bool
+    n_images, n_filters, patch_rank : int
+    oracle : str
+    search : dict
+        The oracle's own statistics: starts and basins, or cells.
+    """
+
+    primal: float
+    dual: float
+    rel_gap: float
+    scope: str
+    beta: float
+    g_max: float
+    loss: str
+    intercept: bool
+    n_images: int
+    n_filters: int
+    patch_rank: int
+    oracle: str
+    search: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def meaning(self) -> str:
+        """The scope in words."""
+        return SCOPES[self.scope]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"meaning": self.meaning}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Certificate:
+        return cls(**{k: v for k, v in values.items() if k != "meaning"})
+
+    def __str__(self) -> str:
+        bound = "lower bound" if self.scope == "global" else f"lower bound ({self.scope})"
+        return (
+            f"objective {self.primal:.8g}, {bound} {self.dual:.8g}, relative gap {self.rel_gap:.2e}\n"
+            f"scope {self.scope}: {self.meaning}"
+        )
+
+
+def certify(
+    network: nn.Module,
+    images: Tensor,
+    targets: Tensor,
+    beta: float,
+    *,
+    loss: str = "squared",
+    oracle: str | Oracle = "auto",
+    tol: float = 1e-4,
+    embedding: PatchEmbedding | None = None,
+    n_classes: int | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+) -> Certificate:
+    """Certify any two-layer convolutional ReLU network at weight decay `beta`.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Conv2d → ReLU → average pooling (or none) → Flatten → Linear. Biases are used as they are there: one on
+        the convolution counts as a regularised hidden bias, one on the linear layer as the free intercept.
+    images : Tensor (n, C, H, W)
+        Training images, as the network takes them.
+    targets : Tensor
+        (n,) classes or (n, c) real values.
+    beta : float
+        torch's `weight_decay` under a mean-reduced loss.
+    loss : {"squared", "cross-entropy"}
+    oracle : {"auto", "exact", "branch-and-bound", "local"}
+    tol : float
+        Gap at which a rigorous oracle may stop refining its bound.
+    embedding : PatchEmbedding, optional
+        For models with whitening or a low-rank patch basis: in their space filters have their norm.
+
+    Raises
+    ------
+    InputError
+        For a network of another form, or data that do not fit it.
+    """
+    layers = read_network(network)
+    if embedding is None:
+        embedding = PatchEmbedding.fit(images, layers.spec)
+    responses = Responses(images, embedding, layers.pooling, dtype=torch.float64, device=device)
+    if layers.classifier.in_features != layers.convolution.out_channels * responses.n_cells:
+        raise InputError(
+            f"the linear layer takes {layers.classifier.in_features} features but {layers.convolution.out_channels} "
+            f"filters pooled to {responses.n_cells} cells give {layers.convolution.out_channels * responses.n_cells}; "
+            "check pool, stride and padding"
+        )
+    intercept = layers.classifier.bias is not None
+    n_outputs = layers.classifier.out_features
+    problem = Problem.build(responses, targets, beta, loss, intercept, n_classes or n_outputs)
+    if problem.n_outputs != n_outputs:
+        raise InputError(f"the network has {n_outputs} outputs but the targets {problem.n_outputs}")
+    bias = layers.convolution.bias
+    filters = embedding.filters(layers.convolution.weight.detach().cpu(), None if bias is None else bias.detach().cpu())
+    weights = layers.classifier.weight.detach().cpu().double().unflatten(1, (len(filters), -1)).permute(1, 2, 0)
+    return certify_parameters(problem, filters, weights, oracle=oracle, tol=tol, seed=seed)
+
+
+def certify_parameters(
+    problem: Problem,
+    filters: Tensor,
+    weights: Tensor,
+    *,
+    oracle: str | Oracle = "auto",
+    tol: float = 1e-4,
+    seed: int = 0,
+) -> Certificate:
+    """Certify filters (m, r) of any norm with weights (m, P, c) on `problem`, in float64; b is re-optimised."""
+    problem = problem.with_dtype(torch.float64)
+    norms = filters.norm(dim=1)
+    weights = weights * norms[:, None, None]
+    alive = weights.flatten(1).norm(dim=1) > 0
+    filters, weights = filters[alive] / norms[alive, None], weights[alive]
+
+    predictions = problem.responses.predict(filters, weights, torch.zeros(problem.n_outputs))
+    if problem.intercept:
+        predictions = predictions + problem.loss.best_intercept(predictions, problem.targets)
+    primal = problem.primal(predictions, weights)
+    dual_point = problem.dual_point(predictions)
+    search = get_oracle(oracle, problem) if isinstance(oracle, str) else oracle
+    found = search(
+        problem, dual_point, starts=filters, n_filters=16, seed=seed, target=problem.beta * (1 + 0.5 * tol)
+    )
+    dual = problem.dual(dual_point, found.g_max)
+    return Certificate(
+        primal=primal,
+        dual=dual,
+        rel_gap=(primal - dual) / max(primal, 1e-300),
+        scope=found.scope,
+        beta=problem.beta,
+        g_max=found.g_max,
+        loss=problem.loss.name,
+        intercept=problem.intercept,
+        n_images=problem.n,
+        n_filters=len(filters),
+        patch_rank=problem.responses.embedding.patch_rank,
+        oracle=search.name,
+        search=found.stats,
+    )
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The parts of a two-layer network."""
+
+    convolution: nn.Conv2d
+    pooling: Pooling
+    classifier: nn.Linear
+
+    @property
+    def spec(self) -> PatchSpec:
+        conv = self.convolution
+        contrast = conv.contrast if isinstance(conv, ContrastConv2d) else None
+        return PatchSpec(conv.kernel_size, conv.stride, conv.padding, conv.bias is not None, contrast)  # type: ignore[arg-type]
+
+
+def read_network(network: nn.Module) -> Layers:
+    """Find convolution, pooling and linear layer; raise `InputError` for any other form of network."""
+    leaves = [m for m in network.modules() if not list(m.children()) and not isinstance(m, nn.Flatten | nn.Identity)]
+    names = " → ".join(type(leaf).__name__ for leaf in leaves)
+    wanted = "network must be Conv2d → ReLU → average pooling → Linear; got " + names
+    if len(leaves) == 3:
+        leaves.insert(2, nn.Identity())
+    if len(leaves) != 4:
+        raise InputError(wanted)
+    convolution, relu, pool, classifier = leaves
+    if not (
+        isinstance(convolution, nn.Conv2d) and isinstance(relu, nn.ReLU) and isinstance(classifier, nn.Linear)
+    ):
+        raise InputError(wanted)
+    plain = convolution.groups == 1 and convolution.dilation == (1, 1) and convolution.padding_mode == "zeros"
+    if not plain or isinstance(convolution.padding, str):
+        raise InputError("the convolution must have groups=1, dilation=1 and numeric zero padding")
+    return Layers(convolution, _read_pooling(pool, wanted), classifier)
+
+
+def _read_pooling(pool: nn.Module, wanted: str) -> Pooling:
+    def pair(value: Any) -> tuple[int, int]:
+        return (value, value) if isinstance(value, int) else tuple(value)
+
+    if isinstance(pool, nn.Identity):
+        return Pooling("none")
+    if isinstance(pool, nn.AdaptiveAvgPool2d) and None not in pair(pool.output_size):
+        return Pooling("grid", pair(pool.output_size))
+    if isinstance(pool, nn.AvgPool2d) and pair(pool.padding) == (0, 0) and not pool.ceil_mode:
+        return Pooling("window", pair(pool.kernel_size), pair(pool.stride))
+    raise InputError(wanted)

@@ -1,0 +1,228 @@
+"""The trained network as an ordinary torch module, built and loaded the way torchvision models are.
+
+`TwoLayerCNN` is an `nn.Sequential` of convolution, ReLU, average pooling, Flatten and Linear: without contrast
+normalisation its state dict fits the plain `nn.Sequential` and back. Files are safetensors; nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from convcvx.errors import InputError, RunError
+from convcvx.patches import PatchEmbedding, PatchSpec
+from convcvx.pooling import Pooling
+from convcvx.solution import Solution
+
+
+class ContrastConv2d(nn.Conv2d):
+    """A convolution of contrast-normalised patches: each patch x acts as (x - mean) / sqrt(variance + contrast)."""
+
+    def __init__(self, *args: Any, contrast: float, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.contrast = contrast
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(n, C, H, W) to (n, m, H', W')."""
+        weight = self.weight - self.weight.mean(dim=(1, 2, 3), keepdim=True)
+        ones = torch.ones_like(self.weight[:1]) / self.weight[0].numel()
+
+        def average(values: Tensor) -> Tensor:
+            return F.conv2d(values, ones, None, self.stride, self.padding)
+
+        mean = average(images)
+        variance = (average(images.square()) - mean.square()).clamp_min(0)
+        response = F.conv2d(images, weight, None, self.stride, self.padding) / (variance + self.contrast).sqrt()
+        return response if self.bias is None else response + self.bias[:, None, None]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a `TwoLayerCNN` is made of; stored with its weights.
+
+    Attributes
+    ----------
+    image_shape : (int, int, int)
+        Channels, height, width.
+    n_filters, n_outputs : int
+    kernel_size, stride, padding : (int, int)
+    pool : str
+        As `Pooling.of` reads it.
+    hidden_bias, intercept : bool
+        Whether the convolution and the linear layer have a bias.
+    contrast : float or None
+        Local contrast normalisation.
+    """
+
+    image_shape: tuple[int, int, int]
+    n_filters: int
+    n_outputs: int
+    kernel_size: tuple[int, int] = (3, 3)
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    pool: str = "global"
+    hidden_bias: bool = False
+    intercept: bool = True
+    contrast: float | None = None
+
+
+class TwoLayerCNN(nn.Sequential):
+    """Conv2d, ReLU, average pooling, Flatten, Linear: f(x) = Σ_j Σ_p φ_p(x; u_j) V_j[p,:] + b.
+
+    Takes float images (n, C, H, W) with pixels in [0, 1], as `convcvx.data` gives them; returns (n, c).
+    """
+
+    def __init__(self, architecture: Architecture) -> None:
+        a = architecture
+        spec = PatchSpec(a.kernel_size, a.stride, a.padding)
+        pooling = Pooling.of(a.pool)
+        cells = pooling.output_size(*spec.output_size(*a.image_shape[1:]))
+        common: dict[str, Any] = {"stride": a.stride, "padding": a.padding, "bias": a.hidden_bias}
+        convolution = (
+            nn.Conv2d(a.image_shape[0], a.n_filters, a.kernel_size, **common)
+            if a.contrast is None
+            else ContrastConv2d(a.image_shape[0], a.n_filters, a.kernel_size, contrast=a.contrast, **common)
+        )
+        linear = nn.Linear(a.n_filters * cells[0] * cells[1], a.n_outputs, bias=a.intercept)
+        super().__init__(convolution, nn.ReLU(), pooling.module(), nn.Flatten(), linear)
+        self.architecture = architecture
+        self.meta: dict[str, Any] = {}
+
+    @classmethod
+    def from_solution(
+        cls, solution: Solution, embedding: PatchEmbedding, pooling: Pooling, image_shape: tuple[int, int, int]
+    ) -> TwoLayerCNN:
+        """The network of a solution, its neurons balanced: ‖u_j‖ = ‖V_j‖, so that weight decay equals the convex penalty.
+
+        A solution without filters becomes a network with one zero filter.
+        """
+        filters, weights = solution.filters, solution.weights
+        if solution.n_filters == 0:
+            filters, weights = torch.zeros(1, embedding.dim).double(), weights.new_zeros(1, *weights.shape[1:])
+        scale = weights.flatten(1).norm(dim=1).sqrt()
+        weight, bias = embedding.kernels(filters * scale[:, None])
+        weights = weights / scale.clamp_min(1e-300)[:, None, None]
+        spec = embedding.spec
+        network = cls(
+            Architecture(
+                image_shape,
+                len(filters),
+                weights.shape[2],
+                spec.kernel_size,
+                spec.stride,
+                spec.padding,
+                str(pooling),
+                hidden_bias=bias is not None,
+                contrast=spec.contrast,
+            )
+        )
+        state = {"0.weight": weight, "4.weight": weights.permute(2, 0, 1).flatten(1), "4.bias": solution.intercept}
+        network.load_state_dict(state if bias is None else state | {"0.bias": bias})
+        return network.eval()
+
+    def to_bytes(self) -> bytes:
+        """A self-describing safetensors file: weights, architecture and `meta`."""
+        metadata = {"convcvx": json.dumps({"architecture": asdict(self.architecture), "meta": self.meta})}
+        return save({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, metadata)
+
+    def export_onnx(self, path: str | Path) -> None:
+        """Write an ONNX file with a free batch size (needs `pip install convcvx[onnx]`)."""
+        example = torch.zeros(2, *self.architecture.image_shape)
+        batch = torch.export.Dim("batch", min=1)
+        torch.onnx.export(
+            self.eval(),
+            (example,),
+            str(path),
+            input_names=["images"],
+            output_names=["scores"],
+            dynamic_shapes=({0: batch},),
+            dynamo=True,
+            verbose=False,
+        )
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A weights file with the transforms and metadata that belong to it, as torchvision has them."""
+
+    path: Path
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def architecture(self) -> Architecture:
+        return read_weights(self.path)[1]
+
+    def transforms(self) -> Callable[[Tensor], Tensor]:
+        """What to do to images before the network: (n, C, H, W) or (C, H, W), uint8 or float in [0, 1]."""
+        shape = self.architecture.image_shape
+
+        def prepare(images: Tensor) -> Tensor:
+            if tuple(images.shape[-3:]) != shape:
+                raise InputError(f"images must be {shape} (channels, height, width); got {tuple(images.shape[-3:])}")
+            return images.float() / 255 if images.dtype == torch.uint8 else images.float()
+
+        return prepare
+
+    def get_state_dict(self) -> dict[str, Tensor]:
+        return read_weights(self.path)[0]
+
+
+class TwoLayerCNN_Weights:  # noqa: N801 - torchvision's spelling
+    """Weights that ship with the repository."""
+
+    DIGITS = Weights(Path(__file__).parents[1] / "checkpoints" / "digits" / "model.safetensors", {"data": "digits"})
+    DEFAULT = DIGITS
+
+
+def read_weights(path: str | Path) -> tuple[dict[str, Tensor], Architecture | None, dict[str, Any]]:
+    """State dict, architecture (None for a file that convcvx did not write) and metadata of a safetensors file."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            described = json.loads((file.metadata() or {}).get("convcvx", "{}"))
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        raise RunError(f"cannot read weights from {path}: {error}; name a .safetensors file or a run folder") from None
+    if "architecture" not in described:
+        return state, None, {}
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in described["architecture"].items()}
+    return state, Architecture(**fields), described.get("meta", {})
+
+
+def two_layer_cnn(weights: Weights | str | Path | None = None, **architecture: Any) -> TwoLayerCNN:
+    """Build a `TwoLayerCNN`, from weights or, untrained, from the fields of `Architecture`.
+
+    Parameters
+    ----------
+    weights : Weights, str or path, optional
+        `TwoLayerCNN_Weights.DIGITS`, "DIGITS", a run folder or a .safetensors file.
+
+    >>> two_layer_cnn(image_shape=(1, 8, 8), n_filters=4, n_outputs=10)(torch.zeros(2, 1, 8, 8)).shape
+    torch.Size([2, 10])
+    """
+    if weights is None:
+        return TwoLayerCNN(Architecture(**architecture))
+    if isinstance(weights, str) and hasattr(TwoLayerCNN_Weights, weights):
+        weights = getattr(TwoLayerCNN_Weights, weights)
+    path = weights.path if isinstance(weights, Weights) else Path(weights)
+    path = path / "model.safetensors" if path.is_dir() else path
+    state, stored, meta = read_weights(path)
+    if stored is None:
+        if not architecture:
+            raise InputError(f"{path} does not describe its architecture; pass the fields of Architecture as well")
+        stored = Architecture(**architecture)
+    network = TwoLayerCNN(stored)
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise RunError(f"the weights in {path} do not fit the architecture: {' '.join(str(error).split())}") from None
+    network.meta = meta
+    return network.eval()

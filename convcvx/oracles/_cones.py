@@ -1,0 +1,260 @@
+"""The compiled part of branch and bound: the search over simplicial cones, and the bound of g on one of them.
+
+Notation of `branch_and_bound.py`, where the bound is derived. Charges are padded with zeros to `width`; sums of
+charges have shape (P, width); whatever is given at the d vertices of a cone comes first with length d.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+OPTIONS = {"nogil": True, "cache": True, "fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
+"""Sums may be reassociated for speed: the allowance holds for any order."""
+NARROWEST = 1e-14
+"""Cones whose longest edge squared is below this are not divided further; their bound is recorded as it is."""
+DONE, OUT_OF_BUDGET, OUT_OF_ROOM = 0, 1, 2
+
+
+@njit(**OPTIONS)
+def collapse(tree, indices, low, high, vertices, finest, linear, heights):
+    """Sort the entries indices[low:high] on the cone of `vertices` (d, d).
+
+    Those that are positive on it are added to `linear` (d, P, width), those that are negative dropped, bundles
+    with a remainder above `finest` times their weight divided, and the others kept: in indices[high:], with their
+    heights x.w_i in heights[:, :kept]. Returns how many were kept; -1 if there is no room for them.
+    """
+    table, moments, children, cells = tree
+    n_rows = len(table) - len(moments)
+    d, width = len(vertices), linear.shape[2]
+    room = min(len(indices) - high, heights.shape[1])
+    pending = np.empty(128, np.int64)
+    kept = 0
+    for t in range(low, high):
+        pending[0] = indices[t]
+        waiting = 1
+        while waiting > 0:
+            waiting -= 1
+            k = pending[waiting]
+            if kept >= room:
+                return -1
+            entry = table[k]
+            radius = entry[d + width + 2]
+            smallest, largest = np.inf, -np.inf
+            for i in range(d):
+                height = 0.0
+                for j in range(d):
+                    height += entry[j] * vertices[i, j]
+                heights[i, kept] = height
+                smallest, largest = min(smallest, height), max(largest, height)
+            if largest <= -radius:
+                continue
+            if smallest >= radius:
+                for j in range(d):
+                    for a in range(width):
+                        linear[j, cells[k], a] += (
+                            moments[k - n_rows, j, a] if k >= n_rows else entry[j] * entry[d + a]
+                        )
+            elif entry[d + width + 1] > finest * entry[d + width + 3]:
+                first, count = children[k - n_rows]
+                for m in range(count):
+                    pending[waiting] = first + m
+                    waiting += 1
+            else:
+                indices[high + kept] = k
+                kept += 1
+    return kept
+
+
+@njit(**OPTIONS)
+def enclose(tree, kept, heights, vertices, linear, middle, radius, remainder):
+    """Enclose G at the vertices: `middle` (d, P, width), the centre's curved part, and `radius` (d, P).
+
+    The parts of the kept bundles that are linear on the cone go into `linear`, the rest of them, R/2, into
+    `remainder` (P,), which `radius` includes.
+    """
+    table, moments, _, cells = tree
+    n_rows = len(table) - len(moments)
+    d, width = len(vertices), linear.shape[2]
+    middle[:] = 0.0
+    radius[:] = 0.0
+    remainder[:] = 0.0
+    for t in range(len(kept)):
+        k = kept[t]
+        entry, p = table[k], cells[k]
+        norm = entry[d + width]
+        total = 0.0
+        for i in range(d):
+            total += heights[i, t]
+        for i in range(d):
+            chord = max(heights[i, t], 0.0)
+            tangent = heights[i, t] if total > 0.0 else 0.0
+            radius[i, p] += 0.5 * (chord - tangent) * norm
+            centre = 0.5 * (chord + tangent)
+            for a in range(width):
+                middle[i, p, a] += centre * entry[d + a]
+        if k >= n_rows:
+            remainder[p] += 0.5 * entry[d + width + 1]
+            for j in range(d):
+                for a in range(width):
+                    linear[j, p, a] += 0.5 * (moments[k - n_rows, j, a] - entry[j] * entry[d + a])
+    for i in range(d):
+        for p in range(len(remainder)):
+            radius[i, p] += remainder[p]
+
+
+@njit(**OPTIONS)
+def project(tree, kept, heights, direction, chords, above, below):
+    """The curved part along `direction` (P, width): its chords at the vertices, and how far the tangents of the
+    concave entries lie above them (`above`) and those of the convex ones below (`below`). Adds to each (d,)."""
+    table, _, _, cells = tree
+    d, width = len(chords), direction.shape[1]
+    for t in range(len(kept)):
+        k = kept[t]
+        entry, p = table[k], cells[k]
+        slope, total = 0.0, 0.0
+        for a in range(width):
+            slope += direction[p, a] * entry[d + a]
+        for i in range(d):
+            total += heights[i, t]
+        for i in range(d):
+            chord = max(heights[i, t], 0.0)
+            error = slope * (chord - (heights[i, t] if total > 0.0 else 0.0))
+            chords[i] += slope * chord
+            above[i] += max(-error, 0.0)
+            below[i] += max(error, 0.0)
+
+
+@njit(**OPTIONS)
+def form_bound(along, beside, across, gram):
+    """sqrt of max λᵀQλ over λ >= 0 with λᵀ gram λ = 1, bounded entry by entry.
+
+    Q_ij = α_i α_j + b_i.b_j + |b_i| η_j + η_i |b_j| + η_i η_j for α = `along`, b_i.b_j = `beside`, η = `across`.
+    """
+    d = len(along)
+    ratio, peak = 0.0, 0.0
+    for i in range(d):
+        for j in range(i + 1):
+            lengths = np.sqrt(beside[i, i]), np.sqrt(beside[j, j])
+            q = along[i] * along[j] + beside[i, j] + across[i] * across[j]
+            q += lengths[0] * across[j] + lengths[1] * across[i]
+            # beside[i, j] may have cancelled, by no more than this
+            q += 1e-12 * lengths[0] * lengths[1]
+            peak = max(peak, q)
+            if q > ratio * gram[i, j]:
+                ratio = q / gram[i, j] if gram[i, j] > 0.0 else np.inf
+    # the vertices lie in one orthant, so λᵀ gram λ >= Σ λ_i² (1 - rounding) >= (Σ λ_i)² / d (1 - rounding)
+    return np.sqrt(min(ratio, d * peak)) * (1.0 + 1e-12)
+
+
+@njit(**OPTIONS)
+def cone_bound(tree, kept, heights, vertices, gram, linear, middle, radius, remainder, allowance, best):
+    """Bound g on the cone of `vertices`; the best vertex value seen is kept in `best` (value, vertex)."""
+    d, n_cells, width = linear.shape
+    ends = np.zeros((d, n_cells, width))  # a_i, then b_i
+    direction = np.zeros((n_cells, width))  # q
+    chords, above, below = np.zeros(d), np.zeros(d), np.zeros(d)
+    for i in range(d):
+        for j in range(d):
+            for p in range(n_cells):
+                for a in range(width):
+                    ends[i, p, a] += vertices[i, j] * linear[j, p, a]
+    for i in range(d):
+        for p in range(n_cells):
+            for a in range(width):
+                chords_part = ends[i, p, a]
+                ends[i, p, a] = chords_part + middle[i, p, a]
+                direction[p, a] += ends[i, p, a]
+    norm = np.sqrt((direction * direction).sum())
+    if norm > 0.0:
+        direction /= norm
+    for i in range(d):
+        chords[i] = (direction * (ends[i] - middle[i])).sum()
+    project(tree, kept, heights, direction, chords, above, below)
+    rest = np.sqrt((remainder * remainder).sum())
+    along, across, beside = np.empty(d), np.empty(d), np.empty((d, d))
+    for i in range(d):
+        if chords[i] - rest > best[0]:
+            best[0] = chords[i] - rest
+            best[1:] = vertices[i]
+        along[i] = max(chords[i] + above[i], below[i] - chords[i]) + rest + allowance
+        across[i] = np.sqrt((radius[i] * radius[i]).sum()) + allowance
+        ends[i] -= (direction * ends[i]).sum() * direction
+        for j in range(i + 1):
+            beside[i, j] = (ends[i] * ends[j]).sum()
+    return form_bound(along, beside, across, gram)
+
+
+@njit(**OPTIONS)
+def search(tree, fold, fineness, allowance, threshold, budget, indices, stack, depth, pruned, best, counts):
+    """Depth first from the top of the stack, until it is empty or about `budget` entries were looked at.
+
+    It stops early for a vertex with g > threshold[0], which the caller should raise: the cones around that vertex
+    could not be dropped. Cones with a bound <= threshold[0] are dropped, the largest such bound being kept in pruned[0]. The two
+    children of a cone share the list of entries that it kept, in `indices` after its own. Signs: bit 0 stands for
+    the cone, bit 1 for its antipode, where G(-u) = G(u) - fold(u). Returns (status, new depth).
+    """
+    vertices_of, linear_of, span_of, signs_of, bound_of = stack
+    d, n_cells, width = linear_of.shape[1:]
+    heights = np.empty((d, len(indices)))
+    linear, middle = np.empty((d, n_cells, width)), np.empty((d, n_cells, width))
+    radius, remainder = np.empty((d, n_cells)), np.empty(n_cells)
+    vertices, gram = np.empty((d, d)), np.empty((d, d))
+    while depth > 0:
+        if budget <= 0 or max(best[0, 0], best[1, 0]) > threshold[0]:
+            return OUT_OF_BUDGET, depth
+        top = depth - 1
+        low, high = span_of[top]
+        if bound_of[top] <= threshold[0]:
+            pruned[0] = max(pruned[0], bound_of[top])
+            depth = top
+            continue
+        if depth == len(bound_of):
+            return OUT_OF_ROOM, depth
+        vertices[:] = vertices_of[top]
+        linear[:] = linear_of[top]
+        longest, one, two = NARROWEST, 0, 0
+        for i in range(d):
+            for j in range(d):
+                gram[i, j] = (vertices[i] * vertices[j]).sum()
+            for j in range(i):
+                edge = ((vertices[i] - vertices[j]) ** 2).sum()
+                if edge > longest:
+                    longest, one, two = edge, i, j
+        n = collapse(tree, indices, low, high, vertices, fineness * np.sqrt(longest), linear, heights)
+        if n < 0:
+            return OUT_OF_ROOM, depth
+        depth = top
+        kept = indices[high : high + n]
+        budget -= high - low + n + 16
+        counts[0] += 1
+        counts[1] += n
+        linear_of[top] = linear
+        enclose(tree, kept, heights, vertices, linear, middle, radius, remainder)
+        signs, bound = 0, 0.0
+        for bit in range(2):
+            if not signs_of[top] & (1 << bit):
+                continue
+            if bit == 1:  # the antipode: the same enclosure, less the odd part
+                linear -= fold
+            own = cone_bound(
+                tree, kept, heights, vertices, gram, linear, middle, radius, remainder, allowance, best[bit]
+            )
+            own = min(own, bound_of[top])
+            if own <= threshold[0] or one == two:
+                pruned[0] = max(pruned[0], own)
+            else:
+                signs |= 1 << bit
+                bound = max(bound, own)
+        if signs == 0:
+            continue
+        half = vertices[one] + vertices[two]
+        half /= np.sqrt((half * half).sum())
+        for child in range(2):
+            vertices_of[depth] = vertices
+            vertices_of[depth, one if child == 0 else two] = half
+            linear_of[depth] = linear_of[top]
+            span_of[depth, 0], span_of[depth, 1] = high, high + n
+            signs_of[depth], bound_of[depth] = signs, bound
+            depth += 1
+    return DONE, 0
