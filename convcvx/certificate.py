@@ -128,6 +128,8 @@ def certify(
         For a network of another form, or data that do not fit it.
     """
     layers = read_network(network)
+    if not all(bool(part.isfinite().all()) for part in (images, *network.parameters())):
+        raise InputError("images and the network's weights must be finite; found NaN or infinity")
     if embedding is None:
         embedding = PatchEmbedding.fit(images, layers.spec)
     responses = Responses(images, embedding, layers.pooling, dtype=torch.float64, device=device)
@@ -145,7 +147,24 @@ def certify(
     bias = layers.convolution.bias
     filters = embedding.filters(layers.convolution.weight.detach().cpu(), None if bias is None else bias.detach().cpu())
     weights = layers.classifier.weight.detach().cpu().double().unflatten(1, (len(filters), -1)).permute(1, 2, 0)
+    _check_forward(network, layers, problem, filters, weights)
     return certify_parameters(problem, filters, weights, oracle=oracle, tol=tol, seed=seed)
+
+
+@torch.no_grad()
+def _check_forward(network: nn.Module, layers: Layers, problem: Problem, filters: Tensor, weights: Tensor) -> None:
+    """Raise `InputError` unless the network computes what its layers, read in order, stand for."""
+    sample = problem.responses.to(images=problem.responses.images[:8])
+    bias = layers.classifier.bias
+    shift = torch.zeros(problem.n_outputs) if bias is None else bias.detach()
+    expected = sample.predict(filters, weights, shift)
+    outputs = network(sample.images.to(layers.classifier.weight)).double().cpu()
+    scale = float(expected.abs().max())
+    if outputs.shape != expected.shape or not torch.allclose(outputs, expected, rtol=0, atol=1e-2 * scale + 1e-6):
+        raise InputError(
+            "the network's outputs are not those of its Conv2d → ReLU → average pooling → Linear applied in this "
+            "order; certify a plain nn.Sequential of them"
+        )
 
 
 def certify_parameters(
@@ -169,10 +188,8 @@ def certify_parameters(
         predictions = predictions + problem.loss.best_intercept(predictions, problem.targets)
     primal = problem.primal(predictions, weights)
     dual_point = problem.dual_point(predictions)
-    search = get_oracle(oracle, problem) if isinstance(oracle, str) else oracle
-    found = search(
-        problem, dual_point, starts=filters, n_filters=16, seed=seed, target=problem.beta * (1 + 0.5 * tol)
-    )
+    search = get_oracle(oracle, problem, thorough=True) if isinstance(oracle, str) else oracle
+    found = search(problem, dual_point, starts=filters, n_filters=16, seed=seed, target=problem.beta * (1 + 0.5 * tol))
     dual = problem.dual(dual_point, found.g_max)
     return Certificate(
         primal=primal,
@@ -216,9 +233,7 @@ def read_network(network: nn.Module) -> Layers:
     if len(leaves) != 4:
         raise InputError(wanted)
     convolution, relu, pool, classifier = leaves
-    if not (
-        isinstance(convolution, nn.Conv2d) and isinstance(relu, nn.ReLU) and isinstance(classifier, nn.Linear)
-    ):
+    if not (isinstance(convolution, nn.Conv2d) and isinstance(relu, nn.ReLU) and isinstance(classifier, nn.Linear)):
         raise InputError(wanted)
     plain = convolution.groups == 1 and convolution.dilation == (1, 1) and convolution.padding_mode == "zeros"
     if not plain or isinstance(convolution.padding, str):
@@ -234,6 +249,11 @@ def _read_pooling(pool: nn.Module, wanted: str) -> Pooling:
         return Pooling("none")
     if isinstance(pool, nn.AdaptiveAvgPool2d) and None not in pair(pool.output_size):
         return Pooling("grid", pair(pool.output_size))
-    if isinstance(pool, nn.AvgPool2d) and pair(pool.padding) == (0, 0) and not pool.ceil_mode:
+    if (
+        isinstance(pool, nn.AvgPool2d)
+        and pair(pool.padding) == (0, 0)
+        and not pool.ceil_mode
+        and pool.divisor_override is None
+    ):
         return Pooling("window", pair(pool.kernel_size), pair(pool.stride))
     raise InputError(wanted)

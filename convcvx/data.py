@@ -200,18 +200,14 @@ def _assemble(name: str, source: Source, limit: int | None) -> tuple[Dataset, Da
         labels = y["train"].unique() if classes is None else torch.arange(len(classes))
         for part in y:
             if unknown := y[part][~torch.isin(y[part], labels)].unique().tolist()[:5]:
-                raise DataError(
-                    f"y_{part} has labels that are no training class: {unknown}; drop their images"
-                )
+                raise DataError(f"y_{part} has labels that are no training class: {unknown}; drop their images")
             y[part] = torch.searchsorted(labels, y[part])
         classes = classes or tuple(str(label) for label in labels.tolist())
 
     sets = []
     for part, rows in (("train", slice(limit)), ("test", slice(None))):
         names = f"x_{part}", f"y_{part}"
-        images, targets = check_images(
-            _to_float(x[part][rows]), y[part][rows], names, training=part == "train"
-        )
+        images, targets = check_images(_to_float(x[part][rows]), y[part][rows], names, training=part == "train")
         low, high = (value.item() for value in images.aminmax())
         if low < 0 or high > 1:
             raise DataError(f"x_{part} must be uint8 or lie in [0, 1]; got [{low}, {high}]: rescale it")
@@ -253,14 +249,10 @@ def _read_npz(path: Path, classes: tuple[str, ...] | None = None) -> Source:
             raise ValueError(f"{', '.join(raw)} without numpy's header")
     except Exception as error:  # of zip, zlib, numpy's header, pickle: no closed list is documented
         if "Object arrays" in str(error):
-            raise DataError(
-                f"{path} holds Python objects, which are never unpickled: save plain arrays"
-            ) from None
+            raise DataError(f"{path} holds Python objects, which are never unpickled: save plain arrays") from None
         raise DataError(f"{path} is no complete .npz file: write it again ({_one_line(error)})") from None
     if missing := [key for key in KEYS if key not in arrays]:
-        raise DataError(
-            f"{path} lacks {', '.join(missing)}: add them; it holds {', '.join(found) or 'nothing'}"
-        )
+        raise DataError(f"{path} lacks {', '.join(missing)}: add them; it holds {', '.join(found) or 'nothing'}")
     return arrays, classes
 
 
@@ -274,9 +266,7 @@ def _read_folder(root: Path, limit: int | None) -> Source:
             for part in ("train", "test")
         }
     except OSError as error:
-        raise DataError(
-            f"{root} must hold train/CLASS/IMAGE and test/CLASS/IMAGE ({_one_line(error)})"
-        ) from None
+        raise DataError(f"{root} must hold train/CLASS/IMAGE and test/CLASS/IMAGE ({_one_line(error)})") from None
     if unknown or not samples["test"]:
         what = f"classes that train lacks, {', '.join(unknown)}" if unknown else "no images"
         raise DataError(f"{root / 'test'} has {what}: make it like {root / 'train'}")
@@ -292,9 +282,7 @@ def _read_folder(root: Path, limit: int | None) -> Source:
     mode = "L" if all(picture.mode == "L" for picture in pictures.values()) else "RGB"
     arrays = {}
     for part in samples:
-        arrays[f"x_{part}"] = np.stack(
-            [np.asarray(pictures[file].convert(mode)) for file, _ in samples[part]]
-        )
+        arrays[f"x_{part}"] = np.stack([np.asarray(pictures[file].convert(mode)) for file, _ in samples[part]])
         arrays[f"y_{part}"] = np.array([number for _, number in samples[part]])
     return arrays, tuple(classes)
 
@@ -307,9 +295,7 @@ def _read_image(file: str) -> Image.Image:
                 raise ValueError(f"mode {image.mode} has more than 8 bits a channel")
             return image.convert("L" if image.mode in ("1", "L") else "RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"{file} is no complete 8-bit image: replace or delete it ({_one_line(error)})"
-        ) from None
+        raise DataError(f"{file} is no complete 8-bit image: replace or delete it ({_one_line(error)})") from None
 
 
 def _read_download(name: str, root: Path, download: bool) -> Source:
@@ -326,9 +312,7 @@ def _read_download(name: str, root: Path, download: bool) -> Source:
             _download(cls, root, subfolder)
         except (OSError, RuntimeError, HTTPException, EOFError, zlib.error, tarfile.TarError) as error:
             advice = f"try again with a network, give the --data-dir that holds it, or put {npz.name} there"
-            raise DataError(
-                f"{name} could not be downloaded to {root}: {advice} ({_one_line(error)})"
-            ) from None
+            raise DataError(f"{name} could not be downloaded to {root}: {advice} ({_one_line(error)})") from None
     try:
         for file in sorted(folder.glob("*-ubyte")):
             _check_idx(file)
@@ -364,9 +348,7 @@ def _check_idx(path: Path) -> None:
         magic, shape = file.read(4), np.frombuffer(file.read(4 * axes), ">u4").tolist()
     size, promised = path.stat().st_size, 4 + 4 * axes + math.prod(shape)
     if magic != bytes((0, 0, 8, axes)) or size != promised:
-        raise ValueError(
-            f"{path.name} has {size} bytes, its header {magic.hex()} {shape} promises {promised}"
-        )
+        raise ValueError(f"{path.name} has {size} bytes, its header {magic.hex()} {shape} promises {promised}")
 
 
 def _one_line(error: Exception) -> str:

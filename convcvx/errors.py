@@ -40,9 +40,17 @@ def check_positive(name: str, value: float, *, zero: bool = False) -> float:
 
 def check_count(name: str, value: int, *, minimum: int = 1) -> int:
     """Return `value` as an int; raise `InputError` unless it is a whole number >= `minimum`."""
-    if isinstance(value, bool) or int(value) != value or value < minimum:
+    if not is_count(value, minimum):
         raise InputError(f"{name} must be a whole number >= {minimum}; got {value!r}")
     return int(value)
+
+
+def is_count(value: object, minimum: int = 1) -> bool:
+    """Whether `value` is a whole number >= `minimum`."""
+    try:
+        return not isinstance(value, bool) and int(value) == value >= minimum  # type: ignore[call-overload,operator]
+    except (TypeError, ValueError, OverflowError):
+        return False
 
 
 def check_choice(name: str, value: str, choices: Collection[str]) -> str:

@@ -123,8 +123,8 @@ def encode_targets(targets: Tensor | np.ndarray, loss: str, n_classes: int | Non
         classes = array.long()
         if int(classes.min()) < 0:
             raise InputError(f"targets must be classes 0, 1, ...; got {int(classes.min())}")
-        if int(classes.max()) == 0:
-            raise InputError("targets must have at least two classes; all of them are 0")
+        if n_classes is None and int(classes.min()) == int(classes.max()):
+            raise InputError(f"targets must have at least two classes; all of them are {int(classes[0])}")
         if n_classes is not None and int(classes.max()) >= n_classes:
             raise InputError(f"targets must be classes below {n_classes}; got {int(classes.max())}")
         return torch.nn.functional.one_hot(classes, n_classes or -1).double()

@@ -7,6 +7,7 @@ normalisation its state dict fits the plain `nn.Sequential` and back. Files are 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -99,15 +100,24 @@ class TwoLayerCNN(nn.Sequential):
 
     @classmethod
     def from_solution(
-        cls, solution: Solution, embedding: PatchEmbedding, pooling: Pooling, image_shape: tuple[int, int, int]
+        cls,
+        solution: Solution,
+        embedding: PatchEmbedding,
+        pooling: Pooling,
+        image_shape: tuple[int, int, int],
+        *,
+        intercept: bool = True,
     ) -> TwoLayerCNN:
-        """The network of a solution, its neurons balanced: ‖u_j‖ = ‖V_j‖, so that weight decay equals the convex penalty.
+        """The network of a solution, its neurons balanced, ‖u_j‖ = ‖V_j‖: then weight decay is the convex penalty.
 
         A solution without filters becomes a network with one zero filter.
         """
         filters, weights = solution.filters, solution.weights
         if solution.n_filters == 0:
-            filters, weights = torch.zeros(1, embedding.dim).double(), weights.new_zeros(1, *weights.shape[1:])
+            filters, weights = (
+                torch.zeros(1, embedding.dim).double(),
+                weights.new_zeros(1, *weights.shape[1:]),
+            )
         scale = weights.flatten(1).norm(dim=1).sqrt()
         weight, bias = embedding.kernels(filters * scale[:, None])
         weights = weights / scale.clamp_min(1e-300)[:, None, None]
@@ -122,11 +132,14 @@ class TwoLayerCNN(nn.Sequential):
                 spec.padding,
                 str(pooling),
                 hidden_bias=bias is not None,
+                intercept=intercept,
                 contrast=spec.contrast,
             )
         )
-        state = {"0.weight": weight, "4.weight": weights.permute(2, 0, 1).flatten(1), "4.bias": solution.intercept}
-        network.load_state_dict(state if bias is None else state | {"0.bias": bias})
+        state = {"0.weight": weight, "4.weight": weights.permute(2, 0, 1).flatten(1)}
+        state |= {} if bias is None else {"0.bias": bias}
+        state |= {"4.bias": solution.intercept} if intercept else {}
+        network.load_state_dict(state)
         return network.eval()
 
     def to_bytes(self) -> bytes:
@@ -159,7 +172,7 @@ class Weights:
 
     @property
     def architecture(self) -> Architecture:
-        return read_weights(self.path)[1]
+        return two_layer_cnn(self.path).architecture
 
     def transforms(self) -> Callable[[Tensor], Tensor]:
         """What to do to images before the network: (n, C, H, W) or (C, H, W), uint8 or float in [0, 1]."""
@@ -176,7 +189,7 @@ class Weights:
         return read_weights(self.path)[0]
 
 
-class TwoLayerCNN_Weights:  # noqa: N801 - torchvision's spelling
+class TwoLayerCNN_Weights:
     """Weights that ship with the repository."""
 
     DIGITS = Weights(Path(__file__).parents[1] / "checkpoints" / "digits" / "model.safetensors", {"data": "digits"})
@@ -191,10 +204,15 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], Architecture | No
             described = json.loads((file.metadata() or {}).get("convcvx", "{}"))
     except (OSError, SafetensorError, json.JSONDecodeError) as error:
         raise RunError(f"cannot read weights from {path}: {error}; name a .safetensors file or a run folder") from None
-    if "architecture" not in described:
+    if not isinstance(described, dict) or "architecture" not in described:
         return state, None, {}
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in described["architecture"].items()}
-    return state, Architecture(**fields), described.get("meta", {})
+    try:
+        fields: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in described["architecture"].items()
+        }
+        return state, Architecture(**fields), described.get("meta", {})
+    except (AttributeError, TypeError) as error:
+        raise RunError(f"{path} describes an architecture that this version does not know: {error}") from None
 
 
 def two_layer_cnn(weights: Weights | str | Path | None = None, **architecture: Any) -> TwoLayerCNN:
@@ -219,10 +237,56 @@ def two_layer_cnn(weights: Weights | str | Path | None = None, **architecture: A
         if not architecture:
             raise InputError(f"{path} does not describe its architecture; pass the fields of Architecture as well")
         stored = Architecture(**architecture)
-    network = TwoLayerCNN(stored)
     try:
+        network = TwoLayerCNN(stored)
         network.load_state_dict(state)
     except RuntimeError as error:
         raise RunError(f"the weights in {path} do not fit the architecture: {' '.join(str(error).split())}") from None
     network.meta = meta
+    return network.eval()
+
+
+def foreign_network(
+    state: dict[str, Tensor],
+    image_shape: tuple[int, int, int],
+    *,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    pool: str | None = None,
+) -> TwoLayerCNN:
+    """A `TwoLayerCNN` from somebody else's state dict of one convolution and one linear layer, by any names.
+
+    `pool` None stands for the square grid that the size of the linear layer implies.
+    """
+    kernels = [name for name, tensor in state.items() if tensor.ndim == 4]
+    linears = [name for name, tensor in state.items() if tensor.ndim == 2]
+    if len(kernels) != 1 or len(linears) != 1:
+        raise RunError(
+            "the file must hold the state dict of Conv2d → ReLU → average pooling → Linear; it has "
+            + ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in state.items())
+        )
+    weight, linear = state[kernels[0]], state[linears[0]]
+    bias = state.get(kernels[0].removesuffix("weight") + "bias")
+    intercept = state.get(linears[0].removesuffix("weight") + "bias")
+    cells = linear.shape[1] // len(weight)
+    side = math.isqrt(cells)
+    if pool is None and (side * side != cells or cells * len(weight) != linear.shape[1]):
+        raise InputError(f"{linear.shape[1]} features of {len(weight)} filters are no square grid; pass pool")
+    architecture = Architecture(
+        image_shape,
+        len(weight),
+        len(linear),
+        (weight.shape[2], weight.shape[3]),
+        stride,
+        padding,
+        pool or str(side),
+        hidden_bias=bias is not None,
+        intercept=intercept is not None,
+    )
+    named = {"0.weight": weight, "0.bias": bias, "4.weight": linear, "4.bias": intercept}
+    network = TwoLayerCNN(architecture)
+    try:
+        network.load_state_dict({name: tensor for name, tensor in named.items() if tensor is not None})
+    except RuntimeError as error:
+        raise InputError(f"the weights do not fit pool {architecture.pool}: {' '.join(str(error).split())}") from None
     return network.eval()

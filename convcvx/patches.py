@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convcvx.errors import InputError, check_positive
+from convcvx.errors import InputError, check_count, check_positive, is_count
 
 RANK_TOLERANCE = 1e-12
 """Directions with less than this share of the largest patch second moment do not count towards the rank."""
@@ -25,7 +25,7 @@ RANK_TOLERANCE = 1e-12
 def pair(value: Any, name: str, minimum: int = 1) -> tuple[int, int]:
     """Read 3 or (3, 5) as (rows, columns)."""
     numbers = tuple(value) if isinstance(value, tuple | list) else (value, value)
-    if len(numbers) != 2 or any(int(v) != v or v < minimum for v in numbers):
+    if len(numbers) != 2 or not all(is_count(v, minimum) for v in numbers):
         raise InputError(f"{name} must be a whole number >= {minimum}, or a pair of them; got {value!r}")
     return int(numbers[0]), int(numbers[1])
 
@@ -62,8 +62,8 @@ class PatchSpec:
         for name in ("contrast", "whiten"):
             if getattr(self, name) is not None:
                 check_positive(name, getattr(self, name))
-        if self.rank is not None and self.rank < 1:
-            raise InputError(f"rank must be a whole number >= 1; got {self.rank!r}")
+        if self.rank is not None:
+            check_count("rank", self.rank)
 
     @property
     def constant(self) -> bool:
@@ -76,7 +76,8 @@ class PatchSpec:
         if padded[0] < self.kernel_size[0] or padded[1] < self.kernel_size[1]:
             raise InputError(
                 f"kernel_size {self.kernel_size[0]}x{self.kernel_size[1]} is larger than the images, "
-                f"{height}x{width} with padding {self.padding[0]}x{self.padding[1]}; use a smaller kernel or more padding"
+                f"{height}x{width} with padding {self.padding[0]}x{self.padding[1]}; "
+                "use a smaller kernel or more padding"
             )
         return (
             (padded[0] - self.kernel_size[0]) // self.stride[0] + 1,

@@ -65,10 +65,10 @@ class Pooling:
         """
         if isinstance(value, cls):
             return value
-        if value is None or value == "global":
-            return cls()
         if isinstance(value, np.ndarray | Tensor | list):
             return cls._from_matrix(value)
+        if value is None or value == "global":
+            return cls()
         text = str(value).strip().lower()
         if text == "none":
             return cls("none")
@@ -82,7 +82,10 @@ class Pooling:
 
     @classmethod
     def _from_matrix(cls, value: Any) -> Pooling:
-        weights = torch.as_tensor(value, dtype=torch.float64)
+        try:
+            weights = torch.as_tensor(value, dtype=torch.float64)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"pooling must be a (P, K) matrix; {error}") from None
         if weights.ndim != 2:
             raise InputError(f"pooling must be a (P, K) matrix; got shape {tuple(weights.shape)}")
         if not bool((weights >= 0).all()) or not bool(weights.isfinite().all()):
@@ -101,7 +104,9 @@ class Pooling:
         if self.kind == "none":
             return height, width
         if self.size[0] > height or self.size[1] > width:
-            raise InputError(f"pool {self} is larger than the {height}x{width} map of patch responses; use a smaller one")
+            raise InputError(
+                f"pool {self} is larger than the {height}x{width} map of patch responses; use a smaller one"
+            )
         if self.kind == "grid":
             return self.size
         return (height - self.size[0]) // self.stride[0] + 1, (width - self.size[1]) // self.stride[1] + 1

@@ -100,10 +100,13 @@ class Problem:
         dual = self.residual(predictions)
         if self.loss.name == "squared":
             return dual - dual.mean(dim=0)
-        excess = -self.n * dual.mean(dim=0)  # mean of p_i - y_i
         frequencies = self.targets.mean(dim=0)
+        # A class that no target has any of drives its intercept to -infinity: it has probability zero.
+        probabilities = (self.targets - self.n * dual) * (frequencies > 0)
+        mass = probabilities.sum(dim=1, keepdim=True)
+        probabilities = torch.where(mass > 0, probabilities / mass.clamp_min(1e-300), frequencies)
+        excess = (probabilities - self.targets).mean(dim=0)
         mixture = min(1.0, float((2 * excess.abs() / frequencies.clamp_min(1e-300)).max()))
-        probabilities = self.targets - self.n * dual
         probabilities = (1 - mixture) * (probabilities - excess) + mixture * frequencies
         return (self.targets - probabilities) / self.n
 

@@ -70,6 +70,4 @@ class Solution:
         norms = filters.norm(dim=1)
         weights = weights * norms[:, None, None]
         alive = weights.flatten(1).norm(dim=1) > 0
-        return replace(
-            self, filters=(filters[alive] / norms[alive, None]), weights=weights[alive], intercept=intercept
-        )
+        return replace(self, filters=(filters[alive] / norms[alive, None]), weights=weights[alive], intercept=intercept)

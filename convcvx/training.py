@@ -14,7 +14,7 @@ from torch import Tensor
 from convcvx.certificate import Certificate, certify_parameters
 from convcvx.errors import ConvergenceWarning, InputError, check_choice, check_count, check_positive
 from convcvx.losses import encode_targets
-from convcvx.oracles import ORACLES, Oracle, get_oracle
+from convcvx.oracles import Oracle, get_oracle
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.pooling import Pooling
 from convcvx.problem import Problem
@@ -171,7 +171,7 @@ def solve(
         patches_to_images(patches),
         targets,
         beta,
-        spec=PatchSpec(1),
+        spec=PatchSpec((1, 1)),
         pooling=pooling,
         loss=loss,
         intercept=intercept,
@@ -189,9 +189,7 @@ def solve(
         start=start,
         callback=callback,
     )
-    certificate = certify_parameters(
-        problem, solution.filters, solution.weights, oracle=oracle, tol=tol, seed=seed + 1
-    )
+    certificate = certify_parameters(problem, solution.filters, solution.weights, oracle=oracle, tol=tol, seed=seed + 1)
     warn_short_of(certificate, solution, tol)
     return replace(solution, certificate=certificate)
 
@@ -208,7 +206,7 @@ def beta_max(
 ) -> float:
     """The β from which on the optimal network has no filters; parameters as in `solve`."""
     images = patches_to_images(patches)
-    problem = build_problem(images, targets, spec=PatchSpec(1), pooling=pooling, loss=loss, intercept=intercept)
+    problem = build_problem(images, targets, spec=PatchSpec((1, 1)), pooling=pooling, loss=loss, intercept=intercept)
     return find_beta_max(problem, oracle, seed)
 
 

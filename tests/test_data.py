@@ -27,17 +27,6 @@ from convcvx._compat import import_torchvision
 from convcvx.data import check_images, check_targets, load, split
 from convcvx.errors import DataError, InputError
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-
-
-@pytest.fixture(scope="session")
-def shared_data() -> Path:
-    if not SHARED.is_dir():
-        if os.environ.get("CI", "").lower() == "true":
-            pytest.fail(f"CI needs the real data in {SHARED}")
-        pytest.skip(f"no real data in {SHARED}")
-    return SHARED
-
 
 def keras_arrays(n=12, n_test=6, shape=(5, 4), n_classes=3):
     rng = np.random.default_rng(0)
@@ -153,9 +142,7 @@ def test_limit_keeps_the_first_training_images_the_classes_and_the_whole_test_se
     assert len(load(path, limit=1000)[0]) == 12
     for wrong in (0, -1, 1.5, True):
         refused("limit must be a whole number >= 1", path, limit=wrong, error=InputError)
-    refused(
-        "y_train has a single class in 1 images; training needs two or more: raise the limit", path, limit=1
-    )
+    refused("y_train has a single class in 1 images; training needs two or more: raise the limit", path, limit=1)
 
 
 def test_mnist_is_read_without_a_download(shared_data, monkeypatch):

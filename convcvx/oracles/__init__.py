@@ -14,9 +14,12 @@ ORACLES = ("auto", "exact", "local")
 __all__ = ["ORACLES", "ChargedRows", "ExactOracle", "LocalOracle", "Oracle", "OracleResult", "get_oracle"]
 
 
-def get_oracle(name: str, problem: Problem) -> Oracle:
-    """The oracle called `name`; `auto` is exact where the patches have rank <= 2, and local search otherwise."""
+def get_oracle(name: str, problem: Problem, *, thorough: bool = False) -> Oracle:
+    """The oracle called `name`; `auto` is exact where the patches have rank <= 2, and local search otherwise.
+
+    `thorough` asks the local search for its full effort, as a certificate does.
+    """
     check_choice("oracle", name, ORACLES)
     if name == "exact" or (name == "auto" and problem.responses.embedding.patch_rank <= 2):
         return ExactOracle()
-    return LocalOracle()
+    return LocalOracle(thorough=thorough)

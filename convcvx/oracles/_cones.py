@@ -6,10 +6,17 @@ charges have shape (P, width); whatever is given at the d vertices of a cone com
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import njit
 
-OPTIONS = {"nogil": True, "cache": True, "fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
+OPTIONS: dict[str, Any] = {
+    "nogil": True,
+    "cache": True,
+    "fastmath": {"reassoc", "contract", "nsz"},
+    "error_model": "numpy",
+}
 """Sums may be reassociated for speed: the allowance holds for any order."""
 NARROWEST = 1e-14
 """Cones whose longest edge squared is below this are not divided further; their bound is recorded as it is."""
@@ -52,9 +59,7 @@ def collapse(tree, indices, low, high, vertices, finest, linear, heights):
             if smallest >= radius:
                 for j in range(d):
                     for a in range(width):
-                        linear[j, cells[k], a] += (
-                            moments[k - n_rows, j, a] if k >= n_rows else entry[j] * entry[d + a]
-                        )
+                        linear[j, cells[k], a] += moments[k - n_rows, j, a] if k >= n_rows else entry[j] * entry[d + a]
             elif entry[d + width + 1] > finest * entry[d + width + 3]:
                 first, count = children[k - n_rows]
                 for m in range(count):
@@ -138,7 +143,7 @@ def form_bound(along, beside, across, gram):
             lengths = np.sqrt(beside[i, i]), np.sqrt(beside[j, j])
             q = along[i] * along[j] + beside[i, j] + across[i] * across[j]
             q += lengths[0] * across[j] + lengths[1] * across[i]
-            # beside[i, j] may have cancelled, by no more than this
+            # beside[i, j] may have cancelled; what many cells add to this is in the allowance
             q += 1e-12 * lengths[0] * lengths[1]
             peak = max(peak, q)
             if q > ratio * gram[i, j]:
@@ -187,7 +192,7 @@ def cone_bound(tree, kept, heights, vertices, gram, linear, middle, radius, rema
 
 @njit(**OPTIONS)
 def search(tree, fold, fineness, allowance, threshold, budget, indices, stack, depth, pruned, best, counts):
-    """Depth first from the top of the stack, until it is empty or about `budget` entries were looked at.
+    """Depth first from the top of the stack, until it is empty or full, or `budget` entries were looked at.
 
     It stops early for a vertex with g > threshold[0], which the caller should raise: the cones around that vertex
     could not be dropped. Cones with a bound <= threshold[0] are dropped, the largest such bound being kept in pruned[0]. The two
@@ -201,7 +206,7 @@ def search(tree, fold, fineness, allowance, threshold, budget, indices, stack, d
     radius, remainder = np.empty((d, n_cells)), np.empty(n_cells)
     vertices, gram = np.empty((d, d)), np.empty((d, d))
     while depth > 0:
-        if budget <= 0 or max(best[0, 0], best[1, 0]) > threshold[0]:
+        if budget <= 0 or depth == len(bound_of) or max(best[0, 0], best[1, 0]) > threshold[0]:
             return OUT_OF_BUDGET, depth
         top = depth - 1
         low, high = span_of[top]
@@ -209,8 +214,6 @@ def search(tree, fold, fineness, allowance, threshold, budget, indices, stack, d
             pruned[0] = max(pruned[0], bound_of[top])
             depth = top
             continue
-        if depth == len(bound_of):
-            return OUT_OF_ROOM, depth
         vertices[:] = vertices_of[top]
         linear[:] = linear_of[top]
         longest, one, two = NARROWEST, 0, 0

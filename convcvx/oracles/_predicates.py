@@ -76,11 +76,7 @@ def parallel_sign(a: Any, b: Any) -> int:
 @njit(cache=True)
 def determinant_sign(a: Any, b: Any, c: Any) -> int:
     """The sign of det(a, b, c) for vectors (3,) of length at most 1.001."""
-    value = (
-        a[0] * (b[1] * c[2] - b[2] * c[1])
-        + a[1] * (b[2] * c[0] - b[0] * c[2])
-        + a[2] * (b[0] * c[1] - b[1] * c[0])
-    )
+    value = a[0] * (b[1] * c[2] - b[2] * c[1]) + a[1] * (b[2] * c[0] - b[0] * c[2]) + a[2] * (b[0] * c[1] - b[1] * c[0])
     if math.fabs(value) > FILTER:
         return 1 if value > 0 else -1
     expansion, count = np.zeros(24), 0
@@ -137,9 +133,7 @@ def crossings(rows: Any, k: int, parallel: Any, rising: Any) -> tuple[Any, Any]:
         else:
             rising[i] = side < 0
             flip = -1.0 if rising[i] else 1.0
-            keys[count] = math.atan2(
-                max(flip * (directions[i] @ second), 0.0), flip * (directions[i] @ first)
-            )
+            keys[count] = math.atan2(max(flip * (directions[i] @ second), 0.0), flip * (directions[i] @ first))
         places[count] = i
         count += 1
     order = places[:count][np.argsort(keys[:count])]

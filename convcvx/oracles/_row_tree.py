@@ -52,9 +52,7 @@ class RowTree:
         total = np.zeros((d, n_cells, width))
         for root in self.roots:
             row = self.table[root]
-            total[:, self.cells[root]] = (
-                self.moments[root - n] if root >= n else np.outer(row[:d], row[d : d + width])
-            )
+            total[:, self.cells[root]] = self.moments[root - n] if root >= n else np.outer(row[:d], row[d : d + width])
         return total
 
     @classmethod
@@ -77,7 +75,11 @@ class RowTree:
             for low, high in itertools.pairwise(edges):
                 pool.submit(_summarise, table, spans, d, c, nodes, moments, low, high)
         return cls(
-            np.concatenate([table, nodes]), moments, children, np.concatenate([cells, cells[spans[:, 0]]]), roots
+            np.concatenate([table, nodes]),
+            moments,
+            children,
+            np.concatenate([cells, cells[spans[:, 0]]]),
+            roots,
         )
 
 

@@ -21,9 +21,7 @@ INSIDE = 1e-7
 
 
 @njit(cache=True)
-def _inside(
-    v: Any, rows: Any, active: Any, parallel: Any, k: int, side: float, near: Any, slack: float
-) -> bool:
+def _inside(v: Any, rows: Any, active: Any, parallel: Any, k: int, side: float, near: Any, slack: float) -> bool:
     """Whether v lies in the cell beside circle k, within `slack`; the likeliest refusals come first."""
     if side * (rows[k] @ v) < -slack:
         return False
@@ -196,7 +194,7 @@ def cell_sweep(
                         mixed = total[t0 + a] * x[b] + x[a] * total[t0 + b]
                         q[a, b] = total[flat] + mixed + squares[s] * x[a] * x[b]
                         q[b, a] = q[a, b]
-                # Screen with the cheap form: its error is relative to what went into it, not to what came out.
+                # Screen with the cheap form; its error is relative to what went into it, not what came out.
                 trace = q[0, 0] + q[1, 1] + q[2, 2]
                 noise = relative * (total[0] + total[3] + total[5] + squares[s])
                 limit = min(bound * bound, peaks[0, 0])

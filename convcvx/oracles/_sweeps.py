@@ -170,9 +170,7 @@ def circle_sweep(
                 q01 += moments[p, 1]
                 q11 += moments[p, 2]
 
-            slope_a = (
-                q01 * (a0 * a0 - a1 * a1) + (q11 - q00) * a0 * a1
-            )  # half the derivative of g² in the angle
+            slope_a = q01 * (a0 * a0 - a1 * a1) + (q11 - q00) * a0 * a1  # half the derivative of g² in the angle
             slope_b = q01 * (b0 * b0 - b1 * b1) + (q11 - q00) * b0 * b1
             square_a = q00 * a0 * a0 + 2 * q01 * a0 * a1 + q11 * a1 * a1
             square_b = q00 * b0 * b0 + 2 * q01 * b0 * b1 + q11 * b1 * b1

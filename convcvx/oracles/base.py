@@ -66,8 +66,8 @@ class Oracle(Protocol):
     ) -> OracleResult:
         """Return up to `n_filters` distinct filters, best first.
 
-        `starts` (q, r) are filters worth starting from (the current ones); a rigorous oracle may stop as soon
-        as it has proved a bound <= `target`.
+        `starts` (q, r) are filters worth starting from (the current ones). A rigorous oracle may stop as soon as
+        it has proved a bound <= `target`, a heuristic one as soon as it has found a filter above it.
         """
         ...
 

@@ -39,10 +39,10 @@ max g on a cone of diameter δ is O(δ²), h(q) being first order in the error a
 
 **Rounding.** Every α_i and η_i is raised by an allowance. Each computed vertex quantity is a sum of at most
 N products with total modulus at most Σ‖s_k‖ (rows are unit, heights at most 1), so its error is at most
-(N + O(d)) ε Σ‖s_k‖ in whatever order it is added. Heights that are wrong by d·ε can misjudge a sign: the row's
+(N + O(d)) ε Σ‖s_k‖ in whatever order it is added; products with q add P·c·ε. Heights that are wrong by d·ε can misjudge a sign: the row's
 contribution is then wrong by no more than d·ε ‖s_k‖. A computed midpoint misses its edge by a few ε, which
 opens gaps between cones: u in a gap is within O(d^1.5 ε) per halving of a point that is covered, and g is
-Lipschitz with constant Σ‖s_k‖. `_allowance` is above the sum of these, for at most 64 d halvings. The few operations on
+Lipschitz with constant Σ‖s_k‖. An edge below 1e-7 is not halved, which leaves at most 12 d² halvings. `_allowance` is above the sum of these. The few operations on
 the d×d forms have a relative error below 1e-12, by which the bound is raised.
 """
 
@@ -61,7 +61,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convcvx.errors import check_count, check_positive
+from convcvx.errors import InputError, check_count, check_positive
 from convcvx.oracles._cones import OUT_OF_ROOM, search
 from convcvx.oracles._row_tree import RowTree
 from convcvx.oracles.base import ChargedRows, OracleResult
@@ -99,9 +99,7 @@ class BranchAndBoundOracle:
 
     name = "branch-and-bound"
 
-    def __init__(
-        self, rel_tol: float = 1e-2, time_limit: float | None = None, max_cones: int | None = None
-    ) -> None:
+    def __init__(self, rel_tol: float = 1e-2, time_limit: float | None = None, max_cones: int | None = None) -> None:
         self.rel_tol = check_positive("rel_tol", rel_tol)
         self.time_limit = None if time_limit is None else check_positive("time_limit", time_limit, zero=True)
         self.max_cones = None if max_cones is None else check_count("max_cones", max_cones, minimum=0)
@@ -117,47 +115,46 @@ class BranchAndBoundOracle:
         target: float = 0.0,
     ) -> OracleResult:
         """As `Oracle` says; `stats` holds cones, seconds, rank, rel_gap_of_bound and why the search stopped."""
-        started = time.perf_counter()
+        began = time.perf_counter()
         charged = ChargedRows.build(problem, dual_point)
         points = None if starts is None else (starts.double().cpu() @ charged.frame.T).numpy()
-        found = self.search(charged, starts=points, n_filters=n_filters, seed=seed, target=target, started=started)
-        return OracleResult(
-            charged.lift(found.points),
-            torch.as_tensor(found.values),
-            found.upper_bound,
-            "global",
-            {**found.stats, "seconds": time.perf_counter() - started},
-        )
+        return self.maximise(charged, points, n_filters=n_filters, seed=seed, target=target, began=began)
 
-    def search(
+    def maximise(
         self,
         charged: ChargedRows,
-        *,
         starts: np.ndarray | None = None,
+        *,
         n_filters: int = 1,
         seed: int = 0,
         target: float = 0.0,
-        started: float | None = None,
-    ) -> Found:
-        """The same on charged rows, in their own coordinates."""
-        started = time.perf_counter() if started is None else started
+        began: float | None = None,
+    ) -> OracleResult:
+        """The same for rows already charged, and `starts` (q, d) in their coordinates.
+
+        `began`, by `time.perf_counter`, is when the time limit starts to run.
+        """
+        check_count("n_filters", n_filters)
+        began = time.perf_counter() if began is None else began
         n, d = charged.rows.shape
-        if n == 0:
-            points = np.eye(d)[:1]
-            stats = {"cones": 0, "rank": d, "rel_gap_of_bound": 0.0, "stopped": "bound"}
-            return Found(points, np.zeros(len(points)), charged.slack, stats)
-        climber = _Climber(charged, max(n_filters, 1) + 3)
-        first = np.random.default_rng(seed).standard_normal((4 * d, d))
-        climber.climb(first if starts is None else np.concatenate([first, starts]), 0)
-        climber.climb(climber.points[:4], 6)
-        deadline = None if self.time_limit is None else started + self.time_limit
-        goal = _Goal(self.rel_tol, target - charged.slack, deadline, self.max_cones)
-        bound, cones, entries, stopped = _Search(charged, climber, goal).run()
-        climber.climb(climber.points[:n_filters], 5)
-        points, values = climber.points[:n_filters], charged.g(climber.points[:n_filters])
-        order = np.argsort(-values, kind="stable")
-        points, values = points[order], values[order]
-        best = float(values[0])
+        bound, cones, entries, stopped = 0.0, 0, 0, "bound"
+        points, values = np.zeros((0, d)), np.zeros(0)
+        if n and not np.isfinite(charged.charges).all():
+            raise InputError("dual_point must be finite; found NaN or infinity")
+        if n:
+            climber = _Climber(charged, n_filters + 3)
+            first = np.random.default_rng(seed).standard_normal((4 * d, d))
+            climber.climb(first if starts is None else np.concatenate([first, starts]), 0)
+            climber.climb(climber.points[:4], 6)
+            deadline = None if self.time_limit is None else began + self.time_limit
+            goal = _Goal(self.rel_tol, target - charged.slack, deadline, self.max_cones)
+            bound, cones, entries, stopped = _Search(charged, climber, goal).run()
+            climber.climb(climber.points[:n_filters], 5)
+            points = climber.points[:n_filters]
+            values = charged.g(points)
+            order = np.argsort(-values, kind="stable")
+            points, values = points[order], values[order]
+        best = float(values.max(initial=0.0))
         upper = (max(bound, best) + charged.slack) * (1 + 1e-15)
         stats = {
             "cones": cones,
@@ -165,18 +162,9 @@ class BranchAndBoundOracle:
             "rank": d,
             "rel_gap_of_bound": upper / best - 1 if best > 0 else 0.0,
             "stopped": stopped,
+            "seconds": time.perf_counter() - began,
         }
-        return Found(points, values, upper, stats)
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a search over charged rows found: `points` (q, d) with `values` (q,), best first, and the bound."""
-
-    points: np.ndarray
-    values: np.ndarray
-    upper_bound: float
-    stats: dict[str, Any]
+        return OracleResult(charged.lift(points), torch.as_tensor(values), upper, "global", stats)
 
 
 @dataclass(frozen=True)
@@ -272,7 +260,7 @@ class _Search:
         d = charged.rows.shape[1]
         self.fold = self.tree.fold(charged.n_cells)
         self.fineness = FINENESS.get(d, 0.03)
-        self.allowance = _allowance(self.tree.weight, len(charged.rows), d)
+        self.allowance = _allowance(self.tree.weight, len(charged.rows), self.fold.size, d)
         self.threshold = np.array([goal.threshold(float(climber.values[0]))])
         self.pruned, self.cones, self.entries, self.busy, self.made = 0.0, 0, 0, 0, 0
         self.stopped: str | None = None
@@ -338,15 +326,13 @@ class _Search:
             value, vertex = workspace.incumbent()
             if value > self.climber.values[0] * (1 + 1e-9):
                 self.climber.climb(vertex[None], 3)
-                self.threshold[0] = max(
-                    self.threshold[0], self.goal.threshold(float(self.climber.values[0]))
-                )
+                self.threshold[0] = max(self.threshold[0], self.goal.threshold(float(self.climber.values[0])))
 
 
 class _Workspace:
     """The stack of one thread, as arrays for the compiled search."""
 
-    def __init__(self, shape: tuple[int, ...], levels: int = 256, room: int = 1 << 16) -> None:
+    def __init__(self, shape: tuple[int, ...], levels: int = 64, room: int = 1 << 16) -> None:
         d = shape[0]
         self.vertices, self.linear = np.empty((levels, d, d)), np.empty((levels, *shape))
         self.span, self.signs = np.empty((levels, 2), np.int64), np.empty(levels, np.int64)
@@ -375,8 +361,11 @@ class _Workspace:
         for k in range(self.depth):
             low, high = self.span[k]
             yield (
-                self.vertices[k].copy(), self.linear[k].copy(), self.indices[low:high].copy(),
-                int(self.signs[k]), float(self.bound[k]),
+                self.vertices[k].copy(),
+                self.linear[k].copy(),
+                self.indices[low:high].copy(),
+                int(self.signs[k]),
+                float(self.bound[k]),
             )
 
     def incumbent(self) -> tuple[float, np.ndarray]:
@@ -384,6 +373,6 @@ class _Workspace:
         return float(self.best[sign, 0]), self.best[sign, 1:] * (-1.0 if sign else 1.0)
 
 
-def _allowance(weight: float, n: int, d: int) -> float:
+def _allowance(weight: float, n: int, size: int, d: int) -> float:
     """What rounding can hide at a vertex, for Σ‖s_k‖ = `weight`; the module's text says why."""
-    return 2.0 * (n + 1000.0 * d**2.5) * np.finfo(float).eps * weight
+    return 2.0 * (n + size + 1000.0 * d**2.5) * float(np.finfo(float).eps) * weight

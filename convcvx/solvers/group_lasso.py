@@ -43,7 +43,11 @@ def solve_squared(
             break
         matrix, sizes = newton.step(matrix, sizes)
     return MasterResult(
-        best_matrix.unflatten(0, (len(filters), cells)), newton.intercept(best_matrix), best, rel_gap, iteration
+        best_matrix.unflatten(0, (len(filters), cells)),
+        newton.intercept(best_matrix),
+        best,
+        rel_gap,
+        iteration,
     )
 
 
@@ -132,7 +136,9 @@ class _Newton:
         """Gradient and Hessian of F over `groups`: H_jl = β <S_j, [D⁻¹ - D⁻¹ (H/β + D⁻¹)⁻¹ D⁻¹]_jl S_l>."""
         where, m = self._rows(groups), len(groups)
         wide = sizes.repeat_interleave(self.cells)
-        inverse = torch.cholesky_inverse(self._factor(where, self.beta / wide))
+        factor = self._factor(where, self.beta / wide)
+        root = torch.linalg.solve_triangular(factor, torch.eye(len(factor), dtype=factor.dtype), upper=False)
+        inverse = root.T @ root  # two fast products; cholesky_inverse runs on one core
         scaled = slopes[where] / wide[:, None]
         coupling = (inverse * (scaled @ scaled.T)).view(m, self.cells, m, self.cells).sum(dim=(1, 3))
         hessian = torch.diag(self.beta * pulls[groups].square() / sizes) - self.beta**2 * coupling
@@ -148,7 +154,7 @@ class _Newton:
 
 
 @numba.njit(cache=True)
-def _bounded_quadratic(hessian, gradient, point):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+def _bounded_quadratic(hessian, gradient, point):  # pragma: no cover - compiled
     """Minimise the quadratic model at `point` over non-negative points, in place, by coordinate descent."""
     slope = gradient.copy()
     for _ in range(2000):

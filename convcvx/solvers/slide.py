@@ -19,6 +19,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from convcvx.problem import Problem
+from convcvx.responses import Responses
 from convcvx.solution import Solution
 
 DETERMINISTIC_FLOPS = 1e9
@@ -27,13 +28,18 @@ SAMPLE = 2000
 """Images from which the whitening is estimated: it sets the speed of the descent, not its target."""
 
 
-def slide(problem: Problem, solution: Solution, seed: int, epochs: float = 2.0) -> Solution:
-    """Descend from `solution`; the objective is not guaranteed to fall."""
+def slide(problem: Problem, solution: Solution, seed: int, *, accuracy: float, epochs: float = 2.0) -> Solution:
+    """Descend from `solution`; the objective is not guaranteed to fall.
+
+    A deterministic descent stops when its steps gain less than `accuracy`.
+    """
     if solution.n_filters == 0:
         return solution
     responses = problem.responses
     flops = 6.0 * problem.n * responses.n_positions * responses.dim * solution.n_filters
-    return slide_lbfgs(problem, solution) if flops <= DETERMINISTIC_FLOPS else slide_adam(problem, solution, seed, epochs)
+    if flops <= DETERMINISTIC_FLOPS:
+        return slide_lbfgs(problem, solution, accuracy)
+    return slide_adam(problem, solution, seed, epochs)
 
 
 def _balanced(solution: Solution) -> tuple[Tensor, Tensor]:
@@ -85,7 +91,7 @@ def _inverse_factor(moment: Tensor, ridge: float) -> Tensor:
     return torch.linalg.solve_triangular(factor, torch.eye(len(factor), dtype=moment.dtype), upper=False)
 
 
-def _patch_moment(responses) -> Tensor:  # type: ignore[no-untyped-def]
+def _patch_moment(responses: Responses) -> Tensor:
     """(r, r) second moment of the embedded patches, scaled to unit mean, damped by a hundredth."""
     basis = responses.embedding.basis
     rows = responses.rows(slice(0, 256)).double().cpu().flatten(0, 1) @ basis.T
@@ -116,7 +122,7 @@ def _gradients(
     )
 
 
-def slide_lbfgs(problem: Problem, solution: Solution, max_iter: int = 200) -> Solution:
+def slide_lbfgs(problem: Problem, solution: Solution, accuracy: float = 0.0, max_iter: int = 200) -> Solution:
     """Full-batch L-BFGS: kinks of the ReLU can stop it, the oracle then steps over them."""
     coordinates = _Coordinates(problem, solution, torch.Generator().manual_seed(0))
     shapes = [part.shape for part in coordinates.start]
@@ -131,7 +137,13 @@ def slide_lbfgs(problem: Problem, solution: Solution, max_iter: int = 200) -> So
         return value, torch.cat([part.flatten() for part in coordinates.pullback(*slopes)]).numpy()
 
     start = torch.cat([part.flatten() for part in coordinates.start]).numpy()
-    options = {"maxiter": max_iter, "maxfun": 2 * max_iter, "ftol": 1e-15, "gtol": 1e-13, "maxcor": 30}
+    options = {
+        "maxiter": max_iter,
+        "maxfun": 2 * max_iter,
+        "ftol": max(accuracy, 1e-15),
+        "gtol": 1e-13,
+        "maxcor": 30,
+    }
     result = minimize(value_and_gradient, start, jac=True, method="L-BFGS-B", options=options)
     return solution.with_parameters(*unpack(result.x))
 

@@ -8,8 +8,9 @@ what the uninterrupted one would have done.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 import torch
@@ -58,10 +59,10 @@ def sliding_frank_wolfe(
         Called with the solution after every round.
     """
     began = perf_counter()
-    solution = start or Solution.empty(problem.responses.dim, problem.responses.n_cells, problem.n_outputs)
-    earlier = solution.history[-1]["seconds"] if solution.history else 0.0
+    if start is None:
+        start = Solution.empty(problem.responses.dim, problem.responses.n_cells, problem.n_outputs)
+    solution, earlier = _continue(problem, start)
     budget = max_filters or 10**9
-    status = "running"
     while True:
         predictions = problem.responses.predict(solution.filters, solution.weights, solution.intercept)
         if solution.n_filters == 0:
@@ -94,7 +95,21 @@ def sliding_frank_wolfe(
             callback(solution)
         if status != "running":
             return solution
-        solution = _round(problem, solution, found, objective, tol, budget, seed)
+        solution = _round(problem, solution, found, objective, objective - lower_bound, tol, budget, seed)
+
+
+def _continue(problem: Problem, start: Solution) -> tuple[Solution, float]:
+    """Where to begin, and the seconds already spent.
+
+    A checkpoint comes without its last record, which is taken again; of another problem's solution only the
+    network counts.
+    """
+    if start.history:
+        predictions = problem.responses.predict(start.filters, start.weights, start.intercept)
+        last = start.history[-1]
+        if math.isclose(problem.primal(predictions, start.weights), last["objective"], rel_tol=1e-6):
+            return replace(start, history=start.history[:-1]), last["seconds"]
+    return replace(start, history=[], rounds=0), 0.0
 
 
 def _wanted(n_filters: int, budget: int) -> int:
@@ -103,9 +118,15 @@ def _wanted(n_filters: int, budget: int) -> int:
 
 
 def _status(
-    record: dict, solution: Solution, problem: Problem, tol: float, budget: int, max_rounds: int, limit: float | None
+    record: dict,
+    solution: Solution,
+    problem: Problem,
+    tol: float,
+    budget: int,
+    max_rounds: int,
+    limit: float | None,
 ) -> str:
-    """"running", or why to stop."""
+    """ "running", or why to stop."""
     if record["rel_gap"] <= tol:
         return "converged"
     if limit is not None and record["seconds"] >= limit:
@@ -124,24 +145,34 @@ def _round(
     solution: Solution,
     found: OracleResult,
     objective: float,
+    gap: float,
     tol: float,
     budget: int,
     seed: int,
 ) -> Solution:
-    violating = found.filters[found.values > problem.beta][: max(0, budget - solution.n_filters)]
+    """One round from `solution`, whose objective and gap are given; the objective does not rise."""
     accuracy = max(0.01 * tol, 1e-12)
-    best = _master(problem, solution, torch.cat([solution.filters, violating]), accuracy)
-    best_objective, best = min(((objective, solution), best), key=lambda pair: pair[0])
-    slid = slide(problem, best, seed + 1000 * solution.rounds)
-    trial_objective, trial = _master(problem, slid, slid.filters, accuracy)
-    if trial_objective < best_objective:
-        best_objective, best = trial_objective, trial
-    merged = _merge(best)
-    if merged.n_filters < best.n_filters:
-        trial_objective, trial = _master(problem, merged, merged.filters, accuracy)
-        if trial_objective <= best_objective * (1 + 1e-12):
-            best = trial
-    return replace(best, rounds=solution.rounds + 1)
+    best = _Best(objective, solution)
+    violating = found.filters[found.values > problem.beta][: max(0, budget - solution.n_filters)]
+    best.offer(*_master(problem, solution, torch.cat([solution.filters, violating]), accuracy))
+    slid = slide(problem, best.solution, seed + 1000 * solution.rounds, accuracy=1e-3 * gap)
+    best.offer(*_master(problem, slid, slid.filters, accuracy))
+    merged = _merge(best.solution)
+    if merged.n_filters < best.solution.n_filters:
+        best.offer(*_master(problem, merged, merged.filters, accuracy), slack=1e-12)
+    return replace(best.solution, rounds=solution.rounds + 1)
+
+
+@dataclass
+class _Best:
+    """The best solution of a round so far."""
+
+    objective: float
+    solution: Solution
+
+    def offer(self, objective: float, solution: Solution, slack: float = 0.0) -> None:
+        if objective <= self.objective * (1 + slack):
+            self.objective, self.solution = objective, solution
 
 
 def _master(problem: Problem, solution: Solution, filters: Tensor, tol: float) -> tuple[float, Solution]:

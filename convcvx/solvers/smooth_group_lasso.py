@@ -86,7 +86,6 @@ class _Design:
             total += (block.flatten(1).T @ rows[where].to(block)).double().cpu()
         return total
 
-
     def centred(self, matrix: Tensor) -> Tensor:
         """(A - 1 meanᵀ) W: what W changes when the intercept takes up the mean."""
         return self.apply(matrix) - self.mean.T @ matrix
@@ -154,7 +153,11 @@ class _State:
             """Hessian times (step, shift): its data part, its penalty part, and its intercept part."""
             curved = problem.loss.hessian_product(self.predictions, design.centred(step) + shift) / problem.n
             bent = self.duals * inner(units, step) + units * inner(self.duals, step)
-            return design.centred_adjoint(curved), ridges * (step - 0.5 * bent), curved.sum(dim=0) * problem.intercept
+            return (
+                design.centred_adjoint(curved),
+                ridges * (step - 0.5 * bent),
+                curved.sum(dim=0) * problem.intercept,
+            )
 
         base = self.curvature * design.gram
         base.diagonal().add_(ridges[:, 0] + 1e-7 * float(design.gram.diagonal().max()))
@@ -195,7 +198,11 @@ class _State:
         while size > 1e-3:
             predictions, matrix = self.predictions + size * change, self.matrix + size * step
             if self._smoothed(predictions, matrix, epsilon) <= value - 0.1 * size * decrement:
-                self.matrix, self.shift, self.predictions = matrix, self.shift + size * step_shift, predictions
+                self.matrix, self.shift, self.predictions = (
+                    matrix,
+                    self.shift + size * step_shift,
+                    predictions,
+                )
                 self._centre()
                 return decrement
             size *= 0.5

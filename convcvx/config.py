@@ -1,0 +1,87 @@
+"""Everything that defines a training run, as one flat record; presets are partial records."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from convcvx.errors import InputError
+from convcvx.patches import PatchSpec
+
+BUDGETS = ("tol", "max_filters", "max_rounds", "time_limit", "device")
+"""What a resumed run may change: where it stops, not what it trains."""
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "demo": {
+        "data": "digits",
+        "kernel_size": "3",
+        "padding": "1",
+        "pool": "4",
+        "beta_ratio": 0.003,
+        "tol": 1e-2,
+        "max_filters": 64,
+        "time_limit": 40.0,
+    },
+}
+"""`--preset NAME`: a flag or a config file given beside it wins."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The options of `convcvx train`; see `convcvx train --help` for each."""
+
+    data: str = "digits"
+    data_dir: str | None = None
+    limit: int | None = None
+    validation: float = 0.0
+    kernel_size: str = "3"
+    stride: str = "1"
+    padding: str = "0"
+    pool: str = "global"
+    hidden_bias: bool = False
+    intercept: bool = True
+    rank: int | None = None
+    whiten: float | None = None
+    contrast: float | None = None
+    beta: float | None = None
+    beta_ratio: float | None = None
+    loss: str = "squared"
+    solver: str = "auto"
+    oracle: str = "auto"
+    tol: float = 1e-4
+    max_filters: int | None = None
+    max_rounds: int = 100
+    time_limit: float | None = None
+    seed: int = 0
+    device: str = "auto"
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
+        """Raises `InputError` for a key that is no option."""
+        known = {f.name for f in fields(cls)}
+        for key in values:
+            if key not in known:
+                raise InputError(f"unknown option {key!r}; the options are {', '.join(sorted(known))}")
+        return cls(**values)
+
+    def patch_spec(self) -> PatchSpec:
+        return PatchSpec(
+            parse_pair("kernel_size", self.kernel_size),
+            parse_pair("stride", self.stride),
+            parse_pair("padding", self.padding),
+            self.hidden_bias,
+            self.contrast,
+            self.whiten,
+            self.rank,
+        )
+
+
+def parse_pair(name: str, text: str) -> tuple[int, int]:
+    """Read "3" or "3x5" as (rows, columns)."""
+    parts = str(text).lower().split("x")
+    if len(parts) > 2 or not all(part.strip().isdigit() for part in parts):
+        raise InputError(f"{name} must be a whole number such as 3, or rows x columns such as 3x5; got {text!r}")
+    return int(parts[0]), int(parts[-1])

@@ -1,0 +1,223 @@
+"""The jobs behind the command line: train a network into a run folder, certify one."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from convcvx.certificate import Certificate, certify
+from convcvx.config import TrainConfig
+from convcvx.data import Dataset, load, split
+from convcvx.errors import InputError, RunError, check_positive
+from convcvx.evaluate import accuracy, mean_loss, predict
+from convcvx.network import TwoLayerCNN, foreign_network, read_weights, two_layer_cnn
+from convcvx.patches import PatchEmbedding
+from convcvx.problem import Problem
+from convcvx.runs import Run
+from convcvx.solution import Solution
+from convcvx.training import build_problem, find_beta_max, solve_problem
+
+Report = Callable[[Solution, float], None]
+"""Called after every round with the solution and beta."""
+
+
+def train_job(config: TrainConfig, run: Run, report: Report) -> dict[str, Any]:
+    """Train as `config` says, checkpointing every round into `run`; returns what `--json` prints."""
+    began = perf_counter()
+    train, test, validation = load_data(config)
+    problem, beta_max = _problem(config, run, train)
+    checkpoint = run.load_state()
+    earlier = checkpoint.history[-1]["seconds"] if checkpoint and checkpoint.history else 0.0
+
+    def after_round(solution: Solution) -> None:
+        run.save_state(solution)
+        report(solution, problem.beta)
+
+    solution = solve_problem(
+        problem,
+        solver=config.solver,
+        oracle=config.oracle,
+        tol=config.tol,
+        max_filters=config.max_filters,
+        max_rounds=config.max_rounds,
+        time_limit=config.time_limit,
+        seed=config.seed,
+        start=checkpoint,
+        callback=after_round,
+    )
+    responses = problem.responses
+    network = TwoLayerCNN.from_solution(
+        solution, responses.embedding, responses.pooling, image_shape(train), intercept=config.intercept
+    )
+    network.meta = {
+        "data": config.data,
+        "classes": list(train.classes),
+        "loss": config.loss,
+        "beta": problem.beta,
+    }
+    certificate = _certify(network, train, config, problem.beta, responses.embedding)
+    run.save_result(network, certificate)
+    metrics = certificate_summary(certificate) | {
+        "beta_max": beta_max,
+        "n_filters": solution.n_filters,
+        "train_accuracy": _score(network, train),
+        "test_accuracy": _score(network, test),
+        "validation_accuracy": _score(network, validation) if validation else None,
+        "seconds": earlier + perf_counter() - began,
+        "peak_memory_mb": peak_memory_mb(),
+        "status": _status(solution, certificate, config.tol),
+        "rounds": solution.rounds,
+        "patch_rank": certificate.patch_rank,
+        "out": str(run.folder),
+    }
+    if not train.n_classes:
+        metrics["test_loss"] = mean_loss(predict(network, test.images), test.targets, config.loss)
+    run.save_metrics(metrics)
+    return metrics
+
+
+def certify_job(
+    path: Path, config: TrainConfig, *, embedding: PatchEmbedding | None, given: set[str]
+) -> dict[str, Any]:
+    """Certify the network at `path` on the training data of `config`; returns what `--json` prints."""
+    began = perf_counter()
+    train, test, _ = load_data(config)
+    network = _load_network(path, config, train, given)
+    beta = config.beta
+    if beta is None:
+        raise InputError("beta is not known for this network; pass --beta, or --like RUN")
+    certificate = _certify(network, train, config, beta, embedding)
+    return certificate_summary(certificate) | {
+        "n_filters": certificate.n_filters,
+        "train_accuracy": _score(network, train),
+        "test_accuracy": _score(network, test),
+        "seconds": perf_counter() - began,
+        "peak_memory_mb": peak_memory_mb(),
+        "status": "converged" if certificate.rel_gap <= config.tol else "gap_above_tol",
+    }
+
+
+def load_data(config: TrainConfig) -> tuple[Dataset, Dataset, Dataset | None]:
+    """Training set, test set, and the validation set if one is split off."""
+    train, test = load(config.data, config.data_dir, config.limit)
+    if config.validation:
+        train, validation = split(train, config.validation, config.seed)
+        return train, test, validation
+    return train, test, None
+
+
+def image_shape(dataset: Dataset) -> tuple[int, int, int]:
+    channels, height, width = dataset.images.shape[1:]
+    return channels, height, width
+
+
+def pick_device(name: str) -> str:
+    """Resolve "auto"; raise `InputError` for a device that is not there."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name not in ("cpu", "cuda"):
+        raise InputError(f"device must be auto, cpu or cuda; got {name!r}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("device cuda was asked for but torch sees none; use --device cpu")
+    return name
+
+
+def _problem(config: TrainConfig, run: Run, train: Dataset) -> tuple[Problem, float]:
+    """The training problem with its beta resolved, and beta_max; a resumed run reuses what it has."""
+    if config.beta is not None and config.beta_ratio is not None:
+        raise InputError("give --beta or --beta-ratio, not both")
+    ratio = 1e-3 if config.beta_ratio is None else check_positive("beta_ratio", config.beta_ratio)
+    if config.beta is not None:
+        check_positive("beta", config.beta)
+    embedding = run.load_embedding()
+    problem = build_problem(
+        train.images,
+        train.targets,
+        spec=config.patch_spec(),
+        embedding=embedding,
+        pooling=config.pool,
+        loss=config.loss,
+        intercept=config.intercept,
+        n_classes=train.n_classes or None,
+        device=pick_device(config.device),
+    )
+    if embedding is None:
+        run.save_embedding(problem.responses.embedding)
+    beta_max = run.beta_max
+    if beta_max is None:
+        beta_max = find_beta_max(problem, config.oracle, config.seed)
+        run.save_beta_max(beta_max)
+    return problem.with_beta(config.beta if config.beta is not None else ratio * beta_max), beta_max
+
+
+def _certify(
+    network: TwoLayerCNN, train: Dataset, config: TrainConfig, beta: float, embedding: PatchEmbedding | None
+) -> Certificate:
+    return certify(
+        network,
+        train.images,
+        train.targets,
+        beta,
+        loss=config.loss,
+        oracle=config.oracle,
+        tol=config.tol,
+        embedding=embedding,
+        n_classes=train.n_classes or None,
+        seed=config.seed,
+        device=pick_device(config.device),
+    )
+
+
+def _load_network(path: Path, config: TrainConfig, train: Dataset, given: set[str]) -> TwoLayerCNN:
+    state, architecture, _ = read_weights(path)
+    if architecture is None:
+        pool = config.pool if "pool" in given else None
+        spec = config.patch_spec()
+        return foreign_network(state, image_shape(train), stride=spec.stride, padding=spec.padding, pool=pool)
+    if architecture.image_shape != image_shape(train):
+        raise RunError(
+            f"the network in {path} takes images {architecture.image_shape}, the data have {image_shape(train)}"
+        )
+    return two_layer_cnn(path)
+
+
+def certificate_summary(certificate: Certificate) -> dict[str, Any]:
+    """The certificate's part of the printed JSON."""
+    names = ("primal", "dual", "rel_gap", "scope", "meaning", "beta", "loss", "oracle")
+    values = certificate.to_dict()
+    return {name: values[name] for name in names}
+
+
+def peak_memory_mb() -> float:
+    """Largest resident size of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _score(network: TwoLayerCNN, dataset: Dataset) -> float | None:
+    return accuracy(predict(network, dataset.images), dataset.targets) if dataset.n_classes else None
+
+
+def _status(solution: Solution, certificate: Certificate, tol: float) -> str:
+    if certificate.rel_gap <= tol:
+        return "converged"
+    return "gap_above_tol" if solution.status == "converged" else solution.status
+
+
+def with_run_settings(run: Run) -> TrainConfig:
+    """The options of a finished run, its resolved beta among them."""
+    config = run.config
+    if config.beta is not None:
+        return config
+    beta_max = run.beta_max
+    if beta_max is None:
+        raise RunError(f"{run.folder} has not got as far as its beta: finish it with --resume")
+    ratio = 1e-3 if config.beta_ratio is None else config.beta_ratio
+    return replace(config, beta=ratio * beta_max, beta_ratio=None)

@@ -1,0 +1,63 @@
+"""One line a round on the terminal: round, objective, bound, gap, filters, time, and when to expect the end."""
+
+from __future__ import annotations
+
+import math
+
+from rich.console import Console
+
+from convcvx.solution import Solution
+
+HEADER = "round    objective  lower bound       gap      g/β  filters     time     left"
+
+
+class Progress:
+    """Prints a line for each round that `__call__` is given.
+
+    Parameters
+    ----------
+    console : rich.console.Console
+    tol, time_limit : float
+        What the estimate of the time left aims at.
+    """
+
+    def __init__(self, console: Console, tol: float, time_limit: float | None = None) -> None:
+        self._console, self._tol, self._time_limit = console, tol, time_limit
+        self._began = False
+
+    def __call__(self, solution: Solution, beta: float) -> None:
+        if not self._began:
+            self._console.print(HEADER, style="bold", highlight=False)
+            self._began = True
+        record = solution.history[-1]
+        left = seconds_left(solution.history, self._tol, self._time_limit)
+        self._console.print(
+            f"{record['round']:>5}  {record['objective']:>11.6g}  {record['lower_bound']:>11.6g}  "
+            f"{record['rel_gap']:>8.1e}  {record['g_max'] / beta:>7.4g}  {record['n_filters']:>7}  "
+            f"{clock(record['seconds']):>7}  {clock(left) if left is not None else '?':>7}",
+            highlight=False,
+        )
+
+
+def seconds_left(history: list[dict], tol: float, time_limit: float | None) -> float | None:
+    """Extrapolate the fall of log gap over the last rounds to `tol`; None while it does not fall."""
+    last = history[-1]
+    limit = None if time_limit is None else max(0.0, time_limit - last["seconds"])
+    if last["rel_gap"] <= tol:
+        return 0.0
+    first = history[max(0, len(history) - 4)]
+    fall = math.log(max(first["rel_gap"], 1e-300) / last["rel_gap"])
+    if fall <= 0:
+        return limit
+    estimate = math.log(last["rel_gap"] / tol) * (last["seconds"] - first["seconds"]) / fall
+    return estimate if limit is None else min(estimate, limit)
+
+
+def clock(seconds: float) -> str:
+    """12.3 s as "12s", longer times as "3m05" or "2h07"."""
+    if seconds < 60:
+        return f"{seconds:.0f}s"
+    minutes = round(seconds) // 60
+    if minutes < 60:
+        return f"{minutes}m{round(seconds) % 60:02d}"
+    return f"{minutes // 60}h{minutes % 60:02d}" if minutes < 6000 else ">99h"

@@ -1,0 +1,206 @@
+"""A run folder: everything a training run leaves behind, each file written whole or not at all.
+
+config.json            the options
+beta_max.json          the β from which on no filter helps
+environment.json       versions and machine
+embedding.safetensors  the basis that filters live in (exact, float64)
+state.safetensors      the checkpoint: the solution in float64, with its rounds and history
+history.json           one record a round
+model.safetensors      the trained network, float32, self-describing
+certificate.json       the certificate of that network
+metrics.json           what `convcvx train --json` prints
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import tempfile
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from convcvx.certificate import Certificate
+from convcvx.config import BUDGETS, TrainConfig
+from convcvx.errors import InputError, RunError
+from convcvx.network import TwoLayerCNN
+from convcvx.patches import PatchEmbedding, PatchSpec
+from convcvx.solution import Solution
+
+PACKAGES = ("convcvx", "torch", "numpy", "numba", "scipy", "scikit-learn")
+
+
+class Run:
+    """One run folder.
+
+    Parameters
+    ----------
+    folder : path
+        Need not exist yet.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    @classmethod
+    def create(cls, folder: str | Path, config: TrainConfig, *, overwrite: bool = False) -> Run:
+        """Start a run; raise `RunError` where one exists, unless `overwrite`."""
+        run = cls(folder)
+        if run.folder.exists() and (not run.folder.is_dir() or any(run.folder.iterdir())):
+            if not overwrite:
+                raise RunError(
+                    f"{folder} exists and is not empty; choose another --out, or pass --resume or --overwrite"
+                )
+            if not (run.folder / "config.json").exists():
+                raise RunError(f"{folder} is no run folder (it has no config.json); it is not overwritten: remove it")
+            shutil.rmtree(run.folder)
+        try:
+            run.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"cannot create {folder}: {error.strerror}; choose another --out") from None
+        run._write_json("config.json", config.to_dict())
+        run._write_json("environment.json", environment())
+        return run
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Run:
+        """An existing run; raise `RunError` if `folder` is none."""
+        run = cls(folder)
+        if not (run.folder / "config.json").is_file():
+            raise RunError(f"{folder} is no run folder: it has no config.json")
+        return run
+
+    @property
+    def config(self) -> TrainConfig:
+        return TrainConfig.from_dict(self._read_json("config.json"))
+
+    def resume(self, given: dict[str, Any]) -> TrainConfig:
+        """The stored options, with what was `given` explicitly; only budgets may differ."""
+        stored = self._read_json("config.json")
+        for name, value in given.items():
+            if name in BUDGETS or stored.get(name) == value:
+                continue
+            raise InputError(
+                f"{name} is {stored.get(name)!r} in {self.folder} but {value!r} was asked for; a resumed run may "
+                f"change only {', '.join(BUDGETS)}"
+            )
+        config = TrainConfig.from_dict(stored | {k: v for k, v in given.items() if k in BUDGETS})
+        self._write_json("config.json", config.to_dict())
+        return config
+
+    def save_beta_max(self, beta_max: float) -> None:
+        """So that a resumed run need not search for it again."""
+        self._write_json("beta_max.json", beta_max)
+
+    @property
+    def beta_max(self) -> float | None:
+        return self._read_json("beta_max.json") if (self.folder / "beta_max.json").exists() else None
+
+    # -- the parts ------------------------------------------------------------------------------------
+
+    def save_embedding(self, embedding: PatchEmbedding) -> None:
+        description = {
+            "spec": asdict(embedding.spec),
+            "channels": embedding.channels,
+            "patch_rank": embedding.patch_rank,
+            "energy": embedding.energy,
+        }
+        self._write_tensors("embedding.safetensors", {"basis": embedding.basis}, description)
+
+    def load_embedding(self) -> PatchEmbedding | None:
+        """The saved embedding; None before it was fitted."""
+        if not (self.folder / "embedding.safetensors").exists():
+            return None
+        tensors, description = self._read_tensors("embedding.safetensors")
+        return PatchEmbedding(PatchSpec(**description.pop("spec")), basis=tensors["basis"], **description)
+
+    def save_state(self, solution: Solution) -> None:
+        """Checkpoint a solution."""
+        tensors = {name: getattr(solution, name) for name in ("filters", "weights", "intercept")}
+        described = {"rounds": solution.rounds, "status": solution.status, "history": solution.history}
+        self._write_tensors("state.safetensors", tensors, described)
+        self._write_json("history.json", solution.history)
+
+    def load_state(self) -> Solution | None:
+        """The last checkpoint; None before the first."""
+        if not (self.folder / "state.safetensors").exists():
+            return None
+        tensors, described = self._read_tensors("state.safetensors")
+        return Solution(**(tensors | described))
+
+    def save_result(self, network: TwoLayerCNN, certificate: Certificate) -> None:
+        self._write("model.safetensors", network.to_bytes())
+        self._write_json("certificate.json", certificate.to_dict())
+
+    def save_metrics(self, metrics: dict[str, Any]) -> None:
+        self._write_json("metrics.json", metrics)
+
+    @property
+    def model_file(self) -> Path:
+        path = self.folder / "model.safetensors"
+        if not path.exists():
+            raise RunError(f"{self.folder} has no model.safetensors yet: finish it with --resume")
+        return path
+
+    # -- files ----------------------------------------------------------------------------------------
+
+    def _write(self, name: str, content: bytes) -> None:
+        """Write to a temporary file and rename: a reader, or a crash, sees the old file or the new one."""
+        with tempfile.NamedTemporaryFile(dir=self.folder, prefix=f".{name}-", delete=False) as file:
+            try:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+                os.replace(file.name, self.folder / name)
+            except BaseException:
+                os.unlink(file.name)
+                raise
+
+    def _write_json(self, name: str, value: Any) -> None:
+        self._write(name, (json.dumps(value, indent=2) + "\n").encode())
+
+    def _read_json(self, name: str) -> Any:
+        try:
+            return json.loads((self.folder / name).read_text())
+        except (OSError, ValueError) as error:
+            raise RunError(f"cannot read {self.folder / name}: {error}") from None
+
+    def _write_tensors(self, name: str, tensors: dict[str, Tensor], description: dict[str, Any]) -> None:
+        contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
+        self._write(name, save(contiguous, {"convcvx": json.dumps(description)}))
+
+    def _read_tensors(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        path = self.folder / name
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+                return tensors, json.loads(file.metadata()["convcvx"])
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise RunError(f"cannot read {path}: {error}; remove it and train again") from None
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, for whoever reads the run later."""
+
+    def version_of(package: str) -> str | None:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return None
+
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        "versions": {package: version_of(package) for package in PACKAGES},
+    }

@@ -1,0 +1,245 @@
+"""The bound of branch and bound is true, tight to `rel_tol`, and finds what local search misses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from convcvx.errors import InputError
+from convcvx.oracles import branch_and_bound
+from convcvx.oracles._row_tree import RowTree
+from convcvx.oracles.base import ChargedRows, _merge
+from convcvx.oracles.branch_and_bound import BranchAndBoundOracle, _Climber
+from convcvx.oracles.enumerate import ExactOracle
+from convcvx.patches import PatchEmbedding, PatchSpec
+from convcvx.pooling import Pooling
+from convcvx.problem import Problem
+from convcvx.responses import Responses
+
+
+def charge(rows: np.ndarray, charges: np.ndarray, cells: np.ndarray | None = None) -> ChargedRows:
+    cells = np.zeros(len(rows), np.int64) if cells is None else cells
+    frame = torch.eye(rows.shape[1], dtype=torch.float64)
+    return ChargedRows(*_merge(rows, cells, charges), int(cells.max()) + 1, frame, 0.0)
+
+
+def random_rows(n: int, d: int, c: int = 2, n_cells: int = 1, seed: int = 0) -> ChargedRows:
+    rng = np.random.default_rng(seed)
+    return charge(rng.standard_normal((n, d)), rng.standard_normal((n, c)), rng.integers(0, n_cells, n))
+
+
+def dense_max(charged: ChargedRows, n: int = 20_000) -> float:
+    """The largest g over many directions, with the best ones taken uphill: a lower bound on max g."""
+    climber = _Climber(charged, 40)
+    climber.climb(np.random.default_rng(1).standard_normal((n, charged.rows.shape[1])), 0)
+    climber.climb(climber.points, 40)
+    return float(climber.values[0])
+
+
+def check(charged: ChargedRows, rel_tol: float) -> float:
+    result = BranchAndBoundOracle(rel_tol).maximise(charged, n_filters=3)
+    top, reference = float(result.values[0]), dense_max(charged)
+    assert result.stats["stopped"] == "bound"
+    assert result.upper_bound >= max(top, reference)
+    assert result.upper_bound <= top * (1 + rel_tol) * (1 + 1e-9)
+    # the values are g of the filters, and the filters are unit
+    points = (result.filters @ charged.frame.T).numpy()
+    np.testing.assert_allclose(charged.g(points), result.values, rtol=1e-12)
+    np.testing.assert_allclose(np.linalg.norm(points, axis=1), 1.0, rtol=1e-12)
+    return result.upper_bound
+
+
+@pytest.mark.parametrize("d", [1, 2, 3, 4])
+@pytest.mark.parametrize(("n", "c", "n_cells"), [(1, 1, 1), (7, 3, 1), (60, 2, 3), (300, 4, 1)])
+def test_bound_against_dense_search(d, n, c, n_cells):
+    check(random_rows(n, d, c, n_cells, seed=d), 1e-2)
+
+
+@pytest.mark.parametrize("d", [2, 3])
+@pytest.mark.parametrize("n_cells", [1, 3])
+def test_equals_enumeration(d, n_cells):
+    for seed in range(4):
+        charged = random_rows(25, d, 3, n_cells, seed)
+        exact = ExactOracle().maximise(charged)
+        result = BranchAndBoundOracle(1e-5).maximise(charged)
+        assert result.upper_bound >= float(exact.values[0])
+        assert result.upper_bound <= exact.upper_bound * (1 + 1.1e-5)
+
+
+@st.composite
+def awkward_rows(draw):
+    """Few rows, many of them equal, antipodal, zero or dependent, in several cells."""
+    d, c, n = draw(st.integers(1, 3)), draw(st.integers(1, 5)), draw(st.integers(1, 12))
+    numbers = st.integers(-2, 2).map(float)
+    rows = np.array(draw(st.lists(st.lists(numbers, min_size=d, max_size=d), min_size=n, max_size=n)))
+    charges = np.array(draw(st.lists(st.lists(numbers, min_size=c, max_size=c), min_size=n, max_size=n)))
+    cells = np.array(draw(st.lists(st.integers(0, 2), min_size=n, max_size=n)))
+    rows = np.concatenate([rows, -rows[: n // 2]])
+    return rows, np.concatenate([charges, charges[: n // 2]]), np.concatenate([cells, cells[: n // 2]])
+
+
+@settings(max_examples=60, deadline=None)
+@given(awkward_rows())
+def test_bound_on_awkward_rows(arrays):
+    rows, charges, cells = arrays
+    charged = charge(rows, charges, cells)
+    result = BranchAndBoundOracle(1e-2).maximise(charged)
+    if len(charged.rows) == 0:
+        assert result.upper_bound == 0
+        return
+    reference = dense_max(charged, 2000)
+    assert result.upper_bound >= reference
+    assert result.upper_bound <= float(result.values.max()) * 1.01 * (1 + 1e-9) + 1e-10
+
+
+def narrow_cone(seed: int) -> tuple[ChargedRows, np.ndarray]:
+    """g is broad and near 1 but for a cone of a few degrees around `peak`, where it is more.
+
+    Rows in a tight bundle nearly orthogonal to `peak`, charged as a second difference, give a spike there.
+    """
+    rng = np.random.default_rng(seed)
+    peak = np.linalg.qr(rng.standard_normal((3, 3)))[0]
+    width = 0.02
+    tilt = np.array([-width, 0.0, width])
+    rows, charges = [peak[2]], [np.array([0.6])]
+    for side in (1, 2):
+        rows += [peak[side] - t * peak[0] for t in tilt]
+    spike = np.array([1.0, -2.0, 1.0]) / width
+    charges += [np.array([s]) for s in spike] * 2
+    return charge(np.array(rows), np.array(charges)), peak[0]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_narrow_cone_that_local_search_misses(seed):
+    charged, _ = narrow_cone(seed)
+    climber = _Climber(charged, 1)
+    climber.climb(np.random.default_rng(seed + 10).standard_normal((30, 3)), 50)
+    missed = float(climber.values[0])
+    exact = float(ExactOracle().maximise(charged).values[0])
+    assert missed < 0.8 * exact  # the control: without the spike there is nothing to find
+    result = BranchAndBoundOracle(1e-3).maximise(charged)
+    assert exact <= result.upper_bound <= exact * 1.0011
+    assert float(result.values[0]) >= exact / 1.0011
+
+
+def test_stopping_early_gives_a_valid_larger_bound():
+    charged = random_rows(400, 4, 3)
+    full = BranchAndBoundOracle(1e-2).maximise(charged)
+    bounds = []
+    for oracle in (
+        BranchAndBoundOracle(1e-2, time_limit=0.0),
+        BranchAndBoundOracle(1e-2, max_cones=30),
+        BranchAndBoundOracle(1e-2, max_cones=full.stats["cones"] // 2),
+    ):
+        result = oracle.maximise(charged)
+        assert result.stats["stopped"] in ("time_limit", "max_cones")
+        assert result.scope == "global"
+        assert np.isfinite(result.upper_bound)
+        bounds.append(result.upper_bound)
+    assert bounds[0] >= bounds[1] >= bounds[2] >= float(full.values[0])
+    assert bounds[2] > full.upper_bound
+
+
+def test_bound_is_monotone_in_rel_tol():
+    charged = random_rows(200, 3)
+    bounds = [BranchAndBoundOracle(tol).maximise(charged).upper_bound for tol in (1.0, 0.1, 1e-2, 1e-4)]
+    assert bounds == sorted(bounds, reverse=True)
+
+
+def test_stops_at_the_target():
+    charged = random_rows(300, 3)
+    full = BranchAndBoundOracle(1e-4).maximise(charged)
+    target = 1.5 * full.upper_bound
+    early = BranchAndBoundOracle(1e-4).maximise(charged, target=target)
+    assert full.upper_bound <= early.upper_bound * (1 + 1e-4)
+    assert early.upper_bound <= target
+    assert early.stats["cones"] < full.stats["cones"]
+
+
+def test_several_filters_are_distinct_and_sorted():
+    result = BranchAndBoundOracle(1e-2).maximise(random_rows(100, 3), n_filters=4)
+    values = result.values.tolist()
+    assert 1 < len(values) <= 4
+    assert values == sorted(values, reverse=True)
+    assert float((result.filters @ result.filters.T - 2 * torch.eye(len(values))).max()) < 0.9999
+
+
+def test_zero_charges():
+    charged = charge(np.random.default_rng(0).standard_normal((5, 3)), np.zeros((5, 2)))
+    assert BranchAndBoundOracle().maximise(charged).upper_bound == 0
+
+
+def test_nan_charges_are_refused():
+    charged = charge(np.eye(3), np.full((3, 1), np.nan))
+    with pytest.raises(InputError, match="dual_point must be finite"):
+        BranchAndBoundOracle().maximise(charged)
+
+
+@pytest.mark.parametrize("arguments", [{"rel_tol": 0.0}, {"rel_tol": -1.0}, {"time_limit": -1.0}, {"max_cones": -1}])
+def test_bad_parameters(arguments):
+    with pytest.raises(InputError, match=next(iter(arguments))):
+        BranchAndBoundOracle(**arguments)
+
+
+def test_grows_its_workspace(monkeypatch):
+    """A stack and an index buffer that are too small give the same answer."""
+    charged = random_rows(500, 3)
+    expected = BranchAndBoundOracle(1e-3).maximise(charged).upper_bound
+    monkeypatch.setattr(branch_and_bound._Workspace.__init__, "__defaults__", (3, 8))
+    result = BranchAndBoundOracle(1e-3).maximise(charged)
+    assert result.upper_bound == pytest.approx(expected, rel=1e-3)
+    assert result.upper_bound >= float(result.values[0])
+
+
+def test_bundles_enclose_their_rows():
+    """R/2 bounds what a bundle leaves out, at random unit vectors."""
+    charged = random_rows(200, 3, 2)
+    tree = RowTree.build(charged)
+    n, d, width = 200, 3, tree.moments.shape[2]
+    order = [int(np.flatnonzero((charged.rows == row).all(axis=1))[0]) for row in tree.table[:n, :d]]
+    charges = np.zeros((n, width))
+    charges[:, :2] = charged.charges[order]
+    np.testing.assert_array_equal(charges, tree.table[:n, d : d + width])
+
+    def rows_of(entry: int) -> np.ndarray:
+        if entry < n:
+            return np.array([entry])
+        first, count = tree.children[entry - n]
+        return np.concatenate([rows_of(first + k) for k in range(count)])
+
+    points = np.random.default_rng(0).standard_normal((50, d))
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    seen = 0
+    for k, moment in enumerate(tree.moments):
+        rows, entry = rows_of(n + k), tree.table[n + k]
+        mean, charge_sum = entry[:d], entry[d : d + width]
+        true = np.maximum(points @ tree.table[rows, :d].T, 0) @ charges[rows]
+        linear = points @ (moment - np.outer(mean, charge_sum))
+        stated = np.maximum(points @ mean, 0)[:, None] * charge_sum + 0.5 * linear
+        left = np.linalg.norm(true - stated, axis=1)
+        assert (left <= 0.5 * entry[d + width + 1] * (1 + 1e-12) + 1e-13).all()
+        seen += left.max() > 0.1 * entry[d + width + 1]  # the control: the bound is not idle
+    assert seen > 0
+
+
+@pytest.mark.parametrize("loss", ["squared", "cross-entropy"])
+def test_as_an_oracle(loss):
+    """Through the protocol: pooled images, a filter space of lower rank than the patches, an image-based g."""
+    rng = np.random.default_rng(0)
+    images = torch.tensor(rng.random((12, 1, 6, 6)), dtype=torch.float32)
+    embedding = PatchEmbedding.fit(images, PatchSpec(3, rank=3))
+    responses = Responses(images, embedding, Pooling.of("2"), dtype=torch.float64)
+    problem = Problem.build(responses, torch.tensor(rng.integers(0, 3, 12)), 0.01, loss)
+    dual = problem.dual_point(problem.constant_predictions())
+    starts = torch.tensor(rng.standard_normal((5, 3)))
+    result = BranchAndBoundOracle(1e-3)(problem, dual, starts=starts, n_filters=2)
+    assert result.scope == "global"
+    assert result.g_max == result.upper_bound
+    direct = responses.correlate(result.filters, dual).flatten(1).norm(dim=1)
+    torch.testing.assert_close(direct, result.values, rtol=1e-9, atol=0)
+    random = torch.nn.functional.normalize(torch.tensor(rng.standard_normal((3000, 3))), dim=1)
+    assert float(responses.correlate(random, dual).flatten(1).norm(dim=1).max()) <= result.upper_bound
+    assert result.upper_bound <= float(result.values[0]) * 1.0011

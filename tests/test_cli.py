@@ -1,0 +1,237 @@
+"""The command line in real processes: contract of the JSON, exit codes, resume after SIGKILL, certify."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from convcvx.data import load
+
+TRAIN_KEYS = {
+    *("primal", "dual", "rel_gap", "scope", "beta", "beta_max", "n_filters"),
+    *("train_accuracy", "test_accuracy", "seconds", "peak_memory_mb", "status"),
+}
+SMALL = [
+    "train",
+    "--data",
+    "digits",
+    "--limit",
+    "200",
+    "--pool",
+    "2",
+    "--beta-ratio",
+    "0.02",
+    "--tol",
+    "0.02",
+]
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "convcvx.cli", *map(str, arguments)]
+
+
+def convcvx(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=300)
+    assert done.returncode == code, done.stderr + done.stdout
+    return done
+
+
+def answer(done: subprocess.CompletedProcess[str]) -> dict:
+    """The one JSON object that stands alone on standard output."""
+    lines = done.stdout.splitlines()
+    assert len(lines) == 1
+    return json.loads(lines[0])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> tuple[Path, dict]:
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    return folder, answer(convcvx(*SMALL, "--out", folder, "--json"))
+
+
+def test_train_keeps_the_contract(run):
+    folder, metrics = run
+    assert set(metrics) >= TRAIN_KEYS
+    assert metrics["status"] == "converged"
+    assert metrics["rel_gap"] <= 0.02
+    assert 0 < metrics["dual"] <= metrics["primal"]
+    assert metrics["beta"] == pytest.approx(0.02 * metrics["beta_max"])
+    assert metrics["test_accuracy"] > 0.8
+    assert metrics["scope"] == "heuristic"
+    assert "not a proof" in metrics["meaning"]
+    files = ["config", "environment", "history", "certificate", "metrics"]
+    assert all(json.loads((folder / f"{name}.json").read_text()) for name in files)
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_objective_never_rises(run):
+    objectives = [record["objective"] for record in json.loads((run[0] / "history.json").read_text())]
+    assert len(objectives) > 2
+    assert all(after <= before for before, after in pairwise(objectives))
+
+
+def test_certify_agrees_with_train(run):
+    folder, metrics = run
+    again = answer(convcvx("certify", folder, "--tol", "0.05", "--json"))
+    assert again["primal"] == pytest.approx(metrics["primal"], rel=1e-6)
+    assert again["dual"] <= again["primal"]
+    by_file = answer(convcvx("certify", folder / "model.safetensors", "--tol", "0.05", "--json"))
+    assert by_file["primal"] == again["primal"]
+
+
+def test_a_tampered_model_is_found_out(run, tmp_path):
+    folder, metrics = run
+    from safetensors import safe_open
+
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        described = file.metadata()
+    state["4.weight"] = state["4.weight"] * 1.1
+    save_file(state, tmp_path / "model.safetensors", described)
+    tampered = answer(convcvx("certify", tmp_path / "model.safetensors", "--like", folder, "--json", code=3))
+    assert tampered["primal"] > metrics["primal"] * (1 + 1e-4)
+
+
+def test_adam_is_further_from_the_optimum(run, tmp_path):
+    folder, metrics = run
+    train, _ = load("digits", limit=200)
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(1, 32, 3, bias=False), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(128, 10)
+    )
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+    targets = nn.functional.one_hot(train.targets, 10).float()
+    for _ in range(100):
+        optimizer.zero_grad()
+        decay = sum(p.square().sum() for p in (network[0].weight, network[4].weight))
+        error = 0.5 * (network(train.images) - targets).square().sum(dim=1).mean()
+        (error + 0.5 * metrics["beta"] * decay).backward()
+        optimizer.step()
+    save_file(network.state_dict(), tmp_path / "adam.safetensors")
+    adam = answer(convcvx("certify", tmp_path / "adam.safetensors", "--like", folder, "--json", code=3))
+    assert adam["primal"] > metrics["primal"]
+    assert adam["dual"] <= metrics["dual"] * (1 + 1e-6)
+    same = ["--data", "digits", "--limit", "200", "--beta", metrics["beta"]]
+    plain = answer(convcvx("certify", tmp_path / "adam.safetensors", *same, "--json", code=3))
+    assert plain["primal"] == pytest.approx(adam["primal"], rel=1e-9)
+
+
+def test_sigkill_and_resume_give_the_uninterrupted_result(run, tmp_path):
+    folder = tmp_path / "killed"
+    process = subprocess.Popen(command(*SMALL, "--out", folder), stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not rounds_done(folder) >= 2:
+            assert process.poll() is None, "the run ended before it could be killed"
+            time.sleep(0.01)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (folder / "metrics.json").exists()
+    resumed = answer(convcvx(*SMALL, "--out", folder, "--resume", "--json"))
+    assert resumed["primal"] == pytest.approx(run[1]["primal"], rel=1e-8)
+    assert resumed["rounds"] == run[1]["rounds"]
+
+
+def rounds_done(folder: Path) -> int:
+    try:
+        return len(json.loads((folder / "history.json").read_text()))
+    except (OSError, ValueError):
+        return 0
+
+
+def test_resuming_a_finished_run_changes_nothing(run):
+    folder, metrics = run
+    again = answer(convcvx("train", "--out", folder, "--resume", "--json"))
+    assert again["primal"] == metrics["primal"]
+
+
+def test_resume_refuses_another_problem(run):
+    done = convcvx(*SMALL, "--loss", "cross-entropy", "--out", run[0], "--resume", code=2)
+    assert "loss" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_run_is_never_overwritten_silently(run):
+    before = (run[0] / "model.safetensors").read_bytes()
+    done = convcvx(*SMALL, "--out", run[0], code=2)
+    assert "--overwrite" in done.stderr
+    assert (run[0] / "model.safetensors").read_bytes() == before
+
+
+def test_overwrite_spares_folders_that_are_no_runs(tmp_path):
+    (tmp_path / "precious.txt").write_text("keep me")
+    done = convcvx(*SMALL, "--out", tmp_path, "--overwrite", code=2)
+    assert "no run folder" in done.stderr
+    assert (tmp_path / "precious.txt").exists()
+
+
+def test_stopping_short_of_tol_is_exit_3(tmp_path):
+    done = convcvx(*SMALL[:-1], "1e-6", "--max-rounds", "1", "--out", tmp_path / "short", "--json", code=3)
+    metrics = answer(done)
+    assert metrics["status"] == "max_rounds"
+    assert metrics["rel_gap"] > 1e-6
+
+
+def test_a_config_file_and_flags_that_beat_it(tmp_path):
+    file = tmp_path / "options.toml"
+    file.write_text('data = "digits"\nlimit = 100\nkernel-size = 5\nbeta_ratio = 0.5\ntol = 0.1\n')
+    convcvx("train", "--config", file, "--beta-ratio", "0.6", "--out", tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["limit"], config["kernel_size"], config["beta_ratio"]) == (100, "5", 0.6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--beta", "-1"], "beta must be a positive float; got -1.0"),
+        (["--beta", "1", "--beta-ratio", "0.1"], "not both"),
+        (["--kernel-size", "9"], "kernel_size 9x9 is larger than the images, 8x8"),
+        (["--kernel-size", "three"], "kernel_size"),
+        (["--pool", "7"], "pool 7x7 is larger than the 6x6 map"),
+        (["--pool", "max"], "pool must be"),
+        (["--loss", "hinge"], "loss must be one of squared, cross-entropy"),
+        (["--data", "nowhere.npz"], "nowhere.npz"),
+        (["--solver", "magic"], "solver must be one of"),
+        (["--oracle", "magic"], "oracle must be one of"),
+        (["--rank", "10"], "rank must be at most the patch size, 9"),
+        (["--max-filters", "0"], "max_filters"),
+        (["--tol", "nan"], "tol"),
+        (["--preset", "magic"], "preset must be one of"),
+        (["--config", "nowhere.toml"], "cannot read --config"),
+        (["--no-such-option"], "No such option"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(arguments, said, tmp_path):
+    done = convcvx("train", "--limit", "100", *arguments, "--out", tmp_path / "run", code=2)
+    assert said in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+def test_cuda_that_is_not_there_is_bad_input(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    assert "cuda" in convcvx("train", "--device", "cuda", "--out", tmp_path / "run", code=2).stderr
+
+
+def test_help_teaches():
+    assert "weight_decay" in " ".join(convcvx("train", "--help").stdout.split())
+    assert "certify" in convcvx("--help").stdout
+
+
+def test_an_unfinished_run_cannot_be_certified(tmp_path):
+    folder = tmp_path / "run"
+    convcvx(*SMALL, "--out", folder)
+    os.remove(folder / "model.safetensors")
+    assert "--resume" in convcvx("certify", folder, code=2).stderr

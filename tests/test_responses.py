@@ -1,0 +1,230 @@
+"""Streamed responses and their adjoints against autograd on everything at once, in float64."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from convcvx.errors import InputError
+from convcvx.patches import PatchEmbedding, PatchSpec
+from convcvx.pooling import Pooling
+from convcvx.responses import Responses
+
+N, M, C = 7, 4, 3
+CASES = {
+    "global": (PatchSpec(3), None),
+    "grid": (PatchSpec((3, 2), padding=1, hidden_bias=True), "2x3"),
+    "window": (PatchSpec(2, stride=(1, 2)), "window:2,1"),
+    "none": (PatchSpec(3, stride=2, rank=4), "none"),
+    "matrix": (PatchSpec(3, whiten=0.1), np.random.default_rng(0).random((3, 12))),
+    "one position": (PatchSpec((6, 5), contrast=0.1), "none"),
+}
+
+
+def images(n: int = N) -> Tensor:
+    return torch.rand(n, 2, 6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def responses(case: str, **options) -> Responses:
+    spec, pool = CASES[case]
+    options = {"dtype": torch.float64, **options}
+    return Responses(images(), PatchEmbedding.fit(images(), spec), Pooling.of(pool), **options)
+
+
+def parameters(r: Responses, seed: int = 1) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Filters (m, r), weights (m, P, c), intercept (c,) and a dual point (n, c)."""
+    random = torch.Generator().manual_seed(seed)
+    shapes = (M, r.dim), (M, r.n_cells, C), (C,), (r.n, C)
+    return tuple(torch.randn(shape, generator=random, dtype=torch.float64) for shape in shapes)
+
+
+def plain_matrix(r: Responses, filters: Tensor) -> Tensor:
+    """Φ (n, m, P) with everything in memory at once."""
+    active = (r.embedding.spec.rows(images()) @ (filters @ r.embedding.basis).T).relu()
+    pool = r.pooling.matrix(*r.map_size)
+    return (active if pool is None else torch.einsum("pk,bkm->bpm", pool, active)).transpose(1, 2)
+
+
+def plain_predictions(r: Responses, filters: Tensor, weights: Tensor, intercept: Tensor) -> Tensor:
+    return torch.einsum("bmp,mpc->bc", plain_matrix(r, filters), weights) + intercept
+
+
+def difference(ours, theirs) -> float:
+    """Largest relative difference between two tensors or tuples of them."""
+    if isinstance(ours, Tensor):
+        ours, theirs = (ours,), (theirs,)
+    assert [a.shape for a in ours] == [b.shape for b in theirs]
+    return max(float((a.double() - b).abs().max() / b.abs().max()) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_negative_control_a_difference_is_seen():
+    a = torch.ones(3)
+    assert difference(a, a + 1e-3) > 1e-4
+    assert difference((a, a), (a, -a)) == 2
+    with pytest.raises(AssertionError):
+        difference(a, torch.ones(3, 1))
+
+
+everywhere = pytest.mark.parametrize("case", CASES)
+
+
+@everywhere
+def test_matrix_and_predictions(case):
+    r = responses(case)
+    filters, weights, intercept, _ = parameters(r)
+    assert difference(r.matrix(filters), plain_matrix(r, filters)) < 1e-12
+    plain = plain_predictions(r, filters, weights, intercept)
+    assert difference(r.predict(filters, weights, intercept), plain) < 1e-12
+    assert torch.equal(r.predict(filters[:0], weights[:0], intercept), intercept.expand(N, C))
+
+
+@everywhere
+def test_gram(case):
+    r = responses(case)
+    filters, _, _, targets = parameters(r)
+    design = torch.cat([plain_matrix(r, filters).flatten(1), torch.ones(N, 1).double()], dim=1)
+    assert difference(r.gram(filters, targets), (design.T @ design / N, design.T @ targets / N)) < 1e-12
+
+
+@everywhere
+def test_correlate_is_the_adjoint(case):
+    r = responses(case)
+    filters, weights, _, dual = parameters(r)
+    ours = r.correlate(filters, dual)
+    assert difference(ours, torch.einsum("bmp,bc->mpc", plain_matrix(r, filters), dual)) < 1e-12
+    # <Φ V, Z> = <V, Φᵀ Z>
+    forward = r.predict(filters, weights, torch.zeros(C))
+    assert float((forward * dual).sum()) == pytest.approx(float((weights * ours).sum()))
+
+
+@everywhere
+def test_ascent_is_the_gradient_of_the_correlations(case):
+    r = responses(case)
+    filters, directions, _, dual = parameters(r)
+    filters.requires_grad_()
+    correlations = torch.einsum("bmp,bc->mpc", plain_matrix(r, filters), dual)
+    (slope,) = torch.autograd.grad((correlations * directions).sum(), filters)
+    assert difference(r.ascent(filters.detach(), dual, directions), (correlations.detach(), slope)) < 1e-11
+
+
+@everywhere
+@pytest.mark.parametrize("some", [None, [5, 0, 0, 3]])
+def test_gradients(case, some):
+    r = responses(case)
+    leaves = [part.requires_grad_() for part in parameters(r)[:3]]
+    chosen = torch.arange(N) if some is None else torch.tensor(some)
+    plain_predictions(r, *leaves)[chosen].sin().sum().backward()
+    seen = []
+
+    def residual(predictions: Tensor, where: Tensor) -> Tensor:
+        seen.extend(where.tolist())
+        return predictions.cos()
+
+    ours = r.gradients(*(leaf.detach() for leaf in leaves), residual, None if some is None else chosen)
+    assert difference(ours, [leaf.grad for leaf in leaves]) < 1e-11
+    assert seen == chosen.tolist()
+
+
+def test_gradients_pass_gradcheck():
+    r = responses("grid")
+
+    class Value(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *leaves):
+            ctx.leaves = leaves
+            return r.predict(*leaves).square().sum()
+
+        @staticmethod
+        def backward(ctx, slope):
+            gradients = r.gradients(*ctx.leaves, lambda predictions, where: 2 * predictions)
+            return tuple(slope * part for part in gradients)
+
+    assert torch.autograd.gradcheck(Value.apply, [part.requires_grad_() for part in parameters(r)[:3]])
+
+
+def everything(r: Responses) -> list[Tensor]:
+    """Every pass once."""
+    filters, weights, intercept, dual = (part.double() for part in parameters(r))
+    return [
+        r.matrix(filters),
+        r.predict(filters, weights, intercept),
+        *r.gram(filters, dual),
+        r.correlate(filters, dual),
+        *r.ascent(filters, dual, weights),
+        *r.gradients(filters, weights, intercept, lambda predictions, where: predictions),
+    ]
+
+
+@everywhere
+@pytest.mark.parametrize("chunk_bytes", [1, 5000])
+def test_chunks_do_not_matter(case, chunk_bytes):
+    assert difference(everything(responses(case, chunk_bytes=chunk_bytes)), everything(responses(case))) < 1e-11
+
+
+def test_blocks_do_not_matter(monkeypatch):
+    whole = everything(responses("grid"))
+    monkeypatch.setattr("convcvx.responses.BLOCK_BYTES", 400)
+    r = responses("grid")
+    assert len(list(r.blocks(parameters(r)[0]))) == N
+    assert difference(everything(r), whole) < 1e-11
+
+
+@everywhere
+def test_float32_agrees_with_float64(case):
+    ours = everything(responses(case, dtype=torch.float32))
+    assert difference(ours, everything(responses(case))) < 1e-5
+    assert all(part.dtype == torch.float64 for part in ours[1:])
+
+
+def test_passes_leave_their_arguments_alone():
+    r = responses("none")
+    arguments = parameters(r)
+    copies = [part.clone() for part in arguments]
+    filters, weights, intercept, dual = arguments
+    r.ascent(filters, dual, weights)
+    r.gradients(filters, weights, intercept, lambda predictions, where: dual[where])
+    assert all(torch.equal(a, b) for a, b in zip(arguments, copies, strict=True))
+
+
+def test_images_that_do_not_fit_are_refused():
+    embedding = PatchEmbedding.fit(images(), PatchSpec(3))
+    for shape in ((0, 2, 6, 5), (2, 6, 5)):
+        with pytest.raises(InputError, match=r"images must be a non-empty \(n, C, H, W\) tensor; got shape"):
+            Responses(torch.zeros(shape), embedding)
+    with pytest.raises(InputError, match="images must have 2 channels as the embedding has; got 1"):
+        Responses(torch.zeros(4, 1, 6, 5), embedding)
+
+
+MEMORY = """
+import resource, sys, torch
+from convcvx.patches import PatchEmbedding, PatchSpec
+from convcvx.pooling import Pooling
+from convcvx.responses import Responses
+torch.set_num_threads(1)
+n, chunk_bytes = int(sys.argv[1]), int(sys.argv[2]) or None
+images = torch.rand(4000, 1, 28, 28)
+embedding = PatchEmbedding.fit(images[:n], PatchSpec(5))
+r = Responses(images[:n], embedding, Pooling.of("2"), chunk_bytes=chunk_bytes)
+filters, weights, dual = torch.randn(32, 25), torch.randn(32, 4, 10), torch.randn(n, 10)
+r.gram(filters, dual)
+r.ascent(filters, dual, weights)
+r.gradients(filters, weights, torch.zeros(10), lambda predictions, where: predictions)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def peak_megabytes(n: int, chunk_bytes: int = 0) -> float:
+    command = [sys.executable, "-c", MEMORY, str(n), str(chunk_bytes)]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) / 1024
+
+
+def test_peak_memory_does_not_grow_with_the_patches():
+    """4,000 images have 2.3 million patches: 220 MiB of rows, 280 MiB of responses."""
+    few = peak_megabytes(500)
+    assert peak_megabytes(4000) < few + 40
+    assert peak_megabytes(4000, chunk_bytes=1 << 40) > few + 300  # negative control
