@@ -1,5 +1,11 @@
 """convcvx: convolutional layers trained to the global optimum, with a certificate."""
 
+import os
+
+# Threads that spin while they wait gain little alone and lose tenfold on a shared machine. OpenMP reads this when
+# torch loads; whoever imports torch first, or sets the variable, decides for himself.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 from convcvx.certificate import Certificate, certify
 from convcvx.network import TwoLayerCNN, TwoLayerCNN_Weights, two_layer_cnn
 from convcvx.patches import PatchSpec

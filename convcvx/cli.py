@@ -7,11 +7,6 @@ status 0: done; 2: bad input; 3: stopped short of --tol.
 from __future__ import annotations
 
 import json
-import os
-
-# Threads that spin while they wait cost a shared machine far more than they gain; must be set before torch loads.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 import sys
 import tomllib
 from dataclasses import replace

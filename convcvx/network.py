@@ -207,9 +207,8 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], Architecture | No
     if not isinstance(described, dict) or "architecture" not in described:
         return state, None, {}
     try:
-        fields: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in described["architecture"].items()
-        }
+        stored = described["architecture"].items()
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored}
         return state, Architecture(**fields), described.get("meta", {})
     except (AttributeError, TypeError) as error:
         raise RunError(f"{path} describes an architecture that this version does not know: {error}") from None

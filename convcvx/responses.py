@@ -20,6 +20,8 @@ CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 1 << 28}
 """Patch rows and responses of one chunk: about the L2 cache on a CPU, large enough to fill a GPU."""
 BLOCK_BYTES = 64 << 20
 """Pooled responses handed out at once."""
+PRECISE_SIZE = 2e7
+"""Patch entries n·K·h up to which the arithmetic is float64 by default; above, it is float32."""
 
 Residual = Callable[[Tensor, Tensor], Tensor]
 """(predictions (b, c), image indices (b,)) to the gradient of the objective in the predictions, (b, c)."""
@@ -33,8 +35,8 @@ class Responses:
     images : Tensor (n, C, H, W)
     embedding : PatchEmbedding
     pooling : Pooling
-    dtype : torch.dtype
-        Arithmetic of the streamed passes; float32 is fast, float64 is for certificates and small data.
+    dtype : torch.dtype, optional
+        Arithmetic of the streamed passes: float32 is fast, float64 precise; by the size of the data by default.
     device : str or torch.device
     chunk_bytes : int, optional
         Size of the patch rows and responses in flight.
@@ -51,7 +53,7 @@ class Responses:
         embedding: PatchEmbedding,
         pooling: Pooling | None = None,
         *,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         device: str | torch.device = "cpu",
         chunk_bytes: int | None = None,
     ) -> None:
@@ -62,12 +64,16 @@ class Responses:
                 f"images must have {embedding.channels} channels as the embedding has; got {images.shape[1]}"
             )
         self.embedding, self.pooling = embedding, pooling or Pooling()
-        self.device, self.dtype = torch.device(device), dtype
+        self.device = torch.device(device)
         self.images = images.to(self.device)
         self.n = len(images)
         self.map_size = embedding.spec.output_size(*images.shape[2:])
         self.n_positions = self.map_size[0] * self.map_size[1]
         self.dim = embedding.dim
+        if dtype is None:
+            size = self.n * self.n_positions * embedding.basis.shape[1]
+            dtype = torch.float64 if size <= PRECISE_SIZE else torch.float32
+        self.dtype = dtype
         self.chunk_bytes = chunk_bytes or CHUNK_BYTES[self.device.type]
         pool = self.pooling.matrix(*self.map_size)
         self.n_cells = self.n_positions if pool is None else len(pool)

@@ -23,9 +23,6 @@ from convcvx.solution import Solution
 from convcvx.solvers import SOLVERS
 from convcvx.solvers.sliding_frank_wolfe import Callback, sliding_frank_wolfe
 
-PRECISE_SIZE = 2e7
-"""Patch entries n·K·h up to which everything runs in float64; above, streamed passes run in float32."""
-
 
 def build_problem(
     images: Tensor,
@@ -44,8 +41,6 @@ def build_problem(
     """The `Problem` of (n, C, H, W) images: fit the embedding (unless given) and put the parts together."""
     encode_targets(targets, loss, n_classes)  # bad targets fail before the pass over the images
     embedding = embedding or PatchEmbedding.fit(images, spec or PatchSpec())
-    size = len(images) * int(np.prod(embedding.spec.output_size(*images.shape[2:]))) * embedding.basis.shape[1]
-    dtype = dtype or (torch.float64 if size <= PRECISE_SIZE else torch.float32)
     responses = Responses(images, embedding, Pooling.of(pooling), dtype=dtype, device=device)
     return Problem.build(responses, torch.as_tensor(targets), beta, loss, intercept, n_classes)
 

@@ -19,7 +19,10 @@ OPTIONS: dict[str, Any] = {
 }
 """Sums may be reassociated for speed: the allowance holds for any order."""
 NARROWEST = 1e-14
-"""Cones whose longest edge squared is below this are not divided further; their bound is recorded as it is."""
+"""Cones whose longest edge squared is below this are not divided further, nor are those that come from 12 d² halvings;
+their bound is recorded as it is."""
+CURVATURE = 0.25
+"""Weight of an edge's squared length, times g, in the choice of the edge to halve: it moves time, not the bound."""
 DONE, OUT_OF_BUDGET, OUT_OF_ROOM = 0, 1, 2
 
 
@@ -72,8 +75,10 @@ def collapse(tree, indices, low, high, vertices, finest, linear, heights):
 
 
 @njit(**OPTIONS)
-def enclose(tree, kept, heights, vertices, linear, middle, radius, remainder):
+def enclose(tree, kept, heights, vertices, linear, middle, radius, remainder, strain):
     """Enclose G at the vertices: `middle` (d, P, width), the centre's curved part, and `radius` (d, P).
+
+    `strain` (d, d), its lower half, says how much the kept entries bend along each edge.
 
     The parts of the kept bundles that are linear on the cone go into `linear`, the rest of them, R/2, into
     `remainder` (P,), which `radius` includes.
@@ -84,6 +89,7 @@ def enclose(tree, kept, heights, vertices, linear, middle, radius, remainder):
     middle[:] = 0.0
     radius[:] = 0.0
     remainder[:] = 0.0
+    strain[:] = 0.0
     for t in range(len(kept)):
         k = kept[t]
         entry, p = table[k], cells[k]
@@ -98,6 +104,11 @@ def enclose(tree, kept, heights, vertices, linear, middle, radius, remainder):
             centre = 0.5 * (chord + tangent)
             for a in range(width):
                 middle[i, p, a] += centre * entry[d + a]
+        for i in range(1, d):
+            for j in range(i):
+                one, two = heights[i, t], heights[j, t]
+                if one * two < 0.0:
+                    strain[i, j] += min(abs(one), abs(two)) * norm
         if k >= n_rows:
             remainder[p] += 0.5 * entry[d + width + 1]
             for j in range(d):
@@ -195,35 +206,35 @@ def search(tree, fold, fineness, allowance, threshold, budget, indices, stack, d
     """Depth first from the top of the stack, until it is empty or full, or `budget` entries were looked at.
 
     It stops early for a vertex with g > threshold[0], which the caller should raise: the cones around that vertex
-    could not be dropped. Cones with a bound <= threshold[0] are dropped, the largest such bound being kept in pruned[0]. The two
-    children of a cone share the list of entries that it kept, in `indices` after its own. Signs: bit 0 stands for
-    the cone, bit 1 for its antipode, where G(-u) = G(u) - fold(u). Returns (status, new depth).
+    could not be dropped. Cones with a bound <= threshold[0] are dropped, the largest such bound being kept in
+    pruned[0]. The two children of a cone share the list of entries that it kept, in `indices` after its own.
+    Signs: bit 0 stands for the cone, bit 1 for its antipode, where G(-u) = G(u) - fold(u). Returns (status, new depth).
     """
     vertices_of, linear_of, span_of, signs_of, bound_of = stack
     d, n_cells, width = linear_of.shape[1:]
     heights = np.empty((d, len(indices)))
     linear, middle = np.empty((d, n_cells, width)), np.empty((d, n_cells, width))
     radius, remainder = np.empty((d, n_cells)), np.empty(n_cells)
-    vertices, gram = np.empty((d, d)), np.empty((d, d))
+    vertices, gram, edges, strain = np.empty((d, d)), np.empty((d, d)), np.empty((d, d)), np.empty((d, d))
     while depth > 0:
         if budget <= 0 or depth == len(bound_of) or max(best[0, 0], best[1, 0]) > threshold[0]:
             return OUT_OF_BUDGET, depth
         top = depth - 1
-        low, high = span_of[top]
+        low, high, halvings = span_of[top]
         if bound_of[top] <= threshold[0]:
             pruned[0] = max(pruned[0], bound_of[top])
             depth = top
             continue
         vertices[:] = vertices_of[top]
         linear[:] = linear_of[top]
-        longest, one, two = NARROWEST, 0, 0
+        longest, one, two = 0.0, 0, 0
         for i in range(d):
-            for j in range(d):
+            for j in range(i + 1):
                 gram[i, j] = (vertices[i] * vertices[j]).sum()
-            for j in range(i):
-                edge = ((vertices[i] - vertices[j]) ** 2).sum()
-                if edge > longest:
-                    longest, one, two = edge, i, j
+                edges[i, j] = ((vertices[i] - vertices[j]) ** 2).sum()
+                if edges[i, j] > longest:
+                    longest, one, two = edges[i, j], i, j
+        last = longest <= NARROWEST or halvings >= 12 * d * d
         n = collapse(tree, indices, low, high, vertices, fineness * np.sqrt(longest), linear, heights)
         if n < 0:
             return OUT_OF_ROOM, depth
@@ -233,7 +244,7 @@ def search(tree, fold, fineness, allowance, threshold, budget, indices, stack, d
         counts[0] += 1
         counts[1] += n
         linear_of[top] = linear
-        enclose(tree, kept, heights, vertices, linear, middle, radius, remainder)
+        enclose(tree, kept, heights, vertices, linear, middle, radius, remainder, strain)
         signs, bound = 0, 0.0
         for bit in range(2):
             if not signs_of[top] & (1 << bit):
@@ -244,20 +255,27 @@ def search(tree, fold, fineness, allowance, threshold, budget, indices, stack, d
                 tree, kept, heights, vertices, gram, linear, middle, radius, remainder, allowance, best[bit]
             )
             own = min(own, bound_of[top])
-            if own <= threshold[0] or one == two:
+            if own <= threshold[0] or last:
                 pruned[0] = max(pruned[0], own)
             else:
                 signs |= 1 << bit
                 bound = max(bound, own)
         if signs == 0:
             continue
+        # halve the edge that costs most: what the entries bend along it, and the curvature of the sphere
+        most = 0.0
+        for i in range(d):
+            for j in range(i):
+                cost = strain[i, j] + CURVATURE * threshold[0] * edges[i, j]
+                if cost > most:
+                    one, two, most = i, j, cost
         half = vertices[one] + vertices[two]
         half /= np.sqrt((half * half).sum())
         for child in range(2):
             vertices_of[depth] = vertices
             vertices_of[depth, one if child == 0 else two] = half
             linear_of[depth] = linear_of[top]
-            span_of[depth, 0], span_of[depth, 1] = high, high + n
+            span_of[depth, 0], span_of[depth, 1], span_of[depth, 2] = high, high + n, halvings + 1
             signs_of[depth], bound_of[depth] = signs, bound
             depth += 1
     return DONE, 0

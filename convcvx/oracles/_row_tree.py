@@ -201,8 +201,8 @@ def _summarise(table, spans, d, c, nodes, moments, first, last):
             direct += norm * distance
             out[d + width + 2] = max(out[d + width + 2], distance)
             for j in range(d):
-                for l in range(d):
-                    spread[j, l] += norm * offset[j] * offset[l]
+                for i in range(d):
+                    spread[j, i] += norm * offset[j] * offset[i]
             for a in range(c):
                 scaled = table[t, d + a] / norm
                 for b in range(c):

@@ -70,7 +70,7 @@ class LocalOracle:
             scored += len(candidates)
             correlations = problem.responses.correlate(candidates, dual_point)
             chosen = distinct(candidates, correlations.flatten(1).norm(dim=1), self.n_climbers, cosine=0.9)
-            climbed.append(self._climb(problem, dual_point, candidates[chosen], correlations[chosen]))
+            climbed.append(self._climb(problem, dual_point, candidates[chosen], correlations[chosen], target))
             if not self.thorough and float(climbed[-1][1].max()) > target:
                 break
         filters, values = (torch.cat(parts) for parts in zip(*climbed, strict=True))
@@ -102,7 +102,7 @@ class LocalOracle:
         return candidates / candidates.norm(dim=1, keepdim=True)
 
     def _climb(
-        self, problem: Problem, dual_point: Tensor, filters: Tensor, correlations: Tensor
+        self, problem: Problem, dual_point: Tensor, filters: Tensor, correlations: Tensor, target: float
     ) -> tuple[Tensor, Tensor]:
         best, best_values = filters, correlations.flatten(1).norm(dim=1)
         trial, towards = filters, correlations / best_values.clamp_min(1e-300)[:, None, None]
@@ -121,7 +121,9 @@ class LocalOracle:
             towards_gradient = gradients / gradients.norm(dim=1, keepdim=True).clamp_min(1e-300)
             trial = towards_gradient + inertia * best
             trial = trial / trial.norm(dim=1, keepdim=True).clamp_min(1e-300)
-            if step > 1 and not rose:
+            # Far from the optimum the filters found so far will do; near it a climb goes to its end.
+            enough = not self.thorough and step >= 3 and bool(best_values.max() > 1.1 * target)
+            if enough or (step > 1 and not rose):
                 break
         return best, best_values
 

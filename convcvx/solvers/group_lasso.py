@@ -64,7 +64,7 @@ class _Newton:
 
     def norms(self, matrix: Tensor) -> Tensor:
         """Frobenius norm of each group (m,)."""
-        return matrix.reshape(len(matrix) // self.cells, -1).norm(dim=1)
+        return matrix.reshape(-1, self.cells * matrix.shape[1]).norm(dim=1)
 
     def intercept(self, matrix: Tensor) -> Tensor:
         return (self._target_mean - self._mean.T @ matrix)[0]

@@ -24,8 +24,10 @@ from convcvx.solvers.slide import slide
 
 MERGE_COSINE = 1 - 1e-9
 """Filters closer than this are tried as one; the merge stands if the objective does not rise."""
-STALL = 1e-3
-"""With no filter left to add, a round must lower the objective by this share of the gap, or tol, to go on."""
+STALL = 1e-2
+"""A round makes progress if it lowers the objective by this share of the gap, or halves the gap."""
+PATIENCE = 3
+"""Rounds without progress before the solver gives up; one is enough when the budget of filters is spent."""
 
 Callback = Callable[[Solution], None]
 
@@ -133,10 +135,14 @@ def _status(
         return "time_limit"
     if solution.rounds >= max_rounds:
         return "max_rounds"
-    if solution.history:
-        fall = solution.history[-1]["objective"] - record["objective"]
-        if fall <= STALL * max(tol, record["rel_gap"]) * record["objective"]:
-            return "max_filters" if solution.n_filters >= budget else "stalled"
+    full = solution.n_filters >= budget
+    patience = 1 if full else PATIENCE
+    if len(solution.history) >= patience:
+        before = solution.history[-patience]
+        fall = before["objective"] - record["objective"]
+        halved = record["rel_gap"] <= 0.5 * before["rel_gap"]
+        if fall <= STALL * record["rel_gap"] * record["objective"] and (full or not halved):
+            return "max_filters" if full else "stalled"
     return "running"
 
 
@@ -151,7 +157,7 @@ def _round(
     seed: int,
 ) -> Solution:
     """One round from `solution`, whose objective and gap are given; the objective does not rise."""
-    accuracy = max(0.01 * tol, 1e-12)
+    accuracy = max(0.01 * tol, 0.01 * gap / objective, 1e-12)
     best = _Best(objective, solution)
     violating = found.filters[found.values > problem.beta][: max(0, budget - solution.n_filters)]
     best.offer(*_master(problem, solution, torch.cat([solution.filters, violating]), accuracy))

@@ -39,22 +39,25 @@ def solve_smooth(
     shape = len(filters), problem.responses.n_cells
     design = _Design(problem, filters)
     state = _State(problem, design, weights.flatten(0, 1), intercept)
-    best, best_matrix, best_shift = np.inf, state.matrix, state.shift
-    epsilon, rel_gap, iteration = float(state.norms().max()) if len(filters) else 0.0, np.inf, 0
+    epsilon = float(state.norms().max()) if len(filters) else 0.0
+    settled = False  # whether Newton's method has converged at this ε
+    result = MasterResult(weights, intercept, np.inf, np.inf, 0)
     for iteration in range(max_iter + 1):
         objective, dual = state.primal_dual()
-        if objective <= best:
-            best, best_matrix, best_shift = objective, state.matrix, state.shift
-        rel_gap = (best - dual) / max(best, 1e-300)
-        smoothing = problem.beta * epsilon * len(filters)
-        if rel_gap <= tol or iteration == max_iter or 0 < smoothing < 1e-2 * tol * best:
+        rel_gap = (objective - dual) / max(objective, 1e-300)
+        if objective <= result.objective or rel_gap <= tol:
+            result = MasterResult(state.matrix.unflatten(0, shape), state.shift, objective, rel_gap, iteration)
+        exact = 0 < problem.beta * epsilon * len(filters) < 1e-2 * tol * objective
+        done = rel_gap <= tol or (settled and exact)
+        dropped = done and state.drop_idle()
+        if iteration == max_iter or (done and not dropped):
             break
+        if dropped and rel_gap <= tol:
+            continue
         epsilon = epsilon or 1e-2 * (objective - dual) / (problem.beta * len(filters))
-        if state.newton_step(epsilon) <= 0.1 * problem.beta * epsilon:
-            epsilon *= SHRINK
-    if state.drop_idle() and (objective := state.primal_dual()[0]) <= best * (1 + 1e-2 * tol):
-        best, best_matrix, best_shift = objective, state.matrix, state.shift
-    return MasterResult(best_matrix.unflatten(0, shape), best_shift, best, rel_gap, iteration)
+        epsilon *= SHRINK if settled and not exact else 1.0
+        settled = state.newton_step(epsilon) <= 0.1 * problem.beta * epsilon
+    return result
 
 
 class _Design:
@@ -103,6 +106,8 @@ class _State:
         self.predictions = design.apply(matrix) + shift
         self.curvature = problem.loss.curvature  # of the preconditioner, measured as we go
         self.duals = torch.zeros_like(matrix)
+        self.free = torch.ones(len(matrix), 1, dtype=torch.bool)  # rows that Newton steps move
+        self._dropped = torch.zeros(len(matrix), 1, dtype=torch.bool)
         self._centre()
 
     def norms(self, matrix: Tensor | None = None) -> Tensor:
@@ -118,20 +123,29 @@ class _State:
 
     def primal_dual(self) -> tuple[float, float]:
         """Objective without smoothing, and the dual value of the scaled residual over these filters."""
-        problem = self.problem
+        problem, cells = self.problem, self.problem.responses.n_cells
         dual_point = problem.dual_point(self.predictions)
-        largest = float(self.norms(self.design.adjoint(dual_point)).max()) if len(self.matrix) else 0.0
-        weights = self.matrix.reshape(-1, problem.responses.n_cells, self.matrix.shape[1])
+        pulls = self.norms(self.design.adjoint(dual_point))
+        self.free |= (pulls > problem.beta).repeat_interleave(cells)[:, None]
+        weights = self.matrix.reshape(-1, cells, self.matrix.shape[1])
+        largest = float(pulls.max()) if len(pulls) else 0.0
         return problem.primal(self.predictions, weights), problem.dual(dual_point, largest)
 
     def drop_idle(self) -> bool:
-        """Zero the groups that are dual feasible with room to spare: smoothing left them at about ε."""
-        pull = self.norms(self.design.adjoint(self.problem.dual_point(self.predictions)))
-        idle = (pull < (1 - 1e-3) * self.problem.beta).repeat_interleave(self.problem.responses.n_cells)
-        self.matrix = torch.where(idle[:, None], 0.0, self.matrix)
+        """Zero and hold the groups that are dual feasible with room to spare: smoothing left them at about ε.
+
+        A group goes only once. False if none went; else the point without them has yet to prove its own gap.
+        """
+        pulls = self.norms(self.design.adjoint(self.problem.dual_point(self.predictions)))
+        idle = (pulls < (1 - 1e-3) * self.problem.beta) & (self.norms() > 0)
+        rows = idle.repeat_interleave(self.problem.responses.n_cells)[:, None] & ~self._dropped
+        if not bool(rows.any()):
+            return False
+        self._dropped, self.free = self._dropped | rows, self.free & ~rows
+        self.matrix = torch.where(rows, 0.0, self.matrix)
         self.predictions = self.design.apply(self.matrix) + self.shift
         self._centre()
-        return bool(idle.any())
+        return True
 
     def _smoothed(self, predictions: Tensor, matrix: Tensor, epsilon: float) -> float:
         penalty = (self.norms(matrix).square() + epsilon**2).sqrt().sum()
@@ -164,10 +178,11 @@ class _State:
         factor = torch.linalg.cholesky(base)
         dual_point = problem.residual(self.predictions)
         start = design.centred_adjoint(dual_point) - ridges * self.matrix
+        start = start * self.free
         step, step_shift = torch.zeros_like(self.matrix), torch.zeros_like(self.shift)
         residual, residual_shift = start, dual_point.sum(dim=0) * problem.intercept
         start_shift = residual_shift
-        direction = z = torch.cholesky_solve(residual, factor)
+        direction = z = torch.cholesky_solve(residual, factor) * self.free
         direction_shift = z_shift = residual_shift / self.curvature
         energy = first = float((residual * z).sum() + (residual_shift * z_shift).sum())
         measured = self.curvature
@@ -183,7 +198,7 @@ class _State:
             size = energy / curvature
             step, step_shift = step + size * direction, step_shift + size * direction_shift
             residual, residual_shift = residual - size * (data + penalty), residual_shift - size * image_shift
-            z, z_shift = torch.cholesky_solve(residual, factor), residual_shift / self.curvature
+            z, z_shift = torch.cholesky_solve(residual, factor) * self.free, residual_shift / self.curvature
             energy, previous = float((residual * z).sum() + (residual_shift * z_shift).sum()), energy
             ratio = energy / previous
             direction, direction_shift = z + ratio * direction, z_shift + ratio * direction_shift

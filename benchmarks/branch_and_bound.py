@@ -1,0 +1,118 @@
+"""How long branch and bound takes to prove max g to 1 %, on real MNIST: rank, images, beta, bound, cones, seconds.
+
+    python benchmarks/branch_and_bound.py --data-dir ../shared/data
+
+The dual point is the residual where sliding Frank-Wolfe with the local oracle stops (at most --solve-seconds); the
+bound is timed alone, from the charged rows being built to the proof, after a run that compiles. beta_max is proved too.
+bound / beta tells how near the optimum the dual point was (1 there): far from it, the task is easier.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numba
+import numpy as np
+import torch
+
+from convcvx.oracles.branch_and_bound import BranchAndBoundOracle
+from convcvx.oracles.local import LocalOracle
+from convcvx.patches import PatchEmbedding, PatchSpec
+from convcvx.problem import Problem
+from convcvx.responses import Responses
+from convcvx.solvers.sliding_frank_wolfe import sliding_frank_wolfe
+
+CASES = ["3:200:0.1", "3:1000:0.1", "3:1000:0.01", "3:4000:0.01", "4:200:0.1", "4:200:0.01", "5:200:0.1"]
+HEADER = "| rank | images | beta / beta_max | beta | bound gap | bound / beta | cones | seconds | stopped |"
+
+
+@dataclass(frozen=True)
+class Case:
+    """`rank:images:ratio` as given on the command line."""
+
+    rank: int
+    images: int
+    ratio: float
+
+    @classmethod
+    def parse(cls, text: str) -> Case:
+        rank, images, ratio = text.split(":")
+        return cls(int(rank), int(images), float(ratio))
+
+
+def mnist(folder: Path, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first n training images, (n, 1, 28, 28) in [0, 1], and their classes."""
+    raw = folder / "MNIST" / "raw"
+    pixels = np.fromfile(raw / "train-images-idx3-ubyte", np.uint8, offset=16, count=n * 784)
+    classes = np.fromfile(raw / "train-labels-idx1-ubyte", np.uint8, offset=8, count=n)
+    return torch.tensor(pixels.reshape(n, 1, 28, 28)).float() / 255, torch.tensor(classes).long()
+
+
+def measure(case: Case, folder: Path, rel_tol: float, solve_seconds: float, time_limit: float) -> str:
+    images, classes = mnist(folder, case.images)
+    embedding = PatchEmbedding.fit(images, PatchSpec(3, rank=case.rank))
+    problem = Problem.build(Responses(images, embedding, dtype=torch.float64), classes, 1.0)
+    oracle = BranchAndBoundOracle(rel_tol, time_limit)
+    beta_max = float(oracle(problem, problem.dual_point(problem.constant_predictions())).values[0])
+    problem = problem.with_beta(case.ratio * beta_max)
+    solution = sliding_frank_wolfe(problem, LocalOracle(), tol=1e-3, time_limit=solve_seconds)
+    if not len(solution.filters):  # the constant predictor's dual point would be another, easier problem
+        return f"| {case.rank} | {case.images:,} | {case.ratio:g} | {problem.beta:.3e} | no master in time |||||"
+    predictions = problem.responses.predict(solution.filters, solution.weights, solution.intercept)
+    began = time.perf_counter()
+    result = oracle(problem, problem.dual_point(predictions), starts=solution.filters)
+    seconds = time.perf_counter() - began
+    return (
+        f"| {case.rank} | {case.images:,} | {case.ratio:g} | {problem.beta:.3e} | "
+        f"{result.stats['rel_gap_of_bound']:.2%} | {result.upper_bound / problem.beta:.3f} | "
+        f"{result.stats['cones']:,} | {seconds:.1f} | {result.stats['stopped']} |"
+    )
+
+
+def machine() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")] or [platform.machine()]
+    return (
+        f"{numba.get_num_threads()} threads on {names[0]}, {platform.system()}; Python {platform.python_version()}, "
+        f"numpy {np.__version__}, numba {numba.__version__}, torch {torch.__version__}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--cases", nargs="+", default=CASES, help="rank:images:beta_ratio")
+    parser.add_argument("--rel-tol", type=float, default=1e-2)
+    parser.add_argument("--solve-seconds", type=float, default=60.0)
+    parser.add_argument("--time-limit", type=float, default=120.0)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "branch_and_bound.md")
+    parser.add_argument("--append", action="store_true", help="add rows to the table in --out")
+    arguments = parser.parse_args()
+    budget = arguments.rel_tol, arguments.solve_seconds, arguments.time_limit
+    measure(Case(3, 50, 0.1), arguments.data_dir, 0.1, 1.0, 60.0)  # compiles
+    lines = [
+        "# Branch and bound on MNIST",
+        "",
+        f"Non-zero 3x3 patches, global average pooling, squared loss; bound to {arguments.rel_tol:g}. {machine()}.",
+        "",
+        HEADER,
+        "|---" * HEADER.count(" | ") + "|---|",
+    ]
+    for text in arguments.cases:
+        lines.append(measure(Case.parse(text), arguments.data_dir, *budget))
+        print(lines[-1], file=sys.stderr, flush=True)
+    if arguments.append:
+        lines = arguments.out.read_text().splitlines() + lines[6:]
+    table = "\n".join(lines) + "\n"
+    print(table)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(table)
+
+
+if __name__ == "__main__":
+    main()

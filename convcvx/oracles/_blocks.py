@@ -1,0 +1,244 @@
+"""The search over cones in blocks: best bound first, one block a thread at a time."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numba
+import numpy as np
+
+from convcvx.oracles._cones import OUT_OF_ROOM, search
+from convcvx.oracles._row_tree import RowTree
+from convcvx.oracles.base import ChargedRows
+
+CHUNK = 1 << 15
+"""Rows of one product in the local search."""
+DISTINCT = 0.999
+"""Filters with a larger cosine count as one."""
+FINENESS = {2: 0.06, 3: 0.05}
+"""Mean distance of a bundle's rows over the diameter of a cone, by d: measured; it moves time, not the bound."""
+BUDGET = 10_000
+"""Entries a thread looks at, about 1 ms, before it takes the block with the largest bound again; later 1/256 of all
+entries so far, which keeps the blocks few."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    rel_tol: float
+    target: float
+    deadline: float | None
+    max_cones: int | None
+
+    def threshold(self, best: float) -> float:
+        """Cones with a bound up to this need no further division."""
+        return max(self.target, best * (1 + self.rel_tol))
+
+    def stopped(self, cones: int) -> str | None:
+        if self.deadline is not None and time.perf_counter() >= self.deadline:
+            return "time_limit"
+        return "max_cones" if self.max_cones is not None and cones >= self.max_cones else None
+
+
+class Incumbents:
+    """Local maxima of g, by u <- M(u)ᵀ G(u) / ‖·‖ with G = M(u) u: the incumbents."""
+
+    def __init__(self, charged: ChargedRows, keep: int) -> None:
+        order = np.argsort(charged.cells, kind="stable")
+        self.rows, self.charges, cells = charged.rows[order], charged.charges[order], charged.cells[order]
+        self.shape, self.keep = (charged.n_cells, charged.charges.shape[1]), keep
+        edges = np.union1d(np.flatnonzero(np.diff(cells, prepend=-1)), np.arange(0, len(cells), CHUNK))
+        self.parts = [
+            (int(cells[low]), slice(low, high)) for low, high in itertools.pairwise([*edges.tolist(), len(cells)])
+        ]
+        self.points, self.values = np.empty((0, charged.rows.shape[1])), np.empty(0)
+
+    def climb(self, points: np.ndarray, steps: int) -> None:
+        """Take (q, d) points uphill, keeping the best ones met."""
+        points = _normalised(points)
+        for _ in range(steps):
+            if not len(points):
+                return
+            correlations = self.correlate(points)
+            self.add(points, np.linalg.norm(correlations, axis=(1, 2)))
+            points = _normalised(self._gradient(points, correlations))
+        self.add(points, np.linalg.norm(self.correlate(points), axis=(1, 2)))
+
+    def add(self, points: np.ndarray, values: np.ndarray) -> None:
+        """Keep the best points that are no closer than a few degrees to a better one."""
+        points, values = np.concatenate([self.points, points]), np.concatenate([self.values, values])
+        chosen: list[int] = []
+        for k in np.argsort(-values, kind="stable"):
+            if len(chosen) < self.keep and all(points[k] @ points[j] < DISTINCT for j in chosen):
+                chosen.append(int(k))
+        self.points, self.values = points[chosen], values[chosen]
+
+    def correlate(self, points: np.ndarray) -> np.ndarray:
+        """(q, P, c): G."""
+        total = np.zeros((len(points), *self.shape))
+        for cell, part in self.parts:
+            total[:, cell] += np.maximum(points @ self.rows[part].T, 0) @ self.charges[part]
+        return total
+
+    def _gradient(self, points: np.ndarray, correlations: np.ndarray) -> np.ndarray:
+        """(q, d): Σ_k [x_k·u > 0] <G(u), s_k> x_k."""
+        gradient = np.zeros_like(points)
+        for cell, part in self.parts:
+            slopes = correlations[:, cell] @ self.charges[part].T
+            gradient += (slopes * (points @ self.rows[part].T > 0)) @ self.rows[part]
+        return gradient
+
+
+def _normalised(points: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(points, axis=1, keepdims=True)
+    alive = norms[:, 0] > 0
+    return points[alive] / norms[alive]
+
+
+@dataclass(order=True)
+class Block:
+    """A cone with the entries it has to look at; the one with the largest bound is searched first."""
+
+    priority: float
+    order: int
+    vertices: np.ndarray = field(compare=False)
+    linear: np.ndarray = field(compare=False)
+    indices: np.ndarray = field(compare=False)
+    signs: int = field(compare=False)
+    halvings: int = field(compare=False)
+
+
+class Search:
+    """The blocks still open, and the threads that work on them, best bound first."""
+
+    def __init__(self, charged: ChargedRows, incumbents: Incumbents, goal: Goal) -> None:
+        self.tree = RowTree.build(charged)
+        self.incumbents, self.goal = incumbents, goal
+        d = charged.rows.shape[1]
+        self.fold = self.tree.fold(charged.n_cells)
+        self.fineness = FINENESS.get(d, 0.03)
+        self.allowance = _allowance(self.tree.weight, len(charged.rows), self.fold.size, d)
+        self.threshold = np.array([goal.threshold(float(incumbents.values[0]))])
+        self.pruned, self.cones, self.entries, self.busy, self.made = 0.0, 0, 0, 0, 0
+        self.stopped: str | None = None
+        self.open: list[Block] = []
+        self.running: dict[int, float] = {}
+        self.change = threading.Condition()
+        for signs in itertools.product((1.0, -1.0), repeat=d - 1):
+            self._push(np.diag((1.0, *signs)), np.zeros_like(self.fold), self.tree.roots, 3, 0, np.inf)
+
+    def run(self) -> tuple[float, int, int, str]:
+        """The proved bound, the numbers of cones and entries looked at, and why the search stopped."""
+        threads = numba.get_num_threads()
+        with ThreadPoolExecutor(threads) as pool:
+            for job in [pool.submit(self._work) for _ in range(threads)]:
+                job.result()
+        still_open = max((-block.priority for block in self.open), default=0.0)
+        # nothing exceeds this, and it is finite even if no cone was looked at
+        bound = min(max(self.pruned, still_open), self.tree.weight * (1 + 1e-12) + self.allowance)
+        return bound, self.cones, self.entries, self.stopped or "bound"
+
+    def _push(
+        self, vertices: np.ndarray, linear: np.ndarray, indices: np.ndarray, signs: int, halvings: int, bound: float
+    ) -> None:
+        self.made += 1
+        heapq.heappush(self.open, Block(-bound, self.made, vertices, linear, indices, signs, halvings))
+
+    def _work(self) -> None:
+        workspace = Workspace(self.fold.shape)
+        while True:
+            with self.change:
+                while not self.open and self.busy and not self.stopped:
+                    self.change.wait()
+                self.stopped = self.stopped or (self.goal.stopped(self.cones) if self.open else None)
+                if self.stopped or not self.open:
+                    self.change.notify_all()
+                    return
+                block = heapq.heappop(self.open)
+                self.busy += 1
+            try:
+                self._search(block, workspace)
+            finally:
+                with self.change:
+                    self.busy -= 1
+                    self.change.notify_all()
+
+    def _search(self, block: Block, workspace: Workspace) -> None:
+        workspace.load(block)
+        tree = self.tree.table, self.tree.moments, self.tree.children, self.tree.cells
+        budget = max(BUDGET, self.entries // 256)
+        if self.goal.max_cones is not None:
+            budget = min(budget, 1000)
+        while True:
+            status, workspace.depth = search(
+                tree, self.fold, self.fineness, self.allowance, self.threshold, budget, *workspace.state()
+            )
+            if status != OUT_OF_ROOM:
+                break
+            workspace.grow()
+        with self.change:
+            self.pruned = max(self.pruned, float(workspace.pruned[0]))
+            self.cones += int(workspace.counts[0])
+            self.entries += int(workspace.counts[1])
+            for entry in workspace.entries():
+                self._push(*entry)
+            value, vertex = workspace.incumbent()
+            if value > self.incumbents.values[0] * (1 + 1e-9):
+                self.incumbents.climb(vertex[None], 3)
+                self.threshold[0] = max(self.threshold[0], self.goal.threshold(float(self.incumbents.values[0])))
+
+
+class Workspace:
+    """The stack of one thread, as arrays for the compiled search."""
+
+    def __init__(self, shape: tuple[int, ...], levels: int = 64, room: int = 1 << 16) -> None:
+        d = shape[0]
+        self.vertices, self.linear = np.empty((levels, d, d)), np.empty((levels, *shape))
+        self.span, self.signs = np.empty((levels, 3), np.int64), np.empty(levels, np.int64)
+        self.bound, self.indices = np.empty(levels), np.empty(room, np.int32)
+        self.pruned, self.best, self.counts = np.zeros(1), np.zeros((2, 1 + d)), np.zeros(2, np.int64)
+        self.depth = 0
+
+    def load(self, block: Block) -> None:
+        n = len(block.indices)
+        if n > len(self.indices):
+            self.indices = np.empty(2 * n, np.int32)
+        self.indices[:n] = block.indices
+        self.vertices[0], self.linear[0], self.signs[0] = block.vertices, block.linear, block.signs
+        self.span[0], self.bound[0], self.depth = (0, n, block.halvings), -block.priority, 1
+        self.pruned[:], self.best[:], self.counts[:] = 0.0, 0.0, 0
+
+    def state(self) -> tuple[Any, ...]:
+        stack = self.vertices, self.linear, self.span, self.signs, self.bound
+        return self.indices, stack, self.depth, self.pruned, self.best, self.counts
+
+    def grow(self) -> None:
+        self.indices = np.concatenate([self.indices, np.empty_like(self.indices)])
+
+    def entries(self) -> Iterator[tuple[Any, ...]]:
+        """What is left on the stack, to become blocks."""
+        for k in range(self.depth):
+            low, high, halvings = self.span[k].tolist()
+            yield (
+                self.vertices[k].copy(),
+                self.linear[k].copy(),
+                self.indices[low:high].copy(),
+                int(self.signs[k]),
+                halvings,
+                float(self.bound[k]),
+            )
+
+    def incumbent(self) -> tuple[float, np.ndarray]:
+        sign = int(self.best[1, 0] > self.best[0, 0])
+        return float(self.best[sign, 0]), self.best[sign, 1:] * (-1.0 if sign else 1.0)
+
+
+def _allowance(weight: float, n: int, size: int, d: int) -> float:
+    """What rounding can hide at a vertex, for Σ‖s_k‖ = `weight`; the module's text says why."""
+    return 2.0 * (n + size + 1000.0 * d**2.5) * float(np.finfo(float).eps) * weight

@@ -1,0 +1,342 @@
+"""Certificates: sound for any network, blind to rescaling, sensitive to tampering, independent of the solvers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from copy import deepcopy
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from convcvx import Certificate, certify
+from convcvx.certificate import SCOPES, certify_parameters
+from convcvx.errors import InputError
+from convcvx.network import TwoLayerCNN
+from convcvx.oracles import ExactOracle
+from convcvx.patches import PatchSpec
+from convcvx.pooling import Pooling
+from convcvx.training import build_problem, solve_problem
+
+BETA = 0.003
+SHAPE = (1, 4, 5)
+SPEC = PatchSpec((1, 2))  # two pixels: rank 2, where the exact oracle is cheap
+
+
+def images(n: int = 24, shape=SHAPE) -> Tensor:
+    return torch.rand(n, *shape, generator=torch.Generator().manual_seed(0))
+
+
+def classes(n: int = 24) -> Tensor:
+    brightest = images(n).flatten(2).view(n, 4, 5).mean(dim=1).argmax(dim=1)
+    return brightest.clamp(1, 3) - 1
+
+
+def plain(m: int = 6, *, kernel=(1, 2), pool=None, bias=False, intercept=True, c: int = 3, seed: int = 0):
+    """A plain torch network on SHAPE images, freshly initialised."""
+    torch.manual_seed(seed)
+    pool = pool or nn.AdaptiveAvgPool2d((2, 2))
+    convolution = nn.Conv2d(1, m, kernel, bias=bias)
+    features = pool(convolution(torch.zeros(1, *SHAPE))).numel()
+    return nn.Sequential(convolution, nn.ReLU(), pool, nn.Flatten(), nn.Linear(features, c, bias=intercept))
+
+
+def adam(network: nn.Module, loss: str, steps: int = 150) -> nn.Module:
+    """Train by torch's Adam with coupled weight decay on all weights but the output bias."""
+    decayed = [p for name, p in network.named_parameters() if name != "4.bias"]
+    free = [p for name, p in network.named_parameters() if name == "4.bias"]
+    optimizer = torch.optim.Adam([{"params": decayed, "weight_decay": BETA}, {"params": free}], lr=0.02)
+    onehot = nn.functional.one_hot(classes()).float()
+    for _ in range(steps):
+        f = network(images())
+        value = nn.functional.cross_entropy(f, onehot) if loss != "squared" else 0.5 * (f - onehot).square().sum() / 24
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+    return network
+
+
+def objective(network: nn.Module, loss: str) -> float:
+    """Mean loss plus weight decay, with the network's own weights: nothing balanced, nothing re-optimised."""
+    with torch.no_grad():
+        f, onehot = network(images()).double(), nn.functional.one_hot(classes()).double()
+        value = nn.functional.cross_entropy(f, onehot) if loss != "squared" else 0.5 * (f - onehot).square().sum() / 24
+        decay = sum(p.double().square().sum() for name, p in network.named_parameters() if name != "4.bias")
+    return float(value + 0.5 * BETA * decay)
+
+
+def check(network: nn.Module, **options) -> Certificate:
+    return certify(network, images(), classes(), BETA, **options)
+
+
+@pytest.mark.parametrize("loss", ["squared", "cross-entropy"])
+def test_an_adam_trained_network_is_worse_and_so_is_its_bound(loss):
+    problem = build_problem(images(), classes(), BETA, spec=SPEC, pooling="2", loss=loss)
+    solution = solve_problem(problem, tol=1e-5)
+    ours = check(TwoLayerCNN.from_solution(solution, solution.embedding, solution.pooling, SHAPE), loss=loss)
+    assert ours.scope == "global"
+    assert ours.rel_gap <= 2e-5
+    assert ours.primal == pytest.approx(solution.history[-1]["objective"], rel=1e-6)
+
+    trained = adam(plain(), loss)
+    theirs = check(trained, loss=loss)
+    assert theirs.scope == "global"
+    assert theirs.primal > ours.primal
+    assert theirs.dual <= ours.dual
+    assert theirs.rel_gap > 10 * ours.rel_gap
+    # Balancing and the best intercept can only help, and training helped as well.
+    assert theirs.primal <= objective(trained, loss) * (1 + 1e-6)
+    assert theirs.primal < check(plain(), loss=loss).primal
+
+
+def test_rescaled_neurons_have_the_same_certificate():
+    network = adam(plain(), "squared", 20)
+    scaled = deepcopy(network)
+    factors = torch.logspace(-3, 3, 6)
+    with torch.no_grad():
+        scaled[0].weight.mul_(factors[:, None, None, None])
+        scaled[4].weight.div_(factors.repeat_interleave(4))
+    a, b = check(network), check(scaled)
+    assert b.primal == pytest.approx(a.primal, rel=1e-6)
+    assert b.dual == pytest.approx(a.dual, rel=1e-6)
+    assert objective(scaled, "squared") > 10 * a.primal
+
+
+def test_the_output_bias_is_re_optimised_and_a_missing_one_is_not_added():
+    network = adam(plain(), "squared", 20)
+    moved = deepcopy(network)
+    with torch.no_grad():
+        moved[4].bias.add_(5.0)
+    assert check(moved).primal == pytest.approx(check(network).primal)
+    bare = plain(intercept=False)
+    assert check(bare).intercept is False
+    bare_plus = plain()
+    bare_plus.load_state_dict(bare.state_dict() | {"4.bias": torch.zeros(3)})
+    assert check(bare_plus).primal < check(bare).primal
+
+
+@pytest.mark.parametrize("layer", [0, 4])
+def test_a_tampered_weight_changes_the_primal(layer):
+    network = adam(plain(), "squared", 20)
+    before = check(network)
+    with torch.no_grad():
+        network[layer].weight.view(-1)[0] += 0.05
+    after = check(network)
+    assert abs(after.primal - before.primal) > 1e-5 * before.primal
+    assert after.dual <= before.primal
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    seed=st.integers(0, 10**6),
+    m=st.integers(1, 5),
+    scale=st.sampled_from([0.0, 1e-4, 1.0, 30.0]),
+    bias=st.booleans(),
+    intercept=st.booleans(),
+    loss=st.sampled_from(["squared", "cross-entropy"]),
+    beta=st.sampled_from([1e-4, 0.01, 10.0]),
+)
+def test_no_network_beats_its_bound_or_any_other(seed, m, scale, bias, intercept, loss, beta):
+    network = plain(m, kernel=(1, 1) if bias else (1, 2), bias=bias, intercept=intercept, seed=seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(scale)
+    certificate = certify(network, images(), classes(), beta, loss=loss)
+    assert certificate.scope == "global"
+    assert certificate.dual <= certificate.primal
+    assert certificate.rel_gap == pytest.approx((certificate.primal - certificate.dual) / certificate.primal)
+    zero = deepcopy(network)
+    nn.init.zeros_(zero[4].weight)
+    assert certificate.dual <= certify(zero, images(), classes(), beta, loss=loss).primal * (1 + 1e-12)
+
+
+def test_the_scope_is_told_in_words():
+    heuristic = check(plain(kernel=(2, 2)))
+    assert heuristic.scope == "heuristic"
+    assert "scope heuristic: an estimate, not a proof" in str(heuristic)
+    assert "lower bound (heuristic)" in str(heuristic)
+    assert "an estimate, not a proof" in json.dumps(heuristic.to_dict())
+    assert {"starts", "basins"} <= set(heuristic.search)
+    proof = check(plain())
+    assert "scope global: a proof" in str(proof)
+    assert "heuristic" not in str(proof)
+    assert {"global", "sampled", "heuristic"} == set(SCOPES)
+    assert Certificate.from_dict(json.loads(json.dumps(proof.to_dict()))) == proof
+
+
+def test_a_local_search_never_reports_a_smaller_maximum_than_the_filters_at_hand():
+    network = adam(plain(), "squared", 20)
+    exact, local = check(network, oracle="exact"), check(network, oracle="local")
+    assert local.scope == "heuristic"
+    assert local.g_max <= exact.g_max * (1 + 1e-9)
+    assert local.dual >= exact.dual * (1 - 1e-9)
+    assert local.primal == exact.primal
+
+
+def test_parameters_are_balanced_and_dead_neurons_dropped():
+    problem = build_problem(images(), classes(), BETA, spec=SPEC, pooling="2")
+    solution = solve_problem(problem, tol=1e-5)
+    reference = certify_parameters(problem, solution.filters, solution.weights)
+    filters = torch.cat([3 * solution.filters, torch.zeros(1, 2), torch.ones(1, 2)])
+    weights = torch.cat([solution.weights / 3, torch.ones(1, 4, 3), torch.zeros(1, 4, 3)])
+    certificate = certify_parameters(problem, filters, weights, oracle=ExactOracle())
+    assert certificate.primal == pytest.approx(reference.primal, rel=1e-12)
+    assert certificate.n_filters == reference.n_filters == solution.n_filters
+    # The certificate is computed in float64, whatever the problem was solved in.
+    single = certify_parameters(problem.with_dtype(torch.float32), solution.filters, solution.weights)
+    assert single.primal == reference.primal
+
+
+def test_whitened_models_are_certified_in_their_own_filter_space():
+    """White patches and their mean have rank 2, as the patches have; a plain convolution bias makes it 3."""
+    spec = PatchSpec((1, 2), whiten=0.1)
+    solution = solve_problem(build_problem(images(), classes(), BETA, spec=spec, pooling="2"), tol=1e-5)
+    network = TwoLayerCNN.from_solution(solution, solution.embedding, solution.pooling, SHAPE)
+    own = check(network, embedding=solution.embedding)
+    assert own.scope == "global"
+    assert own.primal == pytest.approx(solution.history[-1]["objective"], rel=1e-6)
+    assert check(network).patch_rank == 3
+    with pytest.raises(InputError, match="outside the filter space"):
+        check(plain(bias=True), embedding=solution.embedding)
+
+
+def test_the_certificate_imports_no_solver():
+    """The package itself does, so its `__init__` is kept out."""
+    code = """
+import sys, types
+package = types.ModuleType("convcvx"); package.__path__ = ["convcvx"]; sys.modules["convcvx"] = package
+import convcvx.certificate
+found = [name for name in sys.modules if name.startswith("convcvx.") and "solve" in name or "training" in name]
+found += [name for name in ("cvxpy", "scs", "clarabel") if name in sys.modules]
+assert "convcvx.certificate" in sys.modules and not [n for n in found if n.startswith("convcvx") or "." not in n], found
+import convcvx.solvers.master
+assert "convcvx.solvers" in sys.modules  # negative control
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# Networks of another form
+
+
+def of(*middle, convolution=None, features=6):
+    """Conv2d → `middle` → Flatten → Linear."""
+    return nn.Sequential(convolution or nn.Conv2d(1, 6, (1, 2)), *middle, nn.Flatten(), nn.Linear(features, 3))
+
+
+GLOBAL = nn.AdaptiveAvgPool2d(1)
+FORM = "network must be Conv2d → ReLU → average pooling → Linear; got "
+REFUSED = {
+    "max pooling": (of(nn.ReLU(), nn.AdaptiveMaxPool2d(1)), FORM + "Conv2d → ReLU → AdaptiveMaxPool2d → Linear"),
+    "order": (of(GLOBAL, nn.ReLU()), FORM + "Conv2d → AdaptiveAvgPool2d → ReLU → Linear"),
+    "activation": (of(nn.GELU(), GLOBAL), FORM + "Conv2d → GELU → AdaptiveAvgPool2d → Linear"),
+    "no activation": (of(GLOBAL), FORM + "Conv2d → AdaptiveAvgPool2d → Linear"),
+    "three layers": (of(nn.ReLU(), GLOBAL, nn.Flatten(), nn.Linear(6, 6)), FORM),
+    "two convolutions": (of(nn.ReLU(), nn.Conv2d(6, 6, 1), nn.ReLU(), GLOBAL), FORM),
+    "normalisation": (of(nn.BatchNorm2d(6), nn.ReLU(), GLOBAL), FORM),
+    "no linear layer": (nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), GLOBAL, nn.Flatten()), FORM),
+    "padded pooling": (of(nn.ReLU(), nn.AvgPool2d(2, padding=1), features=54), FORM),
+    "ceil mode": (of(nn.ReLU(), nn.AvgPool2d(3, ceil_mode=True), features=24), FORM),
+    "sum pooling": (of(nn.ReLU(), nn.AvgPool2d(4, divisor_override=1)), FORM),
+    "half a grid": (of(nn.ReLU(), nn.AdaptiveAvgPool2d((1, None)), features=24), FORM),
+    "dilation": (of(nn.ReLU(), GLOBAL, convolution=nn.Conv2d(1, 6, 2, dilation=2)), "dilation=1"),
+    "same padding": (of(nn.ReLU(), GLOBAL, convolution=nn.Conv2d(1, 6, 3, padding="same")), "numeric zero padding"),
+    "reflection": (
+        of(nn.ReLU(), GLOBAL, convolution=nn.Conv2d(1, 6, 3, padding=1, padding_mode="reflect")),
+        "numeric zero padding",
+    ),
+    "features": (of(nn.ReLU(), GLOBAL, features=7), "the linear layer takes 7 features but 6 filters pooled to 1"),
+    "grid beyond the map": (of(nn.ReLU(), nn.AdaptiveAvgPool2d(5), features=150), "larger than the 4x4 map"),
+    "kernel beyond the image": (of(nn.ReLU(), GLOBAL, convolution=nn.Conv2d(1, 6, 9)), "kernel_size 9x9 is larger"),
+    "channels": (of(nn.ReLU(), GLOBAL, convolution=nn.Conv2d(3, 6, 2)), ""),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_other_networks_are_refused_by_name(case):
+    network, message = REFUSED[case]
+    with pytest.raises(InputError) as caught:
+        check(network)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_grouped_convolutions_are_refused():
+    network = of(nn.ReLU(), GLOBAL, convolution=nn.Conv2d(2, 6, 2, groups=2))
+    with pytest.raises(InputError, match="groups=1"):
+        certify(network, images(24, (2, 4, 5)), classes(), BETA)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [of(nn.ReLU(), GLOBAL), of(nn.ReLU(inplace=True), nn.AvgPool2d(2, 1), features=54), of(nn.ReLU(), features=96)],
+)
+def test_negative_control_plain_networks_are_accepted(network):
+    assert check(network).dual <= check(network).primal
+
+
+def test_a_network_that_computes_something_else_is_refused():
+    """Its layers are registered in the right order and applied in another."""
+
+    class PoolFirst(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.convolution, self.relu, self.pool = nn.Conv2d(1, 6, (1, 2)), nn.ReLU(), nn.AdaptiveAvgPool2d(2)
+            self.linear = nn.Linear(24, 3)
+            nn.init.normal_(self.convolution.weight[..., 0].data, std=3)
+            self.convolution.weight.data[..., 1] = -self.convolution.weight.data[..., 0]  # edges: signs vary
+
+        def forward(self, x):
+            return self.linear(self.relu(self.pool(self.convolution(x))).flatten(1))
+
+    class ReluFirst(PoolFirst):
+        def forward(self, x):
+            return self.linear(self.pool(self.relu(self.convolution(x))).flatten(1))
+
+    torch.manual_seed(0)
+    with pytest.raises(InputError, match="outputs are not those of its Conv2d → ReLU"):
+        check(PoolFirst())
+    assert check(ReluFirst()).dual > 0
+
+
+def test_a_convolution_bias_needs_the_hidden_bias():
+    embedding = build_problem(images(), classes(), spec=SPEC).responses.embedding
+    with pytest.raises(InputError, match="convolution bias but the problem has none; set hidden_bias=True"):
+        check(plain(bias=True), embedding=embedding)
+    assert check(plain(bias=True)).patch_rank == 3
+
+
+@pytest.mark.parametrize("what", ["images", "filters", "weights"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nothing_infinite_is_certified(what, value):
+    """A neuron with NaN weights was once dropped as dead, and the rest certified."""
+    network, pictures = plain(), images()
+    target = {"images": pictures, "filters": network[0].weight.data, "weights": network[4].weight.data}[what]
+    target.view(-1)[0] = value
+    with pytest.raises(InputError, match="must be finite; found NaN or infinity"):
+        certify(network, pictures, classes(), BETA)
+
+
+def test_targets_and_beta_must_fit():
+    with pytest.raises(InputError, match="targets must be classes below 3; got 7"):
+        certify(plain(), images(), torch.full((24,), 7), BETA)
+    with pytest.raises(InputError, match="the network has 3 outputs but the targets 2"):
+        certify(plain(), images(), torch.rand(24, 2), BETA)
+    with pytest.raises(InputError, match="targets must have one row an image, 24; got 3"):
+        certify(plain(), images(), torch.tensor([0, 1, 2]), BETA)
+    with pytest.raises(InputError, match="beta must be a positive float"):
+        certify(plain(), images(), classes(), -1.0)
+
+
+def test_pooling_by_a_matrix_is_certified_by_its_parameters():
+    problem = build_problem(images(), classes(), BETA, spec=SPEC, pooling=torch.rand(2, 16))
+    solution = solve_problem(problem, tol=1e-5)
+    certificate = certify_parameters(problem, solution.filters, solution.weights)
+    assert certificate.rel_gap <= 1.1e-5
+    coarse = replace(problem, responses=build_problem(images(), classes(), spec=SPEC, pooling="2x1").responses)
+    assert isinstance(problem.responses.pooling, Pooling)
+    assert certify_parameters(coarse, solution.filters, solution.weights).primal != pytest.approx(certificate.primal)

@@ -1,0 +1,206 @@
+"""convcvx.estimator: scikit-learn's own checks, and agreement with `convcvx.solve` and the exported network."""
+
+from __future__ import annotations
+
+import doctest
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.datasets import load_digits
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+import convcvx
+from convcvx import estimator as module
+from convcvx.certificate import certify_parameters
+from convcvx.errors import ConvergenceWarning, InputError
+from convcvx.estimator import ConvexCNNClassifier, ConvexCNNRegressor
+from convcvx.patches import PatchSpec
+from convcvx.training import build_problem, find_beta_max
+
+EASY = {"beta_ratio": 0.1, "random_state": 0}
+QUICK = {"beta_ratio": 0.1, "tol": 0.1}
+
+
+# scikit-learn fits noise with 20 samples in many dimensions: a search with another seed may well find a better
+# filter, and the warning that says so is right.
+@pytest.mark.filterwarnings("ignore::convcvx.errors.ConvergenceWarning")
+@parametrize_with_checks(
+    [
+        ConvexCNNClassifier(**QUICK),
+        ConvexCNNClassifier(**QUICK, loss="cross-entropy"),
+        ConvexCNNRegressor(**QUICK, hidden_bias=True),
+    ]
+)
+def test_scikit_learn_checks(estimator, check):
+    check(estimator)
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    X, y = load_digits(return_X_y=True)
+    return X[:150] / 16, y[:150]
+
+
+@pytest.fixture(scope="module")
+def plane() -> tuple[np.ndarray, np.ndarray]:
+    """Points of the plane: patches of rank 2, whose certificates are proofs."""
+    X = np.random.default_rng(0).normal(size=(40, 2))
+    return X, np.stack([np.abs(X[:, 0]), X[:, 0] - np.maximum(X[:, 1], 0)], axis=1)
+
+
+IMAGES = {"image_shape": (1, 8, 8), "pool": 2}
+MODELS = [
+    {"kernel_size": 3},
+    {"kernel_size": (2, 3), "stride": (2, 1), "padding": 1, "pool": "window:2,2", "hidden_bias": True},
+    {"rank": 2, "whiten": 0.1, "pool": "global", "intercept": False, "oracle": "local"},
+    {"contrast": 0.1, "pool": "none", "loss": "cross-entropy", "kernel_size": 4, "stride": 2},
+]
+
+
+@pytest.mark.parametrize("options", MODELS, ids=lambda options: "-".join(options))
+def test_image_outputs_are_those_of_the_exported_network(digits, options):
+    X, y = digits
+    model = ConvexCNNClassifier(**{**EASY, **IMAGES, "tol": 0.05, **options}).fit(X, y)
+    network = model.to_network()
+    with torch.no_grad():
+        outputs = network(torch.from_numpy(X.reshape(-1, 1, 8, 8)).float()).numpy()
+    np.testing.assert_allclose(model.decision_function(X), outputs, atol=1e-5)
+    assert len(network[0].weight) == len(model.filters_) > 0
+    assert model.certificate_.rel_gap <= 0.05
+
+
+def test_plain_data_agree_with_solve(plane):
+    X, Y = plane
+    model = ConvexCNNRegressor(beta_ratio=0.05, tol=1e-5).fit(X, Y)
+    assert model.beta_ == pytest.approx(0.05 * convcvx.beta_max(X, Y))
+    solution = convcvx.solve(X, Y, model.beta_, tol=1e-5)
+    assert model.certificate_.scope == "global"
+    assert model.certificate_.primal == pytest.approx(solution.certificate.primal, rel=1e-4)
+    predicted = np.maximum(X @ model.filters_.T, 0) @ model.weights_[:, 0] + model.intercept_
+    np.testing.assert_allclose(model.predict(X), predicted, atol=1e-12)
+    with torch.no_grad():
+        outputs = model.to_network()(torch.from_numpy(X[:, :, None, None]).float()).numpy()
+    np.testing.assert_allclose(model.predict(X), outputs, atol=1e-5)
+
+
+def test_the_certificate_is_that_of_the_problem(digits):
+    X, y = digits
+    model = ConvexCNNClassifier(**EASY, **IMAGES, kernel_size=2).fit(X, y)
+    images = torch.from_numpy(X.reshape(-1, 1, 8, 8))
+    problem = build_problem(images, y, model.beta_, spec=PatchSpec(2), pooling=2)
+    again = certify_parameters(problem, model.solution_.filters, model.solution_.weights, tol=1e-2)
+    assert again.primal == pytest.approx(model.certificate_.primal, rel=1e-9)
+    assert model.beta_ == pytest.approx(0.1 * find_beta_max(problem), rel=1e-2)
+    worse = certify_parameters(problem, model.solution_.filters, 1.5 * model.solution_.weights, tol=1e-2)
+    assert worse.primal > 1.01 * model.certificate_.primal
+
+
+def test_hidden_bias_bends_where_the_data_do():
+    x = np.linspace(0, 4, 33)[:, None]
+    y = np.abs(x[:, 0] - 1.5)
+    without = ConvexCNNRegressor(beta_ratio=1e-3).fit(x, y)
+    biased = ConvexCNNRegressor(beta_ratio=1e-3, hidden_bias=True).fit(x, y)
+    assert without.score(x, y) < 0.6
+    assert biased.score(x, y) > 0.99
+    assert biased.certificate_.scope == "global"
+    assert biased.filters_.shape[1] == 2
+
+
+def test_beta_wins_over_beta_ratio_and_above_beta_max_no_filter_is_left(plane):
+    X, Y = plane
+    model = ConvexCNNRegressor(beta=1.001 * convcvx.beta_max(X, Y), beta_ratio=1e-9).fit(X, Y)
+    assert len(model.filters_) == 0
+    np.testing.assert_allclose(model.predict(X[:3]), np.tile(Y.mean(axis=0), (3, 1)))
+    assert model.to_network()(torch.zeros(1, 2, 1, 1)).shape == (1, 2)
+
+
+def test_constant_targets_need_no_filter(plane):
+    X, _ = plane
+    model = ConvexCNNRegressor().fit(X, np.full(len(X), 1 / 3))
+    np.testing.assert_allclose(model.predict(X), 1 / 3)
+    assert (len(model.filters_), model.beta_) == (0, 0.01)
+
+
+@pytest.mark.parametrize("loss", ["squared", "cross-entropy"])
+def test_two_classes(plane, loss):
+    X, Y = plane
+    y = np.where(Y[:, 1] > 0, "up", "down")
+    model = ConvexCNNClassifier(loss=loss, random_state=0).fit(X, y)
+    decision = model.decision_function(X)
+    assert model.classes_.tolist() == ["down", "up"]
+    assert decision.shape == (40,)
+    assert (model.predict(X) == np.where(decision > 0, "up", "down")).all()
+    assert model.score(X, y) > 0.9
+    assert hasattr(model, "predict_proba") == (loss == "cross-entropy")
+    if loss == "cross-entropy":
+        np.testing.assert_allclose(model.predict_proba(X)[:, 1], 1 / (1 + np.exp(-decision)))
+
+
+def test_pipeline_grid_search_clone_and_pickle(digits):
+    X, y = digits
+    pipeline = make_pipeline(StandardScaler(), ConvexCNNClassifier(**EASY, tol=0.1))
+    grid = {"convexcnnclassifier__beta_ratio": [0.9, 0.1]}
+    search = GridSearchCV(pipeline, grid, cv=2).fit(X, y)
+    assert search.best_params_ == {"convexcnnclassifier__beta_ratio": 0.1}
+    assert search.best_score_ > 0.75
+    fresh = clone(search.best_estimator_)
+    assert not hasattr(fresh[-1], "solution_")
+    np.testing.assert_array_equal(fresh.fit(X, y).predict(X), search.predict(X))  # same seed, same network
+    restored = pickle.loads(pickle.dumps(search.best_estimator_))
+    np.testing.assert_array_equal(restored.decision_function(X), search.decision_function(X))
+    assert restored[-1].certificate_ == search.best_estimator_[-1].certificate_
+
+
+def test_short_of_tol_warns(plane):
+    X, Y = plane
+    with pytest.warns(ConvergenceWarning, match="max_rounds") as caught:
+        ConvexCNNRegressor(beta_ratio=1e-4, tol=1e-9, max_rounds=1).fit(X, Y)
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kernel_size": 3}, "kernel_size needs images; pass image_shape"),
+        ({"stride": 2, "pool": "none"}, "stride, pool needs images"),
+        ({"image_shape": (1, 8)}, r"image_shape must be \(channels, height, width\).*got \(1, 8\)"),
+        ({"image_shape": 64}, "image_shape must be .*got 64"),
+        ({"image_shape": (1, 8, 7)}, "needs X with 56 columns; got 64"),
+        ({"image_shape": (1, 8, 8), "kernel_size": 9}, "kernel_size 9x9 is larger"),
+        ({"beta": 0.0}, "beta must be a positive float; got 0.0"),
+        ({"beta_ratio": -1}, "beta_ratio must be a positive float; got -1"),
+        ({"tol": 0}, "tol must be a positive float; got 0"),
+        ({"loss": "hinge"}, "loss must be one of squared, cross-entropy; got 'hinge'"),
+        ({"oracle": "delphi"}, "oracle must be one of"),
+        ({"solver": "sgd"}, "solver must be one of"),
+    ],
+)
+def test_parameters_out_of_range(digits, options, message):
+    X, y = digits
+    with pytest.raises(InputError, match=message):
+        ConvexCNNClassifier(**options).fit(X[:20], y[:20])
+
+
+def test_bad_targets(digits):
+    X, y = digits
+    with pytest.raises(InputError, match="y has one class"):
+        ConvexCNNClassifier().fit(X[:20], np.zeros(20))
+    with pytest.raises(InputError, match="loss must be 'squared' for regression; got 'cross-entropy'"):
+        ConvexCNNRegressor(loss="cross-entropy").fit(X[:20], y[:20])
+
+
+@pytest.mark.parametrize("cls", [ConvexCNNClassifier, ConvexCNNRegressor])
+def test_the_docstring_names_every_parameter_and_its_example_runs(cls):
+    assert "{parameters}" not in cls.__doc__
+    for name in cls._get_param_names():
+        assert name in cls.__doc__
+    examples = doctest.DocTestFinder(recurse=False).find(cls, globs=vars(module) | {cls.__name__: cls})
+    runner = doctest.DocTestRunner()
+    for example in examples:
+        assert runner.run(example).failed == 0

@@ -1,0 +1,161 @@
+"""The master against cvxpy with Clarabel, its own claims recomputed, and awkward Gram matrices."""
+
+from __future__ import annotations
+
+import cvxpy as cp
+import numpy as np
+import pytest
+import torch
+from conftest import flat_problem, random_parameters
+from torch import Tensor
+
+from convcvx.losses import LOSSES
+from convcvx.problem import Problem
+from convcvx.solvers.master import MasterResult, solve_master
+
+
+def reference(problem: Problem, filters: Tensor) -> float:
+    """The optimal objective by Clarabel."""
+    design = problem.responses.matrix(filters).flatten(1).numpy()
+    targets, n, cells = problem.targets.numpy(), problem.n, problem.responses.n_cells
+    weights = cp.Variable((design.shape[1], problem.n_outputs))
+    shift = cp.Variable((1, problem.n_outputs))
+    predictions = design @ weights + (np.ones((n, 1)) @ shift if problem.intercept else 0)
+    if problem.loss.name == "squared":
+        data = cp.sum_squares(predictions - targets) / 2
+    else:
+        data = cp.sum(cp.log_sum_exp(predictions, axis=1)) - cp.sum(cp.multiply(targets, predictions))
+    groups = [cp.norm(cp.vec(weights[j : j + cells], order="F")) for j in range(0, len(filters) * cells, cells)]
+    program = cp.Problem(cp.Minimize(data / n + problem.beta * cp.sum(groups)))
+    return program.solve(solver=cp.CLARABEL, tol_gap_abs=1e-10, tol_gap_rel=1e-10, tol_feas=1e-10)
+
+
+def recomputed(problem: Problem, filters: Tensor, result: MasterResult) -> tuple[float, float]:
+    """Objective and relative gap over these filters, from the weights alone."""
+    predictions = problem.responses.predict(filters, result.weights, result.intercept)
+    primal = problem.primal(predictions, result.weights)
+    point = problem.dual_point(predictions)
+    largest = problem.responses.correlate(filters, point).flatten(1).norm(dim=1).max()
+    return primal, (primal - problem.dual(point, float(largest))) / primal
+
+
+def awkward_filters(problem: Problem, m: int, seed: int) -> Tensor:
+    """Random filters, one of them twice, and one that no patch excites much."""
+    filters, _, _ = random_parameters(problem, m, seed)
+    rows = problem.responses.rows(slice(None)).flatten(0, 1)
+    return torch.cat([filters, filters[:1], -torch.nn.functional.normalize(rows.mean(dim=0)[None])])
+
+
+everywhere = pytest.mark.parametrize("loss", LOSSES)
+
+
+@everywhere
+@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize("pooling", [None, "2x1", "none"])
+@pytest.mark.parametrize(("beta", "n_outputs"), [(0.05, 2), (0.003, 3)])
+def test_the_master_agrees_with_clarabel(loss, intercept, pooling, beta, n_outputs):
+    problem = flat_problem(18, n_outputs=n_outputs, beta=beta, loss=loss, intercept=intercept, pooling=pooling)
+    filters = awkward_filters(problem, 5, seed=n_outputs)
+    result = solve_master(problem, filters, tol=1e-8)
+    assert result.objective == pytest.approx(reference(problem, filters), rel=1e-6)
+    primal, rel_gap = recomputed(problem, filters, result)
+    assert result.objective == pytest.approx(primal, rel=1e-9)
+    assert result.rel_gap <= 1e-8
+    assert rel_gap <= 1e-8 + 1e-12
+
+
+@everywhere
+def test_negative_control_other_weights_have_a_gap_and_another_objective(loss):
+    problem = flat_problem(18, beta=0.003, loss=loss)
+    filters = awkward_filters(problem, 5, seed=0)
+    result = solve_master(problem, filters, tol=1e-8)
+    worse = MasterResult(1.01 * result.weights, result.intercept, 0.0, 0.0, 0)
+    primal, rel_gap = recomputed(problem, filters, worse)
+    assert rel_gap > 1e-5
+    assert primal > result.objective * (1 + 1e-6)
+    assert solve_master(problem.with_beta(0.0031), filters).objective != pytest.approx(reference(problem, filters))
+
+
+@everywhere
+@pytest.mark.parametrize("tol", [1e-2, 1e-4, 1e-8])
+def test_the_claimed_gap_is_true(loss, tol):
+    problem = flat_problem(30, beta=0.001, loss=loss, pooling="none")
+    filters = awkward_filters(problem, 12, seed=1)
+    result = solve_master(problem, filters, tol=tol)
+    primal, rel_gap = recomputed(problem, filters, result)
+    assert result.rel_gap <= tol
+    assert primal == pytest.approx(result.objective, rel=1e-9)
+    assert rel_gap <= max(tol, result.rel_gap) + 1e-12
+
+
+@everywhere
+def test_a_warm_start_at_the_optimum_is_accepted_at_once(loss):
+    problem = flat_problem(30, beta=0.003, loss=loss)
+    filters = awkward_filters(problem, 8, seed=2)
+    cold = solve_master(problem, filters, tol=1e-8)
+    warm = solve_master(problem, filters, cold.weights, cold.intercept, tol=1e-8)
+    assert cold.iterations > 0
+    assert warm.iterations == 0
+    assert warm.objective == pytest.approx(cold.objective, rel=1e-12)
+
+
+@everywhere
+def test_a_poor_start_does_no_harm(loss):
+    problem = flat_problem(30, beta=0.003, loss=loss)
+    filters = awkward_filters(problem, 8, seed=2)
+    cold = solve_master(problem, filters, tol=1e-8)
+    start = 10 * torch.randn(cold.weights.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    warm = solve_master(problem, filters, start, torch.ones(3).double(), tol=1e-8)
+    assert warm.objective == pytest.approx(cold.objective, rel=1e-6)
+
+
+@everywhere
+@pytest.mark.parametrize("n", [4, 9])
+def test_singular_gram_matrices(loss, n):
+    """More filters than images, every filter three times, some of them dead."""
+    problem = flat_problem(n, n_patches=1, beta=1e-3, loss=loss)
+    base, _, _ = random_parameters(problem, 10, seed=3)
+    filters = torch.cat([base, base, base])
+    result = solve_master(problem, filters, tol=1e-6)
+    assert result.rel_gap <= 1e-6
+    assert recomputed(problem, filters, result)[1] <= 1e-6 + 1e-10
+    assert result.objective == pytest.approx(reference(problem, base), rel=2e-6)
+
+
+@everywhere
+def test_only_dead_filters_or_none(loss):
+    problem = flat_problem(12, n_patches=1, loss=loss)
+    constant = problem.primal(problem.constant_predictions(), torch.zeros(0, 1, 3))
+    positive = problem.responses.images.abs()  # a filter (-1, -1) never fires
+    problem.responses.images.copy_(positive)
+    for filters in (torch.zeros(0, 2).double(), -torch.ones(1, 2).double() / 2**0.5):
+        result = solve_master(problem, filters, tol=1e-8)
+        assert result.objective == pytest.approx(constant, rel=1e-9)
+        assert result.rel_gap <= 1e-8
+        assert float(result.weights.abs().sum()) == 0
+
+
+@everywhere
+def test_a_large_beta_empties_the_network(loss):
+    problem = flat_problem(18, beta=100.0, loss=loss)
+    result = solve_master(problem, awkward_filters(problem, 5, seed=0), tol=1e-8)
+    assert float(result.weights.flatten(1).norm(dim=1).max()) < 1e-10
+    assert result.rel_gap <= 1e-8
+
+
+@everywhere
+def test_a_tiny_beta_interpolates(loss):
+    problem = flat_problem(9, n_patches=1, beta=1e-7, loss=loss)
+    filters, _, _ = random_parameters(problem, 30, seed=0)
+    result = solve_master(problem, filters, tol=1e-3)
+    assert result.rel_gap <= 1e-3
+    assert recomputed(problem, filters, result)[1] <= 2e-3
+
+
+def test_collinear_responses_do_not_slow_the_newton_steps():
+    """Filters a thousandth of a radian apart: first-order methods need thousands of sweeps here."""
+    problem = flat_problem(40, beta=1e-3)
+    angles = 0.3 + 1e-3 * torch.arange(50).double()
+    result = solve_master(problem, torch.stack([angles.cos(), angles.sin()], dim=1), tol=1e-8)
+    assert result.rel_gap <= 1e-8
+    assert result.iterations <= 40

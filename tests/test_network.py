@@ -1,0 +1,321 @@
+"""The exported network: the convex model's predictions in every mode, plain torch, safetensors, ONNX."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from convcvx import TwoLayerCNN, TwoLayerCNN_Weights, two_layer_cnn
+from convcvx.errors import InputError, RunError
+from convcvx.evaluate import accuracy, confusion, mean_loss, predict
+from convcvx.network import Architecture, Weights, foreign_network, read_weights
+from convcvx.patches import PatchEmbedding, PatchSpec
+from convcvx.pooling import Pooling
+from convcvx.responses import Responses
+from convcvx.solution import Solution
+
+SHAPE = (2, 9, 8)
+
+
+def images(n: int = 20, seed: int = 0) -> Tensor:
+    return torch.rand(n, *SHAPE, generator=torch.Generator().manual_seed(seed))
+
+
+def random_solution(dim: int, n_cells: int, m: int = 5, c: int = 3) -> Solution:
+    random = torch.Generator().manual_seed(1)
+    filters = torch.randn(m, dim, generator=random, dtype=torch.float64)
+    weights = torch.randn(m, n_cells, c, generator=random, dtype=torch.float64)
+    intercept = torch.randn(c, generator=random, dtype=torch.float64)
+    return Solution.empty(dim, n_cells, c).with_parameters(filters, weights, intercept)
+
+
+def trained(spec: PatchSpec | None = None, pool="2"):
+    """A random solution, the network exported from it, and the convex model's predictions on fresh images."""
+    embedding, pooling = PatchEmbedding.fit(images(), spec or PatchSpec(3)), Pooling.of(pool)
+    responses = Responses(images(seed=2), embedding, pooling, dtype=torch.float64)
+    solution = random_solution(embedding.dim, responses.n_cells)
+    network = TwoLayerCNN.from_solution(solution, embedding, pooling, SHAPE)
+    return solution, network, responses.predict(solution.filters, solution.weights, solution.intercept)
+
+
+def disagreement(network, expected: Tensor) -> float:
+    with torch.no_grad():
+        outputs = network(images(seed=2))
+    assert outputs.shape == expected.shape
+    return float((outputs - expected).abs().max() / expected.abs().max())
+
+
+SPECS = [
+    PatchSpec(3),
+    PatchSpec((2, 3), stride=(2, 1), padding=(1, 0)),
+    PatchSpec(3, hidden_bias=True),
+    PatchSpec(3, rank=5),
+    PatchSpec(3, padding=1, rank=5, hidden_bias=True),
+    PatchSpec(3, whiten=0.1),
+    PatchSpec(3, padding=1, whiten=0.1, rank=4, hidden_bias=True),
+    PatchSpec(3, contrast=0.1),
+    PatchSpec((3, 2), padding=1, stride=2, contrast=0.01, whiten=0.1, rank=7),
+    PatchSpec(3, contrast=0.1, whiten=0.1, hidden_bias=True),
+]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+@pytest.mark.parametrize("pool", ["global", "2x3", "window:3,2", "none"])
+def test_the_network_predicts_what_the_convex_model_does(spec, pool):
+    _, network, expected = trained(spec, pool)
+    assert disagreement(network, expected) < 1e-5
+
+
+@pytest.mark.parametrize("index", [0, 4])
+def test_negative_control_another_weight_disagrees(index):
+    _, network, expected = trained()
+    with torch.no_grad():
+        network[index].weight.view(-1)[0] += 1e-2
+    assert disagreement(network, expected) > 1e-5
+
+
+def test_neurons_are_balanced_so_that_weight_decay_is_the_convex_penalty():
+    solution, network, _ = trained()
+    filters = network[0].weight.flatten(1).norm(dim=1)
+    weights = network[4].weight.unflatten(1, (5, 4)).norm(dim=(0, 2))
+    torch.testing.assert_close(filters, weights)
+    penalty = solution.weights.flatten(1).norm(dim=1).sum()
+    decay = 0.5 * (network[0].weight.square().sum() + network[4].weight.square().sum())
+    assert decay.item() == pytest.approx(float(penalty), rel=1e-6)
+
+
+def test_an_empty_solution_is_a_constant_network():
+    embedding = PatchEmbedding.fit(images(), PatchSpec(3))
+    solution = Solution.empty(embedding.dim, 4, 3)
+    network = TwoLayerCNN.from_solution(solution, embedding, Pooling.of(2), SHAPE)
+    assert disagreement(network, torch.ones(20, 3)) == 1
+    assert network(images()).abs().max().item() == 0
+
+
+def test_a_network_without_intercept_has_no_output_bias():
+    solution, _, expected = trained()
+    embedding = PatchEmbedding.fit(images(), PatchSpec(3))
+    network = TwoLayerCNN.from_solution(solution, embedding, Pooling.of(2), SHAPE, intercept=False)
+    assert network[4].bias is None
+    assert disagreement(network, expected - solution.intercept) < 1e-5
+
+
+def test_a_pooling_matrix_cannot_be_exported():
+    embedding, pooling = PatchEmbedding.fit(images(), PatchSpec(3)), Pooling.of(np.ones((2, 42)))
+    with pytest.raises(InputError, match="pool"):
+        TwoLayerCNN.from_solution(random_solution(18, 2), embedding, pooling, SHAPE)
+
+
+# Plain torch
+
+
+@pytest.mark.parametrize("spec", [PatchSpec(3), PatchSpec(3, padding=1, whiten=0.1)], ids=str)
+def test_the_state_dict_fits_the_plain_network_and_back(spec):
+    _, network, expected = trained(spec)
+    convolution = nn.Conv2d(2, 5, 3, padding=spec.padding, bias=spec.constant)
+    plain = nn.Sequential(convolution, nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(20, 3))
+    plain.load_state_dict(network.state_dict(), strict=True)
+    assert disagreement(plain, expected) < 1e-5
+    fresh = TwoLayerCNN(network.architecture)
+    assert disagreement(fresh, expected) > 1e-2
+    fresh.load_state_dict(plain.state_dict(), strict=True)
+    assert disagreement(fresh, expected) < 1e-5
+
+
+def test_the_network_trains_as_any_module_does():
+    _, network, _ = trained(PatchSpec(3, contrast=0.1, hidden_bias=True))
+    network.train()(images()).square().mean().backward()
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in network.parameters())
+
+
+# Files
+
+
+@pytest.fixture
+def file(tmp_path):
+    """A weights file with a contrast layer, biases and metadata."""
+    _, network, _ = trained(PatchSpec(3, padding=(1, 0), contrast=0.1, whiten=0.1), "window:2,1")
+    network.meta = {"accuracy": 0.9, "classes": ["a", "b", "c"]}
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(network.to_bytes())
+    return path, network
+
+
+def test_files_describe_themselves(file):
+    path, network = file
+    for source in (path, str(path), path.parent, Weights(path)):
+        loaded = two_layer_cnn(source)
+        assert loaded.architecture == network.architecture
+        assert loaded.meta == network.meta
+        assert not loaded.training
+        assert torch.equal(loaded(images()), network(images()))
+    assert loaded.to_bytes() == path.read_bytes()
+
+
+def test_weights_carry_transforms_as_torchvision_s_do(file):
+    weights = Weights(file[0], {"data": "digits"})
+    assert weights.architecture == file[1].architecture
+    torch.testing.assert_close(weights.get_state_dict(), dict(file[1].state_dict()))
+    prepare = weights.transforms()
+    as_bytes = torch.randint(256, SHAPE, dtype=torch.uint8)
+    torch.testing.assert_close(prepare(as_bytes), as_bytes / 255)
+    assert prepare(images().double()).dtype == torch.float32
+    with pytest.raises(InputError, match=r"images must be \(2, 9, 8\)"):
+        prepare(torch.zeros(1, 9, 8))
+    assert TwoLayerCNN_Weights.DEFAULT is TwoLayerCNN_Weights.DIGITS
+
+
+def damaged(kind: str, good: bytes) -> bytes:
+    return {
+        "empty": b"",
+        "truncated": good[:-10],
+        "header only": good[:40],
+        "noise": np.random.default_rng(0).bytes(500),
+        "text": b"no weights here",
+        "zip": b"PK\x03\x04" + bytes(100),
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["empty", "truncated", "header only", "noise", "text", "zip"])
+def test_damaged_files_are_refused(file, kind):
+    path, _ = file
+    path.write_bytes(damaged(kind, path.read_bytes()))
+    with pytest.raises(RunError, match=r"cannot read weights from .*model\.safetensors") as caught:
+        two_layer_cnn(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    for path in (tmp_path / "none.safetensors", tmp_path, "no-such-run"):
+        with pytest.raises(RunError, match=r"cannot read weights from .*; name a .safetensors file or a run folder"):
+            two_layer_cnn(path)
+
+
+class Bomb:
+    def __reduce__(self):
+        return pytest.fail, ("a pickle was loaded",)
+
+
+def test_no_pickle_is_ever_loaded(tmp_path):
+    path = tmp_path / "model.safetensors"
+    torch.save({"0.weight": Bomb()}, path)
+    with pytest.raises(RunError, match="cannot read weights"):
+        two_layer_cnn(path)
+    with pytest.raises(pytest.fail.Exception, match="a pickle was loaded"):  # negative control
+        torch.load(io.BytesIO(path.read_bytes()), weights_only=False)
+
+
+GOOD = asdict(Architecture(SHAPE, 5, 3))
+
+
+@pytest.mark.parametrize(
+    "described",
+    [
+        {"architecture": {"bogus": 1}},
+        {"architecture": [1]},
+        {"architecture": {"image_shape": [2, 9, 8]}},
+        {"architecture": GOOD | {"n_filters": -1}},
+        {"architecture": GOOD | {"n_filters": 6}},
+        {"architecture": GOOD | {"pool": "3"}},
+    ],
+    ids=str,
+)
+def test_files_that_describe_another_network_are_refused(tmp_path, described):
+    path = tmp_path / "model.safetensors"
+    save_file(TwoLayerCNN(Architecture(SHAPE, 5, 3)).state_dict(), path, {"convcvx": json.dumps(described)})
+    with pytest.raises(RunError) as caught:
+        two_layer_cnn(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"convcvx": "null"}, {"convcvx": "{}"}])
+def test_foreign_files_need_their_architecture(tmp_path, metadata):
+    path, network = tmp_path / "foreign.safetensors", TwoLayerCNN(Architecture(SHAPE, 5, 3))
+    save_file(network.state_dict(), path, metadata)
+    assert read_weights(path)[1:] == (None, {})
+    with pytest.raises(InputError, match="does not describe its architecture"):
+        two_layer_cnn(path)
+    loaded = two_layer_cnn(path, image_shape=SHAPE, n_filters=5, n_outputs=3)
+    assert torch.equal(loaded(images()), network(images()))
+    with pytest.raises(RunError, match="do not fit the architecture"):
+        two_layer_cnn(path, image_shape=SHAPE, n_filters=5, n_outputs=4)
+
+
+def test_a_foreign_state_dict_becomes_a_network():
+    plain = nn.Sequential(nn.Conv2d(2, 5, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+    head = nn.Linear(20, 3, bias=False)
+    state = {"features.0." + k: v for k, v in plain[0].state_dict().items()} | {"head.weight": head.weight.detach()}
+    network = foreign_network(state, SHAPE, stride=(2, 2))
+    with torch.no_grad():
+        torch.testing.assert_close(network(images()), head(plain(images())))
+    with pytest.raises(RunError, match="the file must hold the state dict of Conv2d"):
+        foreign_network({"weight": torch.zeros(3, 3)}, SHAPE)
+    with pytest.raises(InputError, match="no square grid; pass pool"):
+        foreign_network(state | {"head.weight": torch.zeros(3, 15)}, SHAPE)
+
+
+# Builders
+
+
+def test_networks_are_built_from_their_architecture():
+    network = two_layer_cnn(image_shape=(1, 8, 8), n_filters=4, n_outputs=10)
+    assert network(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    assert [type(layer) for layer in network] == [nn.Conv2d, nn.ReLU, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Linear]
+    with pytest.raises(InputError, match="kernel_size 3x3 is larger"):
+        two_layer_cnn(image_shape=(1, 2, 2), n_filters=4, n_outputs=10)
+    with pytest.raises(InputError, match="pool 9x9 is larger"):
+        two_layer_cnn(image_shape=(1, 8, 8), n_filters=4, n_outputs=10, pool="9")
+
+
+def test_the_header_is_plain_json(file):
+    with safe_open(str(file[0]), "pt") as opened:
+        described = json.loads(opened.metadata()["convcvx"])
+    assert described["architecture"]["kernel_size"] == [3, 3]
+    assert described["architecture"]["pool"] == "window:2,1"
+    assert described["meta"]["classes"] == ["a", "b", "c"]
+
+
+# ONNX
+
+
+@pytest.mark.parametrize("spec", [PatchSpec(3, whiten=0.1), PatchSpec(3, contrast=0.1)], ids=str)
+def test_onnx_files_agree_at_any_batch_size(tmp_path, spec):
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    _, network, expected = trained(spec)
+    network.export_onnx(tmp_path / "model.onnx")
+    session = runtime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    for n in (20, 7, 1):
+        (scores,) = session.run(["scores"], {"images": images(seed=2)[:n].numpy()})
+        np.testing.assert_allclose(scores, expected[:n], atol=1e-5 * float(expected.abs().max()))
+    assert not np.allclose(session.run(None, {"images": images(seed=3).numpy()})[0], expected, atol=1e-3)
+
+
+# Evaluation
+
+
+def test_predict_batches_and_restores_the_mode():
+    _, network, expected = trained()
+    network.train()
+    for batch in (1, 7, 256):
+        torch.testing.assert_close(predict(network, images(seed=2), batch), expected.float(), rtol=1e-4, atol=1e-4)
+    assert network.training
+
+
+def test_scores_of_known_predictions():
+    predictions = torch.tensor([[2.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 1.0, 0.5], [1.0, 0.0, 0.0]])
+    targets = torch.tensor([0, 1, 2, 0])
+    assert accuracy(predictions, targets) == 0.75
+    assert confusion(predictions, targets).tolist() == [[2, 0, 0], [0, 1, 0], [0, 1, 0]]
+    assert mean_loss(predictions, targets, "squared") == pytest.approx((0.5 + 2.0 + 0.5 * 1.25 + 0) / 4)
+    entropy = nn.functional.cross_entropy(predictions.double(), targets)
+    assert mean_loss(predictions, targets, "cross-entropy") == pytest.approx(float(entropy))
+    assert mean_loss(predictions[:1], targets[:1], "squared") == 0.5  # one class alone

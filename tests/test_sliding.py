@@ -1,0 +1,311 @@
+"""Sliding Frank-Wolfe: proved optima, planted optima, monotone rounds, checkpoints, paths."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from conftest import flat_problem, random_parameters, spiral
+from torch import Tensor
+
+import convcvx
+from convcvx import data
+from convcvx.errors import ConvergenceWarning, InputError
+from convcvx.oracles import ExactOracle
+from convcvx.patches import PatchSpec
+from convcvx.problem import Problem
+from convcvx.training import build_problem, find_beta_max, solve_problem
+
+
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+# Proofs
+
+SPIRALS = [
+    ("squared", 0.1),
+    ("squared", 0.03),
+    ("squared", 0.01),
+    ("squared", 0.003),
+    ("squared", 0.001),
+    ("cross-entropy", 0.1),
+    ("cross-entropy", 0.03),
+    slow("cross-entropy", 0.01),
+]
+
+
+@pytest.mark.parametrize(("loss", "beta"), SPIRALS)
+def test_the_spiral_is_solved_with_a_proof(loss, beta):
+    x, y = spiral(60)
+    solution = convcvx.solve(x, y, beta / 60, loss=loss, intercept=False, tol=1e-6)
+    certificate = solution.certificate
+    assert certificate.scope == "global"
+    assert -1e-9 <= certificate.rel_gap <= 1e-6
+    assert solution.status == "converged"
+    torch.testing.assert_close(solution.filters.norm(dim=1), torch.ones(solution.n_filters).double())
+    assert float(solution.intercept.abs().max()) == 0
+
+
+@pytest.mark.parametrize("loss", ["squared", "cross-entropy"])
+@pytest.mark.parametrize("pooling", [None, "none"])
+def test_pooled_patches_with_an_intercept_are_solved_with_a_proof(loss, pooling):
+    problem = flat_problem(24, beta=0.01, loss=loss, pooling=pooling)
+    solution = solve_problem(problem, tol=1e-5)
+    record = solution.history[-1]
+    assert (solution.status, record["scope"]) == ("converged", "global")
+    assert record["rel_gap"] <= 1e-5
+
+
+def test_real_targets_and_a_single_output():
+    random = np.random.default_rng(0)
+    x, noise = random.standard_normal((40, 2)), 0.1 * random.standard_normal(40)
+    solution = convcvx.solve(x, np.abs(x[:, 0]) + noise, 0.01, tol=1e-6)
+    assert solution.certificate.rel_gap <= 1e-6
+    assert solution.weights.shape[2] == 1
+
+
+# Planted optima: a dual point first, then the targets that make it optimal
+
+
+def planted(loss: str, n_patches: int, pooling, seed: int) -> tuple[Problem, float]:
+    """A problem whose optimal objective is known, with two optimal filters u and -u.
+
+    The data are symmetric under x → -x and so is Z, hence g(u) = g(-u). β is max g, V points along the
+    correlations at ±u, and targets y = f + nZ (squared) or softmax(f) + nZ make Z the residual of f.
+    """
+    random = torch.Generator().manual_seed(seed)
+    half = torch.randn(12, n_patches, 2, generator=random, dtype=torch.float64)
+    patches = torch.cat([half, -half])
+    z = torch.randn(12, 3, generator=random, dtype=torch.float64) * 0.02 / 24
+    z = z - z.mean(dim=1, keepdim=True)
+    z = torch.cat([z, z])
+    images = convcvx.training.patches_to_images(patches)
+    blank = build_problem(images, torch.zeros(24, 3), spec=PatchSpec((1, 1)), pooling=pooling, intercept=False)
+    found = ExactOracle()(blank, z)
+    u = torch.cat([found.filters[:1], -found.filters[:1]])
+    correlations = blank.responses.correlate(u, z)
+    beta = float(correlations.flatten(1).norm(dim=1).max())
+    weights = correlations / beta * torch.tensor([0.6, 0.2])[:, None, None]
+    predictions = blank.responses.predict(u, weights, torch.zeros(3))
+    mean = predictions if loss == "squared" else predictions.softmax(dim=1)
+    problem = Problem.build(blank.responses, mean + 24 * z, beta, loss, intercept=False)
+    return problem, problem.primal(predictions, weights)
+
+
+@pytest.mark.parametrize("loss", ["squared", "cross-entropy"])
+@pytest.mark.parametrize(("n_patches", "pooling"), [(1, None), (3, None), (3, "none")])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_planted_optima_are_found(loss, n_patches, pooling, seed):
+    problem, optimum = planted(loss, n_patches, pooling, seed)
+    solution = solve_problem(problem, tol=1e-6)
+    last = solution.history[-1]
+    assert solution.status == "converged"
+    assert last["objective"] == pytest.approx(optimum, rel=2e-6)
+    for record in solution.history:
+        assert record["lower_bound"] <= optimum * (1 + 1e-12)
+        assert record["objective"] >= optimum * (1 - 1e-12)
+
+
+def test_negative_control_another_beta_has_another_optimum():
+    problem, optimum = planted("squared", 1, None, 0)
+    other = solve_problem(problem.with_beta(1.01 * problem.beta), tol=1e-6)
+    assert other.history[-1]["objective"] != pytest.approx(optimum, rel=2e-6)
+    assert other.history[-1]["lower_bound"] > optimum
+
+
+# Rounds
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[Tensor, Tensor]:
+    train, _ = data.load("digits", limit=150)
+    return train.images, train.targets
+
+
+def rises(history: list[dict]) -> list[float]:
+    objectives = [record["objective"] for record in history]
+    return [b / a - 1 for a, b in pairwise(objectives) if b > a * (1 + 1e-9)]
+
+
+@pytest.mark.parametrize("loss", ["squared", "cross-entropy"])
+def test_the_objective_never_rises_on_digits(digits, loss):
+    problem = build_problem(*digits, spec=PatchSpec(3, stride=2), pooling="2", loss=loss)
+    problem = problem.with_beta(0.02 * find_beta_max(problem))
+    solution = solve_problem(problem, max_rounds=4, max_filters=40)
+    assert solution.history[-1]["objective"] < 0.8 * solution.history[0]["objective"]
+    assert rises(solution.history) == []
+    assert all(record["scope"] == "heuristic" for record in solution.history)
+    assert solution.n_filters <= 40
+    assert rises([{"objective": 1.0}, {"objective": 1.1}]) == [pytest.approx(0.1)]  # negative control
+
+
+def test_mini_batch_sliding_keeps_the_objective_falling(digits, monkeypatch):
+    monkeypatch.setattr("convcvx.solvers.slide.DETERMINISTIC_FLOPS", 0)
+    problem = build_problem(*digits, spec=PatchSpec(3, stride=2), pooling="2", dtype=torch.float32)
+    problem = problem.with_beta(0.02 * find_beta_max(problem))
+    solution = solve_problem(problem, max_rounds=3, max_filters=30)
+    assert rises(solution.history) == []
+
+
+def test_history_and_callback_tell_every_round():
+    seen = []
+    solution = solve_problem(flat_problem(20, beta=0.003), tol=1e-6, callback=seen.append)
+    assert [s.rounds for s in seen] == list(range(solution.rounds + 1))
+    assert [record["round"] for record in solution.history] == list(range(solution.rounds + 1))
+    assert {"round", "objective", "lower_bound", "rel_gap", "g_max", "n_filters", "seconds"} <= set(seen[0].history[0])
+    assert [s.status for s in seen[:-1]] == ["running"] * solution.rounds
+
+
+# Stopping short
+
+
+@pytest.mark.parametrize(
+    ("options", "status"),
+    [
+        ({"max_rounds": 1}, "max_rounds"),
+        ({"max_rounds": 0}, "max_rounds"),
+        ({"time_limit": 1e-6}, "time_limit"),
+        ({"max_filters": 2}, "max_filters"),
+    ],
+)
+def test_stopping_short_warns_with_gap_tol_and_remedy(options, status):
+    x, y = spiral(30)
+    with pytest.warns(ConvergenceWarning) as caught:
+        solution = convcvx.solve(x, y, 0.01 / 30, intercept=False, tol=1e-6, **options)
+    message = str(caught[0].message)
+    assert f"relative gap {solution.certificate.rel_gap:.2e} (global) is above tol 1.00e-06" in message
+    assert f"stopped by {status}: raise {status}" in message
+    assert solution.status == status
+    assert caught[0].filename == __file__
+    assert solution.n_filters <= options.get("max_filters", 100)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"beta": 0.0}, "beta must be a positive float; got 0.0"),
+        ({"beta": float("nan")}, "beta must be a positive float; got nan"),
+        ({"tol": 0}, "tol must be a positive float; got 0"),
+        ({"max_rounds": -1}, "max_rounds must be a whole number >= 0; got -1"),
+        ({"max_rounds": None}, "max_rounds must be a whole number >= 0; got None"),
+        ({"max_filters": 0}, "max_filters must be a whole number >= 1; got 0"),
+        ({"max_filters": 2.5}, "max_filters must be a whole number >= 1; got 2.5"),
+        ({"time_limit": -1}, "time_limit must be a positive float; got -1"),
+        ({"loss": "hinge"}, "loss must be one of squared, cross-entropy; got 'hinge'"),
+        ({"solver": "magic"}, "solver must be one of"),
+        ({"oracle": "delphi"}, "oracle must be one of"),
+        ({"pooling": np.ones((1, 3))}, "pooling must have one column a patch"),
+        ({"patches": np.ones(4)}, "patches must be a non-empty (n, d) or (n, K, d) array; got shape (4,)"),
+        ({"patches": np.ones((0, 2))}, "patches must be a non-empty"),
+        ({"patches": np.full((4, 2), np.nan)}, "patches must be finite"),
+        ({"targets": np.arange(3)}, "targets must have one row an image, 4; got 3"),
+        ({"targets": np.zeros(4, dtype=int)}, "targets must have at least two classes; all of them are 0"),
+    ],
+)
+def test_bad_arguments_are_refused_in_one_line(options, message):
+    options = {"patches": np.eye(4)[:, :2], "targets": np.array([0, 1, 1, 0]), "beta": 0.1, **options}
+    with pytest.raises(InputError) as caught:
+        convcvx.solve(**options)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("loss", ["squared", "cross-entropy"])
+def test_patches_that_are_all_zero_leave_the_constant(loss):
+    solution = convcvx.solve(np.zeros((6, 2)), np.arange(6) % 2, 0.1, loss=loss)
+    assert solution.n_filters == 0
+    assert solution.certificate.rel_gap <= 1e-9
+
+
+def test_a_matrix_pools_as_its_grid_does():
+    random = np.random.default_rng(0)
+    patches, targets = random.standard_normal((20, 4, 2)), np.arange(20) % 2
+    rows = convcvx.solve(patches, targets, 0.01, tol=1e-6, pooling=np.kron(np.eye(2), [0.5, 0.5]))
+    grid = convcvx.solve(patches, targets, 0.01, tol=1e-6, pooling="2x1")
+    assert rows.weights.shape[1] == 2
+    assert rows.certificate.primal == pytest.approx(grid.certificate.primal, rel=2e-6)
+
+
+# Checkpoints, warm starts, determinism
+
+
+def same(a, b) -> bool:
+    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in ("filters", "weights", "intercept"))
+
+
+def objectives(solution) -> list[float]:
+    return [record["objective"] for record in solution.history]
+
+
+@pytest.mark.parametrize("loss", ["squared", "cross-entropy"])
+def test_a_resumed_run_repeats_the_uninterrupted_one(loss):
+    problem, saved = flat_problem(30, beta=0.002, loss=loss), []
+    full = solve_problem(problem, tol=1e-5, callback=saved.append)
+    assert full.rounds >= 3
+    for checkpoint in saved:
+        resumed = solve_problem(problem, tol=1e-5, start=checkpoint)
+        assert same(resumed, full)
+        assert resumed.status == full.status
+        assert objectives(resumed) == objectives(full)
+    assert not same(saved[0], full)  # negative control
+
+
+def test_a_run_resumes_after_its_budget_is_raised():
+    problem = flat_problem(30, beta=0.002)
+    full = solve_problem(problem, tol=1e-6)
+    short = solve_problem(problem, tol=1e-6, max_rounds=2)
+    assert short.status == "max_rounds"
+    assert same(solve_problem(problem, tol=1e-6, start=short), full)
+
+
+def test_another_problem_s_solution_is_a_warm_start():
+    """Its history does not count: an objective above the old one once passed for a stall."""
+    problem = flat_problem(30, beta=0.002)
+    start = solve_problem(problem, tol=1e-6)
+    solution = solve_problem(problem.with_beta(0.01), tol=1e-6, start=start)
+    assert solution.status == "converged"
+    assert solution.history[0]["round"] == 0
+    assert solution.history[0]["n_filters"] == start.n_filters
+
+
+def test_equal_seeds_give_equal_results(digits):
+    problem = build_problem(*digits, 0.002, spec=PatchSpec(3, stride=2))
+    runs = [solve_problem(problem, max_rounds=2, max_filters=12, seed=seed) for seed in (0, 0, 1)]
+    assert same(runs[0], runs[1])
+    assert not same(runs[0], runs[2])
+
+
+def test_the_solution_does_not_depend_on_the_start():
+    problem = flat_problem(30, beta=0.005)
+    cold = solve_problem(problem, tol=1e-6)
+    start = replace(cold, history=[], rounds=0).with_parameters(*random_parameters(problem, 7, scale=0.3))
+    warm = solve_problem(problem, tol=1e-6, start=start)
+    assert warm.history[-1]["objective"] == pytest.approx(cold.history[-1]["objective"], rel=2e-6)
+
+
+def test_paths_match_cold_solves():
+    random = np.random.default_rng(0)
+    x = random.standard_normal((30, 2))
+    y = (x[:, 0] > np.abs(x[:, 1])).astype(int)
+    solutions = list(convcvx.path(x, y, n_betas=5, ratio=0.03, tol=1e-5))
+    betas = [s.certificate.beta for s in solutions]
+    assert betas[0] == pytest.approx(convcvx.beta_max(x, y))
+    assert betas[-1] == pytest.approx(0.03 * betas[0])
+    assert solutions[0].n_filters == 0
+    for solution in solutions[1:]:
+        cold = convcvx.solve(x, y, solution.certificate.beta, tol=1e-5)
+        assert solution.certificate.primal == pytest.approx(cold.certificate.primal, rel=2e-5)
+        assert solution.status == "converged"
+    primals = [s.certificate.primal for s in solutions]
+    assert primals == sorted(primals, reverse=True)
+
+
+def test_paths_take_betas_in_any_order():
+    x, y = spiral(30)
+    found = {s.certificate.beta: s for s in convcvx.path(x, y, betas=[0.001, 0.01], tol=1e-5)}
+    assert sorted(found) == [0.001, 0.01]
+    assert found[0.01].certificate.primal > found[0.001].certificate.primal
