@@ -103,15 +103,14 @@ def main() -> None:
         HEADER,
         "|---" * HEADER.count(" | ") + "|---|",
     ]
+    if arguments.append:
+        lines = arguments.out.read_text().splitlines()
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     for text in arguments.cases:
         lines.append(measure(Case.parse(text), arguments.data_dir, *budget))
         print(lines[-1], file=sys.stderr, flush=True)
-    if arguments.append:
-        lines = arguments.out.read_text().splitlines() + lines[6:]
-    table = "\n".join(lines) + "\n"
-    print(table)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(table)
+        arguments.out.write_text("\n".join(lines) + "\n")  # a long run that is cut short keeps what it has
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

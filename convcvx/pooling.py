@@ -75,9 +75,11 @@ class Pooling:
         if match := re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text):
             rows = int(match[1])
             return cls("grid", (rows, int(match[2] or rows)))
-        if match := re.fullmatch(r"window:([1-9]\d*)(?:,([1-9]\d*))?", text):
-            size, stride = int(match[1]), int(match[2] or match[1])
-            return cls("window", (size, size), (stride, stride))
+        number = r"([1-9]\d*)(?:x([1-9]\d*))?"
+        if match := re.fullmatch(f"window:{number}(?:,{number})?", text):
+            size = int(match[1]), int(match[2] or match[1])
+            stride = (int(match[3]), int(match[4] or match[3])) if match[3] else size
+            return cls("window", size, stride)
         raise InputError(f"pool must be global, none, a grid such as 4 or 4x2, or window:SIZE,STRIDE; got {value!r}")
 
     @classmethod
@@ -95,7 +97,8 @@ class Pooling:
     def __str__(self) -> str:
         if self.kind == "grid":
             return "global" if self.size == (1, 1) else f"{self.size[0]}x{self.size[1]}"
-        return f"window:{self.size[0]},{self.stride[0]}" if self.kind == "window" else self.kind
+        size, stride = ("x".join(map(str, pair)) for pair in (self.size, self.stride))
+        return f"window:{size},{stride}" if self.kind == "window" else self.kind
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of the pooled map; a matrix pools to (P, 1)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -52,7 +53,7 @@ def find_beta_max(problem: Problem, oracle: str | Oracle = "auto", seed: int = 0
     """
     dual_point = problem.dual_point(problem.constant_predictions())
     search = get_oracle(oracle, problem) if isinstance(oracle, str) else oracle
-    return search(problem, dual_point, seed=seed).g_max
+    return search(problem, dual_point, seed=seed, target=math.inf).g_max
 
 
 def solve_problem(
@@ -256,6 +257,7 @@ def warn_short_of(certificate: Certificate, solution: Solution, tol: float) -> N
     if certificate.rel_gap <= tol:
         return
     remedies = {
+        "converged": "a second, longer search found more than the solver's; raise tol, or name an exact oracle",
         "max_filters": "raise max_filters",
         "max_rounds": "raise max_rounds",
         "time_limit": "raise time_limit",

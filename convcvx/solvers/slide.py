@@ -58,37 +58,41 @@ class _Coordinates:
         gram, _ = sample.gram(filters, problem.targets[images])
         self._mean = gram[:-1, -1:] * problem.intercept
         moment = gram[:-1, :-1] - self._mean @ self._mean.T
-        self._weight_inverse = _inverse_factor(moment, problem.beta)
-        self._filter_inverse = _inverse_factor(_patch_moment(sample), 0.0)
+        weight_factor = _factor(moment, problem.beta)
+        filter_factor = _factor(_patch_moment(sample), 0.0)
         matrix = weights.flatten(0, 1)
-        shift = solution.intercept + (self._mean.T @ matrix)[0]
-        self.start = [
-            torch.linalg.solve(self._filter_inverse, filters, left=False),
-            torch.linalg.solve(self._weight_inverse.T, matrix),
-            shift,
-        ]
+        start = [filters @ filter_factor, weight_factor.T @ matrix, solution.intercept + (self._mean.T @ matrix)[0]]
+        # The descent needs no more precision than the passes over the images have.
+        dtype = problem.responses.dtype
+        self._mean = self._mean.to(dtype)
+        self._weight_inverse, self._filter_inverse = (
+            _inverse(weight_factor).to(dtype),
+            _inverse(filter_factor).to(dtype),
+        )
+        self.start = [part.to(dtype) for part in start]
 
     def network(self, parts: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Coordinates to filters (m, r), weights (m, P, c), intercept (c,)."""
         matrix = self._weight_inverse.T @ parts[1]
-        return (
-            parts[0] @ self._filter_inverse,
-            matrix.view(self._shape),
-            parts[2] - (self._mean.T @ matrix)[0],
-        )
+        intercept = parts[2] - (self._mean.T @ matrix)[0]
+        return parts[0] @ self._filter_inverse, matrix.view(self._shape), intercept
 
     def pullback(self, filters: Tensor, weights: Tensor, intercept: Tensor) -> list[Tensor]:
         """Gradients in the network to gradients in the coordinates."""
+        filters, weights, intercept = (part.to(self._mean) for part in (filters, weights, intercept))
         matrix = weights.flatten(0, 1) - self._mean @ intercept[None]
         return [filters @ self._filter_inverse.T, self._weight_inverse @ matrix, intercept]
 
 
-def _inverse_factor(moment: Tensor, ridge: float) -> Tensor:
-    """B⁻¹ for the Cholesky factor B of moment + ridge, kept away from singular."""
+def _factor(moment: Tensor, ridge: float) -> Tensor:
+    """The Cholesky factor of moment + ridge, kept away from singular."""
     moment = moment.clone()
     moment.diagonal().add_(ridge + 1e-6 * float(moment.diagonal().mean()) + 1e-300)
-    factor = torch.linalg.cholesky(moment)
-    return torch.linalg.solve_triangular(factor, torch.eye(len(factor), dtype=moment.dtype), upper=False)
+    return torch.linalg.cholesky(moment)
+
+
+def _inverse(factor: Tensor) -> Tensor:
+    return torch.linalg.solve_triangular(factor, torch.eye(len(factor), dtype=factor.dtype), upper=False)
 
 
 def _patch_moment(responses: Responses) -> Tensor:
@@ -129,14 +133,14 @@ def slide_lbfgs(problem: Problem, solution: Solution, accuracy: float = 0.0, max
     sizes = [part.numel() for part in coordinates.start]
 
     def unpack(point: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-        pieces = torch.from_numpy(point).split(sizes)
+        pieces = torch.from_numpy(point).to(coordinates.start[0].dtype).split(sizes)
         return coordinates.network([piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)])
 
     def value_and_gradient(point: np.ndarray) -> tuple[float, np.ndarray]:
         value, slopes = _gradients(problem, unpack(point), None, problem.n)
-        return value, torch.cat([part.flatten() for part in coordinates.pullback(*slopes)]).numpy()
+        return value, torch.cat([part.flatten() for part in coordinates.pullback(*slopes)]).double().numpy()
 
-    start = torch.cat([part.flatten() for part in coordinates.start]).numpy()
+    start = torch.cat([part.flatten() for part in coordinates.start]).double().numpy()
     options = {
         "maxiter": max_iter,
         "maxfun": 2 * max_iter,
@@ -145,7 +149,7 @@ def slide_lbfgs(problem: Problem, solution: Solution, accuracy: float = 0.0, max
         "maxcor": 30,
     }
     result = minimize(value_and_gradient, start, jac=True, method="L-BFGS-B", options=options)
-    return solution.with_parameters(*unpack(result.x))
+    return solution.with_parameters(*(part.double() for part in unpack(result.x)))
 
 
 def slide_adam(
@@ -178,4 +182,4 @@ def slide_adam(
             part.grad = slope
         optimizer.step()
         schedule.step()
-    return solution.with_parameters(*coordinates.network(parts))
+    return solution.with_parameters(*(part.double() for part in coordinates.network(parts)))

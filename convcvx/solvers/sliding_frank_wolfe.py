@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from time import perf_counter
 
 import torch
@@ -24,10 +25,10 @@ from convcvx.solvers.slide import slide
 
 MERGE_COSINE = 1 - 1e-9
 """Filters closer than this are tried as one; the merge stands if the objective does not rise."""
-STALL = 1e-2
-"""A round makes progress if it lowers the objective by this share of the gap, or halves the gap."""
-PATIENCE = 3
-"""Rounds without progress before the solver gives up; one is enough when the budget of filters is spent."""
+STALL, PATIENCE = 1e-2, 3
+"""Progress is a fall of the objective by this share of the gap, or half the gap, within this many rounds."""
+STALL_FULL, FULL = 1e-1, 0.75
+"""With this share of the filter budget in use, each round must lower the objective by this share of the gap."""
 
 Callback = Callable[[Solution], None]
 
@@ -72,15 +73,19 @@ def sliding_frank_wolfe(
             solution = replace(solution, intercept=predictions[0].clone())
         objective = problem.primal(predictions, solution.weights)
         dual_point = problem.dual_point(predictions)
-        found = oracle(
+        search = partial(
+            oracle,
             problem,
             dual_point,
             starts=solution.filters,
             n_filters=_wanted(solution.n_filters, budget),
             seed=seed + 1000 * solution.rounds,
-            target=problem.beta * (1 + 0.5 * tol),
         )
+        found = search(target=problem.beta * (1 + 0.5 * tol))
         lower_bound = problem.dual(dual_point, found.g_max)
+        if found.scope == "heuristic" and objective - lower_bound <= tol * objective:
+            found = search(target=math.inf)  # before it is believed, the full effort
+            lower_bound = problem.dual(dual_point, found.g_max)
         record = {
             "round": solution.rounds,
             "objective": objective,
@@ -135,14 +140,13 @@ def _status(
         return "time_limit"
     if solution.rounds >= max_rounds:
         return "max_rounds"
-    full = solution.n_filters >= budget
-    patience = 1 if full else PATIENCE
-    if len(solution.history) >= patience:
-        before = solution.history[-patience]
-        fall = before["objective"] - record["objective"]
-        halved = record["rel_gap"] <= 0.5 * before["rel_gap"]
-        if fall <= STALL * record["rel_gap"] * record["objective"] and (full or not halved):
-            return "max_filters" if full else "stalled"
+    gap = record["rel_gap"] * record["objective"]
+    falls = [earlier["objective"] - record["objective"] for earlier in solution.history[-PATIENCE:]]
+    if falls and solution.n_filters >= FULL * budget and falls[-1] <= STALL_FULL * gap:
+        return "max_filters"
+    if len(falls) == PATIENCE and falls[0] <= STALL * gap:
+        halved = record["rel_gap"] <= 0.5 * solution.history[-PATIENCE]["rel_gap"]
+        return "running" if halved else "stalled"
     return "running"
 
 
@@ -160,7 +164,9 @@ def _round(
     accuracy = max(0.01 * tol, 0.01 * gap / objective, 1e-12)
     best = _Best(objective, solution)
     violating = found.filters[found.values > problem.beta][: max(0, budget - solution.n_filters)]
-    best.offer(*_master(problem, solution, torch.cat([solution.filters, violating]), accuracy))
+    everything = torch.cat([solution.filters, violating])
+    # A rough master is enough to give new filters weights to slide from.
+    best.offer(*_master(problem, solution, everything, max(accuracy, 0.1 * gap / objective)))
     slid = slide(problem, best.solution, seed + 1000 * solution.rounds, accuracy=1e-3 * gap)
     best.offer(*_master(problem, slid, slid.filters, accuracy))
     merged = _merge(best.solution)
@@ -191,6 +197,8 @@ def _master(problem: Problem, solution: Solution, filters: Tensor, tol: float) -
 
 def _merge(solution: Solution) -> Solution:
     """Replace filters that coincide by their mean, weighted by the norms of their weights."""
+    if solution.n_filters == 0:
+        return solution
     filters, weights = solution.filters, solution.weights
     norms = weights.flatten(1).norm(dim=1)
     close = filters @ filters.T > MERGE_COSINE
