@@ -67,10 +67,11 @@ def measure(case: Case, folder: Path, rel_tol: float, solve_seconds: float, time
     began = time.perf_counter()
     result = oracle(problem, problem.dual_point(predictions), starts=solution.filters)
     seconds = time.perf_counter() - began
+    stopped = {"time_limit": f"time limit {time_limit:g} s"}.get(result.stats["stopped"], result.stats["stopped"])
     return (
         f"| {case.rank} | {case.images:,} | {case.ratio:g} | {problem.beta:.3e} | "
         f"{result.stats['rel_gap_of_bound']:.2%} | {result.upper_bound / problem.beta:.3f} | "
-        f"{result.stats['cones']:,} | {seconds:.1f} | {result.stats['stopped']} |"
+        f"{result.stats['cones']:,} | {seconds:.1f} | {stopped} |"
     )
 
 

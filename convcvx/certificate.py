@@ -191,7 +191,7 @@ def certify_parameters(
         predictions = predictions + problem.loss.best_intercept(predictions, problem.targets)
     primal = problem.primal(predictions, weights)
     dual_point = problem.dual_point(predictions)
-    search = get_oracle(oracle, problem, thorough=True) if isinstance(oracle, str) else oracle
+    search = get_oracle(oracle, problem, tol=tol, thorough=True) if isinstance(oracle, str) else oracle
     # A heuristic may search in the arithmetic at hand: what it finds is measured in float64 below.
     found = search(
         given if search.name == "local" else problem,

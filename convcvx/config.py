@@ -17,10 +17,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "kernel_size": "3",
         "padding": "1",
         "pool": "4",
-        "beta_ratio": 0.003,
-        "tol": 1e-2,
-        "max_filters": 64,
-        "time_limit": 40.0,
+        "beta_ratio": 0.01,
+        "tol": 3e-2,
     },
 }
 """`--preset NAME`: a flag or a config file given beside it wins."""

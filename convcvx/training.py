@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -49,11 +48,11 @@ def build_problem(
 def find_beta_max(problem: Problem, oracle: str | Oracle = "auto", seed: int = 0) -> float:
     """max g at the best constant predictor: at or above this β the network without filters is optimal.
 
-    With the local oracle it is the largest g found.
+    With the local oracle it is the largest g found; a rigorous one gives an upper bound within 0.1 %.
     """
     dual_point = problem.dual_point(problem.constant_predictions())
-    search = get_oracle(oracle, problem) if isinstance(oracle, str) else oracle
-    return search(problem, dual_point, seed=seed, target=math.inf).g_max
+    search = get_oracle(oracle, problem, tol=4e-3, thorough=True) if isinstance(oracle, str) else oracle
+    return search(problem, dual_point, seed=seed).g_max
 
 
 def solve_problem(
@@ -79,7 +78,7 @@ def solve_problem(
         check_positive("time_limit", time_limit)
     solution = sliding_frank_wolfe(
         problem,
-        get_oracle(oracle, problem) if isinstance(oracle, str) else oracle,
+        get_oracle(oracle, problem, tol=tol) if isinstance(oracle, str) else oracle,
         tol=tol,
         max_filters=max_filters,
         max_rounds=max_rounds,
@@ -132,7 +131,7 @@ def solve(
     intercept : bool
         Train an unpenalised output bias.
     solver : {"auto", "sliding-fw"}
-    oracle : {"auto", "exact", "local"} or Oracle
+    oracle : {"auto", "exact", "branch-and-bound", "local"} or Oracle
     tol : float
         Relative gap (primal - dual) / primal to reach.
     max_filters, max_rounds, time_limit : int, int, float

@@ -44,7 +44,7 @@ class LocalOracle:
         n_candidates: int = 128,
         n_climbers: int = 32,
         n_steps: int = 12,
-        n_batches: int = 3,
+        n_batches: int = 2,
         thorough: bool = False,
     ) -> None:
         self.n_candidates, self.n_climbers, self.n_steps = n_candidates, n_climbers, n_steps
