@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from convcvx.certificate import Certificate, certify
+from convcvx.estimator import ConvexCNNClassifier, ConvexCNNRegressor
 from convcvx.network import TwoLayerCNN, TwoLayerCNN_Weights, two_layer_cnn
 from convcvx.patches import PatchSpec
 from convcvx.pooling import Pooling
@@ -17,6 +18,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Certificate",
+    "ConvexCNNClassifier",
+    "ConvexCNNRegressor",
     "PatchSpec",
     "Pooling",
     "Solution",

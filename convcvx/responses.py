@@ -18,7 +18,7 @@ from convcvx.pooling import Pooling
 
 CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 1 << 28}
 """Patch rows and responses of one chunk: about the L2 cache on a CPU, large enough to fill a GPU."""
-BLOCK_BYTES = 64 << 20
+BLOCK_BYTES = 16 << 20
 """Pooled responses handed out at once."""
 PRECISE_SIZE = 2e7
 """Patch entries n·K·h up to which the arithmetic is float64 by default; above, it is float32."""
