@@ -8,8 +8,8 @@ from typing import Any
 from convcvx.errors import InputError
 from convcvx.patches import PatchSpec
 
-BUDGETS = ("tol", "max_filters", "max_rounds", "time_limit", "device")
-"""What a resumed run may change: where it stops, not what it trains."""
+BUDGETS = ("tol", "max_filters", "max_rounds", "time_limit", "device", "data_dir")
+"""What a resumed run may change: where it stops and where things are, not what it trains."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "demo": {

@@ -17,7 +17,6 @@ import json
 import os
 import platform
 import shutil
-import tempfile
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -153,16 +152,13 @@ class Run:
     # -- files ----------------------------------------------------------------------------------------
 
     def _write(self, name: str, content: bytes) -> None:
-        """Write to a temporary file and rename: a reader, or a crash, sees the old file or the new one."""
-        with tempfile.NamedTemporaryFile(dir=self.folder, prefix=f".{name}-", delete=False) as file:
-            try:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-                os.replace(file.name, self.folder / name)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+        """Write beside the file and rename: a reader, or a crash, sees the old file or the new one."""
+        temporary = self.folder / f".{name}.tmp"
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.folder / name)
 
     def _write_json(self, name: str, value: Any) -> None:
         self._write(name, (json.dumps(value, indent=2) + "\n").encode())

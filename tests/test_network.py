@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from convcvx import TwoLayerCNN, TwoLayerCNN_Weights, two_layer_cnn
+from convcvx.data import load
 from convcvx.errors import InputError, RunError
 from convcvx.evaluate import accuracy, confusion, mean_loss, predict
 from convcvx.network import Architecture, Weights, foreign_network, read_weights
@@ -319,3 +320,15 @@ def test_scores_of_known_predictions():
     entropy = nn.functional.cross_entropy(predictions.double(), targets)
     assert mean_loss(predictions, targets, "cross-entropy") == pytest.approx(float(entropy))
     assert mean_loss(predictions[:1], targets[:1], "squared") == 0.5  # one class alone
+
+
+def test_the_shipped_weights_work():
+    weights = TwoLayerCNN_Weights.DIGITS
+    network = two_layer_cnn(weights="DIGITS")
+    _, test = load("digits")
+    scores = network(weights.transforms()(test.images))
+    assert float((scores.argmax(dim=1) == test.targets).double().mean()) > 0.97
+    assert set(weights.get_state_dict()) == set(network.state_dict())
+    assert network.meta["data"] == "digits"
+    with pytest.raises(InputError, match="images must be"):
+        weights.transforms()(torch.zeros(1, 1, 9, 9))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from convcvx.errors import check_choice
-from convcvx.oracles.base import ChargedRows, Oracle, OracleResult
+from convcvx.oracles.base import MAX_BYTES, ChargedRows, Oracle, OracleResult
 from convcvx.oracles.branch_and_bound import BranchAndBoundOracle
 from convcvx.oracles.enumerate import ExactOracle
 from convcvx.oracles.local import LocalOracle
@@ -29,11 +29,14 @@ __all__ = [
 def get_oracle(name: str, problem: Problem, *, tol: float = 1e-4, thorough: bool = False) -> Oracle:
     """The oracle called `name`, for a relative gap of `tol`.
 
-    `auto` proves where it can: exact for patches of rank <= 2, branch and bound for rank 3, local search beyond.
+    `auto` proves where it can, exactly for patches of rank <= 2, by branch and bound for rank 3, and falls back to
+    local search beyond, or where the patches do not fit in memory.
     `thorough` asks the local search for its full effort, as a certificate does.
     """
     check_choice("oracle", name, ORACLES)
     rank = problem.responses.embedding.patch_rank
+    if name == "auto" and ChargedRows.size(problem) > MAX_BYTES:
+        name = "local"
     if name == "exact" or (name == "auto" and rank <= 2):
         return ExactOracle()
     if name == "branch-and-bound" or (name == "auto" and rank == 3):

@@ -14,8 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from convcvx.errors import InputError
 from convcvx.patches import RANK_TOLERANCE
 from convcvx.problem import Problem
+
+MAX_BYTES = 12 << 30
+"""Patch rows and charges that a rigorous oracle may gather."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,18 @@ class ChargedRows:
 
     @classmethod
     def build(cls, problem: Problem, dual_point: Tensor) -> ChargedRows:
-        """Gather the rows of `problem`; O(N·r) memory, so for patches of low rank or small data."""
+        """Gather the rows of `problem`, all in memory: for patches of low rank or small data.
+
+        Raises
+        ------
+        InputError
+            When they would not fit in `MAX_BYTES`.
+        """
+        if (size := cls.size(problem)) > MAX_BYTES:
+            raise InputError(
+                f"oracle needs all patches at once, {size / 2**30:.0f} GiB of them; use fewer images, a coarser "
+                "stride, or oracle='local'"
+            )
         responses = problem.responses
         basis = responses.embedding.basis
         raw = torch.cat([responses.rows(slice(i, i + 1024)).double().cpu() for i in range(0, responses.n, 1024)])
@@ -121,6 +136,14 @@ class ChargedRows:
         slack = float((remainder[row] * charges.norm(dim=1)).sum())
         merged = _merge(coordinates[row].numpy(), cells.repeat(responses.n).numpy(), charges.numpy())
         return cls(*merged, responses.n_cells, frame, slack)
+
+    @staticmethod
+    def size(problem: Problem) -> int:
+        """Bytes that `build` takes, about."""
+        responses = problem.responses
+        pool = responses.pooling.matrix(*responses.map_size)
+        entries = responses.n_positions if pool is None else int(pool.count_nonzero())
+        return 24 * problem.n * entries * (responses.embedding.basis.shape[1] + problem.n_outputs)
 
     def lift(self, coordinates: np.ndarray) -> Tensor:
         """(q, d) coordinates to (q, r) filters."""
