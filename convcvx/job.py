@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import sys
 from collections.abc import Callable
@@ -196,7 +197,13 @@ def certificate_summary(certificate: Certificate) -> dict[str, Any]:
 
 
 def peak_memory_mb() -> float:
-    """Largest resident size of this process so far."""
+    """Largest resident size of this process so far.
+
+    `getrusage` would count the parent's memory from before this program was executed; Linux knows better.
+    """
+    status = Path("/proc/self/status")
+    if status.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
+        return int(found[1]) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 

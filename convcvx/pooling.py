@@ -97,7 +97,7 @@ class Pooling:
     def __str__(self) -> str:
         if self.kind == "grid":
             return "global" if self.size == (1, 1) else f"{self.size[0]}x{self.size[1]}"
-        size, stride = ("x".join(map(str, pair)) for pair in (self.size, self.stride))
+        size, stride = (str(a) if a == b else f"{a}x{b}" for a, b in (self.size, self.stride))
         return f"window:{size},{stride}" if self.kind == "window" else self.kind
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:

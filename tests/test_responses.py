@@ -201,7 +201,8 @@ def test_images_that_do_not_fit_are_refused():
 
 
 MEMORY = """
-import resource, sys, torch
+import sys, torch
+from convcvx.job import peak_memory_mb
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.pooling import Pooling
 from convcvx.responses import Responses
@@ -214,13 +215,13 @@ filters, weights, dual = torch.randn(32, 25), torch.randn(32, 4, 10), torch.rand
 r.gram(filters, dual)
 r.ascent(filters, dual, weights)
 r.gradients(filters, weights, torch.zeros(10), lambda predictions, where: predictions)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(peak_memory_mb())
 """
 
 
 def peak_megabytes(n: int, chunk_bytes: int = 0) -> float:
     command = [sys.executable, "-c", MEMORY, str(n), str(chunk_bytes)]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) / 1024
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def test_peak_memory_does_not_grow_with_the_patches():

@@ -24,6 +24,8 @@ DISTINCT = 0.999
 """Filters with a larger cosine count as one."""
 FINENESS = {2: 0.06, 3: 0.05}
 """Mean distance of a bundle's rows over the diameter of a cone, by d: measured; it moves time, not the bound."""
+SERIAL_ROWS = 20_000
+"""Rows up to which one thread does the search, deterministically: it takes seconds at most."""
 BUDGET = 10_000
 """Entries a thread looks at, about 1 ms, before it takes the block with the largest bound again; later 1/256 of all
 entries so far, which keeps the blocks few."""
@@ -118,7 +120,7 @@ class Search:
     """The blocks still open, and the threads that work on them, best bound first."""
 
     def __init__(self, charged: ChargedRows, incumbents: Incumbents, goal: Goal) -> None:
-        self.tree = RowTree.build(charged)
+        self.tree, self.n_rows = RowTree.build(charged), len(charged.rows)
         self.incumbents, self.goal = incumbents, goal
         d = charged.rows.shape[1]
         self.fold = self.tree.fold(charged.n_cells)
@@ -135,7 +137,8 @@ class Search:
 
     def run(self) -> tuple[float, int, int, str]:
         """The proved bound, the numbers of cones and entries looked at, and why the search stopped."""
-        threads = numba.get_num_threads()
+        # Threads share incumbents as they find them, so that only one thread finds the same ones every time.
+        threads = numba.get_num_threads() if self.n_rows > SERIAL_ROWS else 1
         with ThreadPoolExecutor(threads) as pool:
             for job in [pool.submit(self._work) for _ in range(threads)]:
                 job.result()
