@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -71,3 +72,7 @@ class Solution:
         weights = weights * norms[:, None, None]
         alive = weights.flatten(1).norm(dim=1) > 0
         return replace(self, filters=(filters[alive] / norms[alive, None]), weights=weights[alive], intercept=intercept)
+
+
+Callback = Callable[[Solution], None]
+"""Called with the solution after every round."""

@@ -12,16 +12,15 @@ import torch
 from torch import Tensor
 
 from convcvx.certificate import Certificate, certify_parameters
-from convcvx.errors import ConvergenceWarning, InputError, check_choice, check_count, check_positive
+from convcvx.errors import ConvergenceWarning, InputError, check_count, check_positive
 from convcvx.losses import encode_targets
 from convcvx.oracles import Oracle, get_oracle
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.pooling import Pooling
 from convcvx.problem import Problem
 from convcvx.responses import Responses
-from convcvx.solution import Solution
-from convcvx.solvers import SOLVERS
-from convcvx.solvers.sliding_frank_wolfe import Callback, sliding_frank_wolfe
+from convcvx.solution import Callback, Solution
+from convcvx.solvers import SOLVERS, pick_solver
 
 
 def build_problem(
@@ -69,14 +68,14 @@ def solve_problem(
     callback: Callback | None = None,
 ) -> Solution:
     """Train on `problem`; the certificate is left to the caller."""
-    check_choice("solver", solver, SOLVERS)
+    solver, _ = pick_solver(solver, problem)
     check_positive("tol", tol)
     check_count("max_rounds", max_rounds, minimum=0)
     if max_filters is not None:
         check_count("max_filters", max_filters)
     if time_limit is not None:
         check_positive("time_limit", time_limit)
-    solution = sliding_frank_wolfe(
+    solution = SOLVERS[solver](
         problem,
         get_oracle(oracle, problem, tol=tol) if isinstance(oracle, str) else oracle,
         tol=tol,

@@ -1,4 +1,41 @@
-"""Solvers: each takes a `Problem` and an oracle and gives a `Solution`."""
+"""Solvers: each takes a `Problem` and an oracle and gives a `Solution`; one file a solver, one table of them all."""
 
-SOLVERS = ("auto", "sliding-fw")
-"""What `solver=` and `--solver` take."""
+from __future__ import annotations
+
+from typing import Protocol
+
+from convcvx.errors import check_choice
+from convcvx.oracles.base import Oracle
+from convcvx.problem import Problem
+from convcvx.solution import Callback, Solution
+from convcvx.solvers.sliding_frank_wolfe import sliding_frank_wolfe
+
+
+class Solver(Protocol):
+    """Trains a network on a problem until `tol` or a budget is reached; the certificate is left to the caller."""
+
+    def __call__(
+        self,
+        problem: Problem,
+        oracle: Oracle,
+        *,
+        tol: float = 1e-4,
+        max_filters: int | None = None,
+        max_rounds: int = 100,
+        time_limit: float | None = None,
+        seed: int = 0,
+        start: Solution | None = None,
+        callback: Callback | None = None,
+    ) -> Solution: ...
+
+
+SOLVERS: dict[str, Solver] = {"sliding-fw": sliding_frank_wolfe}
+"""What `solver=` and `--solver` take, beside "auto"."""
+
+
+def pick_solver(name: str, problem: Problem) -> tuple[str, str]:
+    """The solver that `name` stands for on `problem`, and why."""
+    check_choice("solver", name, ("auto", *SOLVERS))
+    if name != "auto":
+        return name, "as asked"
+    return "sliding-fw", "the only solver that reaches the optimum at any size"

@@ -9,7 +9,6 @@ what the uninterrupted one would have done.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from convcvx.oracles.base import Oracle, OracleResult
 from convcvx.problem import Problem
-from convcvx.solution import Solution
+from convcvx.solution import Callback, Solution
 from convcvx.solvers.master import solve_master
 from convcvx.solvers.slide import slide
 
@@ -29,8 +28,6 @@ STALL, PATIENCE = 1e-2, 3
 """Progress is a fall of the objective by this share of the gap, or half the gap, within this many rounds."""
 STALL_FULL, FULL = 1e-1, 0.75
 """With this share of the filter budget in use, each round must lower the objective by this share of the gap."""
-
-Callback = Callable[[Solution], None]
 
 
 def sliding_frank_wolfe(
