@@ -11,6 +11,9 @@ from convcvx.patches import PatchSpec
 BUDGETS = ("tol", "max_filters", "max_rounds", "time_limit", "device", "data_dir")
 """What a resumed run may change: where it stops and where things are, not what it trains."""
 
+DEFAULT_BETA_RATIO = 1e-3
+"""Share of beta_max that a run without beta and beta_ratio trains at."""
+
 PRESETS: dict[str, dict[str, Any]] = {
     "demo": {
         "data": "digits",

@@ -5,16 +5,15 @@ from __future__ import annotations
 import re
 import resource
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from convcvx.certificate import Certificate, certify
-from convcvx.config import TrainConfig
+from convcvx.config import DEFAULT_BETA_RATIO, TrainConfig
 from convcvx.data import Dataset, load, split
 from convcvx.errors import InputError, RunError, check_positive
 from convcvx.evaluate import accuracy, mean_loss, predict
@@ -23,17 +22,40 @@ from convcvx.patches import PatchEmbedding
 from convcvx.problem import Problem
 from convcvx.runs import Run
 from convcvx.solution import Solution
-from convcvx.training import build_problem, find_beta_max, solve_problem
-
-Report = Callable[[Solution, float], None]
-"""Called after every round with the solution and beta."""
+from convcvx.training import Plan, build_problem, check_budgets, find_beta_max, solve_problem
 
 
-def train_job(config: TrainConfig, run: Run, report: Report) -> dict[str, Any]:
-    """Train as `config` says, checkpointing every round into `run`; returns what `--json` prints."""
+class Report(Protocol):
+    """Tells the user how a training goes."""
+
+    def begin(self, text: str) -> None: ...
+
+    def __call__(self, solution: Solution, beta: float) -> None:
+        """Called after every round."""
+        ...
+
+
+def train_job(config: TrainConfig, run: Run, report: Report, *, resume: bool = False) -> dict[str, Any]:
+    """Train as `config` says, checkpointing every round into `run`; returns what `--json` prints.
+
+    Nothing is written before data and options have been found good.
+    """
     began = perf_counter()
     train, test, validation = load_data(config)
-    problem, beta_max = _problem(config, run, train)
+    problem = _problem(config, train, run.load_embedding() if resume else None)
+    plan = Plan.of(problem, config.solver, config.oracle)
+    check_budgets(config.tol, config.max_filters, config.max_rounds, config.time_limit)
+    if resume:
+        run.save_config(config)
+    else:
+        run.begin(config)
+    run.save_embedding(problem.responses.embedding)
+    report.begin(f"training on {config.data} into {run.folder}\n{plan}")
+    beta_max = run.beta_max
+    if beta_max is None:
+        beta_max = find_beta_max(problem, plan.oracle, config.seed)
+        run.save_beta_max(beta_max)
+    problem = problem.with_beta(resolve_beta(config, beta_max))
     checkpoint = run.load_state()
     earlier = checkpoint.history[-1]["seconds"] if checkpoint and checkpoint.history else 0.0
 
@@ -43,8 +65,8 @@ def train_job(config: TrainConfig, run: Run, report: Report) -> dict[str, Any]:
 
     solution = solve_problem(
         problem,
-        solver=config.solver,
-        oracle=config.oracle,
+        solver=plan.solver,
+        oracle=plan.oracle,
         tol=config.tol,
         max_filters=config.max_filters,
         max_rounds=config.max_rounds,
@@ -74,6 +96,7 @@ def train_job(config: TrainConfig, run: Run, report: Report) -> dict[str, Any]:
         "seconds": earlier + perf_counter() - began,
         "peak_memory_mb": peak_memory_mb(),
         "status": _status(solution, certificate, config.tol),
+        "solver": plan.solver,
         "rounds": solution.rounds,
         "patch_rank": certificate.patch_rank,
         "out": str(run.folder),
@@ -130,15 +153,10 @@ def pick_device(name: str) -> str:
     return name
 
 
-def _problem(config: TrainConfig, run: Run, train: Dataset) -> tuple[Problem, float]:
-    """The training problem with its beta resolved, and beta_max; a resumed run reuses what it has."""
-    if config.beta is not None and config.beta_ratio is not None:
-        raise InputError("give --beta or --beta-ratio, not both")
-    ratio = 1e-3 if config.beta_ratio is None else check_positive("beta_ratio", config.beta_ratio)
-    if config.beta is not None:
-        check_positive("beta", config.beta)
-    embedding = run.load_embedding()
-    problem = build_problem(
+def _problem(config: TrainConfig, train: Dataset, embedding: PatchEmbedding | None) -> Problem:
+    """The training problem, its beta still open; a resumed run goes on with the embedding that it has."""
+    _check_beta(config)
+    return build_problem(
         train.images,
         train.targets,
         spec=config.patch_spec(),
@@ -149,13 +167,21 @@ def _problem(config: TrainConfig, run: Run, train: Dataset) -> tuple[Problem, fl
         n_classes=train.n_classes or None,
         device=pick_device(config.device),
     )
-    if embedding is None:
-        run.save_embedding(problem.responses.embedding)
-    beta_max = run.beta_max
-    if beta_max is None:
-        beta_max = find_beta_max(problem, config.oracle, config.seed)
-        run.save_beta_max(beta_max)
-    return problem.with_beta(config.beta if config.beta is not None else ratio * beta_max), beta_max
+
+
+def _check_beta(config: TrainConfig) -> None:
+    if config.beta is not None and config.beta_ratio is not None:
+        raise InputError("give --beta or --beta-ratio, not both")
+    for name in ("beta", "beta_ratio"):
+        if getattr(config, name) is not None:
+            check_positive(name, getattr(config, name))
+
+
+def resolve_beta(config: TrainConfig, beta_max: float) -> float:
+    """The weight decay that `config` asks for."""
+    if config.beta is not None:
+        return config.beta
+    return beta_max * (DEFAULT_BETA_RATIO if config.beta_ratio is None else config.beta_ratio)
 
 
 def _certify(
@@ -226,5 +252,4 @@ def with_run_settings(run: Run) -> TrainConfig:
     beta_max = run.beta_max
     if beta_max is None:
         raise RunError(f"{run.folder} has not got as far as its beta: finish it with --resume")
-    ratio = 1e-3 if config.beta_ratio is None else config.beta_ratio
-    return replace(config, beta=ratio * beta_max, beta_ratio=None)
+    return replace(config, beta=resolve_beta(config, beta_max), beta_ratio=None)

@@ -25,6 +25,9 @@ class Progress:
         self._console, self._tol, self._time_limit = console, tol, time_limit
         self._began = False
 
+    def begin(self, text: str) -> None:
+        self._console.print(text, highlight=False)
+
     def __call__(self, solution: Solution, beta: float) -> None:
         if not self._began:
             self._console.print(HEADER, style="bold", highlight=False)

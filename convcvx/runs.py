@@ -50,30 +50,41 @@ class Run:
         self.folder = Path(folder)
 
     @classmethod
-    def create(cls, folder: str | Path, config: TrainConfig, *, overwrite: bool = False) -> Run:
-        """Start a run; raise `RunError` where one exists, unless `overwrite`."""
+    def new(cls, folder: str | Path, *, overwrite: bool = False) -> Run:
+        """A run that is to begin in `folder`; raise `RunError` where one exists, unless `overwrite`. Writes nothing."""
         run = cls(folder)
         if run.folder.exists() and (not run.folder.is_dir() or any(run.folder.iterdir())):
             if not overwrite:
                 raise RunError(
                     f"{folder} exists and is not empty; choose another --out, or pass --resume or --overwrite"
                 )
-            if not (run.folder / "config.json").exists():
+            if not run.begun:
                 raise RunError(f"{folder} is no run folder (it has no config.json); it is not overwritten: remove it")
-            shutil.rmtree(run.folder)
-        try:
-            run.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"cannot create {folder}: {error.strerror}; choose another --out") from None
-        run._write_json("config.json", config.to_dict())
-        run._write_json("environment.json", environment())
         return run
+
+    def begin(self, config: TrainConfig) -> None:
+        """Create the folder, in place of the run that `new` was allowed to overwrite."""
+        if self.begun:
+            shutil.rmtree(self.folder)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"cannot create {self.folder}: {error.strerror}; choose another --out") from None
+        self.save_config(config)
+        self._write_json("environment.json", environment())
+
+    def save_config(self, config: TrainConfig) -> None:
+        self._write_json("config.json", config.to_dict())
+
+    @property
+    def begun(self) -> bool:
+        return (self.folder / "config.json").is_file()
 
     @classmethod
     def open(cls, folder: str | Path) -> Run:
         """An existing run; raise `RunError` if `folder` is none."""
         run = cls(folder)
-        if not (run.folder / "config.json").is_file():
+        if not run.begun:
             raise RunError(f"{folder} is no run folder: it has no config.json")
         return run
 
@@ -81,7 +92,7 @@ class Run:
     def config(self) -> TrainConfig:
         return TrainConfig.from_dict(self._read_json("config.json"))
 
-    def resume(self, given: dict[str, Any]) -> TrainConfig:
+    def continued(self, given: dict[str, Any]) -> TrainConfig:
         """The stored options, with what was `given` explicitly; only budgets may differ."""
         stored = self._read_json("config.json")
         for name, value in given.items():
@@ -91,9 +102,7 @@ class Run:
                 f"{name} is {stored.get(name)!r} in {self.folder} but {value!r} was asked for; a resumed run may "
                 f"change only {', '.join(BUDGETS)}"
             )
-        config = TrainConfig.from_dict(stored | {k: v for k, v in given.items() if k in BUDGETS})
-        self._write_json("config.json", config.to_dict())
-        return config
+        return TrainConfig.from_dict(stored | given)
 
     def save_beta_max(self, beta_max: float) -> None:
         """So that a resumed run need not search for it again."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor
 from convcvx.certificate import Certificate, certify_parameters
 from convcvx.errors import ConvergenceWarning, InputError, check_count, check_positive
 from convcvx.losses import encode_targets
-from convcvx.oracles import Oracle, get_oracle
+from convcvx.oracles import Oracle, get_oracle, pick_oracle
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.pooling import Pooling
 from convcvx.problem import Problem
@@ -54,6 +54,35 @@ def find_beta_max(problem: Problem, oracle: str | Oracle = "auto", seed: int = 0
     return search(problem, dual_point, seed=seed).g_max
 
 
+@dataclass(frozen=True)
+class Plan:
+    """The solver and the oracle for a problem, and why these."""
+
+    solver: str
+    oracle: str
+    reasons: tuple[str, str]
+
+    @classmethod
+    def of(cls, problem: Problem, solver: str = "auto", oracle: str = "auto") -> Plan:
+        """What `solver` and `oracle`, "auto" perhaps, stand for on `problem`."""
+        picked, why = pick_solver(solver, problem)
+        searched, because = pick_oracle(oracle, problem)
+        return cls(picked, searched, (why, because))
+
+    def __str__(self) -> str:
+        return f"solver {self.solver} ({self.reasons[0]}), oracle {self.oracle} ({self.reasons[1]})"
+
+
+def check_budgets(tol: float, max_filters: int | None, max_rounds: int, time_limit: float | None) -> None:
+    """Raise `InputError` for a tolerance or budget that no solver can keep."""
+    check_positive("tol", tol)
+    check_count("max_rounds", max_rounds, minimum=0)
+    if max_filters is not None:
+        check_count("max_filters", max_filters)
+    if time_limit is not None:
+        check_positive("time_limit", time_limit)
+
+
 def solve_problem(
     problem: Problem,
     *,
@@ -68,13 +97,8 @@ def solve_problem(
     callback: Callback | None = None,
 ) -> Solution:
     """Train on `problem`; the certificate is left to the caller."""
+    check_budgets(tol, max_filters, max_rounds, time_limit)
     solver, _ = pick_solver(solver, problem)
-    check_positive("tol", tol)
-    check_count("max_rounds", max_rounds, minimum=0)
-    if max_filters is not None:
-        check_count("max_filters", max_filters)
-    if time_limit is not None:
-        check_positive("time_limit", time_limit)
     solution = SOLVERS[solver](
         problem,
         get_oracle(oracle, problem, tol=tol) if isinstance(oracle, str) else oracle,

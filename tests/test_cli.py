@@ -170,6 +170,14 @@ def test_a_run_is_never_overwritten_silently(run):
     assert (run[0] / "model.safetensors").read_bytes() == before
 
 
+def test_bad_input_spares_the_run_it_would_have_overwritten(run):
+    before = (run[0] / "model.safetensors").read_bytes()
+    convcvx(*SMALL, "--data", "nowhere.npz", "--out", run[0], "--overwrite", code=2)
+    convcvx("train", "--tol", "-1", "--out", run[0], "--resume", code=2)
+    assert (run[0] / "model.safetensors").read_bytes() == before
+    assert json.loads((run[0] / "config.json").read_text())["tol"] == 0.02
+
+
 def test_overwrite_spares_folders_that_are_no_runs(tmp_path):
     (tmp_path / "precious.txt").write_text("keep me")
     done = convcvx(*SMALL, "--out", tmp_path, "--overwrite", code=2)
@@ -217,6 +225,7 @@ def test_bad_input_is_one_line_and_exit_2(arguments, said, tmp_path):
     done = convcvx("train", "--limit", "100", *arguments, "--out", tmp_path / "run", code=2)
     assert said in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()  # the corrected command need not clear anything away
 
 
 def test_cuda_that_is_not_there_is_bad_input(tmp_path):

@@ -23,22 +23,33 @@ __all__ = [
     "Oracle",
     "OracleResult",
     "get_oracle",
+    "pick_oracle",
 ]
+
+
+def pick_oracle(name: str, problem: Problem) -> tuple[str, str]:
+    """The oracle that `name` stands for on `problem`, and why: `auto` proves where a proof is affordable."""
+    check_choice("oracle", name, ORACLES)
+    rank = problem.responses.embedding.patch_rank
+    if name != "auto":
+        return name, "as asked"
+    if ChargedRows.size(problem) > MAX_BYTES:
+        return "local", f"a proof would gather more than {MAX_BYTES >> 30} GiB of patches"
+    if rank <= 2:
+        return "exact", f"patches of rank {rank} are swept completely"
+    if rank == 3:
+        return "branch-and-bound", "patches of rank 3 can be bounded in seconds"
+    return "local", f"patches of rank {rank}: the cost of a proof grows exponentially in the rank"
 
 
 def get_oracle(name: str, problem: Problem, *, tol: float = 1e-4, thorough: bool = False) -> Oracle:
     """The oracle called `name`, for a relative gap of `tol`.
 
-    `auto` proves where it can, exactly for patches of rank <= 2, by branch and bound for rank 3, and falls back to
-    local search beyond, or where the patches do not fit in memory.
     `thorough` asks the local search for its full effort, as a certificate does.
     """
-    check_choice("oracle", name, ORACLES)
-    rank = problem.responses.embedding.patch_rank
-    if name == "auto" and ChargedRows.size(problem) > MAX_BYTES:
-        name = "local"
-    if name == "exact" or (name == "auto" and rank <= 2):
+    name, _ = pick_oracle(name, problem)
+    if name == "exact":
         return ExactOracle()
-    if name == "branch-and-bound" or (name == "auto" and rank == 3):
+    if name == "branch-and-bound":
         return BranchAndBoundOracle(rel_tol=max(0.25 * tol, 1e-8), time_limit=CALL_SECONDS)
     return LocalOracle(thorough=thorough)

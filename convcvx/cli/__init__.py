@@ -1,0 +1,35 @@
+"""The command line: `convcvx train` and `convcvx certify`, one module each.
+
+With --json, standard output carries one JSON object and nothing else; human text goes to standard error. Exit
+status 0: done; 2: bad input; 3: stopped short of --tol.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from convcvx.cli.certify import certify
+from convcvx.cli.train import train
+
+app = typer.Typer(
+    name="convcvx",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (train, certify):
+    app.command()(command)
+
+
+@app.callback()
+def _main() -> None:
+    """Two-layer convolutional ReLU networks with weight decay are convex programs in disguise: convcvx solves them.
+
+    Start with: convcvx train --preset demo --out checkpoints/demo
+    """
+
+
+def main() -> None:
+    """Entry point of the `convcvx` command."""
+    app()

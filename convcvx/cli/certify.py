@@ -1,0 +1,78 @@
+"""`convcvx certify`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from convcvx.cli import options as o
+from convcvx.cli.output import finish, guard, print_summary
+from convcvx.config import TrainConfig
+from convcvx.job import certify_job, with_run_settings
+from convcvx.runs import Run
+
+Network = Annotated[
+    Path,
+    typer.Argument(
+        help="A run folder, or a .safetensors file of any Conv2d → ReLU → average pooling → Linear; stride, padding "
+        "and pool are for a file that does not say (pool is the square grid that fits by default).",
+        metavar="RUN|FILE",
+    ),
+]
+Like = Annotated[Path | None, typer.Option(help="Take data, model and beta from this run: certify FILE as its rival.")]
+
+
+def certify(
+    context: typer.Context,
+    network: Network,
+    like: Like = None,
+    data: o.Data = TrainConfig.data,
+    data_dir: o.DataDir = TrainConfig.data_dir,
+    limit: o.Limit = TrainConfig.limit,
+    stride: o.Stride = TrainConfig.stride,
+    padding: o.Padding = TrainConfig.padding,
+    pool: o.Pool = TrainConfig.pool,
+    beta: o.Beta = TrainConfig.beta,
+    loss: o.Loss = TrainConfig.loss,
+    oracle: o.Oracle = TrainConfig.oracle,
+    tol: o.Tol = TrainConfig.tol,
+    seed: o.Seed = TrainConfig.seed,
+    device: o.Device = TrainConfig.device,
+    json_output: o.Json = False,
+) -> None:
+    """Say how far a network is from the optimum over all networks of any width, whoever trained it.
+
+    Recomputed in float64 from the weights and the data alone.
+
+    Examples:
+
+      convcvx certify checkpoints/demo
+
+      convcvx certify adam.safetensors --like checkpoints/demo
+    """
+    console = Console(stderr=json_output)
+    with guard(json_output):
+        given = o.flags(context)
+        for name in ("network", "like"):
+            given.pop(name, None)
+        run = _source_run(network, like)
+        settings = replace(TrainConfig() if run is None else with_run_settings(run), **given)
+        path = Run.open(network).model_file if network.is_dir() else network
+        embedding = run.load_embedding() if run is not None else None
+        metrics = certify_job(path, settings, embedding=embedding, given=set(given))
+        print_summary(console, metrics)
+        finish(metrics, json_output)
+
+
+def _source_run(network: Path, like: Path | None) -> Run | None:
+    """The run whose data, model and beta are meant."""
+    if like is not None:
+        return Run.open(like)
+    if network.is_dir():
+        return Run.open(network)
+    in_run = network.name == "model.safetensors" and (network.parent / "config.json").exists()
+    return Run.open(network.parent) if in_run else None

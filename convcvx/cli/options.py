@@ -1,0 +1,110 @@
+"""The options that commands share, each written once; `TrainConfig` has their defaults."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from convcvx.config import DEFAULT_BETA_RATIO, PRESETS, TrainConfig
+from convcvx.errors import InputError
+from convcvx.oracles import ORACLES
+from convcvx.solvers import SOLVERS
+
+DATA, MODEL, SOLVE, OUTPUT = "Data", "Model", "Solver", "Output"
+
+
+def _option(panel: str, text: str, *names: str) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=panel)
+
+
+Data = Annotated[
+    str,
+    _option(
+        DATA,
+        "digits, mnist, fashion-mnist, cifar10, cifar100, FILE.npz (Keras keys), or a FOLDER of train/ and test/ with "
+        "a folder a class.",
+    ),
+]
+DataDir = Annotated[str | None, _option(DATA, "Where data sets lie or are downloaded to.")]
+Limit = Annotated[int | None, _option(DATA, "Use the first N training images only.")]
+Validation = Annotated[float, _option(DATA, "Share of training images held out and scored.")]
+
+KernelSize = Annotated[str, _option(MODEL, "3, or 3x5 (rows x columns).")]
+Stride = Annotated[str, _option(MODEL, "As in Conv2d.")]
+Padding = Annotated[str, _option(MODEL, "As in Conv2d, with zeros.")]
+Pool = Annotated[
+    str, _option(MODEL, "global; a grid: 4 or 4x2 (AdaptiveAvgPool2d); window:SIZE,STRIDE (AvgPool2d); none.")
+]
+HiddenBias = Annotated[bool, _option(MODEL, "A regularised bias in each filter.")]
+Intercept = Annotated[bool, _option(MODEL, "An unpenalised bias in the output.")]
+Rank = Annotated[int | None, _option(MODEL, "Restrict filters to the first R principal directions of the patches.")]
+Whiten = Annotated[float | None, _option(MODEL, "ZCA-whiten the patches, with this epsilon.")]
+Contrast = Annotated[float | None, _option(MODEL, "Normalise each patch to mean 0, variance 1, with this epsilon.")]
+Beta = Annotated[float | None, _option(MODEL, "Weight decay: torch's weight_decay under a mean-reduced loss.")]
+BetaRatio = Annotated[
+    float | None,
+    _option(
+        MODEL,
+        "Weight decay as a share of beta_max, from which on no filter helps. "
+        f"[default: {DEFAULT_BETA_RATIO:g} without --beta]",
+    ),
+]
+Loss = Annotated[str, _option(MODEL, "squared or cross-entropy.")]
+
+Solver = Annotated[str, _option(SOLVE, f"auto, {', '.join(SOLVERS)}.")]
+Oracle = Annotated[
+    str,
+    _option(
+        SOLVE,
+        f"{', '.join(ORACLES)}. exact is a proof for patches of low rank or few; branch-and-bound a proof for rank 3 "
+        "and up; local scales and proves nothing.",
+    ),
+]
+Tol = Annotated[float, _option(SOLVE, "Relative gap (primal - dual) / primal to reach; else exit status 3.")]
+MaxFilters = Annotated[int | None, _option(SOLVE, "Budget of filters; none by default.")]
+MaxRounds = Annotated[int, _option(SOLVE, "Budget of rounds.")]
+TimeLimit = Annotated[float | None, _option(SOLVE, "Seconds after which no new round starts.")]
+Seed = Annotated[int, _option(SOLVE, "Equal seeds give equal results.")]
+Device = Annotated[str, _option(SOLVE, "auto, cpu or cuda.")]
+
+Out = Annotated[Path | None, _option(OUTPUT, "Run folder. [default: checkpoints/DATA-SEED]")]
+Resume = Annotated[bool, _option(OUTPUT, "Go on from the last round of --out.", "--resume")]
+Overwrite = Annotated[bool, _option(OUTPUT, "Replace the run in --out.", "--overwrite")]
+Preset = Annotated[str | None, _option(OUTPUT, f"Options that go together: {', '.join(PRESETS)}.")]
+Config = Annotated[Path | None, _option(OUTPUT, "A TOML file of options (kernel_size = 5 ...); flags win.")]
+Json = Annotated[bool, _option(OUTPUT, "Print one JSON object, alone, on standard output.", "--json")]
+
+APART = ("out", "resume", "overwrite", "preset", "config", "json_output")
+"""Options that say where a command reads and writes, not what it does."""
+
+
+def given_options(context: typer.Context, preset: str | None = None, file: Path | None = None) -> dict[str, Any]:
+    """The options asked for: those of the preset, overridden by the config file, overridden by flags."""
+    options: dict[str, Any] = {}
+    if preset is not None:
+        if preset not in PRESETS:
+            raise InputError(f"preset must be one of {', '.join(PRESETS)}; got {preset!r}")
+        options |= PRESETS[preset]
+    if file is not None:
+        options |= _read_config(file)
+    return options | flags(context)
+
+
+def flags(context: typer.Context) -> dict[str, Any]:
+    """The options of the training that stand on the command line itself."""
+    sources = {name: context.get_parameter_source(name) for name in context.params if name not in APART}
+    return {name: context.params[name] for name, source in sources.items() if source and source.name == "COMMANDLINE"}
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(file.read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"cannot read --config {file}: {error}") from None
+    values = {name.replace("-", "_"): value for name, value in values.items()}
+    TrainConfig.from_dict(values)
+    texts = ("kernel_size", "stride", "padding", "pool")
+    return {name: str(value) if name in texts else value for name, value in values.items()}

@@ -1,0 +1,86 @@
+"""`convcvx train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from convcvx.cli import options as o
+from convcvx.cli.output import finish, guard, print_summary
+from convcvx.config import TrainConfig
+from convcvx.errors import InputError
+from convcvx.job import train_job
+from convcvx.progress import Progress
+from convcvx.runs import Run
+
+
+def train(
+    context: typer.Context,
+    data: o.Data = TrainConfig.data,
+    data_dir: o.DataDir = TrainConfig.data_dir,
+    limit: o.Limit = TrainConfig.limit,
+    validation: o.Validation = TrainConfig.validation,
+    kernel_size: o.KernelSize = TrainConfig.kernel_size,
+    stride: o.Stride = TrainConfig.stride,
+    padding: o.Padding = TrainConfig.padding,
+    pool: o.Pool = TrainConfig.pool,
+    hidden_bias: o.HiddenBias = TrainConfig.hidden_bias,
+    intercept: o.Intercept = TrainConfig.intercept,
+    rank: o.Rank = TrainConfig.rank,
+    whiten: o.Whiten = TrainConfig.whiten,
+    contrast: o.Contrast = TrainConfig.contrast,
+    beta: o.Beta = TrainConfig.beta,
+    beta_ratio: o.BetaRatio = TrainConfig.beta_ratio,
+    loss: o.Loss = TrainConfig.loss,
+    solver: o.Solver = TrainConfig.solver,
+    oracle: o.Oracle = TrainConfig.oracle,
+    tol: o.Tol = TrainConfig.tol,
+    max_filters: o.MaxFilters = TrainConfig.max_filters,
+    max_rounds: o.MaxRounds = TrainConfig.max_rounds,
+    time_limit: o.TimeLimit = TrainConfig.time_limit,
+    seed: o.Seed = TrainConfig.seed,
+    device: o.Device = TrainConfig.device,
+    out: o.Out = None,
+    resume: o.Resume = False,
+    overwrite: o.Overwrite = False,
+    preset: o.Preset = None,
+    config: o.Config = None,
+    json_output: o.Json = False,
+) -> None:
+    """Train a two-layer convolutional ReLU network to the optimum of its objective.
+
+        min  (1/n) Σ loss(f(x_i), y_i) + (beta/2) Σ (‖u_j‖² + ‖V_j‖²)
+
+    over filters u_j and output weights V_j of any number of neurons. Leaves a run folder with an ordinary torch
+    network (model.safetensors) and its certificate.
+
+    Examples:
+
+      convcvx train --preset demo --out checkpoints/demo
+
+      convcvx train --data mnist --limit 10000 --kernel-size 5 --pool 4 --beta-ratio 0.0003 --max-filters 200
+    """
+    console = Console(stderr=json_output)
+    with guard(json_output):
+        given = o.given_options(context, preset, config)
+        run, settings = _open_run(out, given, resume, overwrite)
+        progress = Progress(console, settings.tol, settings.time_limit)
+        metrics = train_job(settings, run, progress, resume=resume and run.begun)
+        print_summary(console, metrics)
+        finish(metrics, json_output)
+
+
+def _open_run(out: Path | None, given: dict[str, Any], resume: bool, overwrite: bool) -> tuple[Run, TrainConfig]:
+    if resume and overwrite:
+        raise InputError("give --resume or --overwrite, not both")
+    if resume and out is None:
+        raise InputError("--resume needs --out, the run to go on with")
+    if resume and out and Run(out).begun:
+        run = Run.open(out)
+        return run, run.continued(given)
+    config = TrainConfig.from_dict(given)
+    out = out or Path("checkpoints") / f"{Path(config.data).stem}-{config.seed}"
+    return Run.new(out, overwrite=overwrite), config
