@@ -76,6 +76,25 @@ class Certificate:
         """The scope in words."""
         return SCOPES[self.scope]
 
+    def with_bound_of(self, other: Certificate) -> Certificate:
+        """The same network against the better of two lower bounds on the same problem: a proof before an estimate.
+
+        Raises
+        ------
+        InputError
+            When `other` certifies another problem.
+        """
+        for name in ("beta", "loss", "intercept", "n_images", "patch_rank"):
+            if getattr(self, name) != getattr(other, name):
+                raise InputError(
+                    f"the lower bound of another problem does not hold here: {name} is {getattr(self, name)!r}, not "
+                    f"{getattr(other, name)!r}"
+                )
+        if (other.scope == "global", other.dual) <= (self.scope == "global", self.dual):
+            return self
+        taken = {name: getattr(other, name) for name in ("dual", "scope", "g_max", "oracle", "search")}
+        return replace(self, rel_gap=(self.primal - other.dual) / max(self.primal, 1e-300), **taken)
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"meaning": self.meaning}
 

@@ -108,9 +108,12 @@ def train_job(config: TrainConfig, run: Run, report: Report, *, resume: bool = F
 
 
 def certify_job(
-    path: Path, config: TrainConfig, *, embedding: PatchEmbedding | None, given: set[str]
+    path: Path, config: TrainConfig, *, embedding: PatchEmbedding | None, given: set[str], like: Run | None = None
 ) -> dict[str, Any]:
-    """Certify the network at `path` on the training data of `config`; returns what `--json` prints."""
+    """Certify the network at `path` on the training data of `config`; returns what `--json` prints.
+
+    The network of the run `like` is certified as well: the better of the two lower bounds counts.
+    """
     began = perf_counter()
     train, test, _ = load_data(config)
     network = _load_network(path, config, train, given)
@@ -118,6 +121,11 @@ def certify_job(
     if beta is None:
         raise InputError("beta is not known for this network; pass --beta, or --like RUN")
     certificate = _certify(network, train, config, beta, embedding)
+    if like is not None:
+        rival = two_layer_cnn(like.model_file)
+        if not network.same_problem(rival):
+            raise InputError(f"the network in {path} is of another architecture than {like.folder}; certify it alone")
+        certificate = certificate.with_bound_of(_certify(rival, train, config, beta, embedding))
     return certificate_summary(certificate) | {
         "n_filters": certificate.n_filters,
         "train_accuracy": _score(network, train),

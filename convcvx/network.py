@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +141,13 @@ class TwoLayerCNN(nn.Sequential):
         state |= {"4.bias": solution.intercept} if intercept else {}
         network.load_state_dict(state)
         return network.eval()
+
+    def same_problem(self, other: TwoLayerCNN) -> bool:
+        """Whether both are networks of the same training problem: alike but for their width."""
+        mine, others = (
+            replace(a, n_filters=0, pool=str(Pooling.of(a.pool))) for a in (self.architecture, other.architecture)
+        )
+        return mine == others
 
     def to_bytes(self) -> bytes:
         """A self-describing safetensors file: weights, architecture and `meta`."""

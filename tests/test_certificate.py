@@ -169,6 +169,20 @@ def test_the_scope_is_told_in_words():
     assert Certificate.from_dict(json.loads(json.dumps(proof.to_dict()))) == proof
 
 
+def test_the_better_bound_counts_and_a_proof_before_an_estimate():
+    own = replace(check(plain(seed=1)), scope="heuristic")
+    better = replace(own, dual=own.dual + 0.01, rel_gap=0.0, g_max=1.0)
+    assert own.with_bound_of(better).dual == better.dual
+    assert own.with_bound_of(better).rel_gap == pytest.approx((own.primal - better.dual) / own.primal)
+    assert better.with_bound_of(own) == better
+    proved = replace(better, dual=own.dual - 0.01, scope="global")
+    assert better.with_bound_of(proved).scope == "global"
+    assert better.with_bound_of(proved).dual == proved.dual
+    assert proved.with_bound_of(better) == proved
+    with pytest.raises(InputError, match="of another problem"):
+        own.with_bound_of(replace(better, beta=2 * own.beta))
+
+
 def test_a_local_search_never_reports_a_smaller_maximum_than_the_filters_at_hand():
     network = adam(plain(), "squared", 20)
     exact, local = check(network, oracle="exact"), check(network, oracle="local")

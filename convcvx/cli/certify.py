@@ -63,7 +63,8 @@ def certify(
         settings = replace(TrainConfig() if run is None else with_run_settings(run), **given)
         path = Run.open(network).model_file if network.is_dir() else network
         embedding = run.load_embedding() if run is not None else None
-        metrics = certify_job(path, settings, embedding=embedding, given=set(given))
+        rival = None if like is None else Run.open(like)
+        metrics = certify_job(path, settings, embedding=embedding, given=set(given), like=rival)
         print_summary(console, metrics)
         finish(metrics, json_output)
 
