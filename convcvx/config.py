@@ -42,8 +42,10 @@ class TrainConfig:
     hidden_bias: bool = False
     intercept: bool = True
     rank: int | None = None
-    whiten: float | None = None
-    contrast: float | None = None
+    whiten: bool = False
+    whiten_epsilon: float = 0.1
+    contrast: bool = False
+    contrast_epsilon: float = 1.5e-4
     beta: float | None = None
     beta_ratio: float | None = None
     loss: str = "squared"
@@ -74,8 +76,8 @@ class TrainConfig:
             parse_pair("stride", self.stride),
             parse_pair("padding", self.padding),
             self.hidden_bias,
-            self.contrast,
-            self.whiten,
+            self.contrast_epsilon if self.contrast else None,
+            self.whiten_epsilon if self.whiten else None,
             self.rank,
         )
 

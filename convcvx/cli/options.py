@@ -41,8 +41,10 @@ Pool = Annotated[
 HiddenBias = Annotated[bool, _option(MODEL, "A regularised bias in each filter.")]
 Intercept = Annotated[bool, _option(MODEL, "An unpenalised bias in the output.")]
 Rank = Annotated[int | None, _option(MODEL, "Restrict filters to the first R principal directions of the patches.")]
-Whiten = Annotated[float | None, _option(MODEL, "ZCA-whiten the patches, with this epsilon.")]
-Contrast = Annotated[float | None, _option(MODEL, "Normalise each patch to mean 0, variance 1, with this epsilon.")]
+Whiten = Annotated[bool, _option(MODEL, "ZCA-whiten the patches.")]
+WhitenEpsilon = Annotated[float, _option(MODEL, "Added to the eigenvalues of the patches' covariance.")]
+Contrast = Annotated[bool, _option(MODEL, "Normalise each patch to mean 0, variance 1.")]
+ContrastEpsilon = Annotated[float, _option(MODEL, "Added to the variance; by default 10 on the scale of 0..255.")]
 Beta = Annotated[float | None, _option(MODEL, "Weight decay: torch's weight_decay under a mean-reduced loss.")]
 BetaRatio = Annotated[
     float | None,
