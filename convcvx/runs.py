@@ -9,6 +9,8 @@ history.json           one record a round
 model.safetensors      the trained network, float32, self-describing
 certificate.json       the certificate of that network
 metrics.json           what `convcvx train --json` prints
+compare-*.json, .png   a comparison with a twin, and twin-*.safetensors, the twin
+report.html            the report
 """
 
 from __future__ import annotations
@@ -150,6 +152,33 @@ class Run:
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
         self._write_json("metrics.json", metrics)
+
+    def save_comparison(self, optimizer: str, comparison: dict[str, Any], plot: bytes, twin: TwoLayerCNN) -> None:
+        """What `convcvx compare` found, its plot and the twin's network."""
+        self._write(f"twin-{optimizer}.safetensors", twin.to_bytes())
+        self._write(f"compare-{optimizer}.png", plot)
+        self._write_json(f"compare-{optimizer}.json", comparison)
+
+    @property
+    def comparisons(self) -> list[dict[str, Any]]:
+        """What `convcvx compare` left here, by optimiser."""
+        return [self._read_json(path.name) for path in sorted(self.folder.glob("compare-*.json"))]
+
+    def save_report(self, html: str) -> Path:
+        self._write("report.html", html.encode())
+        return self.folder / "report.html"
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What `convcvx train --json` printed."""
+        if not (self.folder / "metrics.json").exists():
+            raise RunError(f"{self.folder} has no metrics.json yet: finish it with --resume")
+        return self._read_json("metrics.json")
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """One record a round."""
+        return self._read_json("history.json")
 
     @property
     def model_file(self) -> Path:
