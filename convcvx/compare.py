@@ -7,22 +7,21 @@ from __future__ import annotations
 
 import math
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
 import torch
 
-from convcvx.baseline import BATCH, Training, train_twin, tune_rate
+from convcvx.baseline import BATCH, OPTIMIZERS, Training, train_twin, tune_rate
 from convcvx.data import Dataset
-from convcvx.errors import InputError, check_count
+from convcvx.errors import InputError, check_choice, check_count
 from convcvx.evaluate import accuracy, predict
-from convcvx.job import load_data, peak_memory_mb, pick_device, with_run_settings
+from convcvx.job import load_data, peak_memory_mb, training_problem, with_run_settings
 from convcvx.problem import Problem
 from convcvx.report import comparison_figure, png
 from convcvx.runs import Run
 from convcvx.solution import Solution
-from convcvx.training import build_problem
 
 
 @dataclass(frozen=True)
@@ -37,28 +36,24 @@ class CompareConfig:
     finetune: bool = False
     device: str = "auto"
 
+    def check(self) -> None:
+        """Raises `InputError` for a value out of range."""
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        for name in ("epochs", "seeds", "batch"):
+            check_count(name, getattr(self, name))
+        if self.filters is not None:
+            check_count("filters", self.filters)
+
 
 def compare_job(run: Run, config: CompareConfig) -> dict[str, Any]:
     """Train the twin of `run` from several seeds at its best learning rate; returns what `--json` prints."""
     began = perf_counter()
-    check_count("epochs", config.epochs)
-    check_count("seeds", config.seeds)
-    check_count("batch", config.batch)
-    settings = with_run_settings(run)
+    config.check()
+    settings = replace(with_run_settings(run), device=config.device)
     train, test, _ = load_data(settings)
-    problem = build_problem(
-        train.images,
-        train.targets,
-        settings.beta or 0.0,
-        embedding=run.load_embedding(),
-        pooling=settings.pool,
-        loss=settings.loss,
-        intercept=settings.intercept,
-        n_classes=train.n_classes or None,
-        device=pick_device(config.device),
-    )
+    problem = training_problem(settings, train, run.load_embedding()).with_beta(settings.beta or 0.0)
     convex = _convex(run)
-    n_filters = check_count("filters", config.filters or max(1, convex["n_filters"]))
+    n_filters = config.filters or max(1, convex["n_filters"])
     twin, trainings = _twin(problem, config, n_filters, convex, train, test)
     finetune = None
     if config.finetune:

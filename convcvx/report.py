@@ -6,6 +6,7 @@ import base64
 import math
 from html import escape
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,8 +31,8 @@ img { max-width: 100%; }
 """
 
 
-def write_report(run: Run) -> str:
-    """The report of a finished run as one HTML page; also written to report.html in the run folder."""
+def write_report(run: Run) -> Path:
+    """Write the report of a finished run to report.html in its folder."""
     metrics = run.metrics
     parts = [
         _figure(convergence_figure(run.history, metrics["dual"], metrics["scope"]), "Objective against time"),
@@ -40,9 +41,7 @@ def write_report(run: Run) -> str:
     for comparison in run.comparisons:
         parts.append(_comparison(run, comparison))
     parts += ["<h2>Options</h2>", _table(_shown(run.config.to_dict()))]
-    page = _page(run, metrics, "\n".join(parts))
-    run.save_report(page)
-    return page
+    return run.save_report(_page(run, metrics, "\n".join(parts)))
 
 
 def _page(run: Run, metrics: dict[str, Any], body: str) -> str:
