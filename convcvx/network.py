@@ -75,6 +75,12 @@ class Architecture:
     intercept: bool = True
     contrast: float | None = None
 
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Architecture:
+        """Read what JSON made of `asdict`."""
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**fields)
+
 
 class TwoLayerCNN(nn.Sequential):
     """Conv2d, ReLU, average pooling, Flatten, Linear: f(x) = Σ_j Σ_p φ_p(x; u_j) V_j[p,:] + b.
@@ -235,9 +241,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], Architecture | No
     if not isinstance(described, dict) or "architecture" not in described:
         return state, None, {}
     try:
-        stored = described["architecture"].items()
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored}
-        return state, Architecture(**fields), described.get("meta", {})
+        return state, Architecture.from_dict(described["architecture"]), described.get("meta", {})
     except (AttributeError, TypeError) as error:
         raise RunError(f"{path} describes an architecture that this version does not know: {error}") from None
 

@@ -22,7 +22,7 @@ import shutil
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -39,8 +39,8 @@ from convcvx.solution import Solution
 PACKAGES = ("convcvx", "torch", "numpy", "numba", "scipy", "scikit-learn")
 
 
-class Run:
-    """One run folder.
+class Folder:
+    """A folder of files, each written whole or not at all; one with `OPTIONS` in it has begun.
 
     Parameters
     ----------
@@ -48,12 +48,14 @@ class Run:
         Need not exist yet.
     """
 
+    KIND, OPTIONS = "run", "config.json"
+
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
 
     @classmethod
-    def new(cls, folder: str | Path, *, overwrite: bool = False) -> Run:
-        """A run that is to begin in `folder`; raise `RunError` where one exists, unless `overwrite`. Writes nothing."""
+    def new(cls, folder: str | Path, *, overwrite: bool = False) -> Self:
+        """What is to begin in `folder`; raise `RunError` where one exists, unless `overwrite`. Writes nothing."""
         run = cls(folder)
         if run.folder.exists() and (not run.folder.is_dir() or any(run.folder.iterdir())):
             if not overwrite:
@@ -61,11 +63,13 @@ class Run:
                     f"{folder} exists and is not empty; choose another --out, or pass --resume or --overwrite"
                 )
             if not run.begun:
-                raise RunError(f"{folder} is no run folder (it has no config.json); it is not overwritten: remove it")
+                raise RunError(
+                    f"{folder} is no {run.KIND} folder (it has no {run.OPTIONS}); it is not overwritten: remove it"
+                )
         return run
 
-    def begin(self, config: TrainConfig) -> None:
-        """Create the folder, in place of the run that `new` was allowed to overwrite."""
+    def begin(self, config: Any) -> None:
+        """Create the folder, in place of the one that `new` was allowed to overwrite."""
         if self.begun:
             shutil.rmtree(self.folder)
         try:
@@ -75,20 +79,55 @@ class Run:
         self.save_config(config)
         self._write_json("environment.json", environment())
 
-    def save_config(self, config: TrainConfig) -> None:
-        self._write_json("config.json", config.to_dict())
+    def save_config(self, config: Any) -> None:
+        self._write_json(self.OPTIONS, config.to_dict())
 
     @property
     def begun(self) -> bool:
-        return (self.folder / "config.json").is_file()
+        return (self.folder / self.OPTIONS).is_file()
 
     @classmethod
-    def open(cls, folder: str | Path) -> Run:
-        """An existing run; raise `RunError` if `folder` is none."""
+    def open(cls, folder: str | Path) -> Self:
+        """An existing one; raise `RunError` if `folder` is none."""
         run = cls(folder)
         if not run.begun:
-            raise RunError(f"{folder} is no run folder: it has no config.json")
+            raise RunError(f"{folder} is no {run.KIND} folder: it has no {run.OPTIONS}")
         return run
+
+    def _write(self, name: str, content: bytes) -> None:
+        """Write beside the file and rename: a reader, or a crash, sees the old file or the new one."""
+        temporary = self.folder / f".{name}.tmp"
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.folder / name)
+
+    def _write_json(self, name: str, value: Any) -> None:
+        self._write(name, (json.dumps(value, indent=2) + "\n").encode())
+
+    def _read_json(self, name: str) -> Any:
+        try:
+            return json.loads((self.folder / name).read_text())
+        except (OSError, ValueError) as error:
+            raise RunError(f"cannot read {self.folder / name}: {error}") from None
+
+    def _write_tensors(self, name: str, tensors: dict[str, Tensor], description: dict[str, Any]) -> None:
+        contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
+        self._write(name, save(contiguous, {"convcvx": json.dumps(description)}))
+
+    def _read_tensors(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        path = self.folder / name
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+                return tensors, json.loads(file.metadata()["convcvx"])
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise RunError(f"cannot read {path}: {error}; remove it and train again") from None
+
+
+class Run(Folder):
+    """One run folder."""
 
     @property
     def config(self) -> TrainConfig:
@@ -186,39 +225,6 @@ class Run:
         if not path.exists():
             raise RunError(f"{self.folder} has no model.safetensors yet: finish it with --resume")
         return path
-
-    # -- files ----------------------------------------------------------------------------------------
-
-    def _write(self, name: str, content: bytes) -> None:
-        """Write beside the file and rename: a reader, or a crash, sees the old file or the new one."""
-        temporary = self.folder / f".{name}.tmp"
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.folder / name)
-
-    def _write_json(self, name: str, value: Any) -> None:
-        self._write(name, (json.dumps(value, indent=2) + "\n").encode())
-
-    def _read_json(self, name: str) -> Any:
-        try:
-            return json.loads((self.folder / name).read_text())
-        except (OSError, ValueError) as error:
-            raise RunError(f"cannot read {self.folder / name}: {error}") from None
-
-    def _write_tensors(self, name: str, tensors: dict[str, Tensor], description: dict[str, Any]) -> None:
-        contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
-        self._write(name, save(contiguous, {"convcvx": json.dumps(description)}))
-
-    def _read_tensors(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        path = self.folder / name
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
-                return tensors, json.loads(file.metadata()["convcvx"])
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise RunError(f"cannot read {path}: {error}; remove it and train again") from None
 
 
 def environment() -> dict[str, Any]:
