@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -29,14 +30,23 @@ from convcvx.runs import Folder, Run
 from convcvx.stacked_network import Link, StackedCNN
 
 BATCH = 64
-VARIED: dict[str, type] = {
+
+
+def _yes(text: str) -> bool:
+    """Read yes or no."""
+    return {"yes": True, "true": True, "no": False, "false": False}[text.lower()]
+
+
+VARIED: dict[str, Callable[[str], Any]] = {
     "kernel_size": str,
     "stride": str,
     "padding": str,
     "pool": str,
     "rank": int,
-    "whiten": float,
-    "contrast": float,
+    "whiten": _yes,
+    "whiten_epsilon": float,
+    "contrast": _yes,
+    "contrast_epsilon": float,
     "beta_ratio": float,
     "max_filters": int,
 }
@@ -105,16 +115,17 @@ class StackConfig:
                 size = [length // self.downsample[number - 1] for length in maps]
 
 
-def _spread(name: str, given: Any, count: int, kind: type) -> list[Any]:
+def _spread(name: str, given: Any, count: int, read: Callable[[str], Any]) -> list[Any]:
     """`count` values from one value, or from `count` of them separated by commas."""
     texts = [text.strip() for text in str(given).split(",")]
     texts = texts * count if len(texts) == 1 else texts
     if len(texts) != count:
         raise InputError(f"{name} must be one value, or {count} by commas; got {given!r}")
     try:
-        return [None if text.lower() == "none" and kind is not str else kind(text) for text in texts]
-    except ValueError:
-        raise InputError(f"{name} must be {kind.__name__}, one value or {count} by commas; got {given!r}") from None
+        return [None if text.lower() == "none" and read in (int, float) else read(text) for text in texts]
+    except (KeyError, ValueError):
+        kind = "yes or no" if read is _yes else f"{read.__name__}s"
+        raise InputError(f"{name} must be {kind}, one value or {count} by commas; got {given!r}") from None
 
 
 class StackRun(Folder):

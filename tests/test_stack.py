@@ -174,7 +174,10 @@ def test_a_link_keeps_the_principal_channels_at_mean_square_one(two):
 
 
 def test_options_are_spread_over_the_stages():
-    config = StackConfig.of(3, {"kernel_size": "5,3,3", "rank": "none,16,8", "beta_ratio": 0.01}, "8,4", "2,1")
+    config = StackConfig.of(
+        3, {"kernel_size": "5,3,3", "rank": "none,16,8", "beta_ratio": 0.01, "whiten": "yes,no,no"}, "8,4", "2,1"
+    )
+    assert [stage.whiten for stage in config.stages] == [True, False, False]
     assert [stage.kernel_size for stage in config.stages] == ["5", "3", "3"]
     assert [stage.rank for stage in config.stages] == [None, 16, 8]
     assert [stage.beta_ratio for stage in config.stages] == [0.01] * 3
@@ -185,7 +188,8 @@ def test_options_are_spread_over_the_stages():
     ("stages", "options", "said"),
     [
         (2, {"rank": "3,3,3"}, "rank must be one value, or 2 by commas"),
-        (2, {"rank": "many"}, "rank must be int"),
+        (2, {"rank": "many"}, "rank must be ints"),
+        (2, {"whiten": "0.1"}, "whiten must be yes or no"),
         (0, {}, "stages"),
         (2, {"kernel_size": "3,x"}, "kernel_size"),
         (2, {"no_such": 1}, "no_such"),
