@@ -115,14 +115,21 @@ def train_job(
 
 
 def certify_job(
-    path: Path, config: TrainConfig, *, embedding: PatchEmbedding | None, given: set[str], like: Run | None = None
+    path: Path,
+    config: TrainConfig,
+    *,
+    embedding: PatchEmbedding | None,
+    given: set[str],
+    like: Run | None = None,
+    data: Data | None = None,
 ) -> dict[str, Any]:
     """Certify the network at `path` on the training data of `config`; returns what `--json` prints.
 
-    The network of the run `like` is certified as well: the better of the two lower bounds counts.
+    The network of the run `like` is certified as well: the better of the two lower bounds counts. `data` stand in for
+    those that `config` names.
     """
     began = perf_counter()
-    train, test, _ = load_data(config)
+    train, test, _ = data or load_data(config)
     network = _load_network(path, config, train, given)
     beta = config.beta
     if beta is None:

@@ -9,6 +9,7 @@ the features it was given: it says nothing about networks that train all layers 
 from __future__ import annotations
 
 import math
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -17,19 +18,19 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from convcvx.config import TrainConfig
 from convcvx.data import Dataset
 from convcvx.errors import InputError, RunError, check_count
 from convcvx.evaluate import accuracy, mean_loss, predict
+from convcvx.features import cache_features, feature_shape, fit_link, stream_features
 from convcvx.job import Data, Report, image_shape, load_data, peak_memory_mb, pick_device, train_job
 from convcvx.network import TwoLayerCNN, two_layer_cnn
 from convcvx.pooling import Pooling
 from convcvx.runs import Folder, Run
-from convcvx.stacked_network import Link, StackedCNN
+from convcvx.stacked_network import Link, StackedCNN, stacked_cnn
 
-BATCH = 64
+PARTS = ("train", "test", "validation")
 
 
 def _yes(text: str) -> bool:
@@ -168,8 +169,9 @@ def stack_job(config: StackConfig, run: StackRun, report: Report) -> dict[str, A
     features, cached, best = data, 0.0, -math.inf
     for number, stage_config in enumerate(config.stages, start=1):
         if number > 1:
-            link = fit_link(stages[-1], features[0].images, config.channels[number - 2], config.downsample[number - 2])
-            features, cached = cache_features(run, features, stages[-1], link, report, device)
+            channels, downsample = config.channels[number - 2], config.downsample[number - 2]
+            link = fit_link(stages[-1], features[0].images, channels, downsample, device)
+            features, cached = _cache(run, features, stages[-1], link, report, device)
             links.append(link)
         metrics = _train_stage(run.stage(number), stage_config, features, report)
         network = two_layer_cnn(run.stage(number).folder)
@@ -195,7 +197,7 @@ def stack_job(config: StackConfig, run: StackRun, report: Report) -> dict[str, A
         "out": str(run.folder),
     }
     run.save_result(model.cpu(), result)
-    for name in ("train", "test", "validation"):
+    for name in PARTS:
         run.cache(name).unlink(missing_ok=True)
     return result
 
@@ -225,52 +227,38 @@ def _accuracies(model: StackedCNN, data: Data) -> dict[str, float | None]:
     }
 
 
-@torch.no_grad()
-def fit_link(stage: TwoLayerCNN, images: Tensor, channels: int, downsample: int) -> Link:
-    """The link that keeps the principal channels of the maps of `stage` on `images`, scaled to mean square 1."""
-    convolution, relu, *_ = stage
-    n_filters = stage.architecture.n_filters
-    link = Link(n_filters, min(channels, n_filters), downsample)
-    moment, count = torch.zeros(n_filters, n_filters, dtype=torch.float64), 0
-    for part in images.split(BATCH):
-        rows = link[0](relu(convolution(part.float()))).movedim(1, -1).flatten(0, -2)
-        moment += (rows.T @ rows).double()
-        count += len(rows)
-    eigenvalues, vectors = torch.linalg.eigh(moment / count)
-    chosen = eigenvalues.argsort(descending=True)[: link.description["channels"]]
-    directions = vectors[:, chosen].T
-    # The sign of an eigenvector is arbitrary: fix it, so that a resumed stack goes on with the same features.
-    directions = directions * directions.gather(1, directions.abs().argmax(dim=1, keepdim=True)).sign()
-    scale = eigenvalues[chosen].clamp_min(0).mean().clamp_min(1e-300).sqrt()
-    link.load_state_dict({"1.weight": (directions / scale)[:, :, None, None]})
-    return link
-
-
-def cache_features(
+def _cache(
     run: StackRun, data: Data, stage: TwoLayerCNN, link: Link, report: Report, device: str
 ) -> tuple[Data, float]:
-    """The data with the features behind `link` for images, in half precision on disk; and their size in MB."""
-    probe = _features(stage, link, data[0].images[:1])
-    parts = {name: part for name, part in zip(("train", "test", "validation"), data, strict=True) if part is not None}
-    size = sum(len(part) for part in parts.values()) * probe[0].numel() * 2
-    report.begin(f"features {'x'.join(map(str, probe.shape[1:]))}, {size / 1e6:.0f} MB in half precision on disk")
+    """The data with their features for images, in half precision on disk; and the size in MB."""
+    parts = [part for part in data if part is not None]
+    shape = feature_shape(stage, link, data[0].images)
+    size = sum(map(len, parts)) * math.prod(shape) * 2
+    report.begin(f"features {'x'.join(map(str, shape))}, {size / 1e6:.0f} MB in half precision on disk")
     if size > (free := shutil.disk_usage(run.folder).free):
         raise RunError(f"{run.folder} has {free / 1e6:.0f} MB free for {size / 1e6:.0f} MB of features; lower channels")
-    stage, link = stage.to(device), link.to(device)
-    cached = {}
-    for name, part in parts.items():
-        file = run.cache(name).with_suffix(".new")
-        shape = (len(part), *probe.shape[1:])
-        features = torch.from_file(str(file), shared=True, size=math.prod(shape), dtype=torch.float16).view(shape)
-        for where in torch.arange(len(part)).split(BATCH):
-            features[where] = _features(stage, link, part.images[where].to(device)).half().cpu()
-        file.replace(run.cache(name))  # the features of the stage before stay mapped until they are let go
-        cached[name] = replace(part, images=features)
-    stage.cpu(), link.cpu()
-    return (cached["train"], cached["test"], cached["validation"]), size / 1e6
+    train, test, validation = (
+        replace(part, images=cache_features(run.cache(name), stage, link, part.images, device))
+        for name, part in zip(PARTS, parts, strict=True)
+    )
+    return (train, test, validation), size / 1e6
 
 
-@torch.no_grad()
-def _features(stage: TwoLayerCNN, link: Link, images: Tensor) -> Tensor:
-    convolution, relu, *_ = stage
-    return link(relu(convolution(images.float())))
+def stage_data(run: Run) -> Data | None:
+    """The features that a stage of a stack was trained on, from the images anew; None for a run that is no stage."""
+    stack, name = StackRun(run.folder.parent), re.fullmatch(r"stage-(\d+)", run.folder.name)
+    if not stack.begun or name is None:
+        return None
+    model, number = stacked_cnn(stack.folder), int(name[1])
+    if number > len(model.stages):
+        raise RunError(f"stage {number} was dropped: its features are not kept")
+    train, test, validation = load_data(run.config)
+    assert validation is not None
+
+    def seen(part: Dataset) -> Dataset:
+        images = part.images
+        for k in range(number - 1):
+            images = torch.cat(list(stream_features(model.stages[k], model.links[k], images)))
+        return replace(part, images=images)
+
+    return seen(train), seen(test), seen(validation)

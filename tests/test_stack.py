@@ -16,8 +16,11 @@ import torch.nn.functional as F
 from convcvx.certificate import certify
 from convcvx.data import load, split
 from convcvx.errors import InputError, RunError
+from convcvx.features import fit_link
+from convcvx.job import certify_job, with_run_settings
 from convcvx.network import two_layer_cnn
-from convcvx.stack import StackConfig, StackRun, fit_link, stack_job
+from convcvx.runs import Run
+from convcvx.stack import StackConfig, StackRun, stack_job, stage_data
 from convcvx.stacked_network import StackedCNN, stacked_cnn
 
 OPTIONS = {
@@ -83,18 +86,25 @@ def test_each_stage_has_a_certificate_and_the_second_helps(two):
 
 
 def test_the_second_certificate_holds_for_the_features_of_the_first(two):
-    """Recomputed from the images through the exported module, in float64."""
+    """Recomputed from the images through the exported module, and by `certify` on the stage."""
     run, result = two
     train, _ = split(load("digits", limit=300)[0], 0.2, 0)
-    model = stacked_cnn(run.folder)
+    stage, record = run.stage(2), result["stages"][1]
     with torch.no_grad():
-        features = model.features(train.images, 1)
-    stage = run.stage(2)
+        features = stacked_cnn(run.folder).features(train.images, 1)
     again = certify(
-        two_layer_cnn(stage.folder), features, train.targets, result["stages"][1]["beta"], oracle="local",
+        two_layer_cnn(stage.folder), features, train.targets, record["beta"], oracle="local",
         embedding=stage.load_embedding(), n_classes=10,
     )  # fmt: skip
-    assert again.primal == pytest.approx(result["stages"][1]["primal"], rel=1e-3)
+    assert again.primal == pytest.approx(record["primal"], rel=1e-3)  # the features were rounded to half precision
+    data = stage_data(stage)
+    metrics = certify_job(
+        stage.model_file, with_run_settings(stage), embedding=stage.load_embedding(), given=set(), data=data
+    )
+    assert metrics["primal"] == pytest.approx(record["primal"], rel=1e-9)
+    assert metrics["test_accuracy"] == record["test_accuracy"]
+    assert stage_data(run.stage(1))[0].images.shape == train.images.shape
+    assert stage_data(Run(run.folder / "elsewhere" / "stage-2")) is None
 
 
 @torch.no_grad()
