@@ -16,6 +16,7 @@ from torch import Tensor
 
 from convcvx.network import two_layer_cnn
 from convcvx.runs import Run
+from convcvx.stack import StackRun
 
 INK, RIVAL, BOUND = "#1b5e9b", "#c2571a", "#555555"
 MOST_FILTERS = 100
@@ -35,34 +36,38 @@ def write_report(run: Run) -> Path:
     """Write the report of a finished run to report.html in its folder."""
     metrics = run.metrics
     parts = [
+        _result(metrics),
         _figure(convergence_figure(run.history, metrics["dual"], metrics["scope"]), "Objective against time"),
         _figure(filters_figure(two_layer_cnn(run.folder).state_dict()["0.weight"]), "Filters, by output weight"),
     ]
     for comparison in run.comparisons:
         parts.append(_comparison(run, comparison))
     parts += ["<h2>Options</h2>", _table(_shown(run.config.to_dict()))]
-    return run.save_report(_page(run, metrics, "\n".join(parts)))
+    return run.save_report(_page(run.folder.name, "\n".join(parts)))
 
 
-def _page(run: Run, metrics: dict[str, Any], body: str) -> str:
-    numbers = {name: value for name, value in metrics.items() if name not in ("meaning", "out")}
+def _page(title: str, body: str) -> str:
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8"/>
-<title>convcvx: {escape(run.folder.name)}</title>
+<title>convcvx: {escape(title)}</title>
 <style>{STYLE}</style>
 </head>
 <body>
-<h1>{escape(run.folder.name)}</h1>
-<p class="scope">Objective <b>{metrics["primal"]:.6g}</b>, lower bound <b>{metrics["dual"]:.6g}</b>, relative gap
-<b>{metrics["rel_gap"]:.2e}</b>.<br/>Scope <b>{metrics["scope"]}</b>: {escape(metrics["meaning"])}.</p>
-<h2>Result</h2>
-{_table(_shown(numbers))}
+<h1>{escape(title)}</h1>
 {body}
 </body>
 </html>
 """
+
+
+def _result(metrics: dict[str, Any]) -> str:
+    numbers = {name: value for name, value in metrics.items() if name not in ("meaning", "out")}
+    return f"""<p class="scope">Objective <b>{metrics["primal"]:.6g}</b>, lower bound <b>{metrics["dual"]:.6g}</b>,
+relative gap <b>{metrics["rel_gap"]:.2e}</b>.<br/>Scope <b>{metrics["scope"]}</b>: {escape(metrics["meaning"])}.</p>
+<h2>Result</h2>
+{_table(_shown(numbers))}"""
 
 
 def _comparison(run: Run, comparison: dict[str, Any]) -> str:
@@ -72,15 +77,33 @@ def _comparison(run: Run, comparison: dict[str, Any]) -> str:
         run.history, [part["history"] for part in twin["seeds"]], convex["dual"], convex["scope"], twin["optimizer"]
     )
     rows = ("objective", "rel_gap", "test_accuracy", "train_accuracy", "seconds", "core_seconds", "n_filters")
-    head = "".join(f"<th>{escape(name)}</th>" for name in ("", *columns))
-    lines = [
-        f"<tr><th>{row}</th>" + "".join(f"<td>{_text(column.get(row))}</td>" for column in columns.values()) + "</tr>"
-        for row in rows
-    ]
-    table = f"<table><tr>{head}</tr>{''.join(lines)}</table>"
-    return (
-        f"<h2>Beside {escape(twin['optimizer'])}</h2>{table}{_figure(figure, 'Objective against time, with the twin')}"
+    table = _columns(columns, rows)
+    return f"<h2>Beside {escape(twin['optimizer'])}</h2>{table}" + _figure(
+        figure, "Objective against time, the twin's too"
     )
+
+
+def write_stack_report(stack: StackRun) -> Path:
+    """Write the report of a finished stack to report.html in its folder."""
+    metrics = stack.metrics
+    records = {f"stage {record['stage']}": record for record in metrics["stages"]}
+    rows = (
+        *("kept", "primal", "dual", "rel_gap", "scope", "n_filters"),
+        *("train_accuracy", "validation_accuracy", "test_accuracy", "seconds"),
+    )
+    scopes = {record["scope"]: record["meaning"] for record in records.values()}
+    said = "".join(f"<br/>Scope <b>{scope}</b>: {escape(meaning)}." for scope, meaning in scopes.items())
+    whole = {name: value for name, value in metrics.items() if name not in ("stages", "out")}
+    parts = [
+        f'<p class="scope">Each gap is that of its stage on the features it was given.{said}</p>',
+        _columns(records, rows),
+        "<h2>Whole model</h2>",
+        _table(_shown(whole)),
+    ]
+    for name, record in records.items():
+        figure = convergence_figure(stack.stage(record["stage"]).history, record["dual"], record["scope"])
+        parts.append(_figure(figure, f"{name.capitalize()}: objective against time"))
+    return stack.save_report(_page(stack.folder.name, "\n".join(parts)))
 
 
 def convergence_figure(history: list[dict[str, Any]], lower_bound: float, scope: str) -> Figure:
@@ -168,6 +191,16 @@ def _figure(figure: Figure, title: str) -> str:
 def _table(values: dict[str, str]) -> str:
     rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in values.items())
     return f"<table>{rows}</table>"
+
+
+def _columns(columns: dict[str, dict[str, Any]], rows: tuple[str, ...]) -> str:
+    """A table with a column for each of `columns` and a line for each of `rows`."""
+    head = "".join(f"<th>{escape(name)}</th>" for name in ("", *columns))
+    lines = [
+        f"<tr><th>{row}</th>" + "".join(f"<td>{_text(column.get(row))}</td>" for column in columns.values()) + "</tr>"
+        for row in rows
+    ]
+    return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
 
 
 def _shown(values: dict[str, Any]) -> dict[str, str]:

@@ -94,6 +94,17 @@ class Folder:
             raise RunError(f"{folder} is no {run.KIND} folder: it has no {run.OPTIONS}")
         return run
 
+    def save_report(self, html: str) -> Path:
+        self._write("report.html", html.encode())
+        return self.folder / "report.html"
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What the command that made it printed as JSON."""
+        if not (self.folder / "metrics.json").exists():
+            raise RunError(f"{self.folder} has no metrics.json yet: finish it with --resume")
+        return self._read_json("metrics.json")
+
     def _write(self, name: str, content: bytes) -> None:
         """Write beside the file and rename: a reader, or a crash, sees the old file or the new one."""
         temporary = self.folder / f".{name}.tmp"
@@ -202,17 +213,6 @@ class Run(Folder):
     def comparisons(self) -> list[dict[str, Any]]:
         """What `convcvx compare` left here, by optimiser."""
         return [self._read_json(path.name) for path in sorted(self.folder.glob("compare-*.json"))]
-
-    def save_report(self, html: str) -> Path:
-        self._write("report.html", html.encode())
-        return self.folder / "report.html"
-
-    @property
-    def metrics(self) -> dict[str, Any]:
-        """What `convcvx train --json` printed."""
-        if not (self.folder / "metrics.json").exists():
-            raise RunError(f"{self.folder} has no metrics.json yet: finish it with --resume")
-        return self._read_json("metrics.json")
 
     @property
     def history(self) -> list[dict[str, Any]]:

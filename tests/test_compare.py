@@ -42,7 +42,7 @@ def strict(text: str) -> dict:
 def compared(tmp_path_factory) -> tuple[Path, dict, str]:
     folder = tmp_path_factory.mktemp("runs") / "digits"
     shutil.copytree(DIGITS, folder)
-    done = convcvx("compare", folder, "--optimizer", "sgd", "--epochs", 6, "--seeds", 2, "--finetune", "--json")
+    done = convcvx("compare", folder, "--optimizer", "sgd", "--epochs", 4, "--seeds", 2, "--finetune", "--json")
     return folder, strict(done.stdout), done.stderr
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from convcvx.errors import InputError, RunError
 from convcvx.features import fit_link
 from convcvx.job import certify_job, with_run_settings
 from convcvx.network import two_layer_cnn
+from convcvx.report import write_stack_report
 from convcvx.runs import Run
 from convcvx.stack import StackConfig, StackRun, stack_job, stage_data
 from convcvx.stacked_network import StackedCNN, stacked_cnn
@@ -181,6 +183,14 @@ def test_a_link_keeps_the_principal_channels_at_mean_square_one(two):
     maps = link[0](stage[1](stage[0](images()))).movedim(1, -1).flatten(0, -2)
     directions = F.normalize(link[1].weight[:, :, 0, 0]).T
     assert float((maps @ directions).square().sum()) > float((maps @ random).square().sum())
+
+
+def test_the_report_of_a_stack_is_well_formed_and_names_every_stage(two):
+    run, result = two
+    text = write_stack_report(run).read_text()
+    ElementTree.fromstring(text)
+    assert text.count("data:image/png;base64,") == 2
+    assert all(f"{record['primal']:.6g}" in text and record["meaning"] in text for record in result["stages"])
 
 
 def test_options_are_spread_over_the_stages():
