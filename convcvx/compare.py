@@ -22,6 +22,7 @@ from convcvx.problem import Problem
 from convcvx.report import comparison_figure, png
 from convcvx.runs import Run
 from convcvx.solution import Solution
+from convcvx.stack import stage_data
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,9 @@ def compare_job(run: Run, config: CompareConfig) -> dict[str, Any]:
     began = perf_counter()
     config.check()
     settings = replace(with_run_settings(run), device=config.device)
-    train, test, _ = load_data(settings)
-    problem = training_problem(settings, train, run.load_embedding()).with_beta(settings.beta or 0.0)
+    train, test, _ = stage_data(run) or load_data(settings)
+    assert settings.beta is not None  # the run's own
+    problem = training_problem(settings, train, run.load_embedding()).with_beta(settings.beta)
     convex = _convex(run)
     n_filters = config.filters or max(1, convex["n_filters"])
     twin, trainings = _twin(problem, config, n_filters, convex, train, test)

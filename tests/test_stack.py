@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from convcvx.certificate import certify
+from convcvx.compare import CompareConfig, compare_job
 from convcvx.data import load, split
 from convcvx.errors import InputError, RunError
 from convcvx.features import fit_link
@@ -183,6 +184,14 @@ def test_a_link_keeps_the_principal_channels_at_mean_square_one(two):
     maps = link[0](stage[1](stage[0](images()))).movedim(1, -1).flatten(0, -2)
     directions = F.normalize(link[1].weight[:, :, 0, 0]).T
     assert float((maps @ directions).square().sum()) > float((maps @ random).square().sum())
+
+
+def test_a_stage_has_a_twin_on_the_same_features(two):
+    stage, record = two[0].stage(2), two[1]["stages"][1]
+    result = compare_job(stage, CompareConfig("sgd", epochs=1, seeds=1, finetune=True))
+    start = result["finetune"]["seeds"][0]["history"][0]["objective"]
+    assert start == pytest.approx(record["primal"], rel=1e-5)
+    assert result["twin"]["objective"] > record["primal"]
 
 
 def test_the_report_of_a_stack_is_well_formed_and_names_every_stage(two):

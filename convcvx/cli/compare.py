@@ -80,4 +80,6 @@ def _print_table(console: Console, result: dict[str, Any]) -> None:
         + f"; convex training reaches that of {twin['optimizer']} "
         + ("never" if until_twin is None else f"after {until_twin:.1f} s"),
     ]
+    if twin["rel_gap"] < 0:
+        lines.append("a negative gap: the estimated lower bound was too high; certify the run again with another seed")
     console.print("\n".join(lines), highlight=False)
