@@ -50,11 +50,11 @@ def compare_job(run: Run, config: CompareConfig) -> dict[str, Any]:
     """Train the twin of `run` from several seeds at its best learning rate; returns what `--json` prints."""
     began = perf_counter()
     config.check()
+    convex = _convex(run)
     settings = replace(with_run_settings(run), device=config.device)
     train, test, _ = stage_data(run) or load_data(settings)
     assert settings.beta is not None  # the run's own
     problem = training_problem(settings, train, run.load_embedding()).with_beta(settings.beta)
-    convex = _convex(run)
     n_filters = config.filters or max(1, convex["n_filters"])
     twin, trainings = _twin(problem, config, n_filters, convex, train, test)
     finetune = None

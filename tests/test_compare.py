@@ -13,8 +13,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from convcvx.compare import CompareConfig, reached
+from convcvx.compare import CompareConfig, compare_job, reached
 from convcvx.errors import InputError, RunError
+from convcvx.job import certify_job, with_run_settings
 from convcvx.network import two_layer_cnn
 from convcvx.report import write_report
 from convcvx.runs import Run
@@ -66,8 +67,10 @@ def test_compare_keeps_the_contract(compared):
 def test_the_twin_is_further_from_the_optimum_and_certify_agrees(compared):
     folder, result, _ = compared
     assert result["objective_ratio"] > 1.05
-    twin = folder / "twin-sgd.safetensors"
-    certified = json.loads(convcvx("certify", twin, "--like", folder, "--json", code=3).stdout)
+    run = Run.open(folder)
+    certified = certify_job(
+        folder / "twin-sgd.safetensors", with_run_settings(run), embedding=run.load_embedding(), given=set()
+    )
     assert certified["primal"] == pytest.approx(result["twin"]["objective"], rel=1e-6)
     assert certified["test_accuracy"] == pytest.approx(result["twin"]["test_accuracy"])
 
@@ -101,11 +104,10 @@ def test_bad_options_name_themselves(options, said):
 def test_an_unfinished_run_has_no_comparison_and_no_report(tmp_path):
     shutil.copytree(DIGITS, tmp_path / "run")
     (tmp_path / "run" / "metrics.json").unlink()
-    done = convcvx("compare", tmp_path / "run", code=2)
-    assert "--resume" in done.stderr
-    assert "Traceback" not in done.stderr
-    with pytest.raises(RunError, match="--resume"):
-        write_report(Run.open(tmp_path / "run"))
+    run = Run.open(tmp_path / "run")
+    for job in (write_report, lambda run: compare_job(run, CompareConfig())):
+        with pytest.raises(RunError, match="--resume"):
+            job(run)
 
 
 class Tags(HTMLParser):
