@@ -58,7 +58,7 @@ def compare_job(run: Run, config: CompareConfig) -> dict[str, Any]:
     n_filters = config.filters or max(1, convex["n_filters"])
     twin, trainings = _twin(problem, config, n_filters, convex, train, test)
     finetune = None
-    if config.finetune:
+    if config.finetune and convex["n_filters"]:
         finetune, _ = _twin(problem, config, n_filters, convex, train, test, start=run.load_state())
     result = {
         "convex": convex,
