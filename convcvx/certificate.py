@@ -189,6 +189,21 @@ def _check_forward(network: nn.Module, layers: Layers, problem: Problem, filters
         )
 
 
+def judged(problem: Problem, filters: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Unit filters, weights and predictions of a network at its best: neurons balanced, b re-optimised.
+
+    `problem.primal` of the last two is the objective by which networks are compared.
+    """
+    norms = filters.norm(dim=1)
+    weights = weights * norms[:, None, None]
+    alive = weights.flatten(1).norm(dim=1) > 0
+    filters, weights = filters[alive] / norms[alive, None], weights[alive]
+    predictions = problem.responses.predict(filters, weights, torch.zeros(problem.n_outputs))
+    if problem.intercept:
+        predictions = predictions + problem.loss.best_intercept(predictions, problem.targets)
+    return filters, weights, predictions
+
+
 def certify_parameters(
     problem: Problem,
     filters: Tensor,
@@ -200,14 +215,7 @@ def certify_parameters(
 ) -> Certificate:
     """Certify filters (m, r) of any norm with weights (m, P, c) on `problem`, in float64; b is re-optimised."""
     given, problem = problem, problem.with_dtype(torch.float64)
-    norms = filters.norm(dim=1)
-    weights = weights * norms[:, None, None]
-    alive = weights.flatten(1).norm(dim=1) > 0
-    filters, weights = filters[alive] / norms[alive, None], weights[alive]
-
-    predictions = problem.responses.predict(filters, weights, torch.zeros(problem.n_outputs))
-    if problem.intercept:
-        predictions = predictions + problem.loss.best_intercept(predictions, problem.targets)
+    filters, weights, predictions = judged(problem, filters, weights)
     primal = problem.primal(predictions, weights)
     dual_point = problem.dual_point(predictions)
     search = get_oracle(oracle, problem, tol=tol, thorough=True) if isinstance(oracle, str) else oracle

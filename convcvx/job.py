@@ -7,7 +7,7 @@ import resource
 import sys
 from dataclasses import replace
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any, Protocol
 
 import torch
@@ -35,14 +35,20 @@ class Report(Protocol):
         ...
 
 
-def train_job(config: TrainConfig, run: Run, report: Report, *, resume: bool = False) -> dict[str, Any]:
+Data = tuple[Dataset, Dataset, Dataset | None]
+"""Training set, test set, and the validation set if one is split off."""
+
+
+def train_job(
+    config: TrainConfig, run: Run, report: Report, *, resume: bool = False, data: Data | None = None
+) -> dict[str, Any]:
     """Train as `config` says, checkpointing every round into `run`; returns what `--json` prints.
 
-    Nothing is written before data and options have been found good.
+    `data` stand in for those that `config` names. Nothing is written before data and options have been found good.
     """
-    began = perf_counter()
-    train, test, validation = load_data(config)
-    problem = _problem(config, train, run.load_embedding() if resume else None)
+    began, cores = perf_counter(), process_time()
+    train, test, validation = data or load_data(config)
+    problem = training_problem(config, train, run.load_embedding() if resume else None)
     plan = Plan.of(problem, config.solver, config.oracle)
     check_budgets(config.tol, config.max_filters, config.max_rounds, config.time_limit)
     if resume:
@@ -94,6 +100,7 @@ def train_job(config: TrainConfig, run: Run, report: Report, *, resume: bool = F
         "test_accuracy": _score(network, test),
         "validation_accuracy": _score(network, validation) if validation else None,
         "seconds": earlier + perf_counter() - began,
+        "core_seconds": None if checkpoint else process_time() - cores,
         "peak_memory_mb": peak_memory_mb(),
         "status": _status(solution, certificate, config.tol),
         "solver": plan.solver,
@@ -108,14 +115,21 @@ def train_job(config: TrainConfig, run: Run, report: Report, *, resume: bool = F
 
 
 def certify_job(
-    path: Path, config: TrainConfig, *, embedding: PatchEmbedding | None, given: set[str], like: Run | None = None
+    path: Path,
+    config: TrainConfig,
+    *,
+    embedding: PatchEmbedding | None,
+    given: set[str],
+    like: Run | None = None,
+    data: Data | None = None,
 ) -> dict[str, Any]:
     """Certify the network at `path` on the training data of `config`; returns what `--json` prints.
 
-    The network of the run `like` is certified as well: the better of the two lower bounds counts.
+    The network of the run `like` is certified as well: the better of the two lower bounds counts. `data` stand in for
+    those that `config` names.
     """
     began = perf_counter()
-    train, test, _ = load_data(config)
+    train, test, _ = data or load_data(config)
     network = _load_network(path, config, train, given)
     beta = config.beta
     if beta is None:
@@ -136,8 +150,8 @@ def certify_job(
     }
 
 
-def load_data(config: TrainConfig) -> tuple[Dataset, Dataset, Dataset | None]:
-    """Training set, test set, and the validation set if one is split off."""
+def load_data(config: TrainConfig) -> Data:
+    """The data that `config` names."""
     train, test = load(config.data, config.data_dir, config.limit)
     if config.validation:
         train, validation = split(train, config.validation, config.seed)
@@ -161,7 +175,7 @@ def pick_device(name: str) -> str:
     return name
 
 
-def _problem(config: TrainConfig, train: Dataset, embedding: PatchEmbedding | None) -> Problem:
+def training_problem(config: TrainConfig, train: Dataset, embedding: PatchEmbedding | None) -> Problem:
     """The training problem, its beta still open; a resumed run goes on with the embedding that it has."""
     _check_beta(config)
     return build_problem(

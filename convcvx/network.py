@@ -75,6 +75,12 @@ class Architecture:
     intercept: bool = True
     contrast: float | None = None
 
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Architecture:
+        """Read what JSON made of `asdict`."""
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**fields)
+
 
 class TwoLayerCNN(nn.Sequential):
     """Conv2d, ReLU, average pooling, Flatten, Linear: f(x) = Σ_j Σ_p φ_p(x; u_j) V_j[p,:] + b.
@@ -99,6 +105,34 @@ class TwoLayerCNN(nn.Sequential):
         self.meta: dict[str, Any] = {}
 
     @classmethod
+    def of_shape(
+        cls,
+        embedding: PatchEmbedding,
+        pooling: Pooling,
+        image_shape: tuple[int, int, int],
+        n_filters: int,
+        n_outputs: int,
+        *,
+        intercept: bool = True,
+    ) -> TwoLayerCNN:
+        """The untrained network whose kernels `embedding` and whose maps `pooling` describe."""
+        spec = embedding.spec
+        return cls(
+            Architecture(
+                image_shape,
+                n_filters,
+                n_outputs,
+                spec.kernel_size,
+                spec.stride,
+                spec.padding,
+                str(pooling),
+                hidden_bias=spec.constant,
+                intercept=intercept,
+                contrast=spec.contrast,
+            )
+        )
+
+    @classmethod
     def from_solution(
         cls,
         solution: Solution,
@@ -119,26 +153,9 @@ class TwoLayerCNN(nn.Sequential):
                 weights.new_zeros(1, *weights.shape[1:]),
             )
         scale = weights.flatten(1).norm(dim=1).sqrt()
-        weight, bias = embedding.kernels(filters * scale[:, None])
         weights = weights / scale.clamp_min(1e-300)[:, None, None]
-        spec = embedding.spec
-        network = cls(
-            Architecture(
-                image_shape,
-                len(filters),
-                weights.shape[2],
-                spec.kernel_size,
-                spec.stride,
-                spec.padding,
-                str(pooling),
-                hidden_bias=bias is not None,
-                intercept=intercept,
-                contrast=spec.contrast,
-            )
-        )
-        state = {"0.weight": weight, "4.weight": weights.permute(2, 0, 1).flatten(1)}
-        state |= {} if bias is None else {"0.bias": bias}
-        state |= {"4.bias": solution.intercept} if intercept else {}
+        network = cls.of_shape(embedding, pooling, image_shape, len(filters), weights.shape[2], intercept=intercept)
+        state = network_state(embedding, filters * scale[:, None], weights, solution.intercept if intercept else None)
         network.load_state_dict(state)
         return network.eval()
 
@@ -168,6 +185,16 @@ class TwoLayerCNN(nn.Sequential):
             dynamo=True,
             verbose=False,
         )
+
+
+def network_state(
+    embedding: PatchEmbedding, filters: Tensor, weights: Tensor, intercept: Tensor | None
+) -> dict[str, Tensor]:
+    """The state dict of a `TwoLayerCNN` with filters (m, r), weights (m, P, c) and intercept (c,)."""
+    weight, bias = embedding.kernels(filters)
+    state = {"0.weight": weight, "4.weight": weights.permute(2, 0, 1).flatten(1)}
+    state |= {} if bias is None else {"0.bias": bias}
+    return state | ({} if intercept is None else {"4.bias": intercept})
 
 
 @dataclass(frozen=True)
@@ -214,9 +241,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], Architecture | No
     if not isinstance(described, dict) or "architecture" not in described:
         return state, None, {}
     try:
-        stored = described["architecture"].items()
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored}
-        return state, Architecture(**fields), described.get("meta", {})
+        return state, Architecture.from_dict(described["architecture"]), described.get("meta", {})
     except (AttributeError, TypeError) as error:
         raise RunError(f"{path} describes an architecture that this version does not know: {error}") from None
 

@@ -9,6 +9,8 @@ history.json           one record a round
 model.safetensors      the trained network, float32, self-describing
 certificate.json       the certificate of that network
 metrics.json           what `convcvx train --json` prints
+compare-*.json, .png   a comparison with a twin, and twin-*.safetensors, the twin
+report.html            the report
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import shutil
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -37,8 +39,8 @@ from convcvx.solution import Solution
 PACKAGES = ("convcvx", "torch", "numpy", "numba", "scipy", "scikit-learn")
 
 
-class Run:
-    """One run folder.
+class Folder:
+    """A folder of files, each written whole or not at all; one with `OPTIONS` in it has begun.
 
     Parameters
     ----------
@@ -46,12 +48,14 @@ class Run:
         Need not exist yet.
     """
 
+    KIND, OPTIONS = "run", "config.json"
+
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
 
     @classmethod
-    def new(cls, folder: str | Path, *, overwrite: bool = False) -> Run:
-        """A run that is to begin in `folder`; raise `RunError` where one exists, unless `overwrite`. Writes nothing."""
+    def new(cls, folder: str | Path, *, overwrite: bool = False) -> Self:
+        """What is to begin in `folder`; raise `RunError` where one exists, unless `overwrite`. Writes nothing."""
         run = cls(folder)
         if run.folder.exists() and (not run.folder.is_dir() or any(run.folder.iterdir())):
             if not overwrite:
@@ -59,11 +63,13 @@ class Run:
                     f"{folder} exists and is not empty; choose another --out, or pass --resume or --overwrite"
                 )
             if not run.begun:
-                raise RunError(f"{folder} is no run folder (it has no config.json); it is not overwritten: remove it")
+                raise RunError(
+                    f"{folder} is no {run.KIND} folder (it has no {run.OPTIONS}); it is not overwritten: remove it"
+                )
         return run
 
-    def begin(self, config: TrainConfig) -> None:
-        """Create the folder, in place of the run that `new` was allowed to overwrite."""
+    def begin(self, config: Any) -> None:
+        """Create the folder, in place of the one that `new` was allowed to overwrite."""
         if self.begun:
             shutil.rmtree(self.folder)
         try:
@@ -73,20 +79,66 @@ class Run:
         self.save_config(config)
         self._write_json("environment.json", environment())
 
-    def save_config(self, config: TrainConfig) -> None:
-        self._write_json("config.json", config.to_dict())
+    def save_config(self, config: Any) -> None:
+        self._write_json(self.OPTIONS, config.to_dict())
 
     @property
     def begun(self) -> bool:
-        return (self.folder / "config.json").is_file()
+        return (self.folder / self.OPTIONS).is_file()
 
     @classmethod
-    def open(cls, folder: str | Path) -> Run:
-        """An existing run; raise `RunError` if `folder` is none."""
+    def open(cls, folder: str | Path) -> Self:
+        """An existing one; raise `RunError` if `folder` is none."""
         run = cls(folder)
         if not run.begun:
-            raise RunError(f"{folder} is no run folder: it has no config.json")
+            raise RunError(f"{folder} is no {run.KIND} folder: it has no {run.OPTIONS}")
         return run
+
+    def save_report(self, html: str) -> Path:
+        self._write("report.html", html.encode())
+        return self.folder / "report.html"
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What the command that made it printed as JSON."""
+        if not (self.folder / "metrics.json").exists():
+            raise RunError(f"{self.folder} has no metrics.json yet: finish it with --resume")
+        return self._read_json("metrics.json")
+
+    def _write(self, name: str, content: bytes) -> None:
+        """Write beside the file and rename: a reader, or a crash, sees the old file or the new one."""
+        temporary = self.folder / f".{name}.tmp"
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.folder / name)
+
+    def _write_json(self, name: str, value: Any) -> None:
+        self._write(name, (json.dumps(value, indent=2) + "\n").encode())
+
+    def _read_json(self, name: str) -> Any:
+        try:
+            return json.loads((self.folder / name).read_text())
+        except (OSError, ValueError) as error:
+            raise RunError(f"cannot read {self.folder / name}: {error}") from None
+
+    def _write_tensors(self, name: str, tensors: dict[str, Tensor], description: dict[str, Any]) -> None:
+        contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
+        self._write(name, save(contiguous, {"convcvx": json.dumps(description)}))
+
+    def _read_tensors(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        path = self.folder / name
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+                return tensors, json.loads(file.metadata()["convcvx"])
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise RunError(f"cannot read {path}: {error}; remove it and train again") from None
+
+
+class Run(Folder):
+    """One run folder."""
 
     @property
     def config(self) -> TrainConfig:
@@ -151,45 +203,28 @@ class Run:
     def save_metrics(self, metrics: dict[str, Any]) -> None:
         self._write_json("metrics.json", metrics)
 
+    def save_comparison(self, optimizer: str, comparison: dict[str, Any], plot: bytes, twin: TwoLayerCNN) -> None:
+        """What `convcvx compare` found, its plot and the twin's network."""
+        self._write(f"twin-{optimizer}.safetensors", twin.to_bytes())
+        self._write(f"compare-{optimizer}.png", plot)
+        self._write_json(f"compare-{optimizer}.json", comparison)
+
+    @property
+    def comparisons(self) -> list[dict[str, Any]]:
+        """What `convcvx compare` left here, by optimiser."""
+        return [self._read_json(path.name) for path in sorted(self.folder.glob("compare-*.json"))]
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """One record a round."""
+        return self._read_json("history.json")
+
     @property
     def model_file(self) -> Path:
         path = self.folder / "model.safetensors"
         if not path.exists():
             raise RunError(f"{self.folder} has no model.safetensors yet: finish it with --resume")
         return path
-
-    # -- files ----------------------------------------------------------------------------------------
-
-    def _write(self, name: str, content: bytes) -> None:
-        """Write beside the file and rename: a reader, or a crash, sees the old file or the new one."""
-        temporary = self.folder / f".{name}.tmp"
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.folder / name)
-
-    def _write_json(self, name: str, value: Any) -> None:
-        self._write(name, (json.dumps(value, indent=2) + "\n").encode())
-
-    def _read_json(self, name: str) -> Any:
-        try:
-            return json.loads((self.folder / name).read_text())
-        except (OSError, ValueError) as error:
-            raise RunError(f"cannot read {self.folder / name}: {error}") from None
-
-    def _write_tensors(self, name: str, tensors: dict[str, Tensor], description: dict[str, Any]) -> None:
-        contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
-        self._write(name, save(contiguous, {"convcvx": json.dumps(description)}))
-
-    def _read_tensors(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        path = self.folder / name
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
-                return tensors, json.loads(file.metadata()["convcvx"])
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise RunError(f"cannot read {path}: {error}; remove it and train again") from None
 
 
 def environment() -> dict[str, Any]:

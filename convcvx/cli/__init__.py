@@ -1,4 +1,4 @@
-"""The command line: `convcvx train` and `convcvx certify`, one module each.
+"""The command line: `convcvx train`, `certify`, `stack`, `compare` and `report`, one module each.
 
 With --json, standard output carries one JSON object and nothing else; human text goes to standard error. Exit
 status 0: done; 2: bad input; 3: stopped short of --tol.
@@ -9,6 +9,9 @@ from __future__ import annotations
 import typer
 
 from convcvx.cli.certify import certify
+from convcvx.cli.compare import compare
+from convcvx.cli.report import report
+from convcvx.cli.stack import stack
 from convcvx.cli.train import train
 
 app = typer.Typer(
@@ -18,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (train, certify):
+for command in (train, certify, stack, compare, report):
     app.command()(command)
 
 

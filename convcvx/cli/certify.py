@@ -14,6 +14,7 @@ from convcvx.cli.output import finish, guard, print_summary
 from convcvx.config import TrainConfig
 from convcvx.job import certify_job, with_run_settings
 from convcvx.runs import Run
+from convcvx.stack import stage_data
 
 Network = Annotated[
     Path,
@@ -46,13 +47,16 @@ def certify(
 ) -> None:
     """Say how far a network is from the optimum over all networks of any width, whoever trained it.
 
-    Recomputed in float64 from the weights and the data alone.
+    Recomputed in float64 from the weights and the data alone; for a stage of a stack, from the features that the
+    stages before it give.
 
     Examples:
 
       convcvx certify checkpoints/demo
 
       convcvx certify adam.safetensors --like checkpoints/demo
+
+      convcvx certify checkpoints/stack/stage-2
     """
     console = Console(stderr=json_output)
     with guard(json_output):
@@ -64,7 +68,8 @@ def certify(
         path = Run.open(network).model_file if network.is_dir() else network
         embedding = run.load_embedding() if run is not None else None
         rival = None if like is None else Run.open(like)
-        metrics = certify_job(path, settings, embedding=embedding, given=set(given), like=rival)
+        features = None if run is None else stage_data(run)
+        metrics = certify_job(path, settings, embedding=embedding, given=set(given), like=rival, data=features)
         print_summary(console, metrics)
         finish(metrics, json_output)
 

@@ -36,7 +36,7 @@ def finish(metrics: dict[str, Any], json_output: bool) -> NoReturn:
     """Print the JSON object if asked for, and end with the exit status that `metrics["status"]` stands for."""
     if json_output:
         print(json.dumps(metrics), flush=True)
-    raise typer.Exit(0 if metrics["status"] == "converged" else 3)
+    raise typer.Exit(0 if metrics["status"] in ("converged", "done") else 3)
 
 
 @contextmanager

@@ -1,0 +1,31 @@
+"""`convcvx report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from convcvx.cli import options as o
+from convcvx.cli.output import finish, guard
+from convcvx.report import write_report, write_stack_report
+from convcvx.runs import Run
+from convcvx.stack import StackRun
+
+Folder = Annotated[Path, typer.Argument(help="The folder of a finished run or stack.", metavar="RUN")]
+
+
+def report(run: Folder, json_output: o.Json = False) -> None:
+    """Write report.html into the folder of a run or a stack: certificates, plots, filters, comparisons, in one file.
+
+    Example:
+
+      convcvx report checkpoints/demo
+    """
+    console = Console(stderr=json_output)
+    with guard(json_output):
+        path = write_stack_report(StackRun(run)) if StackRun(run).begun else write_report(Run.open(run))
+        console.print(f"wrote {path}", highlight=False)
+        finish({"report": str(path), "status": "done"}, json_output)

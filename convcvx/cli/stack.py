@@ -1,0 +1,144 @@
+"""`convcvx stack`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from convcvx.cli import options as o
+from convcvx.cli.output import finish, guard
+from convcvx.config import TrainConfig
+from convcvx.errors import InputError
+from convcvx.progress import Progress
+from convcvx.stack import StackConfig, StackRun, stack_job
+
+STAGES = "Stages (one value, or one a stage by commas)"
+VALIDATION = 0.1
+
+
+def _varied(text: str) -> Any:
+    return typer.Option(help=text, rich_help_panel=STAGES)
+
+
+Stages = Annotated[int, _varied("Stages at most; they end when the validation score no longer rises.")]
+KernelSize = Annotated[str, _varied("As in train.")]
+Stride = Annotated[str, _varied("As in train.")]
+Padding = Annotated[str, _varied("As in train.")]
+Pool = Annotated[str, _varied("As in train.")]
+Rank = Annotated[str | None, _varied("As in train; none for all directions.")]
+Whiten = Annotated[str, _varied("yes or no; as in train.")]
+WhitenEpsilon = Annotated[str, _varied("As in train.")]
+Contrast = Annotated[str, _varied("yes or no; as in train.")]
+ContrastEpsilon = Annotated[str, _varied("As in train.")]
+BetaRatio = Annotated[str | None, _varied("As in train.")]
+MaxFilters = Annotated[str | None, _varied("As in train.")]
+Channels = Annotated[
+    str, _varied("Principal channels of a stage's maps that the next one sees; a value a link, one fewer than stages.")
+]
+Downsample = Annotated[str, _varied("Window by which a stage's maps are averaged down; a value a link.")]
+Ensemble = Annotated[bool, typer.Option("--ensemble", help="Average the heads of all stages.", rich_help_panel=o.MODEL)]
+
+
+def stack(
+    context: typer.Context,
+    stages: Stages = 2,
+    kernel_size: KernelSize = TrainConfig.kernel_size,
+    stride: Stride = TrainConfig.stride,
+    padding: Padding = TrainConfig.padding,
+    pool: Pool = TrainConfig.pool,
+    rank: Rank = None,
+    whiten: Whiten = "no",
+    whiten_epsilon: WhitenEpsilon = str(TrainConfig.whiten_epsilon),
+    contrast: Contrast = "no",
+    contrast_epsilon: ContrastEpsilon = str(TrainConfig.contrast_epsilon),
+    beta_ratio: BetaRatio = None,
+    max_filters: MaxFilters = None,
+    channels: Channels = "32",
+    downsample: Downsample = "2",
+    ensemble: Ensemble = False,
+    data: o.Data = TrainConfig.data,
+    data_dir: o.DataDir = TrainConfig.data_dir,
+    limit: o.Limit = TrainConfig.limit,
+    validation: o.Validation = VALIDATION,
+    hidden_bias: o.HiddenBias = TrainConfig.hidden_bias,
+    intercept: o.Intercept = TrainConfig.intercept,
+    loss: o.Loss = TrainConfig.loss,
+    solver: o.Solver = TrainConfig.solver,
+    oracle: o.Oracle = TrainConfig.oracle,
+    tol: o.Tol = TrainConfig.tol,
+    max_rounds: o.MaxRounds = TrainConfig.max_rounds,
+    time_limit: o.TimeLimit = TrainConfig.time_limit,
+    seed: o.Seed = TrainConfig.seed,
+    device: o.Device = TrainConfig.device,
+    out: o.Out = None,
+    resume: o.Resume = False,
+    overwrite: o.Overwrite = False,
+    preset: o.Preset = None,
+    config: o.Config = None,
+    json_output: o.Json = False,
+) -> None:
+    """Train layer after layer, each to the optimum of its objective on the frozen features of those before.
+
+    Every stage leaves a run folder with its certificate, which speaks of that stage on its features alone. A stage
+    that does not raise the validation score is dropped. model.safetensors is the whole stack as one torch module.
+
+    Example:
+
+      convcvx stack --stages 2 --data digits --padding 1 --pool 4 --beta-ratio 0.01 --tol 0.03 --out checkpoints/stack
+    """
+    console = Console(stderr=json_output)
+    with guard(json_output):
+        options = {"validation": VALIDATION} | o.given_options(context, preset, config)
+        run, settings = _open_stack(out, options, resume, overwrite)
+        result = stack_job(settings, run, Progress(console, settings.stages[0].tol, settings.stages[0].time_limit))
+        _print_table(console, result)
+        finish(result, json_output)
+
+
+def _open_stack(
+    out: Path | None, options: dict[str, Any], resume: bool, overwrite: bool
+) -> tuple[StackRun, StackConfig]:
+    if resume and overwrite:
+        raise InputError("give --resume or --overwrite, not both")
+    if resume and out is None:
+        raise InputError("--resume needs --out, the stack to go on with")
+    own = {name: options.pop(name) for name in ("channels", "downsample", "ensemble") if name in options}
+    settings = StackConfig.of(options.pop("stages", 2), options, **own)
+    out = out or Path("checkpoints") / f"{Path(settings.stages[0].data).stem}-stack"
+    if resume and StackRun(out).begun:
+        run = StackRun.open(out)
+        return run, run.config
+    return StackRun.new(out, overwrite=overwrite), settings
+
+
+def _print_table(console: Console, result: dict[str, Any]) -> None:
+    def percent(value: float | None) -> str:
+        return "-" if value is None else f"{value:.2%}"
+
+    table = Table(box=None, header_style="bold")
+    for column in ("stage", "objective", "gap", "filters", "validation", "test", "seconds", ""):
+        table.add_column(column, justify="right")
+    for record in result["stages"]:
+        table.add_row(
+            str(record["stage"]),
+            f"{record['primal']:.6g}",
+            f"{record['rel_gap']:.1e}",
+            str(record["n_filters"]),
+            percent(record["validation_accuracy"]),
+            percent(record["test_accuracy"]),
+            f"{record['seconds']:.1f}",
+            "" if record["kept"] else "dropped",
+        )
+    console.print(table)
+    console.print(
+        f"whole model: {percent(result['test_accuracy'])} test, {percent(result['train_accuracy'])} train, "
+        f"{result['n_stages']} stages, {result['seconds']:.1f} s, {result['peak_memory_mb']:.0f} MiB\n"
+        "each gap is that of its stage on the features it was given:",
+        highlight=False,
+    )
+    for scope, meaning in {record["scope"]: record["meaning"] for record in result["stages"]}.items():
+        console.print(f"{scope}: {meaning}", highlight=False)

@@ -1,0 +1,165 @@
+"""A finished run beside its SGD or Adam twin: objective, distance to the lower bound, accuracy, cost.
+
+The distance of the twin from the global optimum is known up to the gap of the run's certificate, and with its scope.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from convcvx.baseline import BATCH, OPTIMIZERS, Training, train_twin, tune_rate
+from convcvx.data import Dataset
+from convcvx.errors import InputError, check_choice, check_count
+from convcvx.evaluate import accuracy, predict
+from convcvx.job import load_data, peak_memory_mb, training_problem, with_run_settings
+from convcvx.problem import Problem
+from convcvx.report import comparison_figure, png
+from convcvx.runs import Run
+from convcvx.solution import Solution
+from convcvx.stack import stage_data
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """The options of `convcvx compare`; see `convcvx compare --help` for each."""
+
+    optimizer: str = "adam"
+    epochs: int = 10
+    seeds: int = 3
+    batch: int = BATCH
+    filters: int | None = None
+    finetune: bool = False
+    device: str = "auto"
+
+    def check(self) -> None:
+        """Raises `InputError` for a value out of range."""
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        for name in ("epochs", "seeds", "batch"):
+            check_count(name, getattr(self, name))
+        if self.filters is not None:
+            check_count("filters", self.filters)
+
+
+def compare_job(run: Run, config: CompareConfig) -> dict[str, Any]:
+    """Train the twin of `run` from several seeds at its best learning rate; returns what `--json` prints."""
+    began = perf_counter()
+    config.check()
+    convex = _convex(run)
+    settings = replace(with_run_settings(run), device=config.device)
+    train, test, _ = stage_data(run) or load_data(settings)
+    assert settings.beta is not None  # the run's own
+    problem = training_problem(settings, train, run.load_embedding()).with_beta(settings.beta)
+    n_filters = config.filters or max(1, convex["n_filters"])
+    twin, trainings = _twin(problem, config, n_filters, convex, train, test)
+    finetune = None
+    if config.finetune and convex["n_filters"]:
+        finetune, _ = _twin(problem, config, n_filters, convex, train, test, start=run.load_state())
+    result = {
+        "convex": convex,
+        "twin": twin,
+        "finetune": finetune,
+        "objective_ratio": twin["objective"] / convex["objective"],
+        "time_ratio": twin["seconds"] / convex["seconds"],
+        "seconds_until_twin_reaches_convex": reached(trainings[0].history, convex["objective"]),
+        "seconds_until_convex_reaches_twin": reached(run.history, twin["objective"]),
+        "beta": problem.beta,
+        "loss": settings.loss,
+        "seconds": perf_counter() - began,
+        "peak_memory_mb": peak_memory_mb(),
+        "threads": torch.get_num_threads(),
+        "status": "done",
+    }
+    histories = [training.history for training in trainings]
+    plot = png(comparison_figure(run.history, histories, convex["dual"], convex["scope"], config.optimizer))
+    run.save_comparison(config.optimizer, result, plot, trainings[0].twin.network())
+    return result
+
+
+def _convex(run: Run) -> dict[str, Any]:
+    """What the run has: its certificate and its metrics."""
+    metrics = run.metrics
+    kept = ("dual", "rel_gap", "scope", "meaning", "n_filters", "train_accuracy", "test_accuracy", "seconds")
+    return (
+        {"objective": metrics["primal"]}
+        | {name: metrics[name] for name in kept}
+        | {"core_seconds": metrics.get("core_seconds")}
+    )
+
+
+def _twin(
+    problem: Problem,
+    config: CompareConfig,
+    n_filters: int,
+    convex: dict[str, Any],
+    train: Dataset,
+    test: Dataset,
+    start: Solution | None = None,
+) -> tuple[dict[str, Any], list[Training]]:
+    """Tune the rate with seed 0, train from the other seeds at the best one, judge; the best seed comes first."""
+    began = perf_counter()
+    options: dict[str, Any] = {"epochs": config.epochs, "batch": config.batch, "start": start}
+    tried = tune_rate(problem, config.optimizer, n_filters, **options)
+    tuning = perf_counter() - began
+    trainings = [tried[0]] + [
+        train_twin(problem, config.optimizer, n_filters, rate=tried[0].rate, seed=seed, **options)
+        for seed in range(1, config.seeds)
+    ]
+    trainings.sort(key=lambda training: training.objective)
+    best = trainings[0]
+    if not math.isfinite(best.objective):
+        raise InputError(
+            f"{config.optimizer} diverged from every seed in {config.epochs} epochs; try other epochs or batch"
+        )
+    runs = [_seed_summary(training, train, test) for training in trainings]
+    summary = {
+        "optimizer": config.optimizer,
+        "objective": best.objective,
+        "objective_median": statistics.median(training.objective for training in trainings),
+        "lower_bound": convex["dual"],
+        "rel_gap": (best.objective - convex["dual"]) / best.objective,
+        "scope": convex["scope"],
+        **{name: runs[0][name] for name in ("train_accuracy", "test_accuracy", "seconds", "core_seconds")},
+        "n_filters": len(best.twin.filters),
+        "filters_used": best.twin.filters_used,
+        "learning_rate": best.rate,
+        "learning_rates": [{"rate": t.rate, "objective": _finite(t.objective)} for t in tried],
+        "tuning_seconds": tuning,
+        "epochs": config.epochs,
+        "batch": config.batch,
+        "seeds": runs,
+    }
+    return summary, trainings
+
+
+def _seed_summary(training: Training, train: Dataset, test: Dataset) -> dict[str, Any]:
+    network = training.twin.network()
+
+    def score(dataset: Dataset) -> float | None:
+        return accuracy(predict(network, dataset.images), dataset.targets) if dataset.n_classes else None
+
+    return {
+        "seed": training.seed,
+        "objective": _finite(training.objective),
+        "objective_as_trained": _finite(training.objective_as_trained),
+        "train_accuracy": score(train),
+        "test_accuracy": score(test),
+        "seconds": training.seconds,
+        "core_seconds": training.core_seconds,
+        "history": training.history,
+    }
+
+
+def reached(history: list[dict[str, Any]], objective: float) -> float | None:
+    """The seconds after which `history` is at or below `objective`; None if it never is."""
+    return next((record["seconds"] for record in history if record["objective"] <= objective), None)
+
+
+def _finite(value: float) -> float | None:
+    """None for an objective that diverged: JSON knows no infinity."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,75 @@
+"""Frozen features: what a trained stage makes of images, for the next stage to train on.
+
+The stage's rectified maps are averaged down and projected on their principal channels, which keeps the patches of
+the next stage small. Features are streamed batch by batch, into a half-precision file where they are used again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from convcvx.network import TwoLayerCNN
+from convcvx.stacked_network import Link
+
+BATCH = 64
+
+
+@torch.no_grad()
+def fit_link(stage: TwoLayerCNN, images: Tensor, channels: int, downsample: int, device: str = "cpu") -> Link:
+    """The link that keeps the principal channels of the maps of `stage` on `images`, scaled to mean square 1.
+
+    The directions are eigenvectors of the second moment of the maps, not centred: a stage has no free bias that could
+    take up a mean. At most as many channels as the stage has filters.
+    """
+    n_filters = stage.architecture.n_filters
+    channels = min(channels, n_filters)
+    stage, link = stage.to(device), Link(n_filters, channels, downsample).to(device)
+    moment, count = torch.zeros(n_filters, n_filters, dtype=torch.float64), 0
+    for part in images.split(BATCH):
+        rows = link[0](_maps(stage, part)).movedim(1, -1).flatten(0, -2)
+        moment += (rows.T @ rows).double().cpu()
+        count += len(rows)
+    eigenvalues, vectors = torch.linalg.eigh(moment / count)
+    largest = eigenvalues.argsort(descending=True)[:channels]
+    directions = vectors[:, largest].T
+    # The sign of an eigenvector is arbitrary: fix it, so that a resumed stack goes on with the same features.
+    directions = directions * directions.gather(1, directions.abs().argmax(dim=1, keepdim=True)).sign()
+    scale = eigenvalues[largest].mean().clamp_min(1e-30).sqrt()
+    link.load_state_dict({"1.weight": (directions / scale)[:, :, None, None]})
+    return link
+
+
+@torch.no_grad()
+def stream_features(stage: nn.Module, link: nn.Module, images: Tensor, device: str = "cpu") -> Iterator[Tensor]:
+    """The features of the images (n, C, H, W) in half precision, batch by batch."""
+    stage, link = stage.to(device), link.to(device)
+    for part in images.split(BATCH):
+        yield link(_maps(stage, part)).half().cpu()
+
+
+def feature_shape(stage: nn.Module, link: nn.Module, images: Tensor) -> tuple[int, ...]:
+    """Channels, height and width of the features."""
+    return tuple(next(stream_features(stage, link, images[:1])).shape[1:])
+
+
+def cache_features(file: Path, stage: nn.Module, link: nn.Module, images: Tensor, device: str = "cpu") -> Tensor:
+    """The features of all images, float16, mapped from `file`, which may be the one that `images` are mapped from."""
+    shape = feature_shape(stage, link, images)
+    fresh = file.with_suffix(".new")
+    size = len(images) * math.prod(shape)
+    features = torch.from_file(str(fresh), shared=True, size=size, dtype=torch.float16).view(len(images), *shape)
+    for where, part in zip(features.split(BATCH), stream_features(stage, link, images, device), strict=True):
+        where.copy_(part)
+    fresh.replace(file)  # a mapping of the file that was there stays valid until it is let go
+    return features
+
+
+def _maps(stage: nn.Module, images: Tensor) -> Tensor:
+    """The rectified maps of a `TwoLayerCNN`."""
+    convolution, relu, *_ = stage.children()
+    return relu(convolution(images.to(next(stage.parameters()))))

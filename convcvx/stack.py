@@ -1,0 +1,264 @@
+"""Greedy layerwise training (Belilovsky et al. 2019) with convex stages.
+
+Stage s is a two-layer network trained to its certified optimum on frozen features, those of stage s-1; its filters
+are kept, its maps averaged down and projected on their principal channels: the features of stage s+1. A stage that
+does not improve the validation score is dropped, and the stack ends. Each certificate speaks of its own stage on
+the features it was given: it says nothing about networks that train all layers together.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from convcvx.config import TrainConfig
+from convcvx.data import Dataset
+from convcvx.errors import InputError, RunError, check_count
+from convcvx.evaluate import accuracy, mean_loss, predict
+from convcvx.features import cache_features, feature_shape, fit_link, stream_features
+from convcvx.job import Data, Report, image_shape, load_data, peak_memory_mb, pick_device, train_job
+from convcvx.network import TwoLayerCNN, two_layer_cnn
+from convcvx.pooling import Pooling
+from convcvx.runs import Folder, Run
+from convcvx.stacked_network import Link, StackedCNN, stacked_cnn
+
+PARTS = ("train", "test", "validation")
+
+
+def _yes(text: str) -> bool:
+    """Read yes or no."""
+    return {"yes": True, "true": True, "no": False, "false": False}[text.lower()]
+
+
+VARIED: dict[str, Callable[[str], Any]] = {
+    "kernel_size": str,
+    "stride": str,
+    "padding": str,
+    "pool": str,
+    "rank": int,
+    "whiten": _yes,
+    "whiten_epsilon": float,
+    "contrast": _yes,
+    "contrast_epsilon": float,
+    "beta_ratio": float,
+    "max_filters": int,
+}
+"""Options of `TrainConfig` that may differ from stage to stage, and how to read one value."""
+
+
+@dataclass(frozen=True)
+class StackConfig:
+    """The options of `convcvx stack`.
+
+    Attributes
+    ----------
+    stages : tuple of TrainConfig
+    channels : tuple of int
+        Principal channels of each stage's maps that the next one sees; as many as filters, if those are fewer.
+    downsample : tuple of int
+        Windows by which each stage's maps are averaged down.
+    ensemble : bool
+        Average the heads of all stages instead of using the last.
+    """
+
+    stages: tuple[TrainConfig, ...]
+    channels: tuple[int, ...]
+    downsample: tuple[int, ...]
+    ensemble: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def of(
+        cls,
+        n_stages: int,
+        options: dict[str, Any],
+        channels: str = "32",
+        downsample: str = "2",
+        ensemble: bool = False,
+    ) -> StackConfig:
+        """Read options of which those in `VARIED` may have a value a stage, by commas; "none" is no value."""
+        check_count("stages", n_stages)
+        varied = {name: _spread(name, options[name], n_stages, VARIED[name]) for name in VARIED if name in options}
+        stages = [
+            TrainConfig.from_dict(options | {name: values[s] for name, values in varied.items()})
+            for s in range(n_stages)
+        ]
+        for stage in stages:
+            stage.patch_spec()
+        links = max(1, n_stages - 1)
+        return cls(
+            tuple(stages),
+            tuple(check_count("channels", k) for k in _spread("channels", channels, links, int)),
+            tuple(check_count("downsample", k) for k in _spread("downsample", downsample, links, int)),
+            ensemble,
+        )
+
+    def check_shapes(self, image_shape: tuple[int, int, int]) -> None:
+        """Raise `InputError` if a stage does not fit the features that the one before will leave it."""
+        _, *size = image_shape
+        for number, stage in enumerate(self.stages, start=1):
+            try:
+                maps = stage.patch_spec().output_size(*size)
+                Pooling.of(stage.pool).output_size(*maps)
+            except InputError as error:
+                raise InputError(f"stage {number}, on {size[0]}x{size[1]} features: {error}") from None
+            if number < len(self.stages):
+                size = [length // self.downsample[number - 1] for length in maps]
+
+
+def _spread(name: str, given: Any, count: int, read: Callable[[str], Any]) -> list[Any]:
+    """`count` values from one value, or from `count` of them separated by commas."""
+    texts = [text.strip() for text in str(given).split(",")]
+    texts = texts * count if len(texts) == 1 else texts
+    if len(texts) != count:
+        raise InputError(f"{name} must be one value, or {count} by commas; got {given!r}")
+    try:
+        return [None if text.lower() == "none" and read in (int, float) else read(text) for text in texts]
+    except (KeyError, ValueError):
+        kind = "yes or no" if read is _yes else f"{read.__name__}s"
+        raise InputError(f"{name} must be {kind}, one value or {count} by commas; got {given!r}") from None
+
+
+class StackRun(Folder):
+    """The folder of a stack: stack.json, metrics.json, model.safetensors and a run folder for each stage."""
+
+    KIND, OPTIONS = "stack", "stack.json"
+
+    @property
+    def config(self) -> StackConfig:
+        stored = self._read_json(self.OPTIONS)
+        stages = tuple(TrainConfig.from_dict(stage) for stage in stored.pop("stages"))
+        return StackConfig(stages, tuple(stored["channels"]), tuple(stored["downsample"]), stored["ensemble"])
+
+    def stage(self, number: int) -> Run:
+        """The run folder of stage 1, 2, ..."""
+        return Run(self.folder / f"stage-{number}")
+
+    def cache(self, name: str) -> Path:
+        return self.folder / f"features-{name}.f16"
+
+    def save_result(self, model: StackedCNN, metrics: dict[str, Any]) -> None:
+        self._write("model.safetensors", model.to_bytes())
+        self._write_json("metrics.json", metrics)
+
+
+def stack_job(config: StackConfig, run: StackRun, report: Report) -> dict[str, Any]:
+    """Train stage after stage into `run`, going on where it was interrupted; returns what `--json` prints."""
+    began = perf_counter()
+    first = config.stages[0]
+    data = load_data(first)
+    if data[2] is None:
+        raise InputError("validation must be above 0: it decides whether a stage is kept")
+    config.check_shapes(image_shape(data[0]))
+    device = pick_device(first.device)
+    if not run.begun:
+        run.begin(config)
+    stages: list[TwoLayerCNN] = []
+    links: list[Link] = []
+    records: list[dict[str, Any]] = []
+    features, cached, best = data, 0.0, -math.inf
+    for number, stage_config in enumerate(config.stages, start=1):
+        if number > 1:
+            channels, downsample = config.channels[number - 2], config.downsample[number - 2]
+            link = fit_link(stages[-1], features[0].images, channels, downsample, device)
+            features, cached = _cache(run, features, stages[-1], link, report, device)
+            links.append(link)
+        metrics = _train_stage(run.stage(number), stage_config, features, report)
+        network = two_layer_cnn(run.stage(number).folder)
+        score = _score(network, features[2], stage_config.loss)
+        kept = score > best
+        records.append({"stage": number, "kept": kept, "score": score, "cache_mb": cached} | metrics)
+        if not kept:
+            report.begin(f"stage {number} is dropped: validation {score:.4f}, not above {best:.4f} of the stage before")
+            links.pop()
+            break
+        best = score
+        stages.append(network)
+    model = StackedCNN(stages, links, ensemble=config.ensemble)
+    model.meta = {"data": first.data, "classes": list(data[0].classes), "loss": first.loss}
+    result = {
+        "stages": records,
+        "n_stages": len(stages),
+        "ensemble": config.ensemble,
+        **_accuracies(model.to(device), data),
+        "seconds": perf_counter() - began,
+        "peak_memory_mb": peak_memory_mb(),
+        "status": "converged" if all(r["status"] == "converged" for r in records if r["kept"]) else "gap_above_tol",
+        "out": str(run.folder),
+    }
+    run.save_result(model.cpu(), result)
+    for name in PARTS:
+        run.cache(name).unlink(missing_ok=True)
+    return result
+
+
+def _train_stage(run: Run, config: TrainConfig, data: Data, report: Report) -> dict[str, Any]:
+    """Train, go on with, or just read one stage."""
+    if run.begun and (run.folder / "metrics.json").exists():
+        return run.metrics
+    return train_job(config, run, report, resume=run.begun, data=data)
+
+
+def _score(network: TwoLayerCNN, dataset: Dataset | None, loss: str) -> float:
+    """What must rise from stage to stage: accuracy, or minus the loss for real targets."""
+    assert dataset is not None
+    outputs = predict(network, dataset.images)
+    if dataset.n_classes:
+        return accuracy(outputs, dataset.targets)
+    return -mean_loss(outputs, dataset.targets, loss)
+
+
+def _accuracies(model: StackedCNN, data: Data) -> dict[str, float | None]:
+    """Of the whole model on the images themselves."""
+    names = ("train_accuracy", "test_accuracy", "validation_accuracy")
+    return {
+        name: accuracy(predict(model, part.images), part.targets) if part is not None and part.n_classes else None
+        for name, part in zip(names, data, strict=True)
+    }
+
+
+def _cache(
+    run: StackRun, data: Data, stage: TwoLayerCNN, link: Link, report: Report, device: str
+) -> tuple[Data, float]:
+    """The data with their features for images, in half precision on disk; and the size in MB."""
+    parts = [part for part in data if part is not None]
+    shape = feature_shape(stage, link, data[0].images)
+    size = sum(map(len, parts)) * math.prod(shape) * 2
+    report.begin(f"features {'x'.join(map(str, shape))}, {size / 1e6:.0f} MB in half precision on disk")
+    if size > (free := shutil.disk_usage(run.folder).free):
+        raise RunError(f"{run.folder} has {free / 1e6:.0f} MB free for {size / 1e6:.0f} MB of features; lower channels")
+    train, test, validation = (
+        replace(part, images=cache_features(run.cache(name), stage, link, part.images, device))
+        for name, part in zip(PARTS, parts, strict=True)
+    )
+    return (train, test, validation), size / 1e6
+
+
+def stage_data(run: Run) -> Data | None:
+    """The features that a stage of a stack was trained on, from the images anew; None for a run that is no stage."""
+    stack, name = StackRun(run.folder.parent), re.fullmatch(r"stage-(\d+)", run.folder.name)
+    if not stack.begun or name is None:
+        return None
+    model, number = stacked_cnn(stack.folder), int(name[1])
+    if number > len(model.stages):
+        raise RunError(f"stage {number} was dropped: its features are not kept")
+    train, test, validation = load_data(run.config)
+    assert validation is not None
+
+    def seen(part: Dataset) -> Dataset:
+        images = part.images
+        for k in range(number - 1):
+            images = torch.cat(list(stream_features(model.stages[k], model.links[k], images)))
+        return replace(part, images=images)
+
+    return seen(train), seen(test), seen(validation)

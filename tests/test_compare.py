@@ -1,0 +1,146 @@
+"""`convcvx compare` and `convcvx report` in real processes, on a copy of the shipped digits run."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from convcvx.compare import CompareConfig, compare_job, reached
+from convcvx.errors import InputError, RunError
+from convcvx.job import certify_job, with_run_settings
+from convcvx.network import two_layer_cnn
+from convcvx.report import write_report
+from convcvx.runs import Run
+
+DIGITS = Path(__file__).parents[1] / "checkpoints" / "digits"
+
+
+def convcvx(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "convcvx.cli", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == code, done.stderr + done.stdout
+    return done
+
+
+def strict(text: str) -> dict:
+    """One JSON object, alone, without the Infinity and NaN that JSON does not know."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    return json.loads(text, parse_constant=refuse)
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory) -> tuple[Path, dict, str]:
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    shutil.copytree(DIGITS, folder)
+    done = convcvx("compare", folder, "--optimizer", "sgd", "--epochs", 4, "--seeds", 2, "--finetune", "--json")
+    return folder, strict(done.stdout), done.stderr
+
+
+def test_compare_keeps_the_contract(compared):
+    folder, result, said = compared
+    assert {"convex", "twin", "objective_ratio", "time_ratio", "seconds", "peak_memory_mb"} <= set(result)
+    convex, twin = result["convex"], result["twin"]
+    certificate = json.loads((folder / "certificate.json").read_text())
+    assert (convex["objective"], convex["dual"]) == (certificate["primal"], certificate["dual"])
+    assert result["objective_ratio"] == pytest.approx(twin["objective"] / convex["objective"])
+    assert result["time_ratio"] == pytest.approx(twin["seconds"] / convex["seconds"])
+    assert twin["scope"] == certificate["scope"] == "heuristic"
+    assert "not a proof" in said
+    assert twin["rel_gap"] == pytest.approx(1 - certificate["dual"] / twin["objective"])
+    assert twin["objective"] == min(seed["objective"] for seed in twin["seeds"])
+    assert [seed["seed"] for seed in sorted(twin["seeds"], key=lambda s: s["seed"])] == [0, 1]
+    assert 0 < twin["filters_used"] <= twin["n_filters"] == convex["n_filters"]
+    assert len(twin["learning_rates"]) >= 3
+
+
+def test_the_twin_is_further_from_the_optimum_and_certify_agrees(compared):
+    folder, result, _ = compared
+    assert result["objective_ratio"] > 1.05
+    run = Run.open(folder)
+    certified = certify_job(
+        folder / "twin-sgd.safetensors", with_run_settings(run), embedding=run.load_embedding(), given=set()
+    )
+    assert certified["primal"] == pytest.approx(result["twin"]["objective"], rel=1e-6)
+    assert certified["test_accuracy"] == pytest.approx(result["twin"]["test_accuracy"])
+
+
+def test_fine_tuning_starts_from_the_convex_solution(compared):
+    _, result, _ = compared
+    tuned, convex = result["finetune"], result["convex"]
+    assert tuned["seeds"][0]["history"][0]["objective"] == pytest.approx(convex["objective"], rel=1e-5)
+    assert convex["dual"] < tuned["objective"] < convex["objective"] * (1 + 1e-6)
+
+
+def test_reached_is_the_first_time_at_or_below():
+    history = [{"seconds": s, "objective": o} for s, o in ((0, 3.0), (1, 2.0), (2, 1.0))]
+    assert (reached(history, 2.0), reached(history, 1.5), reached(history, 0.5)) == (1, 2, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"optimizer": "lbfgs"}, "optimizer must be one of sgd, adam"),
+        ({"epochs": 0}, "epochs must be a whole number >= 1"),
+        ({"seeds": 0}, "seeds"),
+        ({"filters": 0}, "filters"),
+    ],
+)
+def test_bad_options_name_themselves(options, said):
+    with pytest.raises(InputError, match=said):
+        CompareConfig(**options).check()
+
+
+def test_an_unfinished_run_has_no_comparison_and_no_report(tmp_path):
+    shutil.copytree(DIGITS, tmp_path / "run")
+    (tmp_path / "run" / "metrics.json").unlink()
+    run = Run.open(tmp_path / "run")
+    for job in (write_report, lambda run: compare_job(run, CompareConfig())):
+        with pytest.raises(RunError, match="--resume"):
+            job(run)
+
+
+class Tags(HTMLParser):
+    """The attributes of every start tag."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+
+
+def test_the_report_is_well_formed_self_contained_and_says_what_the_run_says(compared):
+    folder, result, _ = compared
+    path = Path(json.loads(convcvx("report", folder, "--json").stdout)["report"])
+    text = path.read_text()
+    ElementTree.fromstring(text)  # raises on any tag that is left open
+    with pytest.raises(ElementTree.ParseError):
+        ElementTree.fromstring(text.replace("</table>", "", 1))
+    pictures = [attributes["src"] for tag, attributes in Tags(text).found if tag == "img"]
+    assert len(pictures) == 3  # convergence, filters, the comparison
+    head = "data:image/png;base64,"
+    assert all(base64.b64decode(p.removeprefix(head), validate=True).startswith(b"\x89PNG") for p in pictures)
+    assert not any("http" in str(value) for _, attributes in Tags(text).found for value in attributes.values())
+    metrics = json.loads((folder / "metrics.json").read_text())
+    for number in (f"{metrics['primal']:.6g}", f"{metrics['dual']:.6g}", f"{result['twin']['objective']:.6g}"):
+        assert number in text
+    assert metrics["meaning"] in text
+
+
+def test_the_plot_and_the_twin_are_left_in_the_run(compared):
+    folder, result, _ = compared
+    assert (folder / "compare-sgd.png").read_bytes().startswith(b"\x89PNG")
+    assert two_layer_cnn(folder / "twin-sgd.safetensors").architecture.n_filters == result["twin"]["n_filters"]

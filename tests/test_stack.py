@@ -1,0 +1,275 @@
+"""Greedy stacks: certificates of every stage, dropped stages, resume, and the exported module."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from convcvx.certificate import certify
+from convcvx.compare import CompareConfig, compare_job
+from convcvx.data import load, split
+from convcvx.errors import InputError, RunError
+from convcvx.features import fit_link
+from convcvx.job import certify_job, with_run_settings
+from convcvx.network import two_layer_cnn
+from convcvx.report import write_stack_report
+from convcvx.runs import Run
+from convcvx.stack import StackConfig, StackRun, stack_job, stage_data
+from convcvx.stacked_network import StackedCNN, stacked_cnn
+
+OPTIONS = {
+    "data": "digits",
+    "limit": 300,
+    "validation": 0.2,
+    "padding": "1",
+    "pool": "2",
+    "rank": "none,8",
+    "beta_ratio": "0.1,0.02",
+    "tol": 0.1,
+    "max_rounds": 3,
+}
+
+
+class Quiet:
+    """A report that remembers what it was told, and stops the training at a round of a stage."""
+
+    def __init__(self, stop: tuple[int, int] | None = None) -> None:
+        self.said: list[str] = []
+        self.rounds: list[int] = []
+        self.stop = stop
+
+    def begin(self, text: str) -> None:
+        self.said.append(text)
+        if "training on" in text:
+            self.rounds.append(0)
+
+    def __call__(self, solution, beta) -> None:
+        if (len(self.rounds), self.rounds[-1]) == self.stop:
+            raise KeyboardInterrupt
+        self.rounds[-1] += 1
+
+
+def stacked(folder: Path, report: Quiet | None = None, stages: int = 2, **options) -> tuple[StackRun, dict]:
+    run = StackRun(folder)
+    settings = StackConfig.of(stages, OPTIONS | options, channels="6", downsample="2")
+    return run, stack_job(settings, run, report or Quiet())
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> tuple[StackRun, dict]:
+    return stacked(tmp_path_factory.mktemp("stacks") / "two")
+
+
+def images(n: int = 50) -> torch.Tensor:
+    return load("digits")[1].images[:n]
+
+
+def test_each_stage_has_a_certificate_and_the_second_helps(two):
+    run, result = two
+    first, second = result["stages"]
+    assert first["kept"]
+    assert second["kept"]
+    assert second["score"] > first["score"]
+    assert result["n_stages"] == 2
+    for record in (first, second):
+        assert 0 < record["dual"] < record["primal"]
+        assert record["scope"] == "heuristic"
+    assert result["test_accuracy"] == pytest.approx(second["test_accuracy"], abs=0.01)  # half against single precision
+    assert json.loads((run.folder / "metrics.json").read_text()) == result
+    assert not list(run.folder.glob("*.f16"))
+
+
+def test_the_second_certificate_holds_for_the_features_of_the_first(two):
+    """Recomputed from the images through the exported module, and by `certify` on the stage."""
+    run, result = two
+    train, _ = split(load("digits", limit=300)[0], 0.2, 0)
+    stage, record = run.stage(2), result["stages"][1]
+    with torch.no_grad():
+        features = stacked_cnn(run.folder).features(train.images, 1)
+    again = certify(
+        two_layer_cnn(stage.folder), features, train.targets, record["beta"], oracle="local",
+        embedding=stage.load_embedding(), n_classes=10,
+    )  # fmt: skip
+    assert again.primal == pytest.approx(record["primal"], rel=1e-3)  # the features were rounded to half precision
+    data = stage_data(stage)
+    metrics = certify_job(
+        stage.model_file, with_run_settings(stage), embedding=stage.load_embedding(), given=set(), data=data
+    )
+    assert metrics["primal"] == pytest.approx(record["primal"], rel=1e-9)
+    assert metrics["test_accuracy"] == record["test_accuracy"]
+    assert stage_data(run.stage(1))[0].images.shape == train.images.shape
+    assert stage_data(Run(run.folder / "elsewhere" / "stage-2")) is None
+
+
+@torch.no_grad()
+def test_the_exported_module_is_its_stages_one_after_the_other(two):
+    model = stacked_cnn(two[0].folder)
+    x = images()
+    first, second = (two_layer_cnn(two[0].stage(k).folder) for k in (1, 2))
+    maps = F.conv2d(x.double(), first[0].weight.double(), padding=1).clamp_min(0)
+    pooled = F.avg_pool2d(maps, 2)
+    features = torch.einsum("nmhw,qm->nqhw", pooled, model.links[0][1].weight.double()[:, :, 0, 0])
+    torch.testing.assert_close(model.features(x, 1).double(), features, rtol=0, atol=1e-5)
+    torch.testing.assert_close(model(x).double(), second.double()(features), rtol=0, atol=1e-5)
+    torch.testing.assert_close(model.sequential()(x), model(x))
+    tampered = stacked_cnn(two[0].folder)
+    tampered.links[0][1].weight.mul_(1.01)
+    assert float((tampered(x) - model(x)).abs().max()) > 1e-4
+
+
+@torch.no_grad()
+def test_an_ensemble_is_the_mean_of_the_heads(two):
+    model = stacked_cnn(two[0].folder)
+    x = images()
+    both = StackedCNN(model.stages, model.links, ensemble=True)
+    heads = [model.stages[0](x), model(x)]
+    torch.testing.assert_close(both(x), (heads[0] + heads[1]) / 2)
+
+
+def test_the_module_can_be_fine_tuned(two):
+    model = stacked_cnn(two[0].folder)
+    x, y = images(), load("digits")[1].targets[:50]
+    before = float(F.cross_entropy(model(x), y).detach())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    F.cross_entropy(model(x), y).backward()
+    assert all(p.grad is not None for p in model.sequential().parameters())
+    optimizer.step()
+    assert float(F.cross_entropy(model(x), y).detach()) < before
+
+
+def test_a_stage_that_does_not_help_is_dropped_and_that_is_said(tmp_path):
+    report = Quiet()
+    run, result = stacked(tmp_path / "run", report, beta_ratio="0.02,0.9", rank="none,4")
+    assert [record["kept"] for record in result["stages"]] == [True, False]
+    assert result["n_stages"] == 1
+    assert any("stage 2 is dropped" in said for said in report.said)
+    model = stacked_cnn(run.folder)
+    torch.testing.assert_close(model(images()), two_layer_cnn(run.stage(1).folder)(images()))
+    assert result["test_accuracy"] == result["stages"][0]["test_accuracy"]
+
+
+def test_an_interrupted_stack_goes_on_within_its_stage(two, tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        stacked(folder, Quiet(stop=(2, 2)))
+    assert not (folder / "metrics.json").exists()
+    report = Quiet()
+    _, result = stacked(folder, report)
+    assert len(report.rounds) == 1  # the first stage is read, not trained again
+    for again, before in zip(result["stages"], two[1]["stages"], strict=True):
+        assert again["primal"] == pytest.approx(before["primal"], rel=1e-6)
+    x = images()
+    torch.testing.assert_close(stacked_cnn(folder)(x), stacked_cnn(two[0].folder)(x), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_link_keeps_the_principal_channels_at_mean_square_one(two):
+    model = stacked_cnn(two[0].folder)
+    stage = model.stages[0]
+    link = fit_link(stage, images(), 4, 2)
+    rows = link(stage[1](stage[0](images()))).movedim(1, -1).flatten(0, -2).double()
+    moment = rows.T @ rows / len(rows)
+    assert float(moment.diagonal().mean()) == pytest.approx(1, rel=1e-4)
+    assert float((moment - torch.diag(moment.diagonal())).abs().max()) < 1e-4
+    random = torch.linalg.qr(torch.randn(link[1].in_channels, 4, generator=torch.Generator().manual_seed(0)))[0]
+    maps = link[0](stage[1](stage[0](images()))).movedim(1, -1).flatten(0, -2)
+    directions = F.normalize(link[1].weight[:, :, 0, 0]).T
+    assert float((maps @ directions).square().sum()) > float((maps @ random).square().sum())
+
+
+def test_a_stage_has_a_twin_on_the_same_features(two):
+    stage, record = two[0].stage(2), two[1]["stages"][1]
+    result = compare_job(stage, CompareConfig("sgd", epochs=1, seeds=1, finetune=True))
+    start = result["finetune"]["seeds"][0]["history"][0]["objective"]
+    assert start == pytest.approx(record["primal"], rel=1e-5)
+    assert result["twin"]["objective"] > record["primal"]
+
+
+def test_the_report_of_a_stack_is_well_formed_and_names_every_stage(two):
+    run, result = two
+    text = write_stack_report(run).read_text()
+    ElementTree.fromstring(text)
+    assert text.count("data:image/png;base64,") == 2
+    assert all(f"{record['primal']:.6g}" in text and record["meaning"] in text for record in result["stages"])
+
+
+def test_options_are_spread_over_the_stages():
+    config = StackConfig.of(
+        3, {"kernel_size": "5,3,3", "rank": "none,16,8", "beta_ratio": 0.01, "whiten": "yes,no,no"}, "8,4", "2,1"
+    )
+    assert [stage.whiten for stage in config.stages] == [True, False, False]
+    assert [stage.kernel_size for stage in config.stages] == ["5", "3", "3"]
+    assert [stage.rank for stage in config.stages] == [None, 16, 8]
+    assert [stage.beta_ratio for stage in config.stages] == [0.01] * 3
+    assert (config.channels, config.downsample) == ((8, 4), (2, 1))
+
+
+@pytest.mark.parametrize(
+    ("stages", "options", "said"),
+    [
+        (2, {"rank": "3,3,3"}, "rank must be one value, or 2 by commas"),
+        (2, {"rank": "many"}, "rank must be ints"),
+        (2, {"whiten": "0.1"}, "whiten must be yes or no"),
+        (0, {}, "stages"),
+        (2, {"kernel_size": "3,x"}, "kernel_size"),
+        (2, {"no_such": 1}, "no_such"),
+    ],
+)
+def test_bad_options_name_themselves(stages, options, said):
+    with pytest.raises(InputError, match=said):
+        StackConfig.of(stages, options)
+
+
+def test_a_stack_needs_a_validation_set_and_spares_other_folders(tmp_path):
+    config = StackConfig.of(1, OPTIONS | {"rank": "none", "beta_ratio": 0.1, "validation": 0.0})
+    with pytest.raises(InputError, match="validation must be above 0"):
+        stack_job(config, StackRun(tmp_path / "run"), Quiet())
+    deep = StackConfig.of(3, OPTIONS | {"rank": "none", "padding": "0", "beta_ratio": 0.1})
+    with pytest.raises(InputError, match="stage 2, on 3x3 features: pool 2x2 is larger than the 1x1 map"):
+        stack_job(deep, StackRun(tmp_path / "run"), Quiet())
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "precious.txt").write_text("keep me")
+    for overwrite in (False, True):
+        with pytest.raises(RunError, match="not"):
+            StackRun.new(tmp_path, overwrite=overwrite)
+    assert (tmp_path / "precious.txt").exists()
+
+
+def test_a_damaged_model_is_one_error(two, tmp_path):
+    shutil.copy(two[0].folder / "stage-1" / "model.safetensors", tmp_path / "model.safetensors")
+    with pytest.raises(RunError, match="stacked network"):
+        stacked_cnn(tmp_path)
+
+
+def test_real_targets_are_judged_by_their_loss(tmp_path, monkeypatch):
+    data = load("digits", limit=200)
+    train, test = (replace(part, targets=part.targets.double()[:, None], classes=()) for part in data)
+    monkeypatch.setattr("convcvx.stack.load_data", lambda config: (train, test, test))
+    _, result = stacked(tmp_path / "run", stages=1, rank="none", beta_ratio=0.1)
+    assert result["test_accuracy"] is None
+    assert result["stages"][0]["score"] < 0
+
+
+def test_stack_in_a_real_process(tmp_path):
+    options = [part for name, value in OPTIONS.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    command = [sys.executable, "-m", "convcvx.cli", "stack", "--stages", "2", "--channels", "6", *options]
+    command += ["--ensemble", "--out", str(tmp_path / "run"), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    result = json.loads(done.stdout)
+    assert done.returncode == (0 if result["status"] == "converged" else 3), done.stderr
+    keys = {"rel_gap", "scope", "test_accuracy", "primal", "dual", "n_filters", "seconds", "kept"}
+    assert all(keys <= set(record) for record in result["stages"])
+    assert {"seconds", "peak_memory_mb", "test_accuracy", "status"} <= set(result)
+    assert "half precision on disk" in done.stderr
+    assert "not a proof" in " ".join(done.stderr.split())
+    assert stacked_cnn(tmp_path / "run").ensemble
+    assert stacked_cnn(tmp_path / "run")(images()).shape == (50, 10)
