@@ -153,7 +153,7 @@ def solve(
         ½‖f - y‖², or softmax cross-entropy.
     intercept : bool
         Train an unpenalised output bias.
-    solver : {"auto", "sliding-fw"}
+    solver : {"auto", "sliding-fw", "frank-wolfe", "copositive"}
     oracle : {"auto", "exact", "branch-and-bound", "local"} or Oracle
     tol : float
         Relative gap (primal - dual) / primal to reach.
