@@ -36,19 +36,19 @@ def objective(problem: Problem, solution: Solution) -> float:
 @pytest.mark.parametrize("case", CASES)
 def test_frank_wolfe_closes_in_on_the_optimum(case):
     problem = flat_problem(14, beta=0.06, **case)
-    optimum = sliding_frank_wolfe(problem, ExactOracle(), tol=1e-8).history[-1]["objective"]
+    optimum = sliding_frank_wolfe(problem, ExactOracle(), tol=1e-6).history[-1]["objective"]
     solution = frank_wolfe(problem, ExactOracle(), tol=0.1, max_rounds=200)
     last = solution.history[-1]
     assert (solution.status, last["scope"]) == ("converged", "global")
     assert last["objective"] == pytest.approx(objective(problem, solution), rel=1e-10)
-    assert optimum * (1 - 1e-8) <= last["objective"] <= optimum * (1 + 0.1)
+    assert optimum * (1 - 1e-6) <= last["objective"] <= optimum * (1 + 0.1)
     for record in solution.history:
         assert record["lower_bound"] <= optimum * (1 + 1e-12)
     objectives = [record["objective"] for record in solution.history]
     assert all(b <= a * (1 + 1e-14) for a, b in pairwise(objectives))
     # Negative control: the optimum of another beta is not met.
-    other = sliding_frank_wolfe(problem.with_beta(0.12), ExactOracle(), tol=1e-8).history[-1]["objective"]
-    assert not other * (1 - 1e-8) <= last["objective"] <= other * (1 + 0.1)
+    other = sliding_frank_wolfe(problem.with_beta(0.12), ExactOracle(), tol=1e-6).history[-1]["objective"]
+    assert not other * (1 - 1e-6) <= last["objective"] <= other * (1 + 0.1)
 
 
 @pytest.mark.parametrize("case", CASES)
