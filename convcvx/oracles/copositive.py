@@ -184,33 +184,54 @@ def relax(matrix: np.ndarray, normals: np.ndarray) -> tuple[float, np.ndarray]:
     (1.0, 1.414214)
     """
     d, m = matrix.shape[1], len(normals)
-    scale = np.linalg.norm(matrix, 2) ** 2
-    if scale == 0:
-        return 0.0, np.eye(d)[0]
     form = matrix.T @ matrix
     first, second = np.triu_indices(m)
-    products = normals[first, :, None] * normals[second, None, :]
-    products = 0.5 * (products + products.transpose(0, 2, 1))
-    # min t  subject to  t I - form - Σ ν products ⪰ 0,  ν ≥ 0, in Clarabel's A x + slack = b.
-    columns = np.stack([-_pack(np.eye(d)), *map(_pack, products)], axis=1)
+    axes, flat = rounded(normals)
+    scale = np.linalg.norm(matrix @ axes, 2) ** 2
+    if scale == 0:
+        return float(np.linalg.norm(matrix)), axes[0]
+    products, flat_products = _products(normals, first, second), _products(flat, first, second)
+    # min t  subject to  t I - form - Σ ν products ⪰ 0,  ν ≥ 0, in the cone's own axes, and in Clarabel's A x + slack = b.
+    columns = np.stack([-_pack(axes.T @ axes), *map(_pack, flat_products)], axis=1)
     signs = np.hstack([np.zeros((len(first), 1)), -np.eye(len(first))])
     settings = clarabel.DefaultSettings()
     settings.verbose, settings.max_threads = False, 1
+    settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = 1e-11
     answer = clarabel.DefaultSolver(
         sparse.csc_matrix((len(first) + 1, len(first) + 1)),
         np.eye(len(first) + 1)[0],
         sparse.csc_matrix(np.vstack([columns, signs])),
-        np.concatenate([-_pack(form / scale), np.zeros(len(first))]),
+        np.concatenate([-_pack(axes.T @ form @ axes / scale), np.zeros(len(first))]),
         [clarabel.PSDTriangleConeT(d), clarabel.NonnegativeConeT(len(first))],
         settings,
     ).solve()
-    multipliers = np.nan_to_num(np.maximum(answer.x[1:], 0)) * scale
+    lengths = np.linalg.norm(normals @ axes, axis=1)
+    multipliers = np.nan_to_num(np.maximum(answer.x[1:], 0)) * scale / (lengths[first] * lengths[second])
     raised = form + np.tensordot(multipliers, products, axes=1)
     lengths = np.linalg.norm(normals, axis=1)
     size = np.square(matrix).sum() + multipliers @ (lengths[first] * lengths[second])
     error = 8 * (m**2 + sum(matrix.shape)) * UNIT * size
-    moment = _unpack(np.nan_to_num(np.array(answer.z[: d * (d + 1) // 2])), d)
+    moment = axes @ _unpack(np.nan_to_num(np.array(answer.z[: d * (d + 1) // 2])), d) @ axes.T
     return float(np.sqrt(max(np.linalg.eigvalsh(raised)[-1] + error, 0.0))), np.linalg.eigh(moment)[1][:, -1]
+
+
+def rounded(normals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Axes S (d, d) in which the cone F u ≥ 0 is no longer thin, and the unit normals (m, d) there, multiples of F S.
+
+    S = σ_min (FᵀF)^(-1/2), no longer than the identity. Interior-point solvers need it: the opposite facets of a thin
+    cone are almost antiparallel, and their multipliers would be huge.
+    """
+    _, sizes, right = np.linalg.svd(normals, full_matrices=False)
+    shortest = max(sizes[-1], 1e-7 * sizes[0])
+    axes = (right.T * (shortest / np.maximum(sizes, shortest))) @ right
+    flat = normals @ axes
+    return axes, flat / np.linalg.norm(flat, axis=1, keepdims=True)
+
+
+def _products(normals: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """(q, d, d) symmetric parts of f_i f_jᵀ for pairs of rows."""
+    products = normals[first, :, None] * normals[second, None, :]
+    return 0.5 * (products + products.transpose(0, 2, 1))
 
 
 def _pack(symmetric: np.ndarray) -> np.ndarray:

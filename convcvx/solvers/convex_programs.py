@@ -32,6 +32,7 @@ from torch import Tensor
 from convcvx.arrangements import Cell, cells, count_bound, facets, sample_patterns, unpack_patterns
 from convcvx.errors import InputError, check_choice
 from convcvx.oracles.base import row_frame
+from convcvx.oracles.copositive import rounded
 from convcvx.problem import Problem
 
 BACKENDS = ("clarabel", "scs")
@@ -160,11 +161,13 @@ class _RelaxedCone:
     """[I - FᵀNF, Mᵀ; M, I] ⪰ 0, N ≥ 0: g ≤ β on the cone, by relaxation."""
 
     def __init__(self, cone: Cone, scaled: cp.Variable) -> None:
-        self.normals, (m, d) = cone.normals, cone.normals.shape
-        n_cells, c = cone.design.shape[1], scaled.shape[1]
-        matrix = cp.vstack([scaled.T @ cone.design[:, p] for p in range(n_cells)])
+        self.normals, m = cone.normals, len(cone.normals)
+        self._axes, flat = rounded(cone.normals)  # the constraint holds in any axes; in these it is well scaled
+        design = cone.design @ self._axes
+        n_cells, c = design.shape[1], scaled.shape[1]
+        matrix = cp.vstack([scaled.T @ design[:, p] for p in range(n_cells)])
         multipliers = cp.Variable((m, m), symmetric=True)
-        raised = np.eye(d) - cone.normals.T @ multipliers @ cone.normals
+        raised = self._axes.T @ self._axes - flat.T @ multipliers @ flat
         self._block = cp.bmat([[raised, matrix.T], [matrix, np.eye(n_cells * c)]]) >> 0
         self.constraints = [self._block, multipliers >= 0]
 
@@ -172,15 +175,15 @@ class _RelaxedCone:
     def size(self) -> float:
         """tr U, the cone's share of the penalty."""
         d = self.normals.shape[1]
-        return float(np.trace(self._block.dual_value[:d, :d]))
+        return float(np.trace(self._axes @ self._block.dual_value[:d, :d] @ self._axes.T))
 
     def neurons(self, beta: float) -> tuple[np.ndarray, np.ndarray]:
         """Filters (q, d) and flat weights (q, P·c) from the multiplier [U T; Tᵀ S] of the constraint."""
         d = self.normals.shape[1]
-        multiplier = 2.0 / beta * 0.5 * (self._block.dual_value + self._block.dual_value.T)
-        filters = factorise(multiplier[:d, :d], self.normals)
-        weights = np.linalg.lstsq(filters.T, -multiplier[:d, d:], rcond=1e-6)[0] if len(filters) else filters[:, :0]
-        return filters, weights.reshape(len(filters), len(multiplier) - d)
+        multiplier = (self._block.dual_value + self._block.dual_value.T) / beta
+        filters = factorise(self._axes @ multiplier[:d, :d] @ self._axes.T, self.normals)
+        weights = np.linalg.lstsq(filters.T, -self._axes @ multiplier[:d, d:], rcond=1e-6)[0]
+        return filters, weights
 
 
 class _ScalarCone:
