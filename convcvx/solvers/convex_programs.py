@@ -268,7 +268,7 @@ def _rows(problem: Problem) -> tuple[np.ndarray, np.ndarray, Tensor]:
     rows = raw @ responses.embedding.basis.T
     frame = row_frame(rows.flatten(0, 1))
     coordinates = (rows @ frame.T).numpy()
-    flat = coordinates.reshape(-1, len(frame))
+    flat = coordinates.reshape(rows.shape[0] * rows.shape[1], len(frame))
     norms = np.linalg.norm(flat, axis=1)
     unit = flat[norms > 0] / norms[norms > 0, None]
     return coordinates, np.unique(unit, axis=0), frame
