@@ -2,10 +2,10 @@
 
     python benchmarks/time_to_gap.py
 
-Plain data (K = 1, d = 2, no intercept), squared loss, beta = beta_max / 100 for each n. Every run has a process of its
-own, after a small problem that compiles; for each n the competitors take turns. A run ends at --limit seconds, or when it
-is done; one that took less than a tenth of it is repeated --repeats times, and medians are shown. Backends of cvxpy
-solve the relaxed convex program over all activation cones (building included) at each of the tolerances in TOLERANCES.
+Plain data (K = 1, d = 2, no intercept), squared loss, beta = beta_max / 100 for each n. Every run has a process of
+its own, after a small problem that compiles; for each n the competitors take turns. A run ends at --limit seconds, or
+when it is done; one that took less than a tenth of it is repeated --repeats times, and medians are shown. Backends of
+cvxpy solve the relaxed convex program over all activation cones (building included) at each tolerance in TOLERANCES.
 
 The judge has the last word: from each network, filters and weights as the competitor left them, it recomputes the
 objective and, with the exact oracle, a lower bound, in float64 and off the clock. The gap is (objective - bound) /
@@ -122,7 +122,9 @@ def report(n: int, limit: float, repeats: int) -> list[str]:
     runs: dict[str, list[list[dict]]] = {name: [] for name in COMPETITORS}
     for _ in range(repeats):
         for name, done in runs.items():
-            quick = not done or max((line.get("seconds", limit) for line in done[-1]), default=limit) < limit / 10
+            quick = (
+                not done or max((line["seconds"] for line in done[-1] if "seconds" in line), default=limit) < limit / 10
+            )
             if quick:
                 done.append(run(name, n, limit))
                 print(n, name, done[-1][-1], file=sys.stderr, flush=True)
@@ -158,14 +160,15 @@ def main() -> None:
     if arguments.measure:
         measure(arguments.measure[0], int(arguments.measure[1]), arguments.limit)
         return
-    cpu = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
+    described = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = [line.split(":")[1].strip() for line in described if line.startswith("model name")]
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "cvxpy", "clarabel", "scs"))
     lines = [
         "# Time to a relative gap on the three-class spiral",
         "",
-        f"`python benchmarks/time_to_gap.py` on {len(cpu)} cores ({(cpu or ['unknown'])[0]}); {versions}. Squared loss, "
-        f"no intercept, beta = beta_max / 100; seconds (ratio to ours), {arguments.limit:.0f} s a run, cvxpy solved at "
-        f"tolerances {TOLERANCES}. Objective and bound by the judge; see the script.",
+        f"`python benchmarks/time_to_gap.py` on {len(cpu)} cores ({(cpu or ['unknown'])[0]}); {versions}. Squared "
+        f"loss, no intercept, beta = beta_max / 100; seconds (ratio to ours), {arguments.limit:.0f} s a run, "
+        f"cvxpy at tolerances {TOLERANCES}. Objective and bound by the judge; see the script.",
         "",
         "| n | beta | solver | gap 1e-2 | gap 1e-4 | gap 1e-6 | runs | how far |",
         "|---|---|---|---|---|---|---|---|",

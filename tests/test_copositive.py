@@ -72,7 +72,7 @@ def test_too_many_cells_are_refused():
 def test_certificates_can_rest_on_the_relaxation():
     problem = flat_problem(10, dim=2)
     solution = sliding_frank_wolfe(problem, ExactOracle(), tol=1e-6)
-    certificate = certify_parameters(problem, solution.filters, solution.weights, oracle="copositive")
+    certificate = certify_parameters(problem, solution.filters, solution.weights, oracle="copositive", tol=1e-6)
     assert (certificate.oracle, certificate.scope) == ("copositive", "global")
     assert -1e-9 <= certificate.rel_gap <= 2e-6
 

@@ -8,8 +8,8 @@ entry by entry, uᵀFᵀNFu ≥ 0 there, hence for unit u
 The least such bound is the dual of max tr(MᵀM U) over tr U = 1, U ⪰ 0, F U Fᵀ ≥ 0: the relaxation of U ∈
 conv{uuᵀ : F u ≥ 0}, at the dual point at hand, of the copositive program of Sahiner et al. 2021, section 3.2. It is
 exact for cells with as many facets as dimensions, at most four (Maxfield and Minc 1962: copositive = positive
-semidefinite + non-negative up to order 4), so always in rank ≤ 2, and often beyond. N comes from an interior-point solver;
-whatever it says, the bound is computed from N and holds.
+semidefinite + non-negative up to order 4), so always in rank ≤ 2, and often beyond. N comes from an interior-point
+solver; whatever it says, the bound is computed from N and holds.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ def relax(matrix: np.ndarray, normals: np.ndarray) -> tuple[float, np.ndarray]:
     if scale == 0:
         return float(np.linalg.norm(matrix)), axes[0]
     products, flat_products = _products(normals, first, second), _products(flat, first, second)
-    # min t  subject to  t I - form - Σ ν products ⪰ 0,  ν ≥ 0, in the cone's own axes, and in Clarabel's A x + slack = b.
+    # min t  subject to  t I - form - Σ ν products ⪰ 0,  ν ≥ 0, in the cone's own axes; for Clarabel A x + slack = b.
     columns = np.stack([-_pack(axes.T @ axes), *map(_pack, flat_products)], axis=1)
     signs = np.hstack([np.zeros((len(first), 1)), -np.eye(len(first))])
     settings = clarabel.DefaultSettings()

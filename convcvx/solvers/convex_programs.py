@@ -3,12 +3,13 @@
 On a cone {u : F_D u ≥ 0} of the arrangement responses are linear, φ_p(x_i; u) = a_ip·u, and the neurons there act as
 one matrix T_D = Σ_j u_j vec(V_j)ᵀ in R^{r×P·c}. Over all cones the training problem is the convex program
 
-    min  loss(Σ_D A_D T_D) + β Σ_D ‖T_D‖_D,      ‖T‖_D = min ½(tr U + tr S)  s.t.  [U T; Tᵀ S] ⪰ 0, U ∈ conv{uuᵀ : F_D u ≥ 0}
+    min  loss(Σ_D A_D T_D) + β Σ_D ‖T_D‖_D,      ‖T‖_D = min ½(tr U + tr S)
+         s.t.  [U T; Tᵀ S] ⪰ 0,  U ∈ conv{uuᵀ : F_D u ≥ 0}
 
 (Sahiner et al. 2021, eq. (9)). Pooling changes nothing else: V_j is penalised by its Frobenius norm, so a neuron has
 P·c flat outputs. Under the squared loss, minimising over T and S leaves the copositive program (13) with
-Σ_D Σ_p A_Dp U_D A_Dpᵀ in place of Σ_D A_D U_D A_Dᵀ; intercept and cross-entropy need no closed form. The *relaxation* asks
-U ⪰ 0 and F_D U F_Dᵀ ≥ 0 only. With a single flat output, P·c = 1, the norm is min ‖u₊‖ + ‖u₋‖, T = u₊ - u₋,
+Σ_D Σ_p A_Dp U_D A_Dpᵀ in place of Σ_D A_D U_D A_Dᵀ; intercept and cross-entropy need no closed form. The *relaxation*
+asks U ⪰ 0 and F_D U F_Dᵀ ≥ 0 only. With a single flat output, P·c = 1, the norm is min ‖u₊‖ + ‖u₋‖, T = u₊ - u₋,
 F_D u± ≥ 0, and nothing needs relaxing (Pilanci and Ergen 2020).
 
 What is solved is the dual, in the scaled dual point W = Z/β and multipliers N_D ≥ 0:
@@ -247,9 +248,7 @@ def _is_scalar(problem: Problem) -> bool:
     return problem.responses.n_cells * problem.n_outputs == 1
 
 
-def _network(
-    problem: Problem, frame: Tensor, neurons: list[tuple[np.ndarray, np.ndarray]]
-) -> tuple[Tensor, Tensor]:
+def _network(problem: Problem, frame: Tensor, neurons: list[tuple[np.ndarray, np.ndarray]]) -> tuple[Tensor, Tensor]:
     """Unit filters (m, r) and weights (m, P, c) of all cones together, without those that are rounding."""
     shape = problem.responses.n_cells, problem.n_outputs
     filters = np.concatenate([np.zeros((0, len(frame))), *(f for f, _ in neurons)])

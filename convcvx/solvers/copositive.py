@@ -2,8 +2,8 @@
 
 The program (`convex_programs`) yields filters by a semi-nonnegative factorisation of each U_D; the master and one slide
 polish them, and the objective reported is that of the real network. The lower bound is not the backend's word: the
-copositive oracle bounds max g at the program's dual point anew, and `Problem.dual` scales it. The gap between the two is
-how far the relaxation is from tight; it is tight in rank ≤ 2, for a single output without pooling cells, and often
+copositive oracle bounds max g at the program's dual point anew, and `Problem.dual` scales it. The gap between the two
+is how far the relaxation is from tight; it is tight in rank ≤ 2, for a single output without pooling cells, and often
 beyond. Size is the limit: cells of the arrangement times images.
 """
 
@@ -69,18 +69,19 @@ def copositive(
     bound = CopositiveOracle()(problem, dual_point, starts=solution.filters, seed=seed)
     predictions = problem.responses.predict(solution.filters, solution.weights, solution.intercept)
     objective, lower_bound = problem.primal(predictions, solution.weights), problem.dual(dual_point, bound.g_max)
+    rel_gap = (objective - lower_bound) / max(objective, 1e-300)
     record = {
         "round": 1,
         "objective": objective,
         "lower_bound": lower_bound,
-        "rel_gap": (objective - lower_bound) / max(objective, 1e-300),
+        "rel_gap": rel_gap,
         "g_max": bound.g_max,
         "scope": bound.scope,
         "n_filters": solution.n_filters,
         "seconds": earlier + perf_counter() - began,
         "relaxation": program.value,
     }
-    status = "converged" if record["rel_gap"] <= tol else "max_filters" if cut else "relaxation_gap"
+    status = "converged" if rel_gap <= tol else "max_filters" if cut else "relaxation_gap"
     solution = replace(solution, rounds=1, history=[record], status=status)
     if callback is not None:
         callback(solution)
@@ -94,7 +95,7 @@ def _implied_predictions(problem: Problem, dual_point: Tensor) -> Tensor:
 
 
 def _polish(problem: Problem, solution: Solution, program: ProgramResult, seed: int) -> Solution:
-    """The program's network with optimal weights, slid if that lowers the objective, with as few neurons as it needs."""
+    """The program's network with optimal weights, slid if that lowers the objective, and made sparse."""
     weights = torch.cat([solution.weights, program.weights])
     fitted = _fit(problem, solution, torch.cat([solution.filters, program.filters]), weights)
     slid = slide(problem, fitted, seed, accuracy=1e-12)

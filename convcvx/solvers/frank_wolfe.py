@@ -87,9 +87,7 @@ def _status(
     return "running"
 
 
-def _step(
-    problem: Problem, solution: Solution, predictions: Tensor, candidate: Tensor
-) -> tuple[Solution, Tensor]:
+def _step(problem: Problem, solution: Solution, predictions: Tensor, candidate: Tensor) -> tuple[Solution, Tensor]:
     """One step towards the filter `candidate` (1, r); the next solution and its predictions."""
     rounds = solution.rounds + 1
     if len(candidate) == 0:  # no filter responds to anything: the constant is all there is
