@@ -63,7 +63,7 @@ def planted(seed: int) -> tuple[Problem, float]:
     half = torch.randn(5, p, r, generator=random, dtype=torch.float64)
     blank = flat_problem(10, p, r, c, pooling="none", intercept=False)
     blank.responses.images.copy_(torch.cat([half, -half]).transpose(1, 2)[..., None])
-    z = 2e-3 * torch.randn(5, c, generator=random, dtype=torch.float64)
+    z = torch.randn(5, c, generator=random, dtype=torch.float64) * (2e-3 if loss == "squared" else 1e-4)
     z = torch.cat([z, z]) - z.mean(dim=1, keepdim=True).repeat(2, 1)
     best = ExactOracle()(blank, z).filters[:1]
     filters = torch.cat([best, -best])
