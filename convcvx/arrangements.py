@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from math import comb
 
 import numpy as np
+from scipy.spatial import ConvexHull
 
 from convcvx._rays import TOLERANCE, walk
 from convcvx.errors import InputError, check_count
@@ -78,6 +79,22 @@ def cells(rows: np.ndarray) -> Iterator[Cell]:
         centre = rays.sum(axis=0)
         interior = (centre / np.linalg.norm(centre)) @ lines.frame
         yield Cell(lines.pattern(signs), interior, overshoot + lines.spread)
+
+
+def facets(rows: np.ndarray, cell: Cell) -> np.ndarray:
+    """(m, h) the inward normals of a cell that bound it: signed rows F with closure {u : F u >= 0}.
+
+    They are the extreme rays of the cone of all signed rows, hence, scaled to height 1 over an interior point, the
+    vertices of their convex hull. For rows that span R^h, none of them zero.
+    """
+    signed = np.where(cell.pattern, 1.0, -1.0)[:, None] * rows
+    dim = rows.shape[1]
+    if dim == 1:
+        return signed[:1]
+    points = signed / (signed @ cell.interior)[:, None] @ complement(cell.interior).T
+    if dim == 2:
+        return signed[[int(points[:, 0].argmin()), int(points[:, 0].argmax())]]
+    return signed[ConvexHull(points, qhull_options="QJ").vertices]
 
 
 def count_cells(rows: np.ndarray) -> int:

@@ -148,6 +148,20 @@ def split(dataset: Dataset, validation: float = 0.1, seed: int = 0) -> tuple[Dat
     )
 
 
+def spiral(n: int = 60, n_classes: int = 3, noise: float = 0.2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Points (n, 2) on noisy spiral arms and their classes (n,): the toy problem of Sahiner et al. 2021, sec. 5.1.
+
+    >>> x, y = spiral(60)
+    >>> x.shape, np.bincount(y).tolist()
+    ((60, 2), [20, 20, 20])
+    """
+    random, arm = np.random.default_rng(seed), check_count("n", n, minimum=n_classes) // n_classes
+    radius = np.linspace(0.1, 1, arm)
+    angles = [np.linspace(4 * k, 4 * (k + 1), arm) + noise * random.normal(size=arm) for k in range(n_classes)]
+    points = [np.stack([radius * np.sin(angle), radius * np.cos(angle)], axis=1) for angle in angles]
+    return np.concatenate(points), np.repeat(np.arange(n_classes), arm)
+
+
 def check_targets(targets: Any, n: int, names: tuple[str, str] = ("images", "targets")) -> Tensor:
     """Targets of `n` images as (n,) int64 classes or (n, c) float64 real values, else a `DataError`.
 

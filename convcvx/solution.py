@@ -29,7 +29,7 @@ class Solution:
         b; zero without an intercept.
     status : str
         "converged", or what stopped the solver short of `tol`: "max_filters", "max_rounds", "time_limit",
-        "stalled" (rounds that no longer lower the objective).
+        "stalled" (rounds that no longer lower the objective), "relaxation_gap" (a relaxation that is not tight).
     history : list of dict
         One record a round: round, objective, lower_bound, rel_gap, g_max, n_filters, seconds.
     rounds : int

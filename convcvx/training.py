@@ -153,8 +153,8 @@ def solve(
         ½‖f - y‖², or softmax cross-entropy.
     intercept : bool
         Train an unpenalised output bias.
-    solver : {"auto", "sliding-fw"}
-    oracle : {"auto", "exact", "branch-and-bound", "local"} or Oracle
+    solver : {"auto", "sliding-fw", "frank-wolfe", "copositive"}
+    oracle : {"auto", "exact", "branch-and-bound", "copositive", "local"} or Oracle
     tol : float
         Relative gap (primal - dual) / primal to reach.
     max_filters, max_rounds, time_limit : int, int, float
@@ -283,6 +283,7 @@ def warn_short_of(certificate: Certificate, solution: Solution, tol: float) -> N
         "max_filters": "raise max_filters",
         "max_rounds": "raise max_rounds",
         "time_limit": "raise time_limit",
+        "relaxation_gap": "the relaxation is not tight here; use solver='sliding-fw', or raise tol",
         "stalled": "raise tol, or name an exact oracle",
     }
     remedy = remedies.get(solution.status, "solve in float64, or raise tol")

@@ -11,20 +11,10 @@ from __future__ import annotations
 from pathlib import Path
 from time import perf_counter
 
-import numpy as np
-
 import convcvx
+from convcvx.data import spiral
 
 RESULT = Path(__file__).parent / "results" / "spiral.md"
-
-
-def spiral(n: int = 60, classes: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """n points (n, 2) on `classes` noisy arms, and their classes."""
-    rng, arm = np.random.default_rng(seed), n // classes
-    radius = np.linspace(0.1, 1, arm)
-    angles = [np.linspace(4 * k, 4 * (k + 1), arm) + 0.2 * rng.normal(size=arm) for k in range(classes)]
-    points = [np.stack([radius * np.sin(angle), radius * np.cos(angle)], axis=1) for angle in angles]
-    return np.concatenate(points), np.repeat(np.arange(classes), arm)
 
 
 def main() -> None:

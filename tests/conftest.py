@@ -32,15 +32,6 @@ def shared_data() -> Path:
     return SHARED
 
 
-def spiral(n: int = 60, n_classes: int = 3, noise: float = 0.1, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """(n, 2) points on interleaved spiral arms and their classes (n,)."""
-    random = np.random.default_rng(seed)
-    radius = np.tile(np.linspace(0.1, 1, n // n_classes), n_classes)
-    classes = np.repeat(np.arange(n_classes), n // n_classes)
-    angle = 2 * np.pi * classes / n_classes + 4 * radius + noise * random.standard_normal(len(radius))
-    return radius[:, None] * np.stack([np.sin(angle), np.cos(angle)], axis=1), classes
-
-
 def flat_problem(
     n: int = 14,
     n_patches: int = 3,

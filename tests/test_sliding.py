@@ -8,11 +8,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from conftest import flat_problem, random_parameters, spiral
+from conftest import flat_problem, random_parameters
 from torch import Tensor
 
 import convcvx
 from convcvx import data
+from convcvx.data import spiral
 from convcvx.errors import ConvergenceWarning, InputError
 from convcvx.oracles import ExactOracle
 from convcvx.patches import PatchSpec

@@ -5,11 +5,12 @@ from __future__ import annotations
 from convcvx.errors import check_choice
 from convcvx.oracles.base import MAX_BYTES, ChargedRows, Oracle, OracleResult
 from convcvx.oracles.branch_and_bound import BranchAndBoundOracle
+from convcvx.oracles.copositive import CopositiveOracle
 from convcvx.oracles.enumerate import ExactOracle
 from convcvx.oracles.local import LocalOracle
 from convcvx.problem import Problem
 
-ORACLES = ("auto", "exact", "branch-and-bound", "local")
+ORACLES = ("auto", "exact", "branch-and-bound", "copositive", "local")
 """What `oracle=` and `--oracle` take."""
 CALL_SECONDS = 120.0
 """Time limit of one branch-and-bound call; the best bound proved by then is used."""
@@ -18,6 +19,7 @@ __all__ = [
     "ORACLES",
     "BranchAndBoundOracle",
     "ChargedRows",
+    "CopositiveOracle",
     "ExactOracle",
     "LocalOracle",
     "Oracle",
@@ -52,4 +54,6 @@ def get_oracle(name: str, problem: Problem, *, tol: float = 1e-4, thorough: bool
         return ExactOracle()
     if name == "branch-and-bound":
         return BranchAndBoundOracle(rel_tol=max(0.25 * tol, 1e-8), time_limit=CALL_SECONDS)
+    if name == "copositive":
+        return CopositiveOracle()
     return LocalOracle(thorough=thorough)

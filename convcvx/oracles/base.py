@@ -122,7 +122,7 @@ class ChargedRows:
         basis = responses.embedding.basis
         raw = torch.cat([responses.rows(slice(i, i + 1024)).double().cpu() for i in range(0, responses.n, 1024)])
         rows = (raw @ basis.T).flatten(0, 1)  # (n·K, r)
-        frame = _frame(rows)
+        frame = row_frame(rows)
         coordinates = rows @ frame.T
         remainder = (rows - coordinates @ frame).norm(dim=1)
 
@@ -162,7 +162,7 @@ class ChargedRows:
         return np.sqrt((self.correlate(coordinates) ** 2).sum(axis=(1, 2)))
 
 
-def _frame(rows: Tensor) -> Tensor:
+def row_frame(rows: Tensor) -> Tensor:
     """(d, r) orthonormal rows spanning the numerical row space."""
     eigenvalues, vectors = torch.linalg.eigh(rows.T @ rows)
     keep = eigenvalues > RANK_TOLERANCE * eigenvalues[-1].clamp_min(1e-300)

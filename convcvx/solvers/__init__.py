@@ -8,6 +8,8 @@ from convcvx.errors import check_choice
 from convcvx.oracles.base import Oracle
 from convcvx.problem import Problem
 from convcvx.solution import Callback, Solution
+from convcvx.solvers.copositive import copositive
+from convcvx.solvers.frank_wolfe import frank_wolfe
 from convcvx.solvers.sliding_frank_wolfe import sliding_frank_wolfe
 
 
@@ -29,7 +31,11 @@ class Solver(Protocol):
     ) -> Solution: ...
 
 
-SOLVERS: dict[str, Solver] = {"sliding-fw": sliding_frank_wolfe}
+SOLVERS: dict[str, Solver] = {
+    "sliding-fw": sliding_frank_wolfe,
+    "frank-wolfe": frank_wolfe,
+    "copositive": copositive,
+}
 """What `solver=` and `--solver` take, beside "auto"."""
 
 

@@ -8,10 +8,7 @@ what the uninterrupted one would have done.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from time import perf_counter
 
 import torch
@@ -21,6 +18,7 @@ from convcvx.oracles.base import Oracle, OracleResult
 from convcvx.problem import Problem
 from convcvx.solution import Callback, Solution
 from convcvx.solvers.master import solve_master
+from convcvx.solvers.rounds import begin, consult
 from convcvx.solvers.slide import slide
 
 MERGE_COSINE = 1 - 1e-9
@@ -29,9 +27,6 @@ STALL, PATIENCE = 1e-2, 3
 """Progress is a fall of the objective by this share of the gap, or half the gap, within this many rounds."""
 STALL_FULL, FULL = 1e-1, 0.75
 """With this share of the filter budget in use, each round must lower the objective by this share of the gap."""
-
-CONFIRMATIONS = 3
-"""Full searches before a gap that a heuristic oracle shows is believed."""
 
 
 def sliding_frank_wolfe(
@@ -63,77 +58,24 @@ def sliding_frank_wolfe(
         Called with the solution after every round.
     """
     began = perf_counter()
-    if start is None:
-        start = Solution.empty(problem.responses.dim, problem.responses.n_cells, problem.n_outputs)
-    solution, earlier = _continue(problem, start)
+    solution, earlier = begin(problem, start)
     budget = max_filters or 10**9
     while True:
         predictions = problem.responses.predict(solution.filters, solution.weights, solution.intercept)
         if solution.n_filters == 0:
             predictions = problem.constant_predictions()
             solution = replace(solution, intercept=predictions[0].clone())
-        objective = problem.primal(predictions, solution.weights)
-        dual_point = problem.dual_point(predictions)
-        search = partial(
-            oracle,
-            problem,
-            dual_point,
-            starts=solution.filters,
-            n_filters=_wanted(solution.n_filters, budget),
-        )
-        found, lower_bound = _believed(problem, search, objective, dual_point, tol, seed + 1000 * solution.rounds)
-        record = {
-            "round": solution.rounds,
-            "objective": objective,
-            "lower_bound": lower_bound,
-            "rel_gap": (objective - lower_bound) / max(objective, 1e-300),
-            "g_max": found.g_max,
-            "scope": found.scope,
-            "n_filters": solution.n_filters,
-            "seconds": earlier + perf_counter() - began,
-        }
+        wanted = _wanted(solution.n_filters, budget)
+        found, record = consult(problem, oracle, solution, predictions, n_filters=wanted, tol=tol, seed=seed)
+        record["seconds"] = earlier + perf_counter() - began
         status = _status(record, solution, problem, tol, budget, max_rounds, time_limit)
         solution = replace(solution, history=[*solution.history, record], status=status)
         if callback is not None:
             callback(solution)
         if status != "running":
             return solution
-        solution = _round(problem, solution, found, objective, objective - lower_bound, tol, budget, seed)
-
-
-def _continue(problem: Problem, start: Solution) -> tuple[Solution, float]:
-    """Where to begin, and the seconds already spent.
-
-    A checkpoint comes without its last record, which is taken again; of another problem's solution only the
-    network counts.
-    """
-    if start.history:
-        predictions = problem.responses.predict(start.filters, start.weights, start.intercept)
-        last = start.history[-1]
-        if math.isclose(problem.primal(predictions, start.weights), last["objective"], rel_tol=1e-6):
-            return replace(start, history=start.history[:-1]), last["seconds"]
-    return replace(start, history=[], rounds=0), 0.0
-
-
-def _believed(
-    problem: Problem,
-    search: Callable[..., OracleResult],
-    objective: float,
-    dual_point: Tensor,
-    tol: float,
-    seed: int,
-) -> tuple[OracleResult, float]:
-    """What a search finds, and the lower bound it gives.
-
-    A heuristic gap within `tol` is believed only after full searches from other starts have not changed it.
-    """
-    found = search(target=problem.beta * (1 + 0.5 * tol), seed=seed)
-    for attempt in range(CONFIRMATIONS):
-        if found.scope != "heuristic" or objective - problem.dual(dual_point, found.g_max) > tol * objective:
-            break
-        again = search(target=math.inf, seed=seed + 1 + attempt)
-        found = again if again.g_max > found.g_max else found
-    return found, problem.dual(dual_point, found.g_max)
+        objective = record["objective"]
+        solution = _round(problem, solution, found, objective, objective - record["lower_bound"], tol, budget, seed)
 
 
 def _wanted(n_filters: int, budget: int) -> int:

@@ -1,0 +1,115 @@
+"""The copositive relaxation as a solver: one convex program over all activation cones, its network, its bound.
+
+The program (`convex_programs`) yields filters by a semi-nonnegative factorisation of each U_D; the master and one slide
+polish them, and the objective reported is that of the real network. The lower bound is not the backend's word: the
+copositive oracle bounds max g at the program's dual point anew, and `Problem.dual` scales it. The gap between the two
+is how far the relaxation is from tight; it is tight in rank ≤ 2, for a single output without pooling cells, and often
+beyond. Size is the limit: cells of the arrangement times images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from convcvx.oracles.base import Oracle
+from convcvx.oracles.copositive import CopositiveOracle
+from convcvx.problem import Problem
+from convcvx.solution import Callback, Solution
+from convcvx.solvers.convex_programs import Cones, ProgramResult, solve_program
+from convcvx.solvers.master import solve_master
+from convcvx.solvers.rounds import begin
+from convcvx.solvers.slide import slide
+from convcvx.solvers.sparsify import sparsify
+
+
+def copositive(
+    problem: Problem,
+    oracle: Oracle,
+    *,
+    tol: float = 1e-4,
+    max_filters: int | None = None,
+    max_rounds: int = 100,
+    time_limit: float | None = None,
+    seed: int = 0,
+    start: Solution | None = None,
+    callback: Callback | None = None,
+    backend: str = "clarabel",
+) -> Solution:
+    """Train by the relaxation, in a single round; parameters as for the other solvers.
+
+    `oracle` is not asked: the bound is the relaxation's own. Filters of `start` join those of the program. Status
+    "relaxation_gap" says that the relaxation is not tight to `tol`, by the `rel_gap` of the record, whose
+    `relaxation` is the value that the backend reported.
+
+    Parameters
+    ----------
+    backend : {"clarabel", "scs"}
+        What cvxpy solves the program with.
+
+    Raises
+    ------
+    InputError
+        For a problem with too many activation cones.
+    """
+    began = perf_counter()
+    solution, earlier = begin(problem, start)
+    program = solve_program(
+        problem, Cones.all(problem), backend=backend, tol=max(1e-3 * tol, 1e-9), time_limit=time_limit
+    )
+    solution = _polish(problem, solution, program, seed)
+    cut = max_filters is not None and solution.n_filters > max_filters
+    if cut:
+        largest = solution.weights.flatten(1).norm(dim=1).argsort(descending=True)[:max_filters]
+        solution = _fit(problem, solution, solution.filters[largest], None)
+    dual_point = problem.dual_point(_implied_predictions(problem, program.dual_point))
+    bound = CopositiveOracle()(problem, dual_point, starts=solution.filters, seed=seed)
+    predictions = problem.responses.predict(solution.filters, solution.weights, solution.intercept)
+    objective, lower_bound = problem.primal(predictions, solution.weights), problem.dual(dual_point, bound.g_max)
+    rel_gap = (objective - lower_bound) / max(objective, 1e-300)
+    record = {
+        "round": 1,
+        "objective": objective,
+        "lower_bound": lower_bound,
+        "rel_gap": rel_gap,
+        "g_max": bound.g_max,
+        "scope": bound.scope,
+        "n_filters": solution.n_filters,
+        "seconds": earlier + perf_counter() - began,
+        "relaxation": program.value,
+    }
+    status = "converged" if rel_gap <= tol else "max_filters" if cut else "relaxation_gap"
+    solution = replace(solution, rounds=1, history=[record], status=status)
+    if callback is not None:
+        callback(solution)
+    return solution
+
+
+def _implied_predictions(problem: Problem, dual_point: Tensor) -> Tensor:
+    """The predictions whose residual is Z = `dual_point`; from them `Problem.dual_point` makes a feasible one."""
+    means = problem.targets - problem.n * dual_point
+    return means if problem.loss.name == "squared" else means.clamp_min(1e-300).log()
+
+
+def _polish(problem: Problem, solution: Solution, program: ProgramResult, seed: int) -> Solution:
+    """The program's network with optimal weights, slid if that lowers the objective, and made sparse."""
+    weights = torch.cat([solution.weights, program.weights])
+    fitted = _fit(problem, solution, torch.cat([solution.filters, program.filters]), weights)
+    slid = slide(problem, fitted, seed, accuracy=1e-12)
+    slid = _fit(problem, slid, slid.filters, slid.weights)
+    best = min((fitted, slid), key=lambda network: _objective(problem, network))
+    return sparsify(problem, best) if best.n_filters > problem.targets.numel() else best
+
+
+def _fit(problem: Problem, solution: Solution, filters: Tensor, weights: Tensor | None) -> Solution:
+    """The solution with `filters` and optimal weights, starting from `weights`."""
+    result = solve_master(problem, filters, weights, solution.intercept, tol=1e-9)
+    return solution.with_parameters(filters, result.weights, result.intercept)
+
+
+def _objective(problem: Problem, solution: Solution) -> float:
+    predictions = problem.responses.predict(solution.filters, solution.weights, solution.intercept)
+    return problem.primal(predictions, solution.weights)

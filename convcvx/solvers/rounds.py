@@ -1,0 +1,75 @@
+"""What the rounds of every oracle-driven solver share: where to begin, what the oracle says, the record of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from convcvx.oracles.base import Oracle, OracleResult
+from convcvx.problem import Problem
+from convcvx.solution import Solution
+
+CONFIRMATIONS = 3
+"""Full searches before a gap that a heuristic oracle shows is believed."""
+
+
+def begin(problem: Problem, start: Solution | None) -> tuple[Solution, float]:
+    """Where to begin, and the seconds already spent.
+
+    A checkpoint comes without its last record, which is taken again; of another problem's solution only the
+    network counts.
+    """
+    if start is None:
+        return Solution.empty(problem.responses.dim, problem.responses.n_cells, problem.n_outputs), 0.0
+    if start.history:
+        predictions = problem.responses.predict(start.filters, start.weights, start.intercept)
+        last = start.history[-1]
+        if math.isclose(problem.primal(predictions, start.weights), last["objective"], rel_tol=1e-6):
+            return replace(start, history=start.history[:-1]), last["seconds"]
+    return replace(start, history=[], rounds=0), 0.0
+
+
+def consult(
+    problem: Problem,
+    oracle: Oracle,
+    solution: Solution,
+    predictions: Tensor,
+    *,
+    n_filters: int,
+    tol: float,
+    seed: int,
+) -> tuple[OracleResult, dict[str, Any]]:
+    """The oracle's answer at `solution`, whose `predictions` (n, c) are given, and the round's record but its seconds.
+
+    A heuristic gap within `tol` is believed only after full searches from other starts have not changed it.
+    """
+    objective = problem.primal(predictions, solution.weights)
+    dual_point = problem.dual_point(predictions)
+    search = partial(
+        oracle,
+        problem,
+        dual_point,
+        starts=solution.filters,
+        n_filters=n_filters,
+    )
+    seed += 1000 * solution.rounds
+    found = search(target=problem.beta * (1 + 0.5 * tol), seed=seed)
+    for attempt in range(CONFIRMATIONS):
+        if found.scope != "heuristic" or objective - problem.dual(dual_point, found.g_max) > tol * objective:
+            break
+        again = search(target=math.inf, seed=seed + 1 + attempt)
+        found = again if again.g_max > found.g_max else found
+    lower_bound = problem.dual(dual_point, found.g_max)
+    return found, {
+        "round": solution.rounds,
+        "objective": objective,
+        "lower_bound": lower_bound,
+        "rel_gap": (objective - lower_bound) / max(objective, 1e-300),
+        "g_max": found.g_max,
+        "scope": found.scope,
+        "n_filters": solution.n_filters,
+    }
