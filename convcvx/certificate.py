@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from convcvx.errors import InputError
+from convcvx.images import Images
 from convcvx.network import ContrastConv2d
 from convcvx.oracles import get_oracle
 from convcvx.oracles.base import Oracle
@@ -112,7 +113,7 @@ class Certificate:
 
 def certify(
     network: nn.Module,
-    images: Tensor,
+    images: Images,
     targets: Tensor,
     beta: float,
     *,
@@ -131,7 +132,7 @@ def certify(
     network : nn.Module
         Conv2d → ReLU → average pooling (or none) → Flatten → Linear. Biases are used as they are there: one on
         the convolution counts as a regularised hidden bias, one on the linear layer as the free intercept.
-    images : Tensor (n, C, H, W)
+    images : Tensor or StreamedImages (n, C, H, W)
         Training images, as the network takes them.
     targets : Tensor
         (n,) classes or (n, c) real values.
@@ -150,7 +151,8 @@ def certify(
         For a network of another form, or data that do not fit it.
     """
     layers = read_network(network)
-    if not all(bool(part.isfinite().all()) for part in (images, *network.parameters())):
+    bounds = images.aminmax() if len(images) else ()
+    if not all(bool(part.isfinite().all()) for part in (*bounds, *network.parameters())):
         raise InputError("images and the network's weights must be finite; found NaN or infinity")
     if embedding is None:
         embedding = PatchEmbedding.fit(images, layers.spec)
@@ -180,7 +182,7 @@ def _check_forward(network: nn.Module, layers: Layers, problem: Problem, filters
     bias = layers.classifier.bias
     shift = torch.zeros(problem.n_outputs) if bias is None else bias.detach()
     expected = sample.predict(filters, weights, shift)
-    outputs = network(sample.images.to(layers.classifier.weight)).double().cpu()
+    outputs = network(sample.images[:].to(layers.classifier.weight)).double().cpu()
     scale = float(expected.abs().max())
     if outputs.shape != expected.shape or not torch.allclose(outputs, expected, rtol=0, atol=1e-2 * scale + 1e-6):
         raise InputError(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from convcvx.certificate import Certificate, certify_parameters
 from convcvx.errors import ConvergenceWarning, InputError, check_count, check_positive
+from convcvx.images import Images
 from convcvx.losses import encode_targets
 from convcvx.oracles import Oracle, get_oracle, pick_oracle
 from convcvx.patches import PatchEmbedding, PatchSpec
@@ -24,7 +25,7 @@ from convcvx.solvers import SOLVERS, pick_solver
 
 
 def build_problem(
-    images: Tensor,
+    images: Images,
     targets: Tensor | np.ndarray,
     beta: float = 1.0,
     *,
