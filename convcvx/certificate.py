@@ -7,6 +7,7 @@ neuron is first balanced (‖u_j‖ = ‖V_j‖, which never raises the objectiv
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -124,6 +125,7 @@ def certify(
     n_classes: int | None = None,
     seed: int = 0,
     device: str = "cpu",
+    responses: Callable[..., Responses] = Responses,
 ) -> Certificate:
     """Certify any two-layer convolutional ReLU network at weight decay `beta`.
 
@@ -144,6 +146,8 @@ def certify(
         Gap at which a rigorous oracle may stop refining its bound.
     embedding : PatchEmbedding, optional
         For models with whitening or a low-rank patch basis: in their space filters have their norm.
+    responses : callable
+        Makes the `Responses`; `Team.responses` for images that several processes share.
 
     Raises
     ------
@@ -156,16 +160,16 @@ def certify(
         raise InputError("images and the network's weights must be finite; found NaN or infinity")
     if embedding is None:
         embedding = PatchEmbedding.fit(images, layers.spec)
-    responses = Responses(images, embedding, layers.pooling, device=device)
-    if layers.classifier.in_features != layers.convolution.out_channels * responses.n_cells:
+    made = responses(images, embedding, layers.pooling, device=device)
+    if layers.classifier.in_features != layers.convolution.out_channels * made.n_cells:
         raise InputError(
             f"the linear layer takes {layers.classifier.in_features} features but {layers.convolution.out_channels} "
-            f"filters pooled to {responses.n_cells} cells give {layers.convolution.out_channels * responses.n_cells}; "
+            f"filters pooled to {made.n_cells} cells give {layers.convolution.out_channels * made.n_cells}; "
             "check pool, stride and padding"
         )
     intercept = layers.classifier.bias is not None
     n_outputs = layers.classifier.out_features
-    problem = Problem.build(responses, targets, beta, loss, intercept, n_classes or n_outputs)
+    problem = Problem.build(made, targets, beta, loss, intercept, n_classes or n_outputs)
     if problem.n_outputs != n_outputs:
         raise InputError(f"the network has {n_outputs} outputs but the targets {problem.n_outputs}")
     bias = layers.convolution.bias

@@ -17,10 +17,13 @@ from convcvx.config import DEFAULT_BETA_RATIO, TrainConfig
 from convcvx.data import Dataset, load, split
 from convcvx.errors import InputError, RunError, check_positive
 from convcvx.evaluate import accuracy, mean_loss, predict
+from convcvx.images import Images
 from convcvx.network import TwoLayerCNN, foreign_network, read_weights, two_layer_cnn
 from convcvx.patches import PatchEmbedding
 from convcvx.problem import Problem
+from convcvx.responses import Responses
 from convcvx.runs import Run
+from convcvx.sharding import Team
 from convcvx.solution import Solution
 from convcvx.training import Plan, build_problem, check_budgets, find_beta_max, solve_problem
 
@@ -35,14 +38,20 @@ class Report(Protocol):
         ...
 
 
-def train_job(config: TrainConfig, run: Run, report: Report, *, resume: bool = False) -> dict[str, Any]:
+def train_job(
+    config: TrainConfig, run: Run, report: Report, team: Team | None = None, *, resume: bool = False
+) -> dict[str, Any]:
     """Train as `config` says, checkpointing every round into `run`; returns what `--json` prints.
+
+    The processes of `team` share the images.
 
     Nothing is written before data and options have been found good.
     """
     began = perf_counter()
     train, test, validation = load_data(config)
-    problem = _problem(config, train, run.load_embedding() if resume else None)
+    team = team or Team()
+    team.share_out(train.images, _training_images, config)
+    problem = _problem(config, train, team, run.load_embedding() if resume else None)
     plan = Plan.of(problem, config.solver, config.oracle)
     check_budgets(config.tol, config.max_filters, config.max_rounds, config.time_limit)
     if resume:
@@ -50,7 +59,8 @@ def train_job(config: TrainConfig, run: Run, report: Report, *, resume: bool = F
     else:
         run.begin(config)
     run.save_embedding(problem.responses.embedding)
-    report.begin(f"training on {config.data} into {run.folder}\n{plan}")
+    alone = "" if team.size == 1 else f", {team.size} processes"
+    report.begin(f"training on {config.data} into {run.folder}{alone}\n{plan}")
     beta_max = run.beta_max
     if beta_max is None:
         beta_max = find_beta_max(problem, plan.oracle, config.seed)
@@ -85,7 +95,7 @@ def train_job(config: TrainConfig, run: Run, report: Report, *, resume: bool = F
         "loss": config.loss,
         "beta": problem.beta,
     }
-    certificate = _certify(network, train, config, problem.beta, responses.embedding)
+    certificate = _certify(network, train, config, problem.beta, responses.embedding, team)
     run.save_result(network, certificate)
     metrics = certificate_summary(certificate) | {
         "beta_max": beta_max,
@@ -145,6 +155,10 @@ def load_data(config: TrainConfig) -> tuple[Dataset, Dataset, Dataset | None]:
     return train, test, None
 
 
+def _training_images(config: TrainConfig) -> Images:
+    return load_data(config)[0].images
+
+
 def image_shape(dataset: Dataset) -> tuple[int, int, int]:
     channels, height, width = dataset.images.shape[1:]
     return channels, height, width
@@ -161,19 +175,19 @@ def pick_device(name: str) -> str:
     return name
 
 
-def _problem(config: TrainConfig, train: Dataset, embedding: PatchEmbedding | None) -> Problem:
+def _problem(config: TrainConfig, train: Dataset, team: Team, embedding: PatchEmbedding | None) -> Problem:
     """The training problem, its beta still open; a resumed run goes on with the embedding that it has."""
     _check_beta(config)
     return build_problem(
         train.images,
         train.targets,
-        spec=config.patch_spec(),
-        embedding=embedding,
+        embedding=embedding or team.fit(train.images, config.patch_spec()),
         pooling=config.pool,
         loss=config.loss,
         intercept=config.intercept,
         n_classes=train.n_classes or None,
         device=pick_device(config.device),
+        responses=team.responses,
     )
 
 
@@ -193,7 +207,12 @@ def resolve_beta(config: TrainConfig, beta_max: float) -> float:
 
 
 def _certify(
-    network: TwoLayerCNN, train: Dataset, config: TrainConfig, beta: float, embedding: PatchEmbedding | None
+    network: TwoLayerCNN,
+    train: Dataset,
+    config: TrainConfig,
+    beta: float,
+    embedding: PatchEmbedding | None,
+    team: Team | None = None,
 ) -> Certificate:
     return certify(
         network,
@@ -207,6 +226,7 @@ def _certify(
         n_classes=train.n_classes or None,
         seed=config.seed,
         device=pick_device(config.device),
+        responses=Responses if team is None else team.responses,
     )
 
 
