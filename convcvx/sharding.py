@@ -4,11 +4,12 @@
 
 Process 0, the leader, runs solver, oracle and certificate, unchanged; the others, the workers, hold a share of the
 images and wait for passes to make. A pass sends each worker its arguments, every process goes over its own share,
-and the leader gets the sum of the results (Gram matrix, correlations, gradients) or their rows (predictions). There
-is one solver and one state: nothing can drift apart, whatever the machines, the clocks and the rounding, and a
-worker keeps nothing that a run needs to go on.
+and the leader puts the results together. There is one solver and one state: nothing can drift apart, and a worker
+keeps nothing that a run needs to go on.
 
-A worker answers before a sum is taken: one that is lost is known by its rank, and no sum waits for it.
+Sums over images (Gram matrix, correlations, gradients) are summed pairwise over segments of the images that depend
+on their number alone, and a process has whole segments. So the sums are the same to the last bit however many
+processes there are, one included; and so is all that follows from them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -31,14 +33,36 @@ from convcvx.patches import PatchEmbedding, PatchSpec, second_moment
 from convcvx.pooling import Pooling
 from convcvx.responses import Residual, Responses
 
+SEGMENT, MAX_SEGMENTS = 1024, 256
+"""Images that are worth a segment of their own, and how many segments there are at most."""
 TIMEOUT = timedelta(hours=1)
 """The longest pass, and the longest a worker waits for one. A process that dies is noticed at once."""
 GO_ON = "go on with --resume, with any number of processes"
 
+Nodes = dict[tuple[int, int], list[Tensor]]
+"""Partial sums by (level, index) in the binary tree over the segments: a level up covers twice as many."""
 
-def share(n: int, rank: int, size: int) -> slice:
-    """The images of process `rank`: consecutive ones, as many as the others have, give or take one."""
-    return slice(rank * n // size, (rank + 1) * n // size)
+
+def segments(n: int) -> list[slice]:
+    """The segments of `n` images: a power of two of them, as equal as can be."""
+    count = 1
+    while 2 * count * SEGMENT <= n and count < MAX_SEGMENTS:
+        count *= 2
+    return [slice(i * n // count, (i + 1) * n // count) for i in range(count)]
+
+
+def share(count: int, rank: int, size: int) -> range:
+    """Which of `count` segments process `rank` of `size` has."""
+    return range(rank * count // size, (rank + 1) * count // size)
+
+
+def add(nodes: Nodes, place: tuple[int, int], terms: list[Tensor]) -> None:
+    """Add the partial sum at `place` to `nodes`: whenever two neighbours are there, their sum replaces them."""
+    level, index = place
+    while (level, index ^ 1) in nodes:
+        terms = [ours + theirs for ours, theirs in zip(terms, nodes.pop((level, index ^ 1)), strict=True)]
+        level, index = level + 1, index // 2
+    nodes[level, index] = terms
 
 
 class Team:
@@ -59,36 +83,32 @@ class Team:
     def __init__(self) -> None:
         self.rank, self.size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         self._share = _Share(self.rank, self.size)
-        self._built = 0
-        self._terminated = False
+        self._places: dict[int, tuple[str, int]] = {}
+        self._keys = 0
+        self._busy = False
 
     def __enter__(self) -> Team:
         if self.size == 1:
             return self
-        # Messages travel by gloo, sums by NCCL where there are GPUs.
-        gpus = torch.cuda.device_count()
-        if gpus:
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % gpus)
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=TIMEOUT)
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+        # Passes give their results on the CPU, and the order of a sum matters: NCCL would help with neither.
+        dist.init_process_group("gloo", timeout=TIMEOUT)
         if self.rank > 0:
             _serve(self._share)
-        # torchrun sends SIGTERM when it misses a worker: the next pass tells which.
-        signal.signal(signal.SIGTERM, lambda *_: setattr(self, "_terminated", True))
+        self._places = {rank: self._reach(rank, _receive, rank) for rank in self._workers}
+        signal.signal(signal.SIGTERM, self._terminated)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.size == 1:
-            return
+        if self.size == 1 or self._busy:
+            return  # in the middle of a pass workers listen to nothing but the end of this process
         for rank in self._workers:
             try:
                 _send(None, rank)
             except RuntimeError:
                 continue  # lost, as has been said
         dist.destroy_process_group()
-
-    @property
-    def _workers(self) -> range:
-        return range(1, self.size)
 
     # -- what a training needs ------------------------------------------------------------------------
 
@@ -97,25 +117,19 @@ class Team:
 
         `read` is a function of a module. Of images on disk a worker touches its share alone.
         """
-        if self.size == 1:
-            return
-        if len(images) < self.size:
-            raise InputError(f"{self.size} processes cannot share {len(images)} images: start fewer")
         self._share.keep(images)
-        self._run("load", lambda rank: (read, source, len(images)), lambda: None)
+        self._run("load", lambda rank: (read, source, len(images)))
 
     def fit(self, images: Images, spec: PatchSpec) -> PatchEmbedding:
         """`PatchEmbedding.fit` on the images that were shared out."""
-        if self.size == 1:
-            return PatchEmbedding.fit(images, spec)
-        (moment,) = self.sum("moment", lambda rank: (spec,))
+        (moment,) = self.sum("moment", lambda _: (spec,))
         return PatchEmbedding.of_moment(moment / len(images), images.shape[1], spec)
 
     def responses(
         self, images: Images, embedding: PatchEmbedding, pooling: Pooling | None = None, **options: Any
     ) -> Responses:
         """The `Responses` on the images that were shared out."""
-        if self.size == 1:
+        if len(segments(len(images))) == 1:
             return Responses(images, embedding, pooling, **options)
         return ShardedResponses(self, images, embedding, pooling, **options)
 
@@ -123,42 +137,42 @@ class Team:
 
     def build(self, responses: Responses) -> int:
         """Have every process make these responses on its share; returns the key that passes name them by."""
-        self._built += 1
+        self._keys += 1
         options = {"dtype": responses.dtype, "device": responses.device.type, "chunk_bytes": responses.chunk_bytes}
-        self.collect("build", lambda rank: (self._built, responses.embedding, responses.pooling, options))
-        return self._built
+        self.collect("build", lambda _: (self._keys, responses.embedding, responses.pooling, options))
+        return self._keys
 
     def collect(self, name: str, arguments: Callable[[int], tuple[Any, ...]]) -> list[Any]:
         """What the pass `name` of `_Share` gives in each process, for the `arguments` of its rank."""
-        mine, others = self._run(name, arguments, lambda: getattr(self._share, name)(*arguments(0)))
-        return [mine, *others]
+        return self._run(name, arguments, lambda: getattr(self._share, name)(*arguments(0)))
 
-    def sum(self, name: str, arguments: Callable[[int], tuple[Any, ...]]) -> tuple[Tensor, ...]:
-        """The same summed over the processes, for a pass that gives tensors of one shape everywhere."""
-        mine, _ = self._run(name, arguments, lambda: getattr(self._share, name)(*arguments(0)), summed=True)
-        try:
-            for rank in self._workers:
-                _send("sum", rank)
-            return _reduce(mine)
-        except RuntimeError:
-            raise WorkerError(f"a worker was lost in the middle of a sum: {GO_ON}") from None
+    def sum(self, name: str, arguments: Callable[[int], tuple[Any, ...]]) -> list[Tensor]:
+        """The same for a pass that gives `Nodes`: the sum over all segments."""
+        total: Nodes = {}
+        for nodes in self.collect(name, arguments):
+            for place, terms in nodes.items():
+                add(total, place, terms)
+        (root,) = total.values()
+        return root
 
     def _run(
-        self, name: str, arguments: Callable[[int], tuple[Any, ...]], own: Callable[[], Any], summed: bool = False
-    ) -> tuple[Any, list[Any]]:
-        """Run a pass in all processes, `own` in this one."""
+        self, name: str, arguments: Callable[[int], tuple[Any, ...]], own: Callable[[], Any] = lambda: None
+    ) -> list[Any]:
+        """Run a pass in all workers, and `own` here."""
+        self._busy = True
         for rank in self._workers:
-            self._reach(rank, _send, (name, summed, arguments(rank)), rank)
-        try:
-            mine = own()
-        finally:  # whatever happens here, the workers are left waiting for the next message
-            answers = [self._reach(rank, _receive, rank) for rank in self._workers]
+            self._reach(rank, _send, (name, arguments(rank)), rank)
+        mine = own()
+        answers = [self._reach(rank, _receive, rank) for rank in self._workers]
+        self._busy = False
         for rank, (error, _) in zip(self._workers, answers, strict=True):
             if error is not None:
                 raise WorkerError(f"worker {rank} of {self.size} failed: {error}")
-        if self._terminated:
-            raise WorkerError(f"stopped by SIGTERM: {GO_ON}")
-        return mine, [result for _, result in answers]
+        return [mine, *(result for _, result in answers)]
+
+    @property
+    def _workers(self) -> range:
+        return range(1, self.size)
 
     def _reach(self, rank: int, exchange: Callable[..., Any], *arguments: Any) -> Any:
         try:
@@ -166,12 +180,19 @@ class Team:
         except RuntimeError:  # all that gloo raises
             raise WorkerError(f"worker {rank} of {self.size} was lost: {GO_ON}") from None
 
+    def _terminated(self, *_: object) -> None:
+        """On SIGTERM, which torchrun sends to all when one process is lost."""
+        here = socket.gethostname()
+        lost = [str(rank) for rank, (host, pid) in self._places.items() if host == here and not _alive(pid)]
+        what = f"worker {', '.join(lost)} of {self.size} was lost" if lost else "stopped by SIGTERM"
+        raise WorkerError(f"{what}: {GO_ON}")
+
 
 class ShardedResponses(Responses):
-    """`Responses` on all images whose passes run in all processes of a team.
+    """`Responses` on all images whose passes run in all processes of a team, segment by segment.
 
-    What is not overridden runs in the leader alone and is as right: single rows, samples of a few thousand images
-    (`to(images=...)`), and blocks of responses, for solvers that want them one by one.
+    What is not overridden runs in the leader alone and is as right: single rows, samples of images
+    (`to(images=...)`), mini-batches, and blocks of responses for solvers that want them one by one.
     """
 
     def __init__(
@@ -191,115 +212,111 @@ class ShardedResponses(Responses):
 
     def predict(self, filters: Tensor, weights: Tensor, intercept: Tensor) -> Tensor:
         """As in `Responses`."""
-        return torch.cat(self._team.collect("predict", lambda rank: (self._key, None, filters, weights, intercept)))
+        return torch.cat(self._team.collect("predict", lambda _: (self._key, filters, weights, intercept)))
 
     def gram(self, filters: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """As in `Responses`."""
-        gram, moments = self._team.sum("gram", lambda rank: (self._key, filters, self._rows(targets, rank)))
+        gram, moments = self._team.sum("gram", lambda rank: (self._key, self._rows(targets, rank), filters))
         return gram.div_(self.n), moments.div_(self.n)
 
     def correlate(self, filters: Tensor, dual: Tensor) -> Tensor:
         """As in `Responses`."""
-        return self._team.sum("correlate", lambda rank: (self._key, filters, self._rows(dual, rank)))[0]
+        (total,) = self._team.sum("correlate", lambda rank: (self._key, self._rows(dual, rank), filters))
+        return total
 
     def ascent(self, filters: Tensor, dual: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
         """As in `Responses`."""
-        correlations, gradient = self._team.sum(
-            "ascent", lambda rank: (self._key, filters, self._rows(dual, rank), directions)
-        )
-        return correlations, gradient
+        total, slope = self._team.sum("ascent", lambda rank: (self._key, self._rows(dual, rank), filters, directions))
+        return total, slope
 
     def gradients(
-        self,
-        filters: Tensor,
-        weights: Tensor,
-        intercept: Tensor,
-        residual: Residual,
-        images: Tensor | None = None,
+        self, filters: Tensor, weights: Tensor, intercept: Tensor, residual: Residual, images: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """As in `Responses`; `residual` is called once, in the leader, between a pass forwards and one back."""
-        order = torch.arange(self.n) if images is None else images.cpu()
-        parts = [self._part(images, rank) for rank in range(self._team.size)]  # (rows of `order`, images of the share)
+        """As in `Responses`; over all images, `residual` is called once, between a pass forwards and one back."""
+        if images is not None:
+            return super().gradients(filters, weights, intercept, residual, images)
         network = filters, weights, intercept
-        predictions = torch.empty(len(order), len(intercept), dtype=torch.float64)
-        outputs = self._team.collect("predict", lambda rank: (self._key, parts[rank][1], *network))
-        for (rows, _), output in zip(parts, outputs, strict=True):
-            predictions[rows] = output
-        slopes = residual(predictions.to(self.device, self.dtype), order.to(self.device)).cpu()
-        kernel, weight, shift = self._team.sum(
-            "gradients", lambda rank: (self._key, parts[rank][1], slopes[parts[rank][0]], *network)
-        )
-        return kernel, weight, shift
+        predictions = self.predict(*network).to(self.device, self.dtype)
+        slopes = residual(predictions, torch.arange(self.n, device=self.device))
+        total = self._team.sum("gradients", lambda rank: (self._key, self._rows(slopes, rank), *network))
+        return total[0], total[1], total[2]
 
     def _rows(self, tensor: Tensor, rank: int) -> Tensor:
         """The rows of an (n, c) tensor that belong to the images of `rank`."""
-        return tensor[share(self.n, rank, self._team.size)].cpu()
-
-    def _part(self, images: Tensor | None, rank: int) -> tuple[slice | Tensor, Tensor | None]:
-        """Which of `images` belong to `rank`, and their numbers in its share; None stands for all."""
-        own = share(self.n, rank, self._team.size)
-        if images is None:
-            return own, None
-        order = images.cpu()
-        rows = ((order >= own.start) & (order < own.stop)).nonzero()[:, 0]
-        return rows, order[rows] - own.start
+        own = _images(segments(self.n), share(len(segments(self.n)), rank, self._team.size))
+        return tensor[own].cpu()
 
 
 class _Share:
-    """One process's share of the images, and the passes over it."""
+    """One process's share of the images, and the passes over it. What is per image is given for the share."""
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
-        self._images: Images = torch.empty(0)
-        self._responses: dict[int, Responses] = {}
+        self._parts: dict[int, Images] = {}
+        self._places: dict[int, slice] = {}
+        self._responses: dict[int, dict[int, Responses]] = {}
 
     def load(self, read: Callable[[Any], Images], source: Any, n: int) -> None:
         images = read(source)
         if len(images) != n:
             raise InputError(f"it found {len(images)} images, process 0 {n}: give all machines the same data")
         self.keep(images)
-        if isinstance(self._images, Tensor):
-            self._images = self._images.clone()  # and lets go of the rest
+        for segment, part in self._parts.items():
+            if isinstance(part, Tensor):
+                self._parts[segment] = part.clone()  # and lets go of the rest
 
     def keep(self, images: Images) -> None:
-        own = share(len(images), self.rank, self.size)
-        self._images = images.narrow(0, own.start, own.stop - own.start)
-
-    def moment(self, spec: PatchSpec) -> tuple[Tensor, ...]:
-        return (second_moment(self._images, spec) * len(self._images),)
+        places = segments(len(images))
+        own = share(len(places), self.rank, self.size)
+        first = _images(places, own).start
+        self._parts = {i: images.narrow(0, places[i].start, places[i].stop - places[i].start) for i in own}
+        self._places = {i: slice(places[i].start - first, places[i].stop - first) for i in own}
 
     def build(self, key: int, embedding: PatchEmbedding, pooling: Pooling, options: dict[str, Any]) -> None:
-        self._images = self._images.to(options["device"])
-        self._responses[key] = Responses(self._images, embedding, pooling, **options)
+        self._parts = {i: part.to(options["device"]) for i, part in self._parts.items()}
+        self._responses[key] = {i: Responses(part, embedding, pooling, **options) for i, part in self._parts.items()}
 
-    def predict(self, key: int, images: Tensor | None, *network: Tensor) -> Tensor:
-        if images is not None and len(images) == 0:
-            return torch.zeros(0, len(network[-1]), dtype=torch.float64)
-        return self._on(key, images).predict(*network)
+    def predict(self, key: int, filters: Tensor, weights: Tensor, intercept: Tensor) -> Tensor:
+        outputs = [responses.predict(filters, weights, intercept) for responses in self._responses[key].values()]
+        return torch.cat([torch.zeros(0, len(intercept), dtype=torch.float64), *outputs])
 
-    def gram(self, key: int, filters: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
-        gram, moments = self._responses[key].gram(filters, targets)
-        return gram.mul_(len(targets)), moments.mul_(len(targets))
+    def moment(self, spec: PatchSpec) -> Nodes:
+        return self._sum(lambda i: [second_moment(self._parts[i], spec) * len(self._parts[i])])
 
-    def correlate(self, key: int, filters: Tensor, dual: Tensor) -> tuple[Tensor, ...]:
-        return (self._responses[key].correlate(filters, dual),)
+    def gram(self, key: int, targets: Tensor, filters: Tensor) -> Nodes:
+        def product(i: int) -> list[Tensor]:
+            responses = self._responses[key][i]
+            return [part.mul_(responses.n) for part in responses.gram(filters, targets[self._places[i]])]
 
-    def ascent(self, key: int, filters: Tensor, dual: Tensor, directions: Tensor) -> tuple[Tensor, ...]:
-        return self._responses[key].ascent(filters, dual, directions)
+        return self._sum(product)
 
-    def gradients(
-        self, key: int, images: Tensor | None, slopes: Tensor, filters: Tensor, weights: Tensor, intercept: Tensor
-    ) -> tuple[Tensor, ...]:
-        """Gradients of <slopes (b, c), predictions on `images`>."""
-        if len(slopes) == 0:
-            return tuple(torch.zeros(part.shape, dtype=torch.float64) for part in (filters, weights, intercept))
-        responses = self._on(key, images)
-        slopes = slopes.to(responses.device)
-        return responses.gradients(filters, weights, intercept, lambda _, where: slopes[where])
+    def correlate(self, key: int, dual: Tensor, filters: Tensor) -> Nodes:
+        return self._sum(lambda i: [self._responses[key][i].correlate(filters, dual[self._places[i]])])
 
-    def _on(self, key: int, images: Tensor | None) -> Responses:
-        responses = self._responses[key]
-        return responses if images is None else responses.to(images=responses.images[images.to(responses.device)])
+    def ascent(self, key: int, dual: Tensor, filters: Tensor, directions: Tensor) -> Nodes:
+        return self._sum(lambda i: [*self._responses[key][i].ascent(filters, dual[self._places[i]], directions)])
+
+    def gradients(self, key: int, slopes: Tensor, *network: Tensor) -> Nodes:
+        """Gradients of <slopes, predictions>."""
+        filters, weights, intercept = network
+
+        def gradients(i: int) -> list[Tensor]:
+            responses = self._responses[key][i]
+            part = slopes[self._places[i]].to(responses.device)
+            return [*responses.gradients(filters, weights, intercept, lambda _, images: part[images])]
+
+        return self._sum(gradients)
+
+    def _sum(self, term: Callable[[int], list[Tensor]]) -> Nodes:
+        nodes: Nodes = {}
+        for segment in self._parts:
+            add(nodes, (0, segment), term(segment))
+        return nodes
+
+
+def _images(places: list[slice], own: range) -> slice:
+    """The images of the segments `own`, which are neighbours."""
+    return slice(places[own[0]].start, places[own[-1]].stop) if own else slice(0, 0)
 
 
 # -- messages -----------------------------------------------------------------------------------------
@@ -307,24 +324,22 @@ class _Share:
 
 def _serve(share: _Share) -> NoReturn:
     """Make the passes that the leader asks for; a worker's whole life."""
+    signals: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # the leader says when to stop, or is gone
+        signal.signal(number, lambda number, _: signals.append(number))  # the leader says when to stop, or is gone
     try:
+        _send((socket.gethostname(), os.getpid()), 0)
         while (message := _receive(0)) is not None:
-            name, summed, arguments = message
-            result: Any = None
-            error = None
+            name, arguments = message
+            result, failure = None, None
             try:
                 result = getattr(share, name)(*arguments)
-            except Exception as caught:  # the leader reports it
-                error = f"{type(caught).__name__}: {' '.join(str(caught).split())}"
-            _send((error, None if summed else result), 0)
-            if summed and error is None:
-                if _receive(0) is None:
-                    break
-                _reduce(result)
+            except Exception as error:  # the leader reports it
+                failure = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            _send((failure, result), 0)
     except RuntimeError:
-        print(f"convcvx: worker {share.rank}: process 0 is gone: {GO_ON}", file=sys.stderr)
+        if not signals:  # else it is the leader who tells
+            print(f"convcvx: error: process 0 of {share.size} was lost: {GO_ON}", file=sys.stderr)
         sys.exit(1)
     dist.destroy_process_group()
     sys.exit(0)
@@ -344,10 +359,9 @@ def _receive(rank: int) -> Any:
     return pickle.loads(data.numpy().tobytes())
 
 
-def _reduce(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Sums over all processes, in the leader."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    summed = [tensor.contiguous().to(device) for tensor in tensors]
-    for tensor in summed:
-        dist.reduce(tensor, 0)
-    return tuple(tensor.cpu() for tensor in summed)
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True
