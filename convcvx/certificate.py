@@ -7,6 +7,7 @@ neuron is first balanced (‖u_j‖ = ‖V_j‖, which never raises the objectiv
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from convcvx.errors import InputError
+from convcvx.images import Images
 from convcvx.network import ContrastConv2d
 from convcvx.oracles import get_oracle
 from convcvx.oracles.base import Oracle
@@ -112,7 +114,7 @@ class Certificate:
 
 def certify(
     network: nn.Module,
-    images: Tensor,
+    images: Images,
     targets: Tensor,
     beta: float,
     *,
@@ -123,6 +125,7 @@ def certify(
     n_classes: int | None = None,
     seed: int = 0,
     device: str = "cpu",
+    responses: Callable[..., Responses] = Responses,
 ) -> Certificate:
     """Certify any two-layer convolutional ReLU network at weight decay `beta`.
 
@@ -131,7 +134,7 @@ def certify(
     network : nn.Module
         Conv2d → ReLU → average pooling (or none) → Flatten → Linear. Biases are used as they are there: one on
         the convolution counts as a regularised hidden bias, one on the linear layer as the free intercept.
-    images : Tensor (n, C, H, W)
+    images : Tensor or StreamedImages (n, C, H, W)
         Training images, as the network takes them.
     targets : Tensor
         (n,) classes or (n, c) real values.
@@ -143,6 +146,8 @@ def certify(
         Gap at which a rigorous oracle may stop refining its bound.
     embedding : PatchEmbedding, optional
         For models with whitening or a low-rank patch basis: in their space filters have their norm.
+    responses : callable
+        Makes the `Responses`; `Team.responses` for images that several processes share.
 
     Raises
     ------
@@ -150,20 +155,21 @@ def certify(
         For a network of another form, or data that do not fit it.
     """
     layers = read_network(network)
-    if not all(bool(part.isfinite().all()) for part in (images, *network.parameters())):
+    bounds = images.aminmax() if len(images) else ()
+    if not all(bool(part.isfinite().all()) for part in (*bounds, *network.parameters())):
         raise InputError("images and the network's weights must be finite; found NaN or infinity")
     if embedding is None:
         embedding = PatchEmbedding.fit(images, layers.spec)
-    responses = Responses(images, embedding, layers.pooling, device=device)
-    if layers.classifier.in_features != layers.convolution.out_channels * responses.n_cells:
+    made = responses(images, embedding, layers.pooling, device=device)
+    if layers.classifier.in_features != layers.convolution.out_channels * made.n_cells:
         raise InputError(
             f"the linear layer takes {layers.classifier.in_features} features but {layers.convolution.out_channels} "
-            f"filters pooled to {responses.n_cells} cells give {layers.convolution.out_channels * responses.n_cells}; "
+            f"filters pooled to {made.n_cells} cells give {layers.convolution.out_channels * made.n_cells}; "
             "check pool, stride and padding"
         )
     intercept = layers.classifier.bias is not None
     n_outputs = layers.classifier.out_features
-    problem = Problem.build(responses, targets, beta, loss, intercept, n_classes or n_outputs)
+    problem = Problem.build(made, targets, beta, loss, intercept, n_classes or n_outputs)
     if problem.n_outputs != n_outputs:
         raise InputError(f"the network has {n_outputs} outputs but the targets {problem.n_outputs}")
     bias = layers.convolution.bias
@@ -180,7 +186,7 @@ def _check_forward(network: nn.Module, layers: Layers, problem: Problem, filters
     bias = layers.classifier.bias
     shift = torch.zeros(problem.n_outputs) if bias is None else bias.detach()
     expected = sample.predict(filters, weights, shift)
-    outputs = network(sample.images.to(layers.classifier.weight)).double().cpu()
+    outputs = network(sample.images[:].to(layers.classifier.weight)).double().cpu()
     scale = float(expected.abs().max())
     if outputs.shape != expected.shape or not torch.allclose(outputs, expected, rtol=0, atol=1e-2 * scale + 1e-6):
         raise InputError(

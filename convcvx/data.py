@@ -1,7 +1,8 @@
 """Data sets to pairs of `Dataset`: images float32 NCHW in [0, 1], targets classes 0..c-1 or real values.
 
 Every source is first read into the Keras convention, numpy arrays x_train, y_train, x_test, y_test with
-images NHW or NHWC, which `_assemble` checks and converts. No file of unknown checksum is unpickled.
+images NHW or NHWC, which `_assemble` checks and converts. Images on a memory map stay in their file. No file of
+unknown checksum is unpickled.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from torch import Tensor
 
 from convcvx._compat import import_torchvision
 from convcvx.errors import DataError, InputError, check_count
+from convcvx.images import Images, StreamedImages, to_floats
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 Source = tuple[dict[str, np.ndarray], tuple[str, ...] | None]
@@ -52,7 +54,7 @@ class Dataset:
 
     Parameters
     ----------
-    images : Tensor (n, C, H, W) float32 in [0, 1]
+    images : Tensor or StreamedImages (n, C, H, W) float32 in [0, 1]
     targets : Tensor
         (n,) int64 classes 0..c-1, or (n, c) float64 real values.
     classes : tuple of str
@@ -60,7 +62,7 @@ class Dataset:
     name : str
     """
 
-    images: Tensor
+    images: Images
     targets: Tensor
     classes: tuple[str, ...]
     name: str
@@ -96,7 +98,9 @@ def load(
         `mnist`, `fashion-mnist`, `cifar10`, `cifar100`: from `data_dir`.
         FILE.npz: x_train, y_train, x_test, y_test; images NHW or NHWC, uint8 or float in [0, 1]; integer y
         are classes, float y real targets.
-        FOLDER: train/CLASS/IMAGE and test/CLASS/IMAGE. (Write `./mnist` for a folder called like a set.)
+        FOLDER: train/CLASS/IMAGE and test/CLASS/IMAGE; or x_train.npy, y_train.npy, x_test.npy, y_test.npy, as in
+        an .npz file: such images stay on disk and are read a chunk at a time. (Write `./mnist` for a folder called
+        like a set.)
     data_dir : path, optional
         Holds the downloaded sets in torchvision's layout, or as NAME.npz; see `default_data_dir`.
     limit : int, optional
@@ -123,18 +127,22 @@ def load(
     if name in DOWNLOADS:
         root = default_data_dir() if data_dir is None else Path(data_dir).expanduser()
         return _assemble(str(name), _read_download(str(name), root, download), limit)
+    if path.is_dir() and any(path.glob("[xy]_*.npy")):
+        return _assemble(path.resolve().name, _read_arrays(path), limit)
     if path.is_dir():
         return _assemble(path.resolve().name, _read_folder(path, limit), limit)
     if path.suffix == ".npz":
         return _assemble(path.stem, _read_npz(path), limit)
     known = ", ".join(["digits", *DOWNLOADS])
-    raise DataError(f"data must be {known}, an .npz file or a folder of images; got {str(name)!r}")
+    raise DataError(f"data must be {known}, an .npz file or a folder of images or .npy files; got {str(name)!r}")
 
 
 def split(dataset: Dataset, validation: float = 0.1, seed: int = 0) -> tuple[Dataset, Dataset]:
     """Hold out the fraction `validation` of the images, by class; both parts keep the order of the images."""
     if not 0 < validation < 1:
         raise InputError(f"validation must be a fraction between 0 and 1; got {validation!r}")
+    if isinstance(dataset.images, StreamedImages):
+        raise InputError(f"validation cannot be held out of images that stay on disk, as those of {dataset.name} do")
     rows, by_class = np.arange(len(dataset)), dataset.targets.numpy() if dataset.classes else None
     try:
         parts = train_test_split(rows, test_size=validation, random_state=seed, stratify=by_class)
@@ -180,18 +188,20 @@ def check_targets(targets: Any, n: int, names: tuple[str, str] = ("images", "tar
 
 def check_images(
     images: Any, targets: Any, names: tuple[str, str] = ("images", "targets"), *, training: bool = True
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Images, Tensor]:
     """Check images (n, C, H, W) and their targets and return them as tensors; raise `DataError` if unfit.
 
     A single class is an error only with `training`. The range of the pixels is left to the caller.
     """
-    images, name = torch.as_tensor(images), names[0]
+    name = names[0]
+    if not isinstance(images, StreamedImages):
+        images = torch.as_tensor(images)
     if images.ndim != 4:
         raise DataError(f"{name} must be (n, channels, height, width); got {tuple(images.shape)}")
     if images.numel() == 0:
         raise DataError(f"{name} is empty, {tuple(images.shape)}: give at least one image")
     if not all(math.isfinite(value) for value in images.aminmax()):  # NaN propagates
-        bad = int((~images.flatten(1).isfinite().all(dim=1)).sum())
+        bad = sum(int((~part.flatten(1).isfinite().all(dim=1)).sum()) for part in images.split(1024))
         raise DataError(f"{name} has NaN or infinite pixels in {bad} images: repair or remove them")
     targets = check_targets(targets, len(images), names)
     if training and not targets.is_floating_point() and bool((targets == targets[0]).all()):
@@ -221,7 +231,9 @@ def _assemble(name: str, source: Source, limit: int | None) -> tuple[Dataset, Da
     sets = []
     for part, rows in (("train", slice(limit)), ("test", slice(None))):
         names = f"x_{part}", f"y_{part}"
-        images, targets = check_images(_to_float(x[part][rows]), y[part][rows], names, training=part == "train")
+        pixels = x[part][rows]
+        images = StreamedImages(pixels) if isinstance(pixels, np.memmap) else to_floats(pixels)
+        images, targets = check_images(images, y[part][rows], names, training=part == "train")
         low, high = (value.item() for value in images.aminmax())
         if low < 0 or high > 1:
             raise DataError(f"x_{part} must be uint8 or lie in [0, 1]; got [{low}, {high}]: rescale it")
@@ -237,13 +249,6 @@ def _to_nhwc(x: np.ndarray, key: str) -> np.ndarray:
     if x.ndim == 4 and x.shape[1] in (1, 3) and x.shape[3] > 4:
         raise DataError(f"{key} must have its channels last; got {x.shape}: transpose it with (0, 2, 3, 1)")
     return x[..., None] if x.ndim == 3 else x
-
-
-def _to_float(x: np.ndarray) -> Tensor:
-    """NHWC uint8 or float to NCHW float32, in one copy."""
-    pixels = torch.from_numpy(x if x.dtype == np.uint8 else x.astype(np.float32, copy=False))
-    images = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-    return images.div_(255) if x.dtype == np.uint8 else images
 
 
 def _read_digits() -> Source:
@@ -268,6 +273,22 @@ def _read_npz(path: Path, classes: tuple[str, ...] | None = None) -> Source:
     if missing := [key for key in KEYS if key not in arrays]:
         raise DataError(f"{path} lacks {', '.join(missing)}: add them; it holds {', '.join(found) or 'nothing'}")
     return arrays, classes
+
+
+def _read_arrays(root: Path) -> Source:
+    """The .npy files of a folder, images on a memory map."""
+    files = {key: root / f"{key}.npy" for key in KEYS}
+    if missing := [file.name for file in files.values() if not file.is_file()]:
+        raise DataError(f"{root} lacks {', '.join(missing)}: add them")
+    arrays = {}
+    for key, file in files.items():
+        try:
+            arrays[key] = np.load(file, mmap_mode="r" if key.startswith("x") else None, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            if "Object arrays" in str(error) or "Python objects" in str(error):
+                raise DataError(f"{file} holds Python objects, which are never unpickled: save a plain array") from None
+            raise DataError(f"{file} is no complete .npy file: write it again ({_one_line(error)})") from None
+    return arrays, None
 
 
 def _read_folder(root: Path, limit: int | None) -> Source:

@@ -22,6 +22,10 @@ class RunError(ConvcvxError, RuntimeError):
     """A run folder or a weights file that cannot be used."""
 
 
+class WorkerError(ConvcvxError, RuntimeError):
+    """A process of a run over several was lost or failed."""
+
+
 class ConvergenceWarning(UserWarning):
     """A solver stopped before its gap reached `tol`; the message names the gap and what to try."""
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from convcvx.images import Images
 from convcvx.losses import encode_targets, get_loss
 
 
 @torch.no_grad()
-def predict(network: nn.Module, images: Tensor, batch: int = 64) -> Tensor:
+def predict(network: nn.Module, images: Images, batch: int = 64) -> Tensor:
     """Network outputs (n, c), computed in batches on the network's own device."""
     parameter = next(network.parameters())
     was_training = network.training

@@ -17,10 +17,13 @@ from convcvx.config import DEFAULT_BETA_RATIO, TrainConfig
 from convcvx.data import Dataset, load, split
 from convcvx.errors import InputError, RunError, check_positive
 from convcvx.evaluate import accuracy, mean_loss, predict
+from convcvx.images import Images
 from convcvx.network import TwoLayerCNN, foreign_network, read_weights, two_layer_cnn
 from convcvx.patches import PatchEmbedding
 from convcvx.problem import Problem
+from convcvx.responses import Responses
 from convcvx.runs import Run
+from convcvx.sharding import Team
 from convcvx.solution import Solution
 from convcvx.training import Plan, build_problem, check_budgets, find_beta_max, solve_problem
 
@@ -40,15 +43,24 @@ Data = tuple[Dataset, Dataset, Dataset | None]
 
 
 def train_job(
-    config: TrainConfig, run: Run, report: Report, *, resume: bool = False, data: Data | None = None
+    config: TrainConfig,
+    run: Run,
+    report: Report,
+    team: Team | None = None,
+    *,
+    resume: bool = False,
+    data: Data | None = None,
 ) -> dict[str, Any]:
     """Train as `config` says, checkpointing every round into `run`; returns what `--json` prints.
 
-    `data` stand in for those that `config` names. Nothing is written before data and options have been found good.
+    The processes of `team` share the images. `data` stand in for those that `config` names. Nothing is written before
+    data and options have been found good.
     """
     began, cores = perf_counter(), process_time()
     train, test, validation = data or load_data(config)
-    problem = training_problem(config, train, run.load_embedding() if resume else None)
+    team = team or Team()
+    team.share_out(train.images, _training_images, config)
+    problem = training_problem(config, train, run.load_embedding() if resume else None, team)
     plan = Plan.of(problem, config.solver, config.oracle)
     check_budgets(config.tol, config.max_filters, config.max_rounds, config.time_limit)
     if resume:
@@ -56,7 +68,8 @@ def train_job(
     else:
         run.begin(config)
     run.save_embedding(problem.responses.embedding)
-    report.begin(f"training on {config.data} into {run.folder}\n{plan}")
+    alone = "" if team.size == 1 else f", {team.size} processes"
+    report.begin(f"training on {config.data} into {run.folder}{alone}\n{plan}")
     beta_max = run.beta_max
     if beta_max is None:
         beta_max = find_beta_max(problem, plan.oracle, config.seed)
@@ -91,7 +104,7 @@ def train_job(
         "loss": config.loss,
         "beta": problem.beta,
     }
-    certificate = _certify(network, train, config, problem.beta, responses.embedding)
+    certificate = _certify(network, train, config, problem.beta, responses.embedding, team)
     run.save_result(network, certificate)
     metrics = certificate_summary(certificate) | {
         "beta_max": beta_max,
@@ -159,6 +172,10 @@ def load_data(config: TrainConfig) -> Data:
     return train, test, None
 
 
+def _training_images(config: TrainConfig) -> Images:
+    return load_data(config)[0].images
+
+
 def image_shape(dataset: Dataset) -> tuple[int, int, int]:
     channels, height, width = dataset.images.shape[1:]
     return channels, height, width
@@ -175,19 +192,22 @@ def pick_device(name: str) -> str:
     return name
 
 
-def training_problem(config: TrainConfig, train: Dataset, embedding: PatchEmbedding | None) -> Problem:
+def training_problem(
+    config: TrainConfig, train: Dataset, embedding: PatchEmbedding | None = None, team: Team | None = None
+) -> Problem:
     """The training problem, its beta still open; a resumed run goes on with the embedding that it has."""
     _check_beta(config)
     return build_problem(
         train.images,
         train.targets,
         spec=config.patch_spec(),
-        embedding=embedding,
+        embedding=embedding or (team.fit(train.images, config.patch_spec()) if team else None),
         pooling=config.pool,
         loss=config.loss,
         intercept=config.intercept,
         n_classes=train.n_classes or None,
         device=pick_device(config.device),
+        responses=team.responses if team else Responses,
     )
 
 
@@ -207,7 +227,12 @@ def resolve_beta(config: TrainConfig, beta_max: float) -> float:
 
 
 def _certify(
-    network: TwoLayerCNN, train: Dataset, config: TrainConfig, beta: float, embedding: PatchEmbedding | None
+    network: TwoLayerCNN,
+    train: Dataset,
+    config: TrainConfig,
+    beta: float,
+    embedding: PatchEmbedding | None,
+    team: Team | None = None,
 ) -> Certificate:
     return certify(
         network,
@@ -221,6 +246,7 @@ def _certify(
         n_classes=train.n_classes or None,
         seed=config.seed,
         device=pick_device(config.device),
+        responses=team.responses if team else Responses,
     )
 
 

@@ -8,6 +8,7 @@ and the hidden bias are nothing but this (r, h) basis.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convcvx.errors import InputError, check_count, check_positive, is_count
+from convcvx.images import Images
 
+CHUNK, CHUNK_BYTES = 256, 32 << 20
+"""Images, and bytes of them and their patch rows in float64, that are gathered at once."""
 RANK_TOLERANCE = 1e-12
 """Directions with less than this share of the largest patch second moment do not count towards the rank."""
 
@@ -133,17 +137,20 @@ class PatchEmbedding:
         return len(self.basis)
 
     @classmethod
-    def fit(cls, images: Tensor, spec: PatchSpec, chunk: int = 256) -> PatchEmbedding:
+    def fit(cls, images: Images, spec: PatchSpec, chunk: int = CHUNK) -> PatchEmbedding:
         """Fit the basis to (n, C, H, W) images, with one pass over them."""
-        spec.output_size(*images.shape[2:])
-        moment = _second_moment(images, spec, chunk)
-        size = images.shape[1] * spec.kernel_size[0] * spec.kernel_size[1]
+        return cls.of_moment(second_moment(images, spec, chunk), images.shape[1], spec)
+
+    @classmethod
+    def of_moment(cls, moment: Tensor, channels: int, spec: PatchSpec) -> PatchEmbedding:
+        """Fit the basis to images of which the `second_moment` of the patches is known."""
+        size = channels * spec.kernel_size[0] * spec.kernel_size[1]
         if spec.rank is not None and spec.rank > size:
             raise InputError(f"rank must be at most the patch size, {size}; got {spec.rank}")
         basis, energy = _basis(moment, spec, size)
         eigenvalues = torch.linalg.eigvalsh(basis @ moment @ basis.T)
         patch_rank = int((eigenvalues > RANK_TOLERANCE * eigenvalues[-1].clamp_min(1e-300)).sum())
-        return cls(spec, images.shape[1], basis, patch_rank, energy)
+        return cls(spec, channels, basis, patch_rank, energy)
 
     def kernels(self, filters: Tensor) -> tuple[Tensor, Tensor | None]:
         """(m, r) filters to `Conv2d` weight (m, C, kh, kw) and bias (m,) or None."""
@@ -169,16 +176,18 @@ class PatchEmbedding:
         return filters
 
 
-def _second_moment(images: Tensor, spec: PatchSpec, chunk: int) -> Tensor:
+def second_moment(images: Images, spec: PatchSpec, chunk: int = CHUNK) -> Tensor:
     """(h, h) mean of row rowᵀ over all patch rows, accumulated in float64."""
+    positions = math.prod(spec.output_size(*images.shape[2:]))
+    image_bytes = 8 * math.prod(images.shape[1:]) + 8 * positions * images.shape[1] * math.prod(spec.kernel_size)
     total, count = torch.zeros((), dtype=torch.float64), 0
-    for rows in _row_chunks(images, spec, chunk):
+    for rows in _row_chunks(images, spec, min(chunk, max(1, CHUNK_BYTES // image_bytes))):
         total = total + rows.T @ rows
         count += len(rows)
     return total / count
 
 
-def _row_chunks(images: Tensor, spec: PatchSpec, chunk: int) -> Iterator[Tensor]:
+def _row_chunks(images: Images, spec: PatchSpec, chunk: int) -> Iterator[Tensor]:
     for part in images.split(chunk):
         yield spec.rows(part.double()).flatten(0, 1)
 

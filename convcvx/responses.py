@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from convcvx.errors import InputError
+from convcvx.images import Images
 from convcvx.patches import PatchEmbedding
 from convcvx.pooling import Pooling
 
@@ -32,7 +33,7 @@ class Responses:
 
     Parameters
     ----------
-    images : Tensor (n, C, H, W)
+    images : Tensor or StreamedImages (n, C, H, W)
     embedding : PatchEmbedding
     pooling : Pooling
     dtype : torch.dtype, optional
@@ -49,7 +50,7 @@ class Responses:
 
     def __init__(
         self,
-        images: Tensor,
+        images: Images,
         embedding: PatchEmbedding,
         pooling: Pooling | None = None,
         *,
@@ -65,7 +66,7 @@ class Responses:
             )
         self.embedding, self.pooling = embedding, pooling or Pooling()
         self.device = torch.device(device)
-        self.images = images.to(self.device)
+        self.images: Images = images.to(self.device)
         self.n = len(images)
         self.map_size = embedding.spec.output_size(*images.shape[2:])
         self.n_positions = self.map_size[0] * self.map_size[1]
@@ -81,7 +82,7 @@ class Responses:
         self._pool = None if pool is None or identity else pool.to(self.device, dtype)
         self._basis = embedding.basis.to(self.device, dtype)
 
-    def to(self, *, dtype: torch.dtype | None = None, images: Tensor | None = None) -> Responses:
+    def to(self, *, dtype: torch.dtype | None = None, images: Images | None = None) -> Responses:
         """The same map in another dtype or on other images."""
         return Responses(
             self.images if images is None else images,

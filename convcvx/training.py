@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from convcvx.certificate import Certificate, certify_parameters
 from convcvx.errors import ConvergenceWarning, InputError, check_count, check_positive
+from convcvx.images import Images
 from convcvx.losses import encode_targets
 from convcvx.oracles import Oracle, get_oracle, pick_oracle
 from convcvx.patches import PatchEmbedding, PatchSpec
@@ -24,7 +25,7 @@ from convcvx.solvers import SOLVERS, pick_solver
 
 
 def build_problem(
-    images: Tensor,
+    images: Images,
     targets: Tensor | np.ndarray,
     beta: float = 1.0,
     *,
@@ -36,12 +37,16 @@ def build_problem(
     n_classes: int | None = None,
     dtype: torch.dtype | None = None,
     device: str = "cpu",
+    responses: Callable[..., Responses] = Responses,
 ) -> Problem:
-    """The `Problem` of (n, C, H, W) images: fit the embedding (unless given) and put the parts together."""
+    """The `Problem` of (n, C, H, W) images: fit the embedding (unless given) and put the parts together.
+
+    `responses` makes its `Responses`; `Team.responses` for images that several processes share.
+    """
     encode_targets(targets, loss, n_classes)  # bad targets fail before the pass over the images
     embedding = embedding or PatchEmbedding.fit(images, spec or PatchSpec())
-    responses = Responses(images, embedding, Pooling.of(pooling), dtype=dtype, device=device)
-    return Problem.build(responses, torch.as_tensor(targets), beta, loss, intercept, n_classes)
+    made = responses(images, embedding, Pooling.of(pooling), dtype=dtype, device=device)
+    return Problem.build(made, torch.as_tensor(targets), beta, loss, intercept, n_classes)
 
 
 def find_beta_max(problem: Problem, oracle: str | Oracle = "auto", seed: int = 0) -> float:

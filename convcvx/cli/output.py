@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import typer
 from rich.console import Console
 
-from convcvx.errors import ConvcvxError
+from convcvx.errors import ConvcvxError, WorkerError
 
 
 def print_summary(console: Console, metrics: dict[str, Any]) -> None:
@@ -41,15 +41,19 @@ def finish(metrics: dict[str, Any], json_output: bool) -> NoReturn:
 
 @contextmanager
 def guard(json_output: bool) -> Iterator[None]:
-    """Turn the errors that convcvx raises on purpose into one line on standard error and exit status 2."""
+    """Turn the errors that convcvx raises on purpose into one line on standard error and exit status 2.
+
+    1 for a lost worker: the input was not bad.
+    """
     try:
         yield
     except ConvcvxError as error:
         message = " ".join(str(error).split())
         print(f"convcvx: error: {message}", file=sys.stderr)
+        status, code = ("lost_worker", 1) if isinstance(error, WorkerError) else ("bad_input", 2)
         if json_output:
-            print(json.dumps({"error": message, "status": "bad_input"}))
-        raise typer.Exit(2) from None
+            print(json.dumps({"error": message, "status": status}), flush=True)
+        raise typer.Exit(code) from None
     except KeyboardInterrupt:
         print("convcvx: interrupted; go on with --resume", file=sys.stderr)
         raise typer.Exit(130) from None

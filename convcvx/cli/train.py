@@ -15,6 +15,7 @@ from convcvx.errors import InputError
 from convcvx.job import train_job
 from convcvx.progress import Progress
 from convcvx.runs import Run
+from convcvx.sharding import Team
 
 
 def train(
@@ -64,13 +65,15 @@ def train(
       convcvx train --preset demo --out checkpoints/demo
 
       convcvx train --data mnist --limit 10000 --kernel-size 5 --pool 4 --beta-ratio 0.0003 --max-filters 200
+
+      torchrun --nproc-per-node 2 -m convcvx.cli train --preset demo --out checkpoints/demo
     """
     console = Console(stderr=json_output)
-    with guard(json_output):
+    with guard(json_output), Team() as team:
         given = o.given_options(context, preset, config)
         run, settings = _open_run(out, given, resume, overwrite)
         progress = Progress(console, settings.tol, settings.time_limit)
-        metrics = train_job(settings, run, progress, resume=resume and run.begun)
+        metrics = train_job(settings, run, progress, team, resume=resume and run.begun)
         print_summary(console, metrics)
         finish(metrics, json_output)
 

@@ -1,0 +1,70 @@
+"""Seconds of one training against the number of processes that share its images.
+
+    python benchmarks/processes.py [--data-dir ../shared/data] [--limit 10000] [--rounds 2]
+
+Each run is `convcvx train` on MNIST, 5x5 patches, 4x4 cells; the certificate is part of it. One thread a process,
+and for comparison one process with as many threads. Writes benchmarks/results/processes.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+RUNS = ((1, 1), (2, 1), (1, 2))
+"""Processes, and threads of each."""
+RESULT = Path(__file__).parent / "results" / "processes.md"
+
+
+def train(processes: int, threads: int, options: list[str]) -> tuple[dict, list[dict]]:
+    """Metrics and history of one run."""
+    launch = [sys.executable]
+    if processes > 1:
+        launch += ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+        launch += ["--nproc-per-node", str(processes)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "NUMBA_NUM_THREADS": str(threads)}
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        command = [*launch, "-m", "convcvx.cli", "train", *options, "--out", str(out), "--json"]
+        output = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment).stdout
+        return json.loads(output), json.loads((out / "history.json").read_text())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data-dir", default="../shared/data")
+    parser.add_argument("--limit", type=int, default=10000)
+    parser.add_argument("--rounds", type=int, default=2)
+    arguments = parser.parse_args()
+    model = ["--kernel-size", "5", "--pool", "4", "--beta-ratio", "0.001", "--max-filters", "64"]
+    size = ["--limit", str(arguments.limit), "--max-rounds", str(arguments.rounds)]
+    options = ["--data", "mnist", "--data-dir", arguments.data_dir, *model, *size]
+    lines = [
+        "# Seconds against the number of processes",
+        "",
+        f"`python benchmarks/processes.py --limit {arguments.limit} --rounds {arguments.rounds}` on "
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; MNIST, 5x5 patches, "
+        f"4x4 cells, beta_max/1000. Rounds: {arguments.rounds}, oracle, master and sliding; whole run: with loading, "
+        "beta_max and certificate.",
+        "",
+        "| processes | threads each | rounds, s | whole run, s | objective | lower bound |",
+        "|---|---|---|---|---|---|",
+    ]
+    for processes, threads in RUNS:
+        metrics, history = train(processes, threads, options)
+        lines.append(
+            f"| {processes} | {threads} | {history[-1]['seconds']:.1f} | {metrics['seconds']:.1f} | "
+            f"{metrics['primal']!r} | {metrics['dual']!r} |"
+        )
+        print(lines[-1], flush=True)
+    RESULT.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,367 @@
+"""Several processes, one solver: the images are shared out, and the passes over them run everywhere.
+
+    torchrun --nproc-per-node 4 -m convcvx.cli train ...
+
+Process 0, the leader, runs solver, oracle and certificate, unchanged; the others, the workers, hold a share of the
+images and wait for passes to make. A pass sends each worker its arguments, every process goes over its own share,
+and the leader puts the results together. There is one solver and one state: nothing can drift apart, and a worker
+keeps nothing that a run needs to go on.
+
+Sums over images (Gram matrix, correlations, gradients) are summed pairwise over segments of the images that depend
+on their number alone, and a process has whole segments. So the sums are the same to the last bit however many
+processes there are, one included; and so is all that follows from them.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, NoReturn
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from convcvx.errors import InputError, WorkerError
+from convcvx.images import Images
+from convcvx.patches import PatchEmbedding, PatchSpec, second_moment
+from convcvx.pooling import Pooling
+from convcvx.responses import Residual, Responses
+
+SEGMENT, MAX_SEGMENTS = 1024, 256
+"""Images that are worth a segment of their own, and how many segments there are at most."""
+TIMEOUT = timedelta(hours=1)
+"""The longest pass, and the longest a worker waits for one. A process that dies is noticed at once."""
+GO_ON = "go on with --resume, with any number of processes"
+
+Nodes = dict[tuple[int, int], list[Tensor]]
+"""Partial sums by (level, index) in the binary tree over the segments: a level up covers twice as many."""
+
+
+def segments(n: int) -> list[slice]:
+    """The segments of `n` images: a power of two of them, as equal as can be."""
+    count = 1
+    while 2 * count * SEGMENT <= n and count < MAX_SEGMENTS:
+        count *= 2
+    return [slice(i * n // count, (i + 1) * n // count) for i in range(count)]
+
+
+def share(count: int, rank: int, size: int) -> range:
+    """Which of `count` segments process `rank` of `size` has."""
+    return range(rank * count // size, (rank + 1) * count // size)
+
+
+def add(nodes: Nodes, place: tuple[int, int], terms: list[Tensor]) -> None:
+    """Add the partial sum at `place` to `nodes`: whenever two neighbours are there, their sum replaces them."""
+    level, index = place
+    while (level, index ^ 1) in nodes:
+        terms = [ours + theirs for ours, theirs in zip(terms, nodes.pop((level, index ^ 1)), strict=True)]
+        level, index = level + 1, index // 2
+    nodes[level, index] = terms
+
+
+class Team:
+    """The processes that `torchrun` started, as the leader sees them; one alone anywhere else.
+
+        with Team() as team:
+            team.share_out(images, read, source)
+            problem = build_problem(images, ..., embedding=team.fit(images, spec), responses=team.responses)
+
+    In a worker, entering the context serves the leader until it is done, and ends the program.
+
+    Attributes
+    ----------
+    rank, size : int
+        This process's number and the number of processes.
+    """
+
+    def __init__(self) -> None:
+        self.rank, self.size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self._share = _Share(self.rank, self.size)
+        self._places: dict[int, tuple[str, int]] = {}
+        self._keys = 0
+        self._busy = False
+
+    def __enter__(self) -> Team:
+        if self.size == 1:
+            return self
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+        # Passes give their results on the CPU, and the order of a sum matters: NCCL would help with neither.
+        dist.init_process_group("gloo", timeout=TIMEOUT)
+        if self.rank > 0:
+            _serve(self._share)
+        self._places = {rank: self._reach(rank, _receive, rank) for rank in self._workers}
+        signal.signal(signal.SIGTERM, self._terminated)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.size == 1 or self._busy:
+            return  # in the middle of a pass workers listen to nothing but the end of this process
+        for rank in self._workers:
+            try:
+                _send(None, rank)
+            except RuntimeError:
+                continue  # lost, as has been said
+        dist.destroy_process_group()
+
+    # -- what a training needs ------------------------------------------------------------------------
+
+    def share_out(self, images: Images, read: Callable[[Any], Images], source: Any) -> None:
+        """Give every process its share of `images`, which a worker gets by `read(source)`.
+
+        `read` is a function of a module. Of images on disk a worker touches its share alone.
+        """
+        self._share.keep(images)
+        self._run("load", lambda rank: (read, source, len(images)))
+
+    def fit(self, images: Images, spec: PatchSpec) -> PatchEmbedding:
+        """`PatchEmbedding.fit` on the images that were shared out."""
+        (moment,) = self.sum("moment", lambda _: (spec,))
+        return PatchEmbedding.of_moment(moment / len(images), images.shape[1], spec)
+
+    def responses(
+        self, images: Images, embedding: PatchEmbedding, pooling: Pooling | None = None, **options: Any
+    ) -> Responses:
+        """The `Responses` on the images that were shared out."""
+        if len(segments(len(images))) == 1:
+            return Responses(images, embedding, pooling, **options)
+        return ShardedResponses(self, images, embedding, pooling, **options)
+
+    # -- passes ---------------------------------------------------------------------------------------
+
+    def build(self, responses: Responses) -> int:
+        """Have every process make these responses on its share; returns the key that passes name them by."""
+        self._keys += 1
+        options = {"dtype": responses.dtype, "device": responses.device.type, "chunk_bytes": responses.chunk_bytes}
+        self.collect("build", lambda _: (self._keys, responses.embedding, responses.pooling, options))
+        return self._keys
+
+    def collect(self, name: str, arguments: Callable[[int], tuple[Any, ...]]) -> list[Any]:
+        """What the pass `name` of `_Share` gives in each process, for the `arguments` of its rank."""
+        return self._run(name, arguments, lambda: getattr(self._share, name)(*arguments(0)))
+
+    def sum(self, name: str, arguments: Callable[[int], tuple[Any, ...]]) -> list[Tensor]:
+        """The same for a pass that gives `Nodes`: the sum over all segments."""
+        total: Nodes = {}
+        for nodes in self.collect(name, arguments):
+            for place, terms in nodes.items():
+                add(total, place, terms)
+        (root,) = total.values()
+        return root
+
+    def _run(
+        self, name: str, arguments: Callable[[int], tuple[Any, ...]], own: Callable[[], Any] = lambda: None
+    ) -> list[Any]:
+        """Run a pass in all workers, and `own` here."""
+        self._busy = True
+        for rank in self._workers:
+            self._reach(rank, _send, (name, arguments(rank)), rank)
+        mine = own()
+        answers = [self._reach(rank, _receive, rank) for rank in self._workers]
+        self._busy = False
+        for rank, (error, _) in zip(self._workers, answers, strict=True):
+            if error is not None:
+                raise WorkerError(f"worker {rank} of {self.size} failed: {error}")
+        return [mine, *(result for _, result in answers)]
+
+    @property
+    def _workers(self) -> range:
+        return range(1, self.size)
+
+    def _reach(self, rank: int, exchange: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return exchange(*arguments)
+        except RuntimeError:  # all that gloo raises
+            raise WorkerError(f"worker {rank} of {self.size} was lost: {GO_ON}") from None
+
+    def _terminated(self, *_: object) -> None:
+        """On SIGTERM, which torchrun sends to all when one process is lost."""
+        here = socket.gethostname()
+        lost = [str(rank) for rank, (host, pid) in self._places.items() if host == here and not _alive(pid)]
+        what = f"worker {', '.join(lost)} of {self.size} was lost" if lost else "stopped by SIGTERM"
+        raise WorkerError(f"{what}: {GO_ON}")
+
+
+class ShardedResponses(Responses):
+    """`Responses` on all images whose passes run in all processes of a team, segment by segment.
+
+    What is not overridden runs in the leader alone and is as right: single rows, samples of images
+    (`to(images=...)`), mini-batches, and blocks of responses for solvers that want them one by one.
+    """
+
+    def __init__(
+        self, team: Team, images: Images, embedding: PatchEmbedding, pooling: Pooling | None = None, **options: Any
+    ) -> None:
+        super().__init__(images, embedding, pooling, **options)
+        self._team = team
+        self._key = team.build(self)
+
+    def to(self, *, images: Images | None = None, **changes: Any) -> Responses:
+        """The same map in another dtype, sharded; or on other images, in this process."""
+        plain = super().to(images=images, **changes)
+        if images is not None:
+            return plain
+        options = {"dtype": plain.dtype, "device": plain.device, "chunk_bytes": plain.chunk_bytes}
+        return ShardedResponses(self._team, plain.images, plain.embedding, plain.pooling, **options)
+
+    def predict(self, filters: Tensor, weights: Tensor, intercept: Tensor) -> Tensor:
+        """As in `Responses`."""
+        return torch.cat(self._team.collect("predict", lambda _: (self._key, filters, weights, intercept)))
+
+    def gram(self, filters: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """As in `Responses`."""
+        gram, moments = self._team.sum("gram", lambda rank: (self._key, self._rows(targets, rank), filters))
+        return gram.div_(self.n), moments.div_(self.n)
+
+    def correlate(self, filters: Tensor, dual: Tensor) -> Tensor:
+        """As in `Responses`."""
+        (total,) = self._team.sum("correlate", lambda rank: (self._key, self._rows(dual, rank), filters))
+        return total
+
+    def ascent(self, filters: Tensor, dual: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+        """As in `Responses`."""
+        total, slope = self._team.sum("ascent", lambda rank: (self._key, self._rows(dual, rank), filters, directions))
+        return total, slope
+
+    def gradients(
+        self, filters: Tensor, weights: Tensor, intercept: Tensor, residual: Residual, images: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As in `Responses`; over all images, `residual` is called once, between a pass forwards and one back."""
+        if images is not None:
+            return super().gradients(filters, weights, intercept, residual, images)
+        network = filters, weights, intercept
+        predictions = self.predict(*network).to(self.device, self.dtype)
+        slopes = residual(predictions, torch.arange(self.n, device=self.device))
+        total = self._team.sum("gradients", lambda rank: (self._key, self._rows(slopes, rank), *network))
+        return total[0], total[1], total[2]
+
+    def _rows(self, tensor: Tensor, rank: int) -> Tensor:
+        """The rows of an (n, c) tensor that belong to the images of `rank`."""
+        own = _images(segments(self.n), share(len(segments(self.n)), rank, self._team.size))
+        return tensor[own].cpu()
+
+
+class _Share:
+    """One process's share of the images, and the passes over it. What is per image is given for the share."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
+        self._parts: dict[int, Images] = {}
+        self._places: dict[int, slice] = {}
+        self._responses: dict[int, dict[int, Responses]] = {}
+
+    def load(self, read: Callable[[Any], Images], source: Any, n: int) -> None:
+        images = read(source)
+        if len(images) != n:
+            raise InputError(f"it found {len(images)} images, process 0 {n}: give all machines the same data")
+        self.keep(images)
+        for segment, part in self._parts.items():
+            if isinstance(part, Tensor):
+                self._parts[segment] = part.clone()  # and lets go of the rest
+
+    def keep(self, images: Images) -> None:
+        places = segments(len(images))
+        own = share(len(places), self.rank, self.size)
+        first = _images(places, own).start
+        self._parts = {i: images.narrow(0, places[i].start, places[i].stop - places[i].start) for i in own}
+        self._places = {i: slice(places[i].start - first, places[i].stop - first) for i in own}
+
+    def build(self, key: int, embedding: PatchEmbedding, pooling: Pooling, options: dict[str, Any]) -> None:
+        self._parts = {i: part.to(options["device"]) for i, part in self._parts.items()}
+        self._responses[key] = {i: Responses(part, embedding, pooling, **options) for i, part in self._parts.items()}
+
+    def predict(self, key: int, filters: Tensor, weights: Tensor, intercept: Tensor) -> Tensor:
+        outputs = [responses.predict(filters, weights, intercept) for responses in self._responses[key].values()]
+        return torch.cat([torch.zeros(0, len(intercept), dtype=torch.float64), *outputs])
+
+    def moment(self, spec: PatchSpec) -> Nodes:
+        return self._sum(lambda i: [second_moment(self._parts[i], spec) * len(self._parts[i])])
+
+    def gram(self, key: int, targets: Tensor, filters: Tensor) -> Nodes:
+        def product(i: int) -> list[Tensor]:
+            responses = self._responses[key][i]
+            return [part.mul_(responses.n) for part in responses.gram(filters, targets[self._places[i]])]
+
+        return self._sum(product)
+
+    def correlate(self, key: int, dual: Tensor, filters: Tensor) -> Nodes:
+        return self._sum(lambda i: [self._responses[key][i].correlate(filters, dual[self._places[i]])])
+
+    def ascent(self, key: int, dual: Tensor, filters: Tensor, directions: Tensor) -> Nodes:
+        return self._sum(lambda i: [*self._responses[key][i].ascent(filters, dual[self._places[i]], directions)])
+
+    def gradients(self, key: int, slopes: Tensor, *network: Tensor) -> Nodes:
+        """Gradients of <slopes, predictions>."""
+        filters, weights, intercept = network
+
+        def gradients(i: int) -> list[Tensor]:
+            responses = self._responses[key][i]
+            part = slopes[self._places[i]].to(responses.device)
+            return [*responses.gradients(filters, weights, intercept, lambda _, images: part[images])]
+
+        return self._sum(gradients)
+
+    def _sum(self, term: Callable[[int], list[Tensor]]) -> Nodes:
+        nodes: Nodes = {}
+        for segment in self._parts:
+            add(nodes, (0, segment), term(segment))
+        return nodes
+
+
+def _images(places: list[slice], own: range) -> slice:
+    """The images of the segments `own`, which are neighbours."""
+    return slice(places[own[0]].start, places[own[-1]].stop) if own else slice(0, 0)
+
+
+# -- messages -----------------------------------------------------------------------------------------
+
+
+def _serve(share: _Share) -> NoReturn:
+    """Make the passes that the leader asks for; a worker's whole life."""
+    signals: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: signals.append(number))  # the leader says when to stop, or is gone
+    try:
+        _send((socket.gethostname(), os.getpid()), 0)
+        while (message := _receive(0)) is not None:
+            name, arguments = message
+            result, failure = None, None
+            try:
+                result = getattr(share, name)(*arguments)
+            except Exception as error:  # the leader reports it
+                failure = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            _send((failure, result), 0)
+    except RuntimeError:
+        if not signals:  # else it is the leader who tells
+            print(f"convcvx: error: process 0 of {share.size} was lost: {GO_ON}", file=sys.stderr)
+        sys.exit(1)
+    dist.destroy_process_group()
+    sys.exit(0)
+
+
+def _send(message: Any, rank: int) -> None:
+    data = torch.frombuffer(bytearray(pickle.dumps(message)), dtype=torch.uint8)
+    dist.send(torch.tensor(len(data)), rank)
+    dist.send(data, rank)
+
+
+def _receive(rank: int) -> Any:
+    size = torch.empty((), dtype=torch.int64)
+    dist.recv(size, rank)
+    data = torch.empty(int(size), dtype=torch.uint8)
+    dist.recv(data, rank)
+    return pickle.loads(data.numpy().tobytes())
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True

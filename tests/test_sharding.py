@@ -1,0 +1,287 @@
+"""Images shared out over processes: the same bits as in one, and a lost process costs nothing but the round."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.datasets import load_digits
+
+from convcvx import sharding
+from convcvx.certificate import certify_parameters
+from convcvx.errors import InputError, WorkerError
+from convcvx.images import StreamedImages
+from convcvx.patches import PatchEmbedding, PatchSpec
+from convcvx.responses import Responses
+from convcvx.sharding import ShardedResponses, Team, add, segments, share
+from convcvx.training import build_problem, solve_problem
+from tests.conftest import random_parameters
+
+# -- the arithmetic, in this process ------------------------------------------------------------------
+
+
+@given(st.integers(1, 10**6), st.integers(1, 40))
+def test_segments_cover_the_images_and_shares_the_segments(n, size):
+    places = segments(n)
+    assert len(places).bit_count() == 1
+    assert [place.stop for place in places] == [place.start for place in places[1:]] + [n]
+    assert places[0].start == 0
+    lengths = [place.stop - place.start for place in places]
+    assert max(lengths) - min(lengths) <= 1
+    assert n < 2 * sharding.SEGMENT or min(lengths) >= sharding.SEGMENT
+    assert [i for rank in range(size) for i in share(len(places), rank, size)] == list(range(len(places)))
+
+
+@given(st.integers(0, 5), st.integers(1, 7), st.integers(0, 99))
+def test_a_pairwise_sum_does_not_depend_on_who_adds_what(level, size, seed):
+    count = 2**level
+    values = torch.randn(count, generator=torch.Generator().manual_seed(seed)) * 1e3
+    roots = []
+    for parts in (1, size):
+        total: sharding.Nodes = {}
+        for rank in range(parts):
+            nodes: sharding.Nodes = {}
+            for i in share(count, rank, parts):
+                add(nodes, (0, i), [values[i]])
+            for place, terms in nodes.items():
+                add(total, place, terms)
+        assert list(total) == [(level, 0)]
+        roots.append(total[level, 0][0])
+    assert torch.equal(*roots)
+    assert roots[0] == pytest.approx(float(values.double().sum()), abs=1e-1)
+
+
+def test_negative_control_a_running_sum_does_depend_on_it():
+    values = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    running = [values[:k].cumsum(0)[-1] + values[k:].cumsum(0)[-1] for k in range(1, 1000)]
+    assert len(set(map(float, running))) > 1
+
+
+class Rehearsal(Team):
+    """A team whose workers live in this process."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.shares = [self._share, *(sharding._Share(rank, size) for rank in range(1, size))]
+        self._share.size = size
+
+    def _run(self, name, arguments, own=lambda: None):
+        others = [getattr(part, name)(*arguments(rank)) for rank, part in enumerate(self.shares) if rank > 0]
+        return [own(), *others]
+
+
+def images(n: int = 45) -> torch.Tensor:
+    return torch.rand(n, 2, 6, 5, generator=torch.Generator().manual_seed(0))
+
+
+def identity(source):
+    return source
+
+
+def sharded_problem(size: int, loss: str = "squared", dtype: torch.dtype = torch.float64):
+    team, data = Rehearsal(size), images()
+    team.share_out(data, identity, data)
+    embedding = team.fit(data, PatchSpec(3, rank=6, whiten=0.1))
+    targets = torch.arange(len(data)) % 3
+    return build_problem(
+        data, targets, 0.01, embedding=embedding, pooling=2, loss=loss, dtype=dtype, responses=team.responses
+    )
+
+
+@pytest.fixture
+def short_segments(monkeypatch):
+    monkeypatch.setattr(sharding, "SEGMENT", 5)  # 45 images: 8 segments
+
+
+def every_pass(problem) -> list[torch.Tensor]:
+    filters, weights, intercept = random_parameters(problem, 4)
+    dual = problem.dual_point(problem.responses.predict(filters, weights, intercept))
+
+    def residual(predictions, where):
+        return predictions.square() * (where[:, None] + 1)
+
+    batch = torch.tensor([44, 3, 17, 2])
+    responses = problem.responses
+    return [
+        responses.embedding.basis,
+        responses.predict(filters, weights, intercept),
+        *responses.gram(filters, problem.targets),
+        responses.correlate(filters, dual),
+        *responses.ascent(filters, dual, weights),
+        *responses.gradients(filters, weights, intercept, residual),
+        *responses.gradients(filters, weights, intercept, residual, batch),
+        responses.to(images=responses.images[batch]).matrix(filters),
+        problem.with_dtype(torch.float64).responses.correlate(filters, dual),
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_every_pass_gives_the_same_bits_in_any_number_of_processes(short_segments, dtype):
+    alone = sharded_problem(1, dtype=dtype)
+    assert isinstance(alone.responses, ShardedResponses)
+    for size in (2, 3, 8, 11):  # 11: some have no segment
+        pairs = zip(every_pass(alone), every_pass(sharded_problem(size, dtype=dtype)), strict=True)
+        assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
+
+
+def test_every_pass_agrees_with_plain_responses(short_segments):
+    sharded = sharded_problem(3)
+    embedding = PatchEmbedding.fit(images(), PatchSpec(3, rank=6, whiten=0.1))
+    plain = build_problem(images(), torch.arange(45) % 3, 0.01, embedding=embedding, pooling=2, dtype=torch.float64)
+    assert type(plain.responses) is Responses
+    for ours, theirs in zip(every_pass(sharded), every_pass(plain), strict=True):
+        assert float((ours - theirs).abs().max()) < 1e-11 * float(theirs.abs().max())
+
+
+@pytest.mark.parametrize("loss", ["squared", "cross-entropy"])
+def test_training_and_certificate_are_the_same(short_segments, loss):
+    solutions, certificates = [], []
+    for size in (1, 2, 3):
+        problem = sharded_problem(size, loss)
+        solutions.append(solve_problem(problem, oracle="local", tol=1e-3, max_rounds=2))
+        found = certify_parameters(problem, solutions[-1].filters, solutions[-1].weights, oracle="local")
+        certificates.append((found.primal, found.dual, found.g_max))
+    assert solutions[0].n_filters > 1
+    assert all(torch.equal(solutions[0].filters, other.filters) for other in solutions[1:])
+    assert certificates[0] == certificates[1] == certificates[2]
+
+
+def test_a_worker_reads_nothing_but_its_share(short_segments):
+    pixels = np.random.default_rng(0).random((45, 6, 5, 2), dtype=np.float32)
+    place = segments(45)[4]
+    hidden = pixels.copy()
+    hidden[: place.start] = np.nan  # the leader's share
+    results = []
+    for pages in (pixels, hidden):
+        worker = sharding._Share(1, 2)
+        worker.load(identity, StreamedImages(pages), 45)
+        worker.build(0, PatchEmbedding.fit(StreamedImages(pixels), PatchSpec(3)), None, {"device": "cpu"})
+        dual = torch.ones(45 - place.start, 3, dtype=torch.float64)
+        nodes = worker.correlate(0, dual, torch.ones(2, 18, dtype=torch.float64))
+        results.append([*worker.moment(PatchSpec(3)).values(), *nodes.values()])
+    assert all(torch.equal(a, b) for x, y in zip(*results, strict=True) for a, b in zip(x, y, strict=True))
+    assert all(bool(term.isfinite().all()) for terms in results[1] for term in terms)
+
+
+def test_other_data_in_a_worker_are_refused():
+    with pytest.raises(InputError, match="it found 45 images, process 0 44: give all machines the same data"):
+        sharding._Share(1, 2).load(identity, images(), 44)
+
+
+# -- real processes -----------------------------------------------------------------------------------
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+TRAIN = ["-m", "convcvx.cli", "train", "--pool", "2", "--beta-ratio", "0.02", "--tol", "0.01", "--json"]
+EQUAL = ("primal", "dual", "rel_gap", "beta_max", "n_filters", "rounds", "train_accuracy", "test_accuracy")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """2,200 noisy digits on disk: two segments."""
+    random, digits = np.random.default_rng(0), load_digits()
+    chosen = random.integers(len(digits.images), size=2400)
+    x = np.clip(16 * digits.images[chosen] + 20 * random.normal(size=(2400, 8, 8)), 0, 255).astype(np.uint8)
+    y = digits.target[chosen]
+    folder = tmp_path_factory.mktemp("data")
+    for key, array in {"x_train": x[:2200], "y_train": y[:2200], "x_test": x[2200:], "y_test": y[2200:]}.items():
+        np.save(folder / f"{key}.npy", array)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(folder, tmp_path_factory) -> dict:
+    """The uninterrupted run of one process."""
+    out = tmp_path_factory.mktemp("runs") / "alone"
+    command = [sys.executable, *TRAIN, "--data", str(folder), "--max-rounds", "3", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+    assert done.returncode == 3, done.stderr
+    return json.loads(done.stdout)
+
+
+def team(processes: int, *arguments: object) -> subprocess.Popen[str]:
+    command = [*TORCHRUN, "--nproc-per-node", str(processes), *TRAIN, *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+
+
+def member(running: subprocess.Popen[str], rank: int) -> int:
+    """The process id of `rank`."""
+    children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+    for pid in children:
+        if f"RANK={rank}" in Path(f"/proc/{pid}/environ").read_text().split("\0"):
+            return int(pid)
+    raise AssertionError(f"no process of rank {rank}")
+
+
+def wait_for_round(out: Path, number: int) -> None:
+    deadline = time.monotonic() + 120
+    while not (out / "history.json").exists() or len(json.loads((out / "history.json").read_text())) <= number:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_two_processes_give_what_one_gives(folder, alone, tmp_path):
+    running = team(2, "--data", folder, "--max-rounds", 3, "--out", tmp_path / "two")
+    output, text = running.communicate(timeout=300)
+    assert len(output.splitlines()) == 1, text  # from the leader alone
+    metrics = json.loads(output)
+    assert "2 processes" in text
+    assert alone["primal"] > alone["dual"] > 0
+    for name in EQUAL:
+        assert metrics[name] == pytest.approx(alone[name], rel=1e-8), name
+
+
+@pytest.mark.parametrize(
+    ("rank", "message"), [(1, "worker 1 of 2 was lost: go on with --resume"), (0, "process 0 of 2 was lost: go on")]
+)
+def test_a_killed_process_ends_the_run_and_one_process_goes_on(folder, alone, tmp_path, rank, message):
+    out = tmp_path / "killed"
+    running = team(2, "--data", folder, "--max-rounds", 3, "--out", out)
+    wait_for_round(out, 1)
+    os.kill(member(running, rank), signal.SIGKILL)
+    output, text = running.communicate(timeout=120)
+    assert running.returncode != 0
+    assert [line for line in text.splitlines() if line.startswith("convcvx:")] == [
+        f"convcvx: error: {message.split(':')[0]}: {sharding.GO_ON}"
+    ]
+    assert message in text
+    assert not (out / "metrics.json").exists()
+    if rank == 1:
+        assert json.loads(output)["status"] == "lost_worker"
+    command = [sys.executable, *TRAIN, "--resume", "--out", str(out)]
+    command = [part for part in command if part not in ("--pool", "2", "--beta-ratio", "0.02", "--tol", "0.01")]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+    metrics = json.loads(done.stdout)
+    for name in EQUAL:
+        assert metrics[name] == pytest.approx(alone[name], rel=1e-8), name
+
+
+def test_bad_input_is_reported_once(tmp_path):
+    running = team(2, "--data", tmp_path / "nothing.npz", "--out", tmp_path / "run")
+    output, text = running.communicate(timeout=120)
+    assert json.loads(output)["status"] == "bad_input"
+    assert text.count("convcvx: error:") == 1
+
+
+def test_sigterm_names_the_workers_that_are_gone():
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    rehearsal = Rehearsal(3)
+    here = sharding.socket.gethostname()
+    rehearsal._places = {1: (here, os.getpid()), 2: (here, gone.pid)}
+    with pytest.raises(WorkerError, match="worker 2 of 3 was lost: go on"):
+        rehearsal._terminated()
+    rehearsal._places.pop(2)
+    with pytest.raises(WorkerError, match="stopped by SIGTERM: go on"):
+        rehearsal._terminated()
