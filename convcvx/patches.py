@@ -8,7 +8,6 @@ and the hidden bias are nothing but this (r, h) basis.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,24 +83,30 @@ class PatchSpec:
             (padded[1] - self.kernel_size[1]) // self.stride[1] + 1,
         )
 
-    def rows(self, images: Tensor) -> Tensor:
-        """(b, C, H, W) images to (b, K, h) patch rows, K in row-major order, h = C*kh*kw (+1 if `constant`)."""
+    def columns(self, images: Tensor) -> Tensor:
+        """(b, C, H, W) images to (h, b*K) patches, one a column, K in row-major order, h = C*kh*kw (+1 if `constant`).
+
+        Columns, not rows: neighbouring positions are then neighbours in memory, and unrolling copies whole lines.
+        """
         if any(self.padding):
             vertical, horizontal = self.padding
             images = F.pad(images, (horizontal, horizontal, vertical, vertical))
         windows = images.unfold(2, self.kernel_size[0], self.stride[0]).unfold(3, self.kernel_size[1], self.stride[1])
-        windows = windows.permute(0, 2, 3, 1, 4, 5)  # (b, rows, columns, C, kh, kw), still a view
-        b, height, width = windows.shape[:3]
-        size = windows[0, 0, 0].numel()
-        rows = images.new_empty(b, height * width, size + self.constant)
-        rows[..., :size].unflatten(1, (height, width)).unflatten(3, windows.shape[3:]).copy_(windows)
+        windows = windows.permute(1, 4, 5, 0, 2, 3)  # (C, kh, kw, b, rows, columns), still a view
+        size = windows[..., 0, 0, 0].numel()
+        columns = images.new_empty(size + self.constant, windows[0, 0, 0].numel())
+        patches = columns[:size]
+        patches.view(windows.shape).copy_(windows)
         if self.contrast is not None:
-            patch = rows[..., :size]
-            variance, mean = torch.var_mean(patch, dim=-1, correction=0, keepdim=True)
-            patch.sub_(mean).div_((variance + self.contrast).sqrt_())
+            variance, mean = torch.var_mean(patches, dim=0, correction=0)
+            patches.sub_(mean).div_((variance + self.contrast).sqrt_())
         if self.constant:
-            rows[..., size] = 1.0
-        return rows
+            columns[size] = 1.0
+        return columns
+
+    def rows(self, images: Tensor) -> Tensor:
+        """(b, C, H, W) images to (b, K, h) patch rows, a view of `columns`."""
+        return self.columns(images).T.unflatten(0, (len(images), -1))
 
 
 @dataclass(frozen=True)
@@ -133,7 +138,7 @@ class PatchEmbedding:
         return len(self.basis)
 
     @classmethod
-    def fit(cls, images: Tensor, spec: PatchSpec, chunk: int = 256) -> PatchEmbedding:
+    def fit(cls, images: Tensor, spec: PatchSpec, chunk: int = 64) -> PatchEmbedding:
         """Fit the basis to (n, C, H, W) images, with one pass over them."""
         spec.output_size(*images.shape[2:])
         moment = _second_moment(images, spec, chunk)
@@ -172,15 +177,11 @@ class PatchEmbedding:
 def _second_moment(images: Tensor, spec: PatchSpec, chunk: int) -> Tensor:
     """(h, h) mean of row rowᵀ over all patch rows, accumulated in float64."""
     total, count = torch.zeros((), dtype=torch.float64), 0
-    for rows in _row_chunks(images, spec, chunk):
-        total = total + rows.T @ rows
-        count += len(rows)
-    return total / count
-
-
-def _row_chunks(images: Tensor, spec: PatchSpec, chunk: int) -> Iterator[Tensor]:
     for part in images.split(chunk):
-        yield spec.rows(part.double()).flatten(0, 1)
+        columns = spec.columns(part.double())
+        total = total + columns @ columns.T
+        count += columns.shape[1]
+    return total / count
 
 
 def _basis(moment: Tensor, spec: PatchSpec, size: int) -> tuple[Tensor, float]:
