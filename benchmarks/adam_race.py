@@ -2,12 +2,12 @@
 
     python benchmarks/adam_race.py tune            # learning rates, on 10,000 images
     python benchmarks/adam_race.py run adam        # then sgd, convcvx; one process each, one after the other
-    python benchmarks/adam_race.py judge           # objectives in float64; writes results/adam_race.md and .png
+    python benchmarks/adam_race.py judge           # objectives in float64; writes results/adam_race.md
 
 60,000 images, 5x5 filters, 4x4 average pooling, squared loss, beta = 1e-3, no biases. The rivals train
 Conv2d → ReLU → AvgPool2d → Linear with torch's own weight decay, which is beta, a cosine schedule and mini-batches of
-128; their clock stops while a snapshot is taken. The judge rebuilds every snapshot's objective in float64 from weights and images,
-neurons balanced, with code that neither side uses. Snapshots go to checkpoints/adam_race.
+128; their clock stops while a snapshot is taken. The judge rebuilds the objective of every snapshot in float64 from
+weights and images, neurons balanced, with code that neither side uses. Snapshots go to checkpoints/adam_race.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: waiting threads that spin would count as work
 
 import torch
+from machine import machine
 from torch import Tensor, nn
 
 from convcvx.data import load
@@ -141,6 +142,46 @@ def run_convcvx(images: Tensor, onehot: Tensor, save: Callable) -> None:
     solve_problem(problem, tol=2e-2, max_filters=2 * WIDTH, callback=callback, time_limit=500)
 
 
+def judge(data_dir: str, last_only: bool) -> None:
+    """Every snapshot's objective in float64, as a table."""
+    images, onehot = load_mnist(data_dir)
+    traces = {
+        name: torch.load(FOLDER / f"{name}.pt")
+        for name in ("adam", "sgd", "convcvx")
+        if (FOLDER / f"{name}.pt").exists()
+    }
+    tuned = json.loads((FOLDER / "rates.json").read_text())
+    lines = [
+        "# Adam and SGD against convcvx",
+        "",
+        f"`python benchmarks/adam_race.py` on {machine()}, shared with other work: CPU seconds are the fairer clock. "
+        f"MNIST 60,000, 5x5 filters, 4x4 pooling, squared loss, beta {BETA}, no biases; rivals with {WIDTH} filters, "
+        f"batches of {BATCH}, "
+        f"cosine schedule. Rates tuned on {tuned['images']:,} images for {tuned['epochs']} epochs: "
+        + "; ".join(
+            f"{name} " + ", ".join(f"{r}: {v:.4f}" for r, v in found.items())
+            for name, found in tuned["objectives"].items()
+        )
+        + ".",
+        "",
+        "| competitor | epoch or round | seconds | CPU seconds | filters | objective | lower bound (estimate) |",
+        "|---" * 7 + "|",
+    ]
+    for name, trace in traces.items():
+        chosen = (
+            trace[-1:] if last_only else trace if name == "convcvx" else [t for t in trace if t["step"] in SNAPSHOTS]
+        )
+        for point in chosen:
+            value = objective(*point["parameters"], images, onehot)
+            bound = f"{point['lower_bound']:.5f}" if "lower_bound" in point else ""
+            lines.append(
+                f"| {name} | {point['step']} | {point['seconds']:.0f} | {point['cpu_seconds']:.0f} "
+                f"| {len(point['parameters'][0])} | {value:.5f} | {bound} |"
+            )
+            print(lines[-1], flush=True)
+    (RESULTS / "adam_race.md").write_text("\n".join(lines) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=("tune", "run", "judge"))
@@ -148,13 +189,14 @@ def main() -> None:
     parser.add_argument("--data-dir", default="../shared/data")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--rate", type=float, help="instead of the best of `tune`")
+    parser.add_argument("--last", action="store_true", help="judge the last snapshot of each only")
     arguments = parser.parse_args()
     if arguments.action == "tune":
         tune(arguments.data_dir)
     elif arguments.action == "run":
         run(arguments.competitor, arguments.data_dir, arguments.epochs, arguments.rate)
     else:
-        judge(arguments.data_dir)
+        judge(arguments.data_dir, arguments.last)
 
 
 if __name__ == "__main__":

@@ -63,7 +63,9 @@ def measure(shape: tuple[int, int, int], size: int, pool: int, m: int) -> dict[s
     """GFLOP/s of every pass for `m` filters of size x size."""
     random = torch.Generator().manual_seed(0)
     images = torch.rand(N, *shape, generator=random)
-    responses = Responses(images, PatchEmbedding.fit(images[:64], PatchSpec(size)), Pooling.of(pool), dtype=torch.float32)
+    responses = Responses(
+        images, PatchEmbedding.fit(images[:64], PatchSpec(size)), Pooling.of(pool), dtype=torch.float32
+    )
     filters = torch.randn(m, responses.dim, generator=random)
     weights = torch.randn(m, responses.n_cells, 10, generator=random)
     intercept, dual = torch.zeros(10), torch.randn(N, 10, generator=random)

@@ -54,12 +54,12 @@ class _Coordinates:
         filters, weights = _balanced(solution)
         self._shape = weights.shape
         images = torch.randperm(problem.n, generator=generator)[:SAMPLE].sort().values
-        sample = problem.responses.to(images=problem.responses.images[images.to(problem.responses.device)])
-        gram, _ = sample.gram(filters, problem.targets[images])
+        sample = problem.sample(images)
+        gram, _ = sample.responses.gram(filters, sample.targets)
         self._mean = gram[:-1, -1:] * problem.intercept
         moment = gram[:-1, :-1] - self._mean @ self._mean.T
         weight_factor = _factor(moment, problem.beta)
-        filter_factor = _factor(_patch_moment(sample), 0.0)
+        filter_factor = _factor(_patch_moment(sample.responses), 0.0)
         matrix = weights.flatten(0, 1)
         start = [filters @ filter_factor, weight_factor.T @ matrix, solution.intercept + (self._mean.T @ matrix)[0]]
         # The descent needs no more precision than the passes over the images have.
