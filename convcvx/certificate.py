@@ -75,8 +75,13 @@ class Certificate:
 
     @property
     def meaning(self) -> str:
-        """The scope in words."""
-        return SCOPES[self.scope]
+        """The scope in words; for a local search also how much of the landscape it saw."""
+        if not {"starts", "basins", "unseen_mass"} <= set(self.search):
+            return SCOPES[self.scope]
+        return (
+            f"{SCOPES[self.scope]} ({self.search['starts']} climbs ended in {self.search['basins']} distinct maxima; "
+            f"another climb would find a new one with probability about {self.search['unseen_mass']:.2f}, Good-Turing)"
+        )
 
     def with_bound_of(self, other: Certificate) -> Certificate:
         """The same network against the better of two lower bounds on the same problem: a proof before an estimate.

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from convcvx.images import Images
 from convcvx.network import TwoLayerCNN
 from convcvx.stacked_network import Link
 
@@ -20,7 +21,7 @@ BATCH = 64
 
 
 @torch.no_grad()
-def fit_link(stage: TwoLayerCNN, images: Tensor, channels: int, downsample: int, device: str = "cpu") -> Link:
+def fit_link(stage: TwoLayerCNN, images: Images, channels: int, downsample: int, device: str = "cpu") -> Link:
     """The link that keeps the principal channels of the maps of `stage` on `images`, scaled to mean square 1.
 
     The directions are eigenvectors of the second moment of the maps, not centred: a stage has no free bias that could
@@ -45,19 +46,19 @@ def fit_link(stage: TwoLayerCNN, images: Tensor, channels: int, downsample: int,
 
 
 @torch.no_grad()
-def stream_features(stage: nn.Module, link: nn.Module, images: Tensor, device: str = "cpu") -> Iterator[Tensor]:
+def stream_features(stage: nn.Module, link: nn.Module, images: Images, device: str = "cpu") -> Iterator[Tensor]:
     """The features of the images (n, C, H, W) in half precision, batch by batch."""
     stage, link = stage.to(device), link.to(device)
     for part in images.split(BATCH):
         yield link(_maps(stage, part)).half().cpu()
 
 
-def feature_shape(stage: nn.Module, link: nn.Module, images: Tensor) -> tuple[int, ...]:
+def feature_shape(stage: nn.Module, link: nn.Module, images: Images) -> tuple[int, ...]:
     """Channels, height and width of the features."""
     return tuple(next(stream_features(stage, link, images[:1])).shape[1:])
 
 
-def cache_features(file: Path, stage: nn.Module, link: nn.Module, images: Tensor, device: str = "cpu") -> Tensor:
+def cache_features(file: Path, stage: nn.Module, link: nn.Module, images: Images, device: str = "cpu") -> Tensor:
     """The features of all images, float16, mapped from `file`, which may be the one that `images` are mapped from."""
     shape = feature_shape(stage, link, images)
     fresh = file.with_suffix(".new")
@@ -69,7 +70,7 @@ def cache_features(file: Path, stage: nn.Module, link: nn.Module, images: Tensor
     return features
 
 
-def _maps(stage: nn.Module, images: Tensor) -> Tensor:
+def _maps(stage: nn.Module, images: Images) -> Tensor:
     """The rectified maps of a `TwoLayerCNN`."""
     convolution, relu, *_ = stage.children()
     return relu(convolution(images.to(next(stage.parameters()))))

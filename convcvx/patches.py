@@ -9,7 +9,6 @@ and the hidden bias are nothing but this (r, h) basis.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,24 +87,30 @@ class PatchSpec:
             (padded[1] - self.kernel_size[1]) // self.stride[1] + 1,
         )
 
-    def rows(self, images: Tensor) -> Tensor:
-        """(b, C, H, W) images to (b, K, h) patch rows, K in row-major order, h = C*kh*kw (+1 if `constant`)."""
+    def columns(self, images: Tensor) -> Tensor:
+        """(b, C, H, W) images to (h, b*K) patches, one a column, K in row-major order, h = C*kh*kw (+1 if `constant`).
+
+        Columns, not rows: neighbouring positions are then neighbours in memory, and unrolling copies whole lines.
+        """
         if any(self.padding):
             vertical, horizontal = self.padding
             images = F.pad(images, (horizontal, horizontal, vertical, vertical))
         windows = images.unfold(2, self.kernel_size[0], self.stride[0]).unfold(3, self.kernel_size[1], self.stride[1])
-        windows = windows.permute(0, 2, 3, 1, 4, 5)  # (b, rows, columns, C, kh, kw), still a view
-        b, height, width = windows.shape[:3]
-        size = windows[0, 0, 0].numel()
-        rows = images.new_empty(b, height * width, size + self.constant)
-        rows[..., :size].unflatten(1, (height, width)).unflatten(3, windows.shape[3:]).copy_(windows)
+        windows = windows.permute(1, 4, 5, 0, 2, 3)  # (C, kh, kw, b, rows, columns), still a view
+        size = windows[..., 0, 0, 0].numel()
+        columns = images.new_empty(size + self.constant, windows[0, 0, 0].numel())
+        patches = columns[:size]
+        patches.view(windows.shape).copy_(windows)
         if self.contrast is not None:
-            patch = rows[..., :size]
-            variance, mean = torch.var_mean(patch, dim=-1, correction=0, keepdim=True)
-            patch.sub_(mean).div_((variance + self.contrast).sqrt_())
+            variance, mean = torch.var_mean(patches, dim=0, correction=0)
+            patches.sub_(mean).div_((variance + self.contrast).sqrt_())
         if self.constant:
-            rows[..., size] = 1.0
-        return rows
+            columns[size] = 1.0
+        return columns
+
+    def rows(self, images: Tensor) -> Tensor:
+        """(b, C, H, W) images to (b, K, h) patch rows, a view of `columns`."""
+        return self.columns(images).T.unflatten(0, (len(images), -1))
 
 
 @dataclass(frozen=True)
@@ -181,15 +186,11 @@ def second_moment(images: Images, spec: PatchSpec, chunk: int = CHUNK) -> Tensor
     positions = math.prod(spec.output_size(*images.shape[2:]))
     image_bytes = 8 * math.prod(images.shape[1:]) + 8 * positions * images.shape[1] * math.prod(spec.kernel_size)
     total, count = torch.zeros((), dtype=torch.float64), 0
-    for rows in _row_chunks(images, spec, min(chunk, max(1, CHUNK_BYTES // image_bytes))):
-        total = total + rows.T @ rows
-        count += len(rows)
+    for part in images.split(min(chunk, max(1, CHUNK_BYTES // image_bytes))):
+        columns = spec.columns(part.double())
+        total = total + columns @ columns.T
+        count += columns.shape[1]
     return total / count
-
-
-def _row_chunks(images: Images, spec: PatchSpec, chunk: int) -> Iterator[Tensor]:
-    for part in images.split(chunk):
-        yield spec.rows(part.double()).flatten(0, 1)
 
 
 def _basis(moment: Tensor, spec: PatchSpec, size: int) -> tuple[Tensor, float]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convcvx.errors import InputError
@@ -141,3 +142,87 @@ class Pooling:
         if self.kind == "grid":
             return nn.AdaptiveAvgPool2d(self.size)
         return nn.AvgPool2d(self.size, self.stride) if self.kind == "window" else nn.Identity()
+
+
+class Pool:
+    """`Pooling` applied to rectified responses of a height x width map, and its adjoint.
+
+    Grids and windows run through torch's own pooling in its channels-last layout, which visits a response once;
+    global pooling and matrices are matrix products.
+
+    Parameters
+    ----------
+    pooling : Pooling
+    height, width : int
+        Rows and columns of patch positions.
+    dtype, device
+        Of the responses.
+    """
+
+    def __init__(self, pooling: Pooling, height: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
+        matrix = pooling.matrix(height, width)
+        self.n_cells = height * width if matrix is None else len(matrix)
+        self._map, self._cells = (height, width), pooling.output_size(height, width)
+        self._kind, self._size, self._stride = pooling.kind, pooling.size, pooling.stride
+        if pooling.kind == "grid" and height % pooling.size[0] == 0 and width % pooling.size[1] == 0:
+            self._kind = "window"
+            self._size = self._stride = height // pooling.size[0], width // pooling.size[1]
+        if self.n_cells == 1:
+            self._kind = "matrix"
+        elif matrix is None or (len(matrix) == height * width and torch.equal(matrix, torch.eye(len(matrix)).double())):
+            self._kind = "none"
+        self._matrix = matrix.to(device, dtype) if matrix is not None and self._kind == "matrix" else None
+
+    def __call__(self, active: Tensor) -> Tensor:
+        """(b, K, m) responses to (b, P, m)."""
+        if self._kind == "none":
+            return active
+        if self._matrix is not None:
+            return self._matrix @ active
+        maps = self._maps(active, self._map)
+        if self._kind == "grid":
+            return self._flat(F.adaptive_avg_pool2d(maps, self._size))
+        return self._flat(F.avg_pool2d(maps, self._size, self._stride))
+
+    def pullback_(self, slopes: Tensor, active: Tensor) -> Tensor:
+        """Slopes (b, P, m) in the pooled responses to slopes (b, K, m) before rectifying, in place of `active`."""
+        if self._kind == "window" and self._tiles:
+            cells = slopes.mul_(1.0 / (self._size[0] * self._size[1]))
+            cells = cells.view(len(cells), self._cells[0], 1, self._cells[1], 1, -1)
+            tiles = active.view(len(cells), self._cells[0], self._size[0], self._cells[1], self._size[1], -1)
+            _mask_(cells.expand_as(tiles), tiles)
+            return active
+        return _mask_(self._spread(slopes, active), active)
+
+    @property
+    def _tiles(self) -> bool:
+        """Whether every position lies in exactly one window."""
+        whole = tuple(size * count for size, count in zip(self._size, self._cells, strict=True))
+        return self._size == self._stride and whole == self._map
+
+    def _spread(self, slopes: Tensor, active: Tensor) -> Tensor:
+        """(b, P, m) to (b, K, m), the adjoint of pooling alone."""
+        if self._kind == "none":
+            return slopes
+        if self._matrix is not None:
+            return self._matrix.T @ slopes
+        maps, cells = self._maps(active, self._map), self._maps(slopes, self._cells)
+        if self._kind == "grid":
+            return self._flat(torch.ops.aten._adaptive_avg_pool2d_backward(cells, maps))
+        return self._flat(
+            torch.ops.aten.avg_pool2d_backward(cells, maps, self._size, self._stride, (0, 0), False, True, None)
+        )
+
+    @staticmethod
+    def _maps(rows: Tensor, size: tuple[int, int]) -> Tensor:
+        """(b, K, m) as (b, m, height, width), channels last in memory."""
+        return rows.unflatten(1, size).permute(0, 3, 1, 2)
+
+    @staticmethod
+    def _flat(maps: Tensor) -> Tensor:
+        return maps.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def _mask_(slopes: Tensor, active: Tensor) -> Tensor:
+    """`slopes` where `active` is positive, else zero; written into `active`."""
+    return torch.ops.aten.threshold_backward.grad_input(slopes, active, 0, grad_input=active)

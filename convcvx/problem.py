@@ -73,6 +73,11 @@ class Problem:
         """The same problem with its passes in another arithmetic."""
         return replace(self, responses=self.responses.to(dtype=dtype))
 
+    def sample(self, images: Tensor) -> Problem:
+        """The same problem on some of its images (indices)."""
+        responses = self.responses.to(images=self.responses.images[images.to(self.responses.device)])
+        return replace(self, responses=responses, targets=self.targets[images])
+
     def primal(self, predictions: Tensor, weights: Tensor) -> float:
         """(1/n) Σ ℓ(f_i, y_i) + β Σ_j ‖V_j‖_F for f = `predictions` (n, c) and V = `weights` (m, P, c)."""
         data_term = float(self.loss.value(predictions, self.targets).mean())

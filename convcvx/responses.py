@@ -1,13 +1,19 @@
 """Pooled ReLU responses φ_p(x_i; u) = Σ_k w_pk (x_ik·u)_+ and their adjoints, streamed over the images.
 
-Nothing here is ever O(n·K·h): images are unrolled into patch rows a cache-sized chunk at a time, multiplied
-with all filters in one GEMM, rectified and pooled. Pooled responses, O(n·m·P), are handed out in blocks.
-Sums over images are accumulated in float64 whatever the dtype of the arithmetic.
+Nothing here is ever O(n·K·h): a few images at a time are unrolled into patches, multiplied with all filters in one
+GEMM, rectified and pooled before they leave the cache. Pooled responses, O(n·m·P), are handed out in blocks. On a
+CPU each core works on spans of images of its own, which scales where a shared GEMM of this size does not; the spans
+are summed in their order, so that results do not depend on the number of cores. Sums over images are accumulated in
+float64 whatever the dtype of the arithmetic.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,17 +21,31 @@ from torch import Tensor
 from convcvx.errors import InputError
 from convcvx.images import Images
 from convcvx.patches import PatchEmbedding
-from convcvx.pooling import Pooling
+from convcvx.pooling import Pool, Pooling
 
-CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 1 << 28}
-"""Patch rows and responses of one chunk: about the L2 cache on a CPU, large enough to fill a GPU."""
+CHUNK_BYTES = {"cpu": 1 << 20, "cuda": 1 << 28}
+"""Patches or responses of one chunk: about the L2 cache of a core, large enough to fill a GPU."""
+SPAN = {"cpu": 64, "cuda": 1 << 20}
+"""Images that one core works through at a time."""
 BLOCK_BYTES = 16 << 20
 """Pooled responses handed out at once."""
+STRIPE = 512
+"""Columns of the Gram matrix computed at a time: of each stripe only what lies on and above the diagonal."""
 PRECISE_SIZE = 2e7
 """Patch entries n·K·h up to which the arithmetic is float64 by default; above, it is float32."""
 
 Residual = Callable[[Tensor, Tensor], Tensor]
-"""(predictions (b, c), image indices (b,)) to the gradient of the objective in the predictions, (b, c)."""
+"""(predictions (b, c), image indices (b,)) to the gradient of the objective in the predictions, (b, c).
+
+It is called from several threads at once.
+"""
+Result = TypeVar("Result")
+
+
+@cache
+def _workers(count: int) -> ThreadPoolExecutor:
+    """`count` threads whose own operations run on one core each."""
+    return ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
 
 
 class Responses:
@@ -76,11 +96,10 @@ class Responses:
             dtype = torch.float64 if size <= PRECISE_SIZE else torch.float32
         self.dtype = dtype
         self.chunk_bytes = chunk_bytes or CHUNK_BYTES[self.device.type]
-        pool = self.pooling.matrix(*self.map_size)
-        self.n_cells = self.n_positions if pool is None else len(pool)
-        identity = pool is None or (pool.shape[0] == pool.shape[1] and torch.equal(pool, torch.eye(len(pool)).double()))
-        self._pool = None if pool is None or identity else pool.to(self.device, dtype)
+        self._pool = Pool(self.pooling, *self.map_size, dtype, self.device)
+        self.n_cells = self._pool.n_cells
         self._basis = embedding.basis.to(self.device, dtype)
+        self._buffers = threading.local()
 
     def to(self, *, dtype: torch.dtype | None = None, images: Images | None = None) -> Responses:
         """The same map in another dtype or on other images."""
@@ -95,46 +114,69 @@ class Responses:
 
     # -- one chunk ------------------------------------------------------------------------------------
 
-    def _chunks(self, m: int, start: int, stop: int) -> Iterator[slice]:
-        """Slices of images whose rows and responses to `m` filters fill about `chunk_bytes`."""
+    def _chunks(self, m: int, span: slice) -> Iterator[slice]:
+        """Slices of images whose patches, or responses to `m` filters, fill about `chunk_bytes`."""
         width = max(self._basis.shape[1], m) * self.n_positions * self.dtype.itemsize
         size = max(1, self.chunk_bytes // width)
-        for first in range(start, stop, size):
-            yield slice(first, min(first + size, stop))
+        for first in range(span.start, span.stop, size):
+            yield slice(first, min(first + size, span.stop))
 
     def rows(self, where: slice | Tensor) -> Tensor:
         """(b, K, h) raw patch rows of some images."""
         return self.embedding.spec.rows(self.images[where].to(self.dtype))
 
-    def _activate(self, rows: Tensor, raw: Tensor) -> Tensor:
-        """(x_ik·u_j)_+ as (b, K, m)."""
-        return (rows.flatten(0, 1) @ raw.T).relu_().unflatten(0, rows.shape[:2])
+    def _columns(self, where: slice | Tensor) -> Tensor:
+        """(h, b·K) raw patches of some images."""
+        return self.embedding.spec.columns(self.images[where].to(self.dtype))
 
-    def _pooled(self, active: Tensor) -> Tensor:
-        """(b, K, m) to (b, P, m)."""
-        return active if self._pool is None else self._pool @ active
+    def _activate(self, columns: Tensor, raw: Tensor) -> Tensor:
+        """(x_ik·u_j)_+ as (b, K, m), in memory that the thread's next call reuses."""
+        out = self._scratch(columns.shape[1], len(raw))
+        return torch.mm(columns.T, raw.T, out=out).relu_().unflatten(0, (-1, self.n_positions))
 
-    def _pullback(self, slopes: Tensor, active: Tensor, rows: Tensor) -> Tensor:
-        """Gradient (m, h) in the raw kernels of <slopes (b, P, m), pooled responses>; overwrites `active`."""
-        spread = slopes if self._pool is None else self._pool.T @ slopes
-        spread = spread.mul_(active.sign_()) if spread is not slopes else spread * active.sign_()
-        return spread.flatten(0, 1).T @ rows.flatten(0, 1)
+    def _scratch(self, rows: int, m: int) -> Tensor:
+        """(rows, m) uninitialised: fresh pages for every chunk would cost as much as the arithmetic."""
+        buffer = getattr(self._buffers, "active", None)
+        if buffer is None or buffer.numel() < rows * m:
+            buffer = self._buffers.active = torch.empty(rows * m, dtype=self.dtype, device=self.device)
+        return buffer[: rows * m].view(rows, m)
+
+    def _pullback(self, slopes: Tensor, active: Tensor, columns: Tensor) -> Tensor:
+        """Gradient (h, m) in the raw kernels of <slopes (b, P, m), pooled responses>; overwrites both."""
+        return columns @ self._pool.pullback_(slopes, active).flatten(0, 1)
 
     def _raw(self, filters: Tensor) -> Tensor:
         return filters.to(self.device, self.dtype) @ self._basis
 
+    def _each(self, work: Callable[[slice], Result], start: int, stop: int) -> Iterator[Result]:
+        """`work` on each span of the images from `start` to `stop`, in their order, on all cores."""
+        size = SPAN[self.device.type]
+        spans = [slice(first, min(first + size, stop)) for first in range(start, stop, size)]
+        threads = torch.get_num_threads()
+        if self.device.type != "cpu" or threads == 1 or len(spans) == 1:
+            return map(work, spans)
+        return _workers(threads).map(work, spans)
+
+    def _zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=torch.float64, device=self.device)
+
     # -- passes over all images -----------------------------------------------------------------------
 
-    def blocks(self, filters: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Yield (images, Φ (b, m, P)) until all images are through, at most about BLOCK_BYTES at a time."""
+    def blocks(self, filters: Tensor, block_bytes: int | None = None) -> Iterator[tuple[slice, Tensor]]:
+        """Yield (images, Φ (b, m, P)) until all images are through, at most about `block_bytes` at a time."""
         raw, m = self._raw(filters), len(filters)
-        size = max(1, BLOCK_BYTES // max(1, m * self.n_cells * self.dtype.itemsize))
+        size = max(1, (block_bytes or BLOCK_BYTES) // max(1, m * self.n_cells * self.dtype.itemsize))
         for start in range(0, self.n, size):
             stop = min(start + size, self.n)
             block = torch.empty(stop - start, m, self.n_cells, dtype=self.dtype, device=self.device)
-            for part in self._chunks(m, start, stop):
-                pooled = self._pooled(self._activate(self.rows(part), raw))
-                block[part.start - start : part.stop - start] = pooled.transpose(1, 2)
+
+            def fill(span: slice, block: Tensor = block, start: int = start) -> None:
+                for part in self._chunks(m, span):
+                    pooled = self._pool(self._activate(self._columns(part), raw))
+                    block[part.start - start : part.stop - start] = pooled.transpose(1, 2)
+
+            if m:
+                _exhaust(self._each(fill, start, stop))
             yield slice(start, stop), block
 
     def matrix(self, filters: Tensor) -> Tensor:
@@ -153,13 +195,17 @@ class Responses:
     def gram(self, filters: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """(AᵀA / n, AᵀY / n) in float64 for A = [Φ flattened to (n, m·P), 1] and targets Y (n, c)."""
         size = len(filters) * self.n_cells + 1
-        gram = torch.zeros(size, size, dtype=torch.float64, device=self.device)
-        moments = torch.zeros(size, targets.shape[1], dtype=torch.float64, device=self.device)
-        for where, block in self.blocks(filters):
+        gram, moments = self._zeros(size, size), self._zeros(size, targets.shape[1])
+        # Blocks of at least so many images keep the products, not their accumulation, the cost.
+        for where, block in self.blocks(filters, max(BLOCK_BYTES, 1024 * size * self.dtype.itemsize)):
             design = torch.cat([block.flatten(1), block.new_ones(len(block), 1)], dim=1)
-            gram += design.T @ design
+            for first in range(0, size, STRIPE):
+                stripe = slice(first, first + STRIPE)
+                gram[stripe, first:] += design[:, stripe].T @ design[:, first:]
             moments += design.T @ targets[where].to(design)
-        return gram.cpu().div_(self.n), moments.cpu().div_(self.n)
+        gram = gram.cpu().div_(self.n).triu_()
+        gram += gram.triu(1).T
+        return gram, moments.cpu().div_(self.n)
 
     def correlate(self, filters: Tensor, dual: Tensor) -> Tensor:
         """G (m, P, c) float64 with G_j[p] = Σ_i φ_p(x_i; u_j) Z_i, for Z = `dual` (n, c); g(u_j) = ‖G_j‖_F."""
@@ -172,16 +218,20 @@ class Responses:
         """G as `correlate` gives it, and the gradient (m, r) of Σ_j <directions_j (P, c), G_j>, in one pass."""
         raw, m = self._raw(filters), len(filters)
         towards = directions.to(self.device, self.dtype).permute(2, 1, 0).flatten(1)  # (c, P·m)
-        total = torch.zeros(self.n_cells * m, dual.shape[1], dtype=torch.float64, device=self.device)
-        gradient = torch.zeros(raw.shape, dtype=torch.float64, device=self.device)
         dual = dual.to(self.device, self.dtype)
-        for part in self._chunks(m, 0, self.n):
-            rows = self.rows(part)
-            active = self._activate(rows, raw)
-            total += self._pooled(active).flatten(1).T @ dual[part]
-            gradient += self._pullback((dual[part] @ towards).unflatten(1, (-1, m)), active, rows)
+
+        def work(span: slice) -> tuple[Tensor, Tensor]:
+            total, slope = self._zeros(self.n_cells * m, dual.shape[1]), self._zeros(*raw.T.shape)
+            for part in self._chunks(m, span):
+                columns = self._columns(part)
+                active = self._activate(columns, raw)
+                total += self._pool(active).flatten(1).T @ dual[part]
+                slope += self._pullback((dual[part] @ towards).unflatten(1, (-1, m)), active, columns)
+            return total, slope
+
+        total, slope = _sum(self._each(work, 0, self.n))
         correlations = total.view(self.n_cells, m, -1).transpose(0, 1).cpu()
-        return correlations, (gradient @ self._basis.T.double()).cpu()
+        return correlations, (self._basis.double() @ slope).T.cpu()
 
     def gradients(
         self,
@@ -198,20 +248,37 @@ class Responses:
         raw, m = self._raw(filters), len(filters)
         matrix = weights.to(self.device, self.dtype).transpose(0, 1).flatten(0, 1)  # (P·m, c)
         shift = intercept.to(self.device, self.dtype)
-        kernel_gradient = torch.zeros(raw.shape, dtype=torch.float64, device=self.device)
-        weight_gradient = torch.zeros(matrix.shape, dtype=torch.float64, device=self.device)
-        intercept_gradient = torch.zeros(shift.shape, dtype=torch.float64, device=self.device)
         order = torch.arange(self.n, device=self.device) if images is None else images.to(self.device)
-        for part in self._chunks(m, 0, len(order)):
-            rows = self.rows(part if images is None else order[part])
-            active = self._activate(rows, raw)
-            pooled = self._pooled(active).flatten(1)
-            slopes = residual(torch.addmm(shift, pooled, matrix), order[part])
-            weight_gradient += pooled.T @ slopes
-            intercept_gradient += slopes.sum(dim=0)
-            kernel_gradient += self._pullback((slopes @ matrix.T).unflatten(1, (-1, m)), active, rows)
+
+        def work(span: slice) -> tuple[Tensor, Tensor, Tensor]:
+            kernel, weight, bias = self._zeros(*raw.T.shape), self._zeros(*matrix.shape), self._zeros(*shift.shape)
+            for part in self._chunks(m, span):
+                columns = self._columns(part if images is None else order[part])
+                active = self._activate(columns, raw)
+                pooled = self._pool(active).flatten(1)
+                slopes = residual(torch.addmm(shift, pooled, matrix), order[part])
+                weight += pooled.T @ slopes
+                bias += slopes.sum(dim=0)
+                kernel += self._pullback((slopes @ matrix.T).unflatten(1, (-1, m)), active, columns)
+            return kernel, weight, bias
+
+        kernel, weight, bias = _sum(self._each(work, 0, len(order)))
         return (
-            (kernel_gradient @ self._basis.T.double()).cpu(),
-            weight_gradient.view(self.n_cells, m, -1).transpose(0, 1).cpu(),
-            intercept_gradient.cpu(),
+            (self._basis.double() @ kernel).T.cpu(),
+            weight.view(self.n_cells, m, -1).transpose(0, 1).cpu(),
+            bias.cpu(),
         )
+
+
+def _exhaust(results: Iterator) -> None:
+    for _ in results:
+        pass
+
+
+def _sum(results: Iterator[Sequence[Tensor]]) -> list[Tensor]:
+    """Sum tuples of tensors entry by entry, in place of the first."""
+    totals = list(next(results))
+    for result in results:
+        for total, part in zip(totals, result, strict=True):
+            total += part
+    return totals

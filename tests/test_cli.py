@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -70,6 +71,7 @@ def test_train_keeps_the_contract(run):
     assert metrics["test_accuracy"] > 0.8
     assert metrics["scope"] == "heuristic"
     assert "not a proof" in metrics["meaning"]
+    assert re.search(r"\d+ climbs ended in \d+ distinct maxima; .* Good-Turing", metrics["meaning"])
     files = ["config", "environment", "history", "certificate", "metrics"]
     assert all(json.loads((folder / f"{name}.json").read_text()) for name in files)
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]

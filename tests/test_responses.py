@@ -202,12 +202,15 @@ def test_images_that_do_not_fit_are_refused():
 
 MEMORY = """
 import sys, torch
+import convcvx.responses
 from convcvx.job import peak_memory_mb
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.pooling import Pooling
 from convcvx.responses import Responses
 torch.set_num_threads(1)
 images, chunk_bytes = torch.rand(8000, 1, 28, 28), int(sys.argv[1]) or None
+if chunk_bytes:
+    convcvx.responses.SPAN["cpu"] = 8000
 filters, weights = torch.randn(32, 25), torch.randn(32, 4, 10)
 for n in (500, 8000):
     embedding = PatchEmbedding.fit(images[:n], PatchSpec(5))

@@ -60,6 +60,7 @@ class _Newton:
         self._mean, self._target_mean = gram[:-1, -1:] * problem.intercept, moments[-1:] * problem.intercept
         self._hessian = gram[:-1, :-1] - self._mean @ self._mean.T
         self._linear = moments[:-1] - self._mean @ self._target_mean
+        self._last = torch.zeros(0), torch.zeros(0), torch.zeros(0)
         self._square = float(problem.targets.square().sum(dim=1).mean() - self._target_mean.square().sum())
 
     def norms(self, matrix: Tensor) -> Tensor:
@@ -124,12 +125,17 @@ class _Newton:
         return (groups[:, None] * self.cells + torch.arange(self.cells)).flatten()
 
     def _factor(self, where: Tensor, ridges: Tensor) -> Tensor:
+        """Cholesky factor of the Hessian over the rows `where` plus `ridges`; the last is kept for the next step."""
+        last_where, last_ridges, factor = self._last
+        if torch.equal(where, last_where) and torch.equal(ridges, last_ridges):
+            return factor
         base = self._hessian[where][:, where]
         base.diagonal().add_(ridges)
         factor, failed = torch.linalg.cholesky_ex(base)
         if failed:  # rounding: a singular Gram matrix and a negligible ridge
             base.diagonal().add_(1e-10 * float(base.diagonal().max()))
             factor = torch.linalg.cholesky(base)
+        self._last = where, ridges, factor
         return factor
 
     def _derivatives(self, slopes: Tensor, pulls: Tensor, groups: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:

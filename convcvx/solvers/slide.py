@@ -54,12 +54,12 @@ class _Coordinates:
         filters, weights = _balanced(solution)
         self._shape = weights.shape
         images = torch.randperm(problem.n, generator=generator)[:SAMPLE].sort().values
-        sample = problem.responses.to(images=problem.responses.images[images.to(problem.responses.device)])
-        gram, _ = sample.gram(filters, problem.targets[images])
+        sample = problem.sample(images)
+        gram, _ = sample.responses.gram(filters, sample.targets)
         self._mean = gram[:-1, -1:] * problem.intercept
         moment = gram[:-1, :-1] - self._mean @ self._mean.T
         weight_factor = _factor(moment, problem.beta)
-        filter_factor = _factor(_patch_moment(sample), 0.0)
+        filter_factor = _factor(_patch_moment(sample.responses), 0.0)
         matrix = weights.flatten(0, 1)
         start = [filters @ filter_factor, weight_factor.T @ matrix, solution.intercept + (self._mean.T @ matrix)[0]]
         # The descent needs no more precision than the passes over the images have.
@@ -106,20 +106,21 @@ def _patch_moment(responses: Responses) -> Tensor:
 
 
 def _gradients(
-    problem: Problem, network: tuple[Tensor, Tensor, Tensor], images: Tensor | None, count: int
+    problem: Problem, network: tuple[Tensor, Tensor, Tensor], images: Tensor | None = None
 ) -> tuple[float, tuple[Tensor, Tensor, Tensor]]:
-    """Value and gradients of the balanced objective over `images` (all by default), `count` of them."""
+    """Value and gradients of the balanced objective over `images` (distinct; all by default)."""
     filters, weights, intercept = network
-    targets = problem.targets.to(problem.responses.device, problem.responses.dtype)
-    total = torch.zeros((), dtype=torch.float64, device=problem.responses.device)
+    responses, count = problem.responses, problem.n if images is None else len(images)
+    targets = problem.targets.to(responses.device, responses.dtype)
+    losses = torch.zeros(problem.n, dtype=responses.dtype, device=responses.device)
 
     def residual(predictions: Tensor, where: Tensor) -> Tensor:
-        total.add_(problem.loss.value(predictions, targets[where]).sum())
+        losses[where] = problem.loss.value(predictions, targets[where])
         return problem.loss.gradient(predictions, targets[where]) / count
 
-    slopes = problem.responses.gradients(filters, weights, intercept, residual, images)
+    slopes = responses.gradients(filters, weights, intercept, residual, images)
     penalty = 0.5 * problem.beta * float(filters.square().sum() + weights.square().sum())
-    return float(total) / count + penalty, (
+    return float(losses.double().sum()) / count + penalty, (
         slopes[0] + problem.beta * filters,
         slopes[1] + problem.beta * weights,
         slopes[2] * problem.intercept,
@@ -137,7 +138,7 @@ def slide_lbfgs(problem: Problem, solution: Solution, accuracy: float = 0.0, max
         return coordinates.network([piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)])
 
     def value_and_gradient(point: np.ndarray) -> tuple[float, np.ndarray]:
-        value, slopes = _gradients(problem, unpack(point), None, problem.n)
+        value, slopes = _gradients(problem, unpack(point))
         return value, torch.cat([part.flatten() for part in coordinates.pullback(*slopes)]).double().numpy()
 
     start = torch.cat([part.flatten() for part in coordinates.start]).double().numpy()
@@ -177,7 +178,7 @@ def slide_adam(
         if len(order) < batch:
             order = torch.cat([order, torch.randperm(problem.n, generator=generator)])
         images, order = order[:batch], order[batch:]
-        _, slopes = _gradients(problem, coordinates.network(parts), images, batch)
+        _, slopes = _gradients(problem, coordinates.network(parts), images)
         for part, slope in zip(parts, coordinates.pullback(*slopes), strict=True):
             part.grad = slope
         optimizer.step()

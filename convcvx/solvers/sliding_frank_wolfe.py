@@ -4,6 +4,9 @@ A round asks the oracle for filters with g(u) > β, solves the master over old a
 jointly, solves the master again, merges what coincides and drops what is zero. The objective never rises. A round
 is a function of the solution before it and of the seed alone: a run resumed from a checkpoint repeats exactly
 what the uninterrupted one would have done.
+
+On many images the filters are first looked for on a quarter of them, and so on down: a sample tells where filters
+belong at a fraction of the cost, and only as long as its gap is larger than what sampling hides.
 """
 
 from __future__ import annotations
@@ -21,6 +24,12 @@ from convcvx.solvers.master import solve_master
 from convcvx.solvers.rounds import begin, consult
 from convcvx.solvers.slide import slide
 
+SAMPLE_FACTOR, SAMPLE_SIZE = 4, 2000
+"""A problem is prepared on one image in so many, unless that leaves fewer images than this."""
+SAMPLE_ROUNDS, SAMPLE_TOL = 6, 0.1
+"""Rounds on a sample at most, and the gap that ends them: a smaller one fits the sample, not the data."""
+JOINT_SIZE = 1000
+"""Responses m·P up to which new filters enter together with a new optimum of all weights."""
 MERGE_COSINE = 1 - 1e-9
 """Filters closer than this are tried as one; the merge stands if the objective does not rise."""
 STALL, PATIENCE = 1e-2, 3
@@ -58,6 +67,8 @@ def sliding_frank_wolfe(
         Called with the solution after every round.
     """
     began = perf_counter()
+    if start is None:
+        start = _prepare(problem, oracle, tol, max_filters, max_rounds, time_limit, seed)
     solution, earlier = begin(problem, start)
     budget = max_filters or 10**9
     while True:
@@ -75,7 +86,33 @@ def sliding_frank_wolfe(
         if status != "running":
             return solution
         objective = record["objective"]
-        solution = _round(problem, solution, found, objective, objective - record["lower_bound"], tol, budget, seed)
+        gap = objective - record["lower_bound"]
+        solution = _round(problem, solution, found, predictions, objective, gap, tol, budget, seed)
+
+
+def _prepare(
+    problem: Problem,
+    oracle: Oracle,
+    tol: float,
+    max_filters: int | None,
+    max_rounds: int,
+    time_limit: float | None,
+    seed: int,
+) -> Solution:
+    """The network to begin with: rough filters from a sample of the images, or none."""
+    size = problem.n // SAMPLE_FACTOR
+    if size < SAMPLE_SIZE or tol >= SAMPLE_TOL:
+        return Solution.empty(problem.responses.dim, problem.responses.n_cells, problem.n_outputs)
+    images = torch.randperm(problem.n, generator=torch.Generator().manual_seed(seed))[:size].sort().values
+    return sliding_frank_wolfe(
+        problem.sample(images),
+        oracle,
+        tol=SAMPLE_TOL,
+        max_filters=max_filters,
+        max_rounds=min(max_rounds, SAMPLE_ROUNDS),
+        time_limit=None if time_limit is None else 0.5 * time_limit,
+        seed=seed,
+    )
 
 
 def _wanted(n_filters: int, budget: int) -> int:
@@ -113,6 +150,7 @@ def _round(
     problem: Problem,
     solution: Solution,
     found: OracleResult,
+    predictions: Tensor,
     objective: float,
     gap: float,
     tol: float,
@@ -126,9 +164,12 @@ def _round(
     accuracy = max(0.01 * tol, min(0.01 * gap / objective, 0.1 * fall), 1e-12)
     best = _Best(objective, solution)
     violating = found.filters[found.values > problem.beta][: max(0, budget - solution.n_filters)]
-    everything = torch.cat([solution.filters, violating])
-    # A rough master is enough to give new filters weights to slide from.
-    best.offer(*_master(problem, solution, everything, max(accuracy, min(0.1 * gap / objective, fall))))
+    # Rough weights are enough for new filters to slide from.
+    rough = max(accuracy, min(0.1 * gap / objective, fall))
+    if problem.loss.name == "squared" and solution.n_filters * problem.responses.n_cells > JOINT_SIZE:
+        best.offer(*_enter(problem, solution, violating, predictions, rough))
+    else:
+        best.offer(*_master(problem, solution, torch.cat([solution.filters, violating]), rough))
     slid = slide(problem, best.solution, seed + 1000 * solution.rounds, accuracy=1e-3 * gap)
     best.offer(*_master(problem, slid, slid.filters, accuracy))
     merged = _merge(best.solution)
@@ -163,6 +204,23 @@ def _master(problem: Problem, solution: Solution, filters: Tensor, tol: float) -
     weights[: solution.n_filters] = solution.weights
     result = solve_master(problem, filters, weights, solution.intercept, tol=tol)
     return result.objective, solution.with_parameters(filters, result.weights, result.intercept)
+
+
+def _enter(
+    problem: Problem, solution: Solution, filters: Tensor, predictions: Tensor, tol: float
+) -> tuple[float, Solution]:
+    """Weights for new `filters` while the others keep theirs: the master of what they leave unexplained.
+
+    Its Gram matrix is that of the new filters alone. For the squared loss only: there the residual is a target.
+    """
+    remainder = replace(problem, targets=problem.targets - predictions)
+    result = solve_master(remainder, filters, tol=tol)
+    objective = result.objective + problem.beta * float(solution.weights.flatten(1).norm(dim=1).sum())
+    return objective, solution.with_parameters(
+        torch.cat([solution.filters, filters]),
+        torch.cat([solution.weights, result.weights]),
+        solution.intercept + result.intercept,
+    )
 
 
 def _merge(solution: Solution) -> Solution:

@@ -1,0 +1,114 @@
+"""GFLOP/s of the streamed passes against the machine's own GEMM and torch's convolution.
+
+    python benchmarks/responses.py [--threads 2]
+
+Random images of the shapes of MNIST and CIFAR-10, float32. Counted are the multiplications and additions of the
+convolution alone, 2·K·h·m an image (twice that where the gradient in the filters is taken too): unrolling,
+rectifying and pooling are overhead. The rival is torch's own Conv2d → ReLU → AdaptiveAvgPool2d at its best of three
+batch sizes and two memory formats. Competitors alternate; the best of five rounds counts. Writes
+benchmarks/results/responses.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+import torch.nn.functional as F
+from machine import machine
+from torch import Tensor
+
+from convcvx.patches import PatchEmbedding, PatchSpec
+from convcvx.pooling import Pooling
+from convcvx.responses import Responses
+
+CASES = (("MNIST", (1, 28, 28), 5, 4, 64), ("MNIST", (1, 28, 28), 5, 4, 200), ("CIFAR-10", (3, 32, 32), 6, 3, 200))
+N = 1024
+RESULT = Path(__file__).parent / "results" / "responses.md"
+
+
+def rates(jobs: dict[str, tuple[float, Callable[[], object]]], rounds: int = 5) -> dict[str, float]:
+    """GFLOP/s of each (flops, job), the best of alternating rounds."""
+    best = dict.fromkeys(jobs, 0.0)
+    for _ in range(rounds + 1):  # the first warms up
+        for name, (flops, job) in jobs.items():
+            began = perf_counter()
+            job()
+            best[name] = max(best[name], flops / (perf_counter() - began) / 1e9)
+    return best
+
+
+def conv_jobs(images: Tensor, kernel: Tensor, pool: int, flops: float) -> dict[str, tuple[float, Callable]]:
+    """torch's own layers, by batch size and memory format."""
+
+    def forward(x: Tensor, weight: Tensor, batch: int) -> None:
+        for part in x.split(batch):
+            F.adaptive_avg_pool2d(F.conv2d(part, weight).relu_(), pool)
+
+    jobs = {}
+    for batch in (4, 32, 256):
+        for name, layout in (("NCHW", torch.contiguous_format), ("channels last", torch.channels_last)):
+            x, weight = images.contiguous(memory_format=layout), kernel.contiguous(memory_format=layout)
+            jobs[f"conv2d, batch {batch}, {name}"] = flops, lambda x=x, w=weight, b=batch: forward(x, w, b)
+    return jobs
+
+
+def measure(shape: tuple[int, int, int], size: int, pool: int, m: int) -> dict[str, float]:
+    """GFLOP/s of every pass for `m` filters of size x size."""
+    random = torch.Generator().manual_seed(0)
+    images = torch.rand(N, *shape, generator=random)
+    responses = Responses(
+        images, PatchEmbedding.fit(images[:64], PatchSpec(size)), Pooling.of(pool), dtype=torch.float32
+    )
+    filters = torch.randn(m, responses.dim, generator=random)
+    weights = torch.randn(m, responses.n_cells, 10, generator=random)
+    intercept, dual = torch.zeros(10), torch.randn(N, 10, generator=random)
+    flops = 2.0 * N * responses.n_positions * responses.dim * m
+    square = torch.rand(2048, 2048, generator=random)
+    jobs: dict[str, tuple[float, Callable]] = {
+        "sgemm": (2 * 2048.0**3, lambda: square @ square),
+        "predict": (flops, lambda: responses.predict(filters, weights, intercept)),
+        "correlate": (flops, lambda: responses.correlate(filters, dual)),
+        "ascent": (2 * flops, lambda: responses.ascent(filters, dual, weights)),
+        "gradients": (2 * flops, lambda: responses.gradients(filters, weights, intercept, lambda f, where: f)),
+    }
+    found = rates(jobs | conv_jobs(images, filters.view(m, shape[0], size, size), pool, flops))
+    torch_rate = max(rate for name, rate in found.items() if name.startswith("conv2d"))
+    return {name: rate for name, rate in found.items() if name in jobs} | {"torch conv2d": torch_rate}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, os.cpu_count() or 1])
+    arguments = parser.parse_args()
+    names = ("sgemm", "predict", "correlate", "ascent", "gradients", "torch conv2d")
+    lines = [
+        "# Streamed responses against GEMM",
+        "",
+        f"`python benchmarks/responses.py` on {machine()}. GFLOP/s, float32; in brackets the share of the sgemm rate "
+        "(2048 square) of the same run. `torch conv2d` is Conv2d → ReLU → AdaptiveAvgPool2d, forward, at its best "
+        "batch size and memory format.",
+        "",
+        "| images | filters | threads | " + " | ".join(names) + " |",
+        "|---" * (len(names) + 3) + "|",
+    ]
+    for threads in arguments.threads:
+        torch.set_num_threads(threads)
+        for name, shape, size, pool, m in CASES:
+            found = measure(shape, size, pool, m)
+            cells = [f"{found[key]:.0f} ({found[key] / found['sgemm']:.2f})" for key in names[1:]]
+            lines.append(
+                f"| {name} {size}x{size}, pool {pool} | {m} | {threads} | {found['sgemm']:.0f} | {' | '.join(cells)} |"
+            )
+            print(lines[-1], flush=True)
+    RESULT.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
