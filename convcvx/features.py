@@ -70,7 +70,7 @@ def cache_features(file: Path, stage: nn.Module, link: nn.Module, images: Images
     return features
 
 
-def _maps(stage: nn.Module, images: Images) -> Tensor:
+def _maps(stage: nn.Module, images: Tensor) -> Tensor:
     """The rectified maps of a `TwoLayerCNN`."""
     convolution, relu, *_ = stage.children()
     return relu(convolution(images.to(next(stage.parameters()))))

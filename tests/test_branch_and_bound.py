@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from convcvx.errors import InputError
 from convcvx.oracles._blocks import Incumbents, Workspace
 from convcvx.oracles._row_tree import RowTree
-from convcvx.oracles.base import ChargedRows, _merge
+from convcvx.oracles.base import ChargedRows
 from convcvx.oracles.branch_and_bound import BranchAndBoundOracle
 from convcvx.oracles.enumerate import ExactOracle
 from convcvx.patches import PatchEmbedding, PatchSpec
@@ -22,8 +22,10 @@ from convcvx.responses import Responses
 
 def charge(rows: np.ndarray, charges: np.ndarray, cells: np.ndarray | None = None) -> ChargedRows:
     cells = np.zeros(len(rows), np.int64) if cells is None else cells
-    frame = torch.eye(rows.shape[1], dtype=torch.float64)
-    return ChargedRows(*_merge(rows, cells, charges), int(cells.max()) + 1, frame, 0.0)
+    frame, norms = torch.eye(rows.shape[1], dtype=torch.float64), np.linalg.norm(rows, axis=1)
+    alive = norms > 0
+    rows, charges, cells = rows[alive] / norms[alive, None], charges[alive] * norms[alive, None], cells[alive]
+    return ChargedRows(rows, cells, charges, int(cells.max(initial=0)) + 1, frame, 0.0)
 
 
 def random_rows(n: int, d: int, c: int = 2, n_cells: int = 1, seed: int = 0) -> ChargedRows:
@@ -33,7 +35,7 @@ def random_rows(n: int, d: int, c: int = 2, n_cells: int = 1, seed: int = 0) -> 
 
 def dense_max(charged: ChargedRows, n: int = 20_000) -> float:
     """The largest g over many directions, with the best ones taken uphill: a lower bound on max g."""
-    incumbents = Incumbents(charged, 40)
+    incumbents = Incumbents(charged, RowTree.build(charged), 40)
     incumbents.climb(np.random.default_rng(1).standard_normal((n, charged.rows.shape[1])), 0)
     incumbents.climb(incumbents.points, 40)
     return float(incumbents.values[0])
@@ -115,7 +117,7 @@ def narrow_cone(seed: int, width: float) -> ChargedRows:
 @pytest.mark.parametrize("seed", range(3))
 def test_narrow_cone_that_local_search_misses(seed, width):
     charged = narrow_cone(seed, width)
-    incumbents = Incumbents(charged, 1)
+    incumbents = Incumbents(charged, RowTree.build(charged), 1)
     incumbents.climb(np.random.default_rng(seed + 10).standard_normal((30, 3)), 50)
     missed = float(incumbents.values[0])
     exact = float(ExactOracle().maximise(charged).values[0])
@@ -207,7 +209,7 @@ def test_bundles_enclose_their_rows():
     def rows_of(entry: int) -> np.ndarray:
         if entry < n:
             return np.array([entry])
-        first, count = tree.children[entry - n]
+        first, count = tree.division.children[entry - n]
         return np.concatenate([rows_of(first + k) for k in range(count)])
 
     points = np.random.default_rng(0).standard_normal((50, d))

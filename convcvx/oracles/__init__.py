@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from convcvx.errors import check_choice
-from convcvx.oracles.base import MAX_BYTES, ChargedRows, Oracle, OracleResult
+from convcvx.oracles._patch_rows import MAX_BYTES, PatchRows
+from convcvx.oracles.base import ChargedRows, Oracle, OracleResult
 from convcvx.oracles.branch_and_bound import BranchAndBoundOracle
 from convcvx.oracles.copositive import CopositiveOracle
 from convcvx.oracles.enumerate import ExactOracle
@@ -12,8 +13,8 @@ from convcvx.problem import Problem
 
 ORACLES = ("auto", "exact", "branch-and-bound", "copositive", "local")
 """What `oracle=` and `--oracle` take."""
-CALL_SECONDS = 120.0
-"""Time limit of one branch-and-bound call; the best bound proved by then is used."""
+CALL_SECONDS = 600.0
+"""Time limit of one branch-and-bound call, gathering included; the best bound proved by then is used."""
 
 __all__ = [
     "ORACLES",
@@ -35,7 +36,7 @@ def pick_oracle(name: str, problem: Problem) -> tuple[str, str]:
     rank = problem.responses.embedding.patch_rank
     if name != "auto":
         return name, "as asked"
-    if ChargedRows.size(problem) > MAX_BYTES:
+    if PatchRows.size(problem.responses, problem.n_outputs) > MAX_BYTES:
         return "local", f"a proof would gather more than {MAX_BYTES >> 30} GiB of patches"
     if rank <= 2:
         return "exact", f"patches of rank {rank} are swept completely"

@@ -18,8 +18,10 @@ from convcvx.oracles._cones import OUT_OF_ROOM, search
 from convcvx.oracles._row_tree import RowTree
 from convcvx.oracles.base import ChargedRows
 
-CHUNK = 1 << 15
-"""Rows of one product in the local search."""
+ENTRIES = 1 << 16
+"""Rows or bundles that the local search looks at, about."""
+CHUNK = 1 << 13
+"""Entries of one product there."""
 DISTINCT = 0.999
 """Filters with a larger cosine count as one."""
 FINENESS = {2: 0.06, 3: 0.05}
@@ -49,52 +51,65 @@ class Goal:
 
 
 class Incumbents:
-    """Local maxima of g, by u <- M(u)ᵀ G(u) / ‖·‖ with G = M(u) u: the incumbents."""
+    """Local maxima of g, by u <- M(u) G(u) / ‖·‖ with G = M(u)ᵀ u, M (d, P·c) the sum of the active rows' moments.
 
-    def __init__(self, charged: ChargedRows, keep: int) -> None:
-        order = np.argsort(charged.cells, kind="stable")
-        self.rows, self.charges, cells = charged.rows[order], charged.charges[order], charged.cells[order]
-        self.shape, self.keep = (charged.n_cells, charged.charges.shape[1]), keep
+    Of many rows only bundles climb, active as a whole; the points they reach are then measured on all rows.
+    """
+
+    def __init__(self, charged: ChargedRows, tree: RowTree, keep: int) -> None:
+        self.charged, self.keep = charged, keep
+        entries = tree.cut(ENTRIES)
+        self.measured = len(entries) < len(charged.rows)
+        entries = entries[np.argsort(tree.cells[entries], kind="stable")]
+        n, (d, width) = len(charged.rows), tree.moments.shape[1:]
+        self.directions = np.ascontiguousarray(tree.table[entries, :d])
+        self.moments = np.empty((len(entries), d, width))
+        rows = entries < n
+        self.moments[rows] = self.directions[rows, :, None] * tree.table[entries[rows], None, d : d + width]
+        self.moments[~rows] = tree.moments[entries[~rows] - n]
+        cells = tree.cells[entries]
         edges = np.union1d(np.flatnonzero(np.diff(cells, prepend=-1)), np.arange(0, len(cells), CHUNK))
         self.parts = [
             (int(cells[low]), slice(low, high)) for low, high in itertools.pairwise([*edges.tolist(), len(cells)])
         ]
-        self.points, self.values = np.empty((0, charged.rows.shape[1])), np.empty(0)
+        self.points, self.values = np.empty((0, d)), np.empty(0)
 
     def climb(self, points: np.ndarray, steps: int) -> None:
         """Take (q, d) points uphill, keeping the best ones met."""
         points = _normalised(points)
-        for _ in range(steps):
-            if not len(points):
-                return
-            correlations = self.correlate(points)
-            self.add(points, np.linalg.norm(correlations, axis=(1, 2)))
-            points = _normalised(self._gradient(points, correlations))
-        self.add(points, np.linalg.norm(self.correlate(points), axis=(1, 2)))
+        best, values = points.copy(), np.full(len(points), -1.0)
+        for _ in range(steps + 1):
+            correlations, slopes = self._ascent(points)
+            better = correlations > values
+            best[better], values[better] = points[better], correlations[better]
+            points = slopes / np.maximum(np.linalg.norm(slopes, axis=1, keepdims=True), 1e-300)
+        chosen = self._distinct(best, values)
+        best, values = best[chosen], values[chosen]
+        self._add(best, self.charged.g(best) if self.measured else values)
 
-    def add(self, points: np.ndarray, values: np.ndarray) -> None:
-        """Keep the best points that are no closer than a few degrees to a better one."""
+    def _add(self, points: np.ndarray, values: np.ndarray) -> None:
         points, values = np.concatenate([self.points, points]), np.concatenate([self.values, values])
+        chosen = self._distinct(points, values)
+        self.points, self.values = points[chosen], values[chosen]
+
+    def _distinct(self, points: np.ndarray, values: np.ndarray) -> list[int]:
+        """The best points that are no closer than a few degrees to a better one."""
         chosen: list[int] = []
         for k in np.argsort(-values, kind="stable"):
             if len(chosen) < self.keep and all(points[k] @ points[j] < DISTINCT for j in chosen):
                 chosen.append(int(k))
-        self.points, self.values = points[chosen], values[chosen]
+        return chosen
 
-    def correlate(self, points: np.ndarray) -> np.ndarray:
-        """(q, P, c): G."""
-        total = np.zeros((len(points), *self.shape))
+    def _ascent(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """g (q,) and its gradient times g (q, d)."""
+        q, (d, width) = len(points), self.moments.shape[1:]
+        total = np.zeros((q, d, self.charged.n_cells, width))
         for cell, part in self.parts:
-            total[:, cell] += np.maximum(points @ self.rows[part].T, 0) @ self.charges[part]
-        return total
-
-    def _gradient(self, points: np.ndarray, correlations: np.ndarray) -> np.ndarray:
-        """(q, d): Σ_k [x_k·u > 0] <G(u), s_k> x_k."""
-        gradient = np.zeros_like(points)
-        for cell, part in self.parts:
-            slopes = correlations[:, cell] @ self.charges[part].T
-            gradient += (slopes * (points @ self.rows[part].T > 0)) @ self.rows[part]
-        return gradient
+            active = (points @ self.directions[part].T > 0).astype(np.float64)
+            total[:, :, cell] += (active @ self.moments[part].reshape(-1, d * width)).reshape(q, d, width)
+        matrices = total.reshape(q, d, -1)
+        correlations = np.einsum("qd,qdk->qk", points, matrices)
+        return np.linalg.norm(correlations, axis=1), np.einsum("qdk,qk->qd", matrices, correlations)
 
 
 def _normalised(points: np.ndarray) -> np.ndarray:
@@ -119,8 +134,8 @@ class Block:
 class Search:
     """The blocks still open, and the threads that work on them, best bound first."""
 
-    def __init__(self, charged: ChargedRows, incumbents: Incumbents, goal: Goal) -> None:
-        self.tree, self.n_rows = RowTree.build(charged), len(charged.rows)
+    def __init__(self, charged: ChargedRows, tree: RowTree, incumbents: Incumbents, goal: Goal) -> None:
+        self.tree, self.n_rows = tree, len(charged.rows)
         self.incumbents, self.goal = incumbents, goal
         d = charged.rows.shape[1]
         self.fold = self.tree.fold(charged.n_cells)
@@ -133,7 +148,7 @@ class Search:
         self.running: dict[int, float] = {}
         self.change = threading.Condition()
         for signs in itertools.product((1.0, -1.0), repeat=d - 1):
-            self._push(np.diag((1.0, *signs)), np.zeros_like(self.fold), self.tree.roots, 3, 0, np.inf)
+            self._push(np.diag((1.0, *signs)), np.zeros_like(self.fold), self.tree.division.roots, 3, 0, np.inf)
 
     def run(self) -> tuple[float, int, int, str]:
         """The proved bound, the numbers of cones and entries looked at, and why the search stopped."""
@@ -174,7 +189,7 @@ class Search:
 
     def _search(self, block: Block, workspace: Workspace) -> None:
         workspace.load(block)
-        tree = self.tree.table, self.tree.moments, self.tree.children, self.tree.cells
+        tree = self.tree.table, self.tree.moments, self.tree.division.children, self.tree.cells
         budget = max(BUDGET, self.entries // 256)
         if self.goal.max_cones is not None:
             budget = min(budget, 1000)

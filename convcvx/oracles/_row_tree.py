@@ -2,85 +2,145 @@
 
 from __future__ import annotations
 
-import itertools
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numba
 import numpy as np
 from numba import njit
 
-from convcvx.oracles.base import ChargedRows
+if TYPE_CHECKING:
+    from convcvx.oracles.base import ChargedRows
 
-BUCKET = 8
+BUCKET = 16
 """Rows below which a bundle is not divided into bundles, but into its rows."""
+TASKS = 16
+"""Subtrees a thread that are summed up independently."""
+
+
+@dataclass(frozen=True)
+class Division:
+    """How rows are divided into bundles: geometry alone, whatever their charges.
+
+    Entries 0..N-1 are the rows, in the order `order` puts them; entries N.. are bundles of rows of one cell.
+
+    Attributes
+    ----------
+    order : ndarray (N,)
+    spans : ndarray (nodes, 2) int64
+        The rows [low, high) of a bundle.
+    children : ndarray (nodes, 2) int64
+        First entry and number of entries a bundle is divided into; they are consecutive.
+    roots : ndarray int32
+        The entries that hold everything, one bundle or row a cell.
+    """
+
+    order: np.ndarray
+    spans: np.ndarray
+    children: np.ndarray
+    roots: np.ndarray
+
+    @classmethod
+    def of(cls, rows: np.ndarray, cells: np.ndarray) -> Division:
+        """Halve the rows (N, d) of each cell again and again."""
+        order = np.argsort(cells, kind="stable")
+        starts = np.flatnonzero(np.diff(cells[order], prepend=-1))
+        permutation, *parts = _divide(rows[order], starts, np.append(starts[1:], len(rows)), BUCKET)
+        return cls(order[permutation], *parts)
+
+    def sorted(self) -> Division:
+        """The same for rows that have been put in order."""
+        return Division(np.arange(len(self.order)), self.spans, self.children, self.roots)
+
+    def forest(self, n_trees: int) -> tuple[list[int], list[int]]:
+        """Disjoint bundles that hold all others, about `n_trees`, but for those in a second list, parents first."""
+        n = len(self.order)
+        trees, above = [int(root) - n for root in self.roots if root >= n], []
+        while trees and len(trees) < n_trees:
+            largest = max(trees, key=lambda node: self.spans[node, 1] - self.spans[node, 0])
+            first = int(self.children[largest, 0])
+            if first < n:
+                break
+            trees.remove(largest)
+            trees += [first - n, first + 1 - n]
+            above.append(largest)
+        return trees, above
 
 
 @dataclass(frozen=True)
 class RowTree:
-    """Entries 0..N-1 are the rows, entries N.. are bundles of rows of one cell.
+    """Rows and bundles of a `Division` with the charges summed up.
 
     Attributes
     ----------
     table : ndarray (N + nodes, d + width + 4)
         Columns: direction x (d) | charge s, zero-padded (width) | |s| | remainder R | radius | weight.
         A bundle of rows (x_k, s_k) has x = their mean weighted by |s_k|, s = Σ s_k, radius = max |x_k - x|,
-        R = Σ |s_k| |x_k - x| and weight Σ |s_k|; a row has R = radius = 0.
+        R = Σ |s_k| |x_k - x| or less, and weight Σ |s_k|; a row has R = radius = 0.
     moments : ndarray (nodes, d, width)
         Σ x_k s_kᵀ of a bundle.
-    children : ndarray (nodes, 2) int64
-        First entry and number of entries a bundle is divided into; they are consecutive.
     cells : ndarray (N + nodes,) int32
-    roots : ndarray int32
-        The entries that hold everything, one bundle or row a cell.
+    division : Division
     """
 
     table: np.ndarray
     moments: np.ndarray
-    children: np.ndarray
     cells: np.ndarray
-    roots: np.ndarray
+    division: Division
 
     @property
     def weight(self) -> float:
         """Σ |s_k|."""
-        return float(self.table[self.roots, -1].sum())
+        return float(self.table[self.division.roots, -1].sum())
 
     def fold(self, n_cells: int) -> np.ndarray:
         """(d, P, width): Σ x_k s_kᵀ over all rows, by cell; the odd part of G is half of it."""
         n, (d, width) = len(self.table) - len(self.moments), self.moments.shape[1:]
         total = np.zeros((d, n_cells, width))
-        for root in self.roots:
+        for root in self.division.roots:
             row = self.table[root]
             total[:, self.cells[root]] = self.moments[root - n] if root >= n else np.outer(row[:d], row[d : d + width])
         return total
+
+    def cut(self, n_entries: int) -> np.ndarray:
+        """Entries that hold every row once, about `n_entries`: the largest bundles are divided first."""
+        n, spans, children = len(self.division.order), self.division.spans, self.division.children
+        entries = self.division.roots.astype(np.int64)
+        while len(entries) < n_entries:
+            bundles = entries[entries >= n]
+            if not len(bundles):
+                break
+            sizes = spans[bundles - n, 1] - spans[bundles - n, 0]
+            divided = bundles[2 * sizes > sizes.max()]
+            first, count = children[divided - n].T
+            rest = np.setdiff1d(entries, divided, assume_unique=True)
+            below = np.repeat(first - np.append(0, count.cumsum()[:-1]), count) + np.arange(count.sum())
+            entries = np.concatenate([rest, below])
+        return entries
 
     @classmethod
     def build(cls, charged: ChargedRows) -> RowTree:
         n, d = charged.rows.shape
         c = charged.charges.shape[1]
         width = -(-c // 4) * 4
-        order = np.argsort(charged.cells, kind="stable")
-        table = np.zeros((n, d + width + 4))
-        table[:, :d], table[:, d : d + c] = charged.rows[order], charged.charges[order]
-        table[:, d + width] = table[:, d + width + 3] = np.linalg.norm(table[:, d : d + width], axis=1)
+        division = charged.division or Division.of(charged.rows, charged.cells)
+        nodes, order = len(division.spans), slice(None) if charged.division else division.order
+        table = np.zeros((n + nodes, d + width + 4))
+        table[:n, :d], table[:n, d : d + c] = charged.rows[order], charged.charges[order]
+        table[:n, d + width] = table[:n, d + width + 3] = np.sqrt((charged.charges[order] ** 2).sum(axis=1))
+        moments = np.zeros((nodes, d, width))
         cells = charged.cells[order].astype(np.int32)
-        starts = np.flatnonzero(np.diff(cells, prepend=-1))
-        permutation, spans, children, roots = _divide(table[:, :d].copy(), starts, np.append(starts[1:], n), BUCKET)
-        table = table[permutation]
-        nodes, moments = np.zeros((len(spans), table.shape[1])), np.zeros((len(spans), d, width))
+        sums = partial(_sum_up, table, moments, division.spans, division.children, c)
         threads = numba.get_num_threads()
+        trees, above = division.forest(TASKS * threads)
         with ThreadPoolExecutor(threads) as pool:
-            edges = np.linspace(0, len(spans), 16 * threads + 1).astype(np.int64)
-            for low, high in itertools.pairwise(edges):
-                pool.submit(_summarise, table, spans, d, c, nodes, moments, low, high)
-        return cls(
-            np.concatenate([table, nodes]),
-            moments,
-            children,
-            np.concatenate([cells, cells[spans[:, 0]]]),
-            roots,
-        )
+            spreads = dict(zip(trees, pool.map(lambda node: sums(node, np.zeros((0, c, c))), trees), strict=True))
+        for node in reversed(above):
+            first = int(division.children[node, 0]) - n
+            spreads[node] = sums(node, np.stack([spreads.pop(first), spreads.pop(first + 1)]))
+        return cls(table, moments, np.concatenate([cells, cells[division.spans[:, 0]]]), division)
 
 
 @njit(cache=True)
@@ -112,7 +172,7 @@ def _divide(points, starts, stops, bucket):
     """Halve each [start, stop) along its widest coordinate until `bucket` rows are left."""
     n, d = points.shape
     order = np.arange(n)
-    limit = 2 * n + 2
+    limit = 2 * (len(starts) + n // max(1, (bucket + 1) // 2)) + 2
     spans = np.empty((limit, 2), np.int64)
     children = np.empty((limit, 2), np.int64)
     roots = np.empty(len(starts), np.int32)
@@ -170,41 +230,74 @@ def _largest_eigenvalue(matrix):
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
-def _summarise(table, spans, d, c, nodes, moments, first, last):
-    """Fill `nodes` and `moments` of the bundles first..last-1."""
-    width = moments.shape[2]
-    spread, charge, offset = np.empty((d, d)), np.empty((c, c)), np.empty(d)
-    for node in range(first, last):
-        low, high = spans[node]
-        out = nodes[node]
-        for t in range(low, high):
-            norm = table[t, d + width]
-            out[d + width + 3] += norm
-            for j in range(d):
-                out[j] += norm * table[t, j]
-                for a in range(width):
-                    moments[node, j, a] += table[t, j] * table[t, d + a]
+def _sum_up(table: Any, moments: Any, spans: Any, children: Any, c: int, root: int, below: Any) -> Any:
+    """Fill `table` and `moments` for a bundle and all below it, children first; returns its Σ s sᵀ/|s|.
+
+    With `below` (2, c, c), these sums of its children, only for the bundle itself.
+    """
+    n, (d, width) = len(table) - len(moments), moments.shape[1:]
+    path, charges = np.empty(128, np.int64), np.empty((128, c, c))  # one bundle a level, and its Σ s sᵀ/|s|
+    done = np.zeros(128, np.int64)  # children dealt with
+    path[0], level = root, 0
+    charges[0] = 0.0
+    if len(below):
+        charges[0] = below[0] + below[1]
+        done[0] = 2
+    while True:
+        node = path[level]
+        first = children[node, 0]
+        if first >= n and done[level] < 2:
+            path[level + 1] = first - n + done[level]
+            done[level] += 1
+            level += 1
+            done[level] = 0
+            charges[level] = 0.0
+            continue
+        out = table[n + node]
+        for t in range(first, first + children[node, 1]):
+            entry = table[t]
+            weight = entry[d + width + 3]
+            out[d + width + 3] += weight
             for a in range(width):
-                out[d + a] += table[t, d + a]
+                out[d + a] += entry[d + a]
+            for j in range(d):
+                out[j] += weight * entry[j]
+                for a in range(width):
+                    moments[node, j, a] += moments[t - n, j, a] if t >= n else entry[j] * entry[d + a]
+            if t < n and weight > 0.0:
+                for a in range(c):
+                    scaled = entry[d + a] / weight
+                    for b in range(c):
+                        charges[level, a, b] += scaled * entry[d + b]
         out[:d] /= max(out[d + width + 3], 1e-300)
         out[d + width] = np.sqrt((out[d : d + width] ** 2).sum())
-        spread[:] = 0.0
-        charge[:] = 0.0
-        direct = 0.0
-        for t in range(low, high):
-            norm = table[t, d + width]
-            if norm == 0.0:
-                continue
-            for j in range(d):
-                offset[j] = table[t, j] - out[j]
-            distance = np.sqrt((offset * offset).sum())
-            direct += norm * distance
-            out[d + width + 2] = max(out[d + width + 2], distance)
-            for j in range(d):
-                for i in range(d):
-                    spread[j, i] += norm * offset[j] * offset[i]
-            for a in range(c):
-                scaled = table[t, d + a] / norm
-                for b in range(c):
-                    charge[a, b] += scaled * table[t, d + b]
-        out[d + width + 1] = min(direct, np.sqrt(_largest_eigenvalue(spread) * _largest_eigenvalue(charge)))
+        _spread(table, spans[node, 0], spans[node, 1], d, width, out, charges[level])
+        if level == 0:
+            return charges[0].copy()
+        level -= 1
+        charges[level] += charges[level + 1]
+
+
+@njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
+def _spread(table: Any, low: int, high: int, d: int, width: int, out: Any, charge: Any) -> None:
+    """Radius and remainder of the bundle `out` of the rows [low, high) of `table`."""
+    spread, offset = np.zeros((d, d)), np.empty(d)
+    direct, radius = 0.0, 0.0
+    for t in range(low, high):
+        weight = table[t, d + width]
+        square = 0.0
+        for j in range(d):
+            offset[j] = table[t, j] - out[j]
+            square += offset[j] * offset[j]
+        for j in range(d):
+            for i in range(j + 1):
+                spread[j, i] += weight * offset[j] * offset[i]
+        distance = np.sqrt(square)
+        direct += weight * distance
+        if weight > 0.0:
+            radius = max(radius, distance)
+    for j in range(d):
+        for i in range(j):
+            spread[i, j] = spread[j, i]
+    out[d + width + 2] = radius
+    out[d + width + 1] = min(direct, np.sqrt(_largest_eigenvalue(spread) * _largest_eigenvalue(charge)))

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convcvx.errors import InputError
-from convcvx.patches import RANK_TOLERANCE
+from convcvx.oracles._patch_rows import PatchRows, check_size
+from convcvx.oracles._row_tree import Division
 from convcvx.problem import Problem
 
-MAX_BYTES = 12 << 30
-"""Patch rows and charges that a rigorous oracle may gather."""
+CHUNK = 1 << 15
+"""Rows of one product."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class ChargedRows:
     rows : ndarray (N, d) float64
         Distinct non-zero patch rows in coordinates of the patch subspace, d = numerical rank of the patches;
         rows that are positive multiples of one another within a cell are merged into one.
-    cells : ndarray (N,) int64
+    cells : ndarray (N,) int
         Pooling cell of each row.
     charges : ndarray (N, c) float64
         w_pk Z_i.
@@ -95,6 +95,8 @@ class ChargedRows:
     slack : float
         What directions outside the subspace can add to g at most: (·)_+ is 1-Lipschitz, so a row's
         remainder adds no more than its norm times its charge.
+    division : Division, optional
+        How rows in this order fall into bundles, if that is known already.
     """
 
     rows: np.ndarray
@@ -103,6 +105,7 @@ class ChargedRows:
     n_cells: int
     frame: Tensor
     slack: float
+    division: Division | None = None
 
     @classmethod
     def build(cls, problem: Problem, dual_point: Tensor) -> ChargedRows:
@@ -113,37 +116,11 @@ class ChargedRows:
         InputError
             When they would not fit in `MAX_BYTES`.
         """
-        if (size := cls.size(problem)) > MAX_BYTES:
-            raise InputError(
-                f"oracle needs all patches at once, {size / 2**30:.0f} GiB of them; use fewer images, a coarser "
-                "stride, or oracle='local'"
-            )
-        responses = problem.responses
-        basis = responses.embedding.basis
-        raw = torch.cat([responses.rows(slice(i, i + 1024)).double().cpu() for i in range(0, responses.n, 1024)])
-        rows = (raw @ basis.T).flatten(0, 1)  # (n·K, r)
-        frame = row_frame(rows)
-        coordinates = rows @ frame.T
-        remainder = (rows - coordinates @ frame).norm(dim=1)
-
-        pool = responses.pooling.matrix(*responses.map_size)
-        pool = torch.eye(responses.n_positions, dtype=torch.float64) if pool is None else pool
-        cells, positions = pool.nonzero(as_tuple=True)  # a position may lie in several cells
-        weights = pool[cells, positions]
-        image = torch.arange(responses.n)[:, None].expand(-1, len(cells)).flatten()
-        row = (torch.arange(responses.n)[:, None] * responses.n_positions + positions).flatten()
-        charges = dual_point[image] * weights.repeat(responses.n)[:, None]
-        slack = float((remainder[row] * charges.norm(dim=1)).sum())
-        merged = _merge(coordinates[row].numpy(), cells.repeat(responses.n).numpy(), charges.numpy())
-        return cls(*merged, responses.n_cells, frame, slack)
-
-    @staticmethod
-    def size(problem: Problem) -> int:
-        """Bytes that `build` takes, about."""
-        responses = problem.responses
-        pool = responses.pooling.matrix(*responses.map_size)
-        entries = responses.n_positions if pool is None else int(pool.count_nonzero())
-        return 24 * problem.n * entries * (responses.embedding.basis.shape[1] + problem.n_outputs)
+        check_size(problem.responses, problem.n_outputs)
+        patches = PatchRows.of(problem.responses)
+        charges = patches.incidence @ dual_point.numpy()
+        slack = float(patches.remainders @ dual_point.norm(dim=1).numpy())
+        return cls(patches.rows, patches.cells, charges, patches.n_cells, patches.frame, slack, patches.division)
 
     def lift(self, coordinates: np.ndarray) -> Tensor:
         """(q, d) coordinates to (q, r) filters."""
@@ -152,30 +129,18 @@ class ChargedRows:
     def correlate(self, coordinates: np.ndarray) -> np.ndarray:
         """(q, P, c) for (q, d) coordinates, summed directly in float64."""
         out = np.zeros((len(coordinates), self.n_cells, self.charges.shape[1]))
-        for cell in range(self.n_cells):
-            inside = self.cells == cell
-            out[:, cell] = np.maximum(coordinates @ self.rows[inside].T, 0) @ self.charges[inside]
+        for start in range(0, len(self.rows), CHUNK):
+            part = slice(start, start + CHUNK)
+            responses, charges, cells = (
+                np.maximum(coordinates @ self.rows[part].T, 0),
+                self.charges[part],
+                self.cells[part],
+            )
+            for cell in np.unique(cells):
+                inside = cells == cell
+                out[:, cell] += responses[:, inside] @ charges[inside] if not inside.all() else responses @ charges
         return out
 
     def g(self, coordinates: np.ndarray) -> np.ndarray:
         """g at (q, d) coordinates, without slack."""
         return np.sqrt((self.correlate(coordinates) ** 2).sum(axis=(1, 2)))
-
-
-def row_frame(rows: Tensor) -> Tensor:
-    """(d, r) orthonormal rows spanning the numerical row space."""
-    eigenvalues, vectors = torch.linalg.eigh(rows.T @ rows)
-    keep = eigenvalues > RANK_TOLERANCE * eigenvalues[-1].clamp_min(1e-300)
-    return vectors[:, keep].T.flip(0).contiguous()
-
-
-def _merge(rows: np.ndarray, cells: np.ndarray, charges: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Drop zero rows and add up the charges of equal rows of a cell; charges absorb the rows' norms."""
-    norms = np.linalg.norm(rows, axis=1)
-    alive = norms > 0
-    rows, cells, charges = rows[alive] / norms[alive, None], cells[alive], charges[alive] * norms[alive, None]
-    keys = np.concatenate([cells[:, None].astype(np.float64), rows], axis=1)
-    _, first, inverse = np.unique(keys, axis=0, return_index=True, return_inverse=True)
-    total = np.zeros((len(first), charges.shape[1]))
-    np.add.at(total, inverse.ravel(), charges)
-    return rows[first], cells[first], total

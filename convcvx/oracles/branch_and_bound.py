@@ -57,6 +57,7 @@ from torch import Tensor
 
 from convcvx.errors import InputError, check_count, check_positive
 from convcvx.oracles._blocks import Goal, Incumbents, Search
+from convcvx.oracles._row_tree import RowTree
 from convcvx.oracles.base import ChargedRows, OracleResult
 from convcvx.problem import Problem
 
@@ -125,13 +126,14 @@ class BranchAndBoundOracle:
         if n and not np.isfinite(charged.charges).all():
             raise InputError("dual_point must be finite; found NaN or infinity")
         if n:
-            incumbents = Incumbents(charged, n_filters + 3)
+            tree = RowTree.build(charged)
+            incumbents = Incumbents(charged, tree, n_filters + 3)
             first = np.random.default_rng(seed).standard_normal((4 * d, d))
             incumbents.climb(first if starts is None else np.concatenate([first, starts]), 0)
             incumbents.climb(incumbents.points[:4], 6)
             deadline = None if self.time_limit is None else began + self.time_limit
             goal = Goal(self.rel_tol, target - charged.slack, deadline, self.max_cones)
-            bound, cones, entries, stopped = Search(charged, incumbents, goal).run()
+            bound, cones, entries, stopped = Search(charged, tree, incumbents, goal).run()
             incumbents.climb(incumbents.points[:n_filters], 5)
             points = incumbents.points[:n_filters]
             values = charged.g(points)

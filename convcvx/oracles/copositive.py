@@ -27,6 +27,7 @@ from torch import Tensor
 from convcvx.arrangements import Cell, cells, count_bound, facets
 from convcvx.errors import InputError, check_count
 from convcvx.oracles._blocks import Incumbents
+from convcvx.oracles._row_tree import RowTree
 from convcvx.oracles._sweeps import UNIT
 from convcvx.oracles.base import ChargedRows, OracleResult
 from convcvx.problem import Problem
@@ -85,14 +86,15 @@ class CopositiveOracle:
         """
         check_count("n_filters", n_filters)
         count, rank = charged.rows.shape
-        incumbents = Incumbents(charged, n_filters + 3)
         bound, visited, relaxed = 0.0, 0, 0
+        points = np.zeros((0, rank))
         if count:
             if count_bound(count, rank) > MAX_CELLS:
                 raise InputError(
                     f"oracle='copositive' would list {float(count_bound(count, rank)):.0e} cells for {count} patches "
                     f"of rank {rank}; use oracle='branch-and-bound', a lower rank or fewer images"
                 )
+            incumbents = Incumbents(charged, RowTree.build(charged), n_filters + 3)
             random = np.random.default_rng(seed).standard_normal((8 * rank, rank))
             incumbents.climb(np.concatenate([random, starts]), 30)
             search = _Search(charged, incumbents, target)
@@ -100,8 +102,8 @@ class CopositiveOracle:
             search.relax_cells()
             bound, visited, relaxed = search.bound(), search.visited, search.relaxed
             incumbents.climb(incumbents.points[:n_filters], 30)
-        filters = charged.lift(incumbents.points[:n_filters])
-        values = charged.g(incumbents.points[:n_filters])
+            points = incumbents.points[:n_filters]
+        filters, values = charged.lift(points), charged.g(points)
         best = float(values.max(initial=0.0))
         upper = (max(bound, best) + charged.slack) * (1 + 4 * UNIT)
         stats = {
