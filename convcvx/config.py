@@ -14,6 +14,18 @@ BUDGETS = ("tol", "max_filters", "max_rounds", "time_limit", "device", "data_dir
 DEFAULT_BETA_RATIO = 1e-3
 """Share of beta_max that a run without beta and beta_ratio trains at."""
 
+ACCURACY: dict[str, Any] = {
+    "contrast": True,
+    "whiten": True,
+    "hidden_bias": True,
+    "dictionary_source": "kmeans",
+    "threshold": 0.25,
+    "tune": 0.1,
+    "max_rounds": 0,
+    "tol": 1.0,  # any gap: what these presets are after is accuracy, and β is chosen for it
+}
+"""What the presets for whole data sets share."""
+
 PRESETS: dict[str, dict[str, Any]] = {
     "demo": {
         "data": "digits",
@@ -23,6 +35,16 @@ PRESETS: dict[str, dict[str, Any]] = {
         "beta_ratio": 0.01,
         "tol": 3e-2,
     },
+    "mnist": {
+        "data": "mnist",
+        **ACCURACY,
+        "kernel_size": "6",
+        "pool": "4",
+        "contrast_epsilon": 0.01,
+        "dictionary": 400,
+    },
+    "cifar10-fast": {"data": "cifar10", **ACCURACY, "kernel_size": "6", "pool": "3", "flips": True, "dictionary": 800},
+    "cifar10": {"data": "cifar10", **ACCURACY, "kernel_size": "6", "pool": "3", "flips": True, "dictionary": 2400},
 }
 """`--preset NAME`: a flag or a config file given beside it wins."""
 
@@ -57,6 +79,11 @@ class TrainConfig:
     time_limit: float | None = None
     seed: int = 0
     device: str = "auto"
+    dictionary: int | None = None
+    dictionary_source: str = "patches"
+    threshold: float = 0.0
+    flips: bool = False
+    tune: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

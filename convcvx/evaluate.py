@@ -10,7 +10,7 @@ from convcvx.losses import encode_targets, get_loss
 
 
 @torch.no_grad()
-def predict(network: nn.Module, images: Images, batch: int = 64) -> Tensor:
+def predict(network: nn.Module, images: Images, batch: int = 8) -> Tensor:
     """Network outputs (n, c), computed in batches on the network's own device."""
     parameter = next(network.parameters())
     was_training = network.training

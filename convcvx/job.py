@@ -15,6 +15,7 @@ import torch
 from convcvx.certificate import Certificate, certify
 from convcvx.config import DEFAULT_BETA_RATIO, TrainConfig
 from convcvx.data import Dataset, load, split
+from convcvx.dictionary import dictionary
 from convcvx.errors import InputError, RunError, check_positive
 from convcvx.evaluate import accuracy, mean_loss, predict
 from convcvx.images import Images
@@ -25,7 +26,11 @@ from convcvx.responses import Responses
 from convcvx.runs import Run
 from convcvx.sharding import Team
 from convcvx.solution import Solution
+from convcvx.solvers.dictionary_path import fit_dictionary
 from convcvx.training import Plan, build_problem, check_budgets, find_beta_max, solve_problem
+
+DICTIONARY_TOL = 1e-2
+"""Relative gap over the dictionary to which its weights are fitted."""
 
 
 class Report(Protocol):
@@ -70,30 +75,37 @@ def train_job(
     run.save_embedding(problem.responses.embedding)
     alone = "" if team.size == 1 else f", {team.size} processes"
     report.begin(f"training on {config.data} into {run.folder}{alone}\n{plan}")
+    checkpoint = run.load_state()
+    earlier = checkpoint.history[-1]["seconds"] if checkpoint and checkpoint.history else 0.0
+    if config.dictionary is not None and checkpoint is None:
+        if team.size > 1:
+            raise InputError(f"a dictionary is fitted by one process; got {team.size}: train without torchrun")
+        config, checkpoint = _start_from_dictionary(config, problem, run, report, began)
     beta_max = run.beta_max
     if beta_max is None:
         beta_max = find_beta_max(problem, plan.oracle, config.seed)
         run.save_beta_max(beta_max)
     problem = problem.with_beta(resolve_beta(config, beta_max))
-    checkpoint = run.load_state()
-    earlier = checkpoint.history[-1]["seconds"] if checkpoint and checkpoint.history else 0.0
 
     def after_round(solution: Solution) -> None:
         run.save_state(solution)
         report(solution, problem.beta)
 
-    solution = solve_problem(
-        problem,
-        solver=plan.solver,
-        oracle=plan.oracle,
-        tol=config.tol,
-        max_filters=config.max_filters,
-        max_rounds=config.max_rounds,
-        time_limit=config.time_limit,
-        seed=config.seed,
-        start=checkpoint,
-        callback=after_round,
-    )
+    if config.dictionary is not None and checkpoint is not None and config.max_rounds == 0:
+        solution = checkpoint  # the dictionary alone, without the solver's passes over all images
+    else:
+        solution = solve_problem(
+            problem,
+            solver=plan.solver,
+            oracle=plan.oracle,
+            tol=config.tol,
+            max_filters=config.max_filters,
+            max_rounds=config.max_rounds,
+            time_limit=config.time_limit,
+            seed=config.seed,
+            start=checkpoint,
+            callback=after_round,
+        )
     responses = problem.responses
     network = TwoLayerCNN.from_solution(
         solution, responses.embedding, responses.pooling, image_shape(train), intercept=config.intercept
@@ -109,7 +121,7 @@ def train_job(
     metrics = certificate_summary(certificate) | {
         "beta_max": beta_max,
         "n_filters": solution.n_filters,
-        "train_accuracy": _score(network, train),
+        "train_accuracy": certificate.train_accuracy if train.n_classes else None,
         "test_accuracy": _score(network, test),
         "validation_accuracy": _score(network, validation) if validation else None,
         "seconds": earlier + perf_counter() - began,
@@ -201,14 +213,55 @@ def training_problem(
         train.images,
         train.targets,
         spec=config.patch_spec(),
-        embedding=embedding or (team.fit(train.images, config.patch_spec()) if team else None),
+        embedding=embedding or (team.fit(train.images, config.patch_spec()) if team and config.dictionary is None else None),
         pooling=config.pool,
         loss=config.loss,
         intercept=config.intercept,
         n_classes=train.n_classes or None,
         device=pick_device(config.device),
         responses=team.responses if team else Responses,
+        flips=config.flips,
     )
+
+
+def _start_from_dictionary(
+    config: TrainConfig, problem: Problem, run: Run, report: Report, began: float
+) -> tuple[TrainConfig, Solution]:
+    """The optimum over the dictionary that `config` asks for, as a checkpoint, and the options with its β."""
+    filters = dictionary(
+        problem.responses,
+        config.dictionary or 0,
+        source=config.dictionary_source,
+        threshold=config.threshold,
+        flips=config.flips,
+        seed=config.seed,
+    )
+    ratio = config.beta_ratio if config.beta or config.tune or config.beta_ratio else DEFAULT_BETA_RATIO
+    fit = fit_dictionary(
+        problem, filters, beta=config.beta, beta_ratio=ratio, tune=config.tune, flips=config.flips, tol=DICTIONARY_TOL
+    )
+    for step in fit.path:
+        report.begin(
+            f"beta {step['beta']:.3g}: held-out error {step['held_out_error']:.2%}, loss {step['held_out_loss']:.5g}, "
+            f"{step['n_filters']} filters"
+        )
+    record = {
+        "round": 0,
+        "objective": fit.objective,
+        "lower_bound": fit.objective * (1 - fit.rel_gap),  # over the dictionary
+        "rel_gap": fit.rel_gap,
+        "g_max": fit.beta,
+        "scope": "heuristic",
+        "n_filters": fit.solution.n_filters,
+        "seconds": perf_counter() - began,
+    }
+    solution = replace(fit.solution, history=[record], status="max_rounds")
+    config = replace(config, beta=fit.beta, beta_ratio=None)
+    run.save_beta_max(fit.beta_max)
+    run.save_config(config)
+    run.save_state(solution)
+    report(solution, fit.beta)
+    return config, solution
 
 
 def _check_beta(config: TrainConfig) -> None:

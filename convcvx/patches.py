@@ -21,6 +21,8 @@ from convcvx.images import Images
 
 CHUNK, CHUNK_BYTES = 256, 32 << 20
 """Images, and bytes of them and their patch rows in float64, that are gathered at once."""
+MOMENT_PATCHES = 4_000_000
+"""Patches that whitening and principal directions are fitted to: those of so many images, evenly spread."""
 RANK_TOLERANCE = 1e-12
 """Directions with less than this share of the largest patch second moment do not count towards the rank."""
 
@@ -142,9 +144,14 @@ class PatchEmbedding:
         return len(self.basis)
 
     @classmethod
-    def fit(cls, images: Images, spec: PatchSpec, chunk: int = CHUNK) -> PatchEmbedding:
-        """Fit the basis to (n, C, H, W) images, with one pass over them."""
-        return cls.of_moment(second_moment(images, spec, chunk), images.shape[1], spec)
+    def fit(cls, images: Images, spec: PatchSpec, chunk: int = CHUNK, *, flips: bool = False) -> PatchEmbedding:
+        """Fit the basis to (n, C, H, W) images, and with `flips` to their mirror images, with one pass over them."""
+        step = -(-len(images) * math.prod(spec.output_size(*images.shape[2:])) // MOMENT_PATCHES)
+        sample = images[torch.arange(0, len(images), step)] if step > 1 else images
+        moment = second_moment(sample, spec, chunk)
+        if flips:
+            moment = 0.5 * (moment + _mirrored(moment, spec, images.shape[1]))
+        return cls.of_moment(moment, images.shape[1], spec)
 
     @classmethod
     def of_moment(cls, moment: Tensor, channels: int, spec: PatchSpec) -> PatchEmbedding:
@@ -191,6 +198,13 @@ def second_moment(images: Images, spec: PatchSpec, chunk: int = CHUNK) -> Tensor
         total = total + columns @ columns.T
         count += columns.shape[1]
     return total / count
+
+
+def _mirrored(moment: Tensor, spec: PatchSpec, channels: int) -> Tensor:
+    """The second moment of the patches flipped left to right."""
+    order = torch.arange(len(moment) - spec.constant).view(channels, *spec.kernel_size).flip(2).flatten()
+    order = torch.cat([order, torch.arange(len(order), len(moment))])
+    return moment[order][:, order]
 
 
 def _basis(moment: Tensor, spec: PatchSpec, size: int) -> tuple[Tensor, float]:

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import flat_problem, random_parameters
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -354,3 +355,15 @@ def test_pooling_by_a_matrix_is_certified_by_its_parameters():
     coarse = replace(problem, responses=build_problem(images(), classes(), spec=SPEC, pooling="2x1").responses)
     assert isinstance(problem.responses.pooling, Pooling)
     assert certify_parameters(coarse, solution.filters, solution.weights).primal != pytest.approx(certificate.primal)
+
+
+def test_a_light_certificate_of_a_large_network_agrees_with_the_full_one(monkeypatch):
+    problem = flat_problem(n=200, dim=6, beta=0.01)
+    filters, weights, _ = random_parameters(problem, 40, scale=0.05)
+    full = certify_parameters(problem, filters, weights, oracle="local")
+    monkeypatch.setattr("convcvx.certificate.LARGE", 0)
+    light = certify_parameters(problem.with_dtype(torch.float32), filters, weights, oracle="local")
+    assert light.primal == pytest.approx(full.primal, rel=1e-5)
+    assert light.dual <= light.primal
+    assert light.g_max <= full.g_max * (1 + 1e-4)
+    assert light.scope == "heuristic"

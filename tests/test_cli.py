@@ -256,3 +256,17 @@ def test_an_unfinished_run_cannot_be_certified(tmp_path):
     convcvx(*SMALL, "--out", folder)
     os.remove(folder / "model.safetensors")
     assert "--resume" in convcvx("certify", folder, code=2).stderr
+
+
+def test_a_preset_trains_on_the_data_named_beside_it(tmp_path):
+    preset = ["train", "--preset", "cifar10-fast", "--data", "digits", "--limit", "150", "--dictionary", "20"]
+    small = ["--kernel-size", "3", "--pool", "2"]
+    metrics = answer(convcvx(*preset, *small, "--out", tmp_path / "run", "--json"))
+    assert metrics["test_accuracy"] > 0.5
+    assert metrics["n_filters"] <= 20
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["data"], config["flips"], config["beta"]) == ("digits", True, metrics["beta"])
+    again = answer(convcvx("certify", tmp_path / "run", "--tol", "1", "--json"))
+    assert again["primal"] == pytest.approx(metrics["primal"], rel=1e-6)
+    resumed = answer(convcvx("train", "--out", tmp_path / "run", "--resume", "--json"))
+    assert resumed["primal"] == pytest.approx(metrics["primal"], rel=1e-9)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from convcvx.config import DEFAULT_BETA_RATIO, PRESETS, TrainConfig
+from convcvx.dictionary import SOURCES
 from convcvx.errors import InputError
 from convcvx.oracles import ORACLES
 from convcvx.solvers import SOLVERS
@@ -69,6 +70,16 @@ Tol = Annotated[float, _option(SOLVE, "Relative gap (primal - dual) / primal to 
 MaxFilters = Annotated[int | None, _option(SOLVE, "Budget of filters; none by default.")]
 MaxRounds = Annotated[int, _option(SOLVE, "Budget of rounds.")]
 TimeLimit = Annotated[float | None, _option(SOLVE, "Seconds after which no new round starts.")]
+Dictionary = Annotated[
+    int | None, _option(SOLVE, "Start from the optimum over N filters taken from the patches before any training.")
+]
+DictionarySource = Annotated[str, _option(SOLVE, f"Which filters: {', '.join(SOURCES)}.")]
+Threshold = Annotated[float, _option(SOLVE, "What a patch must exceed to excite a filter of the dictionary.")]
+Flips = Annotated[bool, _option(DATA, "Train the dictionary on the mirror images as well.")]
+Tune = Annotated[
+    float,
+    _option(SOLVE, "With a dictionary: choose beta on this share of the training images, then train on all of them."),
+]
 Seed = Annotated[int, _option(SOLVE, "Equal seeds give equal results.")]
 Device = Annotated[str, _option(SOLVE, "auto, cpu or cuda.")]
 

@@ -1,0 +1,127 @@
+"""Dictionaries: thousands of filters chosen from the patches alone, before anything is trained.
+
+With many filters the choice matters less than their number: patches drawn at random come close to what any learning
+of features gives (Coates and Ng 2011). A dictionary is to be used on contrast-normalised, whitened patches, with a
+threshold α: the filter (w, -α) / √(1 + α²) for a unit w responds to patches whose projection on w exceeds α.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from convcvx.errors import InputError, check_choice, check_count, check_positive
+from convcvx.patches import PatchEmbedding
+from convcvx.responses import Responses
+
+SOURCES = ("patches", "kmeans")
+"""Where filters come from: patches drawn at random, or the centres of their clusters."""
+PATCHES_PER_FILTER = 30
+"""Patches that k-means clusters, a filter."""
+KMEANS_STEPS = 10
+
+
+def dictionary(
+    responses: Responses,
+    n_filters: int,
+    *,
+    source: str = "patches",
+    threshold: float = 0.0,
+    flips: bool = False,
+    seed: int = 0,
+) -> Tensor:
+    """Filters from the patches of some images.
+
+    Parameters
+    ----------
+    responses : Responses
+    n_filters : int
+    source : {"patches", "kmeans"}
+    threshold : float
+        α ≥ 0; a positive one needs the hidden bias.
+    flips : bool
+        Make the second half of the filters the mirror images of the first.
+    seed : int
+
+    Returns
+    -------
+    Tensor (n_filters, r) float64
+        Of unit norm.
+
+    Raises
+    ------
+    InputError
+        For images without contrast, an odd number of filters with `flips`, a threshold without hidden bias.
+    """
+    check_choice("dictionary_source", source, SOURCES)
+    check_positive("threshold", threshold, zero=True)
+    count = check_count("dictionary", n_filters)
+    biased = responses.embedding.spec.hidden_bias
+    if threshold and not biased:
+        raise InputError(f"threshold {threshold:g} needs the hidden bias; pass --hidden-bias, or threshold 0")
+    if flips and count % 2:
+        raise InputError(f"dictionary must have an even number of filters with flips; got {n_filters}")
+    drawn = count // 2 if flips else count
+    random = torch.Generator().manual_seed(seed)
+    if source == "patches":
+        directions = draw_patches(responses, drawn, random)
+    else:
+        directions = kmeans(draw_patches(responses, PATCHES_PER_FILTER * drawn, random), drawn, random)
+    directions = normalize(directions)
+    filters = torch.cat([directions, directions.new_full((drawn, 1), -threshold)], dim=1) if biased else directions
+    filters = normalize(filters)
+    return torch.cat([filters, mirror(responses.embedding, filters)]) if flips else filters
+
+
+def draw_patches(responses: Responses, count: int, random: torch.Generator) -> Tensor:
+    """(count, r) random patches with some contrast, in the space of the filters, the hidden bias's coordinate left out.
+
+    They come from up to `count` images, with replacement if these have too few.
+    """
+    embedding = responses.embedding
+    found: list[Tensor] = []
+    images = torch.randperm(responses.n, generator=random)[:count]
+    share = -(-count // len(images))  # patches of an image
+    for part in images.split(256):
+        rows = responses.rows(part.to(responses.device)).double().cpu() @ embedding.basis.T
+        rows = rows[..., : embedding.dim - embedding.spec.hidden_bias]
+        norms = rows.norm(dim=2)
+        # Uniform among the patches that are not next to zero: those give no direction.
+        chances = (norms > 0.1 * norms.amax()).double()
+        alive = chances.sum(dim=1) > 0
+        if bool(alive.any()):
+            picks = torch.multinomial(chances[alive], share, replacement=True, generator=random)
+            found.append(rows[alive].gather(1, picks[..., None].expand(-1, -1, rows.shape[2])).flatten(0, 1))
+    if not found:
+        raise InputError("a dictionary needs patches that are not zero; all of these images' are")
+    patches = torch.cat(found)
+    order = torch.arange(count) % len(patches)
+    return patches[torch.randperm(len(patches), generator=random)[order]]
+
+
+def kmeans(points: Tensor, count: int, random: torch.Generator) -> Tensor:
+    """(count, d) unit centres of the directions of `points` (n, d): spherical k-means (Coates and Ng 2012, sec. 2).
+
+    A point counts for the centre with the largest inner product, weighted by its own length; a centre without
+    points starts again from one of them.
+    """
+    points = points.float()
+    centres = normalize(points[torch.randperm(len(points), generator=random)[:count]])
+    for _ in range(KMEANS_STEPS):
+        sums = torch.zeros_like(centres)
+        for part in points.split(8192):
+            sums.index_add_(0, (part @ centres.T).argmax(dim=1), part)
+        empty = (sums == 0).all(dim=1)
+        sums[empty] = points[torch.randint(len(points), (int(empty.sum()),), generator=random)]
+        centres = normalize(sums)
+    return centres.double()
+
+
+def mirror(embedding: PatchEmbedding, filters: Tensor) -> Tensor:
+    """(m, r) filters whose kernels are those of `filters`, flipped left to right.
+
+    The embedding must be fitted with `flips`: then mirroring keeps the norm of a filter.
+    """
+    weight, bias = embedding.kernels(filters)
+    return embedding.filters(weight.flip(3), bias)

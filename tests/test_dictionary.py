@@ -1,0 +1,117 @@
+"""Dictionaries and the group lasso over them: against the other master, against twice the images, held-out choice."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from convcvx.data import load
+from convcvx.dictionary import SOURCES, dictionary, mirror
+from convcvx.errors import InputError
+from convcvx.patches import PatchSpec
+from convcvx.problem import Problem
+from convcvx.solvers.dictionary_path import fit_dictionary
+from convcvx.solvers.master import solve_master
+from convcvx.training import build_problem
+
+SPEC = PatchSpec((3, 3), hidden_bias=True, contrast=0.01, whiten=0.1)
+
+
+def digits(n: int = 150, *, flips: bool = False, **options) -> Problem:
+    train, _ = load("digits", limit=n)
+    options = {"spec": SPEC, "pooling": 2, "dtype": torch.float64} | options
+    return build_problem(train.images, train.targets, flips=flips, **options)
+
+
+@pytest.fixture(scope="module")
+def problem() -> Problem:
+    return digits()
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_dictionaries_are_distinct_unit_filters_with_the_threshold(problem, source):
+    filters = dictionary(problem.responses, 20, source=source, threshold=0.5, seed=3)
+    assert torch.allclose(filters.norm(dim=1), torch.ones(20).double())
+    assert torch.allclose(filters[:, -1] / filters[:, :-1].norm(dim=1), torch.tensor(-0.5).double())
+    assert torch.equal(filters, dictionary(problem.responses, 20, source=source, threshold=0.5, seed=3))
+    assert not torch.equal(filters, dictionary(problem.responses, 20, source=source, threshold=0.5, seed=4))
+    assert (filters @ filters.T - 2 * torch.eye(20)).max() < 1 - 1e-6
+
+
+def test_mirrored_filters_see_mirrored_images():
+    problem = digits(40, flips=True)
+    filters = dictionary(problem.responses, 10, threshold=0.2, flips=True)
+    assert torch.allclose(filters[5:].norm(dim=1), torch.ones(5).double())
+    flipped = problem.responses.to(images=problem.responses.images.flip(3))
+    expected = flipped.matrix(filters[:5]).unflatten(2, (2, 2)).flip(3).flatten(2)
+    assert torch.allclose(problem.responses.matrix(filters[5:]), expected, atol=1e-9)
+    assert not torch.allclose(problem.responses.matrix(filters[:5]), expected, atol=1e-3)
+    assert torch.allclose(mirror(problem.responses.embedding, filters[5:]), filters[:5], atol=1e-9)
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+def test_the_other_master_agrees(intercept):
+    problem = digits(intercept=intercept)
+    filters = dictionary(problem.responses, 12, threshold=0.25)
+    fit = fit_dictionary(problem, filters, beta=0.01, tol=1e-3)
+    reference = solve_master(problem.with_beta(0.01), filters, tol=1e-8)
+    assert reference.objective * (1 - 1e-8) <= fit.objective <= reference.objective * (1 + fit.rel_gap)
+    assert fit.objective < reference.objective * (1 + 5e-3)
+    solution = fit.solution
+    predictions = problem.responses.predict(solution.filters, solution.weights, solution.intercept)
+    assert problem.with_beta(0.01).primal(predictions, solution.weights) == pytest.approx(fit.objective, rel=1e-9)
+    assert fit_dictionary(problem, filters, beta=0.02).objective > reference.objective * 1.05  # the test can fail
+
+
+def test_flips_are_twice_the_images():
+    problem = digits(100, flips=True)
+    filters = dictionary(problem.responses, 8, threshold=0.25, flips=True)
+    fit = fit_dictionary(problem, filters, beta=0.01, flips=True, tol=1e-4)
+    images = problem.responses.images
+    twice = replace(
+        problem.with_beta(0.01),
+        responses=problem.responses.to(images=torch.cat([images, images.flip(3)])),
+        targets=problem.targets.repeat(2, 1),
+    )
+    reference = solve_master(twice, filters, tol=1e-8)
+    assert reference.objective * (1 - 1e-8) <= fit.objective < reference.objective * (1 + 5e-3)
+    solution = fit.solution
+    predictions = twice.responses.predict(solution.filters, solution.weights, solution.intercept)
+    assert torch.allclose(predictions[:100], predictions[100:], atol=1e-8)
+    plain = solve_master(problem.with_beta(0.01), filters, tol=1e-8)
+    assert plain.objective < reference.objective * (1 - 1e-3)
+
+
+def test_held_out_images_choose_beta(problem):
+    filters = dictionary(problem.responses, 30, threshold=0.25)
+    fit = fit_dictionary(problem, filters, tune=0.2)
+    scores = [(record["held_out_error"], record["held_out_loss"]) for record in fit.path]
+    assert fit.beta == fit.path[scores.index(min(scores))]["beta"]
+    assert len(fit.path) > 3
+    given = fit_dictionary(problem, filters, beta=fit.beta)
+    assert given.objective == pytest.approx(fit.objective, rel=2e-2)  # the last fit is to all images
+
+
+def test_no_held_out_image_reaches_the_path(problem):
+    """Wrong labels on the held-out images alone change the scores but not the networks they score."""
+    filters = dictionary(problem.responses, 10, threshold=0.25)
+    targets = problem.targets.clone()
+    targets[::5] = targets[::5].roll(1, dims=1)
+    path = fit_dictionary(problem, filters, tune=0.2).path
+    spoiled = fit_dictionary(replace(problem, targets=targets), filters, tune=0.2).path
+    assert path[0]["objective"] == pytest.approx(spoiled[0]["objective"], rel=1e-12)
+    assert spoiled[0]["held_out_loss"] > path[0]["held_out_loss"]
+
+
+def test_bad_input_is_refused(problem):
+    with pytest.raises(InputError, match="even number"):
+        dictionary(problem.responses, 3, flips=True)
+    with pytest.raises(InputError, match="threshold"):
+        dictionary(digits(20, spec=PatchSpec((3, 3))).responses, 3, threshold=0.1)
+    with pytest.raises(InputError, match="squared"):
+        fit_dictionary(digits(20, loss="cross-entropy"), torch.zeros(2, problem.responses.dim).double(), beta=1.0)
+    striped = digits(40, spec=PatchSpec((3, 3), (2, 2)), flips=True)
+    with pytest.raises(InputError, match="symmetrically"):
+        fit_dictionary(striped, dictionary(striped.responses, 2, flips=True), beta=1.0, flips=True)
