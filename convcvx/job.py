@@ -213,7 +213,8 @@ def training_problem(
         train.images,
         train.targets,
         spec=config.patch_spec(),
-        embedding=embedding or (team.fit(train.images, config.patch_spec()) if team and config.dictionary is None else None),
+        embedding=embedding
+        or (team.fit(train.images, config.patch_spec()) if team and config.dictionary is None else None),
         pooling=config.pool,
         loss=config.loss,
         intercept=config.intercept,

@@ -21,8 +21,8 @@ from convcvx.images import Images
 
 CHUNK, CHUNK_BYTES = 256, 32 << 20
 """Images, and bytes of them and their patch rows in float64, that are gathered at once."""
-MOMENT_PATCHES = 4_000_000
-"""Patches that whitening and principal directions are fitted to: those of so many images, evenly spread."""
+WHITENING_PATCHES = 4_000_000
+"""Patches that whitening is fitted to: those of so many images, evenly spread."""
 RANK_TOLERANCE = 1e-12
 """Directions with less than this share of the largest patch second moment do not count towards the rank."""
 
@@ -146,7 +146,8 @@ class PatchEmbedding:
     @classmethod
     def fit(cls, images: Images, spec: PatchSpec, chunk: int = CHUNK, *, flips: bool = False) -> PatchEmbedding:
         """Fit the basis to (n, C, H, W) images, and with `flips` to their mirror images, with one pass over them."""
-        step = -(-len(images) * math.prod(spec.output_size(*images.shape[2:])) // MOMENT_PATCHES)
+        patches = len(images) * math.prod(spec.output_size(*images.shape[2:]))
+        step = 1 if spec.whiten is None else -(-patches // WHITENING_PATCHES)  # the reported rank is of all patches
         sample = images[torch.arange(0, len(images), step)] if step > 1 else images
         moment = second_moment(sample, spec, chunk)
         if flips:
