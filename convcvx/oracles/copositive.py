@@ -18,7 +18,6 @@ import time
 from dataclasses import dataclass
 from itertools import islice
 
-import clarabel
 import numpy as np
 import torch
 from scipy import sparse
@@ -185,6 +184,8 @@ def relax(matrix: np.ndarray, normals: np.ndarray) -> tuple[float, np.ndarray]:
     >>> round(relax(np.array([[1.0, -1.0]]), np.eye(2))[0], 6), round(relax(np.array([[1.0, 1.0]]), np.eye(2))[0], 6)
     (1.0, 1.414214)
     """
+    import clarabel  # here: whoever certifies by other means loads no solver
+
     d, m = matrix.shape[1], len(normals)
     form = matrix.T @ matrix
     first, second = np.triu_indices(m)
