@@ -54,15 +54,20 @@ class GatedResponses:
     responses : Responses
         Images, patches, pooling, device and arithmetic; with K = 1 the features are never formed.
     gates : Tensor (q, r)
+    axes : Tensor (a, r), optional
+        Orthonormal rows: W is given in these coordinates, and restricted to their span.
 
-    Notes
-    -----
-    W is (q, r, P, c): a neuron with filter u and output weights V (P, c) behind gate s adds u ⊗ V to W_s.
+    Attributes
+    ----------
+    shape : (int, int, int)
+        q, a, P: W is (q, a, P, c), a = r without `axes`. A neuron with filter u and output weights V (P, c) behind
+        gate s adds u ⊗ V to W_s.
     """
 
-    def __init__(self, responses: Responses, gates: Tensor) -> None:
+    def __init__(self, responses: Responses, gates: Tensor, axes: Tensor | None = None) -> None:
         self.responses = responses
         self.gates = gates.to(responses.device, responses.dtype)
+        self._axes = None if axes is None else axes.to(self.gates)
         pool = responses.pooling.matrix(*responses.map_size)
         pool = torch.eye(responses.n_positions, dtype=torch.float64) if pool is None else pool
         self._cells = [
@@ -70,17 +75,18 @@ class GatedResponses:
             for weights in pool
             for positions in [weights.nonzero()[:, 0].to(responses.device)]
         ]
-        self.shape = len(gates), responses.dim, responses.n_cells
+        self.shape = len(gates), responses.dim if axes is None else len(axes), responses.n_cells
         self._flat = responses.n_positions == responses.n_cells == 1
-        width = (responses.dim + len(gates)) if self._flat else int(np.prod(self.shape))
+        width = self.shape[1] + len(gates) if self._flat else int(np.prod(self.shape))
         self._chunk = max(1, CHUNK_BYTES[responses.device.type] // (width * responses.dtype.itemsize))
         fits = responses.n * width * responses.dtype.itemsize <= CACHE_BYTES
         self._cache = [(where, self._features(where)) for where in _slices(responses, self._chunk)] if fits else None
 
     def _features(self, where: slice) -> tuple[Tensor, ...]:
-        """(b, q·r·P) features, the cell last; for single patches the rows (b, r) and the open gates (b, q)."""
+        """(b, q·a·P) features, the cell last; for single patches the rows (b, a) and the open gates (b, q)."""
         rows = embedded_rows(self.responses, where)
         gates_open = (rows @ self.gates.T >= 0).to(rows)
+        rows = rows if self._axes is None else rows @ self._axes.T
         if self._flat:
             return rows[:, 0] * self._cells[0][1].sum(), gates_open[:, 0]
         features = rows.new_empty(len(rows), *self.shape)
@@ -94,7 +100,7 @@ class GatedResponses:
         return ((where, self._features(where)) for where in _slices(self.responses, self._chunk))
 
     def apply(self, weights: Tensor) -> Tensor:
-        """f (n, c) float64 on the CPU, without intercept, for weights (q, r, P, c)."""
+        """f (n, c) float64 on the CPU, without intercept, for weights (q, a, P, c)."""
         q, c = len(weights), weights.shape[3]
         out = torch.empty(self.responses.n, c, dtype=torch.float64)
         matrix = weights.to(self.gates)
@@ -107,7 +113,7 @@ class GatedResponses:
         return out
 
     def adjoint(self, dual_point: Tensor) -> Tensor:
-        """G (q, r, P, c) float64 on the CPU: G_s = Σ_i Φ^s(x_i) ⊗ Z_i for Z = `dual_point` (n, c)."""
+        """G (q, a, P, c) float64 on the CPU: G_s = Σ_i Φ^s(x_i) ⊗ Z_i for Z = `dual_point` (n, c)."""
         q, c = self.shape[0], dual_point.shape[1]
         dual_point = dual_point.to(self.gates)
         size = (self.shape[1], q * c) if self._flat else (int(np.prod(self.shape)), c)
@@ -122,20 +128,20 @@ class GatedResponses:
         return total.view(*self.shape, c).cpu()
 
     def matrix(self) -> Tensor:
-        """All features (n, q·r·P) in float64 at once: for small problems and tests."""
-        blocks = []
-        for _, (features, *gates_open) in self._blocks():
-            expanded = (gates_open[0][:, :, None] * features[:, None]).flatten(1) if gates_open else features
-            blocks.append(expanded.double().cpu())
-        return torch.cat(blocks)
+        """All features (n, q·a·P) at once: for small problems, samples and tests."""
+        return torch.cat([self._expanded(*block).cpu() for _, block in self._blocks()])
+
+    @staticmethod
+    def _expanded(features: Tensor, gates_open: Tensor | None = None) -> Tensor:
+        return features if gates_open is None else (gates_open[:, :, None] * features[:, None]).flatten(1)
 
     def gram(self, targets: Tensor) -> tuple[Tensor, Tensor]:
         """(AᵀA / n, AᵀY / n) in float64 for A = [features, 1]; one pass, after which n disappears."""
         size = int(np.prod(self.shape)) + 1
         gram = torch.zeros(size, size, dtype=torch.float64, device=self.gates.device)
         moments = torch.zeros(size, targets.shape[1], dtype=torch.float64, device=self.gates.device)
-        for where, (features, *gates_open) in self._blocks():
-            block = (gates_open[0][:, :, None] * features[:, None]).flatten(1) if gates_open else features
+        for where, parts in self._blocks():
+            block = self._expanded(*parts)
             block = torch.cat([block, block.new_ones(len(block), 1)], dim=1)
             gram += block.T @ block
             moments += block.T @ targets[where].to(block)

@@ -81,17 +81,11 @@ class Responses:
         self._pool = None if pool is None or identity else pool.to(self.device, dtype)
         self._basis = embedding.basis.to(self.device, dtype)
 
-    def to(
-        self,
-        *,
-        dtype: torch.dtype | None = None,
-        images: Tensor | None = None,
-        embedding: PatchEmbedding | None = None,
-    ) -> Responses:
-        """The same map in another dtype, on other images, or with filters in another space."""
+    def to(self, *, dtype: torch.dtype | None = None, images: Tensor | None = None) -> Responses:
+        """The same map in another dtype or on other images."""
         return Responses(
             self.images if images is None else images,
-            embedding or self.embedding,
+            self.embedding,
             self.pooling,
             dtype=dtype or self.dtype,
             device=self.device,

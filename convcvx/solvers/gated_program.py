@@ -17,7 +17,7 @@ equation a group. A pass over the images down and one up make an iteration, the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
@@ -32,6 +32,9 @@ GRAM_SIZE = 2000
 """Features q·r·P up to which the squared loss is solved on their Gram matrix."""
 SAMPLE = 2000
 """Images from which the metric is estimated: it sets the speed, not the result."""
+COARSE_DIM, ENERGY, SLOW = 64, 0.95, 0.01
+"""From this many entries a filter on, solve first in the leading axes that hold this share of the features' second
+moment, until an iteration lowers the objective by less than this share."""
 FLOOR = 1e-4
 """Smallest entry of the metric against the largest."""
 
@@ -79,56 +82,92 @@ def solve_gated(
     """
     began = perf_counter()
     measure = NORMS[check_choice("norm", norm, NORMS)]
-    problem, axes = _principal(problem, gates) if measure.proximal is not None else (problem, None)
-    features = GatedResponses(problem.responses, gates if axes is None else gates @ axes.T)
-    smooth = _pick(problem, features)
-    metric = _metric(problem, features.gates) if axes is not None else torch.ones(features.shape[1]).double()
-    metric = metric[:, None]  # of the (r, P·c) matrices
-
-    c = problem.n_outputs
-    weights = torch.zeros(features.shape[0], features.shape[1], features.shape[2] * c, dtype=torch.float64)
-    image = smooth.image(weights)
-    ahead, ahead_image = weights, image
-    momentum, scale, best_dual, primal, gap = 1.0, 0.0, -np.inf, np.inf, np.inf
+    axes, metric = _principal(problem, gates) if measure.proximal is not None else (None, None)
     history: list[tuple[float, float, float]] = []
-    for iteration in range(max_iter + 1):
-        value, pull, dual_of = smooth.at(ahead, ahead_image)
-        best_dual = max(best_dual, dual_of(float(measure.dual(pull).max())))
-        primal = smooth.value(weights, image) + problem.beta * measure.value(weights)
-        gap = (primal - best_dual) / max(primal, 1e-300)
-        history.append((perf_counter() - began, primal, best_dual))
-        late = time_limit is not None and history[-1][0] > time_limit
-        if gap <= tol or iteration == max_iter or late:
-            break
-        if scale == 0.0:  # the curvature along the gradient is a fair first guess
-            direction = pull / metric
-            bend = smooth.curvature(direction)
-            scale = bend / max(float((metric * direction.square()).sum()), 1e-300) or 1.0
+    weights = torch.zeros(len(gates), 0, problem.responses.n_cells * problem.n_outputs, dtype=torch.float64)
+    for rank in _levels(metric, problem.responses.dim):
+        last = rank == problem.responses.dim
+        features = GatedResponses(problem.responses, gates, None if axes is None else axes[:rank])
+        smooth = _pick(problem, features)
+        start = torch.nn.functional.pad(weights, (0, 0, 0, rank - weights.shape[1]))
+        descent = _Descent(smooth, measure, problem.beta, start, None if metric is None else metric[:rank])
         while True:
-            trial = measure.step(ahead + pull / (scale * metric), scale * metric, problem.beta)
-            trial_image = smooth.image(trial)
-            change = trial - ahead
-            quadratic = 0.5 * float((metric * change.square()).sum())
-            excess = smooth.value(trial, trial_image) - value + float((pull * change).sum())
-            if excess <= scale * quadratic + smooth.rounding * abs(value):
+            descent.evaluate()
+            history.append((perf_counter() - began, descent.primal, descent.dual if last else 0.0))
+            seconds, primal, dual = history[-1]
+            late = time_limit is not None and seconds > time_limit
+            if late or len(history) > max_iter or primal - dual <= tol * primal or (not last and _slow(history)):
                 break
-            scale = max(1.3 * scale, 1.05 * excess / max(quadratic, 1e-300))
-        if float((metric * (ahead - trial) * (trial - weights)).sum()) > 0:
-            momentum = 1.0
-        following = 0.5 * (1 + (1 + 4 * momentum**2) ** 0.5)
-        share, momentum = (momentum - 1) / following, following
-        ahead, ahead_image = trial + share * (trial - weights), trial_image + share * (trial_image - image)
-        weights, image = trial, trial_image
-        scale *= 0.9
+            descent.step()
+        weights = descent.weights
+        if late:
+            break
     return GatedResult(
-        (weights if axes is None else axes.T @ weights).unflatten(2, (-1, c)),
-        smooth.intercept(weights, image),
+        (weights if axes is None else axes[:rank].T @ weights).unflatten(2, (-1, problem.n_outputs)),
+        smooth.intercept(weights, descent.image),
         primal,
-        best_dual,
-        gap,
+        dual,
+        (primal - dual) / max(primal, 1e-300),
         len(history) - 1,
         history,
     )
+
+
+def _levels(metric: Tensor | None, dim: int) -> list[int]:
+    """Numbers of leading axes to solve in, one after another: few carry most of the data and cost little."""
+    if metric is None or dim < COARSE_DIM:
+        return [dim]
+    shares = metric.cumsum(dim=0) / metric.sum()
+    rank = int((shares < ENERGY).sum()) + 1
+    return [rank, dim] if 3 * rank <= dim else [dim]
+
+
+def _slow(history: list[tuple[float, float, float]]) -> bool:
+    return len(history) > 3 and history[-1][1] > (1 - SLOW) * history[-2][1]
+
+
+class _Descent:
+    """Accelerated proximal gradient in a diagonal metric; `step` after `evaluate`, again and again."""
+
+    def __init__(
+        self, smooth: _Streamed | _Gram, norm: GateNorm, beta: float, weights: Tensor, metric: Tensor | None
+    ) -> None:
+        self.smooth, self.norm, self.beta = smooth, norm, beta
+        self.metric = weights.new_ones(weights.shape[1], 1) if metric is None else metric[:, None]
+        self.weights, self.image = weights, smooth.image(weights)
+        self._ahead, self._ahead_image = self.weights, self.image
+        self._momentum, self._scale = 1.0, 0.0
+        self.primal, self.dual = np.inf, 0.0  # losses are non-negative
+
+    def evaluate(self) -> None:
+        """Gradient at the extrapolated point, whose residual is the dual point; objective at the last one."""
+        self._value, self._pull, dual_of = self.smooth.at(self._ahead, self._ahead_image)
+        self.dual = max(self.dual, dual_of(float(self.norm.dual(self._pull).max())))
+        self.primal = self.smooth.value(self.weights, self.image) + self.beta * self.norm.value(self.weights)
+
+    def step(self) -> None:
+        """One proximal step and its extrapolation; the step size backtracks until the model bounds the loss."""
+        metric, pull = self.metric, self._pull
+        if self._scale == 0.0:  # the curvature along the gradient is a fair first guess
+            bend, length = self.smooth.curvature(pull / metric), float((pull.square() / metric).sum())
+            self._scale = bend / length if bend > 0 and length > 0 else 1.0
+        while True:
+            trial = self.norm.step(self._ahead + pull / (self._scale * metric), self._scale * metric, self.beta)
+            trial_image = self.smooth.image(trial)
+            change = trial - self._ahead
+            quadratic = 0.5 * float((metric * change.square()).sum())
+            excess = self.smooth.value(trial, trial_image) - self._value + float((pull * change).sum())
+            if excess <= self._scale * quadratic + self.smooth.rounding * abs(self._value):
+                break
+            self._scale = max(1.3 * self._scale, 1.05 * excess / max(quadratic, 1e-300))
+        if float((metric * (self._ahead - trial) * (trial - self.weights)).sum()) > 0:
+            self._momentum = 1.0
+        following = 0.5 * (1 + (1 + 4 * self._momentum**2) ** 0.5)
+        share, self._momentum = (self._momentum - 1) / following, following
+        self._ahead = trial + share * (trial - self.weights)
+        self._ahead_image = trial_image + share * (trial_image - self.image)
+        self.weights, self.image = trial, trial_image
+        self._scale *= 0.9
 
 
 # Norms of the matrices W_s (q, r, P·c)
@@ -213,29 +252,20 @@ NORMS = {
 # The metric
 
 
-def _sampled(problem: Problem, gates: Tensor) -> Tensor:
-    """(N, r) gated features of some images and gates, centred if there is an intercept."""
+def _principal(problem: Problem, gates: Tensor) -> tuple[Tensor, Tensor]:
+    """Principal axes (r, r) of the gated features, and their second moments (r,), kept away from zero.
+
+    From a sample of images and gates; centred if there is an intercept.
+    """
     images = torch.arange(0, problem.n, -(-problem.n // SAMPLE))
     responses = problem.responses.to(images=problem.responses.images[images.to(problem.responses.device)])
-    features = GatedResponses(responses, gates[: min(len(gates), 8)])
-    matrix = features.matrix()
+    features = GatedResponses(responses, gates[:: max(1, len(gates) // 4)][:4])
+    matrix = features.matrix().view(len(images), *features.shape)
     matrix = matrix - matrix.mean(dim=0) * problem.intercept
-    return matrix.view(len(images), *features.shape).transpose(2, 3).reshape(-1, features.shape[1])
-
-
-def _principal(problem: Problem, gates: Tensor) -> tuple[Problem, Tensor]:
-    """The same problem with filters in the principal axes (r, r) of the gated features: a rotation."""
-    rows = _sampled(problem, gates)
-    axes = torch.linalg.eigh(rows.T @ rows).eigenvectors.T.flip(0).contiguous()
-    responses = problem.responses
-    embedding = replace(responses.embedding, basis=axes @ responses.embedding.basis)
-    return replace(problem, responses=responses.to(embedding=embedding)), axes
-
-
-def _metric(problem: Problem, gates: Tensor) -> Tensor:
-    """(r,) second moments of the gated features along the axes, kept away from zero."""
-    moments = _sampled(problem, gates).square().mean(dim=0)
-    return moments.clamp_min(FLOOR * float(moments.max())).clamp_min(1e-300)
+    rows = matrix.transpose(2, 3).reshape(-1, features.shape[1])
+    moments, axes = torch.linalg.eigh((rows.T @ rows).double() / len(rows))
+    moments = moments.flip(0).clamp_min(FLOOR * float(moments[-1])).clamp_min(1e-300)
+    return axes.T.flip(0).contiguous(), moments
 
 
 # The smooth part: min over b of the mean loss, as a function of W
