@@ -284,6 +284,8 @@ def warn_short_of(certificate: Certificate, solution: Solution, tol: float) -> N
         "max_rounds": "raise max_rounds",
         "time_limit": "raise time_limit",
         "stalled": "raise tol, or name an exact oracle",
+        "sampled": "the sampled program is solved, the network is not: sample more gates, or use solver='sliding-fw'",
+        "conditions": "the closed form is a bound on these data, no optimum: use solver='sliding-fw'",
     }
     remedy = remedies.get(solution.status, "solve in float64, or raise tol")
     warnings.warn(

@@ -7,9 +7,10 @@ from convcvx.oracles.base import MAX_BYTES, ChargedRows, Oracle, OracleResult
 from convcvx.oracles.branch_and_bound import BranchAndBoundOracle
 from convcvx.oracles.enumerate import ExactOracle
 from convcvx.oracles.local import LocalOracle
+from convcvx.oracles.sampled import SampledOracle
 from convcvx.problem import Problem
 
-ORACLES = ("auto", "exact", "branch-and-bound", "local")
+ORACLES = ("auto", "exact", "branch-and-bound", "sampled", "local")
 """What `oracle=` and `--oracle` take."""
 CALL_SECONDS = 120.0
 """Time limit of one branch-and-bound call; the best bound proved by then is used."""
@@ -22,6 +23,7 @@ __all__ = [
     "LocalOracle",
     "Oracle",
     "OracleResult",
+    "SampledOracle",
     "get_oracle",
     "pick_oracle",
 ]
@@ -52,4 +54,6 @@ def get_oracle(name: str, problem: Problem, *, tol: float = 1e-4, thorough: bool
         return ExactOracle()
     if name == "branch-and-bound":
         return BranchAndBoundOracle(rel_tol=max(0.25 * tol, 1e-8), time_limit=CALL_SECONDS)
+    if name == "sampled":
+        return SampledOracle()
     return LocalOracle(thorough=thorough)

@@ -8,6 +8,8 @@ from convcvx.errors import check_choice
 from convcvx.oracles.base import Oracle
 from convcvx.problem import Problem
 from convcvx.solution import Callback, Solution
+from convcvx.solvers.closed_form import closed_form
+from convcvx.solvers.gated import gated
 from convcvx.solvers.sliding_frank_wolfe import sliding_frank_wolfe
 
 
@@ -29,7 +31,11 @@ class Solver(Protocol):
     ) -> Solution: ...
 
 
-SOLVERS: dict[str, Solver] = {"sliding-fw": sliding_frank_wolfe}
+SOLVERS: dict[str, Solver] = {
+    "sliding-fw": sliding_frank_wolfe,
+    "gated": gated,
+    "closed-form": closed_form,
+}
 """What `solver=` and `--solver` take, beside "auto"."""
 
 
