@@ -70,17 +70,19 @@ def run_ours(
         dtype=torch.float32,
     )
     setup = time.perf_counter() - began
-    result = solve_gated(problem, torch.from_numpy(gates).double(), norm="columns", tol=1e-4, time_limit=seconds - setup)
+    result = solve_gated(
+        problem, torch.from_numpy(gates).double(), norm="columns", tol=1e-4, time_limit=seconds - setup
+    )
     path = [(setup + elapsed, primal / c) for elapsed, primal, _ in result.history]
     return path, [dual / c for *_, dual in result.history], result.weights[:, :, 0].numpy()
 
 
 def run_pyscnn(
     images: np.ndarray, targets: np.ndarray, gates: np.ndarray, lam: float, seconds: float
-) -> tuple[list[tuple[float, float]], np.ndarray]:
-    """(seconds, objective) by logged iteration, and the weights after about `seconds`."""
+) -> tuple[list[tuple[float, float]], np.ndarray, np.ndarray]:
+    """(seconds, objective) by logged iteration, and gates (in its own order) and weights after about `seconds`."""
 
-    def optimise(iterations: int) -> tuple[list[tuple[float, float]], np.ndarray]:
+    def optimise(iterations: int) -> tuple[list[tuple[float, float]], np.ndarray, np.ndarray]:
         model = scnn.models.ConvexGatedReLU(gates.T.astype(np.float32), c=targets.shape[1])
         solver = scnn.solvers.RFISTA(model, max_iters=iterations, tol=1e-12)
         metrics = scnn.metrics.Metrics(metric_freq=5, objective=True, time=True)
@@ -95,7 +97,7 @@ def run_pyscnn(
             **arguments,
         )
         path = list(zip(np.ravel(metrics.time).tolist(), np.ravel(metrics.objective).tolist(), strict=True))
-        return path, np.asarray(model.parameters[0]).transpose(1, 2, 0)  # (c, q, d) to (q, d, c)
+        return path, np.asarray(model.G).T, np.asarray(model.parameters[0]).transpose(1, 2, 0)  # (c, q, d) to (q, d, c)
 
     began = time.perf_counter()
     optimise(5)
@@ -134,8 +136,8 @@ def main() -> None:
     rows = [("convcvx", path, judge(images, targets, gates, weights, arguments.lam))]
     level = ANCHOR[0]
     if scnn is not None:
-        rival, rival_weights = run_pyscnn(images, targets, gates, arguments.lam, arguments.rival_seconds)
-        rows.append(("pyscnn R-FISTA", rival, judge(images, targets, gates, rival_weights, arguments.lam)))
+        rival, rival_gates, rival_weights = run_pyscnn(images, targets, gates, arguments.lam, arguments.rival_seconds)
+        rows.append(("pyscnn R-FISTA", rival, judge(images, targets, rival_gates, rival_weights, arguments.lam)))
         level = min(objective for _, objective in rival)
 
     lines = [

@@ -71,7 +71,7 @@ class PatternCones:
 
     def _nearest(self, points: Tensor, shift: Tensor | None) -> Tensor:
         """argmin ‖v - p‖ over v with v, and v + shift, in K_s; from outside, within rounding."""
-        q, m, r = points.shape
+        q, m = points.shape[:2]
         scale = points.norm(dim=2).clamp_min(1e-300)
         current = points.clone()
         normals: list[list[np.ndarray]] = [[] for _ in range(q * m)]

@@ -153,8 +153,8 @@ def solve(
         ½‖f - y‖², or softmax cross-entropy.
     intercept : bool
         Train an unpenalised output bias.
-    solver : {"auto", "sliding-fw"}
-    oracle : {"auto", "exact", "branch-and-bound", "local"} or Oracle
+    solver : {"auto", "sliding-fw", "gated", "closed-form"}
+    oracle : {"auto", "exact", "branch-and-bound", "sampled", "local"} or Oracle
     tol : float
         Relative gap (primal - dual) / primal to reach.
     max_filters, max_rounds, time_limit : int, int, float

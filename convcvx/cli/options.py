@@ -62,7 +62,7 @@ Oracle = Annotated[
     _option(
         SOLVE,
         f"{', '.join(ORACLES)}. exact is a proof for patches of low rank or few; branch-and-bound a proof for rank 3 "
-        "and up; local scales and proves nothing.",
+        "and up; sampled a proof for sampled activation patterns only; local scales and proves nothing.",
     ),
 ]
 Tol = Annotated[float, _option(SOLVE, "Relative gap (primal - dual) / primal to reach; else exit status 3.")]

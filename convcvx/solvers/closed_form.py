@@ -154,7 +154,9 @@ def analyse(problem: Problem, oracle: Oracle | None = None, seed: int = 0) -> Cl
     left, sizes, right = left[:, :rank], sizes[:rank], right[:rank]
     isotropic = single and (rank == 0 or float(sizes[0] / sizes[-1]) <= 1 + EXACT)
     whitened = isotropic and rank == problem.n - problem.intercept
-    spike_free, ratio = _spike_free(problem, rows, (left, sizes, right), whitened, oracle, seed) if single else (None, 0.0)
+    spike_free, ratio = (
+        _spike_free(problem, rows, (left, sizes, right), whitened, oracle, seed) if single else (None, 0.0)
+    )
 
     inside = left.T @ targets
     radius = float(sizes[0]) if single and rank else _radius(problem)

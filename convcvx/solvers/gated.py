@@ -126,9 +126,7 @@ def _master(problem: Problem, solution: Solution, tol: float) -> tuple[Solution,
     return solution, problem.responses.predict(solution.filters, solution.weights, solution.intercept)
 
 
-def _record(
-    problem: Problem, solution: Solution, predictions: Tensor, dual_point: Tensor, found: OracleResult
-) -> dict:
+def _record(problem: Problem, solution: Solution, predictions: Tensor, dual_point: Tensor, found: OracleResult) -> dict:
     objective, lower_bound = problem.primal(predictions, solution.weights), problem.dual(dual_point, found.g_max)
     return {
         "round": solution.rounds,
@@ -158,9 +156,7 @@ def _status(
     return "stalled" if slow else "running"
 
 
-def _judged(
-    problem: Problem, oracle: Oracle, solution: Solution, tol: float, seed: int, began: float
-) -> Solution:
+def _judged(problem: Problem, oracle: Oracle, solution: Solution, tol: float, seed: int, began: float) -> Solution:
     """One more record by the oracle that was asked for: the sampled gap is no statement about the network."""
     predictions = problem.responses.predict(solution.filters, solution.weights, solution.intercept)
     if not solution.n_filters:

@@ -349,4 +349,6 @@ class _Gram:
 
 def _pick(problem: Problem, features: GatedResponses) -> _Streamed | _Gram:
     squared = problem.loss.name == "squared"
-    return _Gram(problem, features) if squared and np.prod(features.shape) <= GRAM_SIZE else _Streamed(problem, features)
+    return (
+        _Gram(problem, features) if squared and np.prod(features.shape) <= GRAM_SIZE else _Streamed(problem, features)
+    )
