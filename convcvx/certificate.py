@@ -27,7 +27,7 @@ from convcvx.responses import Responses
 
 SCOPES = {
     "global": "a proof: no network of any width has an objective below the lower bound",
-    "sampled": "a proof for the sampled activation patterns only, not for the network itself",
+    "sampled": "a proof for the sampled activation patterns and the network's own only, not for all networks",
     "heuristic": "an estimate, not a proof: a multi-start local search found no better filter",
 }
 
@@ -58,7 +58,8 @@ class Certificate:
         What was searched; see `SCOPES`.
     beta : float
     g_max : float
-        What the dual point was scaled by, against β: a true upper bound on max g if and only if `scope` is global.
+        What the dual point was scaled by, against β: a true upper bound on max g, over all filters if `scope` is
+        global, over those of the sampled patterns if it is sampled; the largest g found if it is heuristic.
     loss : str
     intercept : bool
     n_images, n_filters, patch_rank : int
@@ -97,6 +98,8 @@ class Certificate:
     def with_bound_of(self, other: Certificate) -> Certificate:
         """The same network against the better of two lower bounds on the same problem: a proof before an estimate.
 
+        A sampled bound holds for the patterns of the network it was computed for, and never passes to another.
+
         Raises
         ------
         InputError
@@ -108,6 +111,8 @@ class Certificate:
                     f"the lower bound of another problem does not hold here: {name} is {getattr(self, name)!r}, not "
                     f"{getattr(other, name)!r}"
                 )
+        if other.scope == "sampled" or (self.scope == "sampled" and other.scope == "heuristic"):
+            return self
         if (other.scope == "global", other.dual) <= (self.scope == "global", self.dual):
             return self
         taken = {name: getattr(other, name) for name in ("dual", "scope", "g_max", "oracle", "search")}

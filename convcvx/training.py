@@ -160,8 +160,8 @@ def solve(
         ½‖f - y‖², or softmax cross-entropy.
     intercept : bool
         Train an unpenalised output bias.
-    solver : {"auto", "sliding-fw", "frank-wolfe", "copositive"}
-    oracle : {"auto", "exact", "branch-and-bound", "copositive", "local"} or Oracle
+    solver : {"auto", "sliding-fw", "frank-wolfe", "copositive", "gated", "closed-form"}
+    oracle : {"auto", "exact", "branch-and-bound", "copositive", "sampled", "local"} or Oracle
     tol : float
         Relative gap (primal - dual) / primal to reach.
     max_filters, max_rounds, time_limit : int, int, float
@@ -292,6 +292,8 @@ def warn_short_of(certificate: Certificate, solution: Solution, tol: float) -> N
         "time_limit": "raise time_limit",
         "relaxation_gap": "the relaxation is not tight here; use solver='sliding-fw', or raise tol",
         "stalled": "raise tol, or name an exact oracle",
+        "sampled": "the sampled program is solved, the network is not: sample more gates, or use solver='sliding-fw'",
+        "conditions": "the closed form is a bound on these data, no optimum: use solver='sliding-fw'",
     }
     remedy = remedies.get(solution.status, "solve in float64, or raise tol")
     warnings.warn(

@@ -57,13 +57,20 @@ BetaRatio = Annotated[
 ]
 Loss = Annotated[str, _option(MODEL, "squared or cross-entropy.")]
 
-Solver = Annotated[str, _option(SOLVE, f"auto, {', '.join(SOLVERS)}.")]
+Solver = Annotated[
+    str,
+    _option(
+        SOLVE,
+        f"auto, {', '.join(SOLVERS)}. sliding-fw reaches the optimum at any size; the others are the paper's own: "
+        "frank-wolfe slow, copositive for small problems, gated for sampled patterns, closed-form for spike-free data.",
+    ),
+]
 Oracle = Annotated[
     str,
     _option(
         SOLVE,
         f"{', '.join(ORACLES)}. exact is a proof for patches of low rank or few; branch-and-bound a proof for rank 3 "
-        "and up; local scales and proves nothing.",
+        "and up; sampled a proof for sampled activation patterns only; local scales and proves nothing.",
     ),
 ]
 Tol = Annotated[float, _option(SOLVE, "Relative gap (primal - dual) / primal to reach; else exit status 3.")]

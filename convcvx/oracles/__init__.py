@@ -9,9 +9,10 @@ from convcvx.oracles.branch_and_bound import BranchAndBoundOracle
 from convcvx.oracles.copositive import CopositiveOracle
 from convcvx.oracles.enumerate import ExactOracle
 from convcvx.oracles.local import LocalOracle
+from convcvx.oracles.sampled import SampledOracle
 from convcvx.problem import Problem
 
-ORACLES = ("auto", "exact", "branch-and-bound", "copositive", "local")
+ORACLES = ("auto", "exact", "branch-and-bound", "copositive", "sampled", "local")
 """What `oracle=` and `--oracle` take."""
 CALL_SECONDS = 600.0
 """Time limit of one branch-and-bound call, gathering included; the best bound proved by then is used."""
@@ -25,6 +26,7 @@ __all__ = [
     "LocalOracle",
     "Oracle",
     "OracleResult",
+    "SampledOracle",
     "get_oracle",
     "pick_oracle",
 ]
@@ -57,4 +59,6 @@ def get_oracle(name: str, problem: Problem, *, tol: float = 1e-4, thorough: bool
         return BranchAndBoundOracle(rel_tol=max(0.25 * tol, 1e-8), time_limit=CALL_SECONDS)
     if name == "copositive":
         return CopositiveOracle()
+    if name == "sampled":
+        return SampledOracle()
     return LocalOracle(thorough=thorough)

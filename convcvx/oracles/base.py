@@ -33,9 +33,10 @@ class OracleResult:
     values : Tensor (q,) float64
         g of each.
     upper_bound : float
-        A true upper bound on max g over all filters, rounding included; infinite if none was proved.
-    scope : {"global", "heuristic"}
-        `global` if and only if `upper_bound` was proved.
+        A true upper bound on max g over what `scope` says, rounding included; infinite if none was proved.
+    scope : {"global", "sampled", "heuristic"}
+        `global` if and only if `upper_bound` was proved for all filters; `sampled` if for those whose activation
+        pattern is one of a sample; else nothing was proved.
     stats : dict
         What the oracle did: starts, basins, cells, seconds.
     """
@@ -50,7 +51,7 @@ class OracleResult:
     def g_max(self) -> float:
         """What the dual point is scaled by: the proved bound, or the best value found when there is none."""
         best = float(self.values.max()) if len(self.values) else 0.0
-        return self.upper_bound if self.scope == "global" else best
+        return best if self.scope == "heuristic" else self.upper_bound
 
 
 class Oracle(Protocol):

@@ -8,8 +8,10 @@ from convcvx.errors import check_choice
 from convcvx.oracles.base import Oracle
 from convcvx.problem import Problem
 from convcvx.solution import Callback, Solution
+from convcvx.solvers.closed_form import closed_form
 from convcvx.solvers.copositive import copositive
 from convcvx.solvers.frank_wolfe import frank_wolfe
+from convcvx.solvers.gated import gated
 from convcvx.solvers.sliding_frank_wolfe import sliding_frank_wolfe
 
 
@@ -35,6 +37,8 @@ SOLVERS: dict[str, Solver] = {
     "sliding-fw": sliding_frank_wolfe,
     "frank-wolfe": frank_wolfe,
     "copositive": copositive,
+    "gated": gated,
+    "closed-form": closed_form,
 }
 """What `solver=` and `--solver` take, beside "auto"."""
 

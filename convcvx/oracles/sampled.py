@@ -1,0 +1,121 @@
+"""The oracle of a sampled program: a proved bound on g over the filters of sampled activation patterns, no others.
+
+Where u has the activation pattern of gate s, g(u) = ‖G_sᵀ u‖ with G_s = Σ_i Φ^s(x_i) ⊗ Z_i (r, P·c). Hence
+
+    max {g(u) : ‖u‖ <= 1, u has pattern s} <= σ_max(G_s),
+
+which is the dual constraint of the gated program and holds for the ReLU program because it drops the cone. With one
+cell and one output the maximum over the cone is a projection, ‖Π_K(±G_s)‖, and the bound is exact. The patterns of
+the network's own filters are always among those searched: the network is a point of the program it is judged by,
+and weak duality holds for it.
+"""
+
+from __future__ import annotations
+
+from time import perf_counter
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from convcvx.gates import GatedResponses, embedded_rows, sample_gates
+from convcvx.oracles.base import OracleResult
+from convcvx.oracles.local import distinct
+from convcvx.pattern_cones import PatternCones
+from convcvx.problem import Problem
+
+N_GATES = 100
+"""Patterns sampled by default."""
+CLIMBS = 3
+"""Alternations between filter and output direction where the maximum over a cone is not convex."""
+UNIT = 2.0**-53
+
+
+class SampledOracle:
+    """Searches the activation patterns of sampled gates.
+
+    Parameters
+    ----------
+    n_gates, seed : int
+        Gaussian gates, drawn from the seed alone: whoever has data and seed has the program.
+    gates : Tensor (q, r), optional
+        Gates of one's own instead.
+    """
+
+    name = "sampled"
+
+    def __init__(self, n_gates: int = N_GATES, seed: int = 0, gates: Tensor | None = None) -> None:
+        self.n_gates, self.seed, self._gates = n_gates, seed, gates
+
+    def gates(self, problem: Problem) -> Tensor:
+        """(q, r) gates on `problem`."""
+        return sample_gates(problem.responses, self.n_gates, self.seed) if self._gates is None else self._gates
+
+    def __call__(
+        self,
+        problem: Problem,
+        dual_point: Tensor,
+        *,
+        starts: Tensor | None = None,
+        n_filters: int = 1,
+        seed: int = 0,
+        target: float = 0.0,
+    ) -> OracleResult:
+        """See `Oracle`; `seed` plays no part, the program is fixed. `starts` add their own patterns to it."""
+        began = perf_counter()
+        problem = problem.with_dtype(torch.float64)
+        gates = self.gates(problem).double()
+        sampled = len(gates)
+        gates = gates if starts is None else torch.cat([gates, starts.double()])
+        pulls = GatedResponses(problem.responses, gates).adjoint(dual_point).flatten(2)
+        _, sizes, vectors = torch.linalg.svd(pulls, full_matrices=False)
+        bounds = sizes[:, 0].clone()
+        relaxed = float(bounds.max())
+        open_ = (bounds > target).nonzero()[:, 0] if relaxed > target else bounds.argmax()[None]
+        filters, values, tight = _search(problem, gates[open_], pulls[open_], vectors[open_])
+        if pulls.shape[2] == 1:
+            bounds[open_] = torch.minimum(bounds[open_], tight)
+        best = distinct(filters, values, n_filters, cosine=1 - 1e-9)
+        stats = {
+            "patterns": len(gates),
+            "sampled_patterns": sampled,
+            "seed": self.seed if self._gates is None else None,
+            "bound_without_cones": relaxed,
+            "seconds": perf_counter() - began,
+        }
+        bound = float(bounds.max()) * (1 + 1e-12) + rounding(problem, dual_point)
+        return OracleResult(filters[best], values[best], bound, "sampled", stats)
+
+
+def _search(problem: Problem, gates: Tensor, pulls: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Unit filters of the cones, their g, and for a single output (q,) the proved maximum over each cone.
+
+    From the two leading right singular vectors of G_s, of either sign: u = Π_K(G_s v), v = G_sᵀ u.
+    """
+    cones = PatternCones(problem.responses, gates)
+    towards = torch.cat([vectors[:, :2], -vectors[:, :2]], dim=1)  # (q, m, P·c)
+    tight = torch.zeros(len(gates), dtype=torch.float64)
+    for climb in range(1 if pulls.shape[2] == 1 else CLIMBS):
+        points = towards @ pulls.transpose(1, 2)
+        inside, bounds = cones.project(points)
+        tight = bounds.amax(dim=1) if climb == 0 else tight
+        unit = inside / inside.norm(dim=2, keepdim=True).clamp_min(1e-300)
+        towards = unit @ pulls
+        values = towards.norm(dim=2)
+        towards = towards / values[..., None].clamp_min(1e-300)
+    reached = inside.norm(dim=2).flatten() > 0
+    return unit.flatten(0, 1)[reached], values.flatten()[reached], tight
+
+
+def rounding(problem: Problem, dual_point: Tensor) -> float:
+    """What float64 sums can lose of ‖G_s‖: m roundings of a sum of m rows, each no larger than ‖x_k‖ w_pk ‖Z_i‖."""
+    responses = problem.responses
+    pool = responses.pooling.matrix(*responses.map_size)
+    reach = torch.ones(responses.n_positions).double() if pool is None else pool.norm(dim=0)
+    total = 0.0
+    for start in range(0, responses.n, 1024):
+        where = slice(start, min(start + 1024, responses.n))
+        norms = embedded_rows(responses, where).norm(dim=2).double().cpu()
+        total += float(((norms @ reach) * dual_point[where].norm(dim=1)).sum())
+    terms = responses.n + responses.n_positions + responses.embedding.basis.shape[1]
+    return total * terms * UNIT / (1 - terms * UNIT) if np.isfinite(total) else float("inf")

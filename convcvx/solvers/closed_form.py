@@ -1,0 +1,303 @@
+"""Closed form: the soft-thresholded SVD of the targets, when it is the optimum, and which bound it is when not.
+
+Squared loss; C = I - 11ᵀ/n centres if there is an intercept, else C = I; Ỹ = CY = Σ_k σ_k a_k b_kᵀ; φ(u) (n, P) are
+the pooled responses of a filter. With any ρ >= max {‖Cφ(u)‖_F : ‖u‖ <= 1} and τ = nβ/ρ let
+
+    value = min_M (1/2n) ‖M - Ỹ‖² + (β/ρ) ‖M‖_*  =  (1/2n) Σ_k {σ_k² if σ_k <= τ else 2τσ_k - τ²},
+    M* = Σ_k (σ_k - τ)_+ a_k b_kᵀ.
+
+*Lower bound, always.* A network predicts M = Σ_j Cφ(u_j) V_j, and by Hölder's inequality for Schatten norms
+‖M‖_* <= Σ_j ‖Cφ(u_j)‖_F ‖V_j‖_F <= ρ Σ_j ‖V_j‖_F: its objective is no less than that of M, so no less than `value`.
+For one patch a sample ρ = σ_max(CX), since (·)₊ is 1-Lipschitz: ‖C(Xu)₊‖² = Σ_{i<l} ((x_i·u)₊ - (x_l·u)₊)²/n
+<= ‖CXu‖²; without C, ‖(Xu)₊‖ <= ‖Xu‖. For several, (w₁(x₁·u)₊ + …)² <= (Σ_k w_k) Σ_k w_k (x_k·u)², so that
+ρ² = λ_max(Σ_i Σ_p (Σ_k w_pk) Σ_k w_pk x_ik x_ikᵀ).
+
+*The linear network* f = XW + b with weight decay has the optimum p_lin = min_W (1/2n) ‖CXW - Ỹ‖² + β‖W‖_*. If all
+non-zero singular values of CX equal s (XXᵀ ∝ I, or XᵀX ∝ I), it is the value above with ρ = s and Ỹ projected to the
+range of CX, plus (1/2n) times the square of what the projection drops. Then:
+
+- data are *spike-free* if {C(Xu)₊ : ‖u‖ <= 1} ⊆ {CXu : ‖u‖ <= 1} (Ergen, Pilanci 2021): a ReLU neuron is a linear one
+  of no larger norm, so p_lin is a LOWER bound of the ReLU optimum;
+- the *sign condition* Xu_k >= 0, CXu_k = s a_k, for each k with σ_k > τ (a_k up to sign): the linear optimum is a
+  ReLU network, so p_lin is an UPPER bound;
+- both: it is the optimum (Sahiner et al. 2021, sec. 4.3; there XXᵀ = I with one-hot targets, whose a_k >= 0);
+- neither: it bounds nothing. A linear neuron is two ReLU neurons, hence p_lin at 2β is still an upper bound.
+
+XXᵀ ∝ I implies spike-free: ‖(CX)^†C(Xu)₊‖ = ‖C(Xu)₊‖/s <= ‖CXu‖/s <= ‖u‖, and every vector is in the range.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convcvx.errors import InputError
+from convcvx.gates import embedded_rows
+from convcvx.oracles.base import Oracle
+from convcvx.problem import Problem
+from convcvx.solution import Callback, Solution
+from convcvx.solvers.master import solve_master
+
+EXACT = 1e-7
+"""Relative deviation that passes for rounding in the tests of the conditions."""
+PROBES = 512
+"""Random filters that try to refute spike-freeness."""
+MAX_OUTPUTS = 512
+"""Samples up to which an oracle is asked whether all responses lie in the range of the data."""
+
+
+@dataclass(frozen=True)
+class ClosedForm:
+    """What the soft-thresholded SVD says about a problem.
+
+    Attributes
+    ----------
+    value : float
+        Proved lower bound on the objective of every network.
+    linear : float or None
+        Optimum of the linear network; None where it has no closed form (`isotropic` is False).
+    linear_is : {"optimum", "lower bound", "upper bound", "no bound"}
+        What `linear` is to the optimum of the ReLU network.
+    isotropic : bool
+        Whether all non-zero singular values of CX are equal.
+    whitened : bool
+        Whether, besides, CX has full row rank: XXᵀ ∝ I, up to centring.
+    spike_free : bool or None
+        Proved, refuted by a filter, or neither.
+    spike_ratio : float
+        Largest ‖(CX)^†C(Xu)₊‖ found; above 1, or infinite for a response outside the range, it refutes.
+    signs : bool
+        The sign condition.
+    """
+
+    value: float
+    linear: float | None
+    linear_is: str
+    isotropic: bool
+    whitened: bool
+    spike_free: bool | None
+    spike_ratio: float
+    signs: bool
+    filters: Tensor
+    """(k, r) unit filters u_k of the components above the threshold."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if name != "filters"}
+
+
+def closed_form(
+    problem: Problem,
+    oracle: Oracle,
+    *,
+    tol: float = 1e-4,
+    max_filters: int | None = None,
+    max_rounds: int = 100,
+    time_limit: float | None = None,
+    seed: int = 0,
+    start: Solution | None = None,
+    callback: Callback | None = None,
+) -> Solution:
+    """The network of the closed form: its optimum where the conditions hold, else a network with a proved bound.
+
+    The filters are ±u_k, their weights optimal. The only history record holds the network's own objective, the proved
+    lower bound, and the conditions under `closed_form`. Status "conditions" means that the two differ by more than
+    `tol`. `oracle` helps to decide whether the data are spike-free; budgets and `start` play no part.
+
+    Raises
+    ------
+    InputError
+        For another loss than the squared one.
+    """
+    began = perf_counter()
+    form = analyse(problem, oracle, seed)
+    filters = torch.cat([form.filters, -form.filters])[:max_filters]
+    solution = Solution.empty(problem.responses.dim, problem.responses.n_cells, problem.n_outputs)
+    predictions = problem.constant_predictions()
+    solution = replace(solution, intercept=predictions[0].clone())
+    if len(filters):
+        result = solve_master(problem, filters, tol=min(0.01 * tol, 1e-8))
+        solution = solution.with_parameters(filters, result.weights, result.intercept)
+        predictions = problem.responses.predict(solution.filters, solution.weights, solution.intercept)
+    objective = problem.primal(predictions, solution.weights)
+    rel_gap = (objective - form.value) / max(objective, 1e-300)
+    record = {
+        "round": 0,
+        "objective": objective,
+        "lower_bound": form.value,
+        "rel_gap": rel_gap,
+        "g_max": problem.beta,
+        "scope": "global",
+        "n_filters": solution.n_filters,
+        "seconds": perf_counter() - began,
+        "closed_form": form.to_dict(),
+    }
+    solution = replace(solution, history=[record], status="converged" if rel_gap <= tol else "conditions")
+    if callback is not None:
+        callback(solution)
+    return solution
+
+
+def analyse(problem: Problem, oracle: Oracle | None = None, seed: int = 0) -> ClosedForm:
+    """Test the conditions on the data and evaluate the closed form."""
+    if problem.loss.name != "squared":
+        raise InputError(f"solver closed-form needs loss 'squared'; got {problem.loss.name!r}; use solver='sliding-fw'")
+    problem = problem.with_dtype(torch.float64)
+    single = problem.responses.n_positions == problem.responses.n_cells == 1
+    rows = _linear_rows(problem)  # X
+    targets = _centred(problem, problem.targets)
+    left, sizes, right = torch.linalg.svd(_centred(problem, rows), full_matrices=False)
+    rank = int((sizes > 1e-10 * sizes[0].clamp_min(1e-300)).sum()) if len(sizes) else 0
+    left, sizes, right = left[:, :rank], sizes[:rank], right[:rank]
+    isotropic = single and (rank == 0 or float(sizes[0] / sizes[-1]) <= 1 + EXACT)
+    whitened = isotropic and rank == problem.n - problem.intercept
+    spike_free, ratio = (
+        _spike_free(problem, rows, (left, sizes, right), whitened, oracle, seed) if single else (None, 0.0)
+    )
+
+    inside = left.T @ targets
+    radius = float(sizes[0]) if single and rank else _radius(problem)
+    dropped = float(targets.square().sum() - inside.square().sum())
+    fitted = inside if spike_free else targets
+    value = _thresholded(problem, _spectrum(fitted)[0], radius) + (dropped / (2 * problem.n) if spike_free else 0.0)
+
+    spectrum, outputs = _spectrum(inside)
+    above = spectrum * radius > problem.n * problem.beta
+    directions = (inside @ outputs[:, above] / spectrum[above]).T  # a_k in the basis of the range
+    filters = torch.nn.functional.normalize(directions / sizes @ right if rank else rows.new_zeros(0, rows.shape[1]))
+    heights = rows @ filters.T
+    lowest = torch.minimum(-heights.amin(dim=0), heights.amax(dim=0)) if len(filters) else heights.new_zeros(0)
+    signs = single and bool((lowest <= EXACT * heights.abs().amax(dim=0)).all())
+    linear = _thresholded(problem, spectrum, radius) + dropped / (2 * problem.n) if isotropic else None
+    meaning = {
+        (True, True): "optimum",
+        (True, False): "lower bound",
+        (False, True): "upper bound",
+        (False, False): "no bound",
+    }[bool(spike_free), signs]
+    if linear is None:
+        meaning = "no bound"
+    return ClosedForm(value, linear, meaning, isotropic, whitened, spike_free, ratio, signs, filters)
+
+
+def whitened(problem: Problem) -> Problem:
+    """The same problem with filters in the space where XXᵀ ∝ I: there the closed form is the linear optimum.
+
+    One patch a sample, linearly independent rows X (n <= r). Filters are then penalised in whitened space, as with
+    ZCA whitening; the embedding carries the map to raw kernels.
+
+    Raises
+    ------
+    InputError
+        When the rows are dependent or a sample has several patches.
+    """
+    responses = problem.responses
+    if responses.n_positions != 1:
+        raise InputError(f"whitening of the rows needs one patch a sample; got {responses.n_positions}")
+    rows = _linear_rows(problem.with_dtype(torch.float64))
+    _, sizes, right = torch.linalg.svd(rows, full_matrices=False)
+    if len(sizes) < problem.n or float(sizes[-1]) <= 1e-10 * float(sizes[0]):
+        raise InputError(
+            f"whitening of the rows needs {problem.n} linearly independent ones; they have {rows.shape[1]} entries; "
+            "use fewer samples"
+        )
+    scaling = right * (sizes.square().mean().sqrt() / sizes)[:, None]
+    embedding = replace(responses.embedding, basis=scaling @ responses.embedding.basis, patch_rank=problem.n)
+    moved = type(responses)(
+        responses.images, embedding, responses.pooling, dtype=responses.dtype, device=responses.device
+    )
+    return replace(problem, responses=moved)
+
+
+def _linear_rows(problem: Problem) -> Tensor:
+    """(n, r) patch rows pooled without the ReLU, over all cells: X where a sample has one patch."""
+    responses = problem.responses
+    pool = responses.pooling.matrix(*responses.map_size)
+    reach = torch.ones(responses.n_positions).double() if pool is None else pool.sum(dim=0)
+    parts = [embedded_rows(responses, slice(i, i + 1024)).cpu() for i in range(0, problem.n, 1024)]
+    return torch.cat([torch.einsum("bkr,k->br", part, reach) for part in parts])
+
+
+def _radius(problem: Problem) -> float:
+    """A bound on ‖φ(u)‖_F over unit u, for any number of patches."""
+    responses = problem.responses
+    pool = responses.pooling.matrix(*responses.map_size)
+    pool = torch.eye(responses.n_positions).double() if pool is None else pool
+    reach = (pool.sum(dim=1, keepdim=True) * pool).sum(dim=0)
+    moment = torch.zeros(responses.dim, responses.dim, dtype=torch.float64)
+    for start in range(0, problem.n, 256):
+        rows = embedded_rows(responses, slice(start, min(start + 256, problem.n))).cpu()
+        moment += torch.einsum("bkr,k,bks->rs", rows, reach, rows)
+    return float(torch.linalg.eigvalsh(moment)[-1].clamp_min(0).sqrt())
+
+
+def _centred(problem: Problem, matrix: Tensor) -> Tensor:
+    return matrix - matrix.mean(dim=0) * problem.intercept
+
+
+def _spectrum(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Singular values and right singular vectors (c, c); unit vectors where columns are orthogonal, ties or not."""
+    gram = matrix.T @ matrix
+    squares = gram.diagonal()
+    if float((gram - torch.diag(squares)).norm()) <= 1e-12 * float(squares.sum()):
+        return squares.sqrt(), torch.eye(len(gram), dtype=gram.dtype)
+    squares, vectors = torch.linalg.eigh(gram)
+    return squares.clamp_min(0).sqrt(), vectors
+
+
+def _thresholded(problem: Problem, spectrum: Tensor, radius: float) -> float:
+    """min_M (1/2n) ‖M - Ỹ‖² + (β/ρ) ‖M‖_* for the singular values of Ỹ."""
+    threshold = problem.n * problem.beta / max(radius, 1e-300)
+    terms = torch.where(spectrum <= threshold, spectrum.square(), 2 * threshold * spectrum - threshold**2)
+    return float(terms.sum()) / (2 * problem.n)
+
+
+def _spike_free(
+    problem: Problem,
+    rows: Tensor,
+    parts: tuple[Tensor, Tensor, Tensor],
+    whitened: bool,
+    oracle: Oracle | None,
+    seed: int,
+) -> tuple[bool | None, float]:
+    """Whether {C(Xu)₊} ⊆ {CXu} over the unit ball, and the largest ratio of norms found.
+
+    Random filters may refute it; XXᵀ ∝ I proves it; else it is a question to the oracle: ‖(CX)^†C(Xu)₊‖ is g(u) at
+    the dual point C(CX)^†ᵀ, what the range misses is g(u) at the projection to its complement.
+    """
+    left, sizes, right = parts
+    if not len(sizes):
+        return True, 0.0
+    random = torch.Generator().manual_seed(seed)
+    probes = torch.randn(PROBES, rows.shape[1], generator=random, dtype=torch.float64)
+    probes = torch.nn.functional.normalize(torch.cat([probes @ right.T @ right, rows[:PROBES], -rows[:PROBES]]))
+    responses = _centred(problem, (rows @ probes.T).clamp_min(0))
+    inside = left.T @ responses
+    ratio = float((inside / sizes[:, None]).norm(dim=0).max())
+    outside = float((responses - left @ inside).norm(dim=0).max())
+    if outside > EXACT * float(sizes[0]):
+        return False, float("inf")
+    if ratio > 1 + EXACT:
+        return False, ratio
+    if whitened:
+        return True, ratio
+    if oracle is None:
+        return None, ratio
+    full = len(sizes) == problem.n - problem.intercept
+    found = oracle(problem, _centred(problem, left / sizes), n_filters=1, seed=seed, target=1.0)
+    ratio = max([ratio, *found.values.tolist()])
+    if ratio > 1 + EXACT:
+        return False, ratio
+    proved = found.scope == "global" and found.upper_bound <= 1 + EXACT
+    if proved and not full:
+        if problem.n > MAX_OUTPUTS:
+            return None, ratio
+        complement = _centred(problem, torch.eye(problem.n, dtype=torch.float64)) - left @ left.T
+        beyond = oracle(problem, complement, n_filters=1, seed=seed, target=EXACT * float(sizes[0]))
+        if any(value > EXACT * float(sizes[0]) for value in beyond.values.tolist()):
+            return False, float("inf")
+        proved = beyond.scope == "global" and beyond.upper_bound <= EXACT * float(sizes[0])
+    return (True if proved else None), ratio

@@ -1,0 +1,173 @@
+"""Sampled convex programs: the gated program first, then the ReLU program over the same activation patterns.
+
+1. The gated program of the sampled patterns is convex for any number of outputs; its optimum bounds the sampled ReLU
+   program from below, because it drops the cones K_s = {u : (2 D_s - I) X u >= 0}.
+2. *Cone decomposition* (Mishkin, Sahiner, Pilanci 2022, sec. 4): each singular vector of W_s is u = u₊ - u₋ with both
+   in K_s, where gate and ReLU agree: two ReLU neurons that predict what the gated one does, at a higher norm.
+3. The master re-optimises the output weights, and conditional gradients add the best filters of the cones until the
+   duality gap of the ReLU program closes. With one cell and one output the oracle is a projection and the gap does
+   close; otherwise the maximum over a cone is not convex, the bound drops it, and part of the gap stays.
+
+With many patch rows a cone is a sliver around its gate: what is left of the ReLU program is then the choice among
+random filters, and sliding Frank-Wolfe the better solver.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from convcvx.oracles.base import Oracle, OracleResult
+from convcvx.oracles.sampled import N_GATES, SampledOracle
+from convcvx.pattern_cones import PatternCones
+from convcvx.problem import Problem
+from convcvx.solution import Callback, Solution
+from convcvx.solvers.gated_program import GatedResult, solve_gated
+from convcvx.solvers.master import solve_master
+
+MAX_FILTERS = 256
+"""Filters that the decomposition hands to the master, those of the largest singular values first."""
+NEGLIGIBLE = 1e-6
+"""Singular values below this share of the largest are rounding."""
+
+
+def gated(
+    problem: Problem,
+    oracle: Oracle,
+    *,
+    tol: float = 1e-4,
+    max_filters: int | None = None,
+    max_rounds: int = 100,
+    time_limit: float | None = None,
+    seed: int = 0,
+    start: Solution | None = None,
+    callback: Callback | None = None,
+    n_gates: int = N_GATES,
+) -> Solution:
+    """Train a ReLU network by the convex program over sampled patterns.
+
+    Parameters as for `sliding_frank_wolfe`. The patterns are those of `oracle` if that is a `SampledOracle`, else
+    `n_gates` drawn with `seed`; another oracle then judges the result, whose status is "sampled" when the sampled
+    program is solved and the network is not. `start` is ignored: the program is convex.
+
+    Returns
+    -------
+    Solution
+        A ReLU network; the objective in its history is the network's own. The first record also holds
+        `gated_primal` and `gated_dual` of the gated program.
+    """
+    began = perf_counter()
+    sample = oracle if isinstance(oracle, SampledOracle) else SampledOracle(n_gates, seed)
+    gates = sample.gates(problem)
+    sample = SampledOracle(seed=sample.seed, gates=gates)
+    limit = time_limit or float("inf")
+    relaxed = solve_gated(problem, gates, tol=tol, time_limit=0.5 * limit)
+    solution = decompose(problem, gates, relaxed, max_filters or MAX_FILTERS)
+    extra = {"gated_primal": relaxed.primal, "gated_dual": relaxed.dual, "gated_iterations": relaxed.iterations}
+    budget = max_filters or 10**9
+    while True:
+        solution, predictions = _master(problem, solution, 0.01 * tol)
+        dual_point = problem.dual_point(predictions)
+        target = problem.beta * (1 + 0.1 * tol)
+        found = sample(problem, dual_point, n_filters=64, target=target)
+        record = _record(problem, solution, predictions, dual_point, found) | extra
+        # The gated optimum is a lower bound of the same program, whatever this dual point gives.
+        record["lower_bound"] = max(record["lower_bound"], relaxed.dual)
+        record["rel_gap"] = (record["objective"] - record["lower_bound"]) / max(record["objective"], 1e-300)
+        record["seconds"] = perf_counter() - began
+        violating = found.filters[found.values > target][: max(0, budget - solution.n_filters)]
+        solution = replace(solution, history=[*solution.history, record])
+        status = _status(record, solution, violating, tol, max_rounds, limit, budget)
+        solution = replace(solution, status=status)
+        if status != "running":
+            break
+        if callback is not None:
+            callback(solution)
+        filters = torch.cat([solution.filters, violating])
+        weights = torch.cat([solution.weights, solution.weights.new_zeros(len(violating), *solution.weights.shape[1:])])
+        solution = replace(solution, filters=filters, weights=weights, rounds=solution.rounds + 1)
+        extra = {}
+    if not isinstance(oracle, SampledOracle):
+        solution = _judged(problem, oracle, solution, tol, seed, began)
+    if callback is not None:
+        callback(solution)
+    return solution
+
+
+def decompose(problem: Problem, gates: Tensor, relaxed: GatedResult, max_filters: int) -> Solution:
+    """A ReLU network that predicts what the gated network does, but for components beyond `max_filters`."""
+    vectors, sizes, outputs = torch.linalg.svd(relaxed.weights.flatten(2), full_matrices=False)
+    solution = Solution.empty(problem.responses.dim, problem.responses.n_cells, problem.n_outputs)
+    kept = (sizes > NEGLIGIBLE * float(sizes.max())) if sizes.numel() else sizes > 0
+    which = kept.nonzero()[sizes[kept].argsort(descending=True)][: max(1, max_filters // 2)]
+    if not len(which):
+        return replace(solution, intercept=relaxed.intercept)
+    patterns, place = which[:, 0].unique(return_inverse=True)
+    width = int(which[:, 1].max()) + 1
+    cones = PatternCones(problem.responses, gates[patterns])
+    plus, minus = cones.split(vectors[patterns].transpose(1, 2)[:, :width])
+    weights = (outputs * sizes[..., None])[which[:, 0], which[:, 1]]
+    weights = weights.unflatten(1, (-1, problem.n_outputs))
+    filters = torch.cat([plus[place, which[:, 1]], minus[place, which[:, 1]]])
+    return solution.with_parameters(filters, torch.cat([weights, -weights]), relaxed.intercept)
+
+
+def _master(problem: Problem, solution: Solution, tol: float) -> tuple[Solution, Tensor]:
+    """The optimal weights of the filters at hand, and the predictions with them."""
+    if solution.n_filters:
+        result = solve_master(problem, solution.filters, solution.weights, solution.intercept, tol=tol)
+        solution = solution.with_parameters(solution.filters, result.weights, result.intercept)
+    if not solution.n_filters:
+        predictions = problem.constant_predictions()
+        return replace(solution, intercept=predictions[0].clone()), predictions
+    return solution, problem.responses.predict(solution.filters, solution.weights, solution.intercept)
+
+
+def _record(problem: Problem, solution: Solution, predictions: Tensor, dual_point: Tensor, found: OracleResult) -> dict:
+    objective, lower_bound = problem.primal(predictions, solution.weights), problem.dual(dual_point, found.g_max)
+    return {
+        "round": solution.rounds,
+        "objective": objective,
+        "lower_bound": lower_bound,
+        "rel_gap": (objective - lower_bound) / max(objective, 1e-300),
+        "g_max": found.g_max,
+        "scope": found.scope,
+        "n_filters": solution.n_filters,
+        "seconds": 0.0,
+    }
+
+
+def _status(
+    record: dict, solution: Solution, violating: Tensor, tol: float, max_rounds: int, limit: float, budget: int
+) -> str:
+    if record["rel_gap"] <= tol:
+        return "converged"
+    if record["seconds"] >= limit:
+        return "time_limit"
+    if solution.rounds >= max_rounds:
+        return "max_rounds"
+    if not len(violating):
+        return "max_filters" if solution.n_filters >= budget else "stalled"
+    falls = [earlier["objective"] - record["objective"] for earlier in solution.history[-6:-1]]
+    slow = len(falls) == 5 and falls[0] <= 1e-2 * tol * record["objective"]
+    return "stalled" if slow else "running"
+
+
+def _judged(problem: Problem, oracle: Oracle, solution: Solution, tol: float, seed: int, began: float) -> Solution:
+    """One more record by the oracle that was asked for: the sampled gap is no statement about the network."""
+    predictions = problem.responses.predict(solution.filters, solution.weights, solution.intercept)
+    if not solution.n_filters:
+        predictions = problem.constant_predictions()
+    dual_point = problem.dual_point(predictions)
+    target = problem.beta * (1 + 0.5 * tol)
+    found = oracle(problem, dual_point, starts=solution.filters, n_filters=1, seed=seed, target=target)
+    record = _record(problem, solution, predictions, dual_point, found) | {"seconds": perf_counter() - began}
+    status = solution.status
+    if record["rel_gap"] <= tol:
+        status = "converged"
+    elif status == "converged":
+        status = "sampled"
+    return replace(solution, history=[*solution.history, record], status=status)
