@@ -22,7 +22,7 @@ from convcvx.report import INK, RIVAL, png
 from convcvx.training import build_problem, find_beta_max, solve_problem
 
 RESULTS = Path(__file__).parent / "results"
-N, EPOCHS, BATCH, SEEDS, TOL = 300, 80, 16, 3, 2e-3
+N, EPOCHS, BATCH, SEEDS, TOL = 300, 50, 16, 3, 2e-3
 RATIOS, WIDTHS = (0.1, 0.03, 0.01), (15, 60)
 
 

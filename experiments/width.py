@@ -27,7 +27,7 @@ from convcvx.training import build_problem, find_beta_max, solve_problem
 
 RESULTS = Path(__file__).parent / "results"
 N, EPOCHS, RATIO = 2000, 15, 1e-3
-BUDGETS = (8, 16, 32, 64, 128)
+BUDGETS = (8, 16, 32, 64)
 
 
 def main() -> None:
