@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import flat_problem, spiral
+from conftest import flat_problem
 
+from convcvx.data import spiral
 from convcvx.errors import InputError
 from convcvx.oracles import ExactOracle
 from convcvx.patches import PatchSpec
