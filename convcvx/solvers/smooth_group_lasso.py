@@ -56,7 +56,9 @@ def solve_smooth(
             continue
         epsilon = epsilon or 1e-2 * (objective - dual) / (problem.beta * len(filters))
         epsilon *= SHRINK if settled and not exact else 1.0
-        settled = state.newton_step(epsilon) <= 0.1 * problem.beta * epsilon
+        decrement = state.newton_step(epsilon)
+        # The dual value is accurate to first order only: at the last ε Newton's method goes on to rounding.
+        settled = decrement <= (1e-16 * objective if exact else 0.1 * problem.beta * epsilon)
     return result
 
 
