@@ -131,7 +131,8 @@ class Folder:
         path = self.folder / name
         try:
             with safe_open(str(path), framework="pt") as file:
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+                # Copied to aligned memory: on unaligned operands BLAS rounds otherwise, and rounds would not repeat.
+                tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 - no mapping
                 return tensors, json.loads(file.metadata()["convcvx"])
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise RunError(f"cannot read {path}: {error}; remove it and train again") from None

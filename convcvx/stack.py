@@ -50,6 +50,9 @@ VARIED: dict[str, Callable[[str], Any]] = {
     "contrast_epsilon": float,
     "beta_ratio": float,
     "max_filters": int,
+    "dictionary": int,
+    "threshold": float,
+    "flips": _yes,
 }
 """Options of `TrainConfig` that may differ from stage to stage, and how to read one value."""
 

@@ -36,6 +36,9 @@ Contrast = Annotated[str, _varied("yes or no; as in train.")]
 ContrastEpsilon = Annotated[str, _varied("As in train.")]
 BetaRatio = Annotated[str | None, _varied("As in train.")]
 MaxFilters = Annotated[str | None, _varied("As in train.")]
+Dictionary = Annotated[str | None, _varied("As in train; none for a stage without.")]
+Threshold = Annotated[str, _varied("As in train.")]
+Flips = Annotated[str, _varied("yes or no; as in train.")]
 Channels = Annotated[
     str, _varied("Principal channels of a stage's maps that the next one sees; a value a link, one fewer than stages.")
 ]
@@ -57,6 +60,9 @@ def stack(
     contrast_epsilon: ContrastEpsilon = str(TrainConfig.contrast_epsilon),
     beta_ratio: BetaRatio = None,
     max_filters: MaxFilters = None,
+    dictionary: Dictionary = None,
+    threshold: Threshold = str(TrainConfig.threshold),
+    flips: Flips = "no",
     channels: Channels = "32",
     downsample: Downsample = "2",
     ensemble: Ensemble = False,
@@ -67,6 +73,8 @@ def stack(
     hidden_bias: o.HiddenBias = TrainConfig.hidden_bias,
     intercept: o.Intercept = TrainConfig.intercept,
     loss: o.Loss = TrainConfig.loss,
+    dictionary_source: o.DictionarySource = TrainConfig.dictionary_source,
+    tune: o.Tune = TrainConfig.tune,
     solver: o.Solver = TrainConfig.solver,
     oracle: o.Oracle = TrainConfig.oracle,
     tol: o.Tol = TrainConfig.tol,
