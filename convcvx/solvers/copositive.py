@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,11 +20,13 @@ from convcvx.oracles.base import Oracle
 from convcvx.oracles.copositive import CopositiveOracle
 from convcvx.problem import Problem
 from convcvx.solution import Callback, Solution
-from convcvx.solvers.convex_programs import Cones, ProgramResult, solve_program
 from convcvx.solvers.master import solve_master
 from convcvx.solvers.rounds import begin
 from convcvx.solvers.slide import slide
 from convcvx.solvers.sparsify import sparsify
+
+if TYPE_CHECKING:
+    from convcvx.solvers.convex_programs import ProgramResult
 
 
 def copositive(
@@ -55,6 +58,8 @@ def copositive(
     InputError
         For a problem with too many activation cones.
     """
+    from convcvx.solvers.convex_programs import Cones, solve_program  # here: cvxpy is slow to import
+
     began = perf_counter()
     solution, earlier = begin(problem, start)
     program = solve_program(

@@ -24,6 +24,9 @@ from torch import Tensor
 from convcvx.problem import Problem
 from convcvx.solvers.master import MasterResult
 
+ROUNDING = 1e-10
+"""Relative error that objectives in Gram form may have."""
+
 
 def solve_squared(
     problem: Problem, filters: Tensor, weights: Tensor, *, tol: float = 1e-6, max_iter: int = 60
@@ -36,19 +39,16 @@ def solve_squared(
     best, best_matrix, rel_gap, iteration = np.inf, matrix, np.inf, 0
     for iteration in range(max_iter + 1):
         objective, dual = newton.primal_dual(matrix)
-        if objective <= best:
+        if objective <= best * (1 + ROUNDING):
             best, best_matrix = objective, matrix
         rel_gap = (best - dual) / max(best, 1e-300)
         if rel_gap <= tol or iteration == max_iter:
             break
         matrix, sizes = newton.step(matrix, sizes)
-    return MasterResult(
-        best_matrix.unflatten(0, (len(filters), cells)),
-        newton.intercept(best_matrix),
-        best,
-        rel_gap,
-        iteration,
-    )
+    solved, intercept = best_matrix.unflatten(0, (len(filters), cells)), newton.intercept(best_matrix)
+    # In Gram form the loss is a difference of large numbers; what is compared with other networks is summed anew.
+    objective = problem.primal(problem.responses.predict(filters, solved, intercept), solved)
+    return MasterResult(solved, intercept, objective, rel_gap, iteration)
 
 
 class _Newton:

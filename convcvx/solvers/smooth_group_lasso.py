@@ -45,7 +45,7 @@ def solve_smooth(
     for iteration in range(max_iter + 1):
         objective, dual = state.primal_dual()
         rel_gap = (objective - dual) / max(objective, 1e-300)
-        if objective <= result.objective or rel_gap <= tol:
+        if rel_gap <= tol or (result.rel_gap > tol and objective <= result.objective):
             result = MasterResult(state.matrix.unflatten(0, shape), state.shift, objective, rel_gap, iteration)
         exact = 0 < problem.beta * epsilon * len(filters) < 1e-2 * tol * objective
         done = rel_gap <= tol or (settled and exact)
