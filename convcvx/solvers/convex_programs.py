@@ -139,23 +139,32 @@ def solve_program(
         objective = cp.sum(cp.entr(probabilities)) / problem.n
         constraints.append(cp.sum(scaled, axis=1) == 0)
     program = cp.Problem(cp.Maximize(objective), constraints)
-    options: dict = {"tol_gap_abs": tol, "tol_gap_rel": tol, "tol_feas": tol}
-    limit = {} if time_limit is None else {"time_limit": time_limit}
-    if backend == "scs":
-        options = {"eps_abs": tol, "eps_rel": tol, "max_iters": 200_000}
-        limit = {} if time_limit is None else {"time_limit_secs": time_limit}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # an inaccurate answer is judged by its bound, not by its label
-        try:
-            program.solve(solver=backend.upper(), **options, **limit)
-        except cp.SolverError as error:
-            raise InputError(f"backend={backend!r} failed on this program: {error}; try the other one") from None
+    _run(program, backend, tol, time_limit)
     if scaled.value is None:
         raise InputError(f"backend={backend!r} stopped with {program.status!r}; raise time_limit or try the other one")
     sizes = np.array([cone.size for cone in posed])
     alive = [cone for cone, size in zip(posed, sizes, strict=True) if size > NEGLIGIBLE * sizes.sum()]
     filters, weights = _network(problem, cones.frame, [cone.neurons(problem.beta) for cone in alive])
     return ProgramResult(float(program.value), problem.beta * torch.as_tensor(scaled.value), filters, weights)
+
+
+def _run(program: cp.Problem, backend: str, tol: float, time_limit: float | None) -> None:
+    """Solve to `tol`; if the backend fails, more loosely, then by the other one: the bound judges the answer."""
+    other = next(name for name in BACKENDS if name != backend)
+    for name, reached in ((backend, tol), (backend, 1e3 * tol), (other, max(tol, 1e-8))):
+        options: dict = dict.fromkeys(("tol_gap_abs", "tol_gap_rel", "tol_feas"), reached)
+        limit = {} if time_limit is None else {"time_limit": time_limit}
+        if name == "scs":
+            options = {"eps_abs": reached, "eps_rel": reached, "max_iters": 200_000}
+            limit = {} if time_limit is None else {"time_limit_secs": time_limit}
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of inaccurate answers
+                program.solve(solver=name.upper(), **options, **limit)
+            return
+        except cp.SolverError as error:
+            reason = error
+    raise InputError(f"no backend solves this program: {reason}; use solver='sliding-fw'")
 
 
 class _RelaxedCone:
