@@ -99,7 +99,7 @@ def test_a_tampered_model_is_found_out(run, tmp_path):
     with safe_open(folder / "model.safetensors", "pt") as file:
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         described = file.metadata()
-    state["4.weight"] = state["4.weight"] * 1.1
+    state["4.weight"] = state["4.weight"] * 1.5
     save_file(state, tmp_path / "model.safetensors", described)
     tampered = answer(convcvx("certify", tmp_path / "model.safetensors", "--like", folder, "--json", code=3))
     assert tampered["primal"] > metrics["primal"] * (1 + 1e-4)
