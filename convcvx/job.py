@@ -68,6 +68,8 @@ def train_job(
     problem = training_problem(config, train, run.load_embedding() if resume else None, team)
     plan = Plan.of(problem, config.solver, config.oracle)
     check_budgets(config.tol, config.max_filters, config.max_rounds, config.time_limit)
+    if config.dictionary is not None and team.size > 1:
+        raise InputError(f"a dictionary is fitted by one process; got {team.size}: train without torchrun")
     if resume:
         run.save_config(config)
     else:
@@ -78,8 +80,6 @@ def train_job(
     checkpoint = run.load_state()
     earlier = checkpoint.history[-1]["seconds"] if checkpoint and checkpoint.history else 0.0
     if config.dictionary is not None and checkpoint is None:
-        if team.size > 1:
-            raise InputError(f"a dictionary is fitted by one process; got {team.size}: train without torchrun")
         config, checkpoint = _start_from_dictionary(config, problem, run, report, began)
     beta_max = run.beta_max
     if beta_max is None:
