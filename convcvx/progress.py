@@ -24,6 +24,7 @@ class Progress:
     def __init__(self, console: Console, tol: float, time_limit: float | None = None) -> None:
         self._console, self._tol, self._time_limit = console, tol, time_limit
         self._began = False
+        self._images: int | None = None
 
     def begin(self, text: str) -> None:
         self._console.print(text, highlight=False)
@@ -33,6 +34,9 @@ class Progress:
             self._console.print(HEADER, style="bold", highlight=False)
             self._began = True
         record = solution.history[-1]
+        if (images := record.get("images")) != self._images:
+            self._console.print(f"on a sample of {images:,} images" if images else "on all images", highlight=False)
+            self._images = images
         left = seconds_left(solution.history, self._tol, self._time_limit)
         self._console.print(
             f"{record['round']:>5}  {record['objective']:>11.6g}  {record['lower_bound']:>11.6g}  "

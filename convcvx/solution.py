@@ -31,7 +31,8 @@ class Solution:
         "converged", or what stopped the solver short of `tol`: "max_filters", "max_rounds", "time_limit",
         "stalled" (rounds that no longer lower the objective), "relaxation_gap" (a relaxation that is not tight).
     history : list of dict
-        One record a round: round, objective, lower_bound, rel_gap, g_max, n_filters, seconds.
+        One record a round: round, objective, lower_bound, rel_gap, g_max, n_filters, seconds; for a solution of a
+        sample, before the solver has come to all images, also their number, images.
     rounds : int
         Rounds behind this solution, those of earlier sessions included.
     certificate : Certificate or None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import replace
 from itertools import pairwise
 
@@ -263,6 +264,43 @@ def test_a_run_resumes_after_its_budget_is_raised():
     assert same(solve_problem(problem, tol=1e-6, start=short), full)
 
 
+@pytest.fixture
+def sampled_problem(monkeypatch) -> Problem:
+    """720 digits, with samples of 180 and of 45 to begin with."""
+    module = importlib.import_module("convcvx.solvers.sliding_frank_wolfe")
+    monkeypatch.setattr(module, "SAMPLE_SIZE", 45)
+    train, _ = data.load("digits", limit=720)
+    return build_problem(train.images, train.targets, 1e-3, spec=PatchSpec(3, stride=2))
+
+
+def test_filters_are_looked_for_on_samples_first(sampled_problem):
+    problem = sampled_problem
+    seen: list[tuple[int, int]] = []
+
+    def callback(solution):
+        seen.append((solution.history[-1].get("images", problem.n), solution.history[-1]["round"]))
+
+    solution = solve_problem(problem, max_rounds=3, callback=callback)
+    sizes = [size for size, _ in seen]
+    assert sizes == sorted(sizes)
+    assert set(sizes) == {45, 180, 720}
+    assert [seen[sizes.index(size)][1] for size in (45, 180, 720)] == [0, 0, 0]
+    # What is reported in the end is of all images, and the samples have led somewhere.
+    assert not any("images" in record for record in solution.history)
+    constant = problem.primal(problem.constant_predictions(), torch.zeros(0, 1, 10))
+    assert solution.history[0]["objective"] < 0.7 * constant
+
+
+def test_a_run_resumes_on_the_sample_where_it_was(sampled_problem):
+    problem, saved = sampled_problem, []
+    full = solve_problem(problem, max_rounds=2, callback=saved.append)
+    on_samples = [k for k, solution in enumerate(saved) if "images" in solution.history[-1]]
+    for k in (on_samples[1], on_samples[-1]):
+        assert same(solve_problem(problem, max_rounds=2, start=saved[k]), full)
+    other = replace(saved[on_samples[-1]], weights=2 * saved[on_samples[-1]].weights)
+    assert not same(solve_problem(problem, max_rounds=0, start=other), full)  # negative control
+
+
 def test_another_problem_s_solution_is_a_warm_start():
     """Its history does not count: an objective above the old one once passed for a stall."""
     problem = flat_problem(30, beta=0.002)
@@ -270,7 +308,8 @@ def test_another_problem_s_solution_is_a_warm_start():
     solution = solve_problem(problem.with_beta(0.01), tol=1e-6, start=start)
     assert solution.status == "converged"
     assert solution.history[0]["round"] == 0
-    assert solution.history[0]["n_filters"] == start.n_filters
+    assert 0 < solution.history[0]["n_filters"] <= start.n_filters
+    assert solution.history[0]["rel_gap"] < 0.5  # the weights were fitted to this β before the oracle was asked
 
 
 def test_equal_seeds_give_equal_results(digits):

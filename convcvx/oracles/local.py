@@ -3,7 +3,8 @@
 Starts are patches of the data, random directions and the filters at hand. All are scored in one pass; the best
 climb by a generalised power iteration: for a fixed direction V = G(u)/g(u) the ascent step is the normalised
 gradient of <V, G(u)>, which is Mᵀ M u within a cell of the arrangement. V is one step old, so that a step costs
-one pass. A filter that fell goes back and takes a shorter step.
+one pass. A filter that fell goes back and takes a shorter step. On many images the way up is climbed on a sample of
+them; what counts is where it ends on all.
 """
 
 from __future__ import annotations
@@ -18,6 +19,11 @@ from convcvx.problem import Problem
 
 DISTINCT = 0.999
 """Cosine above which two filters count as the same local maximum."""
+
+SAMPLE_FACTOR, SAMPLE_SIZE = 4, 4000
+"""A search that need not be thorough climbs on one image in so many, unless that leaves fewer than this."""
+POLISH = 3
+"""Passes over all images after a climb on a sample."""
 
 
 class LocalOracle:
@@ -63,14 +69,20 @@ class LocalOracle:
         """See `Oracle`; stops early once a filter above `target` is found. Proves nothing."""
         began = perf_counter()
         random = torch.Generator().manual_seed(seed)
+        sample, sampled_dual = self._sample(problem, dual_point, target, random)
         climbed: list[tuple[Tensor, Tensor]] = []
         scored = 0
         for batch in range(self.n_batches):
             candidates = self._candidates(problem, starts if batch == 0 else None, random)
             scored += len(candidates)
-            correlations = problem.responses.correlate(candidates, dual_point)
+            correlations = sample.responses.correlate(candidates, sampled_dual)
             chosen = distinct(candidates, correlations.flatten(1).norm(dim=1), self.n_climbers, cosine=0.9)
-            climbed.append(self._climb(problem, dual_point, candidates[chosen], correlations[chosen], target))
+            at = candidates[chosen], correlations[chosen]
+            filters, values, towards = self._climb(sample, sampled_dual, *at, target, self.n_steps)
+            if sample is not problem:
+                best = distinct(filters, values, self.n_climbers, DISTINCT)
+                filters, values, _ = self._climb(problem, dual_point, filters[best], towards[best], target, POLISH)
+            climbed.append((filters, values))
             if not self.thorough and float(climbed[-1][1].max()) > target:
                 break
         filters, values = (torch.cat(parts) for parts in zip(*climbed, strict=True))
@@ -101,14 +113,25 @@ class LocalOracle:
         candidates = torch.cat(everything)
         return candidates / candidates.norm(dim=1, keepdim=True)
 
+    def _sample(
+        self, problem: Problem, dual_point: Tensor, target: float, random: torch.Generator
+    ) -> tuple[Problem, Tensor]:
+        """What to climb on, and the dual point there, scaled so that g is estimated without bias."""
+        size = problem.n // SAMPLE_FACTOR
+        if self.thorough or target == float("inf") or size < SAMPLE_SIZE:
+            return problem, dual_point
+        images = torch.randperm(problem.n, generator=random)[:size].sort().values
+        return problem.sample(images), dual_point[images] * (problem.n / size)
+
     def _climb(
-        self, problem: Problem, dual_point: Tensor, filters: Tensor, correlations: Tensor, target: float
-    ) -> tuple[Tensor, Tensor]:
-        best, best_values = filters, correlations.flatten(1).norm(dim=1)
-        trial, towards = filters, correlations / best_values.clamp_min(1e-300)[:, None, None]
+        self, problem: Problem, dual_point: Tensor, filters: Tensor, towards: Tensor, target: float, n_steps: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Filters (q, r), their g (q,) and G / g (q, P, c) at the end of climbs that set out towards `towards`."""
+        best, best_values = filters, torch.zeros(len(filters), dtype=torch.float64)
+        trial, towards = filters, _unit(towards)
         gradients = torch.zeros_like(filters)
         inertia = torch.zeros(len(filters), 1, dtype=torch.float64)  # 0: a full power step
-        for step in range(self.n_steps):
+        for step in range(n_steps):
             correlations, slope = problem.responses.ascent(trial, dual_point, towards)
             values = correlations.flatten(1).norm(dim=1)
             better = (values >= best_values)[:, None]
@@ -116,8 +139,7 @@ class LocalOracle:
             best, best_values = torch.where(better, trial, best), torch.maximum(values, best_values)
             gradients = torch.where(better, slope, gradients)
             inertia = torch.where(better, inertia * 0.5, 3 * inertia + 1)
-            fresh = correlations / values.clamp_min(1e-300)[:, None, None]
-            towards = torch.where(better[:, :, None], fresh, towards)
+            towards = torch.where(better[:, :, None], _unit(correlations), towards)
             towards_gradient = gradients / gradients.norm(dim=1, keepdim=True).clamp_min(1e-300)
             trial = towards_gradient + inertia * best
             trial = trial / trial.norm(dim=1, keepdim=True).clamp_min(1e-300)
@@ -125,7 +147,12 @@ class LocalOracle:
             enough = not self.thorough and step >= 3 and bool(best_values.max() > 1.1 * target)
             if enough or (step > 1 and not rose):
                 break
-        return best, best_values
+        return best, best_values, towards
+
+
+def _unit(correlations: Tensor) -> Tensor:
+    """(q, P, c) scaled to norm one each."""
+    return correlations / correlations.flatten(1).norm(dim=1).clamp_min(1e-300)[:, None, None]
 
 
 def distinct(filters: Tensor, values: Tensor, limit: int, cosine: float) -> Tensor:

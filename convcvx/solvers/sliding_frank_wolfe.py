@@ -5,8 +5,8 @@ jointly, solves the master again, merges what coincides and drops what is zero. 
 is a function of the solution before it and of the seed alone: a run resumed from a checkpoint repeats exactly
 what the uninterrupted one would have done.
 
-On many images the filters are first looked for on a quarter of them, and so on down: a sample tells where filters
-belong at a fraction of the cost, and only as long as its gap is larger than what sampling hides.
+On many images the filters are first looked for on a sample of them, then on a larger one: a sample tells where filters
+belong at a fraction of the cost, as long as a round gains more than what sampling hides.
 """
 
 from __future__ import annotations
@@ -25,9 +25,13 @@ from convcvx.solvers.rounds import begin, consult
 from convcvx.solvers.slide import slide
 
 SAMPLE_FACTOR, SAMPLE_SIZE = 4, 2000
-"""A problem is prepared on one image in so many, unless that leaves fewer images than this."""
-SAMPLE_ROUNDS, SAMPLE_TOL = 6, 0.1
-"""Rounds on a sample at most, and the gap that ends them: a smaller one fits the sample, not the data."""
+"""Each sample is so many times smaller than the next, the last than the data; none has fewer images than this."""
+SAMPLE_ROUNDS, SAMPLE_TOL = 8, 0.03
+"""Rounds on a sample at most, and the gap to which they could lead."""
+SAMPLE_NOISE = 2.0
+"""Standard errors of the objective, as an estimate of that on all images, that a round on a sample has to gain."""
+REFIT_TOL = 1e-3
+"""Gap of the weights with which filters go over to other images or another β."""
 JOINT_SIZE = 1000
 """Responses m·P up to which new filters enter together with a new optimum of all weights."""
 MERGE_COSINE = 1 - 1e-9
@@ -67,52 +71,70 @@ def sliding_frank_wolfe(
         Called with the solution after every round.
     """
     began = perf_counter()
-    if start is None:
-        start = _prepare(problem, oracle, tol, max_filters, max_rounds, time_limit, seed)
-    solution, earlier = begin(problem, start)
+    levels = _levels(problem, start, seed)
+    solution, earlier = begin(levels[0], start)
+    resumed = earlier > 0
     budget = max_filters or 10**9
-    while True:
-        predictions = problem.responses.predict(solution.filters, solution.weights, solution.intercept)
-        if solution.n_filters == 0:
-            predictions = problem.constant_predictions()
-            solution = replace(solution, intercept=predictions[0].clone())
-        wanted = _wanted(solution.n_filters, budget)
-        found, record = consult(problem, oracle, solution, predictions, n_filters=wanted, tol=tol, seed=seed)
-        record["seconds"] = earlier + perf_counter() - began
-        status = _status(record, solution, problem, tol, budget, max_rounds, time_limit)
-        solution = replace(solution, history=[*solution.history, record], status=status)
-        if callback is not None:
-            callback(solution)
-        if status != "running":
-            return solution
-        objective = record["objective"]
-        gap = objective - record["lower_bound"]
-        solution = _round(problem, solution, found, predictions, objective, gap, tol, budget, seed)
+    for level in levels:
+        if not resumed:
+            solution = _refit(level, solution)
+        resumed, sampled = False, level is not problem
+        aim = SAMPLE_TOL if sampled else tol
+        while True:
+            predictions = level.responses.predict(solution.filters, solution.weights, solution.intercept)
+            if solution.n_filters == 0:
+                predictions = level.constant_predictions()
+                solution = replace(solution, intercept=predictions[0].clone())
+            wanted = _wanted(solution.n_filters, budget)
+            found, record = consult(
+                level, oracle, solution, predictions, n_filters=wanted, tol=aim, seed=seed, confirm=not sampled
+            )
+            record["seconds"] = earlier + perf_counter() - began
+            if sampled:
+                record["images"], status = level.n, "running"
+                done = _sample_spent(record, solution, level, predictions, max_rounds, time_limit)
+            else:
+                status = _status(record, solution, level, tol, budget, max_rounds, time_limit)
+                done = status != "running"
+            solution = replace(solution, history=[*solution.history, record], status=status)
+            if callback is not None:
+                callback(solution)
+            if done:
+                break
+            objective = record["objective"]
+            gap = objective - record["lower_bound"]
+            solution = _round(level, solution, found, predictions, objective, gap, aim, budget, seed)
+    return solution
 
 
-def _prepare(
-    problem: Problem,
-    oracle: Oracle,
-    tol: float,
-    max_filters: int | None,
-    max_rounds: int,
-    time_limit: float | None,
-    seed: int,
-) -> Solution:
-    """The network to begin with: rough filters from a sample of the images, or none."""
-    size = problem.n // SAMPLE_FACTOR
-    if size < SAMPLE_SIZE or tol >= SAMPLE_TOL:
-        return Solution.empty(problem.responses.dim, problem.responses.n_cells, problem.n_outputs)
-    images = torch.randperm(problem.n, generator=torch.Generator().manual_seed(seed))[:size].sort().values
-    return sliding_frank_wolfe(
-        problem.sample(images),
-        oracle,
-        tol=SAMPLE_TOL,
-        max_filters=max_filters,
-        max_rounds=min(max_rounds, SAMPLE_ROUNDS),
-        time_limit=None if time_limit is None else 0.5 * time_limit,
-        seed=seed,
-    )
+def _levels(problem: Problem, start: Solution | None, seed: int) -> list[Problem]:
+    """Samples to begin with, smallest first, and the problem itself, from where `start` left off."""
+    sizes = [problem.n]
+    while sizes[0] // SAMPLE_FACTOR >= SAMPLE_SIZE:
+        sizes.insert(0, sizes[0] // SAMPLE_FACTOR)
+    if start is not None:
+        reached = start.history[-1].get("images", problem.n) if start.history else problem.n
+        sizes = [size for size in sizes if size >= reached]
+    order = torch.randperm(problem.n, generator=torch.Generator().manual_seed(seed))
+    return [problem.sample(order[:size].sort().values) for size in sizes[:-1]] + [problem]
+
+
+def _refit(problem: Problem, solution: Solution) -> Solution:
+    """The weights that the filters of another problem have on this one: with stale ones an oracle is led astray."""
+    solution = replace(solution, history=[], rounds=0, status="running")
+    return _master(problem, solution, solution.filters, REFIT_TOL)[1] if solution.n_filters else solution
+
+
+def _sample_spent(
+    record: dict, solution: Solution, sample: Problem, predictions: Tensor, max_rounds: int, limit: float | None
+) -> bool:
+    """Whether another round on a sample would be wasted, as sampling hides what it gains."""
+    if solution.rounds >= min(max_rounds, SAMPLE_ROUNDS) or (limit is not None and record["seconds"] >= 0.5 * limit):
+        return True
+    losses = sample.loss.value(predictions, sample.targets)
+    noise = SAMPLE_NOISE * float(losses.std()) / sample.n**0.5
+    gain = solution.history[-1]["objective"] - record["objective"] if solution.history else float("inf")
+    return min(gain, record["objective"] - record["lower_bound"]) <= noise
 
 
 def _wanted(n_filters: int, budget: int) -> int:

@@ -1,0 +1,71 @@
+"""The local search: what it reports is measured on all images, however it was found."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from convcvx import data
+from convcvx.oracles import LocalOracle
+from convcvx.patches import PatchSpec
+from convcvx.problem import Problem
+from convcvx.training import build_problem
+
+
+@pytest.fixture
+def problem() -> Problem:
+    train, _ = data.load("digits", limit=1200)
+    return build_problem(train.images, train.targets, 1e-3, spec=PatchSpec(3, stride=2), pooling=2)
+
+
+@pytest.fixture
+def dual_point(problem) -> torch.Tensor:
+    return problem.dual_point(problem.constant_predictions())
+
+
+def g(problem: Problem, filters: torch.Tensor, dual_point: torch.Tensor) -> torch.Tensor:
+    return problem.responses.correlate(filters, dual_point).flatten(1).norm(dim=1)
+
+
+def climbed_on(monkeypatch, oracle: LocalOracle, problem: Problem, dual_point: torch.Tensor, **options) -> tuple:
+    """The oracle's answer, and the numbers of images it climbed on."""
+    sizes, climb = set(), LocalOracle._climb
+
+    def spy(self, part, *arguments):
+        sizes.add(part.n)
+        return climb(self, part, *arguments)
+
+    monkeypatch.setattr(LocalOracle, "_climb", spy)
+    return oracle(problem, dual_point, n_filters=8, **options), sizes
+
+
+def test_values_are_of_all_images_though_the_climb_was_on_a_sample(problem, dual_point, monkeypatch):
+    monkeypatch.setattr("convcvx.oracles.local.SAMPLE_SIZE", 100)
+    found, sizes = climbed_on(monkeypatch, LocalOracle(), problem, dual_point, target=1e-3)
+    assert sizes == {300, 1200}
+    torch.testing.assert_close(found.values, g(problem, found.filters, dual_point), rtol=1e-9, atol=0)
+    assert bool((found.values[:-1] >= found.values[1:]).all())
+    # The sample loses little: all images, searched with full effort, give not much more.
+    full, sizes = climbed_on(monkeypatch, LocalOracle(thorough=True), problem, dual_point, target=1e-3)
+    assert sizes == {1200}
+    assert found.g_max >= 0.98 * full.g_max
+
+
+def test_a_search_without_target_uses_all_images(problem, dual_point, monkeypatch):
+    """It is asked to confirm that there is nothing to be found."""
+    monkeypatch.setattr("convcvx.oracles.local.SAMPLE_SIZE", 100)
+    _, sizes = climbed_on(monkeypatch, LocalOracle(), problem, dual_point, target=math.inf)
+    assert sizes == {1200}
+
+
+def test_climbs_reach_local_maxima(problem, dual_point):
+    """Small steps in any direction from the best filter lead down; from a random one some lead up (control)."""
+    random = torch.Generator().manual_seed(1)
+    best = LocalOracle(n_steps=60, thorough=True)(problem, dual_point, target=math.inf).filters[0]
+    steps = 1e-2 * torch.randn(50, len(best), generator=random, dtype=torch.float64)
+    for start, stays in ((best, True), (torch.ones_like(best) / math.sqrt(len(best)), False)):
+        near = torch.nn.functional.normalize(start + steps)
+        rises = g(problem, near, dual_point) > g(problem, start[None], dual_point) * (1 + 1e-9)
+        assert bool(rises.any()) != stays
