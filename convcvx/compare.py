@@ -19,7 +19,6 @@ from convcvx.errors import InputError, check_choice, check_count
 from convcvx.evaluate import accuracy, predict
 from convcvx.job import load_data, peak_memory_mb, training_problem, with_run_settings
 from convcvx.problem import Problem
-from convcvx.report import comparison_figure, png
 from convcvx.runs import Run
 from convcvx.solution import Solution
 from convcvx.stack import stage_data
@@ -48,6 +47,8 @@ class CompareConfig:
 
 def compare_job(run: Run, config: CompareConfig) -> dict[str, Any]:
     """Train the twin of `run` from several seeds at its best learning rate; returns what `--json` prints."""
+    from convcvx.report import comparison_figure, png  # matplotlib: the command line does not wait for it
+
     began = perf_counter()
     config.check()
     convex = _convex(run)

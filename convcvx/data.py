@@ -23,8 +23,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from convcvx._compat import import_torchvision
@@ -139,6 +137,8 @@ def load(
 
 def split(dataset: Dataset, validation: float = 0.1, seed: int = 0) -> tuple[Dataset, Dataset]:
     """Hold out the fraction `validation` of the images, by class; both parts keep the order of the images."""
+    from sklearn.model_selection import train_test_split  # a second to import, which other data need not wait for
+
     if not 0 < validation < 1:
         raise InputError(f"validation must be a fraction between 0 and 1; got {validation!r}")
     if isinstance(dataset.images, StreamedImages):
@@ -252,6 +252,9 @@ def _to_nhwc(x: np.ndarray, key: str) -> np.ndarray:
 
 
 def _read_digits() -> Source:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     digits = load_digits()
     x, y = (digits.images / 16).astype(np.float32), digits.target
     x_train, x_test, y_train, y_test = train_test_split(x, y, test_size=360, random_state=0, stratify=y)

@@ -270,3 +270,12 @@ def test_a_preset_trains_on_the_data_named_beside_it(tmp_path):
     assert again["primal"] == pytest.approx(metrics["primal"], rel=1e-6)
     resumed = answer(convcvx("train", "--out", tmp_path / "run", "--resume", "--json"))
     assert resumed["primal"] == pytest.approx(metrics["primal"], rel=1e-9)
+
+
+def test_the_command_line_does_not_wait_for_what_it_may_not_need():
+    """matplotlib, scikit-learn and cvxpy take seconds to import on a slow machine."""
+    probe = "import sys, convcvx.cli; print([m for m in ('matplotlib', 'sklearn', 'cvxpy') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    control = subprocess.run([sys.executable, "-c", "import convcvx.report;" + probe], capture_output=True, text=True)
+    assert control.stdout.strip() == "['matplotlib']"

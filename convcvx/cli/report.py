@@ -10,7 +10,6 @@ from rich.console import Console
 
 from convcvx.cli import options as o
 from convcvx.cli.output import finish, guard
-from convcvx.report import write_report, write_stack_report
 from convcvx.runs import Run
 from convcvx.stack import StackRun
 
@@ -24,6 +23,8 @@ def report(run: Folder, json_output: o.Json = False) -> None:
 
       convcvx report checkpoints/demo
     """
+    from convcvx.report import write_report, write_stack_report  # matplotlib: other commands do not wait for it
+
     console = Console(stderr=json_output)
     with guard(json_output):
         path = write_stack_report(StackRun(run)) if StackRun(run).begun else write_report(Run.open(run))
