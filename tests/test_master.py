@@ -9,9 +9,13 @@ import torch
 from conftest import flat_problem, random_parameters
 from torch import Tensor
 
+from convcvx.data import load
 from convcvx.losses import LOSSES
+from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
+from convcvx.solvers import group_lasso
 from convcvx.solvers.master import MasterResult, solve_master
+from convcvx.training import build_problem
 
 
 def reference(problem: Problem, filters: Tensor) -> float:
@@ -159,3 +163,39 @@ def test_collinear_responses_do_not_slow_the_newton_steps():
     result = solve_master(problem, torch.stack([angles.cos(), angles.sin()], dim=1), tol=1e-8)
     assert result.rel_gap <= 1e-8
     assert result.iterations <= 40
+
+
+def test_of_many_correlated_filters_few_enter(monkeypatch):
+    """All 300 violate dual feasibility at first; the worst enter, and the optimum is the same as with all at once."""
+    problem = flat_problem(60, beta=1e-3)
+    angles = torch.linspace(0, 2 * torch.pi, 301, dtype=torch.float64)[:-1]
+    filters = torch.stack([angles.cos(), angles.sin()], dim=1)
+    widest, derivatives = [], group_lasso._Newton._derivatives
+
+    def spy(self, slopes, pulls, groups, sizes):
+        widest.append(len(groups))
+        return derivatives(self, slopes, pulls, groups, sizes)
+
+    monkeypatch.setattr(group_lasso._Newton, "_derivatives", spy)
+    few = solve_master(problem, filters, tol=1e-9)
+    assert max(widest) <= 100
+    monkeypatch.setattr(group_lasso, "ENTERING", 300)
+    widest.clear()
+    everything = solve_master(problem, filters, tol=1e-9)
+    assert max(widest) > 100  # negative control
+    assert few.objective == pytest.approx(everything.objective, rel=2e-9)
+    assert recomputed(problem, filters, few)[1] <= 2e-9
+
+
+def test_single_precision_reaches_its_tolerance_at_a_tiny_beta(monkeypatch):
+    """A Gram matrix computed in float32 has eigenvalues below zero that outweigh the ridges β/η."""
+    train, _ = load("digits", limit=150)
+    problem = build_problem(train.images, train.targets, 1e-7, spec=PatchSpec(3), pooling=2, dtype=torch.float32)
+    filters, _, _ = random_parameters(problem, 60, seed=0)
+    result = solve_master(problem, filters, tol=1e-3)
+    assert result.rel_gap <= 1e-3
+    assert recomputed(problem.with_dtype(torch.float64), filters, result)[1] <= 5e-3
+    monkeypatch.setattr(group_lasso, "NOISE", float("inf"))  # negative control: the float32 Gram matrix as it is
+    with pytest.raises((AssertionError, torch.linalg.LinAlgError)):
+        rough = solve_master(problem, filters, tol=1e-3)
+        assert recomputed(problem.with_dtype(torch.float64), filters, rough)[1] <= 5e-3

@@ -24,6 +24,10 @@ from torch import Tensor
 from convcvx.problem import Problem
 from convcvx.solvers.master import MasterResult
 
+ENTERING = 32
+"""Filters that a Newton step may give their first weight, unless more than that have some already."""
+NOISE = 0.1
+"""Share of β above which the rounding of the Gram matrix would show beside the ridges β/η: it is computed in float64."""
 ROUNDING = 1e-10
 """Relative error that objectives in Gram form may have."""
 
@@ -34,6 +38,8 @@ def solve_squared(
     """The master under the squared loss. One pass over the images gives the Gram matrix; then n disappears."""
     cells = problem.responses.n_cells
     newton = _Newton(problem, *problem.responses.gram(filters, problem.targets))
+    if newton.noise(problem.responses.dtype) > NOISE * problem.beta:
+        newton = _Newton(problem, *problem.with_dtype(torch.float64).responses.gram(filters, problem.targets))
     matrix = weights.flatten(0, 1)
     sizes = newton.norms(matrix)
     best, best_matrix, rel_gap, iteration = np.inf, matrix, np.inf, 0
@@ -63,6 +69,10 @@ class _Newton:
         self._last = torch.zeros(0), torch.zeros(0), torch.zeros(0)
         self._square = float(problem.targets.square().sum(dim=1).mean() - self._target_mean.square().sum())
 
+    def noise(self, dtype: torch.dtype) -> float:
+        """How far below zero an eigenvalue of the Gram matrix may lie when it was computed in `dtype`."""
+        return torch.finfo(dtype).eps * float(self._hessian.norm())
+
     def norms(self, matrix: Tensor) -> Tensor:
         """Frobenius norm of each group (m,)."""
         return matrix.reshape(-1, self.cells * matrix.shape[1]).norm(dim=1)
@@ -90,7 +100,7 @@ class _Newton:
         """From η = `sizes` and W = W(η) to the next η and its W."""
         slopes = self._pull(matrix) / self.beta
         pulls = self.norms(slopes)
-        groups = ((sizes > 0) | (pulls > 1)).nonzero()[:, 0]
+        groups = self._working_set(sizes, pulls)
         # A size that enters gets a foothold, from which the curvature of F is measured.
         entering = (pulls[groups] - 1) * self.beta / self._curvature(groups)
         start = torch.maximum(sizes[groups], 1e-2 * entering.clamp_min(0))
@@ -111,6 +121,17 @@ class _Newton:
         trial[groups] = start
         trial = self.norms(self._solve(trial))
         return self._solve(trial), trial
+
+    def _working_set(self, sizes: Tensor, pulls: Tensor) -> Tensor:
+        """Groups to step in: those in use and, of those that violate dual feasibility, as many of the worst.
+
+        A step costs the cube of their number, and of thousands of correlated filters the optimum needs few.
+        """
+        used = sizes > 0
+        idle = torch.where(used, 0.0, pulls)
+        worst = idle.topk(min(len(idle), max(ENTERING, int(used.sum())))).indices
+        used[worst[idle[worst] > 1]] = True
+        return used.nonzero()[:, 0]
 
     def _curvature(self, groups: Tensor) -> Tensor:
         """Mean diagonal of the Hessian within each group."""
