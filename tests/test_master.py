@@ -192,10 +192,15 @@ def test_single_precision_reaches_its_tolerance_at_a_tiny_beta(monkeypatch):
     train, _ = load("digits", limit=150)
     problem = build_problem(train.images, train.targets, 1e-7, spec=PatchSpec(3), pooling=2, dtype=torch.float32)
     filters, _, _ = random_parameters(problem, 60, seed=0)
-    result = solve_master(problem, filters, tol=1e-3)
-    assert result.rel_gap <= 1e-3
-    assert recomputed(problem.with_dtype(torch.float64), filters, result)[1] <= 5e-3
-    monkeypatch.setattr(group_lasso, "NOISE", float("inf"))  # negative control: the float32 Gram matrix as it is
-    with pytest.raises((AssertionError, torch.linalg.LinAlgError)):
-        rough = solve_master(problem, filters, tol=1e-3)
-        assert recomputed(problem.with_dtype(torch.float64), filters, rough)[1] <= 5e-3
+    assert _solved(problem, filters)
+    # Negative control: the float32 Gram matrix as it is.
+    monkeypatch.setattr(group_lasso, "NOISE", float("inf"))
+    assert not _solved(problem, filters)
+
+
+def _solved(problem: Problem, filters: Tensor) -> bool:
+    try:
+        result = solve_master(problem, filters, tol=1e-3)
+    except torch.linalg.LinAlgError:
+        return False
+    return recomputed(problem.with_dtype(torch.float64), filters, result)[1] <= 5e-3

@@ -27,7 +27,7 @@ from convcvx.solvers.master import MasterResult
 ENTERING = 32
 """Filters that a Newton step may give their first weight, unless more than that have some already."""
 NOISE = 0.1
-"""Share of β above which the rounding of the Gram matrix would show beside the ridges β/η: it is computed in float64."""
+"""Share of β above which the rounding of a Gram matrix shows beside the ridges β/η: it is then computed in float64."""
 ROUNDING = 1e-10
 """Relative error that objectives in Gram form may have."""
 
