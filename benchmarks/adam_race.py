@@ -139,7 +139,7 @@ def run_convcvx(images: Tensor, onehot: Tensor, save: Callable) -> None:
         record = solution.history[-1]
         save(solution.rounds, clock, solution.filters, solution.weights, lower_bound=record["lower_bound"])
 
-    solve_problem(problem, tol=2e-2, max_filters=2 * WIDTH, callback=callback, time_limit=500)
+    solve_problem(problem, tol=2e-2, max_filters=2 * WIDTH, callback=callback, time_limit=2000)
 
 
 def judge(data_dir: str, last_only: bool) -> None:
