@@ -16,14 +16,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import torch
 from scipy import sparse
 from torch import Tensor
 
-from convcvx.arrangements import Cell, cells, count_bound, facets
+from convcvx.arrangements import Cell, cell_batches, count_bound, facets, unpack_patterns
 from convcvx.errors import InputError, check_count
 from convcvx.oracles._blocks import Incumbents
 from convcvx.oracles._row_tree import RowTree
@@ -150,18 +149,19 @@ class _Search:
 
     def list_cells(self) -> None:
         """Keep the cells whose top singular value is above what is known."""
-        listed = cells(self.rows)
-        while batch := list(islice(listed, 1024)):
-            self.visited += len(batch)
-            self.overshoot = max(self.overshoot, batch[-1].overshoot)
-            active = np.stack([cell.pattern for cell in batch]).astype(np.float64)
-            matrices = (active @ self._products).reshape(-1, *self._shape)
+        for batch in cell_batches(self.rows, 1024):
+            active = unpack_patterns(batch.packed, len(self.rows))
+            self.visited += len(active)
+            self.overshoot = max(self.overshoot, batch.overshoot)
+            matrices = (active.astype(np.float64) @ self._products).reshape(-1, *self._shape)
             _, sizes, right = np.linalg.svd(matrices, full_matrices=False)
             self.incumbents.climb(np.concatenate([right[:, 0], -right[:, 0]]), 0)
             bounds = sizes[:, 0] * (1 + 8 * sum(self._shape) * UNIT)
             suspects = bounds > self.known
             self.proved = max(self.proved, float(bounds[~suspects].max(initial=0.0)))
-            self.suspects += [_Suspect(bounds[i], matrices[i], batch[i]) for i in np.flatnonzero(suspects)]
+            self.suspects += [
+                _Suspect(bounds[i], matrices[i], Cell(active[i], batch.interiors[i])) for i in np.flatnonzero(suspects)
+            ]
 
     def relax_cells(self) -> None:
         """Relax the kept cells, those with the largest bound first."""

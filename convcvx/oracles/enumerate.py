@@ -16,14 +16,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from itertools import islice
 from math import comb
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from convcvx.arrangements import cells, complement, count_bound
+from convcvx.arrangements import cell_batches, complement, count_bound, unpack_patterns
 from convcvx.errors import InputError, check_count
 from convcvx.oracles._spheres import INSIDE, cell_sweep
 from convcvx.oracles._sweeps import DISTINCT, UNIT, circle_sweep, lines, offer
@@ -210,11 +209,10 @@ class _Search:
         relative = 4.0 * (2 * n + c + 12) * UNIT
         total = float(np.linalg.norm(flat.charges, axis=1).sum())
         noise = (n + 4) * UNIT * total  # in M, and so in its singular values
-        listed = cells(flat.rows)
-        while batch := list(islice(listed, 512)):
-            active = np.stack([cell.pattern for cell in batch])
-            self.visited += len(batch)
-            self.unseen = max(self.unseen, batch[-1].overshoot * total)
+        for batch in cell_batches(flat.rows, 512):
+            active = unpack_patterns(batch.packed, n)
+            self.visited += len(active)
+            self.unseen = max(self.unseen, batch.overshoot * total)
             masked = active[:, :, None] * flat.rows
             values, vectors = np.linalg.eigh(masked.transpose(0, 2, 1) @ (gram @ masked))
             error = relative * (np.abs(gram) * (active[:, :, None] & active[:, None, :])).sum(axis=(1, 2))
