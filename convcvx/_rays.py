@@ -103,7 +103,7 @@ class _Space:
         self.lists[: len(undecided)] = undecided
         self.nodes[0], self.drifts[0] = (0, d, 0, len(undecided), -1, 0, d), 0.0
 
-    def arrays(self) -> tuple[np.ndarray, ...]:
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         return self.rays, self.tight, self.lists, self.nodes, self.drifts
 
     def grown(self) -> _Space:
