@@ -10,7 +10,7 @@ References
 ----------
 Rada, Černý, SIAM J. Discrete Math. 32 (2018) 455-473; Avis, Fukuda, Discrete Appl. Math. 65 (1996) 21-46;
 Fukuda, Prodon 1996 (double description); Zaslavsky 1975 (deletion and restriction, for the count);
-Sahiner et al., ICLR 2021, section 3 (the patterns of the convex program).
+Sahiner et al., ICLR 2021 (the patterns of the convex program).
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from scipy.spatial import ConvexHull
 
 from convcvx._rays import TOLERANCE, Bits, walk
 from convcvx.errors import InputError, check_count
-
 
 BATCH_BYTES = 8 << 20
 """What one batch of cells takes, about."""
