@@ -62,12 +62,14 @@ def walk(normals: np.ndarray, bits: Bits, size: int) -> Iterator[tuple[np.ndarra
         pattern = bits.blank.copy()
         for line, positive in zip(basis, signs, strict=True):
             _set(pattern, bits.start, bits.bit, bits.flip, line, positive)
-        space.plant(np.where(signs[:, None], corner, -corner), rest)
+        space.plant(np.where(signs[:, None], corner, -corner), basis, rest)
         top = 1
         while top:
             packed, centres = np.empty((size, len(pattern)), np.uint8), np.empty((size, d))
-            arguments = bits.start, bits.bit, bits.flip, pattern, stretch, packed, centres, overshoot
-            top, count = _fill(normals, top, *space.arrays(), *arguments)
+            top, count = _fill(
+                normals, top, stretch, *space.arrays(), bits.start, bits.bit, bits.flip, pattern, packed, centres,
+                overshoot,
+            )  # fmt: skip
             if count:
                 yield packed[:count], centres[:count], float(overshoot[0])
             if top and count < size:
@@ -76,10 +78,11 @@ def walk(normals: np.ndarray, bits: Bits, size: int) -> Iterator[tuple[np.ndarra
 
 @dataclass
 class _Space:
-    """Stacks of the search: rays, what they lie on (a bit a cut), lists of undecided rows, nodes to visit."""
+    """Stacks of the search: rays, what they lie on (a bit a cut), the cuts, lists of undecided rows, nodes to visit."""
 
     rays: np.ndarray
     tight: np.ndarray
+    path: np.ndarray
     lists: np.ndarray
     nodes: np.ndarray
     drifts: np.ndarray
@@ -90,26 +93,28 @@ class _Space:
         return cls(
             np.empty((rays, d)),
             np.empty((rays, 1), np.uint64),
+            np.empty(64, np.int64),
             np.empty(4 * n, np.int64),
             np.empty((depth, len(_NODE)), np.int64),
             np.empty(depth),
         )
 
-    def plant(self, rays: np.ndarray, undecided: np.ndarray) -> None:
-        """The only node: an orthant of the first hyperplanes."""
+    def plant(self, rays: np.ndarray, basis: np.ndarray, undecided: np.ndarray) -> None:
+        """The only node: an orthant of the basis."""
         d = len(rays)
+        self.path[:d] = basis
         self.rays[:d], self.tight[:d] = rays, 0
         self.tight[:d, 0] = [(1 << d) - 1 - (1 << i) for i in range(d)]
         self.lists[: len(undecided)] = undecided
         self.nodes[0], self.drifts[0] = (0, d, 0, len(undecided), -1, 0, d), 0.0
 
-    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        return self.rays, self.tight, self.lists, self.nodes, self.drifts
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        return self.rays, self.tight, self.path, self.lists, self.nodes, self.drifts
 
     def grown(self) -> _Space:
-        """Twice the room, and for 64 more cuts on the way down."""
+        """Twice the room."""
         double = [np.concatenate([array, np.empty_like(array)]) for array in self.arrays()]
-        double[1] = np.concatenate([double[1], np.zeros((len(double[1]), 1), np.uint64)], axis=1)
+        double[1] = np.concatenate([double[1], np.zeros_like(double[1])], axis=1)
         return _Space(*double)
 
 
@@ -143,8 +148,10 @@ def _set(pattern: Any, start: Any, bit: Any, flip: Any, line: int, positive: boo
 def _fill(
     normals: Any,
     top: int,
+    stretch: float,
     rays: Any,
     tight: Any,
+    path: Any,
     lists: Any,
     nodes: Any,
     drifts: Any,
@@ -152,7 +159,6 @@ def _fill(
     bit: Any,
     flip: Any,
     pattern: Any,
-    stretch: float,
     packed: Any,
     centres: Any,
     overshoot: Any,
@@ -168,13 +174,14 @@ def _fill(
         a, b, first, last, cut, side, cuts = node[0], node[1], node[2], node[3], node[4], node[5], node[6]
         m = b - a
         room = b + m + m * m // 4 <= len(rays) and 2 * last - first <= len(lists) and top < len(nodes)
-        if not room or cuts >= 64 * tight.shape[1]:
+        if not room or cuts >= len(path):
             break
         top -= 1
         drift = drifts[top]
         if cut >= 0:
             _set(pattern, start, bit, flip, cut, side > 0)
-            a, b = b, _halve(rays, tight, a, b, normals[cut], float(side), cuts - 1)
+            path[cuts - 1] = cut
+            a, b = b, _halve(rays, tight, a, b, normals, path, float(side), cuts - 1)
         stray = _centre(rays, a, b, stretch, centre)
         passed, deepest, depth, end = 2 * d * UNIT, -1, TOLERANCE, last
         for place in range(first, last):
@@ -239,7 +246,7 @@ def _centre(rays: Any, a: int, b: int, stretch: float, centre: Any) -> float:
 
 
 @njit(cache=True)
-def _halve(rays: Any, tight: Any, a: int, b: int, normal: Any, side: float, index: int) -> int:
+def _halve(rays: Any, tight: Any, a: int, b: int, normals: Any, path: Any, side: float, index: int) -> int:
     """Append, from b on, the rays of one half of the cell with rays a to b; return their end.
 
     Rays on both sides meet the hyperplane between them if and only if they span a two-dimensional face.
@@ -248,7 +255,7 @@ def _halve(rays: Any, tight: Any, a: int, b: int, normal: Any, side: float, inde
     word, mask = index // 64, np.uint64(1) << np.uint64(index % 64)
     values = np.empty(b - a)
     for i in range(a, b):
-        value = side * _dot(rays[i], normal)
+        value = side * _dot(rays[i], normals[path[index]])
         values[i - a] = value
         if value >= -TOLERANCE:
             rays[end], tight[end] = rays[i], tight[i]
@@ -257,7 +264,8 @@ def _halve(rays: Any, tight: Any, a: int, b: int, normal: Any, side: float, inde
             end += 1
     for i in range(a, b):
         for j in range(a, b):
-            if values[i - a] > TOLERANCE and values[j - a] < -TOLERANCE and _adjacent(tight, a, b, i, j):
+            across = values[i - a] > TOLERANCE and values[j - a] < -TOLERANCE
+            if across and (_alone(tight, a, b, i, j) or _rank(tight, i, j, normals, path) >= d - 2):
                 for k in range(d):
                     rays[end, k] = values[i - a] * rays[j, k] - values[j - a] * rays[i, k]
                 rays[end] /= np.sqrt(_dot(rays[end], rays[end]))
@@ -269,8 +277,11 @@ def _halve(rays: Any, tight: Any, a: int, b: int, normal: Any, side: float, inde
 
 
 @njit(cache=True)
-def _adjacent(tight: Any, a: int, b: int, i: int, j: int) -> bool:
-    """Whether no third of the rays a to b lies on all the hyperplanes that rays i and j share."""
+def _alone(tight: Any, a: int, b: int, i: int, j: int) -> bool:
+    """Whether no third of the rays a to b lies on all the hyperplanes that rays i and j share: they span a face.
+
+    The converse holds for extreme rays. Where hyperplanes almost meet there are others, and `_rank` decides.
+    """
     for other in range(a, b):
         if other != i and other != j:
             contains = True
@@ -281,3 +292,28 @@ def _adjacent(tight: Any, a: int, b: int, i: int, j: int) -> bool:
             if contains:
                 return False
     return True
+
+
+@njit(cache=True)
+def _rank(tight: Any, i: int, j: int, normals: Any, path: Any) -> int:
+    """The rank of the hyperplanes that rays i and j share; what is doubtful counts as independent."""
+    d, count, rank = normals.shape[1], 0, 0
+    for w in range(tight.shape[1]):
+        shared = tight[i, w] & tight[j, w]
+        while shared:
+            shared &= shared - np.uint64(1)
+            count += 1
+    if count < d - 2:
+        return count
+    basis = np.empty((d, d))
+    for index in range(64 * tight.shape[1]):
+        if (tight[i, index // 64] & tight[j, index // 64]) >> np.uint64(index % 64) & np.uint64(1):
+            rest = normals[path[index]].copy()
+            for _ in range(2):
+                for k in range(rank):
+                    rest -= _dot(rest, basis[k]) * basis[k]
+            length = np.sqrt(_dot(rest, rest))
+            if length > 1e-13 and rank < d:
+                basis[rank] = rest / length
+                rank += 1
+    return rank

@@ -239,6 +239,38 @@ def test_what_lies_in_no_listed_cell_is_within_the_overshoot() -> None:
         assert (missed == 0) == (miss > 1e-10)
 
 
+def almost_degenerate(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Planes of R^3 to R^5 that all but meet, and points around places where d - 1 of them do."""
+    random = np.random.default_rng(seed)
+    d = int(random.integers(3, 6))
+    rows = random.integers(-1, 2, size=({3: 12, 4: 10, 5: 8}[d], d)).astype(float)
+    rows = rows[(rows != 0).any(axis=1)]
+    miss = 10.0 ** random.uniform(-16, -8)
+    moved = random.random(rows.shape) < random.choice([0.1, 0.5, 1])
+    rows = np.concatenate([rows + miss * random.standard_normal(rows.shape) * moved, np.eye(d)])
+    rows = np.concatenate([rows, rows[:2] + miss * random.standard_normal((2, d))])
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    corners = [np.linalg.svd(rows[random.choice(len(rows), d - 1, replace=False)])[2][-1] for _ in range(60)]
+    points = np.repeat(corners, 12, axis=0) + 10.0 ** random.uniform(-16, -7, (720, 1)) * random.standard_normal((720, d))
+    return rows, points / np.linalg.norm(points, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("seeds", [range(20), range(20, 40)], ids=str)
+def test_nothing_is_lost_where_planes_all_but_meet(seeds: range) -> None:
+    unlisted = 0
+    for rows, points in map(almost_degenerate, seeds):
+        batches = list(cell_batches(rows))
+        known = unpack_patterns(np.concatenate([batch.packed for batch in batches]), len(rows))
+        assert len(np.unique(known, axis=0)) == len(known)
+        patterns = {pattern.tobytes() for pattern in known}
+        for height in points @ rows.T:
+            if (height > 0).tobytes() not in patterns:
+                unlisted += 1
+                missed = np.where((height > 0) != known, np.abs(height), 0).max(axis=1).min()
+                assert missed <= batches[-1].overshoot
+    assert unlisted > 100
+
+
 def test_memory_does_not_grow_with_the_number_of_cells() -> None:
     def peak(n: int) -> float:
         rows = np.random.default_rng(0).standard_normal((n, 3))
@@ -250,7 +282,7 @@ def test_memory_does_not_grow_with_the_number_of_cells() -> None:
         return size
 
     peak(5)
-    assert peak(640) < 4 * peak(160)  # 16 times the cells, 4 times the bits a cell
+    assert peak(320) < 4 * peak(80)  # 16 times the cells, 4 times the bits a cell
 
 
 @pytest.mark.slow
