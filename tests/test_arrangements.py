@@ -251,7 +251,8 @@ def almost_degenerate(seed: int) -> tuple[np.ndarray, np.ndarray]:
     rows = np.concatenate([rows, rows[:2] + miss * random.standard_normal((2, d))])
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     corners = [np.linalg.svd(rows[random.choice(len(rows), d - 1, replace=False)])[2][-1] for _ in range(60)]
-    points = np.repeat(corners, 12, axis=0) + 10.0 ** random.uniform(-16, -7, (720, 1)) * random.standard_normal((720, d))
+    steps = 10.0 ** random.uniform(-16, -7, (720, 1)) * random.standard_normal((720, d))
+    points = np.repeat(corners, 12, axis=0) + steps
     return rows, points / np.linalg.norm(points, axis=1, keepdims=True)
 
 
