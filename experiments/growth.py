@@ -48,8 +48,9 @@ def main() -> None:
         "# What theory predicts, measured",
         "",
         "`python experiments/growth.py`: 3x3 patches, stride 2, of the embedded digits in their first r principal "
-        "directions, global average pooling, ten classes, N distinct patch rows; one dual point each, the residual of the "
-        "best constant, searched by the exact oracle and by branch and bound to 1 %. The faster of two runs, one thread.",
+        "directions, global average pooling, ten classes, N distinct patch rows; one dual point each, the residual of "
+        "the best constant, searched by the exact oracle and by branch and bound to 1 %. The faster of two runs, one "
+        "thread.",
         "",
         "| r | N | cells of the arrangement | cells and arcs visited | exact, seconds | branch and bound, seconds |",
         "|---|---|---|---|---|---|",
@@ -59,8 +60,8 @@ def main() -> None:
             lines.append(f"| {rank} | {n:,} | {cells:,} | {visited:,} | {exact:.4f} | {rival:.4f} |")
     lines += [
         "",
-        "Exponents of N: least-squares slopes over the larger half of the N. Theory: cells N^(r-1), the paper's algorithm "
-        "O(N^r).",
+        "Exponents of N: least-squares slopes over the larger half of the N. Theory: cells N^(r-1), the paper's "
+        "algorithm O(N^r).",
         "",
         "| r | cells | theory | exact, seconds | theory, at most | branch and bound, seconds |",
         "|---|---|---|---|---|---|",
