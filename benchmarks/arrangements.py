@@ -18,7 +18,7 @@ from machine import machine
 
 from convcvx.arrangements import cell_batches, count_bound
 
-CASES = [(2000, 2), (20_000, 2), (500, 3), (1000, 3), (2000, 3), (60, 4), (150, 4), (40, 5), (25, 6)]
+CASES = [(2000, 2), (20_000, 2), (500, 3), (1000, 3), (2000, 3), (60, 4), (20, 5), (14, 6)]
 RESULTS = Path(__file__).parent / "results"
 
 
