@@ -1,16 +1,16 @@
 """Activation patterns 1[Xu >= 0]: the cells into which the rows of X cut the space of filters.
 
-Enumeration is incremental (Rada and Černý 2018): a depth-first tree adds one row at a time and branches
-where its hyperplane cuts the cell at hand. Instead of one linear program a branching, the cell carries
-its extreme rays (double description), which say at once on which sides it lies and give its interior
-point. The tree has as many leaves as there are cells and never a dead end, so time is proportional to
-the output and memory to the depth.
+Enumeration is a depth-first tree (Rada and Černý 2018) that branches where a row's hyperplane cuts the cell at hand.
+Instead of one linear program a branching, the cell carries its extreme rays (double description), which say at once on
+which sides it lies and give its interior point, and the list of the rows that still cut it. The tree has as many leaves
+as there are cells and never a dead end, so time is proportional to the output and memory to the depth; cells come in
+batches, so that they need never all be held.
 
 References
 ----------
 Rada, Černý, SIAM J. Discrete Math. 32 (2018) 455-473; Avis, Fukuda, Discrete Appl. Math. 65 (1996) 21-46;
 Fukuda, Prodon 1996 (double description); Zaslavsky 1975 (deletion and restriction, for the count);
-Sahiner et al., ICLR 2021, section 3 (the patterns of the convex program).
+Sahiner et al., ICLR 2021 (the patterns of the convex program).
 """
 
 from __future__ import annotations
@@ -22,8 +22,11 @@ from math import comb
 import numpy as np
 from scipy.spatial import ConvexHull
 
-from convcvx._rays import TOLERANCE, walk
+from convcvx._rays import TOLERANCE, Bits, walk
 from convcvx.errors import InputError, check_count
+
+BATCH_BYTES = 8 << 20
+"""What one batch of cells takes, about."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +39,29 @@ class Cell:
         1[x_k·u >= 0]; a zero row is always active.
     interior : ndarray (h,) float64
         A unit vector strictly inside: x_k·u differs from zero for every non-zero row.
+    """
+
+    pattern: np.ndarray
+    interior: np.ndarray
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A batch of cells.
+
+    Attributes
+    ----------
+    packed : ndarray (q, ceil(N / 8)) uint8
+        Bits of the patterns; `unpack_patterns` gives them back.
+    interiors : ndarray (q, h) float64
     overshoot : float
         A unit vector of the row space that lies in none of the cells listed so far, but in the tree
         above them, has the signs of one of them up to rows with |x_k·u| <= overshoot·‖x_k‖. A few
         roundings, unless rows are degenerate almost but not quite.
     """
 
-    pattern: np.ndarray
-    interior: np.ndarray
+    packed: np.ndarray
+    interiors: np.ndarray
     overshoot: float = 0.0
 
 
@@ -71,14 +89,31 @@ def cells(rows: np.ndarray) -> Iterator[Cell]:
     >>> sorted(cell.pattern.tolist() for cell in cells(np.eye(2)))
     [[False, False], [False, True], [True, False], [True, True]]
     """
+    for batch in cell_batches(rows):
+        yield from map(Cell, unpack_patterns(batch.packed, len(rows)), batch.interiors)
+
+
+def cell_batches(rows: np.ndarray, size: int | None = None) -> Iterator[Cells]:
+    """The same, at most `size` cells at a time (those that take `BATCH_BYTES`), patterns packed: about a microsecond
+    a cell.
+
+    Antipodal cells come in consecutive batches, the second of them with the opposite patterns.
+    """
     lines = _Lines.of(rows)
-    if lines.normals.shape[1] == 0:
-        yield Cell(np.ones(len(rows), dtype=bool), np.zeros(np.shape(rows)[1]))
+    bits = lines.bits()
+    if len(lines.normals) == 0:
+        yield Cells(bits.blank[None], np.zeros((1, np.shape(rows)[1])))
         return
-    for signs, rays, overshoot in walk(lines.normals):
-        centre = rays.sum(axis=0)
-        interior = (centre / np.linalg.norm(centre)) @ lines.frame
-        yield Cell(lines.pattern(signs), interior, overshoot + lines.spread)
+    if size is None:
+        size = max(1, BATCH_BYTES // (len(bits.blank) + 8 * np.shape(rows)[1]))
+    check_count("size", size)
+    opposite = np.packbits(lines.sign != 0)
+    for packed, centres, overshoot in walk(lines.normals, bits, size):
+        interiors = centres @ lines.frame
+        interiors /= np.linalg.norm(interiors, axis=1, keepdims=True)
+        overshoot = lines.scale * (overshoot + lines.spread)
+        yield Cells(packed, interiors, overshoot)
+        yield Cells(packed ^ opposite, -interiors, overshoot)
 
 
 def facets(rows: np.ndarray, cell: Cell) -> np.ndarray:
@@ -137,11 +172,12 @@ def unpack_patterns(packed: np.ndarray, n_rows: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Lines:
-    """The distinct hyperplanes of the rows, in coordinates of their row space.
+    """The distinct hyperplanes of the rows, in coordinates of their row space in which they spread evenly.
 
     `normals` (L, d) are unit; row k of the input is a multiple of normal `line[k]` with sign `sign[k]`
-    (0 for a zero row); `frame` (d, h) is orthonormal; `spread` is the largest distance of unit rows
-    taken for parallel.
+    (0 for a zero row); coordinates w stand for the vector `w @ frame` (not of the same length); `spread` is the
+    largest distance of unit rows taken for parallel. A unit row is within `scale`·δ of zero on a unit vector if its
+    normal is within δ of zero on the unit coordinates.
     """
 
     normals: np.ndarray
@@ -149,30 +185,35 @@ class _Lines:
     sign: np.ndarray
     frame: np.ndarray
     spread: float = 0.0
+    scale: float = 1.0
 
     @classmethod
     def of(cls, rows: np.ndarray) -> _Lines:
         rows = _checked(rows)
-        norms = np.linalg.norm(rows, axis=1)
+        tops = np.abs(rows).max(axis=1, initial=0.0)
         line, sign = np.zeros(len(rows), dtype=np.int64), np.zeros(len(rows), dtype=np.int64)
-        alive = np.flatnonzero(norms > 0)
+        alive = np.flatnonzero(tops > 0)
         if len(alive) == 0:
             return cls(np.zeros((0, 0)), line, sign, np.zeros((0, rows.shape[1])))
-        unit = rows[alive] / norms[alive, None]
-        _, values, vectors = np.linalg.svd(unit, full_matrices=False)
-        frame = vectors[values > TOLERANCE * values[0]]
-        unit = unit @ frame.T
+        unit = rows[alive] / tops[alive, None]  # first: squares of the rows may over- or underflow
         unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+        _, values, vectors = np.linalg.svd(unit, full_matrices=False)
+        rank = int((values > TOLERANCE * values[0]).sum())
+        frame = vectors[:rank] / values[:rank, None]
+        unit = unit @ frame.T
+        lengths = np.linalg.norm(unit, axis=1)
+        unit /= lengths[:, None]
         line[alive], sign[alive], first = _group(unit)
         unit *= sign[alive][:, None]
         spread = float(np.linalg.norm(unit - unit[first][line[alive]], axis=1).max())
-        return cls(unit[first], line, sign, frame, spread)
+        return cls(unit[first], line, sign, frame, spread, float(values[0] * lengths.max()))
 
-    def pattern(self, signs: np.ndarray) -> np.ndarray:
-        """Signs (L,) bool of the normals to the pattern (N,) of the rows."""
-        if len(signs) == 0:
-            return np.ones(len(self.line), dtype=bool)
-        return np.where(self.sign == 0, True, signs[self.line] == (self.sign > 0))
+    def bits(self) -> Bits:
+        """Where the signs of the normals stand in the packed pattern of the rows; zero rows are always active."""
+        moving = np.flatnonzero(self.sign)
+        moving = moving[np.argsort(self.line[moving], kind="stable")]
+        start = np.searchsorted(self.line[moving], np.arange(len(self.normals) + 1))
+        return Bits(start, moving, self.sign[moving] < 0, np.packbits(np.ones(len(self.line), dtype=bool)))
 
 
 def _checked(rows: np.ndarray) -> np.ndarray:

@@ -157,7 +157,7 @@ def split(dataset: Dataset, validation: float = 0.1, seed: int = 0) -> tuple[Dat
 
 
 def spiral(n: int = 60, n_classes: int = 3, noise: float = 0.2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Points (n, 2) on noisy spiral arms and their classes (n,): the toy problem of Sahiner et al. 2021, sec. 5.1.
+    """Points (n, 2) on noisy spiral arms and their classes (n,): the toy problem of Sahiner et al. 2021.
 
     >>> x, y = spiral(60)
     >>> x.shape, np.bincount(y).tolist()

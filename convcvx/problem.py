@@ -3,7 +3,8 @@
     min  (1/n) Σ_i ℓ(f(x_i), y_i) + β Σ_j ‖V_j‖_F,      f(x) = Σ_j Σ_p φ_p(x; u_j) V_j[p,:] + b,  ‖u_j‖ = 1
     max  -(1/n) Σ_i ℓ*(-n Z_i, y_i)   over Z with  max_{‖u‖≤1} g(u) ≤ β  (and Σ_i Z_i = 0 with an intercept)
 
-where g(u) = ‖Σ_i φ(x_i; u) Z_iᵀ‖_F. Sahiner et al., ICLR 2021, eq. (5)-(7), with pooling and intercept added.
+where g(u) = ‖Σ_i φ(x_i; u) Z_iᵀ‖_F: the semi-infinite dual of Sahiner et al., ICLR 2021, with pooling and intercept
+added.
 """
 
 from __future__ import annotations

@@ -145,7 +145,7 @@ def solve(
         min  (1/n) Σ_i ℓ(f(x_i), y_i) + β Σ_j ‖V_j‖_F    over ‖u_j‖ = 1, any number of neurons j,
         f(x_i) = Σ_j Σ_p Σ_k w_pk (x_ik·u_j)_+ V_j[p,:] + b
 
-    which is weight decay β on the network's weights under a mean-reduced loss (Sahiner et al. 2021, eq. 5).
+    which is weight decay β on the network's weights under a mean-reduced loss (Sahiner et al. 2021).
 
     Parameters
     ----------

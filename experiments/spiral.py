@@ -1,4 +1,4 @@
-"""The 60-point three-class spiral of Sahiner et al. 2021, sec. 5.1, solved to a proved optimum over weight decay.
+"""The 60-point three-class spiral of Sahiner et al. 2021, solved to a proved optimum over weight decay.
 
     python experiments/spiral.py
 

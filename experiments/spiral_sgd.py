@@ -2,7 +2,7 @@
 
     python experiments/spiral_sgd.py
 
-The question of Sahiner et al. 2021, sec. 5.1. SGD with momentum, its learning rate tuned for each weight decay at 50
+The question of Sahiner et al. 2021. SGD with momentum, its learning rate tuned for each weight decay at 50
 neurons. Beside the optimum stands the value of the copositive relaxation, which bounds it from below (tight in rank 2).
 Writes experiments/results/spiral_sgd.md and .png.
 """

@@ -3,7 +3,7 @@
     python experiments/svd.py --data-dir DIR
 
 1,000 images, described by the pooled responses of 400 random patches (1,600 features): fewer images than features,
-so that whitening makes XXᵀ ∝ I and the closed form is the proved optimum (Sahiner et al. 2021, sec. 4.3). SGD trains
+so that whitening makes XXᵀ ∝ I and the closed form is the proved optimum (Sahiner et al. 2021). SGD trains
 the same two-layer network on the same features at a tuned rate; its excess over the optimum is therefore known. The
 negative control leaves the features unwhitened: there the closed form is a bound only. Writes
 experiments/results/svd.md.

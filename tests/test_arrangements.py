@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.optimize import linprog
 
-from convcvx.arrangements import cells, count_bound, count_cells, sample_patterns, unpack_patterns
+from convcvx.arrangements import cell_batches, cells, count_bound, count_cells, sample_patterns, unpack_patterns
 from convcvx.errors import InputError
 
 
@@ -133,3 +134,165 @@ def test_tiny_and_huge_rows_count_alike() -> None:
 def test_bad_rows_are_refused(rows: np.ndarray) -> None:
     with pytest.raises(InputError, match="rows must be"):
         list(cells(rows))
+
+
+def mixed_rows(random: np.random.Generator, rank: int) -> np.ndarray:
+    """Rows of a given rank in R^6, with zeros, repeats, antipodes and linear dependences, at all scales."""
+    base = random.integers(-2, 3, size=(7 - rank, rank)).astype(float)
+    base = np.concatenate([base, np.eye(rank), base[:1] + base[1:2], -base[:2], base[2:3] / 3, np.zeros((1, rank))])
+    rows = random.permutation(base) @ np.linalg.qr(random.standard_normal((6, 6)))[0][:rank]
+    return rows * np.logspace(-150, 150, len(rows))[:, None]
+
+
+def neighbours_closure(rows: np.ndarray) -> set[bytes]:
+    """Patterns found from one cell by stepping over the planes that bound it, a linear program a plane."""
+    alive = np.flatnonzero(np.abs(rows).sum(axis=1) > 0)
+    unit = rows[alive] / np.abs(rows[alive]).max(axis=1, keepdims=True)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    parallel = np.abs(unit @ unit.T) > 1 - 1e-12
+
+    def inside(signs: np.ndarray) -> bool:
+        signed = signs[:, None] * unit
+        h = signed.shape[1]
+        program = np.hstack([-signed, np.ones((len(signed), 1))])
+        result = linprog(np.append(np.zeros(h), -1.0), program, np.zeros(len(signed)), bounds=[(-1, 1)] * h + [(0, 1)])
+        return result.status == 0 and -result.fun > 1e-7
+
+    planes = np.flatnonzero(~np.tril(parallel, -1).any(axis=1))
+    start = np.where(unit @ np.random.default_rng(0).standard_normal(unit.shape[1]) > 0, 1.0, -1.0)
+    found, stack = {start.tobytes()}, [start]
+    while stack:
+        signs = stack.pop()
+        for k in planes:
+            other = np.where(parallel[k], -signs, signs)
+            if other.tobytes() not in found and inside(other):
+                found.add(other.tobytes())
+                stack.append(other)
+    patterns = np.ones((len(found), len(rows)), dtype=bool)
+    patterns[:, alive] = [np.frombuffer(signs) > 0 for signs in found]
+    return {pattern.tobytes() for pattern in patterns}
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3, 4, 5])
+def test_any_rows_agree_with_a_search_from_cell_to_cell(rank: int) -> None:
+    rows = mixed_rows(np.random.default_rng(rank), rank)
+    expected = neighbours_closure(rows)
+    assert listed_at_scale(rows) == expected
+    assert count_cells(rows) == len(expected)
+    assert listed_at_scale(rows[2:]) != expected  # the comparison can fail
+
+
+def listed_at_scale(rows: np.ndarray) -> set[bytes]:
+    top = np.abs(rows).max(axis=1, keepdims=True)
+    return listed(rows / np.where(top > 0, top, 1))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    arrays(np.float64, st.tuples(st.integers(0, 20), st.integers(1, 4)), elements=st.integers(-2, 2).map(float)),
+    st.integers(1, 9),
+)
+def test_batches_of_any_size_hold_the_same_cells(rows: np.ndarray, size: int) -> None:
+    patterns, points = [], []
+    for batch in cell_batches(rows, size):
+        assert 1 <= len(batch.packed) == len(batch.interiors) <= size
+        assert batch.overshoot < 1e-10
+        patterns.append(batch.packed)
+        points.append(batch.interiors)
+    packed, interiors = np.concatenate(patterns), np.concatenate(points)
+    assert len(np.unique(packed, axis=0)) == len(packed) == count_cells(rows)
+    alive = (rows != 0).any(axis=1)
+    unpacked = unpack_patterns(packed, len(rows))
+    assert np.array_equal(unpacked[:, alive], interiors @ rows[alive].T > 0)
+    assert unpacked[:, ~alive].all()
+    assert {pattern.tobytes() for pattern in unpacked} == {cell.pattern.tobytes() for cell in cells(rows)}
+    opposite = {(~pattern[alive]).tobytes() for pattern in unpacked}
+    assert opposite == {pattern[alive].tobytes() for pattern in unpacked} or not alive.any()
+
+
+def test_rows_in_a_thin_cone_are_told_apart_as_well() -> None:
+    """Enumeration works in coordinates in which the rows spread evenly."""
+    rows = np.random.default_rng(0).standard_normal((40, 3))
+    thin = rows * np.array([1.0, 1e-7, 1e-7])
+    batches = list(cell_batches(thin))
+    assert sum(len(batch.packed) for batch in batches) == count_cells(thin) == count_bound(40, 3)
+    assert batches[-1].overshoot < 1e-11
+    expected = {cell.pattern.tobytes() for cell in cells(rows)}
+    assert {cell.pattern.tobytes() for cell in cells(thin)} == expected
+
+
+def test_what_lies_in_no_listed_cell_is_within_the_overshoot() -> None:
+    """Planes that miss a common line by less than the tolerance: their slivers are not listed, but bounded."""
+    random = np.random.default_rng(5)
+    for miss in (1e-9, 3e-11, 1e-12):
+        rows = np.concatenate([np.eye(3), [[1.0, 1.0, 0.0], [1.0, -1.0, 0.0]], random.standard_normal((3, 3))])
+        rows[3, 2] = miss
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        batches = list(cell_batches(rows))
+        known = unpack_patterns(np.concatenate([batch.packed for batch in batches]), len(rows))
+        points = np.concatenate([random.uniform(-2 * miss, 2 * miss, (2000, 2)), np.ones((2000, 1))], axis=1)
+        points /= np.linalg.norm(points, axis=1, keepdims=True)
+        heights = points @ rows.T
+        wrong = (heights[:, None] > 0) != known
+        missed = np.where(wrong, np.abs(heights)[:, None], 0).max(axis=2).min(axis=1).max()
+        assert missed <= batches[-1].overshoot
+        assert (missed == 0) == (miss > 1e-10)
+
+
+def almost_degenerate(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Planes of R^3 to R^5 that all but meet, and points around places where d - 1 of them do."""
+    random = np.random.default_rng(seed)
+    d = int(random.integers(3, 6))
+    rows = random.integers(-1, 2, size=({3: 12, 4: 10, 5: 8}[d], d)).astype(float)
+    rows = rows[(rows != 0).any(axis=1)]
+    miss = 10.0 ** random.uniform(-16, -8)
+    moved = random.random(rows.shape) < random.choice([0.1, 0.5, 1])
+    rows = np.concatenate([rows + miss * random.standard_normal(rows.shape) * moved, np.eye(d)])
+    rows = np.concatenate([rows, rows[:2] + miss * random.standard_normal((2, d))])
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    corners = [np.linalg.svd(rows[random.choice(len(rows), d - 1, replace=False)])[2][-1] for _ in range(60)]
+    steps = 10.0 ** random.uniform(-16, -7, (720, 1)) * random.standard_normal((720, d))
+    points = np.repeat(corners, 12, axis=0) + steps
+    return rows, points / np.linalg.norm(points, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("seeds", [range(20), range(20, 40)], ids=str)
+def test_nothing_is_lost_where_planes_all_but_meet(seeds: range) -> None:
+    unlisted = 0
+    for rows, points in map(almost_degenerate, seeds):
+        batches = list(cell_batches(rows))
+        known = unpack_patterns(np.concatenate([batch.packed for batch in batches]), len(rows))
+        assert len(np.unique(known, axis=0)) == len(known)
+        patterns = {pattern.tobytes() for pattern in known}
+        for height in points @ rows.T:
+            if (height > 0).tobytes() not in patterns:
+                unlisted += 1
+                missed = np.where((height > 0) != known, np.abs(height), 0).max(axis=1).min()
+                assert missed <= batches[-1].overshoot
+    assert unlisted > 100
+
+
+def test_memory_does_not_grow_with_the_number_of_cells() -> None:
+    def peak(n: int) -> float:
+        rows = np.random.default_rng(0).standard_normal((n, 3))
+        tracemalloc.start()
+        count = sum(len(batch.packed) for batch in cell_batches(rows, 1000))
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert count == count_bound(n, 3)
+        return size
+
+    peak(5)
+    assert peak(320) < 4 * peak(80)  # 16 times the cells, 4 times the bits a cell
+
+
+@pytest.mark.slow
+def test_two_thousand_rows_in_space_are_listed() -> None:
+    rows = np.random.default_rng(0).standard_normal((2000, 3))
+    weights = np.random.default_rng(1).integers(0, 1 << 63, 250, dtype=np.uint64)
+    hashes = []
+    for batch in cell_batches(rows):
+        hashes.append((batch.packed.astype(np.uint64) * weights).sum(axis=1))
+        sample = slice(None, None, 97)
+        assert np.array_equal(unpack_patterns(batch.packed[sample], 2000), batch.interiors[sample] @ rows.T > 0)
+    assert len(np.unique(np.concatenate(hashes))) == sum(map(len, hashes)) == count_bound(2000, 3) == 3998002

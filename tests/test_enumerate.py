@@ -242,6 +242,95 @@ def test_a_bound_of_one_cell_less_would_be_noticed() -> None:
     assert ExactOracle().maximise(charged(problem.rows, cut)).upper_bound < found
 
 
+@pytest.mark.parametrize("d", [1, 2, 3, 4])
+def test_scales_neither_over_nor_underflow(d: int) -> None:
+    problem = gaussian(9, d, 2, 2, seed=d)
+    plain = ExactOracle().maximise(problem, 2)
+    scales = 10.0 ** np.random.default_rng(d).integers(-150, 151, 9)[:, None]
+    for factor in (1.0, 1e150, 1e-150):
+        rows, charges = problem.rows * scales, problem.charges * factor / scales
+        scaled = ExactOracle().maximise(charged(rows, charges, problem.cells, 2), 2)
+        assert scaled.upper_bound / factor == pytest.approx(plain.upper_bound, rel=1e-12)
+        np.testing.assert_allclose(scaled.values / factor, plain.values, rtol=1e-12)
+    tiny = charged(problem.rows, problem.charges * 1e-170, problem.cells, 2)
+    assert ExactOracle().maximise(tiny).upper_bound == pytest.approx(1e-170 * plain.upper_bound, rel=1e-12)
+
+
+def exact_g(problem: ChargedRows, u: np.ndarray) -> float:
+    """g of a single output and cell at u/‖u‖, without rounding but for the last step."""
+    exact = [Fraction(float(v)) for v in u]
+    total = Fraction(0)
+    for row, (charge,) in zip(problem.rows, problem.charges, strict=True):
+        height = sum(Fraction(float(x)) * v for x, v in zip(row, exact, strict=True))
+        total += max(height, Fraction(0)) * Fraction(float(charge))
+    return float(abs(total)) / float(sum(v * v for v in exact)) ** 0.5
+
+
+@pytest.mark.parametrize("d", [2, 3, 4])
+@pytest.mark.parametrize("width", [1e-8, 1e-10, 1e-12, 1e-14])
+def test_slivers_narrower_than_the_tolerance(d: int, width: float) -> None:
+    """Three hinges almost parallel, heavy only between them: the bound holds against rational arithmetic."""
+    hinges = 0.3 + width * np.array([-1.0, 0.0, 1.0])
+    rows = np.zeros((3, d))
+    rows[:, :2] = np.stack([-np.sin(hinges), np.cos(hinges)], axis=1)
+    noise = gaussian(7, d, 1, 1, seed=1)
+    charges = 10 / width * np.array([[1.0], [-2.0], [1.0]])
+    problem = charged(np.concatenate([rows, noise.rows]), np.concatenate([charges, 0.2 * noise.charges]))
+    bound = ExactOracle().maximise(problem).upper_bound
+    angles = 0.3 + width * np.linspace(-1.5, 1.5, 13)
+    points = np.zeros((len(angles), d))
+    points[:, :2] = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    found = max(exact_g(problem, sign * u) for u in points for sign in (1.0, -1.0))
+    assert found > 5
+    assert found <= bound
+    lost = 1e-9 if d == 4 and width < 1e-9 else 1e-13
+    assert bound <= found + 1 + lost * np.abs(problem.charges).sum()
+
+
+@pytest.mark.parametrize("d", [3, 4])
+@pytest.mark.parametrize("miss", [1e-16, 1e-13, 3e-11, 1e-10, 1e-8])
+def test_planes_that_all_but_meet(d: int, miss: float) -> None:
+    """Six planes that miss a common line by as good as nothing, searched from points where they all but meet."""
+    random = np.random.default_rng(d)
+    rows = random.integers(-2, 3, size=(6, d)).astype(float) + np.eye(6, d)
+    rows[:, -1] = miss * random.standard_normal(6)
+    rows = np.concatenate([rows, np.eye(d), random.standard_normal((2, d))])
+    problem = charged(rows, random.standard_normal((len(rows), 2)))
+    near = np.eye(d)[-1] + 2 * miss * random.standard_normal((200, d))
+    near = np.concatenate([near, -near])
+    near /= np.linalg.norm(near, axis=1, keepdims=True)
+    found = max(climbed(problem, near, 50).max(), climbed(problem, sphere(100, d)).max())
+    check(problem, found, tight=1e-8)
+
+
+def test_single_patch_and_no_charge() -> None:
+    """One row alone; and no residual at all."""
+    images = torch.zeros(1, 1, 2, 2, dtype=torch.float64)
+    images[0, 0, 0, 0] = 0.5
+    responses = Responses(images, PatchEmbedding.fit(images, PatchSpec((2, 2))), dtype=torch.float64)
+    problem = Problem.build(responses, torch.tensor([[1.0, 2.0]], dtype=torch.float64), 1.0)
+    dual = torch.tensor([[3.0, -4.0]], dtype=torch.float64)
+    result = ExactOracle()(problem, dual)
+    assert result.upper_bound == pytest.approx(2.5, rel=1e-13)
+    assert result.upper_bound >= 2.5
+    assert ExactOracle()(problem, 0 * dual).upper_bound == 0.0
+
+
+@pytest.mark.parametrize(("loss", "bias"), [("squared", True), ("cross-entropy", False)])
+def test_rank_four_with_bias_cells_and_outputs(loss: str, bias: bool) -> None:
+    generator = torch.Generator().manual_seed(4)
+    images = torch.rand(3, 1, 3, 4, generator=generator, dtype=torch.float64)
+    embedding = PatchEmbedding.fit(images, PatchSpec((2, 2), (1 + bias, 1 + bias), hidden_bias=bias))
+    responses = Responses(images, embedding, Pooling.of("1" if bias else "2x1"), dtype=torch.float64)
+    problem = Problem.build(responses, torch.arange(3), 1e-3, loss)
+    dual = problem.dual_point(problem.constant_predictions())
+    result = ExactOracle()(problem, dual, n_filters=3)
+    values = responses.correlate(result.filters, dual).flatten(1).norm(dim=1)
+    torch.testing.assert_close(values, result.values, rtol=1e-12, atol=1e-15)
+    others = responses.correlate(torch.as_tensor(sphere(20000, responses.dim)), dual).flatten(1).norm(dim=1)
+    assert float(others.max()) <= result.upper_bound <= float(result.values[0]) * (1 + 1e-9)
+
+
 @pytest.mark.parametrize("loss", ["squared", "cross-entropy"])
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_on_a_problem_with_overlapping_pooling(loss: str, rank: int) -> None:

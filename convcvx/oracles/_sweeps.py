@@ -186,7 +186,7 @@ def circle_sweep(
             limit = bound * bound
             largest, u0, u1 = (square_a, a0, a1) if square_a > square_b else (square_b, b0, b1)
             inside = False
-            if top > peaks[0, 0] or top > limit:
+            if top > peaks[0, 0] or top + relative * (q00 + q11) > limit:
                 start = angles[first] + half * math.pi
                 ahead = 0.5 * math.atan2(q01, half_difference) - start
                 ahead -= math.pi * math.floor(ahead / math.pi)

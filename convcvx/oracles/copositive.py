@@ -6,7 +6,7 @@ entry by entry, uᵀFᵀNFu ≥ 0 there, hence for unit u
     g(u)² ≤ uᵀ (MᵀM + FᵀNF) u ≤ λ_max(MᵀM + FᵀNF).
 
 The least such bound is the dual of max tr(MᵀM U) over tr U = 1, U ⪰ 0, F U Fᵀ ≥ 0: the relaxation of U ∈
-conv{uuᵀ : F u ≥ 0}, at the dual point at hand, of the copositive program of Sahiner et al. 2021, section 3.2. It is
+conv{uuᵀ : F u ≥ 0}, at the dual point at hand, of the copositive program of Sahiner et al. 2021. It is
 exact for cells with as many facets as dimensions, at most four (Maxfield and Minc 1962: copositive = positive
 semidefinite + non-negative up to order 4), so always in rank ≤ 2, and often beyond. N comes from an interior-point
 solver; whatever it says, the bound is computed from N and holds.
@@ -16,14 +16,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import torch
 from scipy import sparse
 from torch import Tensor
 
-from convcvx.arrangements import Cell, cells, count_bound, facets
+from convcvx.arrangements import Cell, cell_batches, count_bound, facets, unpack_patterns
 from convcvx.errors import InputError, check_count
 from convcvx.oracles._blocks import Incumbents
 from convcvx.oracles._row_tree import RowTree
@@ -42,7 +41,8 @@ class CopositiveOracle:
     -----
     *Rounding.* With ε = 2⁻⁵³ and S = Σ‖x_k‖‖s_k‖, M is accurate to (N + 4)εS, which the bound is raised by. Forming
     and solving the eigenvalue problem loses less than 8(m² + Pc + d)ε(‖M‖² + Σ N_ij ‖f_i‖‖f_j‖), raised likewise.
-    Slivers that the enumeration does not tell apart add their `overshoot`·S.
+    Slivers that the enumeration does not tell apart are within δ, its `overshoot`, of a cell: δ·S is added, and there
+    uᵀFᵀNFu ≥ -δ Σ N_ij ‖f_i‖‖f_j‖.
     """
 
     name = "copositive"
@@ -150,18 +150,19 @@ class _Search:
 
     def list_cells(self) -> None:
         """Keep the cells whose top singular value is above what is known."""
-        listed = cells(self.rows)
-        while batch := list(islice(listed, 1024)):
-            self.visited += len(batch)
-            self.overshoot = max(self.overshoot, batch[-1].overshoot)
-            active = np.stack([cell.pattern for cell in batch]).astype(np.float64)
-            matrices = (active @ self._products).reshape(-1, *self._shape)
+        for batch in cell_batches(self.rows, 1024):
+            active = unpack_patterns(batch.packed, len(self.rows))
+            self.visited += len(active)
+            self.overshoot = max(self.overshoot, batch.overshoot)
+            matrices = (active.astype(np.float64) @ self._products).reshape(-1, *self._shape)
             _, sizes, right = np.linalg.svd(matrices, full_matrices=False)
             self.incumbents.climb(np.concatenate([right[:, 0], -right[:, 0]]), 0)
             bounds = sizes[:, 0] * (1 + 8 * sum(self._shape) * UNIT)
             suspects = bounds > self.known
             self.proved = max(self.proved, float(bounds[~suspects].max(initial=0.0)))
-            self.suspects += [_Suspect(bounds[i], matrices[i], batch[i]) for i in np.flatnonzero(suspects)]
+            self.suspects += [
+                _Suspect(bounds[i], matrices[i], Cell(active[i], batch.interiors[i])) for i in np.flatnonzero(suspects)
+            ]
 
     def relax_cells(self) -> None:
         """Relax the kept cells, those with the largest bound first."""
@@ -170,14 +171,16 @@ class _Search:
             bound = suspect.bound
             if bound > self.known:
                 self.relaxed += 1
-                refined, direction = relax(suspect.matrix, facets(self.rows, suspect.cell))
+                refined, direction = relax(suspect.matrix, facets(self.rows, suspect.cell), self.overshoot)
                 self.incumbents.climb(np.stack([direction, -direction]), 5)
                 bound = min(bound, refined)
             self.proved = max(self.proved, bound)
 
 
-def relax(matrix: np.ndarray, normals: np.ndarray) -> tuple[float, np.ndarray]:
+def relax(matrix: np.ndarray, normals: np.ndarray, overshoot: float = 0.0) -> tuple[float, np.ndarray]:
     """A bound on ‖M u‖ over unit u with F u ≥ 0, for M = `matrix` (q, d) and F = `normals` (m, d), rounding included.
+
+    It holds as well for u that fail f·u ≥ 0 by no more than `overshoot`·‖f‖.
 
     Also the top eigenvector (d,) of the relaxation's U, the maximiser itself where U has rank one.
 
@@ -213,7 +216,7 @@ def relax(matrix: np.ndarray, normals: np.ndarray) -> tuple[float, np.ndarray]:
     raised = form + np.tensordot(multipliers, products, axes=1)
     lengths = np.linalg.norm(normals, axis=1)
     size = np.square(matrix).sum() + multipliers @ (lengths[first] * lengths[second])
-    error = 8 * (m**2 + sum(matrix.shape)) * UNIT * size
+    error = (8 * (m**2 + sum(matrix.shape)) * UNIT + overshoot) * size
     moment = axes @ _unpack(np.nan_to_num(np.array(answer.z[: d * (d + 1) // 2])), d) @ axes.T
     return float(np.sqrt(max(np.linalg.eigvalsh(raised)[-1] + error, 0.0))), np.linalg.eigh(moment)[1][:, -1]
 

@@ -7,7 +7,7 @@ face's own linear span, a *flat*.
 
 References
 ----------
-Sahiner, Ergen, Pauly, Pilanci, ICLR 2021, section 4; Asteris, Papailiopoulos, Dimakis, ICML 2014 (the
+Sahiner, Ergen, Pauly, Pilanci, ICLR 2021; Asteris, Papailiopoulos, Dimakis, ICML 2014 (the
 polynomial algorithm for fixed rank); Edelsbrunner, O'Rourke, Seidel, SIAM J. Comput. 15 (1986) 341-363
 (arrangements).
 """
@@ -15,15 +15,14 @@ polynomial algorithm for fixed rank); Edelsbrunner, O'Rourke, Seidel, SIAM J. Co
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
 from math import comb
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from convcvx.arrangements import cells, complement, count_bound
+from convcvx.arrangements import cell_batches, complement, count_bound, unpack_patterns
 from convcvx.errors import InputError, check_count
 from convcvx.oracles._spheres import INSIDE, cell_sweep
 from convcvx.oracles._sweeps import DISTINCT, UNIT, circle_sweep, lines, offer
@@ -49,14 +48,18 @@ class ExactOracle:
     increasing sets K). Rank 1 and 2 end the recursion: on an arc of the circle g² is a sinusoid in
     twice the angle, whose maximum is known. In rank 3 every cell borders an arc of some great circle;
     sweeping all circles, with crossings ordered by exact predicates, meets every cell. In rank 4 and
-    above, cells come from `convcvx.arrangements`, complete but for slivers that it bounds.
+    above, cells come from `convcvx.arrangements`, complete but for slivers within δ of one of the hyperplanes, where g
+    is at most δ·S above its maximum on that hyperplane.
 
     *Cost.* Rank 2: O(N (c + P + log N)). Rank 3: O(N² (c + P + log N)). Rank r: O(N^(r-1)) flats and cells.
 
-    *Rounding.* With ε = 2⁻⁵³ and S = Σ‖x_k‖‖s_k‖ the computed maximum is raised by
+    *Rounding.* Rows and charges are first scaled by powers of two, so that no product over- or underflows. With
+    ε = 2⁻⁵³ and S = Σ‖x_k‖‖s_k‖ the computed maximum is raised by
 
     - 16ε·S: angles are accurate to 16ε, so on a computed arc only rows with |x_k·u| <= 16ε‖x_k‖ can have the
-      wrong sign; 12ε·S for each projection on a hyperplane, which moves rows by so much;
+      wrong sign; (4m + m√m + 16)ε·S for each projection on a hyperplane of R^m, which moves rows by so much: 2m + 9
+      the reflection whose rows are its basis, m√m the products, the rest unit lengths that are not quite and rows
+      that are left out;
     - 8ε·S + (3Nε)²·S: products s_k x_kᵀ round once, always alike; two-sums leave second-order errors only;
     - 6(c + P + 8)ε·‖M‖_F on each arc, twice that on a cell: the form and ‖M u‖ are summed anew from M,
       never updated. An interior maximum is at least ‖M‖_F²/2 (/3 in space), so its root does not
@@ -94,9 +97,10 @@ class ExactOracle:
         began = time.perf_counter()
         count, rank = charged.rows.shape
         if count == 0 or rank == 0:
-            bound, visited, points = 0.0, 0, np.zeros((0, rank))
+            bound, visited, points, unit = 0.0, 0, np.zeros((0, rank)), 1.0
         else:
             _refuse(count, rank)
+            charged, unit = _scaled(charged)
             search = _Search.of(charged, n_filters)
             search.flat(search.whole, 0)
             bound, visited = search.bound + search.unseen + _rounding(charged), search.visited
@@ -104,7 +108,8 @@ class ExactOracle:
         points, values = _best(charged, points, n_filters)
         filters = charged.lift(points)
         filters = filters / filters.norm(dim=1, keepdim=True)
-        upper = (max(bound, float(values.max(initial=0.0))) + charged.slack) * (1 + 4 * UNIT)
+        values = values * unit
+        upper = (max(bound * unit, float(values.max(initial=0.0))) + charged.slack) * (1 + 4 * UNIT)
         stats = {"cells": visited, "rank": rank, "seconds": time.perf_counter() - began}
         return OracleResult(filters, torch.as_tensor(values), upper, "global", stats)
 
@@ -210,11 +215,10 @@ class _Search:
         relative = 4.0 * (2 * n + c + 12) * UNIT
         total = float(np.linalg.norm(flat.charges, axis=1).sum())
         noise = (n + 4) * UNIT * total  # in M, and so in its singular values
-        listed = cells(flat.rows)
-        while batch := list(islice(listed, 512)):
-            active = np.stack([cell.pattern for cell in batch])
-            self.visited += len(batch)
-            self.unseen = max(self.unseen, batch[-1].overshoot * total)
+        for batch in cell_batches(flat.rows, 512):
+            active = unpack_patterns(batch.packed, n)
+            self.visited += len(active)
+            self.unseen = max(self.unseen, batch.overshoot * total)
             masked = active[:, :, None] * flat.rows
             values, vectors = np.linalg.eigh(masked.transpose(0, 2, 1) @ (gram @ masked))
             error = relative * (np.abs(gram) * (active[:, :, None] & active[:, None, :])).sum(axis=(1, 2))
@@ -255,7 +259,8 @@ class _Search:
         if len(u) == 3:
             tries += [np.cross(edges, u), np.cross(u, edges)]
         steps = np.concatenate(tries)
-        steps = steps - np.outer(steps @ u, u)
+        for _ in range(2):  # a slope along u leaves rounding, which is not tangential, the first time
+            steps = steps - np.outer(steps @ u, u)
         steps /= np.linalg.norm(steps, axis=1, keepdims=True) + 1e-9 * np.linalg.norm(slope) + 1e-300
         rise = steps @ slope + np.maximum(steps @ edges.T, 0) @ pull
         return bool(rise.max() <= 1e-7 * (np.abs(pulls).sum() + 1e-300))
@@ -277,11 +282,23 @@ def _refuse(count: int, rank: int) -> None:
         )
 
 
+def _scaled(charged: ChargedRows) -> tuple[ChargedRows, float]:
+    """Rows with entries below 1, charges below 1 too, and what g is a multiple of then; all powers of two, so exact."""
+    lengths = np.frexp(np.abs(charged.rows).max(axis=1))[1]
+    sizes = np.frexp(np.abs(charged.charges).max(axis=1, initial=0.0))[1] + lengths
+    loaded = (charged.charges != 0).any(axis=1)
+    exponent = int(sizes[loaded].max()) if loaded.any() else 0
+    rows = np.ldexp(charged.rows, -lengths[:, None])
+    charges = np.ldexp(charged.charges, (lengths - exponent)[:, None])
+    return replace(charged, rows=rows, charges=charges), float(np.ldexp(1.0, exponent))
+
+
 def _rounding(charged: ChargedRows) -> float:
     """What angles, products and projections can hide: see the notes of `ExactOracle`."""
     count, rank = charged.rows.shape
     total = float((np.linalg.norm(charged.rows, axis=1) * np.linalg.norm(charged.charges, axis=1)).sum())
-    share = (24 + 16 * max(0, rank - 2)) * UNIT + (3 * count * UNIT) ** 2
+    projections = sum(4 * m + m * m**0.5 + 16 for m in range(3, rank + 1))
+    share = (24 + projections) * UNIT + (3 * count * UNIT) ** 2
     return share * total * 1.001
 
 

@@ -20,7 +20,8 @@ range of CX, plus (1/2n) times the square of what the projection drops. Then:
   of no larger norm, so p_lin is a LOWER bound of the ReLU optimum;
 - the *sign condition* Xu_k >= 0, CXu_k = s a_k, for each k with σ_k > τ (a_k up to sign): the linear optimum is a
   ReLU network, so p_lin is an UPPER bound;
-- both: it is the optimum (Sahiner et al. 2021, sec. 4.3; there XXᵀ = I with one-hot targets, whose a_k >= 0);
+- both: it is the optimum (the soft-thresholded SVD of Sahiner et al. 2021; there XXᵀ = I with one-hot targets,
+  whose a_k >= 0);
 - neither: it bounds nothing. A linear neuron is two ReLU neurons, hence p_lin at 2β is still an upper bound.
 
 XXᵀ ∝ I implies spike-free: ‖(CX)^†C(Xu)₊‖ = ‖C(Xu)₊‖/s <= ‖CXu‖/s <= ‖u‖, and every vector is in the range.

@@ -6,11 +6,11 @@ one matrix T_D = Σ_j u_j vec(V_j)ᵀ in R^{r×P·c}. Over all cones the trainin
     min  loss(Σ_D A_D T_D) + β Σ_D ‖T_D‖_D,      ‖T‖_D = min ½(tr U + tr S)
          s.t.  [U T; Tᵀ S] ⪰ 0,  U ∈ conv{uuᵀ : F_D u ≥ 0}
 
-(Sahiner et al. 2021, eq. (9)). Pooling changes nothing else: V_j is penalised by its Frobenius norm, so a neuron has
-P·c flat outputs. Under the squared loss, minimising over T and S leaves the copositive program (13) with
-Σ_D Σ_p A_Dp U_D A_Dpᵀ in place of Σ_D A_D U_D A_Dᵀ; intercept and cross-entropy need no closed form. The *relaxation*
-asks U ⪰ 0 and F_D U F_Dᵀ ≥ 0 only. With a single flat output, P·c = 1, the norm is min ‖u₊‖ + ‖u₋‖, T = u₊ - u₋,
-F_D u± ≥ 0, and nothing needs relaxing (Pilanci and Ergen 2020).
+(the finite convex program of Sahiner et al. 2021). Pooling changes nothing else: V_j is penalised by its Frobenius
+norm, so a neuron has P·c flat outputs. Under the squared loss, minimising over T and S leaves their copositive
+program, with Σ_D Σ_p A_Dp U_D A_Dpᵀ in place of Σ_D A_D U_D A_Dᵀ; intercept and cross-entropy need no closed form.
+The *relaxation* asks U ⪰ 0 and F_D U F_Dᵀ ≥ 0 only. With a single flat output, P·c = 1, the norm is min ‖u₊‖ + ‖u₋‖,
+T = u₊ - u₋, F_D u± ≥ 0, and nothing needs relaxing (Pilanci and Ergen 2020).
 
 What is solved is the dual, in the scaled dual point W = Z/β and multipliers N_D ≥ 0:
 

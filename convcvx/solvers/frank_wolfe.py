@@ -1,8 +1,8 @@
 """Frank-Wolfe with cone-constrained PCA, the paper's polynomial algorithm for fixed rank: a baseline, slow by nature.
 
-Sahiner et al. 2021, section 4, run Frank-Wolfe on the constrained problem: least loss over networks whose atomic norm
+Sahiner et al. 2021 run Frank-Wolfe on the constrained problem: least loss over networks whose atomic norm
 ‖f‖ = min Σ_j ‖V_j‖ is at most t. Which t belongs to β is not known beforehand, so t becomes a variable (Harchaoui,
-Juditsky and Nemirovski 2015, section 3):
+Juditsky and Nemirovski 2015):
 
     min  (1/n) Σ_i ℓ(f(x_i), y_i) + β t     over  ‖f‖ ≤ t ≤ T,
 

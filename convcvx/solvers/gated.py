@@ -2,7 +2,7 @@
 
 1. The gated program of the sampled patterns is convex for any number of outputs; its optimum bounds the sampled ReLU
    program from below, because it drops the cones K_s = {u : (2 D_s - I) X u >= 0}.
-2. *Cone decomposition* (Mishkin, Sahiner, Pilanci 2022, sec. 4): each singular vector of W_s is u = u₊ - u₋ with both
+2. *Cone decomposition* (Mishkin, Sahiner, Pilanci 2022): each singular vector of W_s is u = u₊ - u₋ with both
    in K_s, where gate and ReLU agree: two ReLU neurons that predict what the gated one does, at a higher norm.
 3. The master re-optimises the output weights, and conditional gradients add the best filters of the cones until the
    duality gap of the ReLU program closes. With one cell and one output the oracle is a projection and the gap does

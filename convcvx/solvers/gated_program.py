@@ -3,10 +3,10 @@
     min_{W, b}  (1/n) Σ_i ℓ(Σ_s Φ^s(x_i) W_s + b, y_i) + β Σ_s ‖W_s‖,     W_s (r, P·c)
     max_Z  -(1/n) Σ_i ℓ*(-n Z_i, y_i)   over Z with  max_s ‖Σ_i Φ^s(x_i) ⊗ Z_i‖° <= β
 
-(Mishkin, Sahiner, Pilanci 2022, eq. (6), with pooling, intercept and vector outputs). With the nuclear norm this is
-weight decay on the gated network's filters and output weights: W_s = Σ_j u_j vec(V_j)ᵀ at the cost Σ_j ‖u_j‖‖V_j‖.
-The column norm, Σ over columns of ‖·‖, lets a neuron feed a single output (the regulariser of pyscnn); the
-Frobenius norm is the group lasso. All three coincide for P = c = 1.
+(the convex gated ReLU problem of Mishkin, Sahiner, Pilanci 2022, with pooling, intercept and vector outputs). With
+the nuclear norm this is weight decay on the gated network's filters and output weights: W_s = Σ_j u_j vec(V_j)ᵀ at
+the cost Σ_j ‖u_j‖‖V_j‖. The column norm, Σ over columns of ‖·‖, lets a neuron feed a single output (the regulariser
+of pyscnn); the Frobenius norm is the group lasso. All three coincide for P = c = 1.
 
 The method is accelerated proximal gradient with adaptive restarts (O'Donoghue, Candès 2015) and a step size that
 backtracks both ways. Pixels are so unequally scaled that plain steps crawl; the two group norms therefore step in

@@ -1,4 +1,4 @@
-"""Sliding Frank-Wolfe: neurons on demand (Denoyelle, Duval, Peyré and Soubies 2019, algorithm 2).
+"""Sliding Frank-Wolfe: neurons on demand (Denoyelle, Duval, Peyré and Soubies 2019).
 
 A round asks the oracle for filters with g(u) > β, solves the master over old and new filters, slides all of them
 jointly, solves the master again, merges what coincides and drops what is zero. The objective never rises. A round

@@ -3,8 +3,8 @@
 The predictions of a network without its intercept are Σ_j λ_j a_j, with λ_j = ‖V_j‖ > 0 and atoms a_j in R^{n·c}, what
 neuron j predicts at unit weights. While the atoms are linearly dependent, Σ_j δ_j a_j = 0 for some δ ≠ 0, of either
 sign; moving λ along the δ with Σ_j δ_j ≤ 0 keeps every prediction, does not raise the penalty β Σ_j λ_j, and ends when
-a neuron is gone. At most n·c neurons are left: an optimum has one with no more than these (Sahiner et al. 2021,
-sec. 3, count n·P·c + 1, from the convex hull of pooled responses).
+a neuron is gone. At most n·c neurons are left: an optimum has one with no more than these. (The paper, Sahiner et al.
+2021, counts n·P·c + 1, from the convex hull of pooled responses.)
 """
 
 from __future__ import annotations
