@@ -11,6 +11,7 @@ from time import perf_counter, process_time
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from convcvx.certificate import Certificate, certify
 from convcvx.config import DEFAULT_BETA_RATIO, TrainConfig
@@ -116,7 +117,7 @@ def train_job(
         "loss": config.loss,
         "beta": problem.beta,
     }
-    certificate = _certify(network, train, config, problem.beta, responses.embedding, team)
+    certificate = _certify(network, train, config, problem.beta, responses.embedding, solution.dual_point, team)
     run.save_result(network, certificate)
     metrics = certificate_summary(certificate) | {
         "beta_max": beta_max,
@@ -147,11 +148,12 @@ def certify_job(
     given: set[str],
     like: Run | None = None,
     data: Data | None = None,
+    dual_point: Tensor | None = None,
 ) -> dict[str, Any]:
     """Certify the network at `path` on the training data of `config`; returns what `--json` prints.
 
     The network of the run `like` is certified as well: the better of the two lower bounds counts. `data` stand in for
-    those that `config` names.
+    those that `config` names. `dual_point` as in `certify`; one for another number of images is of no use.
     """
     began = perf_counter()
     train, test, _ = data or load_data(config)
@@ -159,7 +161,9 @@ def certify_job(
     beta = config.beta
     if beta is None:
         raise InputError("beta is not known for this network; pass --beta, or --like RUN")
-    certificate = _certify(network, train, config, beta, embedding)
+    if dual_point is not None and len(dual_point) != len(train.images):
+        dual_point = None
+    certificate = _certify(network, train, config, beta, embedding, dual_point)
     if like is not None:
         rival = two_layer_cnn(like.model_file)
         if not network.same_problem(rival):
@@ -286,6 +290,7 @@ def _certify(
     config: TrainConfig,
     beta: float,
     embedding: PatchEmbedding | None,
+    dual_point: Tensor | None = None,
     team: Team | None = None,
 ) -> Certificate:
     return certify(
@@ -301,6 +306,7 @@ def _certify(
         seed=config.seed,
         device=pick_device(config.device),
         responses=team.responses if team else Responses,
+        dual_point=dual_point,
     )
 
 

@@ -214,7 +214,15 @@ def solve(
         start=start,
         callback=callback,
     )
-    certificate = certify_parameters(problem, solution.filters, solution.weights, oracle=oracle, tol=tol, seed=seed + 1)
+    certificate = certify_parameters(
+        problem,
+        solution.filters,
+        solution.weights,
+        oracle=oracle,
+        tol=tol,
+        seed=seed + 1,
+        dual_point=solution.dual_point,
+    )
     warn_short_of(certificate, solution, tol)
     return replace(solution, certificate=certificate)
 
