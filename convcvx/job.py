@@ -17,10 +17,11 @@ from convcvx.certificate import Certificate, certify
 from convcvx.config import DEFAULT_BETA_RATIO, TrainConfig
 from convcvx.data import Dataset, load, split
 from convcvx.dictionary import dictionary
-from convcvx.errors import InputError, RunError, check_positive
+from convcvx.errors import InputError, RunError, check_count, check_positive
 from convcvx.evaluate import accuracy, mean_loss, predict
 from convcvx.images import Images
 from convcvx.network import TwoLayerCNN, foreign_network, read_weights, two_layer_cnn
+from convcvx.oracles import Oracle, SampledOracle
 from convcvx.patches import PatchEmbedding
 from convcvx.problem import Problem
 from convcvx.responses import Responses
@@ -69,6 +70,7 @@ def train_job(
     problem = training_problem(config, train, run.load_embedding() if resume else None, team)
     plan = Plan.of(problem, config.solver, config.oracle)
     check_budgets(config.tol, config.max_filters, config.max_rounds, config.time_limit)
+    check_count("gates", config.gates)
     if config.dictionary is not None and team.size > 1:
         raise InputError(f"a dictionary is fitted by one process; got {team.size}: train without torchrun")
     if resume:
@@ -84,7 +86,7 @@ def train_job(
         config, checkpoint = _start_from_dictionary(config, problem, run, report, began)
     beta_max = run.beta_max
     if beta_max is None:
-        beta_max = find_beta_max(problem, plan.oracle, config.seed)
+        beta_max = find_beta_max(problem, _named_oracle(plan.oracle, config), config.seed)
         run.save_beta_max(beta_max)
     problem = problem.with_beta(resolve_beta(config, beta_max))
 
@@ -99,6 +101,7 @@ def train_job(
             problem,
             solver=plan.solver,
             oracle=plan.oracle,
+            gates=config.gates,
             tol=config.tol,
             max_filters=config.max_filters,
             max_rounds=config.max_rounds,
@@ -299,7 +302,7 @@ def _certify(
         train.targets,
         beta,
         loss=config.loss,
-        oracle=config.oracle,
+        oracle=_named_oracle(config.oracle, config),
         tol=config.tol,
         embedding=embedding,
         n_classes=train.n_classes or None,
@@ -308,6 +311,11 @@ def _certify(
         responses=team.responses if team else Responses,
         dual_point=dual_point,
     )
+
+
+def _named_oracle(name: str, config: TrainConfig) -> str | Oracle:
+    """The oracle called `name`, with the gates of `config` where those matter."""
+    return SampledOracle(config.gates) if name == "sampled" else name
 
 
 def _load_network(path: Path, config: TrainConfig, train: Dataset, given: set[str]) -> TwoLayerCNN:

@@ -40,6 +40,7 @@ def certify(
     beta: o.Beta = TrainConfig.beta,
     loss: o.Loss = TrainConfig.loss,
     oracle: o.Oracle = TrainConfig.oracle,
+    gates: o.Gates = TrainConfig.gates,
     tol: o.Tol = TrainConfig.tol,
     seed: o.Seed = TrainConfig.seed,
     device: o.Device = TrainConfig.device,
