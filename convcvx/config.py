@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from convcvx.errors import InputError
+from convcvx.oracles.sampled import N_GATES
 from convcvx.patches import PatchSpec
 
 BUDGETS = ("tol", "max_filters", "max_rounds", "time_limit", "device", "data_dir")
@@ -73,6 +74,7 @@ class TrainConfig:
     loss: str = "squared"
     solver: str = "auto"
     oracle: str = "auto"
+    gates: int = N_GATES
     tol: float = 1e-4
     max_filters: int | None = None
     max_rounds: int = 100

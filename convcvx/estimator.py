@@ -110,7 +110,13 @@ class _ConvexCNN(BaseEstimator):
         budgets = {name: getattr(self, name) for name in ("tol", "max_filters", "max_rounds", "time_limit")}
         solution = solve_problem(problem, solver=self.solver, oracle=self.oracle, seed=seed, **budgets)
         self.certificate_ = certify_parameters(
-            problem, solution.filters, solution.weights, oracle=self.oracle, tol=self.tol, seed=seed + 1
+            problem,
+            solution.filters,
+            solution.weights,
+            oracle=self.oracle,
+            tol=self.tol,
+            seed=seed + 1,
+            dual_point=solution.dual_point,
         )
         self.beta_ = problem.beta
         self.solution_ = replace(solution, certificate=self.certificate_)

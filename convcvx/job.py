@@ -11,15 +11,17 @@ from time import perf_counter, process_time
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from convcvx.certificate import Certificate, certify
 from convcvx.config import DEFAULT_BETA_RATIO, TrainConfig
 from convcvx.data import Dataset, load, split
 from convcvx.dictionary import dictionary
-from convcvx.errors import InputError, RunError, check_positive
+from convcvx.errors import InputError, RunError, check_count, check_positive
 from convcvx.evaluate import accuracy, mean_loss, predict
 from convcvx.images import Images
 from convcvx.network import TwoLayerCNN, foreign_network, read_weights, two_layer_cnn
+from convcvx.oracles import Oracle, SampledOracle
 from convcvx.patches import PatchEmbedding
 from convcvx.problem import Problem
 from convcvx.responses import Responses
@@ -68,6 +70,7 @@ def train_job(
     problem = training_problem(config, train, run.load_embedding() if resume else None, team)
     plan = Plan.of(problem, config.solver, config.oracle)
     check_budgets(config.tol, config.max_filters, config.max_rounds, config.time_limit)
+    check_count("gates", config.gates)
     if config.dictionary is not None and team.size > 1:
         raise InputError(f"a dictionary is fitted by one process; got {team.size}: train without torchrun")
     if resume:
@@ -83,7 +86,7 @@ def train_job(
         config, checkpoint = _start_from_dictionary(config, problem, run, report, began)
     beta_max = run.beta_max
     if beta_max is None:
-        beta_max = find_beta_max(problem, plan.oracle, config.seed)
+        beta_max = find_beta_max(problem, _named_oracle(plan.oracle, config), config.seed)
         run.save_beta_max(beta_max)
     problem = problem.with_beta(resolve_beta(config, beta_max))
 
@@ -98,6 +101,7 @@ def train_job(
             problem,
             solver=plan.solver,
             oracle=plan.oracle,
+            gates=config.gates,
             tol=config.tol,
             max_filters=config.max_filters,
             max_rounds=config.max_rounds,
@@ -116,7 +120,7 @@ def train_job(
         "loss": config.loss,
         "beta": problem.beta,
     }
-    certificate = _certify(network, train, config, problem.beta, responses.embedding, team)
+    certificate = _certify(network, train, config, problem.beta, responses.embedding, solution.dual_point, team)
     run.save_result(network, certificate)
     metrics = certificate_summary(certificate) | {
         "beta_max": beta_max,
@@ -147,11 +151,12 @@ def certify_job(
     given: set[str],
     like: Run | None = None,
     data: Data | None = None,
+    dual_point: Tensor | None = None,
 ) -> dict[str, Any]:
     """Certify the network at `path` on the training data of `config`; returns what `--json` prints.
 
     The network of the run `like` is certified as well: the better of the two lower bounds counts. `data` stand in for
-    those that `config` names.
+    those that `config` names. `dual_point` as in `certify`; one for another number of images is of no use.
     """
     began = perf_counter()
     train, test, _ = data or load_data(config)
@@ -159,7 +164,9 @@ def certify_job(
     beta = config.beta
     if beta is None:
         raise InputError("beta is not known for this network; pass --beta, or --like RUN")
-    certificate = _certify(network, train, config, beta, embedding)
+    if dual_point is not None and len(dual_point) != len(train.images):
+        dual_point = None
+    certificate = _certify(network, train, config, beta, embedding, dual_point)
     if like is not None:
         rival = two_layer_cnn(like.model_file)
         if not network.same_problem(rival):
@@ -286,6 +293,7 @@ def _certify(
     config: TrainConfig,
     beta: float,
     embedding: PatchEmbedding | None,
+    dual_point: Tensor | None = None,
     team: Team | None = None,
 ) -> Certificate:
     return certify(
@@ -294,14 +302,20 @@ def _certify(
         train.targets,
         beta,
         loss=config.loss,
-        oracle=config.oracle,
+        oracle=_named_oracle(config.oracle, config),
         tol=config.tol,
         embedding=embedding,
         n_classes=train.n_classes or None,
         seed=config.seed,
         device=pick_device(config.device),
         responses=team.responses if team else Responses,
+        dual_point=dual_point,
     )
+
+
+def _named_oracle(name: str, config: TrainConfig) -> str | Oracle:
+    """The oracle called `name`, with the gates of `config` where those matter."""
+    return SampledOracle(config.gates) if name == "sampled" else name
 
 
 def _load_network(path: Path, config: TrainConfig, train: Dataset, given: set[str]) -> TwoLayerCNN:

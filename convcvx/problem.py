@@ -96,21 +96,28 @@ class Problem:
     def dual_point(self, predictions: Tensor) -> Tensor:
         """The residual Z at `predictions`, made to satisfy Σ_i Z_i = 0 exactly when there is an intercept.
 
-        The intercept is re-optimised first. What rounding leaves is removed by a mean shift under the squared
-        loss; under the cross-entropy first a minute mixture with the class frequencies (whose own residual sums
-        to zero) keeps every y_i - n Z_i inside the simplex.
+        The intercept is re-optimised first; `in_domain` removes what rounding leaves.
         """
-        if not self.intercept:
-            return self.residual(predictions)
-        predictions = predictions + self.loss.best_intercept(predictions, self.targets)
-        dual = self.residual(predictions)
+        if self.intercept:
+            predictions = predictions + self.loss.best_intercept(predictions, self.targets)
+        return self.in_domain(self.residual(predictions))
+
+    def in_domain(self, dual: Tensor) -> Tensor:
+        """A point near Z = `dual` (n, c) whose dual value is finite; only max g ≤ β is left to `dual`'s scaling.
+
+        With an intercept its rows sum to zero, by a mean shift. Under the cross-entropy every y_i - n Z_i lies in the
+        simplex, where a mixture with the class frequencies (whose own residual sums to zero) makes room for the shift.
+        """
         if self.loss.name == "squared":
-            return dual - dual.mean(dim=0)
+            return dual - dual.mean(dim=0) * self.intercept
         frequencies = self.targets.mean(dim=0)
-        # A class that no target has any of drives its intercept to -infinity: it has probability zero.
-        probabilities = (self.targets - self.n * dual) * (frequencies > 0)
+        probabilities = (self.targets - self.n * dual).clamp_min(0)
+        if self.intercept:  # a class that no target has any of drives its intercept to -infinity
+            probabilities = probabilities * (frequencies > 0)
         mass = probabilities.sum(dim=1, keepdim=True)
         probabilities = torch.where(mass > 0, probabilities / mass.clamp_min(1e-300), frequencies)
+        if not self.intercept:
+            return (self.targets - probabilities) / self.n
         excess = (probabilities - self.targets).mean(dim=0)
         mixture = min(1.0, float((2 * excess.abs() / frequencies.clamp_min(1e-300)).max()))
         probabilities = (1 - mixture) * (probabilities - excess) + mixture * frequencies

@@ -186,6 +186,8 @@ class Run(Folder):
     def save_state(self, solution: Solution) -> None:
         """Checkpoint a solution."""
         tensors = {name: getattr(solution, name) for name in ("filters", "weights", "intercept")}
+        if solution.dual_point is not None:
+            tensors["dual_point"] = solution.dual_point
         described = {"rounds": solution.rounds, "status": solution.status, "history": solution.history}
         self._write_tensors("state.safetensors", tensors, described)
         self._write_json("history.json", solution.history)

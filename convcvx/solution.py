@@ -31,13 +31,16 @@ class Solution:
         "converged", or what stopped the solver short of `tol`: "max_filters", "max_rounds", "time_limit",
         "stalled" (rounds that no longer lower the objective), "relaxation_gap" (a relaxation that is not tight).
     history : list of dict
-        One record a round: round, objective, lower_bound, rel_gap, g_max, n_filters, seconds; for a solution of a
-        sample, before the solver has come to all images, also their number, images.
+        One record a round: round, objective, lower_bound, rel_gap, g_max, scope, n_filters, seconds; for a solution of
+        a sample, before the solver has come to all images, also their number, images. The bound is the best one proved
+        by then if the scope is global, else what this round's search shows.
     rounds : int
         Rounds behind this solution, those of earlier sessions included.
     certificate : Certificate or None
     embedding, pooling : PatchEmbedding, Pooling
         What the filters act on.
+    dual_point : Tensor (n, c) float64 or None
+        Z of the best lower bound that a rigorous oracle proved on the way; from it a certificate proves it anew.
     """
 
     filters: Tensor
@@ -49,6 +52,7 @@ class Solution:
     certificate: Certificate | None = None
     embedding: PatchEmbedding | None = None
     pooling: Pooling | None = None
+    dual_point: Tensor | None = None
 
     @classmethod
     def empty(cls, dim: int, n_cells: int, n_outputs: int) -> Solution:

@@ -16,6 +16,7 @@ from convcvx.errors import ConvergenceWarning, InputError, check_count, check_po
 from convcvx.images import Images
 from convcvx.losses import encode_targets
 from convcvx.oracles import Oracle, get_oracle, pick_oracle
+from convcvx.oracles.sampled import N_GATES
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.pooling import Pooling
 from convcvx.problem import Problem
@@ -102,13 +103,16 @@ def solve_problem(
     seed: int = 0,
     start: Solution | None = None,
     callback: Callback | None = None,
+    gates: int = N_GATES,
 ) -> Solution:
-    """Train on `problem`; the certificate is left to the caller."""
+    """Train on `problem`; the certificate is left to the caller. `gates` are for solver gated and oracle sampled."""
     check_budgets(tol, max_filters, max_rounds, time_limit)
+    check_count("gates", gates)
     solver, _ = pick_solver(solver, problem)
+    extra: dict[str, Any] = {"n_gates": gates} if solver == "gated" else {}
     solution = SOLVERS[solver](
         problem,
-        get_oracle(oracle, problem, tol=tol) if isinstance(oracle, str) else oracle,
+        get_oracle(oracle, problem, tol=tol, gates=gates) if isinstance(oracle, str) else oracle,
         tol=tol,
         max_filters=max_filters,
         max_rounds=max_rounds,
@@ -116,6 +120,7 @@ def solve_problem(
         seed=seed,
         start=start,
         callback=callback,
+        **extra,
     )
     responses = problem.responses
     return replace(solution, embedding=responses.embedding, pooling=responses.pooling)
@@ -214,7 +219,15 @@ def solve(
         start=start,
         callback=callback,
     )
-    certificate = certify_parameters(problem, solution.filters, solution.weights, oracle=oracle, tol=tol, seed=seed + 1)
+    certificate = certify_parameters(
+        problem,
+        solution.filters,
+        solution.weights,
+        oracle=oracle,
+        tol=tol,
+        seed=seed + 1,
+        dual_point=solution.dual_point,
+    )
     warn_short_of(certificate, solution, tol)
     return replace(solution, certificate=certificate)
 

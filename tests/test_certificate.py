@@ -22,6 +22,7 @@ from convcvx.network import TwoLayerCNN
 from convcvx.oracles import ExactOracle
 from convcvx.patches import PatchSpec
 from convcvx.pooling import Pooling
+from convcvx.runs import Run
 from convcvx.training import build_problem, solve_problem
 
 BETA = 0.003
@@ -367,3 +368,71 @@ def test_a_light_certificate_of_a_large_network_agrees_with_the_full_one(monkeyp
     assert light.dual <= light.primal
     assert light.g_max <= full.g_max * (1 + 1e-4)
     assert light.scope == "heuristic"
+
+
+# The best dual point of a run
+
+
+@pytest.mark.parametrize("loss", ["squared", "cross-entropy"])
+def test_the_best_bound_of_a_run_is_proved_anew(loss, tmp_path):
+    """Frank-Wolfe's bounds rise and fall; the best one stays, and data and dual point are enough to prove it."""
+    problem = flat_problem(20, beta=0.005, loss=loss)
+    saved = []
+    solution = solve_problem(problem, solver="frank-wolfe", tol=1e-9, max_rounds=60, callback=saved.append)
+    bounds = [record["lower_bound"] for record in solution.history]
+    assert bounds == sorted(bounds)
+    late = next(s for s in reversed(saved) if s.history[-1]["lower_bound"] == s.history[-2]["lower_bound"])
+
+    run = Run(tmp_path)
+    run.save_state(late)
+    late = run.load_state()
+    alone = certify_parameters(problem, late.filters, late.weights)
+    both = certify_parameters(problem, late.filters, late.weights, dual_point=late.dual_point)
+    assert both.scope == "global"
+    assert both.dual == pytest.approx(late.history[-1]["lower_bound"], rel=1e-9)
+    assert both.dual > alone.dual
+    assert both.primal == alone.primal
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from(["squared", "cross-entropy"]), st.booleans(), st.floats(-4, 4))
+def test_no_dual_point_raises_the_bound_above_the_optimum(seed, loss, intercept, scale):
+    problem = flat_problem(9, n_patches=2, beta=0.02, loss=loss, intercept=intercept)
+    optimum = OPTIMA.setdefault((loss, intercept), solve_problem(problem, tol=1e-6).history[-1]["objective"])
+    random = torch.Generator().manual_seed(seed)
+    point = 10**scale * torch.randn(problem.targets.shape, generator=random, dtype=torch.float64)
+    filters, weights, _ = random_parameters(problem, 3, seed)
+    alone = certify_parameters(problem, filters, weights)
+    helped = certify_parameters(problem, filters, weights, dual_point=point)
+    assert alone.dual <= helped.dual <= optimum * (1 + 1e-12)
+    assert helped.rel_gap == pytest.approx(1 - helped.dual / helped.primal)
+
+
+OPTIMA: dict[tuple[str, bool], float] = {}
+
+
+def test_a_heuristic_bound_neither_stays_nor_takes_a_dual_point():
+    problem = flat_problem(20, beta=0.005)
+
+    def modest(problem, dual_point, **options):
+        """Right every time, and not claiming to be."""
+        return replace(ExactOracle()(problem, dual_point, **options), scope="heuristic", upper_bound=float("inf"))
+
+    solution = solve_problem(problem, solver="frank-wolfe", oracle=modest, max_rounds=20, tol=1e-9)
+    bounds = [record["lower_bound"] for record in solution.history]
+    assert bounds != sorted(bounds)
+    assert solution.dual_point is None
+
+    filters, weights, _ = random_parameters(problem, 3)
+    best = solve_problem(problem, oracle="exact", tol=1e-6).dual_point
+    plain = certify_parameters(problem, filters, weights, oracle="local")
+    assert certify_parameters(problem, filters, weights, oracle="local", dual_point=best).dual == plain.dual
+    assert certify_parameters(problem, filters, weights, oracle="exact", dual_point=best).dual > plain.dual
+
+
+def test_a_dual_point_that_is_none_is_refused():
+    problem = flat_problem(9)
+    filters, weights, _ = random_parameters(problem, 3)
+    for point in (torch.zeros(9), torch.full((9, 3), float("nan"))):
+        with pytest.raises(InputError, match="dual_point must be finite and of shape"):
+            certify_parameters(problem, filters, weights, dual_point=point)

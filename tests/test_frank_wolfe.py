@@ -158,7 +158,9 @@ def test_an_over_parameterised_optimum_becomes_sparse_at_the_same_objective(case
     assert wide.n_filters > problem.n * problem.responses.n_cells * problem.n_outputs + 1
     sparse = sparsify(problem, wide)
     assert sparse.n_filters <= problem.targets.numel()
-    assert objective(problem, sparse) == pytest.approx(objective(problem, optimum), rel=1e-10)
+    # `optimum` is one to 1e-5: removing neurons along the flat directions may still lower its objective.
+    assert objective(problem, sparse) <= objective(problem, optimum) * (1 + 1e-10)
+    assert objective(problem, sparse) == pytest.approx(objective(problem, optimum), rel=1e-5)
     # Negative control: dropping the smallest neurons instead does not keep the objective.
     order = wide.weights.flatten(1).norm(dim=1).argsort(descending=True)[: sparse.n_filters]
     cut = wide.with_parameters(wide.filters[order], wide.weights[order], wide.intercept)

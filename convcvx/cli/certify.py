@@ -40,6 +40,7 @@ def certify(
     beta: o.Beta = TrainConfig.beta,
     loss: o.Loss = TrainConfig.loss,
     oracle: o.Oracle = TrainConfig.oracle,
+    gates: o.Gates = TrainConfig.gates,
     tol: o.Tol = TrainConfig.tol,
     seed: o.Seed = TrainConfig.seed,
     device: o.Device = TrainConfig.device,
@@ -47,8 +48,8 @@ def certify(
 ) -> None:
     """Say how far a network is from the optimum over all networks of any width, whoever trained it.
 
-    Recomputed in float64 from the weights and the data alone; for a stage of a stack, from the features that the
-    stages before it give.
+    Recomputed in float64 from the weights and the data; the dual point that a run left counts for what is proved of
+    it anew. For a stage of a stack, from the features that the stages before it give.
 
     Examples:
 
@@ -69,7 +70,16 @@ def certify(
         embedding = run.load_embedding() if run is not None else None
         rival = None if like is None else Run.open(like)
         features = None if run is None else stage_data(run)
-        metrics = certify_job(path, settings, embedding=embedding, given=set(given), like=rival, data=features)
+        state = None if run is None else run.load_state()
+        metrics = certify_job(
+            path,
+            settings,
+            embedding=embedding,
+            given=set(given),
+            like=rival,
+            data=features,
+            dual_point=None if state is None else state.dual_point,
+        )
         print_summary(console, metrics)
         finish(metrics, json_output)
 

@@ -73,6 +73,10 @@ Oracle = Annotated[
         "and up; sampled a proof for sampled activation patterns only; local scales and proves nothing.",
     ),
 ]
+Gates = Annotated[
+    int,
+    _option(SOLVE, "Activation patterns to sample, for solver gated and oracle sampled, besides the network's own."),
+]
 Tol = Annotated[float, _option(SOLVE, "Relative gap (primal - dual) / primal to reach; else exit status 3.")]
 MaxFilters = Annotated[int | None, _option(SOLVE, "Budget of filters; none by default.")]
 MaxRounds = Annotated[int, _option(SOLVE, "Budget of rounds.")]

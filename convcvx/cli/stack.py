@@ -77,6 +77,7 @@ def stack(
     tune: o.Tune = TrainConfig.tune,
     solver: o.Solver = TrainConfig.solver,
     oracle: o.Oracle = TrainConfig.oracle,
+    gates: o.Gates = TrainConfig.gates,
     tol: o.Tol = TrainConfig.tol,
     max_rounds: o.MaxRounds = TrainConfig.max_rounds,
     time_limit: o.TimeLimit = TrainConfig.time_limit,

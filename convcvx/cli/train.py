@@ -40,6 +40,7 @@ def train(
     loss: o.Loss = TrainConfig.loss,
     solver: o.Solver = TrainConfig.solver,
     oracle: o.Oracle = TrainConfig.oracle,
+    gates: o.Gates = TrainConfig.gates,
     tol: o.Tol = TrainConfig.tol,
     max_filters: o.MaxFilters = TrainConfig.max_filters,
     max_rounds: o.MaxRounds = TrainConfig.max_rounds,

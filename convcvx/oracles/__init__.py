@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+from convcvx.arrangements import count_bound
 from convcvx.errors import check_choice
 from convcvx.oracles._patch_rows import MAX_BYTES, PatchRows
 from convcvx.oracles.base import ChargedRows, Oracle, OracleResult
@@ -9,11 +12,13 @@ from convcvx.oracles.branch_and_bound import BranchAndBoundOracle
 from convcvx.oracles.copositive import CopositiveOracle
 from convcvx.oracles.enumerate import ExactOracle
 from convcvx.oracles.local import LocalOracle
-from convcvx.oracles.sampled import SampledOracle
+from convcvx.oracles.sampled import N_GATES, SampledOracle
 from convcvx.problem import Problem
 
 ORACLES = ("auto", "exact", "branch-and-bound", "copositive", "sampled", "local")
 """What `oracle=` and `--oracle` take."""
+FEW_CELLS, FEW_DIMENSIONS = 5_000, 6
+"""Cells up to which, and rank up to which, `auto` searches the whole arrangement: about a second a call."""
 CALL_SECONDS = 600.0
 """Time limit of one branch-and-bound call, gathering included; the best bound proved by then is used."""
 
@@ -42,15 +47,24 @@ def pick_oracle(name: str, problem: Problem) -> tuple[str, str]:
         return "local", f"a proof would gather more than {MAX_BYTES >> 30} GiB of patches"
     if rank <= 2:
         return "exact", f"patches of rank {rank} are swept completely"
+    rows = problem.n * problem.responses.n_positions
+    most = count_bound(rows, rank) if rank <= FEW_DIMENSIONS else math.inf
+    if most <= FEW_CELLS:
+        return (
+            "exact",
+            f"{rows:,} patches of rank {rank} have at most {most:,} activation patterns, searched completely",
+        )
     if rank == 3:
         return "branch-and-bound", "patches of rank 3 can be bounded in seconds"
     return "local", f"patches of rank {rank}: the cost of a proof grows exponentially in the rank"
 
 
-def get_oracle(name: str, problem: Problem, *, tol: float = 1e-4, thorough: bool = False) -> Oracle:
+def get_oracle(
+    name: str, problem: Problem, *, tol: float = 1e-4, thorough: bool = False, gates: int = N_GATES
+) -> Oracle:
     """The oracle called `name`, for a relative gap of `tol`.
 
-    `thorough` asks the local search for its full effort, as a certificate does.
+    `thorough` asks the local search for its full effort, as a certificate does; `gates` are what `sampled` samples.
     """
     name, _ = pick_oracle(name, problem)
     if name == "exact":
@@ -60,5 +74,5 @@ def get_oracle(name: str, problem: Problem, *, tol: float = 1e-4, thorough: bool
     if name == "copositive":
         return CopositiveOracle()
     if name == "sampled":
-        return SampledOracle()
+        return SampledOracle(gates)
     return LocalOracle(thorough=thorough)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from convcvx.errors import check_count
 from convcvx.gates import GatedResponses, embedded_rows, sample_gates
 from convcvx.oracles.base import OracleResult
 from convcvx.oracles.local import distinct
@@ -45,7 +46,7 @@ class SampledOracle:
     name = "sampled"
 
     def __init__(self, n_gates: int = N_GATES, seed: int = 0, gates: Tensor | None = None) -> None:
-        self.n_gates, self.seed, self._gates = n_gates, seed, gates
+        self.n_gates, self.seed, self._gates = check_count("gates", n_gates), seed, gates
 
     def gates(self, problem: Problem) -> Tensor:
         """(q, r) gates on `problem`."""

@@ -8,7 +8,7 @@ from convcvx.errors import check_choice
 from convcvx.oracles.base import Oracle
 from convcvx.problem import Problem
 from convcvx.solution import Callback, Solution
-from convcvx.solvers.closed_form import closed_form
+from convcvx.solvers.closed_form import closed_form, closed_form_holds
 from convcvx.solvers.copositive import copositive
 from convcvx.solvers.frank_wolfe import frank_wolfe
 from convcvx.solvers.gated import gated
@@ -48,4 +48,6 @@ def pick_solver(name: str, problem: Problem) -> tuple[str, str]:
     check_choice("solver", name, ("auto", *SOLVERS))
     if name != "auto":
         return name, "as asked"
-    return "sliding-fw", "the only solver that reaches the optimum at any size"
+    if closed_form_holds(problem):
+        return "closed-form", "XXᵀ ∝ I and the signs fit: the soft-thresholded SVD is the optimum of these data"
+    return "sliding-fw", "no closed form holds on these data, and no other solver reaches the optimum at any size"

@@ -70,7 +70,7 @@ def copositive(
     if cut:
         largest = solution.weights.flatten(1).norm(dim=1).argsort(descending=True)[:max_filters]
         solution = _fit(problem, solution, solution.filters[largest], None)
-    dual_point = problem.dual_point(_implied_predictions(problem, program.dual_point))
+    dual_point = problem.in_domain(program.dual_point)
     bound = CopositiveOracle()(problem, dual_point, starts=solution.filters, seed=seed)
     predictions = problem.responses.predict(solution.filters, solution.weights, solution.intercept)
     objective, lower_bound = problem.primal(predictions, solution.weights), problem.dual(dual_point, bound.g_max)
@@ -87,16 +87,10 @@ def copositive(
         "relaxation": program.value,
     }
     status = "converged" if rel_gap <= tol else "max_filters" if cut else "relaxation_gap"
-    solution = replace(solution, rounds=1, history=[record], status=status)
+    solution = replace(solution, rounds=1, history=[record], status=status, dual_point=dual_point)
     if callback is not None:
         callback(solution)
     return solution
-
-
-def _implied_predictions(problem: Problem, dual_point: Tensor) -> Tensor:
-    """The predictions whose residual is Z = `dual_point`; from them `Problem.dual_point` makes a feasible one."""
-    means = problem.targets - problem.n * dual_point
-    return means if problem.loss.name == "squared" else means.clamp_min(1e-300).log()
 
 
 def _polish(problem: Problem, solution: Solution, program: ProgramResult, seed: int) -> Solution:

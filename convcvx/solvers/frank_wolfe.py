@@ -57,10 +57,10 @@ def frank_wolfe(
         predictions = problem.constant_predictions()
         solution = replace(solution, intercept=predictions[0].clone())
     while True:
-        found, record = consult(problem, oracle, solution, predictions, n_filters=1, tol=tol, seed=seed)
+        found, record, point = consult(problem, oracle, solution, predictions, n_filters=1, tol=tol, seed=seed)
         record["seconds"] = earlier + perf_counter() - began
         status = _status(record, solution, tol, max_filters, max_rounds, time_limit)
-        solution = replace(solution, history=[*solution.history, record], status=status)
+        solution = replace(solution, history=[*solution.history, record], status=status, dual_point=point)
         if callback is not None:
             callback(solution)
         if status != "running":

@@ -30,7 +30,7 @@ def begin(problem: Problem, start: Solution | None) -> tuple[Solution, float]:
         last = start.history[-1]
         if math.isclose(problem.primal(predictions, start.weights), last["objective"], rel_tol=1e-6):
             return replace(start, history=start.history[:-1]), last["seconds"]
-    return replace(start, history=[], rounds=0), 0.0
+    return replace(start, history=[], rounds=0, dual_point=None), 0.0
 
 
 def consult(
@@ -43,11 +43,12 @@ def consult(
     tol: float,
     seed: int,
     confirm: bool = True,
-) -> tuple[OracleResult, dict[str, Any]]:
-    """The oracle's answer at `solution`, whose `predictions` (n, c) are given, and the round's record but its seconds.
+) -> tuple[OracleResult, dict[str, Any], Tensor | None]:
+    """The oracle's answer at `solution`, whose `predictions` (n, c) are given; the round's record but its seconds; Z.
 
-    A heuristic gap within `tol` is believed only after full searches from other starts have not changed it, unless
-    `confirm` is false.
+    A proved bound stays when a later round proves a worse one: Z is the dual point of the best, None where nothing is
+    proved. A heuristic bound counts for its round only, lest a wrong one stay for ever; a gap within `tol` that it
+    shows is believed only after full searches from other starts have not changed it, unless `confirm` is false.
     """
     objective = problem.primal(predictions, solution.weights)
     dual_point = problem.dual_point(predictions)
@@ -66,7 +67,12 @@ def consult(
         again = search(target=math.inf, seed=seed + 1 + attempt)
         found = again if again.g_max > found.g_max else found
     lower_bound = problem.dual(dual_point, found.g_max)
-    return found, {
+    best_point = dual_point if found.scope == "global" else None
+    if best_point is not None and solution.dual_point is not None:
+        proved = solution.history[-1]["lower_bound"] if solution.history else -math.inf
+        if proved > lower_bound:
+            lower_bound, best_point = proved, solution.dual_point
+    record = {
         "round": solution.rounds,
         "objective": objective,
         "lower_bound": lower_bound,
@@ -75,3 +81,4 @@ def consult(
         "scope": found.scope,
         "n_filters": solution.n_filters,
     }
+    return found, record, best_point

@@ -86,7 +86,7 @@ def sliding_frank_wolfe(
                 predictions = level.constant_predictions()
                 solution = replace(solution, intercept=predictions[0].clone())
             wanted = _wanted(solution.n_filters, budget)
-            found, record = consult(
+            found, record, point = consult(
                 level, oracle, solution, predictions, n_filters=wanted, tol=aim, seed=seed, confirm=not sampled
             )
             record["seconds"] = earlier + perf_counter() - began
@@ -96,7 +96,7 @@ def sliding_frank_wolfe(
             else:
                 status = _status(record, solution, level, tol, budget, max_rounds, time_limit)
                 done = status != "running"
-            solution = replace(solution, history=[*solution.history, record], status=status)
+            solution = replace(solution, history=[*solution.history, record], status=status, dual_point=point)
             if callback is not None:
                 callback(solution)
             if done:
@@ -121,7 +121,7 @@ def _levels(problem: Problem, start: Solution | None, seed: int) -> list[Problem
 
 def _refit(problem: Problem, solution: Solution) -> Solution:
     """The weights that the filters of another problem have on this one: with stale ones an oracle is led astray."""
-    solution = replace(solution, history=[], rounds=0, status="running")
+    solution = replace(solution, history=[], rounds=0, status="running", dual_point=None)
     return _master(problem, solution, solution.filters, REFIT_TOL)[1] if solution.n_filters else solution
 
 
