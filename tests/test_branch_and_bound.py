@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from convcvx.errors import InputError
 from convcvx.oracles._blocks import Incumbents, Workspace
 from convcvx.oracles._row_tree import RowTree
-from convcvx.oracles.base import ChargedRows
+from convcvx.oracles.base import ChargedRows, OracleResult
 from convcvx.oracles.branch_and_bound import BranchAndBoundOracle
 from convcvx.oracles.enumerate import ExactOracle
 from convcvx.patches import PatchEmbedding, PatchSpec
@@ -95,6 +95,60 @@ def test_bound_on_awkward_rows(arrays):
     reference = dense_max(charged, 2000)
     assert result.upper_bound >= reference
     assert result.upper_bound <= float(result.values.max()) * 1.01 * (1 + 1e-9) + 1e-10
+
+
+@st.composite
+def clustered_rows(draw):
+    """Small problems of rank d <= 4 whose rows come in d clusters, of any width, with charges that may cancel."""
+    d, c, n_cells = draw(st.integers(1, 4)), draw(st.integers(1, 10)), draw(st.integers(1, 4))
+    n, width = draw(st.integers(d, 14 if d < 4 else 9)), draw(st.sampled_from([1.0, 0.1, 1e-3, 0.0]))
+    rng = np.random.default_rng(draw(st.integers(0, 10**6)))
+    centres = rng.standard_normal((d, d))[np.arange(n) % d]
+    rows, charges = centres + width * rng.standard_normal((n, d)), rng.standard_normal((n, c))
+    charges -= draw(st.sampled_from([0.0, 1.0])) * charges.mean(axis=0)
+    return charge(rows, charges, rng.integers(0, n_cells, n))
+
+
+def largest(result: OracleResult) -> float:
+    """The largest g found; 0 for charges that are all zero."""
+    return max(result.values.tolist(), default=0.0)
+
+
+def agrees(upper_bound: float, exact: OracleResult, tol: float, rounding: float) -> bool:
+    """Whether it lies between max g, as enumeration proves it, and (1 + tol) times that."""
+    return largest(exact) <= upper_bound <= exact.upper_bound * (1 + 1.01 * tol) + rounding
+
+
+@settings(max_examples=40, deadline=None)
+@given(clustered_rows())
+def test_agrees_with_enumeration(charged):
+    """Both prove max g, in every rank, number of outputs and of cells; a bound that is wrong by 1 % is told."""
+    exact, result = ExactOracle().maximise(charged), BranchAndBoundOracle(1e-3).maximise(charged)
+    rounding = 1e-10 * np.linalg.norm(charged.charges, axis=1).sum()
+    assert result.stats["stopped"] == "bound"
+    assert agrees(result.upper_bound, exact, 1e-3, rounding)
+    if largest(exact) > 1e-3:
+        assert not agrees(0.98 * result.upper_bound, exact, 1e-3, rounding)  # the control
+        assert not agrees(1.01 * result.upper_bound, exact, 1e-3, rounding)
+
+
+@pytest.mark.parametrize("max_cones", [1, 100])
+@settings(max_examples=15, deadline=None)
+@given(charged=clustered_rows())
+def test_stopped_early_it_is_still_a_bound(charged, max_cones):
+    result = BranchAndBoundOracle(1e-6, max_cones=max_cones).maximise(charged)
+    assert result.upper_bound >= largest(ExactOracle().maximise(charged))
+
+
+def test_far_from_the_target_it_stops_early():
+    charged = random_rows(300, 3)
+    full = BranchAndBoundOracle(1e-4).maximise(charged)
+    best = float(full.values[0])
+    early = BranchAndBoundOracle(1e-4, far_tol=0.1).maximise(charged, target=best / 1.3)
+    assert best <= early.upper_bound <= best * 1.0301
+    assert early.stats["cones"] < full.stats["cones"]
+    near = BranchAndBoundOracle(1e-4, far_tol=0.1).maximise(charged, target=best / 1.0005)
+    assert near.upper_bound <= best * 1.00011
 
 
 def narrow_cone(seed: int, width: float) -> ChargedRows:

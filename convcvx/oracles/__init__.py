@@ -64,13 +64,15 @@ def get_oracle(
 ) -> Oracle:
     """The oracle called `name`, for a relative gap of `tol`.
 
-    `thorough` asks the local search for its full effort, as a certificate does; `gates` are what `sampled` samples.
+    `thorough` asks for full effort, as a certificate does: otherwise a search may be rougher far from the optimum.
+    `gates` are what `sampled` samples.
     """
     name, _ = pick_oracle(name, problem)
     if name == "exact":
         return ExactOracle()
     if name == "branch-and-bound":
-        return BranchAndBoundOracle(rel_tol=max(0.25 * tol, 1e-8), time_limit=CALL_SECONDS)
+        far_tol = 0.0 if thorough else 0.1
+        return BranchAndBoundOracle(rel_tol=max(0.25 * tol, 1e-8), time_limit=CALL_SECONDS, far_tol=far_tol)
     if name == "copositive":
         return CopositiveOracle()
     if name == "sampled":

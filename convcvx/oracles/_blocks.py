@@ -36,13 +36,15 @@ entries so far, which keeps the blocks few."""
 @dataclass(frozen=True)
 class Goal:
     rel_tol: float
+    far_tol: float
     target: float
     deadline: float | None
     max_cones: int | None
 
     def threshold(self, best: float) -> float:
         """Cones with a bound up to this need no further division."""
-        return max(self.target, best * (1 + self.rel_tol))
+        far = 0.1 * (best / self.target - 1) if self.target > 0 else 0.0
+        return max(self.target, best * (1 + max(self.rel_tol, min(self.far_tol, far))))
 
     def stopped(self, cones: int) -> str | None:
         if self.deadline is not None and time.perf_counter() >= self.deadline:

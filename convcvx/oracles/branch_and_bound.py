@@ -73,6 +73,9 @@ class BranchAndBoundOracle:
         Seconds after which the best bound proved so far is returned, and used.
     max_cones : int, optional
         Likewise, in cones.
+    far_tol : float
+        As long as g is found far above the `target`, a tenth of its relative excess takes the place of `rel_tol`, but
+        no more than this: a solver that has far to go needs no digits.
 
     Examples
     --------
@@ -83,10 +86,17 @@ class BranchAndBoundOracle:
 
     name = "branch-and-bound"
 
-    def __init__(self, rel_tol: float = 1e-2, time_limit: float | None = None, max_cones: int | None = None) -> None:
+    def __init__(
+        self,
+        rel_tol: float = 1e-2,
+        time_limit: float | None = None,
+        max_cones: int | None = None,
+        far_tol: float = 0.0,
+    ) -> None:
         self.rel_tol = check_positive("rel_tol", rel_tol)
         self.time_limit = None if time_limit is None else check_positive("time_limit", time_limit, zero=True)
         self.max_cones = None if max_cones is None else check_count("max_cones", max_cones, minimum=0)
+        self.far_tol = check_positive("far_tol", far_tol, zero=True)
 
     def __call__(
         self,
@@ -132,7 +142,7 @@ class BranchAndBoundOracle:
             incumbents.climb(first if starts is None else np.concatenate([first, starts]), 0)
             incumbents.climb(incumbents.points[:4], 6)
             deadline = None if self.time_limit is None else began + self.time_limit
-            goal = Goal(self.rel_tol, target - charged.slack, deadline, self.max_cones)
+            goal = Goal(self.rel_tol, self.far_tol, target - charged.slack, deadline, self.max_cones)
             bound, cones, entries, stopped = Search(charged, tree, incumbents, goal).run()
             incumbents.climb(incumbents.points[:n_filters], 5)
             points = incumbents.points[:n_filters]
