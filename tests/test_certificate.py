@@ -436,3 +436,16 @@ def test_a_dual_point_that_is_none_is_refused():
     for point in (torch.zeros(9), torch.full((9, 3), float("nan"))):
         with pytest.raises(InputError, match="dual_point must be finite and of shape"):
             certify_parameters(problem, filters, weights, dual_point=point)
+
+
+def test_a_proof_goes_on_where_a_longer_dual_point_is_feasible():
+    """The optimum at a smaller β leaves g below this one: then s > 1 is the best scaling, and needs g_max, not β."""
+    problem = flat_problem(20, dim=3, beta=0.02)
+    other = solve_problem(problem.with_beta(0.016), oracle="exact", tol=1e-7)
+    exact = certify_parameters(problem, other.filters, other.weights, oracle="exact", tol=1e-3)
+    bounded = certify_parameters(problem, other.filters, other.weights, oracle="branch-and-bound", tol=1e-3)
+    assert exact.g_max < 0.9 * problem.beta
+    assert bounded.scope == "global"
+    assert bounded.dual == pytest.approx(exact.dual, rel=1e-3)
+    point = problem.dual_point(problem.responses.predict(other.filters, other.weights, other.intercept))
+    assert problem.dual(point, problem.beta) < 0.99 * exact.dual  # what the first proof, of s = 1, is good for
