@@ -26,6 +26,15 @@ ACCURACY: dict[str, Any] = {
 }
 """What the presets for whole data sets share."""
 
+CIFAR10: dict[str, Any] = {
+    "data": "cifar10",
+    **ACCURACY,
+    "kernel_size": "5",
+    "pool": "3",
+    "contrast_epsilon": 1e-3,
+    "flips": True,
+}
+
 PRESETS: dict[str, dict[str, Any]] = {
     "demo": {
         "data": "digits",
@@ -38,13 +47,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     "mnist": {
         "data": "mnist",
         **ACCURACY,
-        "kernel_size": "6",
+        "kernel_size": "10",
         "pool": "4",
         "contrast_epsilon": 0.01,
-        "dictionary": 400,
+        "dictionary": 800,
     },
-    "cifar10-fast": {"data": "cifar10", **ACCURACY, "kernel_size": "6", "pool": "3", "flips": True, "dictionary": 800},
-    "cifar10": {"data": "cifar10", **ACCURACY, "kernel_size": "6", "pool": "3", "flips": True, "dictionary": 2400},
+    "cifar10-fast": {**CIFAR10, "dictionary": 1600},
+    "cifar10": {**CIFAR10, "dictionary": 5600},
 }
 """`--preset NAME`: a flag or a config file given beside it wins."""
 

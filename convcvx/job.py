@@ -78,6 +78,7 @@ def train_job(
     alone = "" if team.size == 1 else f", {team.size} processes"
     report.begin(f"training on {config.data} into {run.folder}{alone}\n{plan}")
     checkpoint = run.load_state()
+    resumed = checkpoint is not None
     earlier = checkpoint.history[-1]["seconds"] if checkpoint and checkpoint.history else 0.0
     if config.dictionary is not None and checkpoint is None:
         config, checkpoint = _start_from_dictionary(config, problem, run, report, began)
@@ -125,7 +126,7 @@ def train_job(
         "test_accuracy": _score(network, test),
         "validation_accuracy": _score(network, validation) if validation else None,
         "seconds": earlier + perf_counter() - began,
-        "core_seconds": None if checkpoint else process_time() - cores,
+        "core_seconds": None if resumed else process_time() - cores,
         "peak_memory_mb": peak_memory_mb(),
         "status": _status(solution, certificate, config.tol),
         "solver": plan.solver,

@@ -39,7 +39,7 @@ PATH_ITER, MAX_ITER = 2, 10
 """Ridge regressions a β, on the path and at the β chosen."""
 FOOTHOLD = 1e-2
 """Where a filter without weight that violates dual feasibility starts, against the mean η."""
-CG_STEPS, CG_REDUCTION, WORN = 30, 1e-2, 12
+CG_STEPS, CG_REDUCTION, WORN = 40, 1e-2, 25
 """Conjugate gradient steps of a ridge regression at most, what they reduce its residual to, and how many of them call
 for a fresh factor."""
 TINY = 1e-37

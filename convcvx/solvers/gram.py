@@ -14,7 +14,7 @@ import torch
 from scipy.linalg.lapack import dpotrf, dpotrs, spotrf, spotrs
 from torch import Tensor
 
-STRIPE = 1024
+STRIPE = 256
 """Rows of the square that are worked on at a time."""
 
 
@@ -94,13 +94,14 @@ class Gram:
 
     def times(self, matrix: Tensor) -> Tensor:
         """H W (D, c) for W = `matrix` and H the mean of feature times feature; in the dtype of W."""
-        result = (self._diagonal / self.n).to(matrix)[:, None] * matrix
+        wide = matrix.T.contiguous()  # products with a few long rows are the fast ones
+        result = (self._diagonal / self.n).to(wide) * wide
         for rows, stripe in self._stripes():
-            left, corner = stripe[:, : rows.start].to(matrix), stripe[:, rows].to(matrix).tril(-1)
-            result[rows] += (left @ matrix[: rows.start] + (corner + corner.T) @ matrix[rows]) / self.n
-            result[: rows.start] += left.T @ matrix[rows] / self.n
-        mean = self._mean.to(matrix)
-        return result - mean @ (mean.T @ matrix)
+            left, corner = stripe[:, : rows.start].to(wide), stripe[:, rows].to(wide).tril(-1)
+            result[:, rows] += (wide[:, : rows.start] @ left.T + wide[:, rows] @ (corner + corner.T)) / self.n
+            result[:, : rows.start] += wide[:, rows] @ left / self.n
+        mean = self._mean.T.to(wide)
+        return (result - (wide @ mean.T) @ mean).T
 
     def factorise(self, ridges: Tensor) -> None:
         """Put a Cholesky factor of H + diag(ridges) into the square, with larger ridges if rounding asks for them."""
