@@ -50,7 +50,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "kernel_size": "10",
         "pool": "4",
         "contrast_epsilon": 0.01,
-        "dictionary": 800,
+        "dictionary": 400,
     },
     "cifar10-fast": {**CIFAR10, "dictionary": 1600},
     "cifar10": {**CIFAR10, "dictionary": 5600},
@@ -93,6 +93,8 @@ class TrainConfig:
     threshold: float = 0.0
     flips: bool = False
     tune: float = 0.0
+    paired: bool = False
+    """Set by `convcvx stack`, for features whose channels come in mirror pairs; see `PatchSpec`."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -115,6 +117,7 @@ class TrainConfig:
             self.contrast_epsilon if self.contrast else None,
             self.whiten_epsilon if self.whiten else None,
             self.rank,
+            self.paired,
         )
 
 

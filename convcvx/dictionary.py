@@ -122,9 +122,9 @@ def kmeans(points: Tensor, count: int, random: torch.Generator) -> Tensor:
 
 
 def mirror(embedding: PatchEmbedding, filters: Tensor) -> Tensor:
-    """(m, r) filters whose kernels are those of `filters`, flipped left to right.
+    """(m, r) filters that respond to an image as `filters` do to its mirror image, at the mirrored places.
 
     The embedding must be fitted with `flips`: then mirroring keeps the norm of a filter.
     """
     weight, bias = embedding.kernels(filters)
-    return embedding.filters(weight.flip(3), bias)
+    return embedding.filters(embedding.spec.mirrored(weight), bias)
