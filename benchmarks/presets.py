@@ -24,7 +24,7 @@ HEAD = (
     f"`python benchmarks/presets.py` on {machine()}. β was chosen on a tenth of the training images. Core-seconds are "
     "processor time over all cores: half of them is what two cores take that nobody else uses.",
     "",
-    "| preset | test accuracy | training accuracy | seconds | core-seconds | memory, MiB | filters | β | objective | gap |",
+    "| preset | test accuracy | training accuracy | seconds | core-seconds | MiB | filters | β | objective | gap |",
     "|---|---|---|---|---|---|---|---|---|---|",
 )
 

@@ -187,9 +187,7 @@ def stack_job(config: StackConfig, run: StackRun, report: Report) -> dict[str, A
     for number, stage_config in enumerate(config.stages, start=1):
         if number > 1:
             channels, downsample = config.channels[number - 2], config.downsample[number - 2]
-            link = fit_link(
-                stages[-1], features[0].images, channels, downsample, device, paired=stage_config.paired
-            )
+            link = fit_link(stages[-1], features[0].images, channels, downsample, device, paired=stage_config.paired)
             features, cached = _cache(run, features, stages[-1], link, report, device)
             links.append(link)
         metrics = _train_stage(run.stage(number), stage_config, features, report)

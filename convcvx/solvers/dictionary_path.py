@@ -114,20 +114,23 @@ def fit_dictionary(
         held[:: max(2, round(1 / tune))] = True
     gram = Gram(features.size, problem.n_outputs, problem.responses.dtype, centred=problem.intercept)
     lasso = _GroupLasso(gram, features)
-    held_out = []
+    held_out = torch.empty(int(held.sum()), features.size, dtype=problem.responses.dtype)
+    filled = 0
     for where, block in features.batches():
-        gram.add(block[~held[where]], problem.targets[where][~held[where]])
-        held_out.append(block[held[where]])
+        out = held[where]
+        gram.add(block[~out], problem.targets[where][~out])
+        held_out[filled : filled + int(out.sum())] = block[out]
+        filled += int(out.sum())
     beta_max = lasso.beta_max()
     path: list[dict[str, Any]] = []
     point = None
     if tuned:
-        block, targets = torch.cat(held_out), problem.targets[held]
-        for record, candidate in _path(lasso, block, targets, beta_max, tol):
+        targets = problem.targets[held]
+        for record, candidate in _path(lasso, held_out, targets, beta_max, tol):
             path.append(record)
             if record is min(path, key=_error):
                 beta, point = record["beta"], candidate
-        gram.add(block, targets)
+        gram.add(held_out, targets)
     elif beta is None:
         beta = beta_ratio * beta_max  # type: ignore[operator]
     del held_out
