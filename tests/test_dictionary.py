@@ -65,6 +65,19 @@ def test_the_other_master_agrees(intercept):
     assert fit_dictionary(problem, filters, beta=0.02).objective > reference.objective * 1.05  # the test can fail
 
 
+def test_single_precision_finds_the_same_optimum(problem):
+    """With the Gram matrix and its factor in float32 the objective is still that of the weights, and the gap closes."""
+    filters = dictionary(problem.responses, 40, threshold=0.25)
+    exact = fit_dictionary(problem, filters, beta=1e-4, tol=1e-3)
+    rough = fit_dictionary(problem.with_dtype(torch.float32), filters, beta=1e-4, tol=1e-3)
+    assert rough.rel_gap < 1e-2
+    assert rough.objective == pytest.approx(exact.objective, rel=1e-3)
+    solution = rough.solution
+    predictions = problem.responses.predict(solution.filters, solution.weights, solution.intercept)
+    assert problem.with_beta(1e-4).primal(predictions, solution.weights) == pytest.approx(rough.objective, rel=1e-4)
+    assert fit_dictionary(problem, filters, beta=1e-3).objective > 1.1 * exact.objective  # the test can fail
+
+
 def test_flips_are_twice_the_images():
     problem = digits(100, flips=True)
     filters = dictionary(problem.responses, 8, threshold=0.25, flips=True)
