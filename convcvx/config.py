@@ -92,6 +92,7 @@ class TrainConfig:
     dictionary_source: str = "patches"
     threshold: float = 0.0
     flips: bool = False
+    shifts: int = 0
     tune: float = 0.0
     paired: bool = False
     """Set by `convcvx stack`, for features whose channels come in mirror pairs; see `PatchSpec`."""

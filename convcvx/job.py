@@ -14,7 +14,7 @@ import torch
 
 from convcvx.certificate import Certificate, certify
 from convcvx.config import DEFAULT_BETA_RATIO, TrainConfig
-from convcvx.data import Dataset, load, split
+from convcvx.data import VERSIONS, Dataset, load, shifted, split
 from convcvx.dictionary import dictionary
 from convcvx.errors import InputError, RunError, check_positive
 from convcvx.evaluate import accuracy, mean_loss, predict
@@ -179,10 +179,10 @@ def certify_job(
 def load_data(config: TrainConfig) -> Data:
     """The data that `config` names."""
     train, test = load(config.data, config.data_dir, config.limit)
+    validation = None
     if config.validation:
         train, validation = split(train, config.validation, config.seed)
-        return train, test, validation
-    return train, test, None
+    return shifted(train, config.shifts) if config.shifts else train, test, validation
 
 
 def _training_images(config: TrainConfig) -> Images:
@@ -240,7 +240,14 @@ def _start_from_dictionary(
     )
     ratio = config.beta_ratio if config.beta or config.tune or config.beta_ratio else DEFAULT_BETA_RATIO
     fit = fit_dictionary(
-        problem, filters, beta=config.beta, beta_ratio=ratio, tune=config.tune, flips=config.flips, tol=DICTIONARY_TOL
+        problem,
+        filters,
+        beta=config.beta,
+        beta_ratio=ratio,
+        tune=config.tune,
+        versions=VERSIONS if config.shifts else 1,
+        flips=config.flips,
+        tol=DICTIONARY_TOL,
     )
     for step in fit.path:
         report.begin(

@@ -79,6 +79,7 @@ def fit_dictionary(
     beta_ratio: float | None = None,
     beta: float | None = None,
     tune: float = 0.1,
+    versions: int = 1,
     flips: bool = False,
     tol: float = 1e-2,
 ) -> DictionaryFit:
@@ -95,6 +96,8 @@ def fit_dictionary(
         held-out images.
     tune : float
         Share of the images held out for that, evenly spread; the network is fitted to all of them in the end.
+    versions : int
+        The images are so many versions of the same ones, one version after the other: an image is held out in all.
     flips : bool
         Train on the mirror images as well.
     tol : float
@@ -109,9 +112,10 @@ def fit_dictionary(
         raise InputError(f"a dictionary needs the squared loss; got loss {problem.loss.name!r}")
     features = _Features(problem, filters, flips)
     tuned = beta is None and beta_ratio is None
-    held = torch.zeros(problem.n, dtype=torch.bool)
+    held = torch.zeros(problem.n // versions, dtype=torch.bool)
     if tuned:
         held[:: max(2, round(1 / tune))] = True
+    held = held.repeat(versions)
     gram = Gram(features.size, problem.n_outputs, problem.responses.dtype, centred=problem.intercept)
     lasso = _GroupLasso(gram, features)
     held_out = torch.empty(int(held.sum()), features.size, dtype=problem.responses.dtype)
