@@ -47,13 +47,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     "mnist": {
         "data": "mnist",
         **ACCURACY,
+        "contrast": False,
+        "threshold": 1.0,
         "kernel_size": "10",
         "pool": "4",
-        "contrast_epsilon": 0.01,
-        "dictionary": 400,
+        "dictionary": 800,
     },
     "cifar10-fast": {**CIFAR10, "dictionary": 1600},
-    "cifar10": {**CIFAR10, "dictionary": 5600},
+    "cifar10": {**CIFAR10, "dictionary": 6400},
 }
 """`--preset NAME`: a flag or a config file given beside it wins."""
 
