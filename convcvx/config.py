@@ -53,7 +53,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "pool": "4",
         "dictionary": 800,
     },
-    "cifar10-fast": {**CIFAR10, "dictionary": 1600},
+    "cifar10-fast": {**CIFAR10, "dictionary": 1200},
     "cifar10": {**CIFAR10, "dictionary": 6400},
 }
 """`--preset NAME`: a flag or a config file given beside it wins."""
