@@ -34,7 +34,7 @@ SCOPES = {
 ROUNDING = 1e-13
 """Taken off the lower bound, as a share of the objective: more than float64 sums lose."""
 
-LARGE = 1e12
+LARGE = 1e11
 """Products n·K·h·m of a pass over all images from which on certifying in float64 would take minutes."""
 LIGHT_STARTS = 64
 """Random starts, and filters of the network, that a light search begins with."""

@@ -27,6 +27,15 @@ ACCURACY: dict[str, Any] = {
 }
 """What the presets for whole data sets share."""
 
+CIFAR10: dict[str, Any] = {
+    "data": "cifar10",
+    **ACCURACY,
+    "kernel_size": "5",
+    "pool": "3",
+    "contrast_epsilon": 1e-3,
+    "flips": True,
+}
+
 PRESETS: dict[str, dict[str, Any]] = {
     "demo": {
         "data": "digits",
@@ -39,13 +48,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     "mnist": {
         "data": "mnist",
         **ACCURACY,
-        "kernel_size": "6",
+        "contrast": False,
+        "threshold": 1.0,
+        "kernel_size": "10",
         "pool": "4",
-        "contrast_epsilon": 0.01,
-        "dictionary": 400,
+        "dictionary": 800,
     },
-    "cifar10-fast": {"data": "cifar10", **ACCURACY, "kernel_size": "6", "pool": "3", "flips": True, "dictionary": 800},
-    "cifar10": {"data": "cifar10", **ACCURACY, "kernel_size": "6", "pool": "3", "flips": True, "dictionary": 2400},
+    "cifar10-fast": {**CIFAR10, "dictionary": 1200},
+    "cifar10": {**CIFAR10, "dictionary": 6400},
 }
 """`--preset NAME`: a flag or a config file given beside it wins."""
 
@@ -85,7 +95,10 @@ class TrainConfig:
     dictionary_source: str = "patches"
     threshold: float = 0.0
     flips: bool = False
+    shifts: int = 0
     tune: float = 0.0
+    paired: bool = False
+    """Set by `convcvx stack`, for features whose channels come in mirror pairs; see `PatchSpec`."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -108,6 +121,7 @@ class TrainConfig:
             self.contrast_epsilon if self.contrast else None,
             self.whiten_epsilon if self.whiten else None,
             self.rank,
+            self.paired,
         )
 
 

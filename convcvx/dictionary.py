@@ -20,6 +20,8 @@ SOURCES = ("patches", "kmeans")
 PATCHES_PER_FILTER = 30
 """Patches that k-means clusters, a filter."""
 KMEANS_STEPS = 10
+PATCHES_PER_IMAGE = 8
+"""Patches drawn from one image."""
 
 
 def dictionary(
@@ -77,25 +79,26 @@ def dictionary(
 def draw_patches(responses: Responses, count: int, random: torch.Generator) -> Tensor:
     """(count, r) random patches with some contrast, in the space of the filters, the hidden bias's coordinate left out.
 
-    They come from up to `count` images, with replacement if these have too few.
+    A few of each of as many random images as that takes, with replacement if these have too few.
     """
     embedding = responses.embedding
+    basis = embedding.basis[: embedding.dim - embedding.spec.hidden_bias].T.to(responses.dtype)
     found: list[Tensor] = []
-    images = torch.randperm(responses.n, generator=random)[:count]
-    share = -(-count // len(images))  # patches of an image
-    for part in images.split(256):
-        rows = responses.rows(part.to(responses.device)).double().cpu() @ embedding.basis.T
-        rows = rows[..., : embedding.dim - embedding.spec.hidden_bias]
+    images = torch.randperm(responses.n, generator=random)[: -(-count // PATCHES_PER_IMAGE)]
+    share = -(-count // len(images))
+    for part in images.split(64):
+        rows = responses.rows(part.to(responses.device)).cpu() @ basis
         norms = rows.norm(dim=2)
         # Uniform among the patches that are not next to zero: those give no direction.
         chances = (norms > 0.1 * norms.amax()).double()
         alive = chances.sum(dim=1) > 0
         if bool(alive.any()):
-            picks = torch.multinomial(chances[alive], share, replacement=True, generator=random)
+            too_few = bool((chances[alive].sum(dim=1) < share).any())
+            picks = torch.multinomial(chances[alive], share, replacement=too_few, generator=random)
             found.append(rows[alive].gather(1, picks[..., None].expand(-1, -1, rows.shape[2])).flatten(0, 1))
     if not found:
         raise InputError("a dictionary needs patches that are not zero; all of these images' are")
-    patches = torch.cat(found)
+    patches = torch.cat(found).double()
     order = torch.arange(count) % len(patches)
     return patches[torch.randperm(len(patches), generator=random)[order]]
 
@@ -119,9 +122,9 @@ def kmeans(points: Tensor, count: int, random: torch.Generator) -> Tensor:
 
 
 def mirror(embedding: PatchEmbedding, filters: Tensor) -> Tensor:
-    """(m, r) filters whose kernels are those of `filters`, flipped left to right.
+    """(m, r) filters that respond to an image as `filters` do to its mirror image, at the mirrored places.
 
     The embedding must be fitted with `flips`: then mirroring keeps the norm of a filter.
     """
     weight, bias = embedding.kernels(filters)
-    return embedding.filters(weight.flip(3), bias)
+    return embedding.filters(embedding.spec.mirrored(weight), bias)

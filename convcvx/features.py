@@ -18,30 +18,42 @@ from convcvx.network import TwoLayerCNN
 from convcvx.stacked_network import Link
 
 BATCH = 64
+LINK_IMAGES = 4000
+"""Images whose maps a link is fitted to, evenly spread."""
 
 
 @torch.no_grad()
-def fit_link(stage: TwoLayerCNN, images: Images, channels: int, downsample: int, device: str = "cpu") -> Link:
+def fit_link(
+    stage: TwoLayerCNN, images: Images, channels: int, downsample: int, device: str = "cpu", *, paired: bool = False
+) -> Link:
     """The link that keeps the principal channels of the maps of `stage` on `images`, scaled to mean square 1.
 
     The directions are eigenvectors of the second moment of the maps, not centred: a stage has no free bias that could
     take up a mean. At most as many channels as the stage has filters.
+
+    `paired`: the second half of the filters are the mirror images of the first. Either half then gets half of the
+    channels, in the same directions, so that the features of a mirrored image are the mirrored ones, halves swapped.
     """
     n_filters = stage.architecture.n_filters
-    channels = min(channels, n_filters)
-    stage, link = stage.to(device), Link(n_filters, channels, downsample).to(device)
+    copies = 2 if paired else 1
+    channels = min(channels, n_filters) // copies
+    stage, link = stage.to(device), Link(n_filters, copies * channels, downsample, paired).to(device)
     moment, count = torch.zeros(n_filters, n_filters, dtype=torch.float64), 0
-    for part in images.split(BATCH):
+    sample = images[torch.arange(0, len(images), math.ceil(len(images) / LINK_IMAGES))]
+    for part in sample.split(BATCH):
         rows = link[0](_maps(stage, part)).movedim(1, -1).flatten(0, -2)
         moment += (rows.T @ rows).double().cpu()
         count += len(rows)
-    eigenvalues, vectors = torch.linalg.eigh(moment / count)
+    moment /= copies * count
+    halves = moment.unflatten(0, (copies, -1)).unflatten(2, (copies, -1))
+    eigenvalues, vectors = torch.linalg.eigh(halves.diagonal(dim1=0, dim2=2).sum(dim=2))
     largest = eigenvalues.argsort(descending=True)[:channels]
     directions = vectors[:, largest].T
     # The sign of an eigenvector is arbitrary: fix it, so that a resumed stack goes on with the same features.
     directions = directions * directions.gather(1, directions.abs().argmax(dim=1, keepdim=True)).sign()
     scale = eigenvalues[largest].mean().clamp_min(1e-30).sqrt()
-    link.load_state_dict({"1.weight": (directions / scale)[:, :, None, None]})
+    weight = torch.block_diag(*copies * [directions / scale])
+    link.load_state_dict({"1.weight": weight[:, :, None, None]})
     return link
 
 

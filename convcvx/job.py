@@ -15,7 +15,7 @@ from torch import Tensor
 
 from convcvx.certificate import Certificate, certify
 from convcvx.config import DEFAULT_BETA_RATIO, TrainConfig
-from convcvx.data import Dataset, load, split
+from convcvx.data import VERSIONS, Dataset, load, shifted, split
 from convcvx.dictionary import dictionary
 from convcvx.errors import InputError, RunError, check_count, check_positive
 from convcvx.evaluate import accuracy, mean_loss, predict
@@ -81,6 +81,7 @@ def train_job(
     alone = "" if team.size == 1 else f", {team.size} processes"
     report.begin(f"training on {config.data} into {run.folder}{alone}\n{plan}")
     checkpoint = run.load_state()
+    resumed = checkpoint is not None
     earlier = checkpoint.history[-1]["seconds"] if checkpoint and checkpoint.history else 0.0
     if config.dictionary is not None and checkpoint is None:
         config, checkpoint = _start_from_dictionary(config, problem, run, report, began)
@@ -129,7 +130,7 @@ def train_job(
         "test_accuracy": _score(network, test),
         "validation_accuracy": _score(network, validation) if validation else None,
         "seconds": earlier + perf_counter() - began,
-        "core_seconds": None if checkpoint else process_time() - cores,
+        "core_seconds": None if resumed else process_time() - cores,
         "peak_memory_mb": peak_memory_mb(),
         "status": _status(solution, certificate, config.tol),
         "solver": plan.solver,
@@ -185,10 +186,10 @@ def certify_job(
 def load_data(config: TrainConfig) -> Data:
     """The data that `config` names."""
     train, test = load(config.data, config.data_dir, config.limit)
+    validation = None
     if config.validation:
         train, validation = split(train, config.validation, config.seed)
-        return train, test, validation
-    return train, test, None
+    return shifted(train, config.shifts) if config.shifts else train, test, validation
 
 
 def _training_images(config: TrainConfig) -> Images:
@@ -246,7 +247,14 @@ def _start_from_dictionary(
     )
     ratio = config.beta_ratio if config.beta or config.tune or config.beta_ratio else DEFAULT_BETA_RATIO
     fit = fit_dictionary(
-        problem, filters, beta=config.beta, beta_ratio=ratio, tune=config.tune, flips=config.flips, tol=DICTIONARY_TOL
+        problem,
+        filters,
+        beta=config.beta,
+        beta_ratio=ratio,
+        tune=config.tune,
+        versions=VERSIONS if config.shifts else 1,
+        flips=config.flips,
+        tol=DICTIONARY_TOL,
     )
     for step in fit.path:
         report.begin(

@@ -21,8 +21,8 @@ from convcvx.images import Images
 
 CHUNK, CHUNK_BYTES = 256, 32 << 20
 """Images, and bytes of them and their patch rows in float64, that are gathered at once."""
-WHITENING_PATCHES = 4_000_000
-"""Patches that whitening is fitted to: those of so many images, evenly spread."""
+WHITENING_PRODUCTS = 5e10
+"""Products of patch entries that whitening is fitted to: those of so many images, evenly spread."""
 RANK_TOLERANCE = 1e-12
 """Directions with less than this share of the largest patch second moment do not count towards the rank."""
 
@@ -51,6 +51,9 @@ class PatchSpec:
         ZCA whitening with this epsilon: (x - mean over patches) times (covariance + epsilon)^(-1/2).
     rank : int, optional
         Restrict filters to the first `rank` principal directions of the patches.
+    paired : bool
+        Mirroring an image also swaps the two halves of its channels, as it does in the features of a stage whose
+        filters come in mirror pairs.
     """
 
     kernel_size: tuple[int, int] = (3, 3)
@@ -60,6 +63,7 @@ class PatchSpec:
     contrast: float | None = None
     whiten: float | None = None
     rank: int | None = None
+    paired: bool = False
 
     def __post_init__(self) -> None:
         for name, minimum in (("kernel_size", 1), ("stride", 1), ("padding", 0)):
@@ -69,6 +73,11 @@ class PatchSpec:
                 check_positive(name, getattr(self, name))
         if self.rank is not None:
             check_count("rank", self.rank)
+
+    def mirrored(self, kernels: Tensor) -> Tensor:
+        """Kernels (..., C, kh, kw) that see in an image what `kernels` see, at the mirrored places, in its mirror."""
+        kernels = kernels.flip(-1)
+        return kernels.roll(kernels.shape[-3] // 2, dims=-3) if self.paired else kernels
 
     @property
     def constant(self) -> bool:
@@ -104,8 +113,9 @@ class PatchSpec:
         patches = columns[:size]
         patches.view(windows.shape).copy_(windows)
         if self.contrast is not None:
-            variance, mean = torch.var_mean(patches, dim=0, correction=0)
-            patches.sub_(mean).div_((variance + self.contrast).sqrt_())
+            # Ten times faster than torch.var_mean down the columns, and as exact.
+            patches.sub_(patches.mean(dim=0))
+            patches.mul_(patches.square().mean(dim=0).add_(self.contrast).rsqrt_())
         if self.constant:
             columns[size] = 1.0
         return columns
@@ -146,8 +156,10 @@ class PatchEmbedding:
     @classmethod
     def fit(cls, images: Images, spec: PatchSpec, chunk: int = CHUNK, *, flips: bool = False) -> PatchEmbedding:
         """Fit the basis to (n, C, H, W) images, and with `flips` to their mirror images, with one pass over them."""
-        patches = len(images) * math.prod(spec.output_size(*images.shape[2:]))
-        step = 1 if spec.whiten is None else -(-patches // WHITENING_PATCHES)  # the reported rank is of all patches
+        size = images.shape[1] * math.prod(spec.kernel_size)
+        products = len(images) * math.prod(spec.output_size(*images.shape[2:])) * size**2
+        # The reported rank is of all patches.
+        step = 1 if spec.whiten is None else math.ceil(products / WHITENING_PRODUCTS)
         sample = images[torch.arange(0, len(images), step)] if step > 1 else images
         moment = second_moment(sample, spec, chunk)
         if flips:
@@ -203,7 +215,7 @@ def second_moment(images: Images, spec: PatchSpec, chunk: int = CHUNK) -> Tensor
 
 def _mirrored(moment: Tensor, spec: PatchSpec, channels: int) -> Tensor:
     """The second moment of the patches flipped left to right."""
-    order = torch.arange(len(moment) - spec.constant).view(channels, *spec.kernel_size).flip(2).flatten()
+    order = spec.mirrored(torch.arange(len(moment) - spec.constant).view(channels, *spec.kernel_size)).flatten()
     order = torch.cat([order, torch.arange(len(order), len(moment))])
     return moment[order][:, order]
 

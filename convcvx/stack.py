@@ -96,6 +96,15 @@ class StackConfig:
             TrainConfig.from_dict(options | {name: values[s] for name, values in varied.items()})
             for s in range(n_stages)
         ]
+        for s in range(1, n_stages):
+            if stages[s].flips:
+                before = stages[s - 1]
+                if not (before.flips and before.dictionary is not None and before.max_rounds == 0):
+                    raise InputError(
+                        f"flips of stage {s + 1} need filters in mirror pairs in the stage before: give that flips, a "
+                        "dictionary and max_rounds 0"
+                    )
+                stages[s] = replace(stages[s], paired=True)
         for stage in stages:
             stage.patch_spec()
         links = max(1, n_stages - 1)
@@ -116,6 +125,11 @@ class StackConfig:
             except InputError as error:
                 raise InputError(f"stage {number}, on {size[0]}x{size[1]} features: {error}") from None
             if number < len(self.stages):
+                if self.stages[number].flips and maps[1] % self.downsample[number - 1]:
+                    raise InputError(
+                        f"flips of stage {number + 1} need a downsample that divides the width of the maps before, "
+                        f"{maps[1]}; got {self.downsample[number - 1]}"
+                    )
                 size = [length // self.downsample[number - 1] for length in maps]
 
 
@@ -173,7 +187,7 @@ def stack_job(config: StackConfig, run: StackRun, report: Report) -> dict[str, A
     for number, stage_config in enumerate(config.stages, start=1):
         if number > 1:
             channels, downsample = config.channels[number - 2], config.downsample[number - 2]
-            link = fit_link(stages[-1], features[0].images, channels, downsample, device)
+            link = fit_link(stages[-1], features[0].images, channels, downsample, device, paired=stage_config.paired)
             features, cached = _cache(run, features, stages[-1], link, report, device)
             links.append(link)
         metrics = _train_stage(run.stage(number), stage_config, features, report)

@@ -22,11 +22,20 @@ from convcvx.network import Architecture, TwoLayerCNN
 
 
 class Link(nn.Sequential):
-    """Rectified maps (n, m, H, W) to the features (n, channels, H // downsample, W // downsample) of the next stage."""
+    """Rectified maps (n, m, H, W) to the features (n, channels, H // downsample, W // downsample) of the next stage.
 
-    def __init__(self, n_filters: int, channels: int, downsample: int) -> None:
+    `paired`: mirroring an image mirrors its features and swaps the two halves of their channels.
+    """
+
+    def __init__(self, n_filters: int, channels: int, downsample: int, paired: bool = False) -> None:
         super().__init__(nn.AvgPool2d(downsample), nn.Conv2d(n_filters, channels, 1, bias=False))
-        self.description = {"n_filters": n_filters, "channels": channels, "downsample": downsample}
+        self.paired = paired
+        self.description = {
+            "n_filters": n_filters,
+            "channels": channels,
+            "downsample": downsample,
+            "paired": paired,
+        }
 
 
 class StackedCNN(nn.Module):

@@ -24,7 +24,7 @@ from PIL import Image
 
 from convcvx import data
 from convcvx._compat import import_torchvision
-from convcvx.data import check_images, check_targets, load, split
+from convcvx.data import check_images, check_targets, load, shifted, split
 from convcvx.errors import DataError, InputError
 
 
@@ -539,3 +539,19 @@ def test_split_of_real_targets_and_refusals(save):
     alone = load(save(y_train=np.array([0] * 11 + [1]), y_test=np.zeros(6, int)))[0]
     with pytest.raises(DataError, match=r"cannot hold out 0\.5 of 12 images by class"):
         split(alone, 0.5)
+
+
+def test_shifted_images_are_moved_by_whole_pixels_and_keep_their_targets():
+    train, _ = load("digits", limit=7)
+    moved = shifted(train, 2)
+    original, left, right, up, down = moved.images.split(7)
+    assert torch.equal(original, train.images)
+    assert torch.equal(left[..., :-2], train.images[..., 2:])
+    assert torch.equal(right[..., 2:], train.images[..., :-2])
+    assert torch.equal(up[:, :, :-2], train.images[:, :, 2:])
+    assert torch.equal(down[:, :, 2:], train.images[:, :, :-2])
+    for vacated in (left[..., -2:], right[..., :2], up[:, :, -2:], down[:, :, :2]):
+        assert not vacated.any()
+    assert torch.equal(moved.targets, train.targets.repeat(5))
+    with pytest.raises(InputError, match="shifts"):
+        shifted(train, -1)

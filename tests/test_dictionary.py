@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from convcvx.data import load
+from convcvx.data import VERSIONS, load, shifted
 from convcvx.dictionary import SOURCES, dictionary, mirror
 from convcvx.errors import InputError
 from convcvx.patches import PatchSpec
@@ -65,6 +65,19 @@ def test_the_other_master_agrees(intercept):
     assert fit_dictionary(problem, filters, beta=0.02).objective > reference.objective * 1.05  # the test can fail
 
 
+def test_single_precision_finds_the_same_optimum(problem):
+    """With the Gram matrix and its factor in float32 the objective is still that of the weights, and the gap closes."""
+    filters = dictionary(problem.responses, 40, threshold=0.25)
+    exact = fit_dictionary(problem, filters, beta=1e-4, tol=1e-3)
+    rough = fit_dictionary(problem.with_dtype(torch.float32), filters, beta=1e-4, tol=1e-3)
+    assert rough.rel_gap < 1e-2
+    assert rough.objective == pytest.approx(exact.objective, rel=1e-3)
+    solution = rough.solution
+    predictions = problem.responses.predict(solution.filters, solution.weights, solution.intercept)
+    assert problem.with_beta(1e-4).primal(predictions, solution.weights) == pytest.approx(rough.objective, rel=1e-4)
+    assert fit_dictionary(problem, filters, beta=1e-3).objective > 1.1 * exact.objective  # the test can fail
+
+
 def test_flips_are_twice_the_images():
     problem = digits(100, flips=True)
     filters = dictionary(problem.responses, 8, threshold=0.25, flips=True)
@@ -103,6 +116,21 @@ def test_no_held_out_image_reaches_the_path(problem):
     spoiled = fit_dictionary(replace(problem, targets=targets), filters, tune=0.2).path
     assert path[0]["objective"] == pytest.approx(spoiled[0]["objective"], rel=1e-12)
     assert spoiled[0]["held_out_loss"] > path[0]["held_out_loss"]
+
+
+def test_an_image_is_held_out_in_all_its_versions():
+    """Wrong labels on every version of the held-out images change the scores but not the networks they score."""
+    train, _ = load("digits", limit=33)  # no multiple of the held-out images' spacing
+    moved = shifted(train, 1)
+    problem = build_problem(moved.images, moved.targets, spec=SPEC, pooling=2, dtype=torch.float64)
+    filters = dictionary(problem.responses, 10, threshold=0.25)
+    targets = problem.targets.unflatten(0, (VERSIONS, 33)).clone()
+    targets[:, ::5] = targets[:, ::5].roll(1, dims=2)
+    spoiled = replace(problem, targets=targets.flatten(0, 1))
+    path, other = (fit_dictionary(p, filters, tune=0.2, versions=VERSIONS).path for p in (problem, spoiled))
+    assert path[0]["objective"] == pytest.approx(other[0]["objective"], rel=1e-12)
+    path, other = (fit_dictionary(p, filters, tune=0.2).path for p in (problem, spoiled))
+    assert path[0]["objective"] != pytest.approx(other[0]["objective"], rel=1e-6)
 
 
 def test_bad_input_is_refused(problem):

@@ -273,3 +273,27 @@ def test_stack_in_a_real_process(tmp_path):
     assert "not a proof" in " ".join(done.stderr.split())
     assert stacked_cnn(tmp_path / "run").ensemble
     assert stacked_cnn(tmp_path / "run")(images()).shape == (50, 10)
+
+
+def test_a_stack_with_flips_says_the_same_of_an_image_and_its_mirror_image(tmp_path):
+    """Through paired channels the second stage knows what mirroring the images does to its features."""
+    options = {"kernel_size": "3", "dictionary": "6,60", "threshold": "0.1", "hidden_bias": True, "max_rounds": 0,
+               "rank": "none", "whiten": "yes", "contrast": "no,yes", "tol": 1.0}  # fmt: skip
+    run, result = stacked(tmp_path / "flips", **options, flips="yes")
+    assert result["n_stages"] == 2
+    model, x = stacked_cnn(run.folder), images()
+    seen, mirrored = (model.features(part, 1) for part in (x, x.flip(3)))
+    torch.testing.assert_close(mirrored, seen.flip(3).roll(3, dims=1), rtol=0, atol=1e-5)
+    assert not torch.allclose(mirrored, seen.flip(3), atol=1e-2)
+    torch.testing.assert_close(model(x.flip(3)), model(x), rtol=0, atol=1e-4)
+    run, _ = stacked(tmp_path / "plain", **options, flips="yes,no")
+    model = stacked_cnn(run.folder)
+    assert not torch.allclose(model(x.flip(3)), model(x), atol=1e-2)
+
+
+def test_flips_of_a_later_stage_need_mirror_pairs():
+    with pytest.raises(InputError, match="mirror pairs"):
+        StackConfig.of(2, OPTIONS | {"flips": "no,yes"}, channels="6")
+    options = OPTIONS | {"flips": "yes", "dictionary": 8, "max_rounds": 0}
+    with pytest.raises(InputError, match="downsample that divides"):
+        StackConfig.of(2, options, channels="6", downsample="3").check_shapes((1, 8, 8))

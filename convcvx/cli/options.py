@@ -87,6 +87,7 @@ Dictionary = Annotated[
 DictionarySource = Annotated[str, _option(SOLVE, f"Which filters: {', '.join(SOURCES)}.")]
 Threshold = Annotated[float, _option(SOLVE, "What a patch must exceed to excite a filter of the dictionary.")]
 Flips = Annotated[bool, _option(DATA, "Train the dictionary on the mirror images as well.")]
+Shifts = Annotated[int, _option(DATA, "Train on the images moved by N pixels left, right, up and down as well.")]
 Tune = Annotated[
     float,
     _option(SOLVE, "With a dictionary: choose beta on this share of the training images, then train on all of them."),

@@ -38,7 +38,9 @@ BetaRatio = Annotated[str | None, _varied("As in train.")]
 MaxFilters = Annotated[str | None, _varied("As in train.")]
 Dictionary = Annotated[str | None, _varied("As in train; none for a stage without.")]
 Threshold = Annotated[str, _varied("As in train.")]
-Flips = Annotated[str, _varied("yes or no; as in train.")]
+Flips = Annotated[
+    str, _varied("yes or no; as in train. A later stage with flips needs mirror pairs of filters in the one before.")
+]
 Channels = Annotated[
     str, _varied("Principal channels of a stage's maps that the next one sees; a value a link, one fewer than stages.")
 ]
@@ -74,6 +76,7 @@ def stack(
     intercept: o.Intercept = TrainConfig.intercept,
     loss: o.Loss = TrainConfig.loss,
     dictionary_source: o.DictionarySource = TrainConfig.dictionary_source,
+    shifts: o.Shifts = TrainConfig.shifts,
     tune: o.Tune = TrainConfig.tune,
     solver: o.Solver = TrainConfig.solver,
     oracle: o.Oracle = TrainConfig.oracle,

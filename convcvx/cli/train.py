@@ -51,6 +51,7 @@ def train(
     dictionary_source: o.DictionarySource = TrainConfig.dictionary_source,
     threshold: o.Threshold = TrainConfig.threshold,
     flips: o.Flips = TrainConfig.flips,
+    shifts: o.Shifts = TrainConfig.shifts,
     tune: o.Tune = TrainConfig.tune,
     out: o.Out = None,
     resume: o.Resume = False,

@@ -4,8 +4,11 @@
 
 is the master problem of `group_lasso`, whose Newton steps weigh every filter against every other: too much for
 thousands of them. Here the η form is solved by its plain iteration (Bach et al. 2012, sec. 5.2): W(η) is one ridge
-regression, then η_j = ‖W_j‖, warm from one β to the next. Every image is visited once: the path needs the Gram matrix
-of the images kept and the responses of the images held out, which join the Gram matrix for the last solve.
+regression, then η_j = ‖W_j‖, warm from one β to the next. A ridge regression is a few conjugate gradient steps on the
+Gram matrix, with the Cholesky factor of an earlier one as preconditioner: the path takes two or three factors. Whatever
+a W was found by, its objective and its duality gap are what is reported. Every image is visited once: the path needs
+the Gram matrix of the images kept and the responses of the images held out, which join the Gram matrix for the last
+solve.
 
 With flips each image stands for itself and its mirror image. The dictionary is closed under mirroring: then the
 optimum can be taken symmetric, a mirrored filter having the mirrored weights, because the objective is convex and
@@ -26,17 +29,22 @@ from torch import Tensor
 from convcvx.errors import InputError
 from convcvx.problem import Problem
 from convcvx.solution import Solution
+from convcvx.solvers.gram import Gram
 
 RATIOS = tuple(10 ** (-1 - k / 2) for k in range(12))
 """The path: β as shares of the largest one that gives the dictionary any weight."""
 PATIENCE = 2
 """The path ends after so many β without a better held-out score."""
-MAX_ITER = 10
-"""Ridge regressions a β."""
+PATH_ITER, MAX_ITER = 2, 10
+"""Ridge regressions a β, on the path and at the β chosen."""
 FOOTHOLD = 1e-2
 """Where a filter without weight that violates dual feasibility starts, against the mean η."""
-BATCH, STRIPE = 1024, 1024
-"""Images whose features are multiplied at once, and the columns of the product computed at a time."""
+CG_STEPS, CG_REDUCTION, WORN = 40, 1e-2, 25
+"""Conjugate gradient steps of a ridge regression at most, what they reduce its residual to, and how many of them call
+for a fresh factor."""
+TINY = 1e-37
+BATCH = 1024
+"""Images whose features are multiplied at once."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,7 @@ def fit_dictionary(
     beta_ratio: float | None = None,
     beta: float | None = None,
     tune: float = 0.1,
+    versions: int = 1,
     flips: bool = False,
     tol: float = 1e-2,
 ) -> DictionaryFit:
@@ -87,6 +96,8 @@ def fit_dictionary(
         held-out images.
     tune : float
         Share of the images held out for that, evenly spread; the network is fitted to all of them in the end.
+    versions : int
+        The images are so many versions of the same ones, one version after the other: an image is held out in all.
     flips : bool
         Train on the mirror images as well.
     tol : float
@@ -101,29 +112,34 @@ def fit_dictionary(
         raise InputError(f"a dictionary needs the squared loss; got loss {problem.loss.name!r}")
     features = _Features(problem, filters, flips)
     tuned = beta is None and beta_ratio is None
-    held = torch.zeros(problem.n, dtype=torch.bool)
+    held = torch.zeros(problem.n // versions, dtype=torch.bool)
     if tuned:
         held[:: max(2, round(1 / tune))] = True
-    gram = _Gram(features, problem)
-    held_out = []
+    held = held.repeat(versions)
+    gram = Gram(features.size, problem.n_outputs, problem.responses.dtype, centred=problem.intercept)
+    lasso = _GroupLasso(gram, features)
+    held_out = torch.empty(int(held.sum()), features.size, dtype=problem.responses.dtype)
+    filled = 0
     for where, block in features.batches():
-        gram.add(block[~held[where]], problem.targets[where][~held[where]])
-        held_out.append(block[held[where]])
-    beta_max = gram.beta_max()
+        out = held[where]
+        gram.add(block[~out], problem.targets[where][~out])
+        held_out[filled : filled + int(out.sum())] = block[out]
+        filled += int(out.sum())
+    beta_max = lasso.beta_max()
     path: list[dict[str, Any]] = []
-    sizes = None
+    point = None
     if tuned:
-        block, targets = torch.cat(held_out), problem.targets[held]
-        for record, candidate in _path(gram, block, targets, beta_max, tol):
+        targets = problem.targets[held]
+        for record, candidate in _path(lasso, held_out, targets, beta_max, tol):
             path.append(record)
             if record is min(path, key=_error):
-                beta, sizes = record["beta"], candidate
-        gram.add(block, targets)
+                beta, point = record["beta"], candidate
+        gram.add(held_out, targets)
     elif beta is None:
         beta = beta_ratio * beta_max  # type: ignore[operator]
     del held_out
     assert beta is not None
-    point = gram.solve(beta, sizes, tol)
+    point = lasso.solve(beta, point, tol, MAX_ITER)
     solution = Solution.empty(problem.responses.dim, problem.responses.n_cells, problem.n_outputs)
     solution = solution.with_parameters(filters, features.weights(point.matrix), gram.intercept(point.matrix))
     return DictionaryFit(solution, beta, beta_max, point.objective, point.rel_gap, path)
@@ -134,24 +150,23 @@ def _error(record: dict[str, Any]) -> tuple[float, float]:
 
 
 def _path(
-    gram: _Gram, block: Tensor, targets: Tensor, beta_max: float, tol: float
-) -> Iterator[tuple[dict[str, Any], Tensor]]:
-    """Records of decreasing β, and the η there, until the held-out images are predicted worse."""
-    sizes, best, since = None, (float("inf"), float("inf")), 0
+    lasso: _GroupLasso, block: Tensor, targets: Tensor, beta_max: float, tol: float
+) -> Iterator[tuple[dict[str, Any], _Point]]:
+    """Records of decreasing β, and the weights there, until the held-out images are predicted worse."""
+    point, best, since = None, (float("inf"), float("inf")), 0
     for ratio in RATIOS:
-        point = gram.solve(ratio * beta_max, sizes, tol)
-        sizes = point.sizes
-        predictions = (block @ point.matrix.to(block)).double() + gram.intercept(point.matrix)
+        point = lasso.solve(ratio * beta_max, point, tol, PATH_ITER)
+        predictions = (block @ point.matrix.to(block)).double() + lasso.gram.intercept(point.matrix)
         record = {
             "beta": ratio * beta_max,
             "objective": point.objective,
             "rel_gap": point.rel_gap,
-            "n_filters": int((sizes > 0).sum()) * gram.features.copies,
+            "n_filters": int((lasso.norms(point.matrix) > 0).sum()) * lasso.features.copies,
             "held_out_loss": 0.5 * float((predictions - targets).square().sum(dim=1).mean()),
             # The share of wrong classes; of real targets, which have none, the loss alone decides.
             "held_out_error": _wrong(predictions, targets),
         }
-        yield record, sizes
+        yield record, point
         since = 0 if _error(record) < best else since + 1
         best = min(best, _error(record))
         if since == PATIENCE:
@@ -172,6 +187,7 @@ class _Features:
         self.copies = 2 if flips else 1
         """Filters that share a group of weights."""
         self.n_groups, self.n_cells = len(filters) // self.copies, responses.n_cells
+        self.size = self.n_groups * self.n_cells
         if flips:
             self._check_symmetry()
             self._map = responses.pooling.output_size(*responses.map_size)
@@ -190,13 +206,10 @@ class _Features:
             )
 
     def batches(self) -> Iterator[tuple[slice, Tensor]]:
-        """Yield (images, features (b, n_groups·P)) until all images are through, about `BATCH` at a time."""
-        start, parts = 0, []
-        for where, block in self.responses.blocks(self.filters):
-            parts.append(self._fold(block).flatten(1).cpu())
-            if where.stop - start >= BATCH or where.stop == self.responses.n:
-                yield slice(start, where.stop), torch.cat(parts)
-                start, parts = where.stop, []
+        """Yield (images, features (b, n_groups·P)) until all images are through, `BATCH` at a time."""
+        width = len(self.filters) * self.n_cells * self.responses.dtype.itemsize
+        for where, block in self.responses.blocks(self.filters, BATCH * width):
+            yield where, self._fold(block).flatten(1).cpu()
 
     def _fold(self, block: Tensor) -> Tensor:
         if not self.flips:
@@ -216,7 +229,7 @@ class _Features:
 
 @dataclass(frozen=True)
 class _Point:
-    """W, η and what they are worth."""
+    """W, the η after it, and what W is worth."""
 
     matrix: Tensor
     sizes: Tensor
@@ -224,66 +237,32 @@ class _Point:
     rel_gap: float
 
 
-class _Gram:
-    """Sums over images of products of [features, 1] and targets, in float64, and the group lasso that they define."""
+class _GroupLasso:
+    """The group lasso that a Gram matrix defines; a group is what the features of one filter, or of a pair, weigh."""
 
-    def __init__(self, features: _Features, problem: Problem) -> None:
-        self.features, self.centred = features, problem.intercept
-        self.n, size = 0, features.n_groups * features.n_cells
-        self.products = torch.zeros(size, size, dtype=torch.float64)
-        self.sums = torch.zeros(size, dtype=torch.float64)
-        self.moments = torch.zeros(size, problem.n_outputs, dtype=torch.float64)
-        self.target_sums = torch.zeros(problem.n_outputs, dtype=torch.float64)
-        self.square = 0.0
-
-    def add(self, block: Tensor, targets: Tensor) -> None:
-        """Add images with these features and targets."""
-        for first in range(0, block.shape[1], STRIPE):
-            stripe = slice(first, first + STRIPE)
-            product = block[:, stripe].T @ block[:, first:]
-            self.products[stripe, first:] += product
-            if (rest := product[:, STRIPE:]).numel():
-                self.products[first + STRIPE :, stripe] += rest.T
-        self.n += len(block)
-        self.sums += block.sum(dim=0)
-        self.moments += block.T @ targets.to(block)
-        self.target_sums += targets.sum(dim=0)
-        self.square += float(targets.square().sum())
-
-    # With an intercept everything is centred: that is minimising over it.
-
-    @property
-    def mean(self) -> Tensor:
-        return self.sums[:, None] / self.n * self.centred
-
-    @property
-    def target_mean(self) -> Tensor:
-        return self.target_sums / self.n * self.centred
-
-    @property
-    def linear(self) -> Tensor:
-        return self.moments / self.n - self.mean * self.target_mean
-
-    def intercept(self, matrix: Tensor) -> Tensor:
-        return self.target_mean - (self.mean.T @ matrix)[0]
+    def __init__(self, gram: Gram, features: _Features) -> None:
+        self.gram, self.features = gram, features
+        self._worn = True
 
     def norms(self, matrix: Tensor) -> Tensor:
         """Frobenius norm of each group (n_groups,)."""
         return matrix.reshape(self.features.n_groups, -1).norm(dim=1)
 
     def beta_max(self) -> float:
-        return float(self.norms(self.linear).max()) / self.features.copies
+        return float(self.norms(self.gram.linear).max()) / self.features.copies
 
-    def solve(self, beta: float, sizes: Tensor | None, tol: float) -> _Point:
-        """Alternate W = W(η), η = ‖W‖ from η = `sizes` until the duality gap over the dictionary is `tol`."""
+    def solve(self, beta: float, start: _Point | None, tol: float, max_iter: int) -> _Point:
+        """Alternate W = W(η), η = ‖W‖ from `start` until the duality gap over the dictionary is `tol`."""
         penalty = beta * self.features.copies
-        linear, total = self.linear, self.square / self.n - float(self.target_mean.square().sum())
-        if sizes is None:  # the mean η cannot be larger: zero weights would be better
-            sizes = torch.full((self.features.n_groups,), 0.5 * total / (penalty * self.features.n_groups)).double()
-        best: _Point | None = None
-        for _ in range(MAX_ITER):
-            matrix = self._ridge(sizes, penalty, linear)
-            pull = linear - self._apply(matrix)
+        linear, total = self.gram.linear, self.gram.total
+        if start is None:  # the mean η cannot be larger: zero weights would be better
+            mean = 0.5 * total / (penalty * self.features.n_groups)
+            start = _Point(torch.zeros_like(linear), torch.full((self.features.n_groups,), mean).double(), 0.0, 1.0)
+        matrix, sizes, best = start.matrix, start.sizes, None
+        pull = linear - self.gram.times(matrix)
+        for _ in range(max_iter):
+            matrix = self._ridge(matrix, pull, sizes, penalty)
+            pull = linear - self.gram.times(matrix)
             norms, pulls = self.norms(matrix), self.norms(pull)
             loss = 0.5 * (total - float((matrix * (linear + pull)).sum()))
             objective = loss + penalty * float(norms.sum())
@@ -300,19 +279,37 @@ class _Gram:
         assert best is not None
         return best
 
-    def _apply(self, matrix: Tensor) -> Tensor:
-        """The centred Gram matrix times W."""
-        return self.products @ matrix / self.n - self.mean @ (self.mean.T @ matrix)
+    def _ridge(self, matrix: Tensor, pull: Tensor, sizes: Tensor, penalty: float) -> Tensor:
+        """W(η), nearly: (H + β/η) W = L by conjugate gradients from W = `matrix`, of which L - H W is the `pull`.
 
-    def _ridge(self, sizes: Tensor, penalty: float, linear: Tensor) -> Tensor:
-        """W(η), through S = √η: W = S Z with (S H S + β I) Z = S L, which η = 0 does not disturb."""
-        roots = sizes.sqrt().repeat_interleave(self.features.n_cells)
-        alive = roots.nonzero()[:, 0]
-        roots, mean = roots[alive, None], self.mean[alive]
-        base = self.products[alive][:, alive] if len(alive) < len(sizes) * self.features.n_cells else self.products + 0
-        base.div_(self.n).addmm_(mean, mean.T, alpha=-1).mul_(roots).mul_(roots.T)
-        base.diagonal().add_(penalty)
-        factor = torch.linalg.cholesky(base, out=base)
-        matrix = torch.zeros_like(linear)
-        matrix[alive] = roots * torch.cholesky_solve(roots * linear[alive], factor)
-        return matrix
+        The weights of a filter with η = 0 are zero.
+        """
+        alive = (sizes > 0).repeat_interleave(self.features.n_cells)[:, None]
+        ridges = (penalty / sizes.clamp_min(1e-4 * float(sizes.mean()))).repeat_interleave(self.features.n_cells)
+        if self._worn:
+            self.gram.factorise(ridges)
+        if not bool(alive.all()):
+            matrix = matrix * alive
+            pull = self.gram.linear - self.gram.times(matrix)
+        ridges = ridges[:, None]
+        step, steps = self._conjugate_gradients((pull - ridges * matrix) * alive, ridges, alive)
+        self._worn = steps >= WORN
+        return matrix + step
+
+    def _conjugate_gradients(self, residual: Tensor, ridges: Tensor, alive: Tensor) -> tuple[Tensor, int]:
+        """(H + ridges)⁻¹ `residual`, nearly, column by column, and the steps taken; in the arithmetic of the factor."""
+        residual, ridges = residual.to(self.gram.dtype), ridges.to(self.gram.dtype)
+        solution = torch.zeros_like(residual)
+        direction = towards = self.gram.unfactor(residual) * alive
+        size = first = (residual * towards).sum(dim=0)
+        steps = 0
+        while steps < CG_STEPS and bool((size > CG_REDUCTION**2 * first).any()):
+            product = (self.gram.times(direction) + ridges * direction) * alive
+            length = size / (direction * product).sum(dim=0).clamp_min(TINY)
+            solution += length * direction
+            residual = residual - length * product
+            towards = self.gram.unfactor(residual) * alive
+            last, size = size, (residual * towards).sum(dim=0)
+            direction = towards + size / last.clamp_min(TINY) * direction
+            steps += 1
+        return solution, steps

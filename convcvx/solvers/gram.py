@@ -1,0 +1,127 @@
+"""The Gram matrix of many features and a Cholesky factor of it, in one square of memory.
+
+For D features in float32 the square takes 4 D² bytes. Products of features lie strictly below its diagonal and are
+computed only there; a factor lies on and above it, so that neither costs the other's memory. Features are centred at
+about their mean before they are multiplied: they are non-negative, and their mean is the one direction that would
+drown the others in rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from scipy.linalg.lapack import dpotrf, dpotrs, spotrf, spotrs
+from torch import Tensor
+
+STRIPE = 256
+"""Rows of the square that are worked on at a time."""
+
+
+class Gram:
+    """Sums over images of products of centred features and targets, one block of images after the other.
+
+    Parameters
+    ----------
+    size, n_outputs : int
+        D features, c targets.
+    dtype : torch.dtype
+        Of the square; everything else is float64.
+    centred : bool
+        Minimise over an intercept: every product below is then of features and targets less their means.
+
+    Attributes
+    ----------
+    n : int
+        Images so far.
+    """
+
+    def __init__(self, size: int, n_outputs: int, dtype: torch.dtype, *, centred: bool) -> None:
+        self.n, self.size, self.centred = 0, size, centred
+        self._square = torch.zeros(size, size, dtype=dtype)
+        self._diagonal, self._sums, self.shift = torch.zeros(3, size, dtype=torch.float64)
+        self._moments = torch.zeros(size, n_outputs, dtype=torch.float64)
+        self._target_sums = torch.zeros(n_outputs, dtype=torch.float64)
+        self._target_square = 0.0
+
+    def add(self, features: Tensor, targets: Tensor) -> None:
+        """Add images with these `features` (b, D), which are shifted in place, and `targets` (b, c)."""
+        if self.n == 0 and self.centred:
+            self.shift = features.mean(dim=0, dtype=torch.float64)
+        features -= self.shift.to(features)
+        for rows, stripe in self._stripes():
+            block = features[:, rows]
+            self._square[rows, : rows.start].addmm_(block.T, features[:, : rows.start])
+            stripe[:, rows] += (block.T @ block).tril_(-1)
+        self._diagonal += features.square().sum(dim=0, dtype=torch.float64)
+        self._sums += features.sum(dim=0, dtype=torch.float64)
+        self._moments += features.T @ targets.to(features)
+        self._target_sums += targets.sum(dim=0)
+        self._target_square += float(targets.square().sum())
+        self.n += len(features)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._square.dtype
+
+    def _stripes(self) -> Iterator[tuple[slice, Tensor]]:
+        for first in range(0, self.size, STRIPE):
+            rows = slice(first, min(first + STRIPE, self.size))
+            yield rows, self._square[rows]
+
+    @property
+    def _mean(self) -> Tensor:
+        """(D, 1), of the shifted features."""
+        return self._sums[:, None] / self.n * self.centred
+
+    @property
+    def _target_mean(self) -> Tensor:
+        return self._target_sums / self.n * self.centred
+
+    @property
+    def linear(self) -> Tensor:
+        """L (D, c), the mean of feature times target."""
+        return self._moments / self.n - self._mean * self._target_mean
+
+    @property
+    def total(self) -> float:
+        """The mean of ‖target‖²."""
+        return self._target_square / self.n - float(self._target_mean.square().sum())
+
+    def intercept(self, matrix: Tensor) -> Tensor:
+        """(c,) the best intercept beside the weights `matrix` (D, c)."""
+        return self._target_mean - ((self._mean[:, 0] + self.shift) @ matrix)
+
+    def times(self, matrix: Tensor) -> Tensor:
+        """H W (D, c) for W = `matrix` and H the mean of feature times feature; in the dtype of W."""
+        wide = matrix.T.contiguous()  # products with a few long rows are the fast ones
+        result = (self._diagonal / self.n).to(wide) * wide
+        for rows, stripe in self._stripes():
+            left, corner = stripe[:, : rows.start].to(wide), stripe[:, rows].to(wide).tril(-1)
+            result[:, rows] += (wide[:, : rows.start] @ left.T + wide[:, rows] @ (corner + corner.T)) / self.n
+            result[:, : rows.start] += wide[:, rows] @ left / self.n
+        mean = self._mean.T.to(wide)
+        return (result - (wide @ mean.T) @ mean).T
+
+    def factorise(self, ridges: Tensor) -> None:
+        """Put a Cholesky factor of H + diag(ridges) into the square, with larger ridges if rounding asks for them."""
+        potrf = spotrf if self._square.dtype == torch.float32 else dpotrf
+        mean = self._mean.to(self._square)
+        failed = 1
+        while failed:
+            for rows, stripe in self._stripes():
+                base = stripe[:, : rows.stop] / self.n
+                base.addmm_(mean[rows], mean[: rows.stop].T, alpha=-1)
+                self._square[: rows.start, rows] = base[:, : rows.start].T
+                stripe[:, rows].tril_(-1).add_(base[:, rows].tril(-1).T)
+            diagonal = self._diagonal / self.n - self._mean[:, 0].square() + ridges
+            self._square.diagonal().copy_(diagonal)
+            # Row-major above the diagonal is column-major below it.
+            _, failed = potrf(self._square.numpy().T, lower=1, overwrite_a=1, clean=0)
+            ridges = 10 * ridges.clamp_min(1e-7 * float(diagonal.max()))
+
+    def unfactor(self, matrix: Tensor) -> Tensor:
+        """(H + diag(ridges))⁻¹ W for W = `matrix` (D, c), with the factor at hand."""
+        potrs = spotrs if self._square.dtype == torch.float32 else dpotrs
+        solved, _ = potrs(self._square.numpy().T, matrix.to(self._square).numpy(), lower=1)
+        return torch.from_numpy(solved).to(matrix)
