@@ -91,8 +91,10 @@ def write_stack_report(stack: StackRun) -> Path:
         *("kept", "primal", "dual", "rel_gap", "scope", "n_filters"),
         *("train_accuracy", "validation_accuracy", "test_accuracy", "seconds"),
     )
-    scopes = {record["scope"]: record["meaning"] for record in records.values()}
-    said = "".join(f"<br/>Scope <b>{scope}</b>: {escape(meaning)}." for scope, meaning in scopes.items())
+    said = "".join(
+        f"<br/>{name.capitalize()}, scope <b>{record['scope']}</b>: {escape(record['meaning'])}."
+        for name, record in records.items()
+    )
     whole = {name: value for name, value in metrics.items() if name not in ("stages", "out")}
     parts = [
         f'<p class="scope">Each gap is that of its stage on the features it was given.{said}</p>',
