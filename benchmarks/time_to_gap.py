@@ -96,7 +96,8 @@ def run(name: str, n: int, limit: float) -> list[dict]:
     """The lines of `measure` in a process of its own, cut off when it is far beyond its limit."""
     command = [sys.executable, __file__, "--measure", name, str(n), "--limit", str(limit)]
     # cvxpy cannot be interrupted while it builds; the others end by themselves, and then the judge needs its time.
-    allowed = (len(TOLERANCES) + 0.5) * limit + 20 if name in ("clarabel", "scs") else 10 * limit + 60
+    # By the clock on the wall, and generously: on a shared machine it runs several times as fast as the CPU's.
+    allowed = 60 + 5 * limit
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "PYTHONWARNINGS": "ignore"}
     environment["OMP_WAIT_POLICY"] = "PASSIVE"  # waiting threads that spin would measure how busy the machine is
     try:
