@@ -29,7 +29,7 @@ from convcvx.data import load
 
 BETA, KERNEL, POOL, WIDTH, BATCH = 1e-3, 5, 4, 100, 128
 RATES = {"adam": (1e-3, 3e-3, 1e-2, 3e-2), "sgd": (0.01, 0.03, 0.1, 0.3)}
-SNAPSHOTS = (1, 2, 3, 5, 8, 12, 16, 20)
+SNAPSHOTS = (2, 5, 10, 20)
 RESULTS = Path(__file__).parent / "results"
 FOLDER = Path("checkpoints/adam_race")
 
@@ -168,9 +168,11 @@ def judge(data_dir: str, last_only: bool) -> None:
         "|---" * 7 + "|",
     ]
     for name, trace in traces.items():
-        chosen = (
-            trace[-1:] if last_only else trace if name == "convcvx" else [t for t in trace if t["step"] in SNAPSHOTS]
-        )
+        if name == "convcvx":  # rounds are counted anew on every sample
+            trace = [point | {"step": k} for k, point in enumerate(trace)]
+        else:
+            trace = [point for point in trace if point["step"] in SNAPSHOTS]
+        chosen = trace[-1:] if last_only else trace
         for point in chosen:
             value = objective(*point["parameters"], images, onehot)
             bound = f"{point['lower_bound']:.5f}" if "lower_bound" in point else ""

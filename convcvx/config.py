@@ -55,7 +55,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "dictionary": 800,
     },
     "cifar10-fast": {**CIFAR10, "dictionary": 1200},
-    "cifar10": {**CIFAR10, "dictionary": 3200},
+    "cifar10": {**CIFAR10, "dictionary": 1600},
 }
 """`--preset NAME`: a flag or a config file given beside it wins."""
 
