@@ -94,8 +94,8 @@ def check_all_roads(problem: Problem) -> None:
     assert slower["lower_bound"] <= optimum["objective"] * (1 + 1e-9)
     assert slower["objective"] >= optimum["objective"] * (1 - AGREE)
     if solution.n_filters:  # negative control
-        other = sliding_frank_wolfe(problem.with_beta(0.8 * problem.beta), ExactOracle(), tol=1e-3).history[-1]
-        assert other["objective"] != pytest.approx(optimum["objective"], rel=1e-3)
+        other = sliding_frank_wolfe(problem.with_beta(0.5 * problem.beta), ExactOracle(), tol=AGREE).history[-1]
+        assert other["objective"] != pytest.approx(optimum["objective"], rel=5 * AGREE)
 
 
 RANDOM = cases(

@@ -215,3 +215,13 @@ def test_groups_that_are_clearly_in_do_not_slow_the_conjugate_gradients():
     result = solve_master(problem, torch.nn.functional.normalize(torch.cat(clusters)), tol=1e-8)
     assert result.rel_gap <= 1e-8
     assert result.iterations <= 60
+
+
+@everywhere
+def test_a_bad_start_does_not_keep_the_optimum_away(loss):
+    """Far out the cross-entropy is flat in most directions: a warm start worse than no filters is dropped."""
+    problem = flat_problem(12, n_outputs=4, beta=0.01, loss=loss)
+    filters, weights, intercept = random_parameters(problem, 12, seed=1, scale=300.0)
+    cold = solve_master(problem, filters, tol=1e-9)
+    warm = solve_master(problem, filters, weights, intercept, tol=1e-9)
+    assert warm.objective == pytest.approx(cold.objective, rel=1e-8)

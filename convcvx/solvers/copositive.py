@@ -62,16 +62,15 @@ def copositive(
 
     began = perf_counter()
     solution, earlier = begin(problem, start)
-    program = solve_program(
-        problem, Cones.all(problem), backend=backend, tol=max(1e-3 * tol, 1e-9), time_limit=time_limit
-    )
-    solution = _polish(problem, solution, program, seed)
+    cones = Cones.all(problem)
+    program = solve_program(problem, cones, backend=backend, tol=max(1e-3 * tol, 1e-9), time_limit=time_limit)
+    dual_point = problem.in_domain(program.dual_point)
+    bound = CopositiveOracle()(problem, dual_point, starts=program.filters, n_filters=2 * len(cones.cones), seed=seed)
+    solution = _polish(problem, solution, program, bound.filters, seed)
     cut = max_filters is not None and solution.n_filters > max_filters
     if cut:
         largest = solution.weights.flatten(1).norm(dim=1).argsort(descending=True)[:max_filters]
         solution = _fit(problem, solution, solution.filters[largest], None)
-    dual_point = problem.in_domain(program.dual_point)
-    bound = CopositiveOracle()(problem, dual_point, starts=solution.filters, seed=seed)
     predictions = problem.responses.predict(solution.filters, solution.weights, solution.intercept)
     objective, lower_bound = problem.primal(predictions, solution.weights), problem.dual(dual_point, bound.g_max)
     rel_gap = (objective - lower_bound) / max(objective, 1e-300)
@@ -93,10 +92,14 @@ def copositive(
     return solution
 
 
-def _polish(problem: Problem, solution: Solution, program: ProgramResult, seed: int) -> Solution:
-    """The program's network with optimal weights, slid if that lowers the objective, and made sparse."""
-    weights = torch.cat([solution.weights, program.weights])
-    fitted = _fit(problem, solution, torch.cat([solution.filters, program.filters]), weights)
+def _polish(problem: Problem, solution: Solution, program: ProgramResult, maximisers: Tensor, seed: int) -> Solution:
+    """The program's network with optimal weights, slid if that lowers the objective, and made sparse.
+
+    A factorisation may miss filters of the optimum; all of them maximise g at the program's dual point.
+    """
+    filters = torch.cat([solution.filters, program.filters, maximisers])
+    idle = program.weights.new_zeros(len(maximisers), *program.weights.shape[1:])
+    fitted = _fit(problem, solution, filters, torch.cat([solution.weights, program.weights, idle]))
     slid = slide(problem, fitted, seed, accuracy=1e-12)
     slid = _fit(problem, slid, slid.filters, slid.weights)
     best = min((fitted, slid), key=lambda network: _objective(problem, network))

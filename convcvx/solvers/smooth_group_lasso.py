@@ -39,6 +39,10 @@ def solve_smooth(
     shape = len(filters), problem.responses.n_cells
     design = _Design(problem, filters)
     state = _State(problem, design, weights.flatten(0, 1), intercept)
+    constant = problem.constant_predictions()
+    if state.primal_dual()[0] > problem.primal(constant, weights[:0]):
+        # Worse than no filters: far out, where the loss is flat, Newton's method would not find back.
+        state = _State(problem, design, torch.zeros_like(state.matrix), constant[0])
     epsilon = float(state.norms().max()) if len(filters) else 0.0
     settled = False  # whether Newton's method has converged at this ε
     result = MasterResult(weights, intercept, np.inf, np.inf, 0)
