@@ -169,7 +169,7 @@ def judge(data_dir: str, last_only: bool) -> None:
     ]
     for name, trace in traces.items():
         if name == "convcvx":  # rounds are counted anew on every sample
-            trace = [point | {"step": k} for k, point in enumerate(trace)]
+            trace = [point | {"step": k} for k, point in enumerate(trace) if len(point["parameters"][0])]
         else:
             trace = [point for point in trace if point["step"] in SNAPSHOTS]
         chosen = trace[-1:] if last_only else trace
