@@ -65,7 +65,9 @@ def copositive(
     cones = Cones.all(problem)
     program = solve_program(problem, cones, backend=backend, tol=max(1e-3 * tol, 1e-9), time_limit=time_limit)
     dual_point = problem.in_domain(program.dual_point)
-    bound = CopositiveOracle()(problem, dual_point, starts=program.filters, n_filters=2 * len(cones.cones), seed=seed)
+    bound = CopositiveOracle()(
+        problem, dual_point, starts=program.filters, n_filters=max(1, 2 * len(cones.cones)), seed=seed
+    )
     solution = _polish(problem, solution, program, bound.filters, seed)
     cut = max_filters is not None and solution.n_filters > max_filters
     if cut:
