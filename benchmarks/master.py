@@ -155,7 +155,7 @@ def race(model: _Newton, method: Callable[[_Newton], Iterator[Tensor]], limit: f
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", default="../shared/data")
-    parser.add_argument("--limit", type=float, default=60.0)
+    parser.add_argument("--limit", type=float, default=30.0)
     arguments = parser.parse_args()
     train, _ = load("mnist", arguments.data_dir, IMAGES)
     problem = build_problem(train.images, train.targets, spec=PatchSpec((5, 5)), pooling=4, dtype=torch.float64)

@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -155,23 +154,6 @@ def split(dataset: Dataset, validation: float = 0.1, seed: int = 0) -> tuple[Dat
         replace(dataset, images=dataset.images[kept], targets=dataset.targets[kept]),
         replace(dataset, images=dataset.images[held_out], targets=dataset.targets[held_out]),
     )
-
-
-VERSIONS = 5
-"""Versions of an image that `shifted` makes."""
-
-
-def shifted(dataset: Dataset, pixels: int) -> Dataset:
-    """All images, then all moved by so many pixels left, right, up, down: `VERSIONS` of them. Zeros move in."""
-    check_count("shifts", pixels)
-    if isinstance(dataset.images, StreamedImages):
-        raise InputError(f"images that stay on disk, as those of {dataset.name} do, cannot be shifted; drop shifts")
-    height, width = dataset.images.shape[2:]
-    wide = F.pad(dataset.images, 4 * (pixels,))
-    corners = [(1, 1), (1, 2), (1, 0), (2, 1), (0, 1)]
-    versions = [wide[:, :, y * pixels :, x * pixels :][:, :, :height, :width] for y, x in corners]
-    targets = dataset.targets.repeat(VERSIONS, *[1] * (dataset.targets.ndim - 1))
-    return replace(dataset, images=torch.cat(versions), targets=targets)
 
 
 def spiral(n: int = 60, n_classes: int = 3, noise: float = 0.2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from convcvx.certificate import Certificate, certify
 from convcvx.config import DEFAULT_BETA_RATIO, TrainConfig
-from convcvx.data import VERSIONS, Dataset, load, shifted, split
+from convcvx.data import Dataset, load, split
 from convcvx.dictionary import dictionary
 from convcvx.errors import InputError, RunError, check_count, check_positive
 from convcvx.evaluate import accuracy, mean_loss, predict
@@ -27,6 +27,7 @@ from convcvx.problem import Problem
 from convcvx.responses import Responses
 from convcvx.runs import Run
 from convcvx.sharding import Team
+from convcvx.shifts import VERSIONS, shifted
 from convcvx.solution import Solution
 from convcvx.solvers.dictionary_path import fit_dictionary
 from convcvx.training import Plan, build_problem, check_budgets, find_beta_max, solve_problem

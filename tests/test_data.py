@@ -24,8 +24,9 @@ from PIL import Image
 
 from convcvx import data
 from convcvx._compat import import_torchvision
-from convcvx.data import check_images, check_targets, load, shifted, split
+from convcvx.data import check_images, check_targets, load, split
 from convcvx.errors import DataError, InputError
+from convcvx.shifts import shifted
 
 
 def keras_arrays(n=12, n_test=6, shape=(5, 4), n_classes=3):

@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from convcvx.data import VERSIONS, load, shifted
+from convcvx.data import load
 from convcvx.dictionary import SOURCES, dictionary, mirror
 from convcvx.errors import InputError
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
+from convcvx.shifts import VERSIONS, shifted
 from convcvx.solvers.dictionary_path import fit_dictionary
 from convcvx.solvers.master import solve_master
 from convcvx.training import build_problem

@@ -1,0 +1,28 @@
+"""Images moved by a few pixels, to train on besides the images as they are."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+
+from convcvx.data import Dataset
+from convcvx.errors import InputError, check_count
+from convcvx.images import StreamedImages
+
+VERSIONS = 5
+"""Versions of an image that `shifted` makes."""
+
+
+def shifted(dataset: Dataset, pixels: int) -> Dataset:
+    """All images, then all moved by so many pixels left, right, up, down: `VERSIONS` of them. Zeros move in."""
+    check_count("shifts", pixels)
+    if isinstance(dataset.images, StreamedImages):
+        raise InputError(f"images that stay on disk, as those of {dataset.name} do, cannot be shifted; drop shifts")
+    height, width = dataset.images.shape[2:]
+    wide = F.pad(dataset.images, 4 * (pixels,))
+    corners = [(1, 1), (1, 2), (1, 0), (2, 1), (0, 1)]
+    versions = [wide[:, :, y * pixels :, x * pixels :][:, :, :height, :width] for y, x in corners]
+    targets = dataset.targets.repeat(VERSIONS, *[1] * (dataset.targets.ndim - 1))
+    return replace(dataset, images=torch.cat(versions), targets=targets)
