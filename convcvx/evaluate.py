@@ -8,14 +8,20 @@ from torch import Tensor, nn
 from convcvx.images import Images
 from convcvx.losses import encode_targets, get_loss
 
+HIDDEN_SIZE = {"cpu": 1 << 21, "cuda": 1 << 27}
+"""Entries of the widest layer's maps, at the images' resolution, that are computed at once: larger ones leave the cache
+of a CPU and cost it several times the arithmetic."""
+
 
 @torch.no_grad()
-def predict(network: nn.Module, images: Images, batch: int = 8) -> Tensor:
+def predict(network: nn.Module, images: Images) -> Tensor:
     """Network outputs (n, c), computed in batches on the network's own device."""
-    parameter = next(network.parameters())
+    parameters = list(network.parameters())
+    widest = max(parameter.shape[0] for parameter in parameters)
+    size = HIDDEN_SIZE[parameters[0].device.type] // (widest * images.shape[2] * images.shape[3])
     was_training = network.training
     network.eval()
-    outputs = [network(part.to(parameter)).cpu() for part in images.split(batch)]
+    outputs = [network(part.to(parameters[0])).cpu() for part in images.split(max(1, size))]
     network.train(was_training)
     return torch.cat(outputs)
 

@@ -42,8 +42,9 @@ class ContrastConv2d(nn.Conv2d):
 
         mean = average(images)
         variance = (average(images.square()) - mean.square()).clamp_min(0)
-        response = F.conv2d(images, weight, None, self.stride, self.padding) / (variance + self.contrast).sqrt()
-        return response if self.bias is None else response + self.bias[:, None, None]
+        response = F.conv2d(images, weight, None, self.stride, self.padding)
+        scale = (variance + self.contrast).rsqrt()
+        return response * scale if self.bias is None else torch.addcmul(self.bias[:, None, None], response, scale)
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class TwoLayerCNN(nn.Sequential):
             else ContrastConv2d(a.image_shape[0], a.n_filters, a.kernel_size, contrast=a.contrast, **common)
         )
         linear = nn.Linear(a.n_filters * cells[0] * cells[1], a.n_outputs, bias=a.intercept)
-        super().__init__(convolution, nn.ReLU(), pooling.module(), nn.Flatten(), linear)
+        super().__init__(convolution, nn.ReLU(inplace=True), pooling.module(), nn.Flatten(), linear)
         self.architecture = architecture
         self.meta: dict[str, Any] = {}
 
