@@ -16,14 +16,19 @@ of a CPU and cost it several times the arithmetic."""
 @torch.no_grad()
 def predict(network: nn.Module, images: Images) -> Tensor:
     """Network outputs (n, c), computed in batches on the network's own device."""
-    parameters = list(network.parameters())
-    widest = max(parameter.shape[0] for parameter in parameters)
-    size = HIDDEN_SIZE[parameters[0].device.type] // (widest * images.shape[2] * images.shape[3])
+    parameter = next(network.parameters())
     was_training = network.training
     network.eval()
-    outputs = [network(part.to(parameters[0])).cpu() for part in images.split(max(1, size))]
+    outputs = [network(part.to(parameter)).cpu() for part in images.split(batch_size(network, images))]
     network.train(was_training)
     return torch.cat(outputs)
+
+
+def batch_size(network: nn.Module, images: Images) -> int:
+    """How many `images` at once leave the maps of the widest layer of `network` at `HIDDEN_SIZE`."""
+    parameters = list(network.parameters())
+    widest = max(parameter.shape[0] for parameter in parameters)
+    return max(1, HIDDEN_SIZE[parameters[0].device.type] // (widest * images.shape[2] * images.shape[3]))
 
 
 def accuracy(predictions: Tensor, targets: Tensor) -> float:

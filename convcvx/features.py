@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from convcvx.evaluate import batch_size
 from convcvx.images import Images
 from convcvx.network import TwoLayerCNN
 from convcvx.stacked_network import Link
 
-BATCH = 64
 LINK_IMAGES = 4000
 """Images whose maps a link is fitted to, evenly spread."""
 
@@ -40,7 +40,7 @@ def fit_link(
     stage, link = stage.to(device), Link(n_filters, copies * channels, downsample, paired).to(device)
     moment, count = torch.zeros(n_filters, n_filters, dtype=torch.float64), 0
     sample = images[torch.arange(0, len(images), math.ceil(len(images) / LINK_IMAGES))]
-    for part in sample.split(BATCH):
+    for part in sample.split(batch_size(stage, sample)):
         rows = link[0](_maps(stage, part)).movedim(1, -1).flatten(0, -2)
         moment += (rows.T @ rows).double().cpu()
         count += len(rows)
@@ -61,7 +61,7 @@ def fit_link(
 def stream_features(stage: nn.Module, link: nn.Module, images: Images, device: str = "cpu") -> Iterator[Tensor]:
     """The features of the images (n, C, H, W) in half precision, batch by batch."""
     stage, link = stage.to(device), link.to(device)
-    for part in images.split(BATCH):
+    for part in images.split(batch_size(stage, images)):
         yield link(_maps(stage, part)).half().cpu()
 
 
@@ -76,8 +76,10 @@ def cache_features(file: Path, stage: nn.Module, link: nn.Module, images: Images
     fresh = file.with_suffix(".new")
     size = len(images) * math.prod(shape)
     features = torch.from_file(str(fresh), shared=True, size=size, dtype=torch.float16).view(len(images), *shape)
-    for where, part in zip(features.split(BATCH), stream_features(stage, link, images, device), strict=True):
-        where.copy_(part)
+    filled = 0
+    for part in stream_features(stage, link, images, device):
+        features[filled : filled + len(part)] = part
+        filled += len(part)
     fresh.replace(file)  # a mapping of the file that was there stays valid until it is let go
     return features
 
