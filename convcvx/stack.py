@@ -18,19 +18,36 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from torch import nn
 
 from convcvx.config import TrainConfig
 from convcvx.data import Dataset
-from convcvx.errors import InputError, RunError, check_count
+from convcvx.errors import InputError, RunError, check_choice, check_count
 from convcvx.evaluate import accuracy, mean_loss, predict
 from convcvx.features import cache_features, feature_shape, fit_link, stream_features
-from convcvx.job import Data, Report, image_shape, load_data, peak_memory_mb, pick_device, train_job
+from convcvx.job import (
+    DICTIONARY_TOL,
+    Data,
+    Report,
+    image_shape,
+    load_data,
+    peak_memory_mb,
+    pick_device,
+    train_job,
+    training_problem,
+)
+from convcvx.joint_heads import fit_joint_heads
 from convcvx.network import TwoLayerCNN, two_layer_cnn
 from convcvx.pooling import Pooling
+from convcvx.problem import Problem
 from convcvx.runs import Folder, Run
+from convcvx.shifts import VERSIONS
 from convcvx.stacked_network import Link, StackedCNN, stacked_cnn
 
 PARTS = ("train", "test", "validation")
+HEADS = ("last", "mean", "joint")
+JOINT_TUNE = 0.1
+"""Share of the training images on which joint heads choose their β, where the stages choose none."""
 
 
 def _yes(text: str) -> bool:
@@ -68,14 +85,15 @@ class StackConfig:
         Principal channels of each stage's maps that the next one sees; as many as filters, if those are fewer.
     downsample : tuple of int
         Windows by which each stage's maps are averaged down.
-    ensemble : bool
-        Average the heads of all stages instead of using the last.
+    heads : str
+        "last" uses the head of the last stage; "mean" averages those of all stages; "joint" fits all anew, together,
+        after every stage: a stage then has to make them better, not to be better alone.
     """
 
     stages: tuple[TrainConfig, ...]
     channels: tuple[int, ...]
     downsample: tuple[int, ...]
-    ensemble: bool = False
+    heads: str = "last"
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -87,10 +105,11 @@ class StackConfig:
         options: dict[str, Any],
         channels: str = "32",
         downsample: str = "2",
-        ensemble: bool = False,
+        heads: str = "last",
     ) -> StackConfig:
         """Read options of which those in `VARIED` may have a value a stage, by commas; "none" is no value."""
         check_count("stages", n_stages)
+        check_choice("heads", heads, HEADS)
         varied = {name: _spread(name, options[name], n_stages, VARIED[name]) for name in VARIED if name in options}
         stages = [
             TrainConfig.from_dict(options | {name: values[s] for name, values in varied.items()})
@@ -105,6 +124,11 @@ class StackConfig:
                         "dictionary and max_rounds 0"
                     )
                 stages[s] = replace(stages[s], paired=True)
+        if heads == "joint" and (stages[0].loss != "squared" or len({stage.flips for stage in stages}) > 1):
+            raise InputError(
+                f"joint heads need the squared loss, and flips of all stages or of none; got loss {stages[0].loss!r}, "
+                f"flips {', '.join('yes' if stage.flips else 'no' for stage in stages)}"
+            )
         for stage in stages:
             stage.patch_spec()
         links = max(1, n_stages - 1)
@@ -112,7 +136,7 @@ class StackConfig:
             tuple(stages),
             tuple(check_count("channels", k) for k in _spread("channels", channels, links, int)),
             tuple(check_count("downsample", k) for k in _spread("downsample", downsample, links, int)),
-            ensemble,
+            heads,
         )
 
     def check_shapes(self, image_shape: tuple[int, int, int]) -> None:
@@ -155,7 +179,7 @@ class StackRun(Folder):
     def config(self) -> StackConfig:
         stored = self._read_json(self.OPTIONS)
         stages = tuple(TrainConfig.from_dict(stage) for stage in stored.pop("stages"))
-        return StackConfig(stages, tuple(stored["channels"]), tuple(stored["downsample"]), stored["ensemble"])
+        return StackConfig(stages, tuple(stored["channels"]), tuple(stored["downsample"]), stored["heads"])
 
     def stage(self, number: int) -> Run:
         """The run folder of stage 1, 2, ..."""
@@ -183,7 +207,9 @@ def stack_job(config: StackConfig, run: StackRun, report: Report) -> dict[str, A
     stages: list[TwoLayerCNN] = []
     links: list[Link] = []
     records: list[dict[str, Any]] = []
+    problems: list[Problem] = []
     features, cached, best = data, 0.0, -math.inf
+    model = None
     for number, stage_config in enumerate(config.stages, start=1):
         if number > 1:
             channels, downsample = config.channels[number - 2], config.downsample[number - 2]
@@ -191,22 +217,28 @@ def stack_job(config: StackConfig, run: StackRun, report: Report) -> dict[str, A
             features, cached = _cache(run, features, stages[-1], link, report, device)
             links.append(link)
         metrics = _train_stage(run.stage(number), stage_config, features, report)
-        network = two_layer_cnn(run.stage(number).folder)
-        score = _score(network, features[2], stage_config.loss)
+        stages.append(two_layer_cnn(run.stage(number).folder))
+        if config.heads == "joint":
+            problems.append(training_problem(stage_config, features[0], run.stage(number).load_embedding()))
+        if config.heads == "joint" and number > 1:
+            candidate, joint = _join(first, stages, links, problems, report)
+            metrics |= {"joint": joint}
+            score = _score(candidate.to(device), data[2], first.loss)
+        else:
+            candidate = StackedCNN(stages, links, ensemble=config.heads != "last")
+            score = _score(stages[-1].to(device), features[2], first.loss)
         kept = score > best
         records.append({"stage": number, "kept": kept, "score": score, "cache_mb": cached} | metrics)
         if not kept:
             report.begin(f"stage {number} is dropped: validation {score:.4f}, not above {best:.4f} of the stage before")
-            links.pop()
             break
-        best = score
-        stages.append(network)
-    model = StackedCNN(stages, links, ensemble=config.ensemble)
+        best, model = score, candidate
+    assert model is not None
     model.meta = {"data": first.data, "classes": list(data[0].classes), "loss": first.loss}
     result = {
         "stages": records,
-        "n_stages": len(stages),
-        "ensemble": config.ensemble,
+        "n_stages": len(model.stages),
+        "heads": config.heads,
         **_accuracies(model.to(device), data),
         "seconds": perf_counter() - began,
         "peak_memory_mb": peak_memory_mb(),
@@ -219,6 +251,24 @@ def stack_job(config: StackConfig, run: StackRun, report: Report) -> dict[str, A
     return result
 
 
+def _join(
+    first: TrainConfig, stages: list[TwoLayerCNN], links: list[Link], problems: list[Problem], report: Report
+) -> tuple[StackedCNN, dict[str, Any]]:
+    """The stack with joint heads, and what to record of their fit."""
+    versions = VERSIONS if first.shifts else 1
+    tune = first.tune or JOINT_TUNE
+    model, fit = fit_joint_heads(
+        stages, links, problems, tune=tune, versions=versions, flips=first.flips, tol=DICTIONARY_TOL
+    )
+    error = min(step["held_out_error"] for step in fit.path)
+    report.begin(
+        f"joint heads of {len(stages)} stages: beta {fit.beta:.3g}, held-out error {error:.2%}, objective "
+        f"{fit.objective:.5g}, optimal over these filters to {fit.rel_gap:.1e}"
+    )
+    names = ("beta", "objective", "rel_gap")
+    return model, {name: getattr(fit, name) for name in names} | {"held_out_error": error}
+
+
 def _train_stage(run: Run, config: TrainConfig, data: Data, report: Report) -> dict[str, Any]:
     """Train, go on with, or just read one stage."""
     if run.begun and (run.folder / "metrics.json").exists():
@@ -226,7 +276,7 @@ def _train_stage(run: Run, config: TrainConfig, data: Data, report: Report) -> d
     return train_job(config, run, report, resume=run.begun, data=data)
 
 
-def _score(network: TwoLayerCNN, dataset: Dataset | None, loss: str) -> float:
+def _score(network: nn.Module, dataset: Dataset | None, loss: str) -> float:
     """What must rise from stage to stage: accuracy, or minus the loss for real targets."""
     assert dataset is not None
     outputs = predict(network, dataset.images)

@@ -58,9 +58,11 @@ class Quiet:
         self.rounds[-1] += 1
 
 
-def stacked(folder: Path, report: Quiet | None = None, stages: int = 2, **options) -> tuple[StackRun, dict]:
+def stacked(
+    folder: Path, report: Quiet | None = None, stages: int = 2, heads: str = "last", **options
+) -> tuple[StackRun, dict]:
     run = StackRun(folder)
-    settings = StackConfig.of(stages, OPTIONS | options, channels="6", downsample="2")
+    settings = StackConfig.of(stages, OPTIONS | options, channels="6", downsample="2", heads=heads)
     return run, stack_job(settings, run, report or Quiet())
 
 
@@ -133,6 +135,47 @@ def test_an_ensemble_is_the_mean_of_the_heads(two):
     both = StackedCNN(model.stages, model.links, ensemble=True)
     heads = [model.stages[0](x), model(x)]
     torch.testing.assert_close(both(x), (heads[0] + heads[1]) / 2)
+
+
+@torch.no_grad()
+def test_joint_heads_are_the_optimum_over_the_filters_of_both_stages(tmp_path):
+    """Objective and dual feasibility recomputed from the module that was saved, on the training images."""
+    options = {"dictionary": "8,12", "max_rounds": 0, "rank": "none", "tol": 1.0, "tune": 0.2}
+    run, result = stacked(tmp_path / "joint", **options, heads="joint")
+    joint, model = result["stages"][1]["joint"], stacked_cnn(run.folder)
+    train, _ = split(load("digits", limit=300)[0], 0.2, 0)
+    targets = F.one_hot(train.targets, 10).double()
+    norms, columns = [], []
+    for k, stage in enumerate(model.stages):
+        seen = model.features(train.images, k)
+        filters = run.stage(k + 1).load_embedding().filters(stage[0].weight, None)
+        norms.append(filters.norm(dim=1))
+        columns.append(stage[2](stage[1](stage[0](seen))).flatten(2) / norms[-1][:, None])
+    weights = [
+        stage[4].weight.double().unflatten(1, (len(norm), -1)) * norm[:, None] / 2
+        for stage, norm in zip(model.stages, norms, strict=True)
+    ]
+    predictions = model(train.images).double()
+    penalty = sum(float(part.permute(1, 0, 2).flatten(1).norm(dim=1).sum()) for part in weights)
+    primal = float((predictions - targets).square().sum()) / (2 * len(targets)) + joint["beta"] * penalty
+    assert primal == pytest.approx(joint["objective"], rel=1e-3)  # the features were rounded to half precision
+    residual = (targets - predictions) / len(targets)
+    pulls = torch.cat([torch.einsum("njp,nc->jpc", c.double(), residual).flatten(1).norm(dim=1) for c in columns])
+    scale, loss = joint["beta"] / float(pulls.max()), primal - joint["beta"] * penalty
+    dual = scale * float((residual * targets).sum()) - scale**2 * loss  # the residual, shortened until it is feasible
+    assert dual < primal
+    assert (primal - dual) / primal == pytest.approx(joint["rel_gap"], abs=5e-3)
+    assert joint["rel_gap"] < 0.1
+    model.stages[1][4].weight.mul_(0.9)  # a worse network is seen to be one
+    worse = float((model(train.images).double() - targets).square().sum()) / (2 * len(targets))
+    assert worse + joint["beta"] * penalty > primal * (1 + 1e-3)
+
+
+def test_joint_heads_refuse_what_they_cannot_fit():
+    with pytest.raises(InputError, match="joint heads need the squared loss"):
+        StackConfig.of(2, OPTIONS | {"loss": "cross-entropy"}, heads="joint")
+    with pytest.raises(InputError, match="heads must be"):
+        StackConfig.of(2, OPTIONS, heads="both")
 
 
 def test_the_module_can_be_fine_tuned(two):
@@ -262,7 +305,7 @@ def test_real_targets_are_judged_by_their_loss(tmp_path, monkeypatch):
 def test_stack_in_a_real_process(tmp_path):
     options = [part for name, value in OPTIONS.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     command = [sys.executable, "-m", "convcvx.cli", "stack", "--stages", "2", "--channels", "6", *options]
-    command += ["--ensemble", "--out", str(tmp_path / "run"), "--json"]
+    command += ["--heads", "mean", "--out", str(tmp_path / "run"), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     result = json.loads(done.stdout)
     assert done.returncode == (0 if result["status"] == "converged" else 3), done.stderr

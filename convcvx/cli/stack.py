@@ -45,7 +45,14 @@ Channels = Annotated[
     str, _varied("Principal channels of a stage's maps that the next one sees; a value a link, one fewer than stages.")
 ]
 Downsample = Annotated[str, _varied("Window by which a stage's maps are averaged down; a value a link.")]
-Ensemble = Annotated[bool, typer.Option("--ensemble", help="Average the heads of all stages.", rich_help_panel=o.MODEL)]
+Heads = Annotated[
+    str,
+    typer.Option(
+        help="Whose scores count: last, the last stage's; mean, those of all stages, averaged; joint, one head over "
+        "the features of all stages, fitted anew with each.",
+        rich_help_panel=o.MODEL,
+    ),
+]
 
 
 def stack(
@@ -67,7 +74,7 @@ def stack(
     flips: Flips = "no",
     channels: Channels = "32",
     downsample: Downsample = "2",
-    ensemble: Ensemble = False,
+    heads: Heads = "last",
     data: o.Data = TrainConfig.data,
     data_dir: o.DataDir = TrainConfig.data_dir,
     limit: o.Limit = TrainConfig.limit,
@@ -118,7 +125,7 @@ def _open_stack(
         raise InputError("give --resume or --overwrite, not both")
     if resume and out is None:
         raise InputError("--resume needs --out, the stack to go on with")
-    own = {name: options.pop(name) for name in ("channels", "downsample", "ensemble") if name in options}
+    own = {name: options.pop(name) for name in ("channels", "downsample", "heads") if name in options}
     settings = StackConfig.of(options.pop("stages", 2), options, **own)
     out = out or Path("checkpoints") / f"{Path(settings.stages[0].data).stem}-stack"
     if resume and StackRun(out).begun:

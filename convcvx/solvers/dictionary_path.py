@@ -9,17 +9,11 @@ Gram matrix, with the Cholesky factor of an earlier one as preconditioner: the p
 a W was found by, its objective and its duality gap are what is reported. Every image is visited once: the path needs
 the Gram matrix of the images kept and the responses of the images held out, which join the Gram matrix for the last
 solve.
-
-With flips each image stands for itself and its mirror image. The dictionary is closed under mirroring: then the
-optimum can be taken symmetric, a mirrored filter having the mirrored weights, because the objective is convex and
-mirroring does not change it. Such a network says the same of an image and of its mirror image, so that the sums of
-each filter's responses and its mirror's over the images as they are carry the whole problem: twice the images for
-half the features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +23,7 @@ from torch import Tensor
 from convcvx.errors import InputError
 from convcvx.problem import Problem
 from convcvx.solution import Solution
+from convcvx.solvers.dictionary_features import Features
 from convcvx.solvers.gram import Gram
 
 RATIOS = tuple(10 ** (-1 - k / 2) for k in range(12))
@@ -43,18 +38,17 @@ CG_STEPS, CG_REDUCTION, WORN = 40, 1e-2, 25
 """Conjugate gradient steps of a ridge regression at most, what they reduce its residual to, and how many of them call
 for a fresh factor."""
 TINY = 1e-37
-BATCH = 1024
-"""Images whose features are multiplied at once."""
 
 
 @dataclass(frozen=True)
 class DictionaryFit:
-    """The optimum over a dictionary.
+    """The optimum over a dictionary, or over several that look at the same images or at features of them.
 
     Attributes
     ----------
-    solution : Solution
-        Without history; filters that got no weight are dropped.
+    filters, weights : tuple of Tensor
+        (m, r) and (m, P, c) of each dictionary.
+    intercept : Tensor (c,)
     beta, beta_max : float
         β, and the largest g of the dictionary's filters at the best constant predictor.
     objective, rel_gap : float
@@ -64,17 +58,30 @@ class DictionaryFit:
         A record for each β tried: beta, objective, rel_gap, n_filters, held_out_loss, held_out_error.
     """
 
-    solution: Solution
+    filters: tuple[Tensor, ...]
+    weights: tuple[Tensor, ...]
+    intercept: Tensor
     beta: float
     beta_max: float
     objective: float
     rel_gap: float
     path: list[dict[str, Any]] = field(default_factory=list)
 
+    @property
+    def solution(self) -> Solution:
+        """That on the first dictionary, without history; filters that got no weight are dropped."""
+        (filters, weights), c = (self.filters[0], self.weights[0]), len(self.intercept)
+        return Solution.empty(filters.shape[1], weights.shape[1], c).with_parameters(filters, weights, self.intercept)
 
-def fit_dictionary(
-    problem: Problem,
-    filters: Tensor,
+
+def fit_dictionary(problem: Problem, filters: Tensor, **options: Any) -> DictionaryFit:
+    """`fit_dictionaries` for one dictionary on one problem."""
+    return fit_dictionaries([problem], [filters], **options)
+
+
+def fit_dictionaries(
+    problems: Sequence[Problem],
+    filters: Sequence[Tensor],
     *,
     beta_ratio: float | None = None,
     beta: float | None = None,
@@ -83,14 +90,17 @@ def fit_dictionary(
     flips: bool = False,
     tol: float = 1e-2,
 ) -> DictionaryFit:
-    """Optimal weights for a dictionary, at a given β or at the one that held-out images prefer.
+    """Optimal weights for dictionaries, at a given β or at the one that held-out images prefer.
+
+        min_{W, b}  (1/2n) Σ_i ‖Σ_s A_si W_s + b - y_i‖² + β Σ_s Σ_j ‖W_sj‖_F
 
     Parameters
     ----------
-    problem : Problem
-        With the squared loss; its own β is not used.
-    filters : Tensor (m, r)
-        Of unit norm; with `flips`, the second half are the mirror images of the first, as `dictionary` gives them.
+    problems : sequence of Problem
+        On the same images, or on features of them, with the same targets and the squared loss; their β is not used.
+    filters : sequence of Tensor (m, r)
+        The dictionary on each, of unit norm; with `flips`, the second half are the mirror images of the first, as
+        `dictionary` gives them.
     beta_ratio, beta : float, optional
         β as a share of `beta_max`, or itself. Without either, β is the one of the path with the least error on
         held-out images.
@@ -108,9 +118,10 @@ def fit_dictionary(
     InputError
         For another loss, or flips of images whose patches are not placed symmetrically.
     """
+    problem = problems[0]
     if problem.loss.name != "squared":
         raise InputError(f"a dictionary needs the squared loss; got loss {problem.loss.name!r}")
-    features = _Features(problem, filters, flips)
+    features = Features([p.responses for p in problems], filters, flips)
     tuned = beta is None and beta_ratio is None
     held = torch.zeros(problem.n // versions, dtype=torch.bool)
     if tuned:
@@ -140,9 +151,8 @@ def fit_dictionary(
     del held_out
     assert beta is not None
     point = lasso.solve(beta, point, tol, MAX_ITER)
-    solution = Solution.empty(problem.responses.dim, problem.responses.n_cells, problem.n_outputs)
-    solution = solution.with_parameters(filters, features.weights(point.matrix), gram.intercept(point.matrix))
-    return DictionaryFit(solution, beta, beta_max, point.objective, point.rel_gap, path)
+    weights, intercept = features.weights(point.matrix), gram.intercept(point.matrix)
+    return DictionaryFit(tuple(filters), weights, intercept, beta, beta_max, point.objective, point.rel_gap, path)
 
 
 def _error(record: dict[str, Any]) -> tuple[float, float]:
@@ -178,55 +188,6 @@ def _wrong(predictions: Tensor, targets: Tensor) -> float:
     return float((predictions.argmax(dim=1) != targets.argmax(dim=1)).double().mean()) if one_hot else 0.0
 
 
-class _Features:
-    """The columns of the regression: responses to the filters or, with flips, their sums with those to the mirrors."""
-
-    def __init__(self, problem: Problem, filters: Tensor, flips: bool) -> None:
-        responses = problem.responses
-        self.responses, self.filters, self.flips = responses, filters, flips
-        self.copies = 2 if flips else 1
-        """Filters that share a group of weights."""
-        self.n_groups, self.n_cells = len(filters) // self.copies, responses.n_cells
-        self.size = self.n_groups * self.n_cells
-        if flips:
-            self._check_symmetry()
-            self._map = responses.pooling.output_size(*responses.map_size)
-
-    def _check_symmetry(self) -> None:
-        spec, width = self.responses.embedding.spec, self.responses.images.shape[3]
-        left = (width + 2 * spec.padding[1] - spec.kernel_size[1]) % spec.stride[1]
-        pool = self.responses.pooling.matrix(*self.responses.map_size)
-        grid = self.responses.map_size
-        cells = self.responses.pooling.output_size(*grid)
-        mirrored = pool is None or pool.view(*cells, *grid).flip(1, 3)
-        if left or not (pool is None or torch.allclose(mirrored.reshape(pool.shape), pool)):  # type: ignore[union-attr]
-            raise InputError(
-                "flips need patches and pooling cells that lie symmetrically in the image; change stride, padding or "
-                "pool, or train without flips"
-            )
-
-    def batches(self) -> Iterator[tuple[slice, Tensor]]:
-        """Yield (images, features (b, n_groups·P)) until all images are through, `BATCH` at a time."""
-        width = len(self.filters) * self.n_cells * self.responses.dtype.itemsize
-        for where, block in self.responses.blocks(self.filters, BATCH * width):
-            yield where, self._fold(block).flatten(1).cpu()
-
-    def _fold(self, block: Tensor) -> Tensor:
-        if not self.flips:
-            return block
-        first, second = block.split(self.n_groups, dim=1)
-        return first + self._mirror(second, 2)
-
-    def _mirror(self, pooled: Tensor, cells: int) -> Tensor:
-        """Flip the axis `cells` of P pooling cells left to right."""
-        return pooled.unflatten(cells, self._map).flip(cells + 1).flatten(cells, cells + 1)
-
-    def weights(self, matrix: Tensor) -> Tensor:
-        """(n_groups·P, c) to the weights (m, P, c) of all filters."""
-        weights = matrix.unflatten(0, (self.n_groups, self.n_cells))
-        return torch.cat([weights, self._mirror(weights, 1)]) if self.flips else weights
-
-
 @dataclass(frozen=True)
 class _Point:
     """W, the η after it, and what W is worth."""
@@ -240,13 +201,14 @@ class _Point:
 class _GroupLasso:
     """The group lasso that a Gram matrix defines; a group is what the features of one filter, or of a pair, weigh."""
 
-    def __init__(self, gram: Gram, features: _Features) -> None:
+    def __init__(self, gram: Gram, features: Features) -> None:
         self.gram, self.features = gram, features
         self._worn = True
 
     def norms(self, matrix: Tensor) -> Tensor:
         """Frobenius norm of each group (n_groups,)."""
-        return matrix.reshape(self.features.n_groups, -1).norm(dim=1)
+        squares = matrix.double().square().sum(dim=1)
+        return squares.new_zeros(self.features.n_groups).index_add_(0, self.features.group, squares).sqrt()
 
     def beta_max(self) -> float:
         return float(self.norms(self.gram.linear).max()) / self.features.copies
@@ -284,8 +246,8 @@ class _GroupLasso:
 
         The weights of a filter with η = 0 are zero.
         """
-        alive = (sizes > 0).repeat_interleave(self.features.n_cells)[:, None]
-        ridges = (penalty / sizes.clamp_min(1e-4 * float(sizes.mean()))).repeat_interleave(self.features.n_cells)
+        alive = (sizes > 0)[self.features.group, None]
+        ridges = (penalty / sizes.clamp_min(1e-4 * float(sizes.mean())))[self.features.group]
         if self._worn:
             self.gram.factorise(ridges)
         if not bool(alive.all()):
