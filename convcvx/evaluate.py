@@ -2,33 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import torch
 from torch import Tensor, nn
 
 from convcvx.images import Images
 from convcvx.losses import encode_targets, get_loss
+from convcvx.threads import each
 
 HIDDEN_SIZE = {"cpu": 1 << 21, "cuda": 1 << 27}
 """Entries of the widest layer's maps, at the images' resolution, that are computed at once: larger ones leave the cache
 of a CPU and cost it several times the arithmetic."""
 
 
-@torch.no_grad()
 def predict(network: nn.Module, images: Images) -> Tensor:
     """Network outputs (n, c), computed in batches on the network's own device."""
-    parameter = next(network.parameters())
     was_training = network.training
     network.eval()
-    outputs = [network(part.to(parameter)).cpu() for part in images.split(batch_size(network, images))]
+    outputs = torch.cat(list(stream(network, network, images)))
     network.train(was_training)
-    return torch.cat(outputs)
+    return outputs
 
 
-def batch_size(network: nn.Module, images: Images) -> int:
-    """How many `images` at once leave the maps of the widest layer of `network` at `HIDDEN_SIZE`."""
+def stream(function: Callable[[Tensor], Tensor], network: nn.Module, images: Images) -> Iterator[Tensor]:
+    """What `function`, which is made of layers of `network`, makes of the images, batch by batch, on the CPU.
+
+    So many images at once that the maps of the widest layer have about `HIDDEN_SIZE` entries.
+    """
     parameters = list(network.parameters())
-    widest = max(parameter.shape[0] for parameter in parameters)
-    return max(1, HIDDEN_SIZE[parameters[0].device.type] // (widest * images.shape[2] * images.shape[3]))
+    device, widest = parameters[0].device.type, max(parameter.shape[0] for parameter in parameters)
+    size = max(1, HIDDEN_SIZE[device] // (widest * images.shape[2] * images.shape[3]))
+
+    def work(part: Tensor) -> Tensor:
+        with torch.no_grad():
+            return function(part.to(parameters[0])).cpu()
+
+    parts = images.split(size)
+    return map(work, parts) if device != "cpu" else each(work, parts)
 
 
 def accuracy(predictions: Tensor, targets: Tensor) -> float:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from convcvx.evaluate import batch_size
+from convcvx.evaluate import stream
 from convcvx.images import Images
 from convcvx.network import TwoLayerCNN
 from convcvx.stacked_network import Link
@@ -40,9 +40,9 @@ def fit_link(
     stage, link = stage.to(device), Link(n_filters, copies * channels, downsample, paired).to(device)
     moment, count = torch.zeros(n_filters, n_filters, dtype=torch.float64), 0
     sample = images[torch.arange(0, len(images), math.ceil(len(images) / LINK_IMAGES))]
-    for part in sample.split(batch_size(stage, sample)):
-        rows = link[0](_maps(stage, part)).movedim(1, -1).flatten(0, -2)
-        moment += (rows.T @ rows).double().cpu()
+    for maps in stream(lambda part: link[0](_maps(stage, part)), stage, sample):
+        rows = maps.movedim(1, -1).flatten(0, -2)
+        moment += (rows.T @ rows).double()
         count += len(rows)
     moment /= copies * count
     halves = moment.unflatten(0, (copies, -1)).unflatten(2, (copies, -1))
@@ -57,12 +57,10 @@ def fit_link(
     return link
 
 
-@torch.no_grad()
 def stream_features(stage: nn.Module, link: nn.Module, images: Images, device: str = "cpu") -> Iterator[Tensor]:
     """The features of the images (n, C, H, W) in half precision, batch by batch."""
     stage, link = stage.to(device), link.to(device)
-    for part in images.split(batch_size(stage, images)):
-        yield link(_maps(stage, part)).half().cpu()
+    return stream(lambda part: link(_maps(stage, part)).half(), stage, images)
 
 
 def feature_shape(stage: nn.Module, link: nn.Module, images: Images) -> tuple[int, ...]:
@@ -87,4 +85,4 @@ def cache_features(file: Path, stage: nn.Module, link: nn.Module, images: Images
 def _maps(stage: nn.Module, images: Tensor) -> Tensor:
     """The rectified maps of a `TwoLayerCNN`."""
     convolution, relu, *_ = stage.children()
-    return relu(convolution(images.to(next(stage.parameters()))))
+    return relu(convolution(images))

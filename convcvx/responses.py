@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import TypeVar
 
 import torch
@@ -22,6 +20,7 @@ from convcvx.errors import InputError
 from convcvx.images import Images
 from convcvx.patches import PatchEmbedding
 from convcvx.pooling import Pool, Pooling
+from convcvx.threads import each
 
 CHUNK_BYTES = {"cpu": 1 << 20, "cuda": 1 << 28}
 """Patches or responses of one chunk: about the L2 cache of a core, large enough to fill a GPU."""
@@ -40,12 +39,6 @@ Residual = Callable[[Tensor, Tensor], Tensor]
 It is called from several threads at once.
 """
 Result = TypeVar("Result")
-
-
-@cache
-def _workers(count: int) -> ThreadPoolExecutor:
-    """`count` threads whose own operations run on one core each."""
-    return ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
 
 
 class Responses:
@@ -152,10 +145,7 @@ class Responses:
         """`work` on each span of the images from `start` to `stop`, in their order, on all cores."""
         size = SPAN[self.device.type]
         spans = [slice(first, min(first + size, stop)) for first in range(start, stop, size)]
-        threads = torch.get_num_threads()
-        if self.device.type != "cpu" or threads == 1 or len(spans) == 1:
-            return map(work, spans)
-        return _workers(threads).map(work, spans)
+        return map(work, spans) if self.device.type != "cpu" or len(spans) == 1 else each(work, spans)
 
     def _zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=torch.float64, device=self.device)
