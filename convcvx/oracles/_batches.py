@@ -43,9 +43,8 @@ class BatchedSearch(Search):
 
     def orthants(self) -> Cones:
         """Half of them; their antipodes are the others."""
-        vertices = torch.diag_embed(
-            torch.tensor([(1.0, *signs) for signs in itertools.product((1.0, -1.0), repeat=self.rank - 1)]).double()
-        ).to(self.device)
+        signs = [(1.0, *signs) for signs in itertools.product((1.0, -1.0), repeat=self.rank - 1)]
+        vertices = torch.diag_embed(torch.tensor(signs, dtype=torch.float64, device=self.device))
         n, roots = len(vertices), torch.as_tensor(self.tree.division.roots, device=self.device).long()
         whole = torch.full((n,), torch.inf, dtype=torch.float64, device=self.device)
         none = torch.zeros(n, dtype=torch.long, device=self.device)
@@ -61,7 +60,7 @@ class BatchedSearch(Search):
 
     def _open(self, cones: Cones) -> Cones:
         """Without those that need no division any more; asks whether to stop."""
-        low = cones.bounds <= self.threshold[0]
+        low = cones.bounds <= float(self.threshold[0])
         self._record(cones.bounds[low])
         cones = cones[~low]
         self.stopped = self.goal.stopped(self.cones) if len(cones) else None
@@ -100,16 +99,17 @@ class BatchedSearch(Search):
         point = vertices[cone, vertex] * (1 - 2 * sign)
         self.raise_threshold(float(values.flatten()[best]), point[None].cpu().numpy())
 
+        threshold = float(self.threshold[0])
         bounds = torch.minimum(bounds, cones.bounds[:, None])
         last = (longest <= NARROWEST) | (cones.halvings >= 12 * d * d)
-        done = (bounds <= self.threshold[0]) | last[:, None]
+        done = (bounds <= threshold) | last[:, None]
         self._record(bounds[cones.signs & done])
         signs = cones.signs & ~done
         counts = torch.bincount(kept.owners, minlength=len(cones))
         bounds = torch.where(signs, bounds, 0.0).amax(1)
         halvable = signs.any(1)
         parents = Cones(vertices, linear, bounds, signs, cones.halvings + 1, counts, kept.entries)[halvable]
-        return halve(parents, strain[halvable] + CURVATURE * self.threshold[0] * edges[halvable])
+        return halve(parents, strain[halvable] + CURVATURE * threshold * edges[halvable])
 
     def bound(self, vertices: Tensor, kept: Kept, linear: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`_cones.cone_bound` on the cones and their antipodes (B, 2), values that g reaches at their vertices

@@ -45,6 +45,10 @@ misjudge a sign: the row's contribution is then wrong by no more than d·ε ‖s
 by a few ε, which opens gaps between cones: u in a gap is within 4 √d ε per halving of a point that is covered, and g
 is Lipschitz with constant Σ‖s_k‖. No cone comes from more than 12 d² halvings. The allowance of `_blocks.py` is above
 the sum of these. The few operations on the d×d forms have a relative error below 1e-12, by which the bound is raised.
+
+**Where it runs.** On a CPU threads take blocks of cones (`_blocks.py`) and bound one cone after another (`_cones.py`,
+compiled); on a GPU batches of cones are bounded at a time (`_batches.py`, `_batched_cones.py`), in float64 as well. The
+mathematics and the allowance are the same; what differs is the order of sums, of cones, and hence of incumbents.
 """
 
 from __future__ import annotations
@@ -119,7 +123,7 @@ class BranchAndBoundOracle:
         began = time.perf_counter()
         charged = ChargedRows.build(problem, dual_point)
         points = None if starts is None else (starts.double().cpu() @ charged.frame.T).numpy()
-        device = problem.responses.device.type
+        device = problem.responses.device
         return self.maximise(charged, points, n_filters=n_filters, seed=seed, target=target, began=began, device=device)
 
     def maximise(
@@ -131,7 +135,7 @@ class BranchAndBoundOracle:
         seed: int = 0,
         target: float = 0.0,
         began: float | None = None,
-        device: str = "cpu",
+        device: torch.device | str = "cpu",
     ) -> OracleResult:
         """The same for rows already charged, and `starts` (q, d) in their coordinates.
 
@@ -174,9 +178,9 @@ class BranchAndBoundOracle:
 
     @staticmethod
     def search(
-        charged: ChargedRows, tree: RowTree, incumbents: Incumbents, goal: Goal, device: str
+        charged: ChargedRows, tree: RowTree, incumbents: Incumbents, goal: Goal, device: torch.device | str
     ) -> BlockSearch | BatchedSearch:
         """The search that suits the device."""
-        if device == "cuda":
+        if torch.device(device).type == "cuda":
             return BatchedSearch(charged, tree, incumbents, goal, device)
         return BlockSearch(charged, tree, incumbents, goal)
