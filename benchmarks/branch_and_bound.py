@@ -68,11 +68,11 @@ def mnist(folder: Path, n: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.tensor(pixels.reshape(n, 1, 28, 28)).float() / 255, torch.tensor(classes).long()
 
 
-def measure(case: Case, folder: Path, rel_tol: float, solve_seconds: float, time_limit: float) -> str:
+def measure(case: Case, folder: Path, rel_tol: float, solve_seconds: float, time_limit: float, device: str) -> str:
     images, classes = mnist(folder, case.images)
     embedding = PatchEmbedding.fit(images, PatchSpec(3, rank=case.rank))
     problem = Problem.build(Responses(images, embedding, dtype=torch.float64), classes, 1.0)
-    oracle = BranchAndBoundOracle(rel_tol, time_limit)
+    oracle = BranchAndBoundOracle(rel_tol, time_limit, device=device)
     at_zero = oracle(problem, problem.dual_point(problem.constant_predictions()))
     problem = problem.with_beta(case.ratio * float(at_zero.values[0]))
     head = f"| {case.rank} | {case.images:,} | {case.ratio:g} | {problem.beta:.3e} | {excess(at_zero):.2g} |"
@@ -97,11 +97,13 @@ def excess(result: OracleResult) -> float:
     return result.upper_bound / float(result.values[0]) - 1
 
 
-def machine() -> str:
+def machine(device: str) -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")] or [platform.machine()]
+    gpu = f"{torch.cuda.get_device_name()} and " if device == "cuda" else ""
     return (
-        f"{numba.get_num_threads()} threads on {names[0]}, {platform.system()}; Python {platform.python_version()}, "
+        gpu
+        + f"{numba.get_num_threads()} threads on {names[0]}, {platform.system()}; Python {platform.python_version()}, "
         f"numpy {np.__version__}, numba {numba.__version__}, torch {torch.__version__}"
     )
 
@@ -113,16 +115,17 @@ def main() -> None:
     parser.add_argument("--rel-tol", type=float, default=1e-2)
     parser.add_argument("--solve-seconds", type=float, default=40.0)
     parser.add_argument("--time-limit", type=float, default=30.0)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the bound is computed")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "branch_and_bound.md")
     parser.add_argument("--append", action="store_true", help="add rows to the table in --out")
     arguments = parser.parse_args()
-    budget = arguments.rel_tol, arguments.solve_seconds, arguments.time_limit
-    measure(Case(3, 50, 0.1), arguments.data_dir, 0.1, 1.0, 60.0)  # compiles
+    budget = arguments.rel_tol, arguments.solve_seconds, arguments.time_limit, arguments.device
+    measure(Case(3, 50, 0.1), arguments.data_dir, 0.1, 1.0, 60.0, arguments.device)  # compiles
     lines = [
         "# Branch and bound on MNIST",
         "",
         "Non-zero 3x3 patches, global average pooling, squared loss; stopped at a bound within "
-        f"{arguments.rel_tol:g} of the best g found, or after {arguments.time_limit:g} s. {machine()}.",
+        f"{arguments.rel_tol:g} of the best g found, or after {arguments.time_limit:g} s. {machine(arguments.device)}.",
         "",
         HEADER,
         "|---" * HEADER.count(" | ") + "|---|",

@@ -5,15 +5,19 @@ Tolerances: float64 sums in another order, 1e-10 relative; float32 arithmetic, 1
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from convcvx.certificate import certify_parameters
 from convcvx.data import load
 from convcvx.images import StreamedImages
+from convcvx.oracles import BranchAndBoundOracle
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.training import build_problem, solve_problem
 from tests.conftest import random_parameters
+from tests.test_batches import both_on_every_cone
+from tests.test_branch_and_bound import random_rows
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
 
@@ -73,3 +77,38 @@ def test_training_on_the_gpu_is_certified_alike_on_both(loss, streamed):
         assert 0 < found.dual <= found.primal
         primals.append(found.primal)
     assert primals[0] == pytest.approx(primals[1], rel=1e-10)  # float64 on both, whatever the training used
+
+
+def test_cones_are_bounded_on_the_gpu_as_on_the_cpu():
+    """Entry lists alike, bounds alike up to float64 sums in another order: nothing is multiplied in less."""
+    charged = random_rows(3000, 3, 10, 2)
+    weight = np.linalg.norm(charged.charges, axis=1).sum()
+    for ours, theirs in both_on_every_cone(charged, 4, "cuda"):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-11 * weight)
+
+
+def test_branch_and_bound_on_the_gpu_proves_the_same():
+    there, here = problem("cuda"), problem("cpu")
+    dual_point = here.dual_point(here.constant_predictions())
+    results = [
+        oracle(p, dual_point, n_filters=2)
+        for oracle, p in (
+            (BranchAndBoundOracle(1e-2, max_cones=3000), there),
+            (BranchAndBoundOracle(1e-2, max_cones=3000, device="cuda"), here),
+            (BranchAndBoundOracle(1e-2, max_cones=3000), here),
+        )
+    ]
+    best = max(float(result.values[0]) for result in results)
+    for result in results:
+        assert result.scope == "global"
+        assert best <= result.upper_bound
+
+
+@pytest.mark.parametrize("d", [2, 3, 4])
+def test_branch_and_bound_on_the_gpu_is_as_tight(d):
+    charged = random_rows(2000, d, 3, 2)
+    exact = BranchAndBoundOracle(1e-2).maximise(charged)
+    result = BranchAndBoundOracle(1e-2, device="cuda").maximise(charged)
+    assert result.stats["stopped"] == "bound"
+    best = max(float(exact.values[0]), float(result.values[0]))
+    assert best <= result.upper_bound <= float(result.values[0]) * 1.01 * (1 + 1e-9)

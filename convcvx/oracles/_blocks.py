@@ -134,35 +134,51 @@ class Block:
 
 
 class Search:
-    """The blocks still open, and the threads that work on them, best bound first."""
+    """What the searches share: the tree, the allowance, the threshold that incumbents raise, and the tally."""
 
     def __init__(self, charged: ChargedRows, tree: RowTree, incumbents: Incumbents, goal: Goal) -> None:
         self.tree, self.n_rows = tree, len(charged.rows)
         self.incumbents, self.goal = incumbents, goal
-        d = charged.rows.shape[1]
+        self.rank = charged.rows.shape[1]
         self.fold = self.tree.fold(charged.n_cells)
-        self.fineness = FINENESS.get(d, 0.03)
-        self.allowance = _allowance(self.tree.weight, len(charged.rows), self.fold.size, d)
+        self.fineness = FINENESS.get(self.rank, 0.03)
+        self.allowance = _allowance(self.tree.weight, len(charged.rows), self.fold.size, self.rank)
         self.threshold = np.array([goal.threshold(float(incumbents.values[0]))])
-        self.pruned, self.cones, self.entries, self.busy, self.made = 0.0, 0, 0, 0, 0
+        self.pruned, self.cones, self.entries = 0.0, 0, 0
         self.stopped: str | None = None
+
+    def raise_threshold(self, value: float, points: np.ndarray) -> None:
+        """Climb from (q, d) points, the best of which has g >= `value`, if that is news."""
+        if value > self.incumbents.values[0] * (1 + 1e-9):
+            self.incumbents.climb(points, 3)
+            self.threshold[0] = max(self.threshold[0], self.goal.threshold(float(self.incumbents.values[0])))
+
+    def outcome(self, still_open: float) -> tuple[float, int, int, str]:
+        """The proved bound, the numbers of cones and entries looked at, and why the search stopped."""
+        # nothing exceeds this, and it is finite even if no cone was looked at
+        bound = min(max(self.pruned, still_open), self.tree.weight * (1 + 1e-12) + self.allowance)
+        return bound, self.cones, self.entries, self.stopped or "bound"
+
+
+class BlockSearch(Search):
+    """The blocks still open, and the threads that work on them, best bound first."""
+
+    def __init__(self, charged: ChargedRows, tree: RowTree, incumbents: Incumbents, goal: Goal) -> None:
+        super().__init__(charged, tree, incumbents, goal)
+        self.busy, self.made = 0, 0
         self.open: list[Block] = []
-        self.running: dict[int, float] = {}
         self.change = threading.Condition()
-        for signs in itertools.product((1.0, -1.0), repeat=d - 1):
+        for signs in itertools.product((1.0, -1.0), repeat=self.rank - 1):
             self._push(np.diag((1.0, *signs)), np.zeros_like(self.fold), self.tree.division.roots, 3, 0, np.inf)
 
     def run(self) -> tuple[float, int, int, str]:
-        """The proved bound, the numbers of cones and entries looked at, and why the search stopped."""
+        """Search; see `outcome`."""
         # Threads share incumbents as they find them, so that only one thread finds the same ones every time.
         threads = numba.get_num_threads() if self.n_rows > SERIAL_ROWS else 1
         with ThreadPoolExecutor(threads) as pool:
             for job in [pool.submit(self._work) for _ in range(threads)]:
                 job.result()
-        still_open = max((-block.priority for block in self.open), default=0.0)
-        # nothing exceeds this, and it is finite even if no cone was looked at
-        bound = min(max(self.pruned, still_open), self.tree.weight * (1 + 1e-12) + self.allowance)
-        return bound, self.cones, self.entries, self.stopped or "bound"
+        return self.outcome(max((-block.priority for block in self.open), default=0.0))
 
     def _push(
         self, vertices: np.ndarray, linear: np.ndarray, indices: np.ndarray, signs: int, halvings: int, bound: float
@@ -209,9 +225,7 @@ class Search:
             for entry in workspace.entries():
                 self._push(*entry)
             value, vertex = workspace.incumbent()
-            if value > self.incumbents.values[0] * (1 + 1e-9):
-                self.incumbents.climb(vertex[None], 3)
-                self.threshold[0] = max(self.threshold[0], self.goal.threshold(float(self.incumbents.values[0])))
+            self.raise_threshold(value, vertex[None])
 
 
 class Workspace:

@@ -45,6 +45,10 @@ misjudge a sign: the row's contribution is then wrong by no more than d·ε ‖s
 by a few ε, which opens gaps between cones: u in a gap is within 4 √d ε per halving of a point that is covered, and g
 is Lipschitz with constant Σ‖s_k‖. No cone comes from more than 12 d² halvings. The allowance of `_blocks.py` is above
 the sum of these. The few operations on the d×d forms have a relative error below 1e-12, by which the bound is raised.
+
+**Where it runs.** On a CPU threads take blocks of cones (`_blocks.py`) and bound one cone after another (`_cones.py`,
+compiled); on a GPU batches of cones are bounded at a time (`_batches.py`, `_batched_cones.py`), in float64 as well. The
+mathematics and the allowance are the same; what differs is the order of sums, of cones, and hence of incumbents.
 """
 
 from __future__ import annotations
@@ -55,8 +59,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convcvx.errors import InputError, check_count, check_positive
-from convcvx.oracles._blocks import Goal, Incumbents, Search
+from convcvx.errors import InputError, check_choice, check_count, check_positive
+from convcvx.oracles._batches import BatchedSearch
+from convcvx.oracles._blocks import BlockSearch, Goal, Incumbents
 from convcvx.oracles._row_tree import RowTree
 from convcvx.oracles.base import ChargedRows, OracleResult
 from convcvx.problem import Problem
@@ -76,6 +81,10 @@ class BranchAndBoundOracle:
     far_tol : float
         As long as g is found far above the `target`, a tenth of its relative excess takes the place of `rel_tol`, but
         no more than this: a solver that has far to go needs no digits.
+    device : {"cpu", "cuda"}, optional
+        Where cones are bounded, by default where the problem's images are: on a CPU one after another in compiled
+        threads, on a GPU in batches. The proof is the same; the order in which a GPU adds differs from run to run, and
+        with it the last digits.
 
     Examples
     --------
@@ -92,11 +101,13 @@ class BranchAndBoundOracle:
         time_limit: float | None = None,
         max_cones: int | None = None,
         far_tol: float = 0.0,
+        device: str | None = None,
     ) -> None:
         self.rel_tol = check_positive("rel_tol", rel_tol)
         self.time_limit = None if time_limit is None else check_positive("time_limit", time_limit, zero=True)
         self.max_cones = None if max_cones is None else check_count("max_cones", max_cones, minimum=0)
         self.far_tol = check_positive("far_tol", far_tol, zero=True)
+        self.device = None if device is None else check_choice("device", device, ("cpu", "cuda"))
 
     def __call__(
         self,
@@ -112,7 +123,8 @@ class BranchAndBoundOracle:
         began = time.perf_counter()
         charged = ChargedRows.build(problem, dual_point)
         points = None if starts is None else (starts.double().cpu() @ charged.frame.T).numpy()
-        return self.maximise(charged, points, n_filters=n_filters, seed=seed, target=target, began=began)
+        device = problem.responses.device
+        return self.maximise(charged, points, n_filters=n_filters, seed=seed, target=target, began=began, device=device)
 
     def maximise(
         self,
@@ -123,10 +135,12 @@ class BranchAndBoundOracle:
         seed: int = 0,
         target: float = 0.0,
         began: float | None = None,
+        device: torch.device | str = "cpu",
     ) -> OracleResult:
         """The same for rows already charged, and `starts` (q, d) in their coordinates.
 
-        `began`, by `time.perf_counter`, is when the time limit starts to run.
+        `began`, by `time.perf_counter`, is when the time limit starts to run; `device` is the one to use if the
+        oracle was given none.
         """
         check_count("n_filters", n_filters)
         began = time.perf_counter() if began is None else began
@@ -143,7 +157,8 @@ class BranchAndBoundOracle:
             incumbents.climb(incumbents.points[:4], 6)
             deadline = None if self.time_limit is None else began + self.time_limit
             goal = Goal(self.rel_tol, self.far_tol, target - charged.slack, deadline, self.max_cones)
-            bound, cones, entries, stopped = Search(charged, tree, incumbents, goal).run()
+            search = self.search(charged, tree, incumbents, goal, self.device or device)
+            bound, cones, entries, stopped = search.run()
             incumbents.climb(incumbents.points[:n_filters], 5)
             points = incumbents.points[:n_filters]
             values = charged.g(points)
@@ -160,3 +175,12 @@ class BranchAndBoundOracle:
             "seconds": time.perf_counter() - began,
         }
         return OracleResult(charged.lift(points), torch.as_tensor(values), upper, "global", stats)
+
+    @staticmethod
+    def search(
+        charged: ChargedRows, tree: RowTree, incumbents: Incumbents, goal: Goal, device: torch.device | str
+    ) -> BlockSearch | BatchedSearch:
+        """The search that suits the device."""
+        if torch.device(device).type == "cuda":
+            return BatchedSearch(charged, tree, incumbents, goal, device)
+        return BlockSearch(charged, tree, incumbents, goal)

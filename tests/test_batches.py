@@ -1,0 +1,289 @@
+"""The search in batches, as a GPU does it, run on the CPU: it proves what the compiled search proves."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+
+from convcvx.errors import InputError
+from convcvx.oracles import _batches
+from convcvx.oracles._batched_cones import Entries, form_bounds
+from convcvx.oracles._batches import BatchedSearch
+from convcvx.oracles._blocks import BlockSearch, Goal, Incumbents
+from convcvx.oracles._cones import collapse, cone_bound, enclose, form_bound
+from convcvx.oracles._row_tree import RowTree
+from convcvx.oracles.base import ChargedRows
+from convcvx.oracles.branch_and_bound import BranchAndBoundOracle
+from convcvx.oracles.enumerate import ExactOracle
+from tests.test_branch_and_bound import (
+    agrees,
+    awkward_rows,
+    charge,
+    clustered_rows,
+    dense_max,
+    largest,
+    narrow_cone,
+    random_rows,
+)
+
+
+class Batched(BranchAndBoundOracle):
+    """The search that a GPU gets, wherever it runs."""
+
+    search = staticmethod(BatchedSearch)
+
+
+def batched(charged: ChargedRows, device: str = "cpu") -> BatchedSearch:
+    tree = RowTree.build(charged)
+    incumbents = Incumbents(charged, tree, 4)
+    incumbents.climb(np.random.default_rng(0).standard_normal((4, charged.rows.shape[1])), 0)
+    return BatchedSearch(charged, tree, incumbents, Goal(1e-2, 0.0, 0.0, None, None), device)
+
+
+def undropped(charged: ChargedRows, device: str = "cpu") -> BatchedSearch:
+    """A search that halves every cone."""
+    search = batched(charged, device)
+    search.threshold[0], search.incumbents.values[0] = 0.0, np.inf
+    return search
+
+
+def both_on_every_cone(charged: ChargedRows, rounds: int, device: str = "cpu") -> list[tuple[np.ndarray, np.ndarray]]:
+    """Kept entries, bounds of cone and antipode, and strain of all cones, halved `rounds` times: ours, compiled."""
+    search, out = undropped(charged, device), []
+    cones = search.orthants()
+    table, moments = search.tree.table, search.tree.moments
+    tree = table, moments, search.tree.division.children, search.tree.cells
+    d = search.rank
+    shape = search.fold.shape
+    for _ in range(rounds):
+        edges = (cones.vertices[:, :, None] - cones.vertices[:, None]).square().sum(-1)
+        finest, linear = search.fineness * edges.amax((1, 2)).sqrt(), cones.linear.clone()
+        kept = search.rows.collapse(cones, finest, linear, 1 << 30)
+        bounds, values, strain = search.bound(cones.vertices, kept, linear)
+        counts, low = torch.bincount(kept.owners, minlength=len(cones)), 0
+        for k in range(len(cones)):
+            listed = cones[k : k + 1].entries.cpu().numpy()
+            vertices, odd = cones.vertices[k].cpu().numpy(), cones.linear[k].transpose(0, 1).cpu().numpy().copy()
+            indices, heights = np.zeros(len(listed) + len(table), np.int64), np.zeros((d, len(table)))
+            indices[: len(listed)] = listed
+            n = collapse(tree, indices, 0, len(listed), vertices, float(finest[k]), odd, heights)
+            middle, radius, remainder = np.zeros(shape), np.zeros(shape[:2]), np.zeros(shape[1])
+            bend, gram = np.zeros((d, d)), vertices @ vertices.T
+            mine = kept.entries[low : low + int(counts[k])].cpu().numpy()
+            own = indices[len(listed) :][:n]
+            assert sorted(mine) == sorted(own)
+            np.testing.assert_allclose(linear[k].transpose(0, 1).cpu(), odd, atol=1e-12 * search.tree.weight)
+            enclose(tree, own, heights, vertices, odd, middle, radius, remainder, bend)
+            theirs, tops = [], []
+            for part in (odd, odd - search.fold):
+                best = np.zeros(1 + d)
+                theirs.append(
+                    cone_bound(
+                        tree, own, heights, vertices, gram, part, middle, radius, remainder, search.allowance, best
+                    )
+                )
+                tops.append(best[0])
+            out.append(
+                (
+                    np.concatenate([bounds[k].cpu(), values[k].amax(1).clamp(min=0).cpu(), strain[k].flatten().cpu()]),
+                    np.concatenate([theirs, tops, bend.flatten()]),
+                )
+            )
+            low += int(counts[k])
+        cones = search._divide(cones)
+    return out
+
+
+@pytest.mark.parametrize(("n", "d", "c", "n_cells"), [(40, 2, 3, 2), (400, 3, 5, 1), (300, 4, 2, 3), (100, 5, 1, 2)])
+def test_bounds_each_cone_as_the_compiled_search_does(n, d, c, n_cells):
+    """The same enclosures, bounds and strain on the same cones; the mathematics stands in two places."""
+    charged = random_rows(n, d, c, n_cells)
+    weight = np.linalg.norm(charged.charges, axis=1).sum()
+    pairs = both_on_every_cone(charged, 5)
+    assert len(pairs) > 2**d
+    for ours, theirs in pairs:
+        np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-11 * weight)
+
+
+def test_forms_are_bounded_alike():
+    """Also where the two vertices are orthogonal, and where everything vanishes."""
+    rng = np.random.default_rng(0)
+    for d in (1, 2, 5):
+        ends = rng.standard_normal((50, d, d + 2))
+        beside, along, across = ends @ ends.transpose(0, 2, 1), rng.standard_normal((50, d)), rng.random((50, d))
+        vertices = np.abs(rng.standard_normal((50, d, d))) * rng.integers(0, 2, (50, d, d)) + np.eye(d)
+        gram = vertices @ vertices.transpose(0, 2, 1)
+        beside[0], along[0], across[0], gram[1] = 0, 0, 0, np.eye(d)
+        ours = form_bounds(*(torch.as_tensor(part) for part in (along, beside, across, gram)))
+        theirs = np.array([form_bound(*parts) for parts in zip(along, beside, across, gram, strict=True)])
+        np.testing.assert_allclose(ours, theirs, rtol=1e-13)
+        assert theirs[0] == 0 < theirs[1]
+        # it bounds the form at random λ >= 0 of unit length, and a tenth less would not
+        lam = rng.random((50, 4000, d)) ** 3
+        lam /= np.sqrt(np.einsum("bki,bij,bkj->bk", lam, gram, lam))[..., None]
+        lengths = np.sqrt(np.einsum("bii->bi", beside))
+        form = np.einsum("bki,bij,bkj->bk", lam, beside, lam) + (lam @ along[:, :, None])[..., 0] ** 2
+        form += 2 * (lam @ lengths[:, :, None])[..., 0] * (lam @ across[:, :, None])[..., 0]
+        form = np.sqrt(np.maximum(form + (lam @ across[:, :, None])[..., 0] ** 2, 0)).max(axis=1)
+        assert (form <= ours.numpy() * (1 + 1e-12)).all()
+        assert (form[1:] > 0.9 * ours.numpy()[1:]).any()
+
+
+@pytest.mark.parametrize("d", [2, 3, 4, 5])
+@pytest.mark.parametrize(("n", "c", "n_cells"), [(1, 1, 1), (60, 2, 3), (300, 4, 1)])
+def test_agrees_with_the_compiled_search(d, n, c, n_cells):
+    charged = random_rows(n, d, c, n_cells, seed=d)
+    tol = 1e-2 if d < 5 else 0.2
+    ours, theirs = Batched(tol).maximise(charged), BranchAndBoundOracle(tol).maximise(charged)
+    reference = dense_max(charged)
+    for result in (ours, theirs):
+        assert result.stats["stopped"] == "bound"
+        assert reference <= result.upper_bound <= largest(result) * (1 + tol) * (1 + 1e-9)
+    assert ours.stats["cones"] < 1.5 * theirs.stats["cones"] + 10
+    assert ours.stats["entries"] < 1.5 * theirs.stats["entries"] + 100
+
+
+@settings(max_examples=40, deadline=None)
+@given(awkward_rows())
+def test_bound_on_awkward_rows(arrays):
+    charged = charge(*(arrays[k] for k in (0, 1, 2)))
+    result = Batched(1e-2).maximise(charged)
+    if len(charged.rows) == 0:
+        assert result.upper_bound == 0
+        return
+    assert dense_max(charged, 2000) <= result.upper_bound <= largest(result) * 1.01 * (1 + 1e-9) + 1e-10
+
+
+@settings(max_examples=20, deadline=None)
+@given(clustered_rows())
+def test_agrees_with_enumeration(charged):
+    exact, result = ExactOracle().maximise(charged), Batched(1e-3).maximise(charged)
+    rounding = 1e-10 * np.linalg.norm(charged.charges, axis=1).sum()
+    assert result.stats["stopped"] == "bound"
+    assert agrees(result.upper_bound, exact, 1e-3, rounding)
+    if largest(exact) > 1e-3:
+        assert not agrees(0.98 * result.upper_bound, exact, 1e-3, rounding)  # the control
+        assert not agrees(1.01 * result.upper_bound, exact, 1e-3, rounding)
+
+
+@pytest.mark.parametrize("max_cones", [0, 1, 100])
+@settings(max_examples=15, deadline=None)
+@given(charged=clustered_rows())
+def test_stopped_early_it_is_still_a_bound(charged, max_cones):
+    result = Batched(1e-6, max_cones=max_cones).maximise(charged)
+    assert result.stats["cones"] <= max_cones
+    assert result.upper_bound >= largest(ExactOracle().maximise(charged))
+
+
+def test_stopping_early_gives_a_valid_larger_bound():
+    charged = random_rows(400, 4, 3)
+    full = Batched(1e-2).maximise(charged)
+    bounds = []
+    for oracle in (
+        Batched(1e-2, time_limit=0.0),
+        Batched(1e-2, max_cones=30),
+        Batched(1e-2, max_cones=full.stats["cones"] // 2),
+    ):
+        result = oracle.maximise(charged)
+        assert result.stats["stopped"] in ("time_limit", "max_cones")
+        assert np.isfinite(result.upper_bound)
+        bounds.append(result.upper_bound)
+    assert bounds[0] >= bounds[1] >= bounds[2] >= largest(full)
+    assert bounds[2] > full.upper_bound
+
+
+@pytest.mark.parametrize("width", [2e-2, 1e-4])
+def test_narrow_cone_that_local_search_misses(width):
+    charged = narrow_cone(0, width)
+    exact = largest(ExactOracle().maximise(charged))
+    result = Batched(1e-3).maximise(charged)
+    assert exact <= result.upper_bound <= exact * 1.0021
+    assert largest(result) >= exact / 1.0021
+
+
+def test_zero_charges():
+    charged = charge(np.random.default_rng(0).standard_normal((5, 3)), np.zeros((5, 2)))
+    assert Batched().maximise(charged).upper_bound == 0
+
+
+def margin(charged: ChargedRows) -> float:
+    """The least by which the bound of a cone or its antipode exceeds g, at random points of many cones."""
+    search, rng, least = undropped(charged), np.random.default_rng(0), np.inf
+    cones = search.orthants()
+    for _ in range(9):
+        edges = (cones.vertices[:, :, None] - cones.vertices[:, None]).square().sum(-1)
+        linear = cones.linear.clone()
+        kept = search.rows.collapse(cones, search.fineness * edges.amax((1, 2)).sqrt(), linear, 1 << 30)
+        bounds = search.bound(cones.vertices, kept, linear)[0].numpy()
+        points = rng.dirichlet(np.full(search.rank, 0.5), (len(cones), 30)) @ cones.vertices.numpy()
+        points /= np.linalg.norm(points, axis=2, keepdims=True)
+        for side, sign in enumerate((1, -1)):
+            g = charged.g(sign * points.reshape(-1, search.rank)).reshape(len(cones), -1)
+            least = min(least, float((bounds[:, side] - g.max(axis=1)).min()))
+        cones = search._divide(cones)
+    return least
+
+
+@pytest.mark.parametrize("part", ["radius", "above"])
+def test_the_enclosure_is_needed(monkeypatch, part):
+    """g exceeds no bound of a cone it is taken in; without the radius, or the tangents, it does: the control."""
+    charged = random_rows(30, 3)
+    assert margin(charged) > 0
+    enclosed, projected = Entries.enclose, Entries.project
+
+    def careless(self, kept, linear):
+        middle, radius, remainder, strain = enclosed(self, kept, linear)
+        return middle, radius * (part != "radius"), remainder, strain
+
+    def one_sided(self, kept, direction):
+        chords, above, below = projected(self, kept, direction)
+        return chords, above * (part != "above"), below
+
+    monkeypatch.setattr(Entries, "enclose", careless)
+    monkeypatch.setattr(Entries, "project", one_sided)
+    assert margin(charged) < 0
+
+
+def test_little_room_changes_the_order_alone(monkeypatch):
+    """Batches that have to be cut, and a frontier that is too long, where the narrowest cones come first."""
+    charged = random_rows(500, 3, 2, 2)
+    roomy = Batched(1e-3).maximise(charged)
+    monkeypatch.setattr(_batches, "ROUND_BYTES", {"cpu": 1 << 15})
+    monkeypatch.setattr(_batches, "WAITING", 1)
+    waiting = []
+    concatenate = _batches.Cones.concatenate
+
+    def watched(*batches):
+        waiting.append(sum(len(batch.entries) for batch in batches))
+        return concatenate(*batches)
+
+    monkeypatch.setattr(_batches.Cones, "concatenate", watched)
+    cramped = Batched(1e-3).maximise(charged)
+    assert cramped.stats["stopped"] == "bound"
+    assert max(largest(cramped), largest(roomy)) <= cramped.upper_bound
+    assert cramped.upper_bound == pytest.approx(roomy.upper_bound, rel=1e-3)
+    assert max(waiting) < roomy.stats["entries"] / 5
+
+
+def test_every_tensor_is_made_on_the_device_of_the_search():
+    """One made elsewhere, here on a device that computes nothing, would stop it."""
+    search = batched(random_rows(200, 3, 2, 2))
+    with torch.device("meta"):
+        assert search.run()[3] == "bound"
+        with pytest.raises(RuntimeError, match="meta"):  # the control
+            torch.arange(3) + search.odd[0, :, 0]
+
+
+def test_each_device_has_its_search(monkeypatch):
+    charged = random_rows(10, 2)
+    tree = RowTree.build(charged)
+    incumbents = Incumbents(charged, tree, 4)
+    incumbents.climb(np.eye(2), 0)
+    arguments = charged, tree, incumbents, Goal(1e-2, 0.0, 0.0, None, None)
+    assert isinstance(BranchAndBoundOracle.search(*arguments, "cpu"), BlockSearch)
+    monkeypatch.setattr("convcvx.oracles.branch_and_bound.BatchedSearch", lambda *given: given[-1])
+    assert BranchAndBoundOracle.search(*arguments, "cuda") == "cuda"
+    with pytest.raises(InputError, match="device must be one of cpu, cuda; got 'tpu'"):
+        BranchAndBoundOracle(device="tpu")
