@@ -234,6 +234,11 @@ def test_nan_charges_are_refused():
         BranchAndBoundOracle().maximise(charged)
 
 
+def test_a_hopeless_rank_is_refused_before_memory_runs_out():
+    with pytest.raises(InputError, match="rank must be at most 16; got patches of rank 17"):
+        BranchAndBoundOracle().maximise(random_rows(30, 17))
+
+
 @pytest.mark.parametrize("arguments", [{"rel_tol": 0.0}, {"rel_tol": -1.0}, {"time_limit": -1.0}, {"max_cones": -1}])
 def test_bad_parameters(arguments):
     with pytest.raises(InputError, match=next(iter(arguments))):

@@ -66,6 +66,9 @@ from convcvx.oracles._row_tree import RowTree
 from convcvx.oracles.base import ChargedRows, OracleResult
 from convcvx.problem import Problem
 
+MAX_RANK = 16
+"""The search begins with 2^(rank - 1) cones; long before this rank it stops to prove anything of use."""
+
 
 class BranchAndBoundOracle:
     """Prove an upper bound on max g over all filters; the cost grows exponentially with the rank only.
@@ -147,6 +150,11 @@ class BranchAndBoundOracle:
         n, d = charged.rows.shape
         bound, cones, entries, stopped = 0.0, 0, 0, "bound"
         points, values = np.zeros((0, d)), np.zeros(0)
+        if d > MAX_RANK:
+            raise InputError(
+                f"branch and bound begins with 2^(rank - 1) cones: rank must be at most {MAX_RANK}; got patches of "
+                f"rank {d}: pass a smaller rank, or oracle='local'"
+            )
         if n and not np.isfinite(charged.charges).all():
             raise InputError("dual_point must be finite; found NaN or infinity")
         if n:
