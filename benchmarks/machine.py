@@ -1,17 +1,23 @@
-"""What a table of timings says about the machine it was measured on."""
+"""What a table of timings says about the machine and the code it was measured on."""
 
 from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from pathlib import Path
 
 import torch
 
 
 def machine() -> str:
-    """Processor, cores, Python and torch, in one line."""
+    """Processor, cores, Python, torch and the commit, in one line."""
     info = Path("/proc/cpuinfo")
     names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
     processor = names[0] if names else platform.machine()
-    return f"{os.cpu_count()} cores ({processor}), Python {platform.python_version()}, torch {torch.__version__}"
+    described = ["git", "describe", "--always", "--dirty"]
+    commit = subprocess.run(described, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
+    return (
+        f"{os.cpu_count()} cores ({processor}), Python {platform.python_version()}, torch {torch.__version__}, "
+        f"commit {commit or 'unknown'}"
+    )
