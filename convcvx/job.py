@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter, process_time
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,35 +16,22 @@ from torch import Tensor
 from convcvx.certificate import Certificate, certify
 from convcvx.config import DEFAULT_BETA_RATIO, TrainConfig
 from convcvx.data import Dataset, load, split
-from convcvx.dictionary import dictionary
+from convcvx.dictionary_start import start_from_dictionary
 from convcvx.errors import InputError, RunError, check_count, check_positive
 from convcvx.evaluate import accuracy, mean_loss, predict
+from convcvx.foreign import foreign_network
 from convcvx.images import Images
-from convcvx.network import TwoLayerCNN, foreign_network, read_weights, two_layer_cnn
+from convcvx.network import TwoLayerCNN, read_weights, two_layer_cnn
 from convcvx.oracles import Oracle, SampledOracle
 from convcvx.patches import PatchEmbedding
 from convcvx.problem import Problem
+from convcvx.progress import Report
 from convcvx.responses import Responses
 from convcvx.runs import Run
 from convcvx.sharding import Team
-from convcvx.shifts import VERSIONS, shifted
+from convcvx.shifts import shifted
 from convcvx.solution import Solution
-from convcvx.solvers.dictionary_path import fit_dictionary
 from convcvx.training import Plan, build_problem, check_budgets, find_beta_max, solve_problem
-
-DICTIONARY_TOL = 1e-2
-"""Relative gap over the dictionary to which its weights are fitted."""
-
-
-class Report(Protocol):
-    """Tells the user how a training goes."""
-
-    def begin(self, text: str) -> None: ...
-
-    def __call__(self, solution: Solution, beta: float) -> None:
-        """Called after every round."""
-        ...
-
 
 Data = tuple[Dataset, Dataset, Dataset | None]
 """Training set, test set, and the validation set if one is split off."""
@@ -85,7 +72,7 @@ def train_job(
     resumed = checkpoint is not None
     earlier = checkpoint.history[-1]["seconds"] if checkpoint and checkpoint.history else 0.0
     if config.dictionary is not None and checkpoint is None:
-        config, checkpoint = _start_from_dictionary(config, problem, run, report, began)
+        config, checkpoint = start_from_dictionary(config, problem, run, report, began)
     beta_max = run.beta_max
     if beta_max is None:
         beta_max = find_beta_max(problem, _named_oracle(plan.oracle, config), config.seed)
@@ -232,55 +219,6 @@ def training_problem(
         responses=team.responses if team else Responses,
         flips=config.flips,
     )
-
-
-def _start_from_dictionary(
-    config: TrainConfig, problem: Problem, run: Run, report: Report, began: float
-) -> tuple[TrainConfig, Solution]:
-    """The optimum over the dictionary that `config` asks for, as a checkpoint, and the options with its β."""
-    filters = dictionary(
-        problem.responses,
-        config.dictionary or 0,
-        source=config.dictionary_source,
-        threshold=config.threshold,
-        flips=config.flips,
-        seed=config.seed,
-    )
-    ratio = config.beta_ratio if config.beta or config.tune or config.beta_ratio else DEFAULT_BETA_RATIO
-    fit = fit_dictionary(
-        problem,
-        filters,
-        beta=config.beta,
-        beta_ratio=ratio,
-        tune=config.tune,
-        versions=VERSIONS if config.shifts else 1,
-        flips=config.flips,
-        tol=DICTIONARY_TOL,
-    )
-    for step in fit.path:
-        report.begin(
-            f"beta {step['beta']:.3g}: held-out error {step['held_out_error']:.2%}, loss {step['held_out_loss']:.5g}, "
-            f"{step['n_filters']} filters"
-        )
-    report.begin(f"weights of the dictionary's filters optimal to {fit.rel_gap:.1e}; no other filter was looked at")
-    record = {
-        "round": 0,
-        "objective": fit.objective,
-        "lower_bound": 0.0,  # of networks with other filters nothing is known yet
-        "rel_gap": 1.0,
-        "dictionary_gap": fit.rel_gap,
-        "g_max": fit.beta,  # over the dictionary
-        "scope": "heuristic",
-        "n_filters": fit.solution.n_filters,
-        "seconds": perf_counter() - began,
-    }
-    solution = replace(fit.solution, history=[record], status="max_rounds")
-    config = replace(config, beta=fit.beta, beta_ratio=None)
-    run.save_beta_max(fit.beta_max)
-    run.save_config(config)
-    run.save_state(solution)
-    report(solution, fit.beta)
-    return config, solution
 
 
 def _check_beta(config: TrainConfig) -> None:

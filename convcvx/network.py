@@ -7,7 +7,6 @@ normalisation its state dict fits the plain `nn.Sequential` and back. Files are 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -275,50 +274,4 @@ def two_layer_cnn(weights: Weights | str | Path | None = None, **architecture: A
     except RuntimeError as error:
         raise RunError(f"the weights in {path} do not fit the architecture: {' '.join(str(error).split())}") from None
     network.meta = meta
-    return network.eval()
-
-
-def foreign_network(
-    state: dict[str, Tensor],
-    image_shape: tuple[int, int, int],
-    *,
-    stride: tuple[int, int] = (1, 1),
-    padding: tuple[int, int] = (0, 0),
-    pool: str | None = None,
-) -> TwoLayerCNN:
-    """A `TwoLayerCNN` from somebody else's state dict of one convolution and one linear layer, by any names.
-
-    `pool` None stands for the square grid that the size of the linear layer implies.
-    """
-    kernels = [name for name, tensor in state.items() if tensor.ndim == 4]
-    linears = [name for name, tensor in state.items() if tensor.ndim == 2]
-    if len(kernels) != 1 or len(linears) != 1:
-        raise RunError(
-            "the file must hold the state dict of Conv2d → ReLU → average pooling → Linear; it has "
-            + ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in state.items())
-        )
-    weight, linear = state[kernels[0]], state[linears[0]]
-    bias = state.get(kernels[0].removesuffix("weight") + "bias")
-    intercept = state.get(linears[0].removesuffix("weight") + "bias")
-    cells = linear.shape[1] // len(weight)
-    side = math.isqrt(cells)
-    if pool is None and (side * side != cells or cells * len(weight) != linear.shape[1]):
-        raise InputError(f"{linear.shape[1]} features of {len(weight)} filters are no square grid; pass pool")
-    architecture = Architecture(
-        image_shape,
-        len(weight),
-        len(linear),
-        (weight.shape[2], weight.shape[3]),
-        stride,
-        padding,
-        pool or str(side),
-        hidden_bias=bias is not None,
-        intercept=intercept is not None,
-    )
-    named = {"0.weight": weight, "0.bias": bias, "4.weight": linear, "4.bias": intercept}
-    network = TwoLayerCNN(architecture)
-    try:
-        network.load_state_dict({name: tensor for name, tensor in named.items() if tensor is not None})
-    except RuntimeError as error:
-        raise InputError(f"the weights do not fit pool {architecture.pool}: {' '.join(str(error).split())}") from None
     return network.eval()

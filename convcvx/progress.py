@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 from rich.console import Console
 
 from convcvx.solution import Solution
 
 HEADER = "round    objective  lower bound       gap      g/β  filters     time     left"
+
+
+class Report(Protocol):
+    """Tells the user how a training goes."""
+
+    def begin(self, text: str) -> None: ...
+
+    def __call__(self, solution: Solution, beta: float) -> None:
+        """Called after every round."""
+        ...
 
 
 class Progress:

@@ -22,7 +22,7 @@ import pytest
 import torch
 from PIL import Image
 
-from convcvx import data
+from convcvx import data, data_sources
 from convcvx._compat import import_torchvision
 from convcvx.data import check_images, check_targets, load, split
 from convcvx.errors import DataError, InputError
@@ -430,9 +430,9 @@ def test_a_broken_download_leaves_nothing_and_the_next_one_works(mirror, monkeyp
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("name", list(data.DOWNLOADS))
+@pytest.mark.parametrize("name", list(data_sources.DOWNLOADS))
 def test_without_a_network_a_missing_set_fails_fast(tmp_path, monkeypatch, name):
-    cls = getattr(import_torchvision().datasets, data.DOWNLOADS[name][0])
+    cls = getattr(import_torchvision().datasets, data_sources.DOWNLOADS[name][0])
     monkeypatch.setattr(cls, "mirrors", ["http://127.0.0.1:1/"], raising=False)
     monkeypatch.setattr(cls, "url", "http://127.0.0.1:1/set.tar.gz", raising=False)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
@@ -447,7 +447,7 @@ def test_without_a_network_a_missing_set_fails_fast(tmp_path, monkeypatch, name)
 
 def test_a_silent_server_is_not_waited_for(tmp_path, monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(data, "TIMEOUT", 0.1)
+    monkeypatch.setattr(data_sources, "TIMEOUT", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/set.tar.gz"
         monkeypatch.setattr(import_torchvision().datasets.CIFAR100, "url", url)

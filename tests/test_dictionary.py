@@ -13,7 +13,7 @@ from convcvx.errors import InputError
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
 from convcvx.shifts import VERSIONS, shifted
-from convcvx.solvers.dictionary_path import fit_dictionary
+from convcvx.solvers.dictionary_path import RATIOS, fit_dictionary
 from convcvx.solvers.master import solve_master
 from convcvx.training import build_problem
 
@@ -77,6 +77,20 @@ def test_single_precision_finds_the_same_optimum(problem):
     predictions = problem.responses.predict(solution.filters, solution.weights, solution.intercept)
     assert problem.with_beta(1e-4).primal(predictions, solution.weights) == pytest.approx(rough.objective, rel=1e-4)
     assert fit_dictionary(problem, filters, beta=1e-3).objective > 1.1 * exact.objective  # the test can fail
+
+
+def test_weight_decay_that_is_lost_in_single_precision_ends_the_path(problem, monkeypatch):
+    """More features than images leave the Gram matrix singular: what float32 makes of it is not taken for a network."""
+    monkeypatch.setattr("convcvx.solvers.dictionary_path.PATIENCE", 50)
+    rough = problem.with_dtype(torch.float32)
+    filters = dictionary(problem.responses, 200)
+    fit = fit_dictionary(rough, filters, tune=0.2)
+    assert 3 < len(fit.path) < len(RATIOS)
+    assert all(record["objective"] > 0 and record["held_out_loss"] < 1 for record in fit.path)
+    assert fit.rel_gap < 0.1
+    assert len(fit_dictionary(problem, filters, tune=0.2).path) == len(RATIOS)  # in double precision nothing is lost
+    with pytest.raises(InputError, match=r"lost in the rounding of torch\.float32; raise beta"):
+        fit_dictionary(rough, filters, beta=1e-8)
 
 
 def test_flips_are_twice_the_images():

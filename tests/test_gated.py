@@ -20,8 +20,9 @@ from convcvx.patches import PatchSpec
 from convcvx.pattern_cones import PatternCones
 from convcvx.problem import Problem
 from convcvx.solvers import gated_program
+from convcvx.solvers.gate_norms import NORMS
 from convcvx.solvers.gated import decompose, gated
-from convcvx.solvers.gated_program import NORMS, solve_gated
+from convcvx.solvers.gated_program import solve_gated
 from convcvx.training import build_problem, patches_to_images, solve_problem
 
 

@@ -17,7 +17,8 @@ from convcvx import TwoLayerCNN, TwoLayerCNN_Weights, two_layer_cnn
 from convcvx.data import load
 from convcvx.errors import InputError, RunError
 from convcvx.evaluate import HIDDEN_SIZE, accuracy, confusion, mean_loss, predict
-from convcvx.network import Architecture, Weights, foreign_network, read_weights
+from convcvx.foreign import foreign_network
+from convcvx.network import Architecture, Weights, read_weights
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.pooling import Pooling
 from convcvx.responses import Responses

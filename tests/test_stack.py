@@ -23,7 +23,8 @@ from convcvx.job import certify_job, with_run_settings
 from convcvx.network import two_layer_cnn
 from convcvx.report import write_stack_report
 from convcvx.runs import Run
-from convcvx.stack import StackConfig, StackRun, stack_job, stage_data
+from convcvx.stack import StackRun, stack_job, stage_data
+from convcvx.stack_config import StackConfig
 from convcvx.stacked_network import StackedCNN, stacked_cnn
 
 OPTIONS = {

@@ -14,7 +14,8 @@ from convcvx.cli.output import finish, guard
 from convcvx.config import TrainConfig
 from convcvx.errors import InputError
 from convcvx.progress import Progress
-from convcvx.stack import StackConfig, StackRun, stack_job
+from convcvx.stack import StackRun, stack_job
+from convcvx.stack_config import StackConfig
 
 STAGES = "Stages (one value, or one a stage by commas)"
 VALIDATION = 0.1

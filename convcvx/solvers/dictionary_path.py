@@ -13,8 +13,9 @@ solve.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -151,6 +152,10 @@ def fit_dictionaries(
     del held_out
     assert beta is not None
     point = lasso.solve(beta, point, tol, MAX_ITER)
+    if math.isinf(point.objective):
+        raise InputError(
+            f"beta {beta:.3g} is lost in the rounding of {problem.responses.dtype}; raise beta or beta_ratio"
+        )
     weights, intercept = features.weights(point.matrix), gram.intercept(point.matrix)
     return DictionaryFit(tuple(filters), weights, intercept, beta, beta_max, point.objective, point.rel_gap, path)
 
@@ -166,6 +171,8 @@ def _path(
     point, best, since = None, (float("inf"), float("inf")), 0
     for ratio in RATIOS:
         point = lasso.solve(ratio * beta_max, point, tol, PATH_ITER)
+        if math.isinf(point.objective):
+            return
         predictions = (block @ point.matrix.to(block)).double() + lasso.gram.intercept(point.matrix)
         record = {
             "beta": ratio * beta_max,
@@ -214,7 +221,10 @@ class _GroupLasso:
         return float(self.norms(self.gram.linear).max()) / self.features.copies
 
     def solve(self, beta: float, start: _Point | None, tol: float, max_iter: int) -> _Point:
-        """Alternate W = W(η), η = ‖W‖ from `start` until the duality gap over the dictionary is `tol`."""
+        """Alternate W = W(η), η = ‖W‖ from `start` until the duality gap over the dictionary is `tol`.
+
+        The objective is infinite for a β that is lost in rounding.
+        """
         penalty = beta * self.features.copies
         linear, total = self.gram.linear, self.gram.total
         if start is None:  # the mean η cannot be larger: zero weights would be better
@@ -227,6 +237,9 @@ class _GroupLasso:
             pull = linear - self.gram.times(matrix)
             norms, pulls = self.norms(matrix), self.norms(pull)
             loss = 0.5 * (total - float((matrix * (linear + pull)).sum()))
+            if not loss >= -1e-12 * total:  # rounding of the Gram matrix outweighs the penalty: W means nothing
+                self._worn = True
+                break
             objective = loss + penalty * float(norms.sum())
             overlap, limit = total - float((matrix * linear).sum()), penalty / float(pulls.max())
             scale = min(max(0.5 * overlap / loss, -limit), limit) if loss > 0 else 0.0
@@ -238,8 +251,7 @@ class _GroupLasso:
                 best = _Point(matrix, sizes, objective, (objective - dual) / max(objective, 1e-300))
             if (objective - dual) <= tol * objective:
                 break
-        assert best is not None
-        return best
+        return best or replace(start, objective=math.inf)
 
     def _ridge(self, matrix: Tensor, pull: Tensor, sizes: Tensor, penalty: float) -> Tensor:
         """W(η), nearly: (H + β/η) W = L by conjugate gradients from W = `matrix`, of which L - H W is the `pull`.
@@ -267,7 +279,9 @@ class _GroupLasso:
         steps = 0
         while steps < CG_STEPS and bool((size > CG_REDUCTION**2 * first).any()):
             product = (self.gram.times(direction) + ridges * direction) * alive
-            length = size / (direction * product).sum(dim=0).clamp_min(TINY)
+            curvature = (direction * product).sum(dim=0)
+            # Not positive: rounding of the Gram matrix outweighs the ridge along this direction, and it is left alone.
+            length = torch.where(curvature > 0, size / curvature, 0.0)
             solution += length * direction
             residual = residual - length * product
             towards = self.gram.unfactor(residual) * alive

@@ -16,6 +16,8 @@ from torch import Tensor
 
 STRIPE = 256
 """Rows of the square that are worked on at a time."""
+ROUNDING = 10.0
+"""Units of rounding of the largest diagonal entry below which a ridge is lost in the products."""
 
 
 class Gram:
@@ -107,7 +109,8 @@ class Gram:
         """Put a Cholesky factor of H + diag(ridges) into the square, with larger ridges if rounding asks for them."""
         potrf = spotrf if self._square.dtype == torch.float32 else dpotrf
         mean = self._mean.to(self._square)
-        failed = 1
+        floor = ROUNDING * torch.finfo(self.dtype).eps * float(self._diagonal.max()) / self.n
+        ridges, failed = ridges.clamp_min(floor), 1
         while failed:
             for rows, stripe in self._stripes():
                 base = stripe[:, : rows.stop] / self.n
