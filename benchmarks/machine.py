@@ -11,13 +11,13 @@ import torch
 
 
 def machine() -> str:
-    """Processor, cores, Python, torch and the commit, in one line."""
+    """Processor, cores and how many torch uses, Python, torch and the commit, in one line."""
     info = Path("/proc/cpuinfo")
     names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
     processor = names[0] if names else platform.machine()
     described = ["git", "describe", "--always", "--dirty"]
     commit = subprocess.run(described, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
     return (
-        f"{os.cpu_count()} cores ({processor}), Python {platform.python_version()}, torch {torch.__version__}, "
+        f"{torch.get_num_threads()} of {os.cpu_count()} cores ({processor}), Python {platform.python_version()}, torch {torch.__version__}, "
         f"commit {commit or 'unknown'}"
     )
