@@ -18,6 +18,6 @@ def machine() -> str:
     described = ["git", "describe", "--always", "--dirty"]
     commit = subprocess.run(described, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
     return (
-        f"{torch.get_num_threads()} of {os.cpu_count()} cores ({processor}), Python {platform.python_version()}, torch {torch.__version__}, "
-        f"commit {commit or 'unknown'}"
+        f"{torch.get_num_threads()} of {os.cpu_count()} cores ({processor}), Python {platform.python_version()}, "
+        f"torch {torch.__version__}, commit {commit or 'unknown'}"
     )
