@@ -28,7 +28,7 @@ from convcvx.data import load
 from convcvx.dictionary import dictionary
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
-from convcvx.solvers.group_lasso import _Newton
+from convcvx.solvers.group_lasso import GramNewton
 from convcvx.training import build_problem, find_beta_max
 
 RESULT = Path(__file__).parent / "results" / "master.md"
@@ -36,17 +36,17 @@ IMAGES, CASES, GAPS = 8000, ((50, 1e-2), (50, 1e-3), (200, 1e-2), (200, 1e-3)), 
 """Images, (filters, β / β_max), and gaps to reach."""
 
 
-def newton(model: _Newton) -> Iterator[Tensor]:
-    matrix = torch.zeros_like(model._linear)
+def newton(model: GramNewton) -> Iterator[Tensor]:
+    matrix = torch.zeros_like(model.linear)
     sizes = model.norms(matrix)
     while True:
         matrix, sizes = model.step(matrix, sizes)
         yield matrix
 
 
-def fista(model: _Newton) -> Iterator[Tensor]:
+def fista(model: GramNewton) -> Iterator[Tensor]:
     """Beck and Teboulle 2009, with the gradient restart of O'Donoghue and Candès 2015."""
-    hessian, linear = model._hessian, model._linear
+    hessian, linear = model.hessian, model.linear
     vector = torch.randn(len(hessian), 1, dtype=torch.float64)
     for _ in range(50):
         vector = hessian @ (vector / vector.norm())
@@ -66,14 +66,14 @@ def fista(model: _Newton) -> Iterator[Tensor]:
         yield matrix
 
 
-def descent(model: _Newton) -> Iterator[Tensor]:
+def descent(model: GramNewton) -> Iterator[Tensor]:
     """Block coordinate descent: each block to its own optimum, by its eigenvalues and a scalar Newton iteration."""
-    m = len(model._linear) // model.cells
-    blocks = model._hessian.view(m, model.cells, m, model.cells).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+    m = len(model.linear) // model.cells
+    blocks = model.hessian.view(m, model.cells, m, model.cells).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
     values, vectors = torch.linalg.eigh(blocks)
-    matrix = torch.zeros_like(model._linear)
-    slack = model._linear.clone()
-    parts = (model._hessian, values.contiguous(), vectors.contiguous(), matrix, slack)
+    matrix = torch.zeros_like(model.linear)
+    slack = model.linear.clone()
+    parts = (model.hessian, values.contiguous(), vectors.contiguous(), matrix, slack)
     arrays = [part.numpy() for part in parts]
     _sweep(*arrays, model.beta, 0)  # compiles
     while True:
@@ -108,17 +108,18 @@ def _sweep(hessian, values, vectors, matrix, slack, beta, m):  # pragma: no cove
             slack -= hessian[:, rows] @ change
 
 
-def reweighted(model: _Newton) -> Iterator[Tensor]:
+def reweighted(model: GramNewton) -> Iterator[Tensor]:
     """W(η) by a ridge regression, then η = ‖W‖ (Bach et al. 2012, sec. 5.2)."""
-    sizes = torch.ones(len(model._linear) // model.cells, dtype=torch.float64)
+    sizes = torch.ones(len(model.linear) // model.cells, dtype=torch.float64)
     while True:
-        matrix = model._solve(sizes)
+        matrix = model.ridge(sizes)
         sizes = model.norms(matrix)
         sizes[sizes < 1e-10 * sizes.max()] = 0.0
         yield matrix
 
 
-METHODS: dict[str, Callable[[_Newton], Iterator[Tensor]]] = {
+Method = Callable[[GramNewton], Iterator[Tensor]]
+METHODS: dict[str, Method] = {
     "Newton in η (convcvx)": newton,
     "FISTA, restarted": fista,
     "block coordinate descent": descent,
@@ -126,11 +127,13 @@ METHODS: dict[str, Callable[[_Newton], Iterator[Tensor]]] = {
 }
 
 
-def model_of(problem: Problem, filters: Tensor) -> _Newton:
-    return _Newton(problem, *problem.responses.gram(filters, problem.targets))
+def model_of(problem: Problem, filters: Tensor) -> GramNewton:
+    return GramNewton(problem, *problem.responses.gram(filters, problem.targets))
 
 
-def race(model: _Newton, method: Callable[[_Newton], Iterator[Tensor]], limit: float) -> tuple[dict[float, float], int]:
+def race(
+    model: GramNewton, method: Callable[[GramNewton], Iterator[Tensor]], limit: float
+) -> tuple[dict[float, float], int]:
     """CPU seconds to each gap, the judging left out, and the iterations made."""
     times: dict[float, float] = {}
     spent, best, iterations = 0.0, float("inf"), 0
@@ -185,7 +188,7 @@ def main() -> None:
         RESULT.write_text("\n".join(lines) + "\n")
 
 
-def _in_use(model: _Newton) -> int:
+def _in_use(model: GramNewton) -> int:
     """Filters with weight at the optimum."""
     steps = newton(model)
     for _ in range(30):

@@ -170,13 +170,13 @@ def test_of_many_correlated_filters_few_enter(monkeypatch):
     problem = flat_problem(60, beta=1e-3)
     angles = torch.linspace(0, 2 * torch.pi, 301, dtype=torch.float64)[:-1]
     filters = torch.stack([angles.cos(), angles.sin()], dim=1)
-    widest, derivatives = [], group_lasso._Newton._derivatives
+    widest, derivatives = [], group_lasso.GramNewton._derivatives
 
     def spy(self, slopes, pulls, groups, sizes):
         widest.append(len(groups))
         return derivatives(self, slopes, pulls, groups, sizes)
 
-    monkeypatch.setattr(group_lasso._Newton, "_derivatives", spy)
+    monkeypatch.setattr(group_lasso.GramNewton, "_derivatives", spy)
     few = solve_master(problem, filters, tol=1e-9)
     assert max(widest) <= 100
     monkeypatch.setattr(group_lasso, "ENTERING", 300)

@@ -37,9 +37,9 @@ def solve_squared(
 ) -> MasterResult:
     """The master under the squared loss. One pass over the images gives the Gram matrix; then n disappears."""
     cells = problem.responses.n_cells
-    newton = _Newton(problem, *problem.responses.gram(filters, problem.targets))
+    newton = GramNewton(problem, *problem.responses.gram(filters, problem.targets))
     if newton.noise(problem.responses.dtype) > NOISE * problem.beta:
-        newton = _Newton(problem, *problem.with_dtype(torch.float64).responses.gram(filters, problem.targets))
+        newton = GramNewton(problem, *problem.with_dtype(torch.float64).responses.gram(filters, problem.targets))
     matrix = weights.flatten(0, 1)
     sizes = newton.norms(matrix)
     best, best_matrix, rel_gap, iteration = np.inf, matrix, np.inf, 0
@@ -57,21 +57,27 @@ def solve_squared(
     return MasterResult(solved, intercept, objective, rel_gap, iteration)
 
 
-class _Newton:
-    """Projected Newton steps on F(η). Everything is in the Gram matrix (m·P + 1)² of [Φ, 1]."""
+class GramNewton:
+    """Projected Newton steps on F(η). Everything is in the Gram matrix (m·P + 1)² of [Φ, 1].
+
+    Attributes
+    ----------
+    hessian, linear : Tensor (m·P, m·P), (m·P, c)
+        Means of response times response and of response times target, centred where there is an intercept.
+    """
 
     def __init__(self, problem: Problem, gram: Tensor, moments: Tensor) -> None:
         self.beta, self.cells = problem.beta, problem.responses.n_cells
         # Centring is minimising over the intercept.
         self._mean, self._target_mean = gram[:-1, -1:] * problem.intercept, moments[-1:] * problem.intercept
-        self._hessian = gram[:-1, :-1] - self._mean @ self._mean.T
-        self._linear = moments[:-1] - self._mean @ self._target_mean
+        self.hessian = gram[:-1, :-1] - self._mean @ self._mean.T
+        self.linear = moments[:-1] - self._mean @ self._target_mean
         self._last = torch.zeros(0), torch.zeros(0), torch.zeros(0)
         self._square = float(problem.targets.square().sum(dim=1).mean() - self._target_mean.square().sum())
 
     def noise(self, dtype: torch.dtype) -> float:
         """How far below zero an eigenvalue of the Gram matrix may lie when it was computed in `dtype`."""
-        return torch.finfo(dtype).eps * float(self._hessian.norm())
+        return torch.finfo(dtype).eps * float(self.hessian.norm())
 
     def norms(self, matrix: Tensor) -> Tensor:
         """Frobenius norm of each group (m,)."""
@@ -82,15 +88,15 @@ class _Newton:
 
     def _pull(self, matrix: Tensor) -> Tensor:
         """-∂ loss/∂W."""
-        return self._linear - self._hessian @ matrix
+        return self.linear - self.hessian @ matrix
 
     def _loss(self, matrix: Tensor) -> float:
-        return 0.5 * (self._square - float((matrix * (self._linear + self._pull(matrix))).sum()))
+        return 0.5 * (self._square - float((matrix * (self.linear + self._pull(matrix))).sum()))
 
     def primal_dual(self, matrix: Tensor) -> tuple[float, float]:
         """Objective, and the dual value of the scaled residual over these filters (`Problem.dual`, in Gram form)."""
         loss = self._loss(matrix)
-        overlap = self._square - float((matrix * self._linear).sum())  # <Z, Y>; n‖Z‖² is twice the loss
+        overlap = self._square - float((matrix * self.linear).sum())  # <Z, Y>; n‖Z‖² is twice the loss
         largest = float(self.norms(self._pull(matrix)).max()) if len(matrix) else 0.0
         limit = self.beta / largest if largest > 0 else np.inf
         scale = min(max(0.5 * overlap / loss, -limit), limit) if loss > 0 else 0.0
@@ -113,14 +119,14 @@ class _Newton:
         for size in (1.0, 0.5, 0.2):
             trial = torch.zeros_like(sizes)
             trial[groups] = start + size * (target - start)
-            solution = self._solve(trial)
+            solution = self.ridge(trial)
             if self._value(solution, trial) < value:
                 return solution, trial
         # Far from the optimum F is no quadratic; η = ‖W(η)‖ always lowers it.
         trial = torch.zeros_like(sizes)
         trial[groups] = start
-        trial = self.norms(self._solve(trial))
-        return self._solve(trial), trial
+        trial = self.norms(self.ridge(trial))
+        return self.ridge(trial), trial
 
     def _working_set(self, sizes: Tensor, pulls: Tensor) -> Tensor:
         """Groups to step in: those in use and, of those that violate dual feasibility, as many of the worst.
@@ -135,7 +141,7 @@ class _Newton:
 
     def _curvature(self, groups: Tensor) -> Tensor:
         """Mean diagonal of the Hessian within each group."""
-        return self._hessian.diagonal().view(-1, self.cells).sum(dim=1)[groups].clamp_min(1e-300)
+        return self.hessian.diagonal().view(-1, self.cells).sum(dim=1)[groups].clamp_min(1e-300)
 
     def _value(self, matrix: Tensor, sizes: Tensor) -> float:
         norms, alive = self.norms(matrix), sizes > 0
@@ -150,7 +156,7 @@ class _Newton:
         last_where, last_ridges, factor = self._last
         if torch.equal(where, last_where) and torch.equal(ridges, last_ridges):
             return factor
-        base = self._hessian[where][:, where]
+        base = self.hessian[where][:, where]
         base.diagonal().add_(ridges)
         factor, failed = torch.linalg.cholesky_ex(base)
         if failed:  # rounding: a singular Gram matrix and a negligible ridge
@@ -169,12 +175,12 @@ class _Newton:
         hessian = torch.diag(self.beta * pulls[groups].square() / sizes) - self.beta**2 * coupling
         return 0.5 * self.beta * (1 - pulls[groups].square()), hessian
 
-    def _solve(self, sizes: Tensor) -> Tensor:
+    def ridge(self, sizes: Tensor) -> Tensor:
         """W(η) for η = `sizes` (m,)."""
         where = self._rows(sizes.nonzero()[:, 0])
         ridges = self.beta / sizes[sizes > 0].repeat_interleave(self.cells)
-        solution = torch.zeros_like(self._linear)
-        solution[where] = torch.cholesky_solve(self._linear[where], self._factor(where, ridges))
+        solution = torch.zeros_like(self.linear)
+        solution[where] = torch.cholesky_solve(self.linear[where], self._factor(where, ridges))
         return solution
 
 
