@@ -97,10 +97,11 @@ def main() -> None:
     lines = [
         "# Accuracy against stages and filters",
         "",
-        f"`python experiments/stages.py`: {N:,} MNIST images, squared loss, weight decay {RATIOS[0]:g} and {RATIOS[1]:g} "
-        "of beta_max. Stages are trained greedily, each on the frozen features of its own method's stage before. "
-        f"Adam: {EPOCHS} epochs of batch 64, the best of its rates by training objective; its core-seconds are those "
-        "of all rates tried. Objectives of stage 2 are of different problems, as the features differ.",
+        f"`python experiments/stages.py`: {N:,} MNIST images, squared loss, weight decay {RATIOS[0]:g} and "
+        f"{RATIOS[1]:g} of beta_max. Stages are trained greedily, each on the frozen features of its own method's "
+        f"stage before. Adam: {EPOCHS} epochs of batch 64, the best of its rates by training objective; its "
+        "core-seconds are those of all rates tried. Objectives of stage 2 are of different problems, as the features "
+        "differ.",
         "",
         "| filters at most | method | stage | filters | objective | test accuracy | core-seconds |",
         "|---|---|---|---|---|---|---|",
