@@ -11,13 +11,22 @@ import torch
 
 
 def machine() -> str:
-    """Processor, cores and how many torch uses, Python, torch and the commit, in one line."""
+    """`hardware` and `commit` in one line."""
+    return f"{hardware()}, commit {commit()}"
+
+
+def hardware() -> str:
+    """Processor, cores and how many torch uses, Python and torch, in one line."""
     info = Path("/proc/cpuinfo")
     names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
     processor = names[0] if names else platform.machine()
-    described = ["git", "describe", "--always", "--dirty"]
-    commit = subprocess.run(described, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
     return (
         f"{torch.get_num_threads()} of {os.cpu_count()} cores ({processor}), Python {platform.python_version()}, "
-        f"torch {torch.__version__}, commit {commit or 'unknown'}"
+        f"torch {torch.__version__}"
     )
+
+
+def commit() -> str:
+    """The commit of this checkout; "-dirty" if files differ from it."""
+    described = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(described, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()

@@ -248,9 +248,8 @@ def certify_parameters(
 
     `dual_point` (n, c) is a second chance for the lower bound, as in `certify`.
 
-    A local search beyond `LARGE` is a light one, which starts from the filters with the largest weights and climbs on a
-    sample of the images before it goes on to all, and responses are computed in the problem's own arithmetic, their
-    sums in float64. A proof is always in float64.
+    A local search beyond `LARGE` is a light one, which starts from the filters with the largest weights, and responses
+    are computed in the problem's own arithmetic, their sums in float64. A proof is always in float64.
     """
     search = get_oracle(oracle, problem, tol=tol, thorough=True) if isinstance(oracle, str) else oracle
     products = problem.n * problem.responses.n_positions * problem.responses.embedding.basis.shape[1] * len(filters)
@@ -262,7 +261,7 @@ def certify_parameters(
     starts, rounding = filters, ROUNDING
     if large:
         starts = filters[weights.flatten(1).norm(dim=1).argsort(descending=True)[:LIGHT_STARTS]]
-        search = LocalOracle(n_candidates=LIGHT_STARTS, n_climbers=8, n_steps=6, n_batches=1)
+        search = LocalOracle(n_candidates=LIGHT_STARTS, n_climbers=8, n_steps=6, n_batches=1, thorough=True)
         rounding = FLOAT32_ROUNDING
     target = problem.beta * (1 + 0.5 * tol)
     # A heuristic may search in the arithmetic at hand: what it finds is measured in float64 below.

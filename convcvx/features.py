@@ -20,6 +20,8 @@ from convcvx.stacked_network import Link
 
 LINK_IMAGES = 4000
 """Images whose maps a link is fitted to, evenly spread."""
+LINK_ROWS = 4096
+"""Positions of maps that are multiplied at once, about."""
 
 
 @torch.no_grad()
@@ -40,10 +42,15 @@ def fit_link(
     stage, link = stage.to(device), Link(n_filters, copies * channels, downsample, paired).to(device)
     moment, count = torch.zeros(n_filters, n_filters, dtype=torch.float64), 0
     sample = images[torch.arange(0, len(images), math.ceil(len(images) / LINK_IMAGES))]
-    for maps in stream(lambda part: link[0](_maps(stage, part)), stage, sample):
-        rows = maps.movedim(1, -1).flatten(0, -2)
-        moment += (rows.T @ rows).double()
-        count += len(rows)
+    waiting: list[Tensor] = []
+    for maps in stream(lambda part: link[0](_maps(stage, part)).movedim(1, -1).flatten(0, -2), stage, sample):
+        waiting.append(maps)
+        count += len(maps)
+        if sum(map(len, waiting)) >= LINK_ROWS:
+            moment += _moment(waiting, device)
+            waiting = []
+    if waiting:
+        moment += _moment(waiting, device)
     moment /= copies * count
     halves = moment.unflatten(0, (copies, -1)).unflatten(2, (copies, -1))
     eigenvalues, vectors = torch.linalg.eigh(halves.diagonal(dim1=0, dim2=2).sum(dim=2))
@@ -55,6 +62,12 @@ def fit_link(
     weight = torch.block_diag(*copies * [directions / scale])
     link.load_state_dict({"1.weight": weight[:, :, None, None]})
     return link
+
+
+def _moment(rows: list[Tensor], device: str) -> Tensor:
+    """Σ x xᵀ over all rows (·, m), in float64."""
+    together = torch.cat(rows).to(device)
+    return (together.T @ together).double().cpu()
 
 
 def stream_features(stage: nn.Module, link: nn.Module, images: Images, device: str = "cpu") -> Iterator[Tensor]:

@@ -57,7 +57,8 @@ class StackRun(Folder):
     def config(self) -> StackConfig:
         stored = self._read_json(self.OPTIONS)
         stages = tuple(TrainConfig.from_dict(stage) for stage in stored.pop("stages"))
-        return StackConfig(stages, tuple(stored["channels"]), tuple(stored["downsample"]), stored["heads"])
+        heads = stored.get("heads") or ("mean" if stored.get("ensemble") else "last")  # as earlier versions said it
+        return StackConfig(stages, tuple(stored["channels"]), tuple(stored["downsample"]), heads)
 
     def stage(self, number: int) -> Run:
         """The run folder of stage 1, 2, ..."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,16 +15,25 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+_own = threading.local()
+
+
+def _start() -> None:
+    """Make a thread a worker, whose own operations run on one core."""
+    _own.working = True
+    torch.get_num_threads()  # at its first use torch takes the number of the latest caller: let that be over
+    torch.set_num_threads(1)
+
+
 @cache
 def _workers(count: int) -> ThreadPoolExecutor:
-    """`count` threads whose own operations run on one core each."""
-    return ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
+    return ThreadPoolExecutor(count, initializer=_start)
 
 
 def each(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """`work` on each of `items`, in their order, on as many cores as torch uses; only a few wait at a time."""
     threads = torch.get_num_threads()
-    if threads == 1:
+    if threads == 1 or hasattr(_own, "working"):  # a worker that waited for the others would wait for ever
         yield from map(work, items)
         return
     waiting: deque[Future[Result]] = deque()

@@ -366,7 +366,7 @@ def test_a_light_certificate_of_a_large_network_agrees_with_the_full_one(monkeyp
     light = certify_parameters(problem.with_dtype(torch.float32), filters, weights, oracle="local")
     assert light.primal == pytest.approx(full.primal, rel=1e-5)
     assert light.dual <= light.primal
-    assert light.g_max <= full.g_max * (1 + 1e-4)
+    assert 0.95 * full.g_max <= light.g_max <= full.g_max * (1 + 1e-4)
     assert light.scope == "heuristic"
 
 

@@ -13,7 +13,7 @@ from convcvx.errors import InputError
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
 from convcvx.shifts import VERSIONS, shifted
-from convcvx.solvers.dictionary_path import RATIOS, fit_dictionary
+from convcvx.solvers.dictionary_path import RATIOS, fit_dictionaries, fit_dictionary
 from convcvx.solvers.master import solve_master
 from convcvx.training import build_problem
 
@@ -89,7 +89,7 @@ def test_weight_decay_that_is_lost_in_single_precision_ends_the_path(problem, mo
     assert all(record["objective"] > 0 and record["held_out_loss"] < 1 for record in fit.path)
     assert fit.rel_gap < 0.1
     assert len(fit_dictionary(problem, filters, tune=0.2).path) == len(RATIOS)  # in double precision nothing is lost
-    with pytest.raises(InputError, match=r"lost in the rounding of torch\.float32; raise beta"):
+    with pytest.raises(InputError, match=r"not above the rounding of torch\.float32; raise beta"):
         fit_dictionary(rough, filters, beta=1e-8)
 
 
@@ -110,6 +110,19 @@ def test_flips_are_twice_the_images():
     assert torch.allclose(predictions[:100], predictions[100:], atol=1e-8)
     plain = solve_master(problem.with_beta(0.01), filters, tol=1e-8)
     assert plain.objective < reference.objective * (1 - 1e-3)
+
+
+@pytest.mark.parametrize("first", [torch.float32, torch.float64])
+def test_dictionaries_of_several_problems_are_one_dictionary(problem, first):
+    """Split over two problems, of other precision perhaps, the filters have the weights that they have together."""
+    filters = dictionary(problem.responses, 12, threshold=0.25)
+    second = torch.float64 if first == torch.float32 else torch.float32
+    parts = problem.with_dtype(first), problem.with_dtype(second)
+    split = fit_dictionaries(parts, (filters[:5], filters[5:]), beta=0.01, tol=1e-4)
+    whole = fit_dictionary(problem, filters, beta=0.01, tol=1e-4)
+    assert split.objective == pytest.approx(whole.objective, rel=1e-4)
+    assert torch.allclose(torch.cat(split.weights), whole.weights[0], atol=1e-2 * float(whole.weights[0].abs().max()))
+    assert fit_dictionary(problem, filters[:5], beta=0.01).objective > 1.02 * whole.objective  # the test can fail
 
 
 def test_held_out_images_choose_beta(problem):

@@ -194,7 +194,7 @@ def test_single_precision_reaches_its_tolerance_at_a_tiny_beta(monkeypatch):
     filters, _, _ = random_parameters(problem, 60, seed=0)
     assert _solved(problem, filters)
     # Negative control: the float32 Gram matrix as it is.
-    monkeypatch.setattr(group_lasso, "NOISE", float("inf"))
+    monkeypatch.setattr(Problem, "with_dtype", lambda self, dtype: self)
     assert not _solved(problem, filters)
 
 
@@ -225,3 +225,16 @@ def test_a_bad_start_does_not_keep_the_optimum_away(loss):
     cold = solve_master(problem, filters, tol=1e-9)
     warm = solve_master(problem, filters, weights, intercept, tol=1e-9)
     assert warm.objective == pytest.approx(cold.objective, rel=1e-8)
+
+
+def test_a_gram_matrix_that_rounding_made_indefinite_is_computed_in_double_precision(monkeypatch):
+    """Filters that all but coincide, at a weight decay that single precision cannot see beside them."""
+    monkeypatch.setattr(group_lasso, "NOISE", 1e9)  # the estimate of the noise, which is no bound, says all is well
+    train, _ = load("digits", limit=200)
+    problem = build_problem(train.images, train.targets, 1e-8, spec=PatchSpec((3, 3)), pooling=2, dtype=torch.float32)
+    random = torch.Generator().manual_seed(0)
+    filters = torch.nn.functional.normalize(torch.randn(12, 9, generator=random, dtype=torch.float64))
+    filters = torch.nn.functional.normalize(torch.cat([filters, filters + 1e-6 * filters.roll(1, 0)]))
+    solved = solve_master(problem, filters, tol=1e-4)
+    exact = solve_master(problem.with_dtype(torch.float64), filters, tol=1e-4)
+    assert solved.objective == pytest.approx(exact.objective, rel=0.05)

@@ -6,10 +6,6 @@ status 0: done; 2: bad input; 3: stopped short of --tol.
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait slow down a shared machine
-
 import typer
 
 from convcvx.cli.certify import certify

@@ -8,7 +8,7 @@ from convcvx.arrangements import count_bound
 from convcvx.errors import check_choice
 from convcvx.oracles._patch_rows import MAX_BYTES, PatchRows
 from convcvx.oracles.base import ChargedRows, Oracle, OracleResult
-from convcvx.oracles.branch_and_bound import BranchAndBoundOracle
+from convcvx.oracles.branch_and_bound import BranchAndBoundOracle, check_rank
 from convcvx.oracles.copositive import CopositiveOracle
 from convcvx.oracles.enumerate import ExactOracle
 from convcvx.oracles.local import LocalOracle
@@ -41,6 +41,8 @@ def pick_oracle(name: str, problem: Problem) -> tuple[str, str]:
     """The oracle that `name` stands for on `problem`, and why: `auto` proves where a proof is affordable."""
     check_choice("oracle", name, ORACLES)
     rank = problem.responses.embedding.patch_rank
+    if name == "branch-and-bound":
+        check_rank(rank)
     if name != "auto":
         return name, "as asked"
     if PatchRows.size(problem.responses, problem.n_outputs) > MAX_BYTES:

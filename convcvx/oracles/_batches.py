@@ -109,7 +109,7 @@ class BatchedSearch(Search):
         bounds = torch.where(signs, bounds, 0.0).amax(1)
         halvable = signs.any(1)
         parents = Cones(vertices, linear, bounds, signs, cones.halvings + 1, counts, kept.entries)[halvable]
-        return halve(parents, strain[halvable] + CURVATURE * threshold * edges[halvable])
+        return halve(parents, strain[halvable] + (CURVATURE * threshold + 1e-300) * edges[halvable])
 
     def bound(self, vertices: Tensor, kept: Kept, linear: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`_cones.cone_bound` on the cones and their antipodes (B, 2), values that g reaches at their vertices

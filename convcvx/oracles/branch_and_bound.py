@@ -150,11 +150,7 @@ class BranchAndBoundOracle:
         n, d = charged.rows.shape
         bound, cones, entries, stopped = 0.0, 0, 0, "bound"
         points, values = np.zeros((0, d)), np.zeros(0)
-        if d > MAX_RANK:
-            raise InputError(
-                f"branch and bound begins with 2^(rank - 1) cones: rank must be at most {MAX_RANK}; got patches of "
-                f"rank {d}: pass a smaller rank, or oracle='local'"
-            )
+        check_rank(d)
         if n and not np.isfinite(charged.charges).all():
             raise InputError("dual_point must be finite; found NaN or infinity")
         if n:
@@ -192,3 +188,12 @@ class BranchAndBoundOracle:
         if torch.device(device).type == "cuda":
             return BatchedSearch(charged, tree, incumbents, goal, device)
         return BlockSearch(charged, tree, incumbents, goal)
+
+
+def check_rank(rank: int) -> None:
+    """Raise `InputError` for patches of a rank that the search cannot begin with."""
+    if rank > MAX_RANK:
+        raise InputError(
+            f"branch and bound begins with 2^(rank - 1) cones: rank must be at most {MAX_RANK}; got patches of rank "
+            f"{rank}: pass a smaller rank, or oracle='local'"
+        )

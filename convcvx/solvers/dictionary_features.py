@@ -38,6 +38,8 @@ class Features:
         D features in all, in so many groups, each for so many filters.
     group : Tensor (D,) int64
         The group of each feature.
+    dtype : torch.dtype
+        The least precise of the responses'.
 
     Raises
     ------
@@ -56,6 +58,7 @@ class Features:
         self.n_groups = len(cells)
         self.group = torch.arange(self.n_groups).repeat_interleave(cells)
         self.size = len(self.group)
+        self.dtype = min((r.dtype for r in responses), key=lambda dtype: dtype.itemsize)
 
     def batches(self) -> Iterator[tuple[slice, Tensor]]:
         """Yield (images, features (b, D)) until all images are through, `BATCH` at a time."""
@@ -64,7 +67,9 @@ class Features:
             for responses, filters in self._parts
         ]
         for blocks in zip(*streams, strict=True):
-            folded = [self._fold(block, r) for (_, block), (r, _) in zip(blocks, self._parts, strict=True)]
+            folded = [
+                self._fold(block, r).to(self.dtype) for (_, block), (r, _) in zip(blocks, self._parts, strict=True)
+            ]
             yield blocks[0][0], torch.cat(folded, dim=1).cpu() if len(folded) > 1 else folded[0].cpu()
 
     def _fold(self, block: Tensor, responses: Responses) -> Tensor:

@@ -128,9 +128,9 @@ def fit_dictionaries(
     if tuned:
         held[:: max(2, round(1 / tune))] = True
     held = held.repeat(versions)
-    gram = Gram(features.size, problem.n_outputs, problem.responses.dtype, centred=problem.intercept)
+    gram = Gram(features.size, problem.n_outputs, features.dtype, centred=problem.intercept)
     lasso = _GroupLasso(gram, features)
-    held_out = torch.empty(int(held.sum()), features.size, dtype=problem.responses.dtype)
+    held_out = torch.empty(int(held.sum()), features.size, dtype=features.dtype)
     filled = 0
     for where, block in features.batches():
         out = held[where]
@@ -150,11 +150,11 @@ def fit_dictionaries(
     elif beta is None:
         beta = beta_ratio * beta_max  # type: ignore[operator]
     del held_out
-    assert beta is not None
-    point = lasso.solve(beta, point, tol, MAX_ITER)
-    if math.isinf(point.objective):
+    point = None if beta is None else lasso.solve(beta, point, tol, MAX_ITER)
+    if beta is None or point is None or math.isinf(point.objective):
+        which = "no beta is" if beta is None else f"beta {beta:.3g} is not"
         raise InputError(
-            f"beta {beta:.3g} is lost in the rounding of {problem.responses.dtype}; raise beta or beta_ratio"
+            f"{which} above the rounding of {features.dtype}; raise beta or beta_ratio, or use fewer filters"
         )
     weights, intercept = features.weights(point.matrix), gram.intercept(point.matrix)
     return DictionaryFit(tuple(filters), weights, intercept, beta, beta_max, point.objective, point.rel_gap, path)

@@ -37,9 +37,9 @@ def solve_squared(
 ) -> MasterResult:
     """The master under the squared loss. One pass over the images gives the Gram matrix; then n disappears."""
     cells = problem.responses.n_cells
-    newton = GramNewton(problem, *problem.responses.gram(filters, problem.targets))
+    newton, precise = GramNewton.of(problem, filters), False
     if newton.noise(problem.responses.dtype) > NOISE * problem.beta:
-        newton = GramNewton(problem, *problem.with_dtype(torch.float64).responses.gram(filters, problem.targets))
+        newton, precise = GramNewton.of(problem.with_dtype(torch.float64), filters), True
     matrix = weights.flatten(0, 1)
     sizes = newton.norms(matrix)
     best, best_matrix, rel_gap, iteration = np.inf, matrix, np.inf, 0
@@ -50,7 +50,12 @@ def solve_squared(
         rel_gap = (best - dual) / max(best, 1e-300)
         if rel_gap <= tol or iteration == max_iter:
             break
-        matrix, sizes = newton.step(matrix, sizes)
+        try:
+            matrix, sizes = newton.step(matrix, sizes)
+        except torch.linalg.LinAlgError:  # rounding outweighs the smallest ridge β/η
+            if precise:
+                break
+            newton, precise = GramNewton.of(problem.with_dtype(torch.float64), filters), True
     solved, intercept = best_matrix.unflatten(0, (len(filters), cells)), newton.intercept(best_matrix)
     # In Gram form the loss is a difference of large numbers; what is compared with other networks is summed anew.
     objective = problem.primal(problem.responses.predict(filters, solved, intercept), solved)
@@ -74,6 +79,11 @@ class GramNewton:
         self.linear = moments[:-1] - self._mean @ self._target_mean
         self._last = torch.zeros(0), torch.zeros(0), torch.zeros(0)
         self._square = float(problem.targets.square().sum(dim=1).mean() - self._target_mean.square().sum())
+
+    @classmethod
+    def of(cls, problem: Problem, filters: Tensor) -> GramNewton:
+        """One pass over the images."""
+        return cls(problem, *problem.responses.gram(filters, problem.targets))
 
     def noise(self, dtype: torch.dtype) -> float:
         """How far below zero an eigenvalue of the Gram matrix may lie when it was computed in `dtype`."""
