@@ -124,6 +124,10 @@ def draw(curves: dict[str, list[tuple[float, float]]]) -> Figure:
     figure = Figure(figsize=(3 * len(curves), 3), layout="constrained")
     for axes, (name, points) in zip(figure.subplots(1, len(curves), sharey=True), curves.items(), strict=True):
         axes.loglog(*zip(*points, strict=True), "o-", color="black", ms=3)
+        quantities = [quantity for quantity, _ in points]
+        axes.set_xticks(quantities, [f"{quantity:,.0f}" for quantity in quantities], rotation=45)
+        axes.minorticks_off()
+        axes.set_yticks((1, 3, 10, 30), ("1", "3", "10", "30"))
         axes.set_xlabel(name)
         axes.set_title(f"exponent {exponent(points):.2f}")
     figure.axes[0].set_ylabel("CPU seconds")

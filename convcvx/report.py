@@ -90,6 +90,7 @@ def write_stack_report(stack: StackRun) -> Path:
     rows = (
         *("kept", "primal", "dual", "rel_gap", "scope", "n_filters"),
         *("train_accuracy", "validation_accuracy", "test_accuracy", "seconds"),
+        *(("score", "joint_objective", "joint_rel_gap", "joint_beta") if metrics["heads"] == "joint" else ()),
     )
     said = "".join(
         f"<br/>{name.capitalize()}, scope <b>{record['scope']}</b>: {escape(record['meaning'])}."

@@ -101,7 +101,7 @@ def stack_job(config: StackConfig, run: StackRun, report: Report) -> dict[str, A
             problems.append(training_problem(stage_config, features[0], run.stage(number).load_embedding()))
         if config.heads == "joint" and number > 1:
             candidate, joint = _join(first, stages, links, problems, report)
-            metrics |= {"joint": joint}
+            metrics |= joint
             score = _score(candidate.to(device), data[2], first.loss)
         else:
             candidate = StackedCNN(stages, links, ensemble=config.heads != "last")
@@ -144,8 +144,8 @@ def _join(
         f"joint heads of {len(stages)} stages: beta {fit.beta:.3g}, held-out error {error:.2%}, objective "
         f"{fit.objective:.5g}, optimal over these filters to {fit.rel_gap:.1e}"
     )
-    names = ("beta", "objective", "rel_gap")
-    return model, {name: getattr(fit, name) for name in names} | {"held_out_error": error}
+    record = {f"joint_{name}": getattr(fit, name) for name in ("beta", "objective", "rel_gap")}
+    return model, record | {"joint_held_out_error": error}
 
 
 def _train_stage(run: Run, config: TrainConfig, data: Data, report: Report) -> dict[str, Any]:

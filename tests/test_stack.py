@@ -143,7 +143,8 @@ def test_joint_heads_are_the_optimum_over_the_filters_of_both_stages(tmp_path):
     """Objective and dual feasibility recomputed from the module that was saved, on the training images."""
     options = {"dictionary": "8,12", "max_rounds": 0, "rank": "none", "tol": 1.0, "tune": 0.2}
     run, result = stacked(tmp_path / "joint", **options, heads="joint")
-    joint, model = result["stages"][1]["joint"], stacked_cnn(run.folder)
+    record, model = result["stages"][1], stacked_cnn(run.folder)
+    joint = {name: record[f"joint_{name}"] for name in ("beta", "objective", "rel_gap")}
     train, _ = split(load("digits", limit=300)[0], 0.2, 0)
     targets = F.one_hot(train.targets, 10).double()
     norms, columns = [], []

@@ -154,6 +154,13 @@ def _print_table(console: Console, result: dict[str, Any]) -> None:
             "" if record["kept"] else "dropped",
         )
     console.print(table)
+    for record in result["stages"]:
+        if "joint_objective" in record:
+            console.print(
+                f"joint heads of stages 1 to {record['stage']}: {record['score']:.2%} validation, objective "
+                f"{record['joint_objective']:.6g}, optimal over these filters to {record['joint_rel_gap']:.1e}",
+                highlight=False,
+            )
     console.print(
         f"whole model: {percent(result['test_accuracy'])} test, {percent(result['train_accuracy'])} train, "
         f"{result['n_stages']} stages, {result['seconds']:.1f} s, {result['peak_memory_mb']:.0f} MiB\n"
