@@ -12,7 +12,6 @@ at most. bound / beta tells how near the optimum the dual point was (1 there): f
 from __future__ import annotations
 
 import argparse
-import platform
 import sys
 import time
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from pathlib import Path
 import numba
 import numpy as np
 import torch
+from machine import machine
 
 from convcvx.oracles.base import OracleResult
 from convcvx.oracles.branch_and_bound import BranchAndBoundOracle
@@ -97,15 +97,9 @@ def excess(result: OracleResult) -> float:
     return result.upper_bound / float(result.values[0]) - 1
 
 
-def machine(device: str) -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")] or [platform.machine()]
+def setting(device: str) -> str:
     gpu = f"{torch.cuda.get_device_name()} and " if device == "cuda" else ""
-    return (
-        gpu
-        + f"{numba.get_num_threads()} threads on {names[0]}, {platform.system()}; Python {platform.python_version()}, "
-        f"numpy {np.__version__}, numba {numba.__version__}, torch {torch.__version__}"
-    )
+    return f"{gpu}{numba.get_num_threads()} compiled threads, {machine()}"
 
 
 def main() -> None:
@@ -125,7 +119,7 @@ def main() -> None:
         "# Branch and bound on MNIST",
         "",
         "Non-zero 3x3 patches, global average pooling, squared loss; stopped at a bound within "
-        f"{arguments.rel_tol:g} of the best g found, or after {arguments.time_limit:g} s. {machine(arguments.device)}.",
+        f"{arguments.rel_tol:g} of the best g found, or after {arguments.time_limit:g} s. {setting(arguments.device)}.",
         "",
         HEADER,
         "|---" * HEADER.count(" | ") + "|---|",

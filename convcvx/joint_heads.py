@@ -3,7 +3,8 @@
     min_{W, b}  (1/2n) Σ_i ‖Σ_s A_si W_s + b - y_i‖² + β Σ_s Σ_j ‖W_sj‖_F
 
 with A_s the pooled responses to the filters of stage s, all frozen and of unit norm. Stages that look at an image on
-different scales know different things; a head of one stage alone makes no use of what the others know.
+different scales know different things; a head of one stage alone makes no use of what the others know. β is chosen on
+held-out images; filters that were trained, not drawn, have seen those too, which favours a small β.
 """
 
 from __future__ import annotations
