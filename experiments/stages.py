@@ -127,7 +127,9 @@ def draw(rows: list[Row]) -> Figure:
                 BUDGETS, [row.accuracy for row in mine], style, color=colour, ms=4, label=f"{method}, stage {stage}"
             )
     axes.set(xscale="log", xlabel="filters a stage, at most", ylabel="test accuracy")
-    axes.grid(alpha=0.3, which="both")
+    axes.set_xticks(BUDGETS, [str(budget) for budget in BUDGETS])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     return figure
 
