@@ -18,6 +18,9 @@ from convcvx.errors import InputError, check_positive
 from convcvx.losses import Loss, encode_targets, get_loss
 from convcvx.responses import Responses
 
+SAMPLE_BYTES = 1 << 30
+"""Size of a sample's images in float32."""
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -73,6 +76,11 @@ class Problem:
     def with_dtype(self, dtype: torch.dtype) -> Problem:
         """The same problem with its passes in another arithmetic."""
         return replace(self, responses=self.responses.to(dtype=dtype))
+
+    @property
+    def largest_sample(self) -> int:
+        """How many images a sample may have: it is held in memory, even of images that stay on disk."""
+        return max(1, SAMPLE_BYTES // (4 * self.responses.images.shape[1:].numel()))
 
     def sample(self, images: Tensor) -> Problem:
         """The same problem on some of its images (indices)."""

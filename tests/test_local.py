@@ -53,6 +53,14 @@ def test_values_are_of_all_images_though_the_climb_was_on_a_sample(problem, dual
     assert found.g_max >= 0.98 * full.g_max
 
 
+def test_a_climb_is_on_no_more_images_than_memory_allows(problem, dual_point, monkeypatch):
+    monkeypatch.setattr("convcvx.oracles.local.SAMPLE_SIZE", 100)
+    monkeypatch.setattr("convcvx.problem.SAMPLE_BYTES", 4 * problem.responses.images[0].numel() * 150)
+    found, sizes = climbed_on(monkeypatch, LocalOracle(), problem, dual_point, target=1e-3)
+    assert sizes == {150, 1200}
+    torch.testing.assert_close(found.values, g(problem, found.filters, dual_point), rtol=1e-9, atol=0)
+
+
 def test_a_search_without_target_uses_all_images(problem, dual_point, monkeypatch):
     """It is asked to confirm that there is nothing to be found."""
     monkeypatch.setattr("convcvx.oracles.local.SAMPLE_SIZE", 100)

@@ -291,6 +291,13 @@ def test_filters_are_looked_for_on_samples_first(sampled_problem):
     assert solution.history[0]["objective"] < 0.7 * constant
 
 
+def test_a_sample_is_no_larger_than_memory_allows(sampled_problem, monkeypatch):
+    monkeypatch.setattr("convcvx.problem.SAMPLE_BYTES", 4 * 64 * 100)
+    sizes = []
+    solve_problem(sampled_problem, max_rounds=1, callback=lambda s: sizes.append(s.history[-1].get("images", 720)))
+    assert set(sizes) == {45, 720}
+
+
 def test_a_run_resumes_on_the_sample_where_it_was(sampled_problem):
     problem, saved = sampled_problem, []
     full = solve_problem(problem, max_rounds=2, callback=saved.append)

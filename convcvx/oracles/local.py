@@ -117,7 +117,7 @@ class LocalOracle:
         self, problem: Problem, dual_point: Tensor, target: float, random: torch.Generator
     ) -> tuple[Problem, Tensor]:
         """What to climb on, and the dual point there, scaled so that g is estimated without bias."""
-        size = problem.n // SAMPLE_FACTOR
+        size = min(problem.n // SAMPLE_FACTOR, problem.largest_sample)
         if self.thorough or target == float("inf") or size < SAMPLE_SIZE:
             return problem, dual_point
         images = torch.randperm(problem.n, generator=random)[:size].sort().values

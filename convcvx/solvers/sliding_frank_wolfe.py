@@ -112,6 +112,7 @@ def _levels(problem: Problem, start: Solution | None, seed: int) -> list[Problem
     sizes = [problem.n]
     while sizes[0] // SAMPLE_FACTOR >= SAMPLE_SIZE:
         sizes.insert(0, sizes[0] // SAMPLE_FACTOR)
+    sizes = [size for size in sizes[:-1] if size <= problem.largest_sample] + [problem.n]
     if start is not None:
         reached = start.history[-1].get("images", problem.n) if start.history else problem.n
         sizes = [size for size in sizes if size >= reached]
