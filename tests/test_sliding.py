@@ -19,6 +19,7 @@ from convcvx.errors import ConvergenceWarning, InputError
 from convcvx.oracles import ExactOracle
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
+from convcvx.solvers.slide import _factor
 from convcvx.training import build_problem, find_beta_max, solve_problem
 
 
@@ -356,3 +357,17 @@ def test_paths_take_betas_in_any_order():
     found = {s.certificate.beta: s for s in convcvx.path(x, y, betas=[0.001, 0.01], tol=1e-5)}
     assert sorted(found) == [0.001, 0.01]
     assert found[0.01].certificate.primal > found[0.001].certificate.primal
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-5, 1.0])
+def test_the_whitening_survives_a_moment_that_rounding_made_indefinite(noise):
+    """Single precision leaves eigenvalues below zero, of the size of its rounding of the largest."""
+    random = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(20, 20, generator=random, dtype=torch.float64)).Q
+    values = torch.linspace(1, 0, 20, dtype=torch.float64) - noise
+    moment = basis @ values.diag() @ basis.T
+    factor = _factor(moment, 1e-9)
+    assert bool(factor.isfinite().all())
+    assert bool((factor.diagonal() > 0).all())
+    if noise < 1e-3:
+        torch.testing.assert_close(factor @ factor.T, moment, rtol=0, atol=1e-3)

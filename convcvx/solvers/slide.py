@@ -85,10 +85,14 @@ class _Coordinates:
 
 
 def _factor(moment: Tensor, ridge: float) -> Tensor:
-    """The Cholesky factor of moment + ridge, kept away from singular."""
-    moment = moment.clone()
-    moment.diagonal().add_(ridge + 1e-6 * float(moment.diagonal().mean()) + 1e-300)
-    return torch.linalg.cholesky(moment)
+    """The Cholesky factor of moment + ridge, or of more where rounding has left the moment indefinite."""
+    ridge += 1e-6 * float(moment.diagonal().mean()) + 1e-300
+    identity = torch.eye(len(moment), dtype=moment.dtype)
+    for power in range(6):
+        factor, failed = torch.linalg.cholesky_ex(moment + 10**power * ridge * identity)
+        if not failed:
+            return factor
+    return moment.diagonal().clamp_min(ridge).sqrt().diag()
 
 
 def _inverse(factor: Tensor) -> Tensor:
