@@ -86,7 +86,7 @@ class _Coordinates:
 
 def _factor(moment: Tensor, ridge: float) -> Tensor:
     """The Cholesky factor of moment + ridge, or of more where rounding has left the moment indefinite."""
-    ridge += 1e-6 * float(moment.diagonal().mean()) + 1e-300
+    ridge += 1e-6 * float(moment.diagonal().abs().mean()) + 1e-300
     identity = torch.eye(len(moment), dtype=moment.dtype)
     for power in range(6):
         factor, failed = torch.linalg.cholesky_ex(moment + 10**power * ridge * identity)
