@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,7 @@ from convcvx.errors import InputError
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
 from convcvx.shifts import VERSIONS, shifted
-from convcvx.solvers.dictionary_path import RATIOS, fit_dictionaries, fit_dictionary
+from convcvx.solvers.dictionary_path import PATH_ITER, RATIOS, _GroupLasso, fit_dictionaries, fit_dictionary
 from convcvx.solvers.master import solve_master
 from convcvx.training import build_problem
 
@@ -89,8 +90,24 @@ def test_weight_decay_that_is_lost_in_single_precision_ends_the_path(problem, mo
     assert all(record["objective"] > 0 and record["held_out_loss"] < 1 for record in fit.path)
     assert fit.rel_gap < 0.1
     assert len(fit_dictionary(problem, filters, tune=0.2).path) == len(RATIOS)  # in double precision nothing is lost
-    with pytest.raises(InputError, match=r"not above the rounding of torch\.float32; raise beta"):
+    with pytest.raises(InputError, match=r"lost in the rounding of torch\.float32; use a larger beta"):
         fit_dictionary(rough, filters, beta=1e-8)
+
+
+def test_a_weight_decay_that_all_images_cannot_bear_gives_way_to_the_next_best(problem, monkeypatch):
+    filters = dictionary(problem.responses, 30, threshold=0.25)
+    whole = fit_dictionary(problem, filters, tune=0.2)
+    solve = _GroupLasso.solve
+
+    def fails(self, beta, start, tol, max_iter):
+        point = solve(self, beta, start, tol, max_iter)
+        return replace(point, objective=math.inf) if max_iter > PATH_ITER and beta == whole.beta else point
+
+    monkeypatch.setattr(_GroupLasso, "solve", fails)
+    fit = fit_dictionary(problem, filters, tune=0.2)
+    ranked = sorted(fit.path, key=lambda record: (record["held_out_error"], record["held_out_loss"]))
+    assert [ranked[0]["beta"], ranked[1]["beta"]] == [whole.beta, fit.beta]
+    assert fit.rel_gap < 0.05
 
 
 def test_flips_are_twice_the_images():

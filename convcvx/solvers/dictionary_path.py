@@ -138,26 +138,27 @@ def fit_dictionaries(
         held_out[filled : filled + int(out.sum())] = block[out]
         filled += int(out.sum())
     beta_max = lasso.beta_max()
-    path: list[dict[str, Any]] = []
-    point = None
+    tried: list[tuple[dict[str, Any], _Point]] = []
+    choices: list[tuple[float, _Point | None]]
     if tuned:
         targets = problem.targets[held]
-        for record, candidate in _path(lasso, held_out, targets, beta_max, tol):
-            path.append(record)
-            if record is min(path, key=_error):
-                beta, point = record["beta"], candidate
+        tried = list(_path(lasso, held_out, targets, beta_max, tol))
         gram.add(held_out, targets)
-    elif beta is None:
-        beta = beta_ratio * beta_max  # type: ignore[operator]
+        # Best first: what the images kept can just bear, all of them may not.
+        choices = [(record["beta"], start) for record, start in sorted(tried, key=lambda step: _error(step[0]))]
+    else:
+        choices = [(beta if beta is not None else (beta_ratio or 0.0) * beta_max, None)]
     del held_out
-    point = None if beta is None else lasso.solve(beta, point, tol, MAX_ITER)
-    if beta is None or point is None or math.isinf(point.objective):
-        which = "no beta is" if beta is None else f"beta {beta:.3g} is not"
-        raise InputError(
-            f"{which} above the rounding of {features.dtype}; raise beta or beta_ratio, or use fewer filters"
-        )
+    for chosen, start in choices:
+        point = lasso.solve(chosen, start, tol, MAX_ITER)
+        if math.isfinite(point.objective):
+            break
+    else:
+        wish = "fewer filters, or more images" if tuned else "a larger beta or beta_ratio, or fewer filters"
+        raise InputError(f"weight decay is lost in the rounding of {features.dtype}; use {wish}")
+    path = [record for record, _ in tried]
     weights, intercept = features.weights(point.matrix), gram.intercept(point.matrix)
-    return DictionaryFit(tuple(filters), weights, intercept, beta, beta_max, point.objective, point.rel_gap, path)
+    return DictionaryFit(tuple(filters), weights, intercept, chosen, beta_max, point.objective, point.rel_gap, path)
 
 
 def _error(record: dict[str, Any]) -> tuple[float, float]:
