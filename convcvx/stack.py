@@ -139,7 +139,7 @@ def _join(
     model, fit = fit_joint_heads(
         stages, links, problems, tune=tune, versions=versions, flips=first.flips, tol=DICTIONARY_TOL
     )
-    error = min(step["held_out_error"] for step in fit.path)
+    error = next(step["held_out_error"] for step in fit.path if step["beta"] == fit.beta)
     report.begin(
         f"joint heads of {len(stages)} stages: beta {fit.beta:.3g}, held-out error {error:.2%}, objective "
         f"{fit.objective:.5g}, optimal over these filters to {fit.rel_gap:.1e}"
