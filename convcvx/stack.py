@@ -40,12 +40,11 @@ from convcvx.problem import Problem
 from convcvx.progress import Report
 from convcvx.runs import Folder, Run
 from convcvx.shifts import VERSIONS
+from convcvx.solvers.dictionary_path import TUNE
 from convcvx.stack_config import StackConfig
 from convcvx.stacked_network import Link, StackedCNN, stacked_cnn
 
 PARTS = ("train", "test", "validation")
-JOINT_TUNE = 0.1
-"""Share of the training images on which joint heads choose their β, where the stages choose none."""
 
 
 class StackRun(Folder):
@@ -134,8 +133,7 @@ def _join(
     first: TrainConfig, stages: list[TwoLayerCNN], links: list[Link], problems: list[Problem], report: Report
 ) -> tuple[StackedCNN, dict[str, Any]]:
     """The stack with joint heads, and what to record of their fit."""
-    versions = VERSIONS if first.shifts else 1
-    tune = first.tune or JOINT_TUNE
+    versions, tune = VERSIONS if first.shifts else 1, first.tune or TUNE
     model, fit = fit_joint_heads(
         stages, links, problems, tune=tune, versions=versions, flips=first.flips, tol=DICTIONARY_TOL
     )

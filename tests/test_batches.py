@@ -21,6 +21,7 @@ from tests.test_branch_and_bound import (
     agrees,
     awkward_rows,
     charge,
+    check_early_stops,
     clustered_rows,
     dense_max,
     largest,
@@ -178,20 +179,7 @@ def test_stopped_early_it_is_still_a_bound(charged, max_cones):
 
 
 def test_stopping_early_gives_a_valid_larger_bound():
-    charged = random_rows(400, 4, 3)
-    full = Batched(1e-2).maximise(charged)
-    bounds = []
-    for oracle in (
-        Batched(1e-2, time_limit=0.0),
-        Batched(1e-2, max_cones=30),
-        Batched(1e-2, max_cones=full.stats["cones"] // 2),
-    ):
-        result = oracle.maximise(charged)
-        assert result.stats["stopped"] in ("time_limit", "max_cones")
-        assert np.isfinite(result.upper_bound)
-        bounds.append(result.upper_bound)
-    assert bounds[0] >= bounds[1] >= bounds[2] >= largest(full)
-    assert bounds[2] > full.upper_bound
+    check_early_stops(Batched)
 
 
 @pytest.mark.parametrize("width", [2e-2, 1e-4])

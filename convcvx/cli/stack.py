@@ -75,7 +75,7 @@ def stack(
     flips: Flips = "no",
     channels: Channels = "32",
     downsample: Downsample = "2",
-    heads: Heads = "last",
+    heads: Heads = StackConfig.heads,
     data: o.Data = TrainConfig.data,
     data_dir: o.DataDir = TrainConfig.data_dir,
     limit: o.Limit = TrainConfig.limit,

@@ -29,6 +29,8 @@ from convcvx.solvers.gram import Gram
 
 RATIOS = tuple(10 ** (-1 - k / 2) for k in range(12))
 """The path: β as shares of the largest one that gives the dictionary any weight."""
+TUNE = 0.1
+"""Share of the images that choose β, unless another is asked for."""
 PATIENCE = 2
 """The path ends after so many β without a better held-out score."""
 PATH_ITER, MAX_ITER = 2, 10
@@ -86,7 +88,7 @@ def fit_dictionaries(
     *,
     beta_ratio: float | None = None,
     beta: float | None = None,
-    tune: float = 0.1,
+    tune: float = TUNE,
     versions: int = 1,
     flips: bool = False,
     tol: float = 1e-2,
@@ -138,16 +140,18 @@ def fit_dictionaries(
         held_out[filled : filled + int(out.sum())] = block[out]
         filled += int(out.sum())
     beta_max = lasso.beta_max()
+    if beta is None and beta_ratio is not None:
+        beta = beta_ratio * beta_max
     tried: list[tuple[dict[str, Any], _Point]] = []
     choices: list[tuple[float, _Point | None]]
-    if tuned:
+    if beta is None:
         targets = problem.targets[held]
         tried = list(_path(lasso, held_out, targets, beta_max, tol))
         gram.add(held_out, targets)
         # Best first: what the images kept can just bear, all of them may not.
         choices = [(record["beta"], start) for record, start in sorted(tried, key=lambda step: _error(step[0]))]
     else:
-        choices = [(beta if beta is not None else (beta_ratio or 0.0) * beta_max, None)]
+        choices = [(beta, None)]
     del held_out
     for chosen, start in choices:
         point = lasso.solve(chosen, start, tol, MAX_ITER)
