@@ -29,7 +29,7 @@ from convcvx.pooling import Pooling
 from convcvx.responses import Responses
 
 CASES = (("MNIST", (1, 28, 28), 5, 4, 64), ("MNIST", (1, 28, 28), 5, 4, 200), ("CIFAR-10", (3, 32, 32), 6, 3, 200))
-N = 4096
+N = 2048
 RESULT = Path(__file__).parent / "results" / "responses.md"
 
 
