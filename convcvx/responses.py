@@ -1,11 +1,11 @@
 """Pooled ReLU responses φ_p(x_i; u) = Σ_k w_pk (x_ik·u)_+ and their adjoints, streamed over the images.
 
 Nothing here is ever O(n·K·h): a few images at a time are unrolled into patches, multiplied with all filters in one
-GEMM, rectified and pooled before they leave the cache. Products with as few columns as there are outputs are taken
-transposed, as a few long rows: they are three to five times as fast. Pooled responses, O(n·m·P), are handed out in blocks. On a
-CPU each core works on spans of images of its own, which scales where a shared GEMM of this size does not; the spans
-are summed in their order, so that results do not depend on the number of cores. Sums over images are accumulated in
-float64 whatever the dtype of the arithmetic.
+GEMM, rectified and pooled before they leave the cache. Pooled responses, O(n·m·P), are handed out in blocks. Products
+with as few columns as there are outputs are taken transposed, as a few long rows: that is three to five times as fast.
+On a CPU each core works on spans of images of its own, which scales where a shared GEMM of this size does not; the
+spans are summed in their order, so that results do not depend on the number of cores. Sums over images are accumulated
+in float64 whatever the dtype of the arithmetic.
 """
 
 from __future__ import annotations
