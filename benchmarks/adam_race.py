@@ -137,7 +137,9 @@ def run_convcvx(images: Tensor, onehot: Tensor, save: Callable) -> None:
 
     def callback(solution: Solution) -> None:
         record = solution.history[-1]
-        save(solution.rounds, clock, solution.filters, solution.weights, lower_bound=record["lower_bound"])
+        # What a round on a sample bounds is the optimum of that sample.
+        bound = {} if "images" in record else {"lower_bound": record["lower_bound"]}
+        save(solution.rounds, clock, solution.filters, solution.weights, **bound)
 
     solve_problem(problem, tol=2e-2, max_filters=2 * WIDTH, callback=callback, time_limit=2000)
 

@@ -203,7 +203,7 @@ class Responses:
         total = self._zeros(dual.shape[1], len(filters) * self.n_cells)
         for where, block in self.blocks(filters):
             total += dual[where].to(block).T @ block.flatten(1)
-        return total.T.unflatten(0, (len(filters), -1)).cpu()
+        return total.T.unflatten(0, (len(filters), self.n_cells)).cpu()
 
     def ascent(self, filters: Tensor, dual: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
         """G as `correlate` gives it, and the gradient (m, r) of Σ_j <directions_j (P, c), G_j>, in one pass."""
