@@ -212,8 +212,8 @@ images, chunk_bytes = torch.rand(8000, 1, 28, 28), int(sys.argv[1]) or None
 if chunk_bytes:
     convcvx.responses.SPAN["cpu"] = 8000
 filters, weights = torch.randn(32, 25), torch.randn(32, 4, 10)
+embedding = PatchEmbedding.fit(images, PatchSpec(5))  # its chunks are not those of the passes
 for n in (500, 8000):
-    embedding = PatchEmbedding.fit(images[:n], PatchSpec(5))
     r = Responses(images[:n], embedding, Pooling.of("2"), dtype=torch.float32, chunk_bytes=chunk_bytes)
     dual = torch.randn(n, 10)
     r.gram(filters, dual)
