@@ -98,6 +98,7 @@ class TrainConfig:
     flips: bool = False
     shifts: int = 0
     tune: float = 0.0
+    slide: float = 0.0
     paired: bool = False
     """Set by `convcvx stack`, for features whose channels come in mirror pairs; see `PatchSpec`."""
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from convcvx.errors import InputError, check_choice, check_count, check_positive
-from convcvx.patches import PatchEmbedding
+from convcvx.mirror import mirror
 from convcvx.responses import Responses
 
 SOURCES = ("patches", "kmeans")
@@ -119,12 +119,3 @@ def kmeans(points: Tensor, count: int, random: torch.Generator) -> Tensor:
         sums[empty] = points[torch.randint(len(points), (int(empty.sum()),), generator=random)]
         centres = normalize(sums)
     return centres.double()
-
-
-def mirror(embedding: PatchEmbedding, filters: Tensor) -> Tensor:
-    """(m, r) filters that respond to an image as `filters` do to its mirror image, at the mirrored places.
-
-    The embedding must be fitted with `flips`: then mirroring keeps the norm of a filter.
-    """
-    weight, bias = embedding.kernels(filters)
-    return embedding.filters(embedding.spec.mirrored(weight), bias)

@@ -32,6 +32,7 @@ VARIED: dict[str, Callable[[str], Any]] = {
     "max_filters": int,
     "dictionary": int,
     "threshold": float,
+    "slide": float,
     "flips": _yes,
 }
 """Options of `TrainConfig` that may differ from stage to stage, and how to read one value."""

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from convcvx.data import load
-from convcvx.dictionary import SOURCES, dictionary, mirror
+from convcvx.dictionary import SOURCES, dictionary
 from convcvx.errors import InputError
+from convcvx.mirror import mirror
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
 from convcvx.shifts import VERSIONS, shifted

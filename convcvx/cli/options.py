@@ -92,6 +92,10 @@ Tune = Annotated[
     float,
     _option(SOLVE, "With a dictionary: choose beta on this share of the training images, then train on all of them."),
 ]
+Slide = Annotated[
+    float,
+    _option(SOLVE, "With a dictionary: epochs of descent on its filters, before their weights are optimal again."),
+]
 Seed = Annotated[int, _option(SOLVE, "Equal seeds give equal results.")]
 Device = Annotated[str, _option(SOLVE, "auto, cpu or cuda.")]
 

@@ -39,6 +39,7 @@ BetaRatio = Annotated[str | None, _varied("As in train.")]
 MaxFilters = Annotated[str | None, _varied("As in train.")]
 Dictionary = Annotated[str | None, _varied("As in train; none for a stage without.")]
 Threshold = Annotated[str, _varied("As in train.")]
+Slide = Annotated[str, _varied("As in train.")]
 Flips = Annotated[
     str, _varied("yes or no; as in train. A later stage with flips needs mirror pairs of filters in the one before.")
 ]
@@ -72,6 +73,7 @@ def stack(
     max_filters: MaxFilters = None,
     dictionary: Dictionary = None,
     threshold: Threshold = str(TrainConfig.threshold),
+    slide: Slide = str(TrainConfig.slide),
     flips: Flips = "no",
     channels: Channels = "32",
     downsample: Downsample = "2",

@@ -53,6 +53,7 @@ def train(
     flips: o.Flips = TrainConfig.flips,
     shifts: o.Shifts = TrainConfig.shifts,
     tune: o.Tune = TrainConfig.tune,
+    slide: o.Slide = TrainConfig.slide,
     out: o.Out = None,
     resume: o.Resume = False,
     overwrite: o.Overwrite = False,

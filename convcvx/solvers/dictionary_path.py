@@ -126,18 +126,15 @@ def fit_dictionaries(
         raise InputError(f"a dictionary needs the squared loss; got loss {problem.loss.name!r}")
     features = Features([p.responses for p in problems], filters, flips)
     tuned = beta is None and beta_ratio is None
-    held = torch.zeros(problem.n // versions, dtype=torch.bool)
-    if tuned:
-        held[:: max(2, round(1 / tune))] = True
-    held = held.repeat(versions)
+    held = held_out(problem.n, tune if tuned else 0.0, versions)
     gram = Gram(features.size, problem.n_outputs, features.dtype, centred=problem.intercept)
     lasso = _GroupLasso(gram, features)
-    held_out = torch.empty(int(held.sum()), features.size, dtype=features.dtype)
+    unseen = torch.empty(int(held.sum()), features.size, dtype=features.dtype)
     filled = 0
     for where, block in features.batches():
         out = held[where]
         gram.add(block[~out], problem.targets[where][~out])
-        held_out[filled : filled + int(out.sum())] = block[out]
+        unseen[filled : filled + int(out.sum())] = block[out]
         filled += int(out.sum())
     beta_max = lasso.beta_max()
     if beta is None and beta_ratio is not None:
@@ -146,13 +143,13 @@ def fit_dictionaries(
     choices: list[tuple[float, _Point | None]]
     if beta is None:
         targets = problem.targets[held]
-        tried = list(_path(lasso, held_out, targets, beta_max, tol))
-        gram.add(held_out, targets)
+        tried = list(_path(lasso, unseen, targets, beta_max, tol))
+        gram.add(unseen, targets)
         # Best first: what the images kept can just bear, all of them may not.
         choices = [(record["beta"], start) for record, start in sorted(tried, key=lambda step: _error(step[0]))]
     else:
         choices = [(beta, None)]
-    del held_out
+    del unseen
     for chosen, start in choices:
         point = lasso.solve(chosen, start, tol, MAX_ITER)
         if math.isfinite(point.objective):
@@ -163,6 +160,14 @@ def fit_dictionaries(
     path = [record for record, _ in tried]
     weights, intercept = features.weights(point.matrix), gram.intercept(point.matrix)
     return DictionaryFit(tuple(filters), weights, intercept, chosen, beta_max, point.objective, point.rel_gap, path)
+
+
+def held_out(n: int, tune: float, versions: int = 1) -> Tensor:
+    """(n,) bool: the images that choose β, evenly spread over each of the `versions` of them; none for `tune` 0."""
+    held = torch.zeros(n // versions, dtype=torch.bool)
+    if tune:
+        held[:: max(2, round(1 / tune))] = True
+    return held.repeat(versions)
 
 
 def _error(record: dict[str, Any]) -> tuple[float, float]:

@@ -6,18 +6,20 @@ over unconstrained (u, V, b). At balanced neurons, ‖u_j‖ = ‖V_j‖, this i
 are non-negative and highly correlated, so in (u, V, b) itself gradient steps crawl: the descent runs in
 coordinates whitened by the second moments of the patches (for u) and of the centred responses (for V). Small
 problems slide by L-BFGS to high precision, large ones by mini-batch Adam with a cosine schedule. Either way the
-master then re-optimises the weights exactly, and the result counts only if the objective fell.
+master then re-optimises the weights exactly, and within a solver the result counts only if the objective fell.
 """
 
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
+from convcvx.mirror import MirrorPairs
 from convcvx.problem import Problem
 from convcvx.responses import Responses
 from convcvx.solution import Solution
@@ -50,14 +52,22 @@ def _balanced(solution: Solution) -> tuple[Tensor, Tensor]:
 class _Coordinates:
     """u = u' A⁻¹, V = B⁻ᵀ V', b = b' - meanᵀ V: with AAᵀ and BBᵀ second moments, the descent is well conditioned."""
 
-    def __init__(self, problem: Problem, solution: Solution, generator: torch.Generator) -> None:
+    def __init__(
+        self, problem: Problem, solution: Solution, generator: torch.Generator, pairs: MirrorPairs | None = None
+    ) -> None:
+        self._pairs = pairs
         filters, weights = _balanced(solution)
-        self._shape = weights.shape
         images = torch.randperm(problem.n, generator=generator)[:SAMPLE].sort().values
         sample = problem.sample(images)
         gram, _ = sample.responses.gram(filters, sample.targets)
-        self._mean = gram[:-1, -1:] * problem.intercept
-        moment = gram[:-1, :-1] - self._mean @ self._mean.T
+        moment, self._mean = gram[:-1, :-1], gram[:-1, -1:] * problem.intercept
+        if pairs is not None:
+            cells = len(filters), problem.responses.n_cells
+            fold = partial(_fold_rows, pairs, cells)
+            moment, self._mean = fold(fold(moment).T), fold(self._mean)
+            filters, weights = filters.chunk(2)[0], weights.chunk(2)[0]
+        self._shape = weights.shape
+        moment = moment - self._mean @ self._mean.T
         weight_factor = _factor(moment, problem.beta)
         filter_factor = _factor(_patch_moment(sample.responses), 0.0)
         matrix = weights.flatten(0, 1)
@@ -75,13 +85,23 @@ class _Coordinates:
         """Coordinates to filters (m, r), weights (m, P, c), intercept (c,)."""
         matrix = self._weight_inverse.T @ parts[1]
         intercept = parts[2] - (self._mean.T @ matrix)[0]
-        return parts[0] @ self._filter_inverse, matrix.view(self._shape), intercept
+        filters, weights = parts[0] @ self._filter_inverse, matrix.view(self._shape)
+        if self._pairs is not None:
+            filters, weights = self._pairs.filters(filters), self._pairs.unfold(weights)
+        return filters, weights, intercept
 
     def pullback(self, filters: Tensor, weights: Tensor, intercept: Tensor) -> list[Tensor]:
         """Gradients in the network to gradients in the coordinates."""
         filters, weights, intercept = (part.to(self._mean) for part in (filters, weights, intercept))
+        if self._pairs is not None:
+            filters, weights = self._pairs.fold_filters(filters), self._pairs.fold(weights)
         matrix = weights.flatten(0, 1) - self._mean @ intercept[None]
         return [filters @ self._filter_inverse.T, self._weight_inverse @ matrix, intercept]
+
+
+def _fold_rows(pairs: MirrorPairs, shape: tuple[int, int], matrix: Tensor) -> Tensor:
+    """The rows (m·P, ...) of all filters to those of the first halves of the pairs."""
+    return pairs.fold(matrix.unflatten(0, shape)).flatten(0, 1)
 
 
 def _factor(moment: Tensor, ridge: float) -> Tensor:
@@ -163,26 +183,33 @@ def slide_adam(
     seed: int,
     epochs: float,
     *,
+    images: Tensor | None = None,
+    pairs: MirrorPairs | None = None,
     batch: int = 128,
     filter_rate: float = 0.1,
     weight_rate: float = 0.03,
 ) -> Solution:
-    """Mini-batch Adam; the rates are relative to the root mean square of each group of coordinates."""
+    """Mini-batch Adam; the rates are relative to the root mean square of each group of coordinates.
+
+    On some of the images only (indices; all by default), and with `pairs` over symmetric networks, of which the
+    solution is one.
+    """
     generator = torch.Generator().manual_seed(seed)
-    coordinates = _Coordinates(problem, solution, generator)
+    coordinates = _Coordinates(problem, solution, generator, pairs)
     parts = [part.clone() for part in coordinates.start]
     scales = [float(part.square().mean().sqrt()) for part in parts]
     rates = [filter_rate * scales[0], weight_rate * scales[1], weight_rate * scales[2]]
     optimizer = torch.optim.Adam([{"params": [part], "lr": rate} for part, rate in zip(parts, rates, strict=True)])
-    batch = min(batch, problem.n)
-    steps = max(1, math.ceil(epochs * problem.n / batch))
+    images = torch.arange(problem.n) if images is None else images
+    batch = min(batch, len(images))
+    steps = max(1, math.ceil(epochs * len(images) / batch))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    order = torch.randperm(problem.n, generator=generator)
+    order = torch.randperm(len(images), generator=generator)
     for _ in range(steps):
         if len(order) < batch:
-            order = torch.cat([order, torch.randperm(problem.n, generator=generator)])
-        images, order = order[:batch], order[batch:]
-        _, slopes = _gradients(problem, coordinates.network(parts), images)
+            order = torch.cat([order, torch.randperm(len(images), generator=generator)])
+        chosen, order = images[order[:batch]], order[batch:]
+        _, slopes = _gradients(problem, coordinates.network(parts), chosen)
         for part, slope in zip(parts, coordinates.pullback(*slopes), strict=True):
             part.grad = slope
         optimizer.step()
