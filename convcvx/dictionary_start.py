@@ -2,7 +2,7 @@
 
 On request the filters then slide: some epochs of mini-batch descent on filters and weights together, from the optimal
 weights, which leaves filters that no clustering of patches finds. Their weights are optimal again in the end, at a β
-chosen anew. The images held out are held out of the descent as well: they choose for filters they have not shaped.
+chosen anew. The images held out are held out of the descent as well, though the weights it starts from have seen them.
 """
 
 from __future__ import annotations

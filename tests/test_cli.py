@@ -228,6 +228,8 @@ def test_a_config_file_and_flags_that_beat_it(tmp_path):
         (["--rank", "10"], "rank must be at most the patch size, 9"),
         (["--max-filters", "0"], "max_filters"),
         (["--tol", "nan"], "tol"),
+        (["--slide", "2"], "slide 2 needs the filters of a dictionary"),
+        (["--slide", "-1", "--dictionary", "8"], "slide must be a non-negative float; got -1"),
         (["--preset", "magic"], "preset must be one of"),
         (["--config", "nowhere.toml"], "cannot read --config"),
         (["--no-such-option"], "No such option"),
@@ -270,6 +272,18 @@ def test_a_preset_trains_on_the_data_named_beside_it(tmp_path):
     assert again["primal"] == pytest.approx(metrics["primal"], rel=1e-6)
     resumed = answer(convcvx("train", "--out", tmp_path / "run", "--resume", "--json"))
     assert resumed["primal"] == pytest.approx(metrics["primal"], rel=1e-9)
+
+
+def test_filters_of_a_dictionary_that_slide_reach_a_lower_objective(tmp_path):
+    train = ["train", "--limit", "300", "--pool", "2", "--dictionary", "16", "--max-rounds", "0", "--tol", "1"]
+    drawn = answer(convcvx(*train, "--beta-ratio", "0.01", "--out", tmp_path / "drawn", "--json"))
+    slid = answer(convcvx(*train, "--beta-ratio", "0.01", "--slide", "20", "--out", tmp_path / "slid", "--json"))
+    assert slid["beta"] == drawn["beta"]
+    assert slid["primal"] < 0.98 * drawn["primal"]
+    assert slid["n_filters"] <= 16
+    done = convcvx(*train, "--tune", "0.2", "--slide", "2", "--out", tmp_path / "tuned")
+    assert done.stdout.count("held-out error") > 6  # beta is chosen anew for the filters that slid
+    assert "2 epochs of descent" in done.stdout
 
 
 def test_the_command_line_does_not_wait_for_what_it_may_not_need():

@@ -320,10 +320,11 @@ def test_stack_in_a_real_process(tmp_path):
     assert stacked_cnn(tmp_path / "run")(images()).shape == (50, 10)
 
 
-def test_a_stack_with_flips_says_the_same_of_an_image_and_its_mirror_image(tmp_path):
+@pytest.mark.parametrize("slide", ["0", "1,2"])
+def test_a_stack_with_flips_says_the_same_of_an_image_and_its_mirror_image(slide, tmp_path):
     """Through paired channels the second stage knows what mirroring the images does to its features."""
     options = {"kernel_size": "3", "dictionary": "6,60", "threshold": "0.1", "hidden_bias": True, "max_rounds": 0,
-               "rank": "none", "whiten": "yes", "contrast": "no,yes", "tol": 1.0}  # fmt: skip
+               "rank": "none", "whiten": "yes", "contrast": "no,yes", "tol": 1.0, "slide": slide}  # fmt: skip
     run, result = stacked(tmp_path / "flips", **options, flips="yes")
     assert result["n_stages"] == 2
     model, x = stacked_cnn(run.folder), images()

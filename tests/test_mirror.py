@@ -1,0 +1,104 @@
+"""Symmetric networks as their first halves: adjoints, mirror images, and a descent that stays among them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from convcvx.data import load
+from convcvx.dictionary import dictionary
+from convcvx.errors import InputError
+from convcvx.mirror import MirrorPairs, mirror
+from convcvx.patches import PatchSpec
+from convcvx.problem import Problem
+from convcvx.solvers.dictionary_path import fit_dictionary, held_out
+from convcvx.solvers.slide import slide_adam
+from convcvx.training import build_problem
+
+SPEC = PatchSpec((3, 3), hidden_bias=True, whiten=0.1)
+
+
+def digits(n: int = 200, **options) -> Problem:
+    train, _ = load("digits", limit=n)
+    options = {"spec": SPEC, "pooling": 2, "dtype": torch.float64, "flips": True} | options
+    return build_problem(train.images, train.targets, 1e-3, **options)
+
+
+@pytest.fixture(scope="module")
+def problem() -> Problem:
+    return digits()
+
+
+@pytest.fixture(scope="module")
+def start(problem):
+    filters = dictionary(problem.responses, 12, threshold=0.25, flips=True)
+    return fit_dictionary(problem, filters, beta=1e-3, flips=True, tol=1e-3).solution
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_folding_is_the_adjoint_of_unfolding(problem, dim):
+    pairs, random = MirrorPairs(problem.responses), torch.Generator().manual_seed(0)
+    half, whole = [3, 4, 10], [6, 4, 10]
+    if dim == 1:
+        half, whole = [5, 3, 4], [5, 6, 4]
+    a = torch.randn(half, generator=random, dtype=torch.float64)
+    b = torch.randn(whole, generator=random, dtype=torch.float64)
+    assert float((pairs.unfold(a, dim) * b).sum()) == pytest.approx(float((a * pairs.fold(b, dim)).sum()), rel=1e-12)
+
+
+def test_filters_fold_as_the_adjoint_of_the_mirror(problem):
+    pairs, random = MirrorPairs(problem.responses), torch.Generator().manual_seed(0)
+    u = torch.randn(3, problem.responses.dim, generator=random, dtype=torch.float64)
+    v = torch.randn(6, problem.responses.dim, generator=random, dtype=torch.float64)
+    assert torch.allclose(pairs.filters(u)[3:], mirror(problem.responses.embedding, u), atol=1e-9)
+    folded = float((u * pairs.fold_filters(v)).sum())
+    assert float((pairs.filters(u) * v).sum()) == pytest.approx(folded, rel=1e-12)
+
+
+def test_a_symmetric_network_says_the_same_of_a_mirror_image(problem):
+    pairs, random = MirrorPairs(problem.responses), torch.Generator().manual_seed(1)
+    filters = pairs.filters(torch.randn(4, problem.responses.dim, generator=random, dtype=torch.float64))
+    weights = pairs.unfold(torch.randn(4, 4, 10, generator=random, dtype=torch.float64))
+    mirrored = problem.responses.to(images=problem.responses.images.flip(3))
+    bias = torch.zeros(10)
+    expected = problem.responses.predict(filters, weights, bias)
+    assert torch.allclose(mirrored.predict(filters, weights, bias), expected, atol=1e-9)
+    skewed = weights + torch.randn(weights.shape, generator=random, dtype=torch.float64)
+    assert not torch.allclose(mirrored.predict(filters, skewed, bias), problem.responses.predict(filters, skewed, bias))
+
+
+def test_asymmetric_places_are_refused():
+    with pytest.raises(InputError, match="flips need patches and pooling cells that lie symmetrically"):
+        MirrorPairs(digits(20, spec=PatchSpec((3, 3), (2, 2))).responses)
+
+
+def test_a_descent_among_symmetric_networks_stays_there_and_gains(problem, start):
+    slid = slide_adam(problem, start, 0, 10, pairs=MirrorPairs(problem.responses), batch=20)
+    filters = normalize(slid.filters)
+    first, second = filters.chunk(2)
+    assert torch.allclose(mirror(problem.responses.embedding, first), second, atol=1e-5)
+    before = fit_dictionary(problem, start.filters, beta=1e-3, flips=True, tol=1e-3).objective
+    after = fit_dictionary(problem, filters, beta=1e-3, flips=True, tol=1e-3).objective
+    assert after < 0.9 * before
+    free = normalize(slide_adam(problem, start, 0, 10, batch=20).filters)
+    first, second = free.chunk(2)
+    assert not torch.allclose(mirror(problem.responses.embedding, first), second, atol=1e-2)  # the test can fail
+
+
+def test_images_held_out_do_not_pull_on_the_filters(problem, start):
+    """Wrong targets of images that are left out change nothing; those of images that are not do."""
+    unseen = held_out(problem.n, 0.1)
+    assert int(unseen.sum()) == 20
+    wrong = problem.targets.clone()
+    wrong[unseen] = wrong[unseen].roll(3, dims=1)
+    spoiled = Problem(problem.responses, wrong, problem.beta, problem.loss, problem.intercept)
+    seen = (~unseen).nonzero().flatten()
+    expected = slide_adam(problem, start, 0, 2, images=seen).filters
+    assert torch.equal(slide_adam(spoiled, start, 0, 2, images=seen).filters, expected)
+    assert not torch.equal(slide_adam(spoiled, start, 0, 2).filters, slide_adam(problem, start, 0, 2).filters)
+
+
+def test_every_version_of_an_image_is_held_out():
+    assert torch.equal(held_out(40, 0.25, versions=2).view(2, 20), held_out(20, 0.25).expand(2, 20))
+    assert not held_out(40, 0.0).any()
