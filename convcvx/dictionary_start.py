@@ -27,7 +27,8 @@ from convcvx.solvers.slide import slide_adam
 DICTIONARY_TOL = 1e-2
 """Relative gap over the dictionary to which its weights are fitted."""
 SLIDE_DECAY = 5.0
-"""The β of the descent over that of the dictionary: filters that slide fit their images closer than drawn ones do."""
+"""The β of the descent over the one that held-out images chose for the dictionary: filters that slide fit closer than
+drawn ones do. A β that was asked for is kept."""
 
 
 def start_from_dictionary(
