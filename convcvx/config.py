@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from convcvx.errors import InputError
+from convcvx.errors import InputError, check_count, check_positive
 from convcvx.oracles.sampled import N_GATES
 from convcvx.patches import PatchSpec
 
@@ -99,6 +99,7 @@ class TrainConfig:
     shifts: int = 0
     tune: float = 0.0
     slide: float = 0.0
+    crops: int = 0
     paired: bool = False
     """Set by `convcvx stack`, for features whose channels come in mirror pairs; see `PatchSpec`."""
 
@@ -113,6 +114,15 @@ class TrainConfig:
             if key not in known:
                 raise InputError(f"unknown option {key!r}; the options are {', '.join(sorted(known))}")
         return cls(**values)
+
+    def check_slide(self) -> None:
+        """Raise `InputError` for a slide without filters to set out from, or crops without a slide."""
+        if check_positive("slide", self.slide, zero=True) and self.dictionary is None:
+            raise InputError(
+                f"slide {self.slide:g} needs the filters of a dictionary to set out from; pass --dictionary N"
+            )
+        if check_count("crops", self.crops, minimum=0) and not self.slide:
+            raise InputError(f"crops {self.crops} move the images that filters slide on; pass --slide EPOCHS")
 
     def patch_spec(self) -> PatchSpec:
         return PatchSpec(

@@ -63,6 +63,8 @@ def start_from_dictionary(
             config.slide,
             images=seen.nonzero().flatten(),
             pairs=MirrorPairs(problem.responses) if config.flips else None,
+            crops=config.crops,
+            tell=report.begin,
         )
         fit = fit_dictionary(problem, normalize(slid.filters), beta=None if fit.path else fit.beta, **options)
         _tell(fit, report)

@@ -59,10 +59,7 @@ def train_job(
     plan = Plan.of(problem, config.solver, config.oracle)
     check_budgets(config.tol, config.max_filters, config.max_rounds, config.time_limit)
     check_count("gates", config.gates)
-    if check_positive("slide", config.slide, zero=True) and config.dictionary is None:
-        raise InputError(
-            f"slide {config.slide:g} needs the filters of a dictionary to set out from; pass --dictionary N"
-        )
+    config.check_slide()
     if config.dictionary is not None and team.size > 1:
         raise InputError(f"a dictionary is fitted by one process; got {team.size}: train without torchrun")
     if resume:

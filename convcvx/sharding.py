@@ -138,7 +138,7 @@ class Team:
     def build(self, responses: Responses) -> int:
         """Have every process make these responses on its share; returns the key that passes name them by."""
         self._keys += 1
-        options = {"dtype": responses.dtype, "device": responses.device.type, "chunk_bytes": responses.chunk_bytes}
+        options = responses.options | {"device": responses.device.type}
         self.collect("build", lambda _: (self._keys, responses.embedding, responses.pooling, options))
         return self._keys
 
@@ -192,7 +192,7 @@ class ShardedResponses(Responses):
     """`Responses` on all images whose passes run in all processes of a team, segment by segment.
 
     What is not overridden runs in the leader alone and is as right: single rows, samples of images
-    (`to(images=...)`), mini-batches, and blocks of responses for solvers that want them one by one.
+    (`to(images=...)`), mini-batches among them, and blocks of responses for solvers that want them one by one.
     """
 
     def __init__(
@@ -203,12 +203,11 @@ class ShardedResponses(Responses):
         self._key = team.build(self)
 
     def to(self, *, images: Images | None = None, **changes: Any) -> Responses:
-        """The same map in another dtype, sharded; or on other images, in this process."""
+        """The same map in another arithmetic, sharded; or on other images, in this process."""
         plain = super().to(images=images, **changes)
         if images is not None:
             return plain
-        options = {"dtype": plain.dtype, "device": plain.device, "chunk_bytes": plain.chunk_bytes}
-        return ShardedResponses(self._team, plain.images, plain.embedding, plain.pooling, **options)
+        return ShardedResponses(self._team, plain.images, plain.embedding, plain.pooling, **plain.options)
 
     def predict(self, filters: Tensor, weights: Tensor, intercept: Tensor) -> Tensor:
         """As in `Responses`."""
@@ -230,11 +229,9 @@ class ShardedResponses(Responses):
         return total, slope
 
     def gradients(
-        self, filters: Tensor, weights: Tensor, intercept: Tensor, residual: Residual, images: Tensor | None = None
+        self, filters: Tensor, weights: Tensor, intercept: Tensor, residual: Residual
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """As in `Responses`; over all images, `residual` is called once, between a pass forwards and one back."""
-        if images is not None:
-            return super().gradients(filters, weights, intercept, residual, images)
+        """As in `Responses`; `residual` is called once, between a pass forwards and one back."""
         network = filters, weights, intercept
         predictions = self.predict(*network).to(self.device, self.dtype)
         slopes = residual(predictions, torch.arange(self.n, device=self.device))

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from convcvx.data import Dataset
 from convcvx.errors import InputError, check_count
@@ -26,3 +27,11 @@ def shifted(dataset: Dataset, pixels: int) -> Dataset:
     versions = [wide[:, :, y * pixels :, x * pixels :][:, :, :height, :width] for y, x in corners]
     targets = dataset.targets.repeat(VERSIONS, *[1] * (dataset.targets.ndim - 1))
     return replace(dataset, images=torch.cat(versions), targets=targets)
+
+
+def randomly_moved(images: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
+    """Each of the images (b, C, H, W) moved by up to so many pixels, up or down and left or right. Zeros move in."""
+    height, width = images.shape[2:]
+    windows = F.pad(images, 4 * (pixels,)).unfold(2, height, 1).unfold(3, width, 1)  # (b, C, moves, moves, H, W)
+    down, right = torch.randint(2 * pixels + 1, (2, len(images)), generator=generator).to(images.device)
+    return windows[torch.arange(len(images), device=images.device), :, down, right]

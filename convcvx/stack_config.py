@@ -33,6 +33,7 @@ VARIED: dict[str, Callable[[str], Any]] = {
     "dictionary": int,
     "threshold": float,
     "slide": float,
+    "crops": int,
     "flips": _yes,
 }
 """Options of `TrainConfig` that may differ from stage to stage, and how to read one value."""
@@ -95,6 +96,7 @@ class StackConfig:
             )
         for stage in stages:
             stage.patch_spec()
+            stage.check_slide()
         links = max(1, n_stages - 1)
         return cls(
             tuple(stages),

@@ -230,6 +230,8 @@ def test_a_config_file_and_flags_that_beat_it(tmp_path):
         (["--tol", "nan"], "tol"),
         (["--slide", "2"], "slide 2 needs the filters of a dictionary"),
         (["--slide", "-1", "--dictionary", "8"], "slide must be a non-negative float; got -1"),
+        (["--crops", "1", "--dictionary", "8"], "crops 1 move the images that filters slide on; pass --slide EPOCHS"),
+        (["--crops", "-1"], "crops must be a whole number >= 0; got -1"),
         (["--preset", "magic"], "preset must be one of"),
         (["--config", "nowhere.toml"], "cannot read --config"),
         (["--no-such-option"], "No such option"),
@@ -281,9 +283,10 @@ def test_filters_of_a_dictionary_that_slide_reach_a_lower_objective(tmp_path):
     assert slid["beta"] == drawn["beta"]
     assert slid["primal"] < 0.98 * drawn["primal"]
     assert slid["n_filters"] <= 16
-    done = convcvx(*train, "--tune", "0.2", "--slide", "2", "--out", tmp_path / "tuned")
+    done = convcvx(*train, "--tune", "0.2", "--slide", "2", "--crops", "1", "--out", tmp_path / "tuned")
     assert done.stdout.count("held-out error") > 6  # beta is chosen anew for the filters that slid
     assert "2 epochs of descent" in done.stdout
+    assert "epoch 2: objective" in done.stdout
 
 
 def test_the_command_line_does_not_wait_for_what_it_may_not_need():

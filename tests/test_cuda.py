@@ -51,7 +51,6 @@ def every_pass(p) -> list[torch.Tensor]:
         responses.correlate(filters, dual),
         *responses.ascent(filters, dual, weights),
         *responses.gradients(filters, weights, intercept, residual),
-        *responses.gradients(filters, weights, intercept, residual, batch),
         responses.rows(batch.to(responses.device)).cpu(),
     ]
 

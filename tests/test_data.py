@@ -26,7 +26,7 @@ from convcvx import data, data_sources
 from convcvx._compat import import_torchvision
 from convcvx.data import check_images, check_targets, load, split
 from convcvx.errors import DataError, InputError
-from convcvx.shifts import shifted
+from convcvx.shifts import randomly_moved, shifted
 
 
 def keras_arrays(n=12, n_test=6, shape=(5, 4), n_classes=3):
@@ -556,3 +556,14 @@ def test_shifted_images_are_moved_by_whole_pixels_and_keep_their_targets():
     assert torch.equal(moved.targets, train.targets.repeat(5))
     with pytest.raises(InputError, match="shifts"):
         shifted(train, -1)
+
+
+def test_every_image_is_moved_at_random_on_its_own():
+    image = load("digits", limit=2)[0].images[:1]
+    moved = randomly_moved(image.repeat(400, 1, 1, 1), 1, torch.Generator().manual_seed(0))
+    wide = torch.nn.functional.pad(image, (1, 1, 1, 1))[0]
+    places = [wide[:, y : y + 8, x : x + 8] for y in range(3) for x in range(3)]
+    counts = torch.tensor([[torch.equal(one, place) for place in places] for one in moved]).sum(dim=0)
+    assert int(counts.sum()) == 400  # no two places of this image look alike
+    assert int(counts.min()) > 20
+    assert torch.equal(randomly_moved(image, 0, torch.Generator()), image)

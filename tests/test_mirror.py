@@ -86,6 +86,22 @@ def test_a_descent_among_symmetric_networks_stays_there_and_gains(problem, start
     assert not torch.allclose(mirror(problem.responses.embedding, first), second, atol=1e-2)  # the test can fail
 
 
+@pytest.mark.parametrize("options", [{"crops": 1}, {"patch_dtype": torch.bfloat16}])
+def test_a_descent_on_moved_images_or_in_few_bits_stays_symmetric_and_gains(problem, start, options):
+    pairs = MirrorPairs(problem.responses)
+    slid = slide_adam(problem, start, 0, 10, pairs=pairs, batch=20, **options)
+    again = slide_adam(problem, start, 0, 10, pairs=pairs, batch=20, **options)
+    assert torch.equal(slid.filters, again.filters)
+    assert not torch.equal(slid.filters, slide_adam(problem, start, 0, 10, pairs=pairs, batch=20).filters)
+    first, second = normalize(slid.filters).chunk(2)
+    assert torch.allclose(mirror(problem.responses.embedding, first), second, atol=1e-5)
+    before, after = (
+        fit_dictionary(problem, filters, beta=1e-3, flips=True, tol=1e-3).objective
+        for filters in (start.filters, normalize(slid.filters))
+    )
+    assert after < 0.95 * before
+
+
 def test_images_held_out_do_not_pull_on_the_filters(problem, start):
     """Wrong targets of images that are left out change nothing; those of images that are not do."""
     unseen = held_out(problem.n, 0.1)

@@ -120,7 +120,6 @@ def every_pass(problem) -> list[torch.Tensor]:
         responses.correlate(filters, dual),
         *responses.ascent(filters, dual, weights),
         *responses.gradients(filters, weights, intercept, residual),
-        *responses.gradients(filters, weights, intercept, residual, batch),
         responses.to(images=responses.images[batch]).matrix(filters),
         problem.with_dtype(torch.float64).responses.correlate(filters, dual),
     ]

@@ -96,6 +96,9 @@ Slide = Annotated[
     float,
     _option(SOLVE, "With a dictionary: epochs of descent on its filters, before their weights are optimal again."),
 ]
+Crops = Annotated[
+    int, _option(SOLVE, "While filters slide, move each image by up to N pixels at random whenever it is seen.")
+]
 Seed = Annotated[int, _option(SOLVE, "Equal seeds give equal results.")]
 Device = Annotated[str, _option(SOLVE, "auto, cpu or cuda.")]
 

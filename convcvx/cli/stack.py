@@ -40,6 +40,7 @@ MaxFilters = Annotated[str | None, _varied("As in train.")]
 Dictionary = Annotated[str | None, _varied("As in train; none for a stage without.")]
 Threshold = Annotated[str, _varied("As in train.")]
 Slide = Annotated[str, _varied("As in train.")]
+Crops = Annotated[str, _varied("As in train; pixels of what the stage sees.")]
 Flips = Annotated[
     str, _varied("yes or no; as in train. A later stage with flips needs mirror pairs of filters in the one before.")
 ]
@@ -74,6 +75,7 @@ def stack(
     dictionary: Dictionary = None,
     threshold: Threshold = str(TrainConfig.threshold),
     slide: Slide = str(TrainConfig.slide),
+    crops: Crops = str(TrainConfig.crops),
     flips: Flips = "no",
     channels: Channels = "32",
     downsample: Downsample = "2",

@@ -54,6 +54,7 @@ def train(
     shifts: o.Shifts = TrainConfig.shifts,
     tune: o.Tune = TrainConfig.tune,
     slide: o.Slide = TrainConfig.slide,
+    crops: o.Crops = TrainConfig.crops,
     out: o.Out = None,
     resume: o.Resume = False,
     overwrite: o.Overwrite = False,

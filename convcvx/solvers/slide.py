@@ -12,7 +12,10 @@ master then re-optimises the weights exactly, and within a solver the result cou
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +25,7 @@ from torch import Tensor
 from convcvx.mirror import MirrorPairs
 from convcvx.problem import Problem
 from convcvx.responses import Responses
+from convcvx.shifts import randomly_moved
 from convcvx.solution import Solution
 
 DETERMINISTIC_FLOPS = 1e9
@@ -129,22 +133,20 @@ def _patch_moment(responses: Responses) -> Tensor:
     return moment
 
 
-def _gradients(
-    problem: Problem, network: tuple[Tensor, Tensor, Tensor], images: Tensor | None = None
-) -> tuple[float, tuple[Tensor, Tensor, Tensor]]:
-    """Value and gradients of the balanced objective over `images` (distinct; all by default)."""
+def _gradients(problem: Problem, network: tuple[Tensor, Tensor, Tensor]) -> tuple[float, tuple[Tensor, Tensor, Tensor]]:
+    """Value and gradients of the balanced objective."""
     filters, weights, intercept = network
-    responses, count = problem.responses, problem.n if images is None else len(images)
+    responses = problem.responses
     targets = problem.targets.to(responses.device, responses.dtype)
     losses = torch.zeros(problem.n, dtype=responses.dtype, device=responses.device)
 
     def residual(predictions: Tensor, where: Tensor) -> Tensor:
         losses[where] = problem.loss.value(predictions, targets[where])
-        return problem.loss.gradient(predictions, targets[where]) / count
+        return problem.loss.gradient(predictions, targets[where]) / problem.n
 
-    slopes = responses.gradients(filters, weights, intercept, residual, images)
+    slopes = responses.gradients(filters, weights, intercept, residual)
     penalty = 0.5 * problem.beta * float(filters.square().sum() + weights.square().sum())
-    return float(losses.double().sum()) / count + penalty, (
+    return float(losses.double().mean()) + penalty, (
         slopes[0] + problem.beta * filters,
         slopes[1] + problem.beta * weights,
         slopes[2] * problem.intercept,
@@ -185,14 +187,37 @@ def slide_adam(
     *,
     images: Tensor | None = None,
     pairs: MirrorPairs | None = None,
+    crops: int = 0,
+    patch_dtype: torch.dtype | None = None,
     batch: int = 128,
     filter_rate: float = 0.1,
     weight_rate: float = 0.03,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> Solution:
-    """Mini-batch Adam; the rates are relative to the root mean square of each group of coordinates.
+    """Mini-batch Adam with a cosine schedule.
 
-    On some of the images only (indices; all by default), and with `pairs` over symmetric networks, of which the
-    solution is one.
+    Parameters
+    ----------
+    problem : Problem
+    solution : Solution
+        The start; with `pairs` a symmetric network.
+    seed : int
+        Of the order of the images, and of their moves.
+    epochs : float
+    images : Tensor, optional
+        Indices of the images to train on; all by default.
+    pairs : MirrorPairs, optional
+        Descend among symmetric networks.
+    crops : int
+        Each image is moved by up to so many pixels, up or down and left or right, anew whenever it is seen.
+    patch_dtype : torch.dtype, optional
+        Of the products with patches; by default bfloat16 where float32 problems meet a CPU that multiplies it in
+        hardware. The steps are taken in the arithmetic of the problem.
+    batch : int
+    filter_rate, weight_rate : float
+        Relative to the root mean square of each group of coordinates.
+    tell : callable
+        Is told of every epoch.
     """
     generator = torch.Generator().manual_seed(seed)
     coordinates = _Coordinates(problem, solution, generator, pairs)
@@ -202,16 +227,41 @@ def slide_adam(
     optimizer = torch.optim.Adam([{"params": [part], "lr": rate} for part, rate in zip(parts, rates, strict=True)])
     images = torch.arange(problem.n) if images is None else images
     batch = min(batch, len(images))
-    steps = max(1, math.ceil(epochs * len(images) / batch))
+    steps, per_epoch = max(1, math.ceil(epochs * len(images) / batch)), math.ceil(len(images) / batch)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     order = torch.randperm(len(images), generator=generator)
-    for _ in range(steps):
+    rough = _in(problem, patch_dtype or _fast_dtype(problem.responses))
+    total = 0.0
+    for step in range(1, steps + 1):
         if len(order) < batch:
             order = torch.cat([order, torch.randperm(len(images), generator=generator)])
         chosen, order = images[order[:batch]], order[batch:]
-        _, slopes = _gradients(problem, coordinates.network(parts), chosen)
+        value, slopes = _gradients(_moved(rough.sample(chosen), crops, generator), coordinates.network(parts))
         for part, slope in zip(parts, coordinates.pullback(*slopes), strict=True):
             part.grad = slope
         optimizer.step()
         schedule.step()
+        total += value
+        if step % per_epoch == 0 or step == steps:
+            tell(f"epoch {step / per_epoch:.3g}: objective {total / ((step - 1) % per_epoch + 1):.5g} on its way")
+            total = 0.0
     return solution.with_parameters(*(part.double() for part in coordinates.network(parts)))
+
+
+def _fast_dtype(responses: Responses) -> torch.dtype:
+    """bfloat16 where a CPU has matrix units for it and the problem asks for no more than float32."""
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    fast = responses.device.type == "cpu" and responses.dtype == torch.float32 and capabilities.get("amx_bf16", False)
+    return torch.bfloat16 if fast else responses.dtype
+
+
+def _in(problem: Problem, patch_dtype: torch.dtype) -> Problem:
+    return replace(problem, responses=problem.responses.to(patch_dtype=patch_dtype))
+
+
+def _moved(problem: Problem, pixels: int, generator: torch.Generator) -> Problem:
+    """The problem on its images, each moved at random."""
+    if not pixels:
+        return problem
+    images = randomly_moved(problem.responses.images[:], pixels, generator)
+    return replace(problem, responses=problem.responses.to(images=images))
