@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from time import perf_counter
-from typing import Any
 
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from convcvx.config import DEFAULT_BETA_RATIO, TrainConfig
@@ -21,8 +21,8 @@ from convcvx.progress import Report
 from convcvx.runs import Run
 from convcvx.shifts import VERSIONS
 from convcvx.solution import Solution
+from convcvx.solvers.descent import State, descend
 from convcvx.solvers.dictionary_path import DictionaryFit, fit_dictionary, held_out
-from convcvx.solvers.slide import slide_adam
 
 DICTIONARY_TOL = 1e-2
 """Relative gap over the dictionary to which its weights are fitted."""
@@ -35,39 +35,15 @@ def start_from_dictionary(
     config: TrainConfig, problem: Problem, run: Run, report: Report, began: float
 ) -> tuple[TrainConfig, Solution]:
     """The optimum over the dictionary that `config` asks for, as a checkpoint, and the options with its β."""
-    ratio = config.beta_ratio if config.beta or config.tune or config.beta_ratio else DEFAULT_BETA_RATIO
-    versions = VERSIONS if config.shifts else 1
-    options: dict[str, Any] = {
-        "tune": config.tune,
-        "versions": versions,
-        "flips": config.flips,
-        "tol": DICTIONARY_TOL,
-    }
-    filters = dictionary(
-        problem.responses,
-        config.dictionary or 0,
-        source=config.dictionary_source,
-        threshold=config.threshold,
-        flips=config.flips,
-        seed=config.seed,
-    )
-    fit = fit_dictionary(problem, filters, beta=config.beta, beta_ratio=ratio, **options)
-    _tell(fit, report)
+    state: State | None = None
+    if (found := run.load_descent()) is None:
+        fit = _fit(_filters(config, problem), config, problem, report)
+        start, beta = fit.solution, fit.beta
+    else:
+        start, beta, state = found
     if config.slide:
-        report.begin(f"{config.slide:g} epochs of descent on {fit.solution.n_filters} filters and their weights")
-        seen = ~held_out(problem.n, config.tune if fit.path else 0.0, versions)
-        slid = slide_adam(
-            problem.with_beta(fit.beta * (SLIDE_DECAY if fit.path else 1.0)),
-            fit.solution,
-            config.seed,
-            config.slide,
-            images=seen.nonzero().flatten(),
-            pairs=MirrorPairs(problem.responses) if config.flips else None,
-            crops=config.crops,
-            tell=report.begin,
-        )
-        fit = fit_dictionary(problem, normalize(slid.filters), beta=None if fit.path else fit.beta, **options)
-        _tell(fit, report)
+        slid = _slide(config, problem, start, beta, state, run, report)
+        fit = _fit(normalize(slid.filters), config, problem, report, None if _tuned(config) else beta)
     report.begin(f"weights of these filters optimal to {fit.rel_gap:.1e}; no other filter was looked at")
     record = {
         "round": 0,
@@ -85,14 +61,78 @@ def start_from_dictionary(
     run.save_beta_max(fit.beta_max)
     run.save_config(config)
     run.save_state(solution)
+    run.end_descent()
     report(solution, fit.beta)
     return config, solution
 
 
-def _tell(fit: DictionaryFit, report: Report) -> None:
-    """Say what was tried on the way to β."""
+def _filters(config: TrainConfig, problem: Problem) -> Tensor:
+    assert config.dictionary is not None
+    return dictionary(
+        problem.responses,
+        config.dictionary,
+        source=config.dictionary_source,
+        threshold=config.threshold,
+        flips=config.flips,
+        seed=config.seed,
+    )
+
+
+def _versions(config: TrainConfig) -> int:
+    return VERSIONS if config.shifts else 1
+
+
+def _tuned(config: TrainConfig) -> bool:
+    """Whether held-out images choose β."""
+    return bool(config.tune) and config.beta is None and config.beta_ratio is None
+
+
+def _fit(
+    filters: Tensor, config: TrainConfig, problem: Problem, report: Report, beta: float | None = None
+) -> DictionaryFit:
+    """The optimum over `filters`, at the β that is asked for, or at the one that `config` leads to."""
+    ratio = config.beta_ratio if _tuned(config) or config.beta_ratio else DEFAULT_BETA_RATIO
+    beta = beta or config.beta
+    fit = fit_dictionary(
+        problem,
+        filters,
+        beta=beta,
+        beta_ratio=None if beta else ratio,
+        tune=config.tune,
+        versions=_versions(config),
+        flips=config.flips,
+        tol=DICTIONARY_TOL,
+    )
     for step in fit.path:
         report.begin(
             f"beta {step['beta']:.3g}: held-out error {step['held_out_error']:.2%}, loss {step['held_out_loss']:.5g}, "
             f"{step['n_filters']} filters"
         )
+    return fit
+
+
+def _slide(
+    config: TrainConfig, problem: Problem, start: Solution, beta: float, state: State | None, run: Run, report: Report
+) -> Solution:
+    """Descend from the optimum `start` over a dictionary at `beta`, or go on from `state`."""
+    report.begin(
+        f"{config.slide:g} epochs of descent on {start.n_filters} filters and their weights"
+        + ("" if state is None else ", from where it was")
+    )
+
+    def after_epoch(state: State, text: str) -> None:
+        run.save_descent(start, beta, state)
+        report.begin(text)
+
+    seen = ~held_out(problem.n, config.tune if _tuned(config) else 0.0, _versions(config))
+    return descend(
+        problem.with_beta(beta * (SLIDE_DECAY if _tuned(config) else 1.0)),
+        start,
+        config.seed,
+        config.slide,
+        images=seen.nonzero().flatten(),
+        pairs=MirrorPairs(problem.responses) if config.flips else None,
+        crops=config.crops,
+        state=state,
+        after_epoch=after_epoch,
+    )

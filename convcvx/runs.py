@@ -5,6 +5,7 @@ beta_max.json          the β from which on no filter helps
 environment.json       versions and machine
 embedding.safetensors  the basis that filters live in (exact, float64)
 state.safetensors      the checkpoint: the solution in float64, with its rounds and history
+descent.safetensors    before the first of those: where the filters of a dictionary are that slide
 history.json           one record a round
 model.safetensors      the trained network, float32, self-describing
 certificate.json       the certificate of that network
@@ -35,6 +36,7 @@ from convcvx.errors import InputError, RunError
 from convcvx.network import TwoLayerCNN
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.solution import Solution
+from convcvx.solvers.descent import State
 
 PACKAGES = ("convcvx", "torch", "numpy", "numba", "scipy", "scikit-learn")
 
@@ -198,6 +200,22 @@ class Run(Folder):
             return None
         tensors, described = self._read_tensors("state.safetensors")
         return Solution(**(tensors | described))
+
+    def save_descent(self, start: Solution, beta: float, state: State) -> None:
+        """Checkpoint a descent from the optimum `start` over a dictionary, at weight decay `beta`."""
+        begun = {name: getattr(start, name) for name in ("filters", "weights", "intercept")}
+        self._write_tensors("descent.safetensors", begun | state, {"beta": beta})
+
+    def load_descent(self) -> tuple[Solution, float, State] | None:
+        """What `save_descent` was given last; None without a descent under way."""
+        if not (self.folder / "descent.safetensors").exists():
+            return None
+        state, described = self._read_tensors("descent.safetensors")
+        start = Solution(state.pop("filters"), state.pop("weights"), state.pop("intercept"))
+        return start, described["beta"], state
+
+    def end_descent(self) -> None:
+        (self.folder / "descent.safetensors").unlink(missing_ok=True)
 
     def save_result(self, network: TwoLayerCNN, certificate: Certificate) -> None:
         self._write("model.safetensors", network.to_bytes())

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -141,19 +142,38 @@ def write_network(folder: Path, pool: int) -> Path:
 
 def test_sigkill_and_resume_give_the_uninterrupted_result(run, tmp_path):
     folder = tmp_path / "killed"
-    process = subprocess.Popen(command(*SMALL, "--out", folder), stdout=subprocess.DEVNULL)
+    kill(SMALL, folder, lambda: rounds_done(folder) >= 2)
+    resumed = answer(convcvx(*SMALL, "--out", folder, "--resume", "--json"))
+    assert resumed["primal"] == pytest.approx(run[1]["primal"], rel=1e-8)
+    assert resumed["rounds"] == run[1]["rounds"]
+
+
+def test_sigkill_while_filters_slide_and_resume_give_the_uninterrupted_result(tmp_path):
+    train = ["train", "--limit", "400", "--pool", "2", "--dictionary", "24", "--tune", "0.1", "--max-rounds", "0"]
+    train += ["--slide", "200", "--crops", "1", "--tol", "1"]
+    whole = answer(convcvx(*train, "--out", tmp_path / "whole", "--json"))
+    folder = tmp_path / "killed"
+    kill(train, folder, (folder / "descent.safetensors").exists)
+    done = convcvx("train", "--out", folder, "--resume")
+    assert "from where it was" in done.stdout
+    assert "epoch 1 of" not in done.stdout
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["primal"] == pytest.approx(whole["primal"], rel=1e-8)
+    assert not (folder / "descent.safetensors").exists()
+
+
+def kill(train: list[str], folder: Path, when: Callable[[], bool]) -> None:
+    """Start a training and kill it as soon as `when` is true."""
+    process = subprocess.Popen(command(*train, "--out", folder), stdout=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and not rounds_done(folder) >= 2:
+        while time.monotonic() < deadline and not when():
             assert process.poll() is None, "the run ended before it could be killed"
             time.sleep(0.01)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert not (folder / "metrics.json").exists()
-    resumed = answer(convcvx(*SMALL, "--out", folder, "--resume", "--json"))
-    assert resumed["primal"] == pytest.approx(run[1]["primal"], rel=1e-8)
-    assert resumed["rounds"] == run[1]["rounds"]
 
 
 def rounds_done(folder: Path) -> int:
@@ -286,7 +306,7 @@ def test_filters_of_a_dictionary_that_slide_reach_a_lower_objective(tmp_path):
     done = convcvx(*train, "--tune", "0.2", "--slide", "2", "--crops", "1", "--out", tmp_path / "tuned")
     assert done.stdout.count("held-out error") > 6  # beta is chosen anew for the filters that slid
     assert "2 epochs of descent" in done.stdout
-    assert "epoch 2: objective" in done.stdout
+    assert "epoch 2 of 2: objective" in done.stdout
 
 
 def test_the_command_line_does_not_wait_for_what_it_may_not_need():

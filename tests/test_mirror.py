@@ -12,8 +12,8 @@ from convcvx.errors import InputError
 from convcvx.mirror import MirrorPairs, mirror
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
+from convcvx.solvers.descent import descend
 from convcvx.solvers.dictionary_path import fit_dictionary, held_out
-from convcvx.solvers.slide import slide_adam
 from convcvx.training import build_problem
 
 SPEC = PatchSpec((3, 3), hidden_bias=True, whiten=0.1)
@@ -74,14 +74,14 @@ def test_asymmetric_places_are_refused():
 
 
 def test_a_descent_among_symmetric_networks_stays_there_and_gains(problem, start):
-    slid = slide_adam(problem, start, 0, 10, pairs=MirrorPairs(problem.responses), batch=20)
+    slid = descend(problem, start, 0, 10, pairs=MirrorPairs(problem.responses), batch=20)
     filters = normalize(slid.filters)
     first, second = filters.chunk(2)
     assert torch.allclose(mirror(problem.responses.embedding, first), second, atol=1e-5)
     before = fit_dictionary(problem, start.filters, beta=1e-3, flips=True, tol=1e-3).objective
     after = fit_dictionary(problem, filters, beta=1e-3, flips=True, tol=1e-3).objective
     assert after < 0.9 * before
-    free = normalize(slide_adam(problem, start, 0, 10, batch=20).filters)
+    free = normalize(descend(problem, start, 0, 10, batch=20).filters)
     first, second = free.chunk(2)
     assert not torch.allclose(mirror(problem.responses.embedding, first), second, atol=1e-2)  # the test can fail
 
@@ -89,10 +89,10 @@ def test_a_descent_among_symmetric_networks_stays_there_and_gains(problem, start
 @pytest.mark.parametrize("options", [{"crops": 1}, {"patch_dtype": torch.bfloat16}])
 def test_a_descent_on_moved_images_or_in_few_bits_stays_symmetric_and_gains(problem, start, options):
     pairs = MirrorPairs(problem.responses)
-    slid = slide_adam(problem, start, 0, 10, pairs=pairs, batch=20, **options)
-    again = slide_adam(problem, start, 0, 10, pairs=pairs, batch=20, **options)
+    slid = descend(problem, start, 0, 10, pairs=pairs, batch=20, **options)
+    again = descend(problem, start, 0, 10, pairs=pairs, batch=20, **options)
     assert torch.equal(slid.filters, again.filters)
-    assert not torch.equal(slid.filters, slide_adam(problem, start, 0, 10, pairs=pairs, batch=20).filters)
+    assert not torch.equal(slid.filters, descend(problem, start, 0, 10, pairs=pairs, batch=20).filters)
     first, second = normalize(slid.filters).chunk(2)
     assert torch.allclose(mirror(problem.responses.embedding, first), second, atol=1e-5)
     before, after = (
@@ -110,11 +110,29 @@ def test_images_held_out_do_not_pull_on_the_filters(problem, start):
     wrong[unseen] = wrong[unseen].roll(3, dims=1)
     spoiled = Problem(problem.responses, wrong, problem.beta, problem.loss, problem.intercept)
     seen = (~unseen).nonzero().flatten()
-    expected = slide_adam(problem, start, 0, 2, images=seen).filters
-    assert torch.equal(slide_adam(spoiled, start, 0, 2, images=seen).filters, expected)
-    assert not torch.equal(slide_adam(spoiled, start, 0, 2).filters, slide_adam(problem, start, 0, 2).filters)
+    expected = descend(problem, start, 0, 2, images=seen).filters
+    assert torch.equal(descend(spoiled, start, 0, 2, images=seen).filters, expected)
+    assert not torch.equal(descend(spoiled, start, 0, 2).filters, descend(problem, start, 0, 2).filters)
 
 
 def test_every_version_of_an_image_is_held_out():
     assert torch.equal(held_out(40, 0.25, versions=2).view(2, 20), held_out(20, 0.25).expand(2, 20))
     assert not held_out(40, 0.0).any()
+
+
+@pytest.mark.parametrize("crops", [0, 1])
+def test_a_descent_that_was_interrupted_ends_where_it_would_have(problem, start, crops):
+    options = {"pairs": MirrorPairs(problem.responses), "crops": crops, "batch": 30}
+    states = []
+    whole = descend(problem, start, 0, 4, **options, after_epoch=lambda state, text: states.append(clone(state)))
+    assert len(states) == 4
+    for state in states:
+        resumed = descend(problem, start, 0, 4, **options, state=clone(state))
+        assert torch.equal(resumed.filters, whole.filters)
+        assert torch.equal(resumed.weights, whole.weights)
+    spoiled = states[1] | {"exp_avg-0": states[0]["exp_avg-0"]}
+    assert not torch.equal(descend(problem, start, 0, 4, **options, state=spoiled).filters, whole.filters)
+
+
+def clone(state):
+    return {name: part.clone() for name, part in state.items()}

@@ -19,7 +19,7 @@ from convcvx.errors import ConvergenceWarning, InputError
 from convcvx.oracles import ExactOracle
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
-from convcvx.solvers.slide import _factor
+from convcvx.solvers.coordinates import _factor
 from convcvx.training import build_problem, find_beta_max, solve_problem
 
 

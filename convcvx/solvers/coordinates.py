@@ -1,0 +1,130 @@
+"""Coordinates in which filters and weights descend together, and the slopes of their objective.
+
+    min  (1/n) Σ_i ℓ(f(x_i), y_i) + (β/2) Σ_j (‖u_j‖² + ‖V_j‖²)
+
+over unconstrained (u, V, b). At balanced neurons, ‖u_j‖ = ‖V_j‖, this is the convex objective. Pooled responses
+are non-negative and highly correlated, so in (u, V, b) itself gradient steps crawl: a descent runs in coordinates
+whitened by the second moments of the patches (for u) and of the centred responses (for V).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from convcvx.mirror import MirrorPairs
+from convcvx.problem import Problem
+from convcvx.responses import Responses
+from convcvx.solution import Solution
+
+SAMPLE = 2000
+"""Images from which the whitening is estimated: it sets the speed of the descent, not its target."""
+
+
+def balanced_gradients(
+    problem: Problem, network: tuple[Tensor, Tensor, Tensor]
+) -> tuple[float, tuple[Tensor, Tensor, Tensor]]:
+    """Value and gradients of the balanced objective."""
+    filters, weights, intercept = network
+    responses = problem.responses
+    targets = problem.targets.to(responses.device, responses.dtype)
+    losses = torch.zeros(problem.n, dtype=responses.dtype, device=responses.device)
+
+    def residual(predictions: Tensor, where: Tensor) -> Tensor:
+        losses[where] = problem.loss.value(predictions, targets[where])
+        return problem.loss.gradient(predictions, targets[where]) / problem.n
+
+    slopes = responses.gradients(filters, weights, intercept, residual)
+    penalty = 0.5 * problem.beta * float(filters.square().sum() + weights.square().sum())
+    return float(losses.double().mean()) + penalty, (
+        slopes[0] + problem.beta * filters,
+        slopes[1] + problem.beta * weights,
+        slopes[2] * problem.intercept,
+    )
+
+
+def _balanced(solution: Solution) -> tuple[Tensor, Tensor]:
+    scale = solution.weights.flatten(1).norm(dim=1).sqrt()
+    return solution.filters * scale[:, None], solution.weights / scale[:, None, None]
+
+
+class Coordinates:
+    """u = u' A⁻¹, V = B⁻ᵀ V', b = b' - meanᵀ V: with AAᵀ and BBᵀ second moments, the descent is well conditioned."""
+
+    def __init__(
+        self, problem: Problem, solution: Solution, generator: torch.Generator, pairs: MirrorPairs | None = None
+    ) -> None:
+        self._pairs = pairs
+        filters, weights = _balanced(solution)
+        images = torch.randperm(problem.n, generator=generator)[:SAMPLE].sort().values
+        sample = problem.sample(images)
+        gram, _ = sample.responses.gram(filters, sample.targets)
+        moment, self._mean = gram[:-1, :-1], gram[:-1, -1:] * problem.intercept
+        if pairs is not None:
+            cells = len(filters), problem.responses.n_cells
+            fold = partial(_fold_rows, pairs, cells)
+            moment, self._mean = fold(fold(moment).T), fold(self._mean)
+            filters, weights = filters.chunk(2)[0], weights.chunk(2)[0]
+        self._shape = weights.shape
+        moment = moment - self._mean @ self._mean.T
+        weight_factor = _factor(moment, problem.beta)
+        filter_factor = _factor(_patch_moment(sample.responses), 0.0)
+        matrix = weights.flatten(0, 1)
+        start = [filters @ filter_factor, weight_factor.T @ matrix, solution.intercept + (self._mean.T @ matrix)[0]]
+        # The descent needs no more precision than the passes over the images have.
+        dtype = problem.responses.dtype
+        self._mean = self._mean.to(dtype)
+        self._weight_inverse, self._filter_inverse = (
+            _inverse(weight_factor).to(dtype),
+            _inverse(filter_factor).to(dtype),
+        )
+        self.start = [part.to(dtype) for part in start]
+
+    def network(self, parts: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Coordinates to filters (m, r), weights (m, P, c), intercept (c,)."""
+        matrix = self._weight_inverse.T @ parts[1]
+        intercept = parts[2] - (self._mean.T @ matrix)[0]
+        filters, weights = parts[0] @ self._filter_inverse, matrix.view(self._shape)
+        if self._pairs is not None:
+            filters, weights = self._pairs.filters(filters), self._pairs.unfold(weights)
+        return filters, weights, intercept
+
+    def pullback(self, filters: Tensor, weights: Tensor, intercept: Tensor) -> list[Tensor]:
+        """Gradients in the network to gradients in the coordinates."""
+        filters, weights, intercept = (part.to(self._mean) for part in (filters, weights, intercept))
+        if self._pairs is not None:
+            filters, weights = self._pairs.fold_filters(filters), self._pairs.fold(weights)
+        matrix = weights.flatten(0, 1) - self._mean @ intercept[None]
+        return [filters @ self._filter_inverse.T, self._weight_inverse @ matrix, intercept]
+
+
+def _fold_rows(pairs: MirrorPairs, shape: tuple[int, int], matrix: Tensor) -> Tensor:
+    """The rows (m·P, ...) of all filters to those of the first halves of the pairs."""
+    return pairs.fold(matrix.unflatten(0, shape)).flatten(0, 1)
+
+
+def _factor(moment: Tensor, ridge: float) -> Tensor:
+    """The Cholesky factor of moment + ridge, or of more where rounding has left the moment indefinite."""
+    ridge += 1e-6 * float(moment.diagonal().abs().mean()) + 1e-300
+    identity = torch.eye(len(moment), dtype=moment.dtype)
+    for power in range(6):
+        factor, failed = torch.linalg.cholesky_ex(moment + 10**power * ridge * identity)
+        if not failed:
+            return factor
+    return moment.diagonal().clamp_min(ridge).sqrt().diag()
+
+
+def _inverse(factor: Tensor) -> Tensor:
+    return torch.linalg.solve_triangular(factor, torch.eye(len(factor), dtype=factor.dtype), upper=False)
+
+
+def _patch_moment(responses: Responses) -> Tensor:
+    """(r, r) second moment of the embedded patches, scaled to unit mean, damped by a hundredth."""
+    basis = responses.embedding.basis
+    rows = responses.rows(slice(0, 256)).double().cpu().flatten(0, 1) @ basis.T
+    moment = rows.T @ rows
+    moment = moment / moment.diagonal().mean().clamp_min(1e-300)
+    moment.diagonal().add_(1e-2)
+    return moment

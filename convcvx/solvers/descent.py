@@ -1,0 +1,141 @@
+"""Mini-batch descent on filters and weights, from a convex solution: how networks on large data slide.
+
+Adam with a cosine schedule, in the whitened coordinates of `Coordinates`, over all networks or over symmetric ones,
+on the images as they are or moved at random. Its products may run in few bits: what it gains is measured by the exact
+weights that follow.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convcvx.mirror import MirrorPairs
+from convcvx.problem import Problem
+from convcvx.responses import Responses
+from convcvx.shifts import randomly_moved
+from convcvx.solution import Solution
+from convcvx.solvers.coordinates import Coordinates, balanced_gradients
+
+State = dict[str, Tensor]
+"""Where a descent is, between two epochs."""
+
+
+def descend(
+    problem: Problem,
+    solution: Solution,
+    seed: int,
+    epochs: float,
+    *,
+    images: Tensor | None = None,
+    pairs: MirrorPairs | None = None,
+    crops: int = 0,
+    patch_dtype: torch.dtype | None = None,
+    batch: int = 128,
+    filter_rate: float = 0.1,
+    weight_rate: float = 0.03,
+    state: State | None = None,
+    after_epoch: Callable[[State, str], None] = lambda state, text: None,
+) -> Solution:
+    """Descend from `solution`; the objective is not guaranteed to fall.
+
+    Parameters
+    ----------
+    problem : Problem
+    solution : Solution
+        The start; with `pairs` a symmetric network.
+    seed : int
+        Of the order of the images, and of their moves.
+    epochs : float
+    images : Tensor, optional
+        Indices of the images to train on; all by default.
+    pairs : MirrorPairs, optional
+        Descend among symmetric networks.
+    crops : int
+        Each image is moved by up to so many pixels, up or down and left or right, anew whenever it is seen.
+    patch_dtype : torch.dtype, optional
+        Of the products with patches; by default bfloat16 where a float32 problem meets a CPU that multiplies it in
+        hardware. Steps are taken in the arithmetic of the problem.
+    batch : int
+    filter_rate, weight_rate : float
+        Relative to the root mean square of each group of coordinates.
+    state : State, optional
+        Go on from there: what `after_epoch` was given by the same descent.
+    after_epoch : callable
+        Called with the state, and with a line that says how the epoch went.
+    """
+    random = torch.Generator().manual_seed(seed)
+    coordinates = Coordinates(problem, solution, random, pairs)
+    parts = [part.clone() for part in coordinates.start]
+    scales = [float(part.square().mean().sqrt()) for part in parts]
+    rates = [filter_rate * scales[0], weight_rate * scales[1], weight_rate * scales[2]]
+    optimizer = torch.optim.Adam([{"params": [part], "lr": rate} for part, rate in zip(parts, rates, strict=True)])
+    images = torch.arange(problem.n) if images is None else images
+    batch = min(batch, len(images))
+    epoch = math.ceil(len(images) / batch)
+    steps, first = max(1, math.ceil(epochs * epoch)), 0
+    order = torch.randperm(len(images), generator=random)
+    if state is not None:
+        first, order = _load(state, parts, optimizer, random)
+    problem = replace(
+        problem, responses=problem.responses.to(patch_dtype=patch_dtype or _fast_dtype(problem.responses))
+    )
+    total = 0.0
+    for step in range(first, steps):
+        if len(order) < batch:
+            order = torch.cat([order, torch.randperm(len(images), generator=random)])
+        chosen, order = images[order[:batch]], order[batch:]
+        value, slopes = balanced_gradients(_moved(problem.sample(chosen), crops, random), coordinates.network(parts))
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = 0.5 * rate * (1 + math.cos(math.pi * step / steps))
+        for part, slope in zip(parts, coordinates.pullback(*slopes), strict=True):
+            part.grad = slope
+        optimizer.step()
+        total += value
+        if (step + 1) % epoch == 0:
+            text = f"epoch {(step + 1) // epoch} of {epochs:g}: objective {total / epoch:.5g} on its way"
+            after_epoch(_save(step + 1, order, parts, optimizer, random), text)
+            total = 0.0
+    return solution.with_parameters(*(part.double() for part in coordinates.network(parts)))
+
+
+def _moved(problem: Problem, pixels: int, random: torch.Generator) -> Problem:
+    """The problem on its images, each moved at random."""
+    if not pixels:
+        return problem
+    images = randomly_moved(problem.responses.images[:], pixels, random)
+    return replace(problem, responses=problem.responses.to(images=images))
+
+
+def _fast_dtype(responses: Responses) -> torch.dtype:
+    """bfloat16 where a CPU has matrix units for it and the problem asks for no more than float32."""
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    fast = responses.device.type == "cpu" and responses.dtype == torch.float32 and capabilities.get("amx_bf16", False)
+    return torch.bfloat16 if fast else responses.dtype
+
+
+def _save(
+    step: int, order: Tensor, parts: list[Tensor], optimizer: torch.optim.Optimizer, random: torch.Generator
+) -> State:
+    moments = {
+        f"{name}-{k}": optimizer.state[part][name] for k, part in enumerate(parts) for name in ("exp_avg", "exp_avg_sq")
+    }
+    places = {f"part-{k}": part for k, part in enumerate(parts)}
+    return places | moments | {"step": torch.tensor(step), "order": order, "random": random.get_state()}
+
+
+def _load(
+    state: State, parts: list[Tensor], optimizer: torch.optim.Optimizer, random: torch.Generator
+) -> tuple[int, Tensor]:
+    """Put everything where it was; returns the next step, and the order of the images to come."""
+    for k, part in enumerate(parts):
+        part.copy_(state[f"part-{k}"])
+        moments = {name: state[f"{name}-{k}"].clone() for name in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[part] = moments | {"step": state["step"].clone().float()}
+    random.set_state(state["random"])
+    return int(state["step"]), state["order"]
