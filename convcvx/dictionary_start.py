@@ -22,13 +22,13 @@ from convcvx.runs import Run
 from convcvx.shifts import VERSIONS
 from convcvx.solution import Solution
 from convcvx.solvers.descent import State, descend
-from convcvx.solvers.dictionary_path import DictionaryFit, fit_dictionary, held_out
+from convcvx.solvers.dictionary_path import DictionaryFit, Score, by_error, by_loss, fit_dictionary, held_out
 
 DICTIONARY_TOL = 1e-2
 """Relative gap over the dictionary to which its weights are fitted."""
-SLIDE_DECAY = 5.0
-"""The β of the descent over the one that held-out images chose for the dictionary: filters that slide fit closer than
-drawn ones do. A β that was asked for is kept."""
+SLIDE_DECAY = 2.0
+"""The β of the descent over the one at which the dictionary has the least loss on held-out images: filters that slide
+fit closer than drawn ones do. A β that was asked for is kept."""
 
 
 def start_from_dictionary(
@@ -37,13 +37,15 @@ def start_from_dictionary(
     """The optimum over the dictionary that `config` asks for, as a checkpoint, and the options with its β."""
     state: State | None = None
     if (found := run.load_descent()) is None:
-        fit = _fit(_filters(config, problem), config, problem, report)
+        # Where filters go on to slide, the loss chooses: the error is all but flat over decades of β.
+        score = by_loss if config.slide else by_error
+        fit = _fit(_filters(config, problem), config, problem, report, score=score)
         start, beta = fit.solution, fit.beta
     else:
         start, beta, state = found
     if config.slide:
         slid = _slide(config, problem, start, beta, state, run, report)
-        fit = _fit(normalize(slid.filters), config, problem, report, None if _tuned(config) else beta)
+        fit = _fit(normalize(slid.filters), config, problem, report, beta=None if _tuned(config) else beta)
     report.begin(f"weights of these filters optimal to {fit.rel_gap:.1e}; no other filter was looked at")
     record = {
         "round": 0,
@@ -88,7 +90,13 @@ def _tuned(config: TrainConfig) -> bool:
 
 
 def _fit(
-    filters: Tensor, config: TrainConfig, problem: Problem, report: Report, beta: float | None = None
+    filters: Tensor,
+    config: TrainConfig,
+    problem: Problem,
+    report: Report,
+    *,
+    beta: float | None = None,
+    score: Score = by_error,
 ) -> DictionaryFit:
     """The optimum over `filters`, at the β that is asked for, or at the one that `config` leads to."""
     ratio = config.beta_ratio if _tuned(config) or config.beta_ratio else DEFAULT_BETA_RATIO
@@ -102,6 +110,7 @@ def _fit(
         versions=_versions(config),
         flips=config.flips,
         tol=DICTIONARY_TOL,
+        score=score,
     )
     for step in fit.path:
         report.begin(

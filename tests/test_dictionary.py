@@ -15,7 +15,16 @@ from convcvx.mirror import mirror
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
 from convcvx.shifts import VERSIONS, shifted
-from convcvx.solvers.dictionary_path import PATH_ITER, RATIOS, _GroupLasso, fit_dictionaries, fit_dictionary
+from convcvx.solvers.dictionary_path import (
+    PATH_ITER,
+    PATIENCE,
+    RATIOS,
+    _GroupLasso,
+    by_error,
+    by_loss,
+    fit_dictionaries,
+    fit_dictionary,
+)
 from convcvx.solvers.master import solve_master
 from convcvx.training import build_problem
 
@@ -143,11 +152,13 @@ def test_dictionaries_of_several_problems_are_one_dictionary(problem, first):
     assert fit_dictionary(problem, filters[:5], beta=0.01).objective > 1.02 * whole.objective  # the test can fail
 
 
-def test_held_out_images_choose_beta(problem):
+@pytest.mark.parametrize("names", [("held_out_error", "held_out_loss"), ("held_out_loss", "held_out_error")])
+def test_held_out_images_choose_beta(problem, names):
     filters = dictionary(problem.responses, 30, threshold=0.25)
-    fit = fit_dictionary(problem, filters, tune=0.2)
-    scores = [(record["held_out_error"], record["held_out_loss"]) for record in fit.path]
+    fit = fit_dictionary(problem, filters, tune=0.2, score=by_error if names[0] == "held_out_error" else by_loss)
+    scores = [tuple(record[name] for name in names) for record in fit.path]
     assert fit.beta == fit.path[scores.index(min(scores))]["beta"]
+    assert scores.index(min(scores)) in (len(scores) - 1 - PATIENCE, len(RATIOS) - 2, len(RATIOS) - 1)
     assert len(fit.path) > 3
     given = fit_dictionary(problem, filters, beta=fit.beta)
     assert given.objective == pytest.approx(fit.objective, rel=2e-2)  # the last fit is to all images

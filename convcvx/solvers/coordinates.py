@@ -9,8 +9,6 @@ whitened by the second moments of the patches (for u) and of the centred respons
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
@@ -18,6 +16,7 @@ from convcvx.mirror import MirrorPairs
 from convcvx.problem import Problem
 from convcvx.responses import Responses
 from convcvx.solution import Solution
+from convcvx.solvers.dictionary_features import Features
 
 SAMPLE = 2000
 """Images from which the whitening is estimated: it sets the speed of the descent, not its target."""
@@ -60,15 +59,12 @@ class Coordinates:
         filters, weights = _balanced(solution)
         images = torch.randperm(problem.n, generator=generator)[:SAMPLE].sort().values
         sample = problem.sample(images)
-        gram, _ = sample.responses.gram(filters, sample.targets)
-        moment, self._mean = gram[:-1, :-1], gram[:-1, -1:] * problem.intercept
+        moment, mean = _moments(Features([sample.responses], [filters], flips=pairs is not None), sample.n)
+        self._mean = mean[:, None] * problem.intercept
+        moment -= self._mean @ self._mean.T
         if pairs is not None:
-            cells = len(filters), problem.responses.n_cells
-            fold = partial(_fold_rows, pairs, cells)
-            moment, self._mean = fold(fold(moment).T), fold(self._mean)
             filters, weights = filters.chunk(2)[0], weights.chunk(2)[0]
         self._shape = weights.shape
-        moment = moment - self._mean @ self._mean.T
         weight_factor = _factor(moment, problem.beta)
         filter_factor = _factor(_patch_moment(sample.responses), 0.0)
         matrix = weights.flatten(0, 1)
@@ -100,9 +96,14 @@ class Coordinates:
         return [filters @ self._filter_inverse.T, self._weight_inverse @ matrix, intercept]
 
 
-def _fold_rows(pairs: MirrorPairs, shape: tuple[int, int], matrix: Tensor) -> Tensor:
-    """The rows (m·P, ...) of all filters to those of the first halves of the pairs."""
-    return pairs.fold(matrix.unflatten(0, shape)).flatten(0, 1)
+def _moments(features: Features, n: int) -> tuple[Tensor, Tensor]:
+    """Second moment (D, D) and mean (D,) of features of n images, in float64."""
+    moment = torch.zeros(features.size, features.size, dtype=torch.float64)
+    mean = torch.zeros(features.size, dtype=torch.float64)
+    for _, block in features.batches():
+        moment += block.T @ block
+        mean += block.sum(dim=0)
+    return moment.div_(n), mean.div_(n)
 
 
 def _factor(moment: Tensor, ridge: float) -> Tensor:

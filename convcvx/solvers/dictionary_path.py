@@ -14,7 +14,7 @@ solve.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -41,6 +41,18 @@ CG_STEPS, CG_REDUCTION, WORN = 40, 1e-2, 25
 """Conjugate gradient steps of a ridge regression at most, what they reduce its residual to, and how many of them call
 for a fresh factor."""
 TINY = 1e-37
+
+
+Score = Callable[[dict[str, Any]], tuple[float, float]]
+"""What the β that is chosen has least of, read off its record in the path."""
+
+
+def by_error(record: dict[str, Any]) -> tuple[float, float]:
+    return record["held_out_error"], record["held_out_loss"]
+
+
+def by_loss(record: dict[str, Any]) -> tuple[float, float]:
+    return record["held_out_loss"], record["held_out_error"]
 
 
 @dataclass(frozen=True)
@@ -92,6 +104,7 @@ def fit_dictionaries(
     versions: int = 1,
     flips: bool = False,
     tol: float = 1e-2,
+    score: Score = by_error,
 ) -> DictionaryFit:
     """Optimal weights for dictionaries, at a given β or at the one that held-out images prefer.
 
@@ -105,7 +118,7 @@ def fit_dictionaries(
         The dictionary on each, of unit norm; with `flips`, the second half are the mirror images of the first, as
         `dictionary` gives them.
     beta_ratio, beta : float, optional
-        β as a share of `beta_max`, or itself. Without either, β is the one of the path with the least error on
+        β as a share of `beta_max`, or itself. Without either, β is the one of the path with the least `score` on
         held-out images.
     tune : float
         Share of the images held out for that, evenly spread; the network is fitted to all of them in the end.
@@ -115,6 +128,8 @@ def fit_dictionaries(
         Train on the mirror images as well.
     tol : float
         Relative duality gap over the dictionary to reach, if `MAX_ITER` ridge regressions a β reach it.
+    score : Score
+        `by_error` or `by_loss`: where the one is flat, as over decades of β it can be, the other may not be.
 
     Raises
     ------
@@ -143,10 +158,10 @@ def fit_dictionaries(
     choices: list[tuple[float, _Point | None]]
     if beta is None:
         targets = problem.targets[held]
-        tried = list(_path(lasso, unseen, targets, beta_max, tol))
+        tried = list(_path(lasso, unseen, targets, beta_max, tol, score))
         gram.add(unseen, targets)
         # Best first: what the images kept can just bear, all of them may not.
-        choices = [(record["beta"], start) for record, start in sorted(tried, key=lambda step: _error(step[0]))]
+        choices = [(record["beta"], start) for record, start in sorted(tried, key=lambda step: score(step[0]))]
     else:
         choices = [(beta, None)]
     del unseen
@@ -170,12 +185,8 @@ def held_out(n: int, tune: float, versions: int = 1) -> Tensor:
     return held.repeat(versions)
 
 
-def _error(record: dict[str, Any]) -> tuple[float, float]:
-    return record["held_out_error"], record["held_out_loss"]
-
-
 def _path(
-    lasso: _GroupLasso, block: Tensor, targets: Tensor, beta_max: float, tol: float
+    lasso: _GroupLasso, block: Tensor, targets: Tensor, beta_max: float, tol: float, score: Score
 ) -> Iterator[tuple[dict[str, Any], _Point]]:
     """Records of decreasing β, and the weights there, until the held-out images are predicted worse."""
     point, best, since = None, (float("inf"), float("inf")), 0
@@ -194,8 +205,8 @@ def _path(
             "held_out_error": _wrong(predictions, targets),
         }
         yield record, point
-        since = 0 if _error(record) < best else since + 1
-        best = min(best, _error(record))
+        since = 0 if score(record) < best else since + 1
+        best = min(best, score(record))
         if since == PATIENCE:
             return
 
