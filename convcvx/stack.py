@@ -14,7 +14,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -202,7 +202,8 @@ def stage_data(run: Run) -> Data | None:
     def seen(part: Dataset) -> Dataset:
         images = part.images
         for k in range(number - 1):
-            images = torch.cat(list(stream_features(model.stages[k], model.links[k], images)))
+            stage, link = cast(TwoLayerCNN, model.stages[k]), cast(Link, model.links[k])
+            images = torch.cat(list(stream_features(stage, link, images)))
         return replace(part, images=images)
 
     return seen(train), seen(test), seen(validation)

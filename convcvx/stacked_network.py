@@ -29,7 +29,7 @@ class Link(nn.Sequential):
 
     def __init__(self, n_filters: int, channels: int, downsample: int, paired: bool = False) -> None:
         super().__init__(nn.AvgPool2d(downsample), nn.Conv2d(n_filters, channels, 1, bias=False))
-        self.paired = paired
+        self.downsample, self.paired = downsample, paired
         self.description = {
             "n_filters": n_filters,
             "channels": channels,

@@ -18,9 +18,9 @@ from convcvx.certificate import certify
 from convcvx.compare import CompareConfig, compare_job
 from convcvx.data import load, split
 from convcvx.errors import InputError, RunError
-from convcvx.features import fit_link
+from convcvx.features import feature_shape, fit_link, stream_features
 from convcvx.job import certify_job, with_run_settings
-from convcvx.network import two_layer_cnn
+from convcvx.network import Architecture, TwoLayerCNN, two_layer_cnn
 from convcvx.report import write_stack_report
 from convcvx.runs import Run
 from convcvx.stack import StackRun, stack_job, stage_data
@@ -345,3 +345,22 @@ def test_flips_of_a_later_stage_need_mirror_pairs():
     options = OPTIONS | {"flips": "yes", "dictionary": 8, "max_rounds": 0}
     with pytest.raises(InputError, match="downsample that divides"):
         StackConfig.of(2, options, channels="6", downsample="3").check_shapes((1, 8, 8))
+
+
+@pytest.mark.parametrize("case", [(1, False, None), (2, True, None), (3, True, 1e-2)])
+def test_streamed_features_are_those_of_the_torch_modules(case):
+    """Downsampling that does and does not divide the maps, strides, padding, a hidden bias, contrast."""
+    downsample, hidden_bias, contrast = case
+    torch.manual_seed(0)
+    architecture = Architecture(
+        (3, 9, 8), 10, 4, (3, 2), (1, 2), (1, 1), "2", hidden_bias=hidden_bias, contrast=contrast
+    )
+    stage, x = TwoLayerCNN(architecture), torch.rand(150, 3, 9, 8)
+    link = fit_link(stage, x, 4, downsample)
+    features = torch.cat(list(stream_features(stage, link, x)))
+    with torch.no_grad():
+        expected = link(stage[1](stage[0](x)))
+    assert features.dtype == torch.float16
+    assert tuple(features.shape[1:]) == feature_shape(stage, link, x)
+    torch.testing.assert_close(features.float(), expected, rtol=2e-3, atol=1e-3)
+    assert float(expected.std()) > 0.1
