@@ -12,7 +12,7 @@ from convcvx.errors import InputError
 from convcvx.mirror import MirrorPairs, mirror
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
-from convcvx.solvers.descent import descend
+from convcvx.solvers.descent import _fast_dtype, descend
 from convcvx.solvers.dictionary_path import fit_dictionary, held_out
 from convcvx.training import build_problem
 
@@ -136,3 +136,16 @@ def test_a_descent_that_was_interrupted_ends_where_it_would_have(problem, start,
 
 def clone(state):
     return {name: part.clone() for name, part in state.items()}
+
+
+def test_few_bits_are_for_large_patches_in_float32_on_cpus_that_have_them(monkeypatch):
+    large = digits(20, spec=PatchSpec(8), dtype=torch.float32, pooling=1).responses
+    small = digits(20, dtype=torch.float32).responses
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    assert _fast_dtype(large) == torch.bfloat16
+    assert _fast_dtype(small) == torch.float32
+    assert _fast_dtype(large.to(dtype=torch.float64)) == torch.float64
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    assert _fast_dtype(large) == torch.float32
+    monkeypatch.delattr(torch.cpu, "get_capabilities")  # as in older versions of torch
+    assert _fast_dtype(large) == torch.float32

@@ -22,6 +22,9 @@ from convcvx.shifts import randomly_moved
 from convcvx.solution import Solution
 from convcvx.solvers.coordinates import Coordinates, balanced_gradients
 
+LARGE_PATCH = 64
+"""Entries of a patch from which on its products, not what is done to them, take the time: fewer bits gain nothing
+below."""
 State = dict[str, Tensor]
 """Where a descent is, between two epochs."""
 
@@ -59,8 +62,8 @@ def descend(
     crops : int
         Each image is moved by up to so many pixels, up or down and left or right, anew whenever it is seen.
     patch_dtype : torch.dtype, optional
-        Of the products with patches; by default bfloat16 where a float32 problem meets a CPU that multiplies it in
-        hardware. Steps are taken in the arithmetic of the problem.
+        Of the products with patches; by default bfloat16 where a float32 problem with large patches meets a CPU that
+        multiplies it in hardware. Steps are taken in the arithmetic of the problem.
     batch : int
     filter_rate, weight_rate : float
         Relative to the root mean square of each group of coordinates.
@@ -113,10 +116,11 @@ def _moved(problem: Problem, pixels: int, random: torch.Generator) -> Problem:
 
 
 def _fast_dtype(responses: Responses) -> torch.dtype:
-    """bfloat16 where a CPU has matrix units for it and the problem asks for no more than float32."""
+    """bfloat16 where a CPU has matrix units for it, and the problem large patches in no more than float32."""
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    large = responses.embedding.basis.shape[1] >= LARGE_PATCH
     fast = responses.device.type == "cpu" and responses.dtype == torch.float32 and capabilities.get("amx_bf16", False)
-    return torch.bfloat16 if fast else responses.dtype
+    return torch.bfloat16 if fast and large else responses.dtype
 
 
 def _save(
