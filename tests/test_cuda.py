@@ -11,9 +11,13 @@ import torch
 
 from convcvx.certificate import certify_parameters
 from convcvx.data import load
+from convcvx.features import fit_link, stream_features
 from convcvx.images import StreamedImages
+from convcvx.network import TwoLayerCNN
 from convcvx.oracles import BranchAndBoundOracle
 from convcvx.patches import PatchEmbedding, PatchSpec
+from convcvx.solution import Solution
+from convcvx.solvers.descent import descend
 from convcvx.training import build_problem, solve_problem
 from tests.conftest import random_parameters
 from tests.test_batches import both_on_every_cone
@@ -76,6 +80,30 @@ def test_training_on_the_gpu_is_certified_alike_on_both(loss, streamed):
         assert 0 < found.dual <= found.primal
         primals.append(found.primal)
     assert primals[0] == pytest.approx(primals[1], rel=1e-10)  # float64 on both, whatever the training used
+
+
+@pytest.mark.parametrize("crops", [0, 1])
+def test_a_descent_on_the_gpu_takes_the_steps_of_the_cpu(crops):
+    there, here = problem("cuda"), problem("cpu")
+    filters, weights, intercept = random_parameters(here, 6)
+    start = Solution.empty(filters.shape[1], *weights.shape[1:]).with_parameters(filters, weights, intercept)
+    ours, theirs = (descend(p, start, 0, 0.1, batch=10, crops=crops) for p in (there, here))
+    assert torch.allclose(ours.filters, theirs.filters, atol=1e-8)
+    assert not torch.allclose(ours.filters, start.filters, atol=1e-3)
+
+
+def test_features_of_a_stage_are_the_same_on_the_gpu():
+    p = problem("cpu")
+    solution = solve_problem(p, oracle="local", tol=1e-2, max_rounds=2)
+    images = p.responses.images.float()
+    stage = TwoLayerCNN.from_solution(solution, p.responses.embedding, p.responses.pooling, images.shape[1:])
+    links = [fit_link(stage, images, 4, 2, device) for device in ("cuda", "cpu")]
+    ours, theirs = (
+        torch.cat(list(stream_features(stage, links[1], images, device))).float() for device in ("cuda", "cpu")
+    )
+    assert torch.allclose(ours, theirs, rtol=1e-2, atol=1e-3)
+    weights = [link.state_dict()["1.weight"] for link in links]
+    assert torch.allclose(*weights, rtol=1e-2, atol=1e-2)
 
 
 def test_cones_are_bounded_on_the_gpu_as_on_the_cpu():

@@ -22,6 +22,9 @@ from convcvx.shifts import randomly_moved
 from convcvx.solution import Solution
 from convcvx.solvers.coordinates import Coordinates, balanced_gradients
 
+WARM_UP = 300
+"""Steps until they are of full length, of a long descent: from an optimum, where gradients are all noise, Adam's first
+ones would go far astray."""
 LARGE_PATCH = 64
 """Entries of a patch from which on its products, not what is done to them, take the time: fewer bits gain nothing
 below."""
@@ -82,6 +85,7 @@ def descend(
     batch = min(batch, len(images))
     epoch = math.ceil(len(images) / batch)
     steps, first = max(1, math.ceil(epochs * epoch)), 0
+    warm_up = min(WARM_UP, 0.3 * steps)
     order = torch.randperm(len(images), generator=random)
     if state is not None:
         first, order = _load(state, parts, optimizer, random)
@@ -94,8 +98,9 @@ def descend(
             order = torch.cat([order, torch.randperm(len(images), generator=random)])
         chosen, order = images[order[:batch]], order[batch:]
         value, slopes = balanced_gradients(_moved(problem.sample(chosen), crops, random), coordinates.network(parts))
+        share = min(1.0, (step + 1) / warm_up) * 0.5 * (1 + math.cos(math.pi * step / steps))
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = 0.5 * rate * (1 + math.cos(math.pi * step / steps))
+            group["lr"] = share * rate
         for part, slope in zip(parts, coordinates.pullback(*slopes), strict=True):
             part.grad = slope
         optimizer.step()
