@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
 import torch
 from torch import Tensor, nn
 
@@ -17,16 +15,7 @@ of a CPU and cost it several times the arithmetic."""
 
 
 def predict(network: nn.Module, images: Images) -> Tensor:
-    """Network outputs (n, c), computed in batches on the network's own device."""
-    was_training = network.training
-    network.eval()
-    outputs = torch.cat(list(stream(network, network, images)))
-    network.train(was_training)
-    return outputs
-
-
-def stream(function: Callable[[Tensor], Tensor], network: nn.Module, images: Images) -> Iterator[Tensor]:
-    """What `function`, which is made of layers of `network`, makes of the images, batch by batch, on the CPU.
+    """Network outputs (n, c) on the CPU, computed on the network's own device.
 
     So many images at once that the maps of the widest layer have about `HIDDEN_SIZE` entries.
     """
@@ -34,12 +23,16 @@ def stream(function: Callable[[Tensor], Tensor], network: nn.Module, images: Ima
     device, widest = parameters[0].device.type, max(parameter.shape[0] for parameter in parameters)
     size = max(1, HIDDEN_SIZE[device] // (widest * images.shape[2] * images.shape[3]))
 
-    def work(part: Tensor) -> Tensor:
+    def outputs(part: Tensor) -> Tensor:
         with torch.no_grad():
-            return function(part.to(parameters[0])).cpu()
+            return network(part.to(parameters[0])).cpu()
 
+    was_training = network.training
+    network.eval()
     parts = images.split(size)
-    return map(work, parts) if device != "cpu" else each(work, parts)
+    predictions = torch.cat(list(map(outputs, parts) if device != "cpu" else each(outputs, parts)))
+    network.train(was_training)
+    return predictions
 
 
 def accuracy(predictions: Tensor, targets: Tensor) -> float:
