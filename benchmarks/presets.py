@@ -14,17 +14,17 @@ import sys
 import tempfile
 from pathlib import Path
 
-from machine import commit, hardware
+from machine import machine
 
 PRESETS = ("mnist", "cifar10-fast", "cifar10")
 RESULT = Path(__file__).parent / "results" / "presets.md"
 HEAD = (
     "# Presets for whole data sets",
     "",
-    f"`python benchmarks/presets.py` on {hardware()}. β was chosen on a tenth of the training images. Core-seconds are "
+    "`python benchmarks/presets.py`, a row a run. β was chosen on a tenth of the training images. Core-seconds are "
     "processor time over all cores: half of them is what two cores take that nobody else uses.",
     "",
-    "| preset | test accuracy | training | seconds | core-seconds | MiB | filters | β | objective | gap | commit |",
+    "| preset | test accuracy | training | seconds | core-seconds | MiB | filters | β | objective | gap | machine |",
     "|---|---|---|---|---|---|---|---|---|---|---|",
 )
 
@@ -48,7 +48,7 @@ def main() -> None:
         rows[preset] = (
             f"| {preset} | {m['test_accuracy']:.2%} | {m['train_accuracy']:.2%} | {m['seconds']:.0f} | "
             f"{m['core_seconds']:.0f} | {m['peak_memory_mb']:.0f} | {m['n_filters']} | {m['beta']:.3g} | "
-            f"{m['primal']:.5f} | {m['rel_gap']:.0%} ({m['scope']}) | {commit()} |"
+            f"{m['primal']:.5f} | {m['rel_gap']:.0%} ({m['scope']}) | {machine()} |"
         )
         RESULT.write_text("\n".join([*HEAD, *(rows[name] for name in PRESETS if name in rows)]) + "\n")
         print(rows[preset], flush=True)
