@@ -56,7 +56,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "dictionary": 1000,
     },
     "cifar10-fast": {**CIFAR10, "dictionary": 1200},
-    "cifar10": {**CIFAR10, "dictionary": 1600, "slide": 5.0, "crops": 2},
+    "cifar10": {**CIFAR10, "dictionary": 4000},
 }
 """`--preset NAME`: a flag or a config file given beside it wins."""
 
