@@ -1,8 +1,8 @@
 """Frozen features: what a trained stage makes of images, for the next stage to train on.
 
 The stage's rectified maps are averaged down and projected on their principal channels, which keeps the patches of
-the next stage small. They are streamed as pooled responses are, in half the time of the torch module,
-into a half-precision file where they are used again.
+the next stage small. They are streamed as pooled responses are, which is faster than the torch module, into a
+half-precision file where they are used again.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 
+import cvxpy as cp
 import numpy as np
 import pytest
 import torch
@@ -16,7 +17,7 @@ from convcvx.errors import ConvergenceWarning, InputError
 from convcvx.oracles import CopositiveOracle, ExactOracle
 from convcvx.oracles import copositive as relaxation
 from convcvx.problem import Problem
-from convcvx.solvers.convex_programs import Cones, check_size, factorise, solve_program
+from convcvx.solvers.convex_programs import Cones, _run, check_size, factorise, solve_program
 from convcvx.solvers.copositive import copositive
 from convcvx.solvers.sliding_frank_wolfe import sliding_frank_wolfe
 from convcvx.training import solve_problem
@@ -206,3 +207,28 @@ def test_images_that_are_all_zero_leave_the_constant():
     problem.responses.images.zero_()
     solution = copositive(problem, ExactOracle())
     assert (solution.n_filters, solution.status) == (0, "converged")
+
+
+class Stubborn:
+    """A program that every solver fails at, but for one whose options satisfy `yields`."""
+
+    def __init__(self, yields):
+        self.yields, self.asked = yields, []
+
+    def solve(self, **options):
+        self.asked.append(options)
+        if not self.yields(options):
+            raise cp.SolverError("stalled")
+
+
+def test_a_stalled_backend_is_asked_again_by_shorter_steps_then_the_other_one():
+    program = Stubborn(lambda options: "max_step_fraction" in options)
+    _run(program, "clarabel", 1e-9, 5.0)
+    assert [options["tol_gap_abs"] for options in program.asked] == [1e-9, 1e-9]
+    assert all(options["time_limit"] == 5.0 for options in program.asked)
+    for backend, last in (("clarabel", "SCS"), ("scs", "CLARABEL")):
+        program = Stubborn(lambda options, last=last: options["solver"] == last)
+        _run(program, backend, 1e-9, None)
+        assert {options["solver"] for options in program.asked[:-1]} == {backend.upper()}
+        with pytest.raises(InputError, match="no backend solves this program: stalled"):
+            _run(Stubborn(lambda options: False), backend, 1e-9, None)
