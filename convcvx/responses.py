@@ -31,6 +31,8 @@ BLOCK_BYTES = 16 << 20
 """Pooled responses handed out at once."""
 STRIPE = 512
 """Columns of the Gram matrix computed at a time: of each stripe only what lies on and above the diagonal."""
+MOMENT_SAMPLE = 256
+"""Images from which the second moment of the patches is estimated."""
 PRECISE_SIZE = 2e7
 """Patch entries n·K·h up to which the arithmetic is float64 by default; above, it is float32."""
 
@@ -128,6 +130,15 @@ class Responses:
     def rows(self, where: slice | Tensor) -> Tensor:
         """(b, K, h) raw patch rows of some images."""
         return self.embedding.spec.rows(self.images[where].to(self.dtype))
+
+    def patch_moment(self) -> Tensor:
+        """(r, r) second moment of the embedded patches, of some images, scaled to unit mean, damped by a hundredth."""
+        images = torch.arange(0, self.n, max(1, self.n // MOMENT_SAMPLE), device=self.device)
+        rows = self.rows(images).double().cpu().flatten(0, 1) @ self.embedding.basis.T
+        moment = rows.T @ rows
+        moment = moment / moment.diagonal().mean().clamp_min(1e-300)
+        moment.diagonal().add_(1e-2)
+        return moment
 
     def _columns(self, where: slice | Tensor) -> Tensor:
         """(h, b·K) raw patches of some images, in `patch_dtype`."""

@@ -17,9 +17,11 @@ from convcvx import data
 from convcvx.data import spiral
 from convcvx.errors import ConvergenceWarning, InputError
 from convcvx.oracles import ExactOracle
+from convcvx.oracles.base import OracleResult
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
 from convcvx.solvers.coordinates import _factor
+from convcvx.solvers.rounds import _refuting, consult
 from convcvx.training import build_problem, find_beta_max, solve_problem
 
 
@@ -371,3 +373,24 @@ def test_the_whitening_survives_a_moment_that_rounding_made_indefinite(noise):
     assert bool((factor.diagonal() > 0).all())
     if noise < 1e-3:
         torch.testing.assert_close(factor @ factor.T, moment, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("loss", ["squared", "cross-entropy"])
+def test_a_claim_is_searched_for_filters_that_would_refute_it(loss):
+    """A search for confirmation may stop at the first filter that breaks the claim, and at none that does not."""
+    problem = flat_problem(30, beta=0.03, loss=loss)
+    solution = solve_problem(problem, oracle="local", tol=1e-2)
+    predictions = problem.responses.predict(solution.filters, solution.weights, solution.intercept)
+    primal, dual_point = problem.primal(predictions, solution.weights), problem.dual_point(predictions)
+    limit = _refuting(problem, dual_point, 0.9 * primal, problem.beta)
+    assert problem.dual(dual_point, limit) < 0.9 * primal <= problem.dual(dual_point, 0.99 * limit)
+    targets = []
+
+    def oracle(problem: Problem, dual_point: Tensor, *, target: float, **_: object) -> OracleResult:
+        targets.append(target)
+        value = problem.beta if len(targets) < 3 else 1.01 * limit
+        return OracleResult(solution.filters[:1], torch.tensor([value]).double(), float("inf"), "heuristic")
+
+    _, record, _ = consult(problem, oracle, solution, predictions, n_filters=1, tol=0.1, seed=0)
+    assert targets[1:] == pytest.approx([limit, limit], rel=1e-6)
+    assert record["rel_gap"] > 0.1

@@ -1,10 +1,11 @@
 """Multi-start local search for filters with a large g: fast, scales to any data, proves nothing.
 
 Starts are patches of the data, random directions and the filters at hand. All are scored in one pass; the best
-climb by a generalised power iteration: for a fixed direction V = G(u)/g(u) the ascent step is the normalised
-gradient of <V, G(u)>, which is Mᵀ M u within a cell of the arrangement. V is one step old, so that a step costs
-one pass. A filter that fell goes back and takes a shorter step. On many images the way up is climbed on a sample of
-them; what counts is where it ends on all.
+climb along the sphere: for a fixed direction V = G(u)/g(u) uphill is the gradient of <V, G(u)>, which is Mᵀ M u within
+a cell of the arrangement (a step of length one, without preconditioner, is that of the power iteration). V is one step
+old, so that a step costs one pass. How curved g is follows the second moment S of the patches: steps are preconditioned
+by S^(-1/2), and have momentum. A filter that fell goes back and takes a shorter step. On many images the way up is
+climbed on a sample of them; what counts is where it ends on all.
 """
 
 from __future__ import annotations
@@ -20,10 +21,15 @@ from convcvx.problem import Problem
 DISTINCT = 0.999
 """Cosine above which two filters count as the same local maximum."""
 
-SAMPLE_FACTOR, SAMPLE_SIZE = 4, 4000
-"""A search that need not be thorough climbs on one image in so many, unless that leaves fewer than this."""
-POLISH = 3
-"""Passes over all images after a climb on a sample."""
+SAMPLE_FACTOR, SAMPLE_SIZE = 16, 2000
+"""A search climbs on one image in so many, unless that leaves fewer than this."""
+CALIBRATED, RIDGE = 2000, 1e-5
+"""Responses m·P by which a sample is calibrated at most, and the ridge of that regression, of the mean square."""
+MORE, POLISHED, POLISH = 4, 8, 3
+"""So many times more filters climb on a sample, and so many of the best go on for so many passes over all images (to
+the end in a thorough search)."""
+LENGTH, LONGER, SHORTER, MOMENTUM = 0.25, 1.5, 0.25, 0.8
+"""Length of a climb's first step, its factors after a rise and a fall, and the share of a rise that is repeated."""
 
 
 class LocalOracle:
@@ -34,7 +40,7 @@ class LocalOracle:
     n_candidates : int
         Random starts that a batch scores.
     n_climbers : int
-        Best distinct starts of a batch that climb.
+        Best distinct starts of a batch that climb; on a sample, ends of climbs that are measured on all images.
     n_steps : int
         Passes they climb for.
     n_batches : int
@@ -69,19 +75,25 @@ class LocalOracle:
         """See `Oracle`; stops early once a filter above `target` is found. Proves nothing."""
         began = perf_counter()
         random = torch.Generator().manual_seed(seed)
-        sample, sampled_dual = self._sample(problem, dual_point, target, random)
+        sample, sampled_dual = self._sample(problem, dual_point, starts, random)
+        # On a sample climbs are cheap; what they lead to is measured on all images.
+        n_climbers = self.n_climbers if sample is problem else MORE * self.n_climbers
         climbed: list[tuple[Tensor, Tensor]] = []
         scored = 0
         for batch in range(self.n_batches):
             candidates = self._candidates(problem, starts if batch == 0 else None, random)
             scored += len(candidates)
             correlations = sample.responses.correlate(candidates, sampled_dual)
-            chosen = distinct(candidates, correlations.flatten(1).norm(dim=1), self.n_climbers, cosine=0.9)
+            chosen = distinct(candidates, correlations.flatten(1).norm(dim=1), n_climbers, cosine=0.9)
             at = candidates[chosen], correlations[chosen]
             filters, values, towards = self._climb(sample, sampled_dual, *at, target, self.n_steps)
             if sample is not problem:
-                best = distinct(filters, values, self.n_climbers, DISTINCT)
-                filters, values, _ = self._climb(problem, dual_point, filters[best], towards[best], target, POLISH)
+                order = distinct(filters, values, self.n_climbers, DISTINCT)
+                best, rest = order[:POLISHED], filters[order[POLISHED:]]
+                n_steps = self.n_steps if self.thorough else POLISH
+                ends, tops, _ = self._climb(problem, dual_point, filters[best], towards[best], target, n_steps)
+                filters = torch.cat([ends, rest])
+                values = torch.cat([tops, problem.responses.correlate(rest, dual_point).flatten(1).norm(dim=1)])
             climbed.append((filters, values))
             if not self.thorough and float(climbed[-1][1].max()) > target:
                 break
@@ -111,17 +123,21 @@ class LocalOracle:
         gaussian = torch.randn(self.n_candidates - half, responses.dim, generator=random, dtype=torch.float64)
         everything = [patches * signs, gaussian] + ([] if starts is None else [starts.double()])
         candidates = torch.cat(everything)
-        return candidates / candidates.norm(dim=1, keepdim=True)
+        return _normed(candidates)
 
     def _sample(
-        self, problem: Problem, dual_point: Tensor, target: float, random: torch.Generator
+        self, problem: Problem, dual_point: Tensor, starts: Tensor | None, random: torch.Generator
     ) -> tuple[Problem, Tensor]:
         """What to climb on, and the dual point there, scaled so that g is estimated without bias."""
         size = min(problem.n // SAMPLE_FACTOR, problem.largest_sample)
-        if self.thorough or target == float("inf") or size < SAMPLE_SIZE:
+        if size < SAMPLE_SIZE:
             return problem, dual_point
         images = torch.randperm(problem.n, generator=random)[:size].sort().values
-        return problem.sample(images), dual_point[images] * (problem.n / size)
+        sample, sampled = problem.sample(images), dual_point[images] * (problem.n / size)
+        if starts is not None and len(starts):
+            known = starts[: max(1, CALIBRATED // problem.responses.n_cells)]
+            sampled = calibrate(sample, sampled, problem, dual_point, known)
+        return sample, sampled
 
     def _climb(
         self, problem: Problem, dual_point: Tensor, filters: Tensor, towards: Tensor, target: float, n_steps: int
@@ -130,24 +146,57 @@ class LocalOracle:
         best, best_values = filters, torch.zeros(len(filters), dtype=torch.float64)
         trial, towards = filters, _unit(towards)
         gradients = torch.zeros_like(filters)
-        inertia = torch.zeros(len(filters), 1, dtype=torch.float64)  # 0: a full power step
+        lengths = torch.full((len(filters), 1), LENGTH, dtype=torch.float64)
+        preconditioner = _inverse_root(problem.responses.patch_moment())
         for step in range(n_steps):
             correlations, slope = problem.responses.ascent(trial, dual_point, towards)
             values = correlations.flatten(1).norm(dim=1)
             better = (values >= best_values)[:, None]
             rose = values.max() > best_values.max() * (1 + 1e-7) or bool((values > best_values * (1 + 1e-4)).any())
+            moved = torch.where(better, trial - best, 0.0)
             best, best_values = torch.where(better, trial, best), torch.maximum(values, best_values)
             gradients = torch.where(better, slope, gradients)
-            inertia = torch.where(better, inertia * 0.5, 3 * inertia + 1)
+            lengths = torch.where(better, LONGER, SHORTER) * lengths
             towards = torch.where(better[:, :, None], _unit(correlations), towards)
-            towards_gradient = gradients / gradients.norm(dim=1, keepdim=True).clamp_min(1e-300)
-            trial = towards_gradient + inertia * best
-            trial = trial / trial.norm(dim=1, keepdim=True).clamp_min(1e-300)
+            trial = _normed(best + lengths * _uphill(best, gradients, preconditioner) + MOMENTUM * moved)
             # Far from the optimum the filters found so far will do; near it a climb goes to its end.
             enough = not self.thorough and step >= 3 and bool(best_values.max() > 1.1 * target)
             if enough or (step > 1 and not rose):
                 break
         return best, best_values, towards
+
+
+def calibrate(sample: Problem, sampled: Tensor, problem: Problem, dual_point: Tensor, filters: Tensor) -> Tensor:
+    """The dual point `sampled`, changed least so that `filters` have the G on the sample that they have on all images.
+
+    Near the optimum what sampling adds to G is larger than G. It is much the same for all filters, whose responses are
+    nearly combinations of each other: with these it goes (a control variate).
+    """
+    gram, moments = sample.responses.gram(filters, sampled)
+    exact = torch.cat([problem.responses.correlate(filters, dual_point).flatten(0, 1), dual_point.sum(dim=0)[None]])
+    gram.diagonal().add_(RIDGE * float(gram.diagonal().mean()))
+    change = torch.linalg.solve(gram, moments - exact / sample.n)
+    return sampled - sample.responses.predict(filters, change[:-1].unflatten(0, (len(filters), -1)), change[-1])
+
+
+def _uphill(filters: Tensor, gradients: Tensor, preconditioner: Tensor) -> Tensor:
+    """Steps (q, r) along the sphere: as long as from the filter to its normed gradient, and preconditioned."""
+    power = _tangent(_normed(gradients), filters)
+    step = _tangent(power @ preconditioner, filters)
+    return step * (power.norm(dim=1) / step.norm(dim=1).clamp_min(1e-300))[:, None]
+
+
+def _tangent(steps: Tensor, filters: Tensor) -> Tensor:
+    return steps - (steps * filters).sum(dim=1, keepdim=True) * filters
+
+
+def _normed(filters: Tensor) -> Tensor:
+    return filters / filters.norm(dim=1, keepdim=True).clamp_min(1e-300)
+
+
+def _inverse_root(moment: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(moment)
+    return vectors * values.rsqrt() @ vectors.T
 
 
 def _unit(correlations: Tensor) -> Tensor:

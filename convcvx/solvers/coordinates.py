@@ -14,7 +14,6 @@ from torch import Tensor
 
 from convcvx.mirror import MirrorPairs
 from convcvx.problem import Problem
-from convcvx.responses import Responses
 from convcvx.solution import Solution
 from convcvx.solvers.dictionary_features import Features
 
@@ -66,7 +65,7 @@ class Coordinates:
             filters, weights = filters.chunk(2)[0], weights.chunk(2)[0]
         self._shape = weights.shape
         weight_factor = _factor(moment, problem.beta)
-        filter_factor = _factor(_patch_moment(sample.responses), 0.0)
+        filter_factor = _factor(sample.responses.patch_moment(), 0.0)
         matrix = weights.flatten(0, 1)
         start = [filters @ filter_factor, weight_factor.T @ matrix, solution.intercept + (self._mean.T @ matrix)[0]]
         # The descent needs no more precision than the passes over the images have.
@@ -119,13 +118,3 @@ def _factor(moment: Tensor, ridge: float) -> Tensor:
 
 def _inverse(factor: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(factor, torch.eye(len(factor), dtype=factor.dtype), upper=False)
-
-
-def _patch_moment(responses: Responses) -> Tensor:
-    """(r, r) second moment of the embedded patches, scaled to unit mean, damped by a hundredth."""
-    basis = responses.embedding.basis
-    rows = responses.rows(slice(0, 256)).double().cpu().flatten(0, 1) @ basis.T
-    moment = rows.T @ rows
-    moment = moment / moment.diagonal().mean().clamp_min(1e-300)
-    moment.diagonal().add_(1e-2)
-    return moment

@@ -61,10 +61,11 @@ def consult(
     )
     seed += 1000 * solution.rounds
     found = search(target=problem.beta * (1 + 0.5 * tol), seed=seed)
+    claim = (1 - tol) * objective
     for attempt in range(CONFIRMATIONS if confirm else 0):
-        if found.scope != "heuristic" or objective - problem.dual(dual_point, found.g_max) > tol * objective:
+        if found.scope != "heuristic" or problem.dual(dual_point, found.g_max) < claim:
             break
-        again = search(target=math.inf, seed=seed + 1 + attempt)
+        again = search(target=_refuting(problem, dual_point, claim, found.g_max), seed=seed + 1 + attempt)
         found = again if again.g_max > found.g_max else found
     lower_bound = problem.dual(dual_point, found.g_max)
     best_point = dual_point if found.scope == "global" else None
@@ -82,3 +83,12 @@ def consult(
         "n_filters": solution.n_filters,
     }
     return found, record, best_point
+
+
+def _refuting(problem: Problem, dual_point: Tensor, claim: float, g_max: float) -> float:
+    """A g at which the dual value is just below the `claim`, as it is not at `g_max`; at most twice that, or 2β."""
+    low, high = g_max, 2 * max(g_max, problem.beta)
+    for _ in range(8):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if problem.dual(dual_point, middle) >= claim else (low, middle)
+    return high
