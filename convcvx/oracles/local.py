@@ -28,6 +28,8 @@ CALIBRATED, RIDGE = 2000, 1e-5
 MORE, POLISHED, POLISH = 4, 8, 3
 """So many times more filters climb on a sample, and so many of the best go on for so many passes over all images (to
 the end in a thorough search)."""
+IDLE = 3
+"""Steps in which no filter rose after which none climbs on."""
 LENGTH, LONGER, SHORTER, MOMENTUM = 0.25, 1.5, 0.25, 0.8
 """Length of a climb's first step, its factors after a rise and a fall, and the share of a rise that is repeated."""
 
@@ -147,7 +149,7 @@ class LocalOracle:
         trial, towards = filters, _unit(towards)
         gradients = torch.zeros_like(filters)
         lengths = torch.full((len(filters), 1), LENGTH, dtype=torch.float64)
-        preconditioner = _inverse_root(problem.responses.patch_moment())
+        preconditioner, idle = _inverse_root(problem.responses.patch_moment()), 0
         for step in range(n_steps):
             correlations, slope = problem.responses.ascent(trial, dual_point, towards)
             values = correlations.flatten(1).norm(dim=1)
@@ -161,7 +163,8 @@ class LocalOracle:
             trial = _normed(best + lengths * _uphill(best, gradients, preconditioner) + MOMENTUM * moved)
             # Far from the optimum the filters found so far will do; near it a climb goes to its end.
             enough = not self.thorough and step >= 3 and bool(best_values.max() > 1.1 * target)
-            if enough or (step > 1 and not rose):
+            idle = 0 if rose else idle + 1
+            if enough or idle == IDLE:
                 break
         return best, best_values, towards
 
