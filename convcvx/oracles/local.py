@@ -81,6 +81,7 @@ class LocalOracle:
         # On a sample climbs are cheap; what they lead to is measured on all images.
         n_climbers = self.n_climbers if sample is problem else MORE * self.n_climbers
         climbed: list[tuple[Tensor, Tensor]] = []
+        measured: list[tuple[Tensor, Tensor]] = []
         scored = 0
         for batch in range(self.n_batches):
             candidates = self._candidates(problem, starts if batch == 0 else None, random)
@@ -89,6 +90,7 @@ class LocalOracle:
             chosen = distinct(candidates, correlations.flatten(1).norm(dim=1), n_climbers, cosine=0.9)
             at = candidates[chosen], correlations[chosen]
             filters, values, towards = self._climb(sample, sampled_dual, *at, target, self.n_steps)
+            climbed.append((filters, values))
             if sample is not problem:
                 order = distinct(filters, values, self.n_climbers, DISTINCT)
                 best, rest = order[:POLISHED], filters[order[POLISHED:]]
@@ -96,13 +98,12 @@ class LocalOracle:
                 ends, tops, _ = self._climb(problem, dual_point, filters[best], towards[best], target, n_steps)
                 filters = torch.cat([ends, rest])
                 values = torch.cat([tops, problem.responses.correlate(rest, dual_point).flatten(1).norm(dim=1)])
-            climbed.append((filters, values))
-            if not self.thorough and float(climbed[-1][1].max()) > target:
+            measured.append((filters, values))
+            if not self.thorough and float(values.max()) > target:
                 break
         filters, values = (torch.cat(parts) for parts in zip(*climbed, strict=True))
         basins = distinct(filters, values, len(filters), cosine=DISTINCT)
         hits = (filters[basins] @ filters.T > DISTINCT).sum(dim=1)
-        best = basins[:n_filters]
         stats = {
             "candidates": scored,
             "starts": len(filters),
@@ -111,6 +112,8 @@ class LocalOracle:
             "unseen_mass": float((hits == 1).sum()) / max(1, len(filters)),
             "seconds": perf_counter() - began,
         }
+        filters, values = (torch.cat(parts) for parts in zip(*measured, strict=True))
+        best = distinct(filters, values, n_filters, cosine=DISTINCT)
         return OracleResult(filters[best], values[best], float("inf"), "heuristic", stats)
 
     def _candidates(self, problem: Problem, starts: Tensor | None, random: torch.Generator) -> Tensor:
