@@ -253,7 +253,7 @@ def test_a_killed_process_ends_the_run_and_one_process_goes_on(folder, alone, tm
     assert running.returncode != 0
     assert [line for line in text.splitlines() if line.startswith("convcvx:")] == [
         f"convcvx: error: {message.split(':')[0]}: {sharding.GO_ON}"
-    ]
+    ], text
     assert message in text
     assert not (out / "metrics.json").exists()
     if rank == 1:
