@@ -100,7 +100,10 @@ class Team:
         signal.signal(signal.SIGTERM, self._terminated)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self.size > 1 and kind is not None:
+            # torchrun's SIGTERM often comes while the error is still on its way to the user: one message is enough.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if self.size == 1 or self._busy:
             return  # in the middle of a pass workers listen to nothing but the end of this process
         for rank in self._workers:

@@ -273,6 +273,19 @@ def test_bad_input_is_reported_once(tmp_path):
     assert text.count("convcvx: error:") == 1
 
 
+def test_sigterm_does_not_drown_an_error_on_its_way():
+    rehearsal = Rehearsal(2)
+    rehearsal._busy = True
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        rehearsal.__exit__(None, None, None)
+        assert signal.getsignal(signal.SIGTERM) is before
+        rehearsal.__exit__(WorkerError, WorkerError("worker 1 of 2 was lost"), None)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_sigterm_names_the_workers_that_are_gone():
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
