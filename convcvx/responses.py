@@ -19,7 +19,7 @@ from torch import Tensor
 
 from convcvx.errors import InputError
 from convcvx.images import Images
-from convcvx.patches import PatchEmbedding
+from convcvx.patches import PatchEmbedding, second_moment
 from convcvx.pooling import Pool, Pooling
 from convcvx.threads import each
 
@@ -32,7 +32,7 @@ BLOCK_BYTES = 16 << 20
 STRIPE = 512
 """Columns of the Gram matrix computed at a time: of each stripe only what lies on and above the diagonal."""
 MOMENT_SAMPLE = 256
-"""Images from which the second moment of the patches is estimated."""
+"""Images at most from which the second moment of the patches is estimated."""
 PRECISE_SIZE = 2e7
 """Patch entries n·K·h up to which the arithmetic is float64 by default; above, it is float32."""
 
@@ -133,9 +133,9 @@ class Responses:
 
     def patch_moment(self) -> Tensor:
         """(r, r) second moment of the embedded patches, of some images, scaled to unit mean, damped by a hundredth."""
-        images = torch.arange(0, self.n, max(1, self.n // MOMENT_SAMPLE), device=self.device)
-        rows = self.rows(images).double().cpu().flatten(0, 1) @ self.embedding.basis.T
-        moment = rows.T @ rows
+        images = torch.arange(0, self.n, -(-self.n // MOMENT_SAMPLE), device=self.device)
+        basis = self.embedding.basis
+        moment = basis @ second_moment(self.images[images].cpu(), self.embedding.spec) @ basis.T
         moment = moment / moment.diagonal().mean().clamp_min(1e-300)
         moment.diagonal().add_(1e-2)
         return moment

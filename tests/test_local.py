@@ -50,8 +50,7 @@ def test_values_are_of_all_images_though_the_climb_was_on_a_sample(problem, dual
     torch.testing.assert_close(found.values, g(problem, found.filters, dual_point), rtol=1e-9, atol=0)
     assert bool((found.values[:-1] >= found.values[1:]).all())
     # Every climb counts for what is said of the landscape, not only those that are measured on all images.
-    assert found.stats["starts"] > len(found.values)
-    assert found.stats["basins"] <= found.stats["starts"]
+    assert found.stats["starts"] > LocalOracle().n_climbers
     # The sample loses little: all images, searched with full effort, give not much more.
     monkeypatch.undo()
     full, sizes = climbed_on(monkeypatch, LocalOracle(thorough=True), problem, dual_point, target=1e-3)

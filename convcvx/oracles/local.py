@@ -14,6 +14,7 @@ from time import perf_counter
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from convcvx.oracles.base import OracleResult
 from convcvx.problem import Problem
@@ -78,6 +79,7 @@ class LocalOracle:
         began = perf_counter()
         random = torch.Generator().manual_seed(seed)
         sample, sampled_dual = self._sample(problem, dual_point, starts, random)
+        preconditioner = _inverse_root(problem.responses.patch_moment())
         # On a sample climbs are cheap; what they lead to is measured on all images.
         n_climbers = self.n_climbers if sample is problem else MORE * self.n_climbers
         climbed: list[tuple[Tensor, Tensor]] = []
@@ -89,13 +91,14 @@ class LocalOracle:
             correlations = sample.responses.correlate(candidates, sampled_dual)
             chosen = distinct(candidates, correlations.flatten(1).norm(dim=1), n_climbers, cosine=0.9)
             at = candidates[chosen], correlations[chosen]
-            filters, values, towards = self._climb(sample, sampled_dual, *at, target, self.n_steps)
+            filters, values, towards = self._climb(sample, sampled_dual, preconditioner, *at, target, self.n_steps)
             climbed.append((filters, values))
             if sample is not problem:
                 order = distinct(filters, values, self.n_climbers, DISTINCT)
                 best, rest = order[:POLISHED], filters[order[POLISHED:]]
                 n_steps = self.n_steps if self.thorough else POLISH
-                ends, tops, _ = self._climb(problem, dual_point, filters[best], towards[best], target, n_steps)
+                at = filters[best], towards[best]
+                ends, tops, _ = self._climb(problem, dual_point, preconditioner, *at, target, n_steps)
                 filters = torch.cat([ends, rest])
                 values = torch.cat([tops, problem.responses.correlate(rest, dual_point).flatten(1).norm(dim=1)])
             measured.append((filters, values))
@@ -127,8 +130,7 @@ class LocalOracle:
         signs = torch.randint(2, (len(patches), 1), generator=random) * 2 - 1
         gaussian = torch.randn(self.n_candidates - half, responses.dim, generator=random, dtype=torch.float64)
         everything = [patches * signs, gaussian] + ([] if starts is None else [starts.double()])
-        candidates = torch.cat(everything)
-        return _normed(candidates)
+        return _unit(torch.cat(everything))
 
     def _sample(
         self, problem: Problem, dual_point: Tensor, starts: Tensor | None, random: torch.Generator
@@ -145,14 +147,21 @@ class LocalOracle:
         return sample, sampled
 
     def _climb(
-        self, problem: Problem, dual_point: Tensor, filters: Tensor, towards: Tensor, target: float, n_steps: int
+        self,
+        problem: Problem,
+        dual_point: Tensor,
+        preconditioner: Tensor,
+        filters: Tensor,
+        towards: Tensor,
+        target: float,
+        n_steps: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Filters (q, r), their g (q,) and G / g (q, P, c) at the end of climbs that set out towards `towards`."""
         best, best_values = filters, torch.zeros(len(filters), dtype=torch.float64)
         trial, towards = filters, _unit(towards)
         gradients = torch.zeros_like(filters)
         lengths = torch.full((len(filters), 1), LENGTH, dtype=torch.float64)
-        preconditioner, idle = _inverse_root(problem.responses.patch_moment()), 0
+        idle = 0
         for step in range(n_steps):
             correlations, slope = problem.responses.ascent(trial, dual_point, towards)
             values = correlations.flatten(1).norm(dim=1)
@@ -163,7 +172,7 @@ class LocalOracle:
             gradients = torch.where(better, slope, gradients)
             lengths = torch.where(better, LONGER, SHORTER) * lengths
             towards = torch.where(better[:, :, None], _unit(correlations), towards)
-            trial = _normed(best + lengths * _uphill(best, gradients, preconditioner) + MOMENTUM * moved)
+            trial = _unit(best + lengths * _uphill(best, gradients, preconditioner) + MOMENTUM * moved)
             # Far from the optimum the filters found so far will do; near it a climb goes to its end.
             enough = not self.thorough and step >= 3 and bool(best_values.max() > 1.1 * target)
             idle = 0 if rose else idle + 1
@@ -187,7 +196,7 @@ def calibrate(sample: Problem, sampled: Tensor, problem: Problem, dual_point: Te
 
 def _uphill(filters: Tensor, gradients: Tensor, preconditioner: Tensor) -> Tensor:
     """Steps (q, r) along the sphere: as long as from the filter to its normed gradient, and preconditioned."""
-    power = _tangent(_normed(gradients), filters)
+    power = _tangent(_unit(gradients), filters)
     step = _tangent(power @ preconditioner, filters)
     return step * (power.norm(dim=1) / step.norm(dim=1).clamp_min(1e-300))[:, None]
 
@@ -196,18 +205,14 @@ def _tangent(steps: Tensor, filters: Tensor) -> Tensor:
     return steps - (steps * filters).sum(dim=1, keepdim=True) * filters
 
 
-def _normed(filters: Tensor) -> Tensor:
-    return filters / filters.norm(dim=1, keepdim=True).clamp_min(1e-300)
-
-
 def _inverse_root(moment: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(moment)
     return vectors * values.rsqrt() @ vectors.T
 
 
-def _unit(correlations: Tensor) -> Tensor:
-    """(q, P, c) scaled to norm one each."""
-    return correlations / correlations.flatten(1).norm(dim=1).clamp_min(1e-300)[:, None, None]
+def _unit(tensors: Tensor) -> Tensor:
+    """(q, r) filters or (q, P, c) correlations, scaled to norm one each."""
+    return normalize(tensors.flatten(1), eps=1e-300).view_as(tensors)
 
 
 def distinct(filters: Tensor, values: Tensor, limit: int, cosine: float) -> Tensor:
