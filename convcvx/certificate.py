@@ -261,7 +261,7 @@ def certify_parameters(
     starts, rounding = filters, ROUNDING
     if large:
         starts = filters[weights.flatten(1).norm(dim=1).argsort(descending=True)[:LIGHT_STARTS]]
-        search = LocalOracle(n_candidates=LIGHT_STARTS, n_climbers=8, n_steps=6, n_batches=1, thorough=True)
+        search = LocalOracle(n_climbers=8, n_steps=6, n_batches=1, thorough=True)
         rounding = FLOAT32_ROUNDING
     target = problem.beta * (1 + 0.5 * tol)
     # A heuristic may search in the arithmetic at hand: what it finds is measured in float64 below.

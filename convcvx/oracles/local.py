@@ -1,11 +1,13 @@
 """Multi-start local search for filters with a large g: fast, scales to any data, proves nothing.
 
-Starts are patches of the data, random directions and the filters at hand. All are scored in one pass; the best
-climb along the sphere: for a fixed direction V = G(u)/g(u) uphill is the gradient of <V, G(u)>, which is Mᵀ M u within
-a cell of the arrangement (a step of length one, without preconditioner, is that of the power iteration). V is one step
-old, so that a step costs one pass. How curved g is follows the second moment S of the patches: steps are preconditioned
-by S^(-1/2), and have momentum. A filter that fell goes back and takes a shorter step. On many images the way up is
-climbed on a sample of them; what counts is where it ends on all.
+Starts are the filters at hand, patches of the data and random directions. They climb along the sphere: for a fixed
+direction V = G(u)/g(u) uphill is the gradient of <V, G(u)>, which is Mᵀ M u within a cell of the arrangement (a step of
+length one, without preconditioner, is that of the power iteration). V is one step old, so that a step costs one pass.
+How curved g is follows the second moment S of the patches: steps are preconditioned by S^(-1/2), and have momentum. A
+filter that fell goes back and takes a shorter step. Starts are whitened by S^(-1/2) as well: near the optimum plain
+patches lead to the maxima of bright, smooth filters only, which are known by then. Nor does g at a start say where its
+climb will end, so that none is preferred. On many images the way up is climbed on a sample of them; what counts is
+where it ends on all.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ DISTINCT = 0.999
 """Cosine above which two filters count as the same local maximum."""
 
 SAMPLE_FACTOR, SAMPLE_SIZE = 16, 2000
-"""A search climbs on one image in so many, unless that leaves fewer than this."""
+"""A search climbs on one image in so many, on no fewer than this; on all, unless these are four times as many."""
 CALIBRATED, RIDGE = 2000, 1e-5
 """Responses m·P by which a sample is calibrated at most, and the ridge of that regression, of the mean square."""
 MORE, POLISHED, POLISH = 4, 8, 3
@@ -31,7 +33,9 @@ MORE, POLISHED, POLISH = 4, 8, 3
 the end in a thorough search)."""
 IDLE = 3
 """Steps in which no filter rose after which none climbs on."""
-LENGTH, LONGER, SHORTER, MOMENTUM = 0.25, 1.5, 0.25, 0.8
+ENOUGH = 1.5
+"""Climbs end early when one is so many times above the target, except in a thorough search."""
+LENGTH, LONGER, SHORTER, MOMENTUM = 0.25, 1.5, 0.25, 0.9
 """Length of a climb's first step, its factors after a rise and a fall, and the share of a rise that is repeated."""
 
 
@@ -40,10 +44,8 @@ class LocalOracle:
 
     Parameters
     ----------
-    n_candidates : int
-        Random starts that a batch scores.
     n_climbers : int
-        Best distinct starts of a batch that climb; on a sample, ends of climbs that are measured on all images.
+        Random starts of a batch, and as many at most of the filters at hand; four times as many on a sample.
     n_steps : int
         Passes they climb for.
     n_batches : int
@@ -56,13 +58,12 @@ class LocalOracle:
 
     def __init__(
         self,
-        n_candidates: int = 128,
         n_climbers: int = 32,
-        n_steps: int = 12,
+        n_steps: int = 24,
         n_batches: int = 2,
         thorough: bool = False,
     ) -> None:
-        self.n_candidates, self.n_climbers, self.n_steps = n_candidates, n_climbers, n_steps
+        self.n_climbers, self.n_steps = n_climbers, n_steps
         self.n_batches, self.thorough = n_batches, thorough
 
     def __call__(
@@ -84,17 +85,17 @@ class LocalOracle:
         n_climbers = self.n_climbers if sample is problem else MORE * self.n_climbers
         climbed: list[tuple[Tensor, Tensor]] = []
         measured: list[tuple[Tensor, Tensor]] = []
-        scored = 0
         for batch in range(self.n_batches):
-            candidates = self._candidates(problem, starts if batch == 0 else None, random)
-            scored += len(candidates)
-            correlations = sample.responses.correlate(candidates, sampled_dual)
-            chosen = distinct(candidates, correlations.flatten(1).norm(dim=1), n_climbers, cosine=0.9)
-            at = candidates[chosen], correlations[chosen]
+            candidates = self._starts(problem, n_climbers, preconditioner, random)
+            if batch == 0 and starts is not None and len(starts):
+                known = _unit(starts.double())
+                heights = sample.responses.correlate(known, sampled_dual).flatten(1).norm(dim=1)
+                candidates = torch.cat([known[distinct(known, heights, n_climbers, cosine=0.9)], candidates])
+            at = candidates, sample.responses.correlate(candidates, sampled_dual)
             filters, values, towards = self._climb(sample, sampled_dual, preconditioner, *at, target, self.n_steps)
             climbed.append((filters, values))
             if sample is not problem:
-                order = distinct(filters, values, self.n_climbers, DISTINCT)
+                order = distinct(filters, values, max(self.n_climbers, n_filters), DISTINCT)
                 best, rest = order[:POLISHED], filters[order[POLISHED:]]
                 n_steps = self.n_steps if self.thorough else POLISH
                 at = filters[best], towards[best]
@@ -108,7 +109,6 @@ class LocalOracle:
         basins = distinct(filters, values, len(filters), cosine=DISTINCT)
         hits = (filters[basins] @ filters.T > DISTINCT).sum(dim=1)
         stats = {
-            "candidates": scored,
             "starts": len(filters),
             "basins": len(basins),
             # Good (1953): the mass of local maxima not seen is about the share of those seen once.
@@ -119,25 +119,24 @@ class LocalOracle:
         best = distinct(filters, values, n_filters, cosine=DISTINCT)
         return OracleResult(filters[best], values[best], float("inf"), "heuristic", stats)
 
-    def _candidates(self, problem: Problem, starts: Tensor | None, random: torch.Generator) -> Tensor:
-        """(q, r) unit starts: half patches of random images, of either sign, half Gaussian directions."""
-        responses, half = problem.responses, self.n_candidates // 2
+    def _starts(self, problem: Problem, size: int, preconditioner: Tensor, random: torch.Generator) -> Tensor:
+        """(q, r) unit starts: half patches of random images, of either sign, half Gaussian directions, whitened."""
+        responses, half = problem.responses, size // 2
         images = torch.randint(responses.n, (min(half, responses.n),), generator=random)
         rows = responses.rows(images.to(responses.device)).double().cpu() @ responses.embedding.basis.T
         rows = rows.flatten(0, 1)
         rows = rows[rows.norm(dim=1) > 1e-3 * rows.norm(dim=1).max()]
         patches = rows[torch.randint(max(len(rows), 1), (half,), generator=random)] if len(rows) else rows
         signs = torch.randint(2, (len(patches), 1), generator=random) * 2 - 1
-        gaussian = torch.randn(self.n_candidates - half, responses.dim, generator=random, dtype=torch.float64)
-        everything = [patches * signs, gaussian] + ([] if starts is None else [starts.double()])
-        return _unit(torch.cat(everything))
+        gaussian = torch.randn(size - half, responses.dim, generator=random, dtype=torch.float64)
+        return _unit(torch.cat([patches * signs, gaussian]) @ preconditioner)
 
     def _sample(
         self, problem: Problem, dual_point: Tensor, starts: Tensor | None, random: torch.Generator
     ) -> tuple[Problem, Tensor]:
         """What to climb on, and the dual point there, scaled so that g is estimated without bias."""
-        size = min(problem.n // SAMPLE_FACTOR, problem.largest_sample)
-        if size < SAMPLE_SIZE:
+        size = min(max(problem.n // SAMPLE_FACTOR, SAMPLE_SIZE), problem.largest_sample)
+        if problem.n < 4 * size:
             return problem, dual_point
         images = torch.randperm(problem.n, generator=random)[:size].sort().values
         sample, sampled = problem.sample(images), dual_point[images] * (problem.n / size)
@@ -174,7 +173,7 @@ class LocalOracle:
             towards = torch.where(better[:, :, None], _unit(correlations), towards)
             trial = _unit(best + lengths * _uphill(best, gradients, preconditioner) + MOMENTUM * moved)
             # Far from the optimum the filters found so far will do; near it a climb goes to its end.
-            enough = not self.thorough and step >= 3 and bool(best_values.max() > 1.1 * target)
+            enough = not self.thorough and step >= 3 and bool(best_values.max() > ENOUGH * target)
             idle = 0 if rose else idle + 1
             if enough or idle == IDLE:
                 break

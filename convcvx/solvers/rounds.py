@@ -7,13 +7,15 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from convcvx.oracles.base import Oracle, OracleResult
+from convcvx.oracles.local import DISTINCT, distinct
 from convcvx.problem import Problem
 from convcvx.solution import Solution
 
-CONFIRMATIONS = 3
+CONFIRMATIONS = 2
 """Full searches before a gap that a heuristic oracle shows is believed."""
 
 
@@ -66,7 +68,7 @@ def consult(
         if found.scope != "heuristic" or problem.dual(dual_point, found.g_max) < claim:
             break
         again = search(target=_refuting(problem, dual_point, claim, found.g_max), seed=seed + 1 + attempt)
-        found = again if again.g_max > found.g_max else found
+        found = _united(found, again, n_filters)
     lower_bound = problem.dual(dual_point, found.g_max)
     best_point = dual_point if found.scope == "global" else None
     if best_point is not None and solution.dual_point is not None:
@@ -83,6 +85,13 @@ def consult(
         "n_filters": solution.n_filters,
     }
     return found, record, best_point
+
+
+def _united(one: OracleResult, other: OracleResult, n_filters: int) -> OracleResult:
+    """What two heuristic searches at one point found."""
+    filters, values = torch.cat([one.filters, other.filters]), torch.cat([one.values, other.values])
+    best = distinct(filters, values, n_filters, DISTINCT)
+    return replace(one, filters=filters[best], values=values[best])
 
 
 def _refuting(problem: Problem, dual_point: Tensor, claim: float, g_max: float) -> float:

@@ -32,8 +32,6 @@ SAMPLE_NOISE = 2.0
 """Standard errors of the objective, as an estimate of that on all images, that a round on a sample has to gain."""
 REFIT_TOL = 1e-3
 """Gap of the weights with which filters go over to other images or another β."""
-JOINT_SIZE = 1000
-"""Responses m·P up to which new filters enter together with a new optimum of all weights."""
 MERGE_COSINE = 1 - 1e-9
 """Filters closer than this are tried as one; the merge stands if the objective does not rise."""
 STALL, PATIENCE = 1e-2, 3
@@ -103,7 +101,7 @@ def sliding_frank_wolfe(
                 break
             objective = record["objective"]
             gap = objective - record["lower_bound"]
-            solution = _round(level, solution, found, predictions, objective, gap, aim, budget, seed)
+            solution = _round(level, solution, found, objective, gap, aim, budget, seed)
     return solution
 
 
@@ -173,7 +171,6 @@ def _round(
     problem: Problem,
     solution: Solution,
     found: OracleResult,
-    predictions: Tensor,
     objective: float,
     gap: float,
     tol: float,
@@ -189,10 +186,7 @@ def _round(
     violating = found.filters[found.values > problem.beta][: max(0, budget - solution.n_filters)]
     # Rough weights are enough for new filters to slide from.
     rough = max(accuracy, min(0.1 * gap / objective, fall))
-    if problem.loss.name == "squared" and solution.n_filters * problem.responses.n_cells > JOINT_SIZE:
-        best.offer(*_enter(problem, solution, violating, predictions, rough))
-    else:
-        best.offer(*_master(problem, solution, torch.cat([solution.filters, violating]), rough))
+    best.offer(*_master(problem, solution, torch.cat([solution.filters, violating]), rough))
     slid = slide(problem, best.solution, seed + 1000 * solution.rounds, accuracy=1e-3 * gap)
     best.offer(*_master(problem, slid, slid.filters, accuracy))
     merged = _merge(best.solution)
@@ -227,23 +221,6 @@ def _master(problem: Problem, solution: Solution, filters: Tensor, tol: float) -
     weights[: solution.n_filters] = solution.weights
     result = solve_master(problem, filters, weights, solution.intercept, tol=tol)
     return result.objective, solution.with_parameters(filters, result.weights, result.intercept)
-
-
-def _enter(
-    problem: Problem, solution: Solution, filters: Tensor, predictions: Tensor, tol: float
-) -> tuple[float, Solution]:
-    """Weights for new `filters` while the others keep theirs: the master of what they leave unexplained.
-
-    Its Gram matrix is that of the new filters alone. For the squared loss only: there the residual is a target.
-    """
-    remainder = replace(problem, targets=problem.targets - predictions)
-    result = solve_master(remainder, filters, tol=tol)
-    objective = result.objective + problem.beta * float(solution.weights.flatten(1).norm(dim=1).sum())
-    return objective, solution.with_parameters(
-        torch.cat([solution.filters, filters]),
-        torch.cat([solution.weights, result.weights]),
-        solution.intercept + result.intercept,
-    )
 
 
 def _merge(solution: Solution) -> Solution:
