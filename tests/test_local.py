@@ -94,3 +94,24 @@ def test_climbs_reach_local_maxima(problem, dual_point):
         near = torch.nn.functional.normalize(start + steps)
         rises = g(problem, near, dual_point) > g(problem, start[None], dual_point) * (1 + 1e-9)
         assert bool(rises.any()) != stays
+
+
+def test_whitened_starts_find_more_than_plain_ones(monkeypatch):
+    """Near the optimum plain patches and directions mostly lead to filters that are there."""
+    train, _ = data.load("digits", limit=1200)
+    problem = build_problem(train.images, train.targets, 1e-3, spec=PatchSpec(4), pooling=2)
+    solution = sliding_frank_wolfe(problem, LocalOracle(), tol=1e-3, max_rounds=4)
+    predictions = problem.responses.predict(solution.filters, solution.weights, solution.intercept)
+    dual_point = problem.dual_point(predictions)
+
+    def violations() -> int:
+        found = LocalOracle()(problem, dual_point, starts=solution.filters, target=math.inf, n_filters=200)
+        return int((found.values > 1.001 * problem.beta).sum())
+
+    whitened, starts = violations(), LocalOracle._starts
+
+    def plain(self, part, size, root, random):
+        return starts(self, part, size, torch.eye(len(root), dtype=root.dtype), random)
+
+    monkeypatch.setattr(LocalOracle, "_starts", plain)
+    assert whitened > 1.2 * violations() > 0
