@@ -36,7 +36,7 @@ ROUNDING = 1e-13
 LARGE = 1e11
 """Products n·K·h·m of a pass over all images from which on certifying in float64 would take minutes."""
 LIGHT_STARTS = 64
-"""Random starts, and filters of the network, that a light search begins with."""
+"""Filters of the network, those with the largest weights, that a light search is given."""
 FLOAT32_ROUNDING = 1e-4
 """Taken off the lower bound, as a share of the objective, when the responses are float32."""
 

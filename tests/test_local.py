@@ -9,7 +9,7 @@ import torch
 
 from convcvx import data
 from convcvx.oracles import LocalOracle
-from convcvx.oracles.local import calibrate
+from convcvx.oracles.local import THOROUGH, calibrate
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
 from convcvx.solvers import sliding_frank_wolfe
@@ -115,3 +115,12 @@ def test_whitened_starts_find_more_than_plain_ones(monkeypatch):
 
     monkeypatch.setattr(LocalOracle, "_starts", plain)
     assert whitened > 1.2 * violations() > 0
+
+
+def test_a_thorough_search_on_all_images_goes_through_more_batches(problem, dual_point):
+    """With nothing above its target a search that is not thorough goes through all its batches as well."""
+    rough, thorough = (
+        LocalOracle(thorough=thorough)(problem, dual_point, target=math.inf).stats["starts"]
+        for thorough in (False, True)
+    )
+    assert thorough == THOROUGH * rough > rough > 0
