@@ -87,9 +87,10 @@ class CrossEntropy:
             hessian = torch.diag(probabilities.mean(dim=0)) - probabilities.T @ probabilities / len(probabilities)
             step = torch.linalg.lstsq(hessian, gradient, driver="gelsd").solution  # singular along 1
             size = 1.0
-            while (trial := self.value(predictions + shift - size * step, targets).mean()) > value and size > 1e-10:
+            # Where all probabilities are 0 or 1 the step is beyond all numbers, and the trial nan: no fall either.
+            while not (trial := self.value(predictions + shift - size * step, targets).mean()) <= value and size > 1e-9:
                 size *= 0.5
-            if trial > value:
+            if not trial <= value:
                 break
             shift, previous, value = shift - size * step, value, trial
             if gradient.abs().max() < 1e-14 or previous - value <= 1e-16 * value.abs():
