@@ -23,8 +23,8 @@ def measure(data_dir: str, n: int) -> None:
     import torch
 
     from convcvx.data import load
-    from convcvx.job import peak_memory_mb
     from convcvx.patches import PatchSpec
+    from convcvx.progress import peak_memory_mb
     from convcvx.training import build_problem
 
     train, _ = load("mnist", data_dir, n)

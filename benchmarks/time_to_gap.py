@@ -68,9 +68,10 @@ def measure(name: str, n: int, limit: float) -> None:
 
     from convcvx.data import spiral
     from convcvx.errors import InputError
+    from convcvx.functional import patches_to_images
     from convcvx.oracles import ExactOracle
     from convcvx.patches import PatchSpec
-    from convcvx.training import build_problem, find_beta_max, patches_to_images
+    from convcvx.training import build_problem, find_beta_max
 
     def built(n: int):
         x, y = spiral(n)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from convcvx.certificate import Certificate, certify
+from convcvx.functional import beta_max, path, solve
 from convcvx.network import TwoLayerCNN, TwoLayerCNN_Weights, two_layer_cnn
 from convcvx.patches import PatchSpec
 from convcvx.pooling import Pooling
 from convcvx.solution import Solution
-from convcvx.training import beta_max, path, solve
 
 if TYPE_CHECKING:
     from convcvx.estimator import ConvexCNNClassifier, ConvexCNNRegressor

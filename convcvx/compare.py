@@ -17,8 +17,9 @@ from convcvx.baseline import BATCH, OPTIMIZERS, Training, train_twin, tune_rate
 from convcvx.data import Dataset
 from convcvx.errors import InputError, check_choice, check_count
 from convcvx.evaluate import accuracy, predict
-from convcvx.job import load_data, peak_memory_mb, training_problem, with_run_settings
 from convcvx.problem import Problem
+from convcvx.progress import peak_memory_mb
+from convcvx.resolve import load_data, training_problem, with_run_settings
 from convcvx.runs import Run
 from convcvx.solution import Solution
 from convcvx.stack import stage_data

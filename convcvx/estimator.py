@@ -23,11 +23,12 @@ from torch import Tensor
 
 from convcvx.certificate import certify_parameters
 from convcvx.errors import InputError, check_positive, is_count
+from convcvx.functional import patches_to_images
 from convcvx.network import TwoLayerCNN
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
 from convcvx.responses import Responses
-from convcvx.training import build_problem, find_beta_max, patches_to_images, solve_problem, warn_short_of
+from convcvx.training import build_problem, find_beta_max, solve_problem, warn_short_of
 
 DTYPES = (np.float64, np.float32)
 IMAGE_DEFAULTS: dict[str, Any] = {"kernel_size": None, "stride": 1, "padding": 0, "pool": None}

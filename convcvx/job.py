@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
-import re
-import resource
-import sys
-from dataclasses import replace
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from convcvx.certificate import Certificate, certify
-from convcvx.config import DEFAULT_BETA_RATIO, TrainConfig
-from convcvx.data import Dataset, load, split
+from convcvx.config import TrainConfig
+from convcvx.data import Dataset
 from convcvx.dictionary_start import start_from_dictionary
-from convcvx.errors import InputError, RunError, check_count, check_positive
+from convcvx.errors import InputError, RunError, check_count
 from convcvx.evaluate import accuracy, mean_loss, predict
 from convcvx.foreign import foreign_network
-from convcvx.images import Images
 from convcvx.network import TwoLayerCNN, read_weights, two_layer_cnn
 from convcvx.oracles import Oracle, SampledOracle
 from convcvx.patches import PatchEmbedding
-from convcvx.problem import Problem
-from convcvx.progress import Report
+from convcvx.progress import Report, peak_memory_mb
+from convcvx.resolve import Data, image_shape, load_data, pick_device, resolve_beta, training_images, training_problem
 from convcvx.responses import Responses
 from convcvx.runs import Run
 from convcvx.sharding import Team
-from convcvx.shifts import shifted
 from convcvx.solution import Solution
-from convcvx.training import Plan, build_problem, check_budgets, find_beta_max, solve_problem
-
-Data = tuple[Dataset, Dataset, Dataset | None]
-"""Training set, test set, and the validation set if one is split off."""
+from convcvx.training import Plan, check_budgets, find_beta_max, solve_problem
 
 
 def train_job(
@@ -54,7 +44,7 @@ def train_job(
     began, cores = perf_counter(), process_time()
     train, test, validation = data or load_data(config)
     team = team or Team()
-    team.share_out(train.images, _training_images, config)
+    team.share_out(train.images, training_images, config)
     problem = training_problem(config, train, run.load_embedding() if resume else None, team)
     plan = Plan.of(problem, config.solver, config.oracle)
     check_budgets(config.tol, config.max_filters, config.max_rounds, config.time_limit)
@@ -172,71 +162,6 @@ def certify_job(
     }
 
 
-def load_data(config: TrainConfig) -> Data:
-    """The data that `config` names."""
-    train, test = load(config.data, config.data_dir, config.limit)
-    validation = None
-    if config.validation:
-        train, validation = split(train, config.validation, config.seed)
-    return shifted(train, config.shifts) if config.shifts else train, test, validation
-
-
-def _training_images(config: TrainConfig) -> Images:
-    return load_data(config)[0].images
-
-
-def image_shape(dataset: Dataset) -> tuple[int, int, int]:
-    channels, height, width = dataset.images.shape[1:]
-    return channels, height, width
-
-
-def pick_device(name: str) -> str:
-    """Resolve "auto"; raise `InputError` for a device that is not there."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name not in ("cpu", "cuda"):
-        raise InputError(f"device must be auto, cpu or cuda; got {name!r}")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("device cuda was asked for but torch sees none; use --device cpu")
-    return name
-
-
-def training_problem(
-    config: TrainConfig, train: Dataset, embedding: PatchEmbedding | None = None, team: Team | None = None
-) -> Problem:
-    """The training problem, its beta still open; a resumed run goes on with the embedding that it has."""
-    _check_beta(config)
-    return build_problem(
-        train.images,
-        train.targets,
-        spec=config.patch_spec(),
-        embedding=embedding
-        or (team.fit(train.images, config.patch_spec()) if team and config.dictionary is None else None),
-        pooling=config.pool,
-        loss=config.loss,
-        intercept=config.intercept,
-        n_classes=train.n_classes or None,
-        device=pick_device(config.device),
-        responses=team.responses if team else Responses,
-        flips=config.flips,
-    )
-
-
-def _check_beta(config: TrainConfig) -> None:
-    if config.beta is not None and config.beta_ratio is not None:
-        raise InputError("give --beta or --beta-ratio, not both")
-    for name in ("beta", "beta_ratio"):
-        if getattr(config, name) is not None:
-            check_positive(name, getattr(config, name))
-
-
-def resolve_beta(config: TrainConfig, beta_max: float) -> float:
-    """The weight decay that `config` asks for."""
-    if config.beta is not None:
-        return config.beta
-    return beta_max * (DEFAULT_BETA_RATIO if config.beta_ratio is None else config.beta_ratio)
-
-
 def _certify(
     network: TwoLayerCNN,
     train: Dataset,
@@ -288,18 +213,6 @@ def certificate_summary(certificate: Certificate) -> dict[str, Any]:
     return {name: values[name] for name in names}
 
 
-def peak_memory_mb() -> float:
-    """Largest resident size of this process so far.
-
-    `getrusage` would count the parent's memory from before this program was executed; Linux knows better.
-    """
-    status = Path("/proc/self/status")
-    if status.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
-        return int(found[1]) / 2**10
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
-
-
 def _score(network: TwoLayerCNN, dataset: Dataset) -> float | None:
     return accuracy(predict(network, dataset.images), dataset.targets) if dataset.n_classes else None
 
@@ -308,14 +221,3 @@ def _status(solution: Solution, certificate: Certificate, tol: float) -> str:
     if certificate.rel_gap <= tol:
         return "converged"
     return "gap_above_tol" if solution.status == "converged" else solution.status
-
-
-def with_run_settings(run: Run) -> TrainConfig:
-    """The options of a finished run, its resolved beta among them."""
-    config = run.config
-    if config.beta is not None:
-        return config
-    beta_max = run.beta_max
-    if beta_max is None:
-        raise RunError(f"{run.folder} has not got as far as its beta: finish it with --resume")
-    return replace(config, beta=resolve_beta(config, beta_max), beta_ratio=None)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
+import resource
+import sys
+from pathlib import Path
 from typing import Protocol
 
 from rich.console import Console
@@ -79,3 +83,15 @@ def clock(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes}m{round(seconds) % 60:02d}"
     return f"{minutes // 60}h{minutes % 60:02d}" if minutes < 6000 else ">99h"
+
+
+def peak_memory_mb() -> float:
+    """Largest resident size of this process so far.
+
+    `getrusage` would count the parent's memory from before this program was executed; Linux knows better.
+    """
+    status = Path("/proc/self/status")
+    if status.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
+        return int(found[1]) / 2**10
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -7,8 +7,7 @@ images and wait for passes to make. A pass sends each worker its arguments, ever
 and the leader puts the results together. There is one solver and one state: nothing can drift apart, and a worker
 keeps nothing that a run needs to go on.
 
-Sums over images (Gram matrix, correlations, gradients) are summed pairwise over segments of the images that depend
-on their number alone, and a process has whole segments. So the sums are the same to the last bit however many
+Sums over images (Gram matrix, correlations, gradients) are those of `shares`: the same to the last bit however many
 processes there are, one included; and so is all that follows from them.
 """
 
@@ -27,42 +26,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from convcvx.errors import InputError, WorkerError
+from convcvx.errors import WorkerError
 from convcvx.images import Images
-from convcvx.patches import PatchEmbedding, PatchSpec, second_moment
+from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.pooling import Pooling
 from convcvx.responses import Residual, Responses
+from convcvx.shares import Nodes, Share, add, images_of, segments, share
 
-SEGMENT, MAX_SEGMENTS = 1024, 256
-"""Images that are worth a segment of their own, and how many segments there are at most."""
 TIMEOUT = timedelta(hours=1)
 """The longest pass, and the longest a worker waits for one. A process that dies is noticed at once."""
 GO_ON = "go on with --resume, with any number of processes"
-
-Nodes = dict[tuple[int, int], list[Tensor]]
-"""Partial sums by (level, index) in the binary tree over the segments: a level up covers twice as many."""
-
-
-def segments(n: int) -> list[slice]:
-    """The segments of `n` images: a power of two of them, as equal as can be."""
-    count = 1
-    while 2 * count * SEGMENT <= n and count < MAX_SEGMENTS:
-        count *= 2
-    return [slice(i * n // count, (i + 1) * n // count) for i in range(count)]
-
-
-def share(count: int, rank: int, size: int) -> range:
-    """Which of `count` segments process `rank` of `size` has."""
-    return range(rank * count // size, (rank + 1) * count // size)
-
-
-def add(nodes: Nodes, place: tuple[int, int], terms: list[Tensor]) -> None:
-    """Add the partial sum at `place` to `nodes`: whenever two neighbours are there, their sum replaces them."""
-    level, index = place
-    while (level, index ^ 1) in nodes:
-        terms = [ours + theirs for ours, theirs in zip(terms, nodes.pop((level, index ^ 1)), strict=True)]
-        level, index = level + 1, index // 2
-    nodes[level, index] = terms
 
 
 class Team:
@@ -82,7 +55,7 @@ class Team:
 
     def __init__(self) -> None:
         self.rank, self.size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        self._share = _Share(self.rank, self.size)
+        self._share = Share(self.rank, self.size)
         self._places: dict[int, tuple[str, int]] = {}
         self._keys = 0
         self._busy = False
@@ -146,7 +119,7 @@ class Team:
         return self._keys
 
     def collect(self, name: str, arguments: Callable[[int], tuple[Any, ...]]) -> list[Any]:
-        """What the pass `name` of `_Share` gives in each process, for the `arguments` of its rank."""
+        """What the pass `name` of `Share` gives in each process, for the `arguments` of its rank."""
         return self._run(name, arguments, lambda: getattr(self._share, name)(*arguments(0)))
 
     def sum(self, name: str, arguments: Callable[[int], tuple[Any, ...]]) -> list[Tensor]:
@@ -243,86 +216,14 @@ class ShardedResponses(Responses):
 
     def _rows(self, tensor: Tensor, rank: int) -> Tensor:
         """The rows of an (n, c) tensor that belong to the images of `rank`."""
-        own = _images(segments(self.n), share(len(segments(self.n)), rank, self._team.size))
+        own = images_of(segments(self.n), share(len(segments(self.n)), rank, self._team.size))
         return tensor[own].cpu()
-
-
-class _Share:
-    """One process's share of the images, and the passes over it. What is per image is given for the share."""
-
-    def __init__(self, rank: int, size: int) -> None:
-        self.rank, self.size = rank, size
-        self._parts: dict[int, Images] = {}
-        self._places: dict[int, slice] = {}
-        self._responses: dict[int, dict[int, Responses]] = {}
-
-    def load(self, read: Callable[[Any], Images], source: Any, n: int) -> None:
-        images = read(source)
-        if len(images) != n:
-            raise InputError(f"it found {len(images)} images, process 0 {n}: give all machines the same data")
-        self.keep(images)
-        for segment, part in self._parts.items():
-            if isinstance(part, Tensor):
-                self._parts[segment] = part.clone()  # and lets go of the rest
-
-    def keep(self, images: Images) -> None:
-        places = segments(len(images))
-        own = share(len(places), self.rank, self.size)
-        first = _images(places, own).start
-        self._parts = {i: images.narrow(0, places[i].start, places[i].stop - places[i].start) for i in own}
-        self._places = {i: slice(places[i].start - first, places[i].stop - first) for i in own}
-
-    def build(self, key: int, embedding: PatchEmbedding, pooling: Pooling, options: dict[str, Any]) -> None:
-        self._parts = {i: part.to(options["device"]) for i, part in self._parts.items()}
-        self._responses[key] = {i: Responses(part, embedding, pooling, **options) for i, part in self._parts.items()}
-
-    def predict(self, key: int, filters: Tensor, weights: Tensor, intercept: Tensor) -> Tensor:
-        outputs = [responses.predict(filters, weights, intercept) for responses in self._responses[key].values()]
-        return torch.cat([torch.zeros(0, len(intercept), dtype=torch.float64), *outputs])
-
-    def moment(self, spec: PatchSpec) -> Nodes:
-        return self._sum(lambda i: [second_moment(self._parts[i], spec) * len(self._parts[i])])
-
-    def gram(self, key: int, targets: Tensor, filters: Tensor) -> Nodes:
-        def product(i: int) -> list[Tensor]:
-            responses = self._responses[key][i]
-            return [part.mul_(responses.n) for part in responses.gram(filters, targets[self._places[i]])]
-
-        return self._sum(product)
-
-    def correlate(self, key: int, dual: Tensor, filters: Tensor) -> Nodes:
-        return self._sum(lambda i: [self._responses[key][i].correlate(filters, dual[self._places[i]])])
-
-    def ascent(self, key: int, dual: Tensor, filters: Tensor, directions: Tensor) -> Nodes:
-        return self._sum(lambda i: [*self._responses[key][i].ascent(filters, dual[self._places[i]], directions)])
-
-    def gradients(self, key: int, slopes: Tensor, *network: Tensor) -> Nodes:
-        """Gradients of <slopes, predictions>."""
-        filters, weights, intercept = network
-
-        def gradients(i: int) -> list[Tensor]:
-            responses = self._responses[key][i]
-            part = slopes[self._places[i]].to(responses.device)
-            return [*responses.gradients(filters, weights, intercept, lambda _, images: part[images])]
-
-        return self._sum(gradients)
-
-    def _sum(self, term: Callable[[int], list[Tensor]]) -> Nodes:
-        nodes: Nodes = {}
-        for segment in self._parts:
-            add(nodes, (0, segment), term(segment))
-        return nodes
-
-
-def _images(places: list[slice], own: range) -> slice:
-    """The images of the segments `own`, which are neighbours."""
-    return slice(places[own[0]].start, places[own[-1]].stop) if own else slice(0, 0)
 
 
 # -- messages -----------------------------------------------------------------------------------------
 
 
-def _serve(share: _Share) -> NoReturn:
+def _serve(share: Share) -> NoReturn:
     """Make the passes that the leader asks for; a worker's whole life."""
     signals: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -25,19 +25,12 @@ from convcvx.dictionary_start import DICTIONARY_TOL
 from convcvx.errors import InputError, RunError
 from convcvx.evaluate import accuracy, mean_loss, predict
 from convcvx.features import cache_features, feature_shape, fit_link, stream_features
-from convcvx.job import (
-    Data,
-    image_shape,
-    load_data,
-    peak_memory_mb,
-    pick_device,
-    train_job,
-    training_problem,
-)
+from convcvx.job import train_job
 from convcvx.joint_heads import fit_joint_heads
 from convcvx.network import TwoLayerCNN, two_layer_cnn
 from convcvx.problem import Problem
-from convcvx.progress import Report
+from convcvx.progress import Report, peak_memory_mb
+from convcvx.resolve import Data, image_shape, load_data, pick_device, training_problem
 from convcvx.runs import Folder, Run
 from convcvx.shifts import VERSIONS
 from convcvx.solvers.dictionary_path import TUNE

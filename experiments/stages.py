@@ -25,11 +25,11 @@ from convcvx.certificate import judged
 from convcvx.data import Dataset, load
 from convcvx.evaluate import accuracy, predict
 from convcvx.features import fit_link, stream_features
-from convcvx.job import image_shape
 from convcvx.network import TwoLayerCNN
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
 from convcvx.report import INK, RIVAL, png
+from convcvx.resolve import image_shape
 from convcvx.training import build_problem, find_beta_max, solve_problem
 
 RESULTS = Path(__file__).parent / "results"

@@ -22,13 +22,14 @@ from convcvx.baseline import tune_rate
 from convcvx.data import load
 from convcvx.dictionary import dictionary
 from convcvx.evaluate import accuracy, predict
+from convcvx.functional import patches_to_images
 from convcvx.network import TwoLayerCNN
 from convcvx.oracles import LocalOracle
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
 from convcvx.responses import Responses
 from convcvx.solvers.closed_form import analyse, closed_form, whitened
-from convcvx.training import build_problem, patches_to_images
+from convcvx.training import build_problem
 
 RESULT = Path(__file__).parent / "results" / "svd.md"
 N, N_TEST, PATCHES = 1000, 5000, 400

@@ -19,10 +19,10 @@ from convcvx.baseline import train_twin, tune_rate
 from convcvx.certificate import certify_parameters, judged
 from convcvx.data import load
 from convcvx.evaluate import accuracy, predict
-from convcvx.job import image_shape
 from convcvx.network import TwoLayerCNN
 from convcvx.patches import PatchSpec
 from convcvx.report import BOUND, INK, RIVAL, png
+from convcvx.resolve import image_shape
 from convcvx.training import build_problem, find_beta_max, solve_problem
 
 RESULTS = Path(__file__).parent / "results"

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from convcvx.arrangements import cells
 from convcvx.certificate import certify_parameters
+from convcvx.functional import patches_to_images
 from convcvx.gates import GatedResponses, embedded_rows, sample_gates
 from convcvx.oracles import ExactOracle, SampledOracle
 from convcvx.oracles.base import OracleResult
@@ -23,7 +24,7 @@ from convcvx.solvers import gated_program
 from convcvx.solvers.gate_norms import NORMS
 from convcvx.solvers.gated import decompose, gated
 from convcvx.solvers.gated_program import solve_gated
-from convcvx.training import build_problem, patches_to_images, solve_problem
+from convcvx.training import build_problem, solve_problem
 
 
 def all_gates(problem: Problem) -> Tensor:

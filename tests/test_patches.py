@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from convcvx.errors import InputError
+from convcvx.functional import patches_to_images
 from convcvx.network import ContrastConv2d
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.pooling import Pooling
 from convcvx.problem import Problem
 from convcvx.responses import Responses
-from convcvx.training import find_beta_max, patches_to_images, solve_problem
+from convcvx.training import find_beta_max, solve_problem
 
 MODES = [
     PatchSpec(3),

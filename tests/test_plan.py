@@ -11,12 +11,13 @@ from typer.testing import CliRunner
 
 from convcvx.cli import app
 from convcvx.errors import InputError
+from convcvx.functional import patches_to_images
 from convcvx.oracles import SampledOracle, get_oracle
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
 from convcvx.solvers.closed_form import whitened
 from convcvx.solvers.copositive import copositive
-from convcvx.training import Plan, build_problem, patches_to_images, solve_problem
+from convcvx.training import Plan, build_problem, solve_problem
 
 
 def one_hot_rows(n: int, d: int, *, intercept: bool = False, loss: str = "squared") -> Problem:

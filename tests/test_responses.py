@@ -212,7 +212,7 @@ def test_images_that_do_not_fit_are_refused():
 MEMORY = """
 import sys, torch
 import convcvx.responses
-from convcvx.job import peak_memory_mb
+from convcvx.progress import peak_memory_mb
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.pooling import Pooling
 from convcvx.responses import Responses

@@ -17,13 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
-from convcvx import sharding
+from convcvx import sharding, shares
 from convcvx.certificate import certify_parameters
 from convcvx.errors import InputError, WorkerError
 from convcvx.images import StreamedImages
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.responses import Responses
-from convcvx.sharding import ShardedResponses, Team, add, segments, share
+from convcvx.sharding import ShardedResponses, Team
+from convcvx.shares import add, segments, share
 from convcvx.training import build_problem, solve_problem
 from tests.conftest import random_parameters
 
@@ -38,7 +39,7 @@ def test_segments_cover_the_images_and_shares_the_segments(n, size):
     assert places[0].start == 0
     lengths = [place.stop - place.start for place in places]
     assert max(lengths) - min(lengths) <= 1
-    assert n < 2 * sharding.SEGMENT or min(lengths) >= sharding.SEGMENT
+    assert n < 2 * shares.SEGMENT or min(lengths) >= shares.SEGMENT
     assert [i for rank in range(size) for i in share(len(places), rank, size)] == list(range(len(places)))
 
 
@@ -48,9 +49,9 @@ def test_a_pairwise_sum_does_not_depend_on_who_adds_what(level, size, seed):
     values = torch.randn(count, generator=torch.Generator().manual_seed(seed)) * 1e3
     roots = []
     for parts in (1, size):
-        total: sharding.Nodes = {}
+        total: shares.Nodes = {}
         for rank in range(parts):
-            nodes: sharding.Nodes = {}
+            nodes: shares.Nodes = {}
             for i in share(count, rank, parts):
                 add(nodes, (0, i), [values[i]])
             for place, terms in nodes.items():
@@ -73,7 +74,7 @@ class Rehearsal(Team):
     def __init__(self, size: int) -> None:
         super().__init__()
         self.size = size
-        self.shares = [self._share, *(sharding._Share(rank, size) for rank in range(1, size))]
+        self.shares = [self._share, *(shares.Share(rank, size) for rank in range(1, size))]
         self._share.size = size
 
     def _run(self, name, arguments, own=lambda: None):
@@ -101,7 +102,7 @@ def sharded_problem(size: int, loss: str = "squared", dtype: torch.dtype = torch
 
 @pytest.fixture
 def short_segments(monkeypatch):
-    monkeypatch.setattr(sharding, "SEGMENT", 5)  # 45 images: 8 segments
+    monkeypatch.setattr(shares, "SEGMENT", 5)  # 45 images: 8 segments
 
 
 def every_pass(problem) -> list[torch.Tensor]:
@@ -163,7 +164,7 @@ def test_a_worker_reads_nothing_but_its_share(short_segments):
     hidden[: place.start] = np.nan  # the leader's share
     results = []
     for pages in (pixels, hidden):
-        worker = sharding._Share(1, 2)
+        worker = shares.Share(1, 2)
         worker.load(identity, StreamedImages(pages), 45)
         worker.build(0, PatchEmbedding.fit(StreamedImages(pixels), PatchSpec(3)), None, {"device": "cpu"})
         dual = torch.ones(45 - place.start, 3, dtype=torch.float64)
@@ -175,7 +176,7 @@ def test_a_worker_reads_nothing_but_its_share(short_segments):
 
 def test_other_data_in_a_worker_are_refused():
     with pytest.raises(InputError, match="it found 45 images, process 0 44: give all machines the same data"):
-        sharding._Share(1, 2).load(identity, images(), 44)
+        shares.Share(1, 2).load(identity, images(), 44)
 
 
 # -- real processes -----------------------------------------------------------------------------------

@@ -88,7 +88,7 @@ def planted(loss: str, n_patches: int, pooling, seed: int) -> tuple[Problem, flo
     z = torch.randn(12, 3, generator=random, dtype=torch.float64) * 0.02 / 24
     z = z - z.mean(dim=1, keepdim=True)
     z = torch.cat([z, z])
-    images = convcvx.training.patches_to_images(patches)
+    images = convcvx.functional.patches_to_images(patches)
     blank = build_problem(images, torch.zeros(24, 3), spec=PatchSpec((1, 1)), pooling=pooling, intercept=False)
     found = ExactOracle()(blank, z)
     u = torch.cat([found.filters[:1], -found.filters[:1]])

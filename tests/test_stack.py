@@ -19,9 +19,10 @@ from convcvx.compare import CompareConfig, compare_job
 from convcvx.data import load, split
 from convcvx.errors import InputError, RunError
 from convcvx.features import feature_shape, fit_link, stream_features
-from convcvx.job import certify_job, with_run_settings
+from convcvx.job import certify_job
 from convcvx.network import Architecture, TwoLayerCNN, two_layer_cnn
 from convcvx.report import write_stack_report
+from convcvx.resolve import with_run_settings
 from convcvx.runs import Run
 from convcvx.stack import StackRun, stack_job, stage_data
 from convcvx.stack_config import StackConfig

@@ -12,7 +12,8 @@ from rich.console import Console
 from convcvx.cli import options as o
 from convcvx.cli.output import finish, guard, print_summary
 from convcvx.config import TrainConfig
-from convcvx.job import certify_job, with_run_settings
+from convcvx.job import certify_job
+from convcvx.resolve import with_run_settings
 from convcvx.runs import Run
 from convcvx.stack import stage_data
 
