@@ -15,11 +15,11 @@ from convcvx.mirror import mirror
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
 from convcvx.shifts import VERSIONS, shifted
+from convcvx.solvers.dictionary_lasso import DictionaryLasso
 from convcvx.solvers.dictionary_path import (
     PATH_ITER,
     PATIENCE,
     RATIOS,
-    _GroupLasso,
     by_error,
     by_loss,
     fit_dictionaries,
@@ -107,13 +107,13 @@ def test_weight_decay_that_is_lost_in_single_precision_ends_the_path(problem, mo
 def test_a_weight_decay_that_all_images_cannot_bear_gives_way_to_the_next_best(problem, monkeypatch):
     filters = dictionary(problem.responses, 30, threshold=0.25)
     whole = fit_dictionary(problem, filters, tune=0.2)
-    solve = _GroupLasso.solve
+    solve = DictionaryLasso.solve
 
     def fails(self, beta, start, tol, max_iter):
         point = solve(self, beta, start, tol, max_iter)
         return replace(point, objective=math.inf) if max_iter > PATH_ITER and beta == whole.beta else point
 
-    monkeypatch.setattr(_GroupLasso, "solve", fails)
+    monkeypatch.setattr(DictionaryLasso, "solve", fails)
     fit = fit_dictionary(problem, filters, tune=0.2)
     ranked = sorted(fit.path, key=lambda record: (record["held_out_error"], record["held_out_loss"]))
     assert [ranked[0]["beta"], ranked[1]["beta"]] == [whole.beta, fit.beta]
