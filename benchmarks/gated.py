@@ -12,13 +12,13 @@ its own log, without its data preparation. The judge gets gates and weights only
 from __future__ import annotations
 
 import argparse
-import platform
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from machine import machine
 
 from convcvx.patches import PatchSpec
 from convcvx.solvers.gated_program import solve_gated
@@ -107,15 +107,6 @@ def run_pyscnn(
 
 def first_below(path: list[tuple[float, float]], level: float) -> str:
     return next((f"{seconds:.1f}" for seconds, objective in path if objective <= level), "not reached")
-
-
-def machine() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")] or [platform.machine()]
-    return (
-        f"{torch.get_num_threads()} threads on {names[0]}, {platform.system()}; Python {platform.python_version()}, "
-        f"numpy {np.__version__}, torch {torch.__version__}"
-    )
 
 
 def main() -> None:

@@ -11,18 +11,13 @@ import torch
 
 
 def machine() -> str:
-    """`hardware` and `commit` in one line."""
-    return f"{hardware()}, commit {commit()}"
-
-
-def hardware() -> str:
-    """Processor, cores and how many torch uses, Python and torch, in one line."""
+    """Processor, cores and how many torch uses, Python, torch and the commit, in one line."""
     info = Path("/proc/cpuinfo")
     names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
     processor = names[0] if names else platform.machine()
     return (
         f"{torch.get_num_threads()} of {os.cpu_count()} cores ({processor}), Python {platform.python_version()}, "
-        f"torch {torch.__version__}"
+        f"torch {torch.__version__}, commit {commit()}"
     )
 
 

@@ -9,10 +9,11 @@ Each size runs in a process of its own: the passes of one training round (predic
 from __future__ import annotations
 
 import argparse
-import platform
 import subprocess
 import sys
 from pathlib import Path
+
+from machine import machine
 
 SIZES = (1000, 4000, 16000, 60000)
 RESULT = Path(__file__).parent / "results" / "memory.md"
@@ -53,8 +54,8 @@ def main() -> None:
     lines = [
         "# Peak memory against the number of images",
         "",
-        f"`python benchmarks/memory.py` on {platform.machine()}, Python {platform.python_version()}; MNIST, 5x5 "
-        "patches, 64 filters, 16 cells, float32. Unrolled patches would need the last column.",
+        f"`python benchmarks/memory.py` on {machine()}; MNIST, 5x5 patches, 64 filters, 16 cells, float32. Unrolled "
+        "patches would need the last column.",
         "",
         "| images | images, MiB | peak before the passes, MiB | added by the passes, MiB | all patches, MiB |",
         "|---|---|---|---|---|",

@@ -11,11 +11,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from machine import machine
 
 RUNS = ((1, 1), (2, 1), (1, 2))
 """Processes, and threads of each."""
@@ -49,9 +50,8 @@ def main() -> None:
         "# Seconds against the number of processes",
         "",
         f"`python benchmarks/processes.py --limit {arguments.limit} --rounds {arguments.rounds}` on "
-        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; MNIST, 5x5 patches, "
-        f"4x4 cells, beta_max/1000. Rounds: {arguments.rounds}, oracle, master and sliding; whole run: with loading, "
-        "beta_max and certificate.",
+        f"{machine()}; MNIST, 5x5 patches, 4x4 cells, beta_max/1000. Rounds: {arguments.rounds}, oracle, master and "
+        "sliding; whole run: with loading, beta_max and certificate.",
         "",
         "| processes | threads each | rounds, s | whole run, s | objective | lower bound |",
         "|---|---|---|---|---|---|",
