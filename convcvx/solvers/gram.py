@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from scipy.linalg.lapack import dpotrf, dpotrs, spotrf, spotrs
 from torch import Tensor
 
 STRIPE = 256
@@ -107,11 +106,10 @@ class Gram:
 
     def factorise(self, ridges: Tensor) -> None:
         """Put a Cholesky factor of H + diag(ridges) into the square, with larger ridges if rounding asks for them."""
-        potrf = spotrf if self._square.dtype == torch.float32 else dpotrf
         mean = self._mean.to(self._square)
         floor = ROUNDING * torch.finfo(self.dtype).eps * float(self._diagonal.max()) / self.n
-        ridges, failed = ridges.clamp_min(floor), 1
-        while failed:
+        ridges = ridges.clamp_min(floor)
+        while True:
             for rows, stripe in self._stripes():
                 base = stripe[:, : rows.stop] / self.n
                 base.addmm_(mean[rows], mean[: rows.stop].T, alpha=-1)
@@ -119,12 +117,28 @@ class Gram:
                 stripe[:, rows].tril_(-1).add_(base[:, rows].tril(-1).T)
             diagonal = self._diagonal / self.n - self._mean[:, 0].square() + ridges
             self._square.diagonal().copy_(diagonal)
-            # Row-major above the diagonal is column-major below it.
-            _, failed = potrf(self._square.numpy().T, lower=1, overwrite_a=1, clean=0)
+            if self._cholesky():
+                return
             ridges = 10 * ridges.clamp_min(1e-7 * float(diagonal.max()))
+
+    def _cholesky(self) -> bool:
+        """Replace what lies on and above the diagonal, a matrix, by the U with UᵀU equal to it; false if there is none.
+
+        Stripe by stripe, as LAPACK's routines want the other triangle too (torch's), or crash on more than 26,000
+        features with several threads (scipy's).
+        """
+        for rows, stripe in self._stripes():
+            above = self._square[: rows.start]
+            block = torch.addmm(stripe[:, rows.start :], above[:, rows].T, above[:, rows.start :], alpha=-1)
+            width = len(stripe)
+            factor, failed = torch.linalg.cholesky_ex(block[:, :width], upper=True)
+            if failed:
+                return False
+            stripe[:, rows].tril_(-1).add_(factor)
+            stripe[:, rows.stop :] = torch.linalg.solve_triangular(factor.T, block[:, width:], upper=False)
+        return True
 
     def unfactor(self, matrix: Tensor) -> Tensor:
         """(H + diag(ridges))⁻¹ W for W = `matrix` (D, c), with the factor at hand."""
-        potrs = spotrs if self._square.dtype == torch.float32 else dpotrs
-        solved, _ = potrs(self._square.numpy().T, matrix.to(self._square).numpy(), lower=1)
-        return torch.from_numpy(solved).to(matrix)
+        solved = torch.linalg.solve_triangular(self._square.T, matrix.to(self._square), upper=False)
+        return torch.linalg.solve_triangular(self._square, solved, upper=True).to(matrix)
