@@ -21,6 +21,8 @@ from convcvx.oracles.base import OracleResult
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
 from convcvx.solvers.coordinates import _factor
+from convcvx.solvers.descent import descend
+from convcvx.solvers.master import solve_master
 from convcvx.solvers.rounds import _refuting, consult
 from convcvx.training import build_problem, find_beta_max, solve_problem
 
@@ -187,6 +189,19 @@ def test_stopping_short_warns_with_gap_tol_and_remedy(options, status):
     assert solution.status == status
     assert caught[0].filename == __file__
     assert solution.n_filters <= options.get("max_filters", 100)
+
+
+def test_a_full_budget_is_spent_on_filters_that_a_long_descent_hardly_improves(monkeypatch):
+    """Rounds of two epochs each stopped far above what their own filters can do, by 22 % here."""
+    monkeypatch.setattr("convcvx.solvers.slide.DETERMINISTIC_FLOPS", 0)  # as on larger data
+    train, _ = data.load("digits")
+    problem = build_problem(train.images, train.targets, 1e-3, spec=PatchSpec((3, 3), padding=(1, 1)), pooling=4)
+    solution = solve_problem(problem, max_filters=4)
+    assert solution.n_filters == 4
+    assert solution.status == "max_filters"
+    longer = descend(problem, solution, 0, 60)
+    improved = solve_master(problem, longer.filters, longer.weights, longer.intercept).objective
+    assert improved >= 0.95 * solution.history[-1]["objective"]
 
 
 @pytest.mark.parametrize(

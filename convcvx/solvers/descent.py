@@ -22,6 +22,8 @@ from convcvx.shifts import randomly_moved
 from convcvx.solution import Solution
 from convcvx.solvers.coordinates import Coordinates, balanced_gradients
 
+BATCH = 128
+"""Images a step."""
 WARM_UP = 300
 """Steps until they are of full length, of a long descent: from an optimum, where gradients are all noise, Adam's first
 ones would go far astray."""
@@ -42,7 +44,7 @@ def descend(
     pairs: MirrorPairs | None = None,
     crops: int = 0,
     patch_dtype: torch.dtype | None = None,
-    batch: int = 128,
+    batch: int = BATCH,
     filter_rate: float = 0.1,
     weight_rate: float = 0.03,
     state: State | None = None,

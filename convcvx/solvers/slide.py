@@ -14,16 +14,19 @@ from torch import Tensor
 from convcvx.problem import Problem
 from convcvx.solution import Solution
 from convcvx.solvers.coordinates import Coordinates, balanced_gradients
-from convcvx.solvers.descent import descend
+from convcvx.solvers.descent import BATCH, descend
 
 DETERMINISTIC_FLOPS = 1e9
 """Cost of a full gradient below which sliding is deterministic."""
+EPOCHS = 2.0
+"""Of a descent by mini-batches, unless it is to take more steps."""
 
 
-def slide(problem: Problem, solution: Solution, seed: int, *, accuracy: float, epochs: float = 2.0) -> Solution:
+def slide(problem: Problem, solution: Solution, seed: int, *, accuracy: float, steps: int = 0) -> Solution:
     """Descend from `solution`; the objective is not guaranteed to fall.
 
-    A deterministic descent stops when its steps gain less than `accuracy`.
+    A deterministic descent stops when its steps gain less than `accuracy`, one by mini-batches after `EPOCHS`, or
+    `steps` if those are more.
     """
     if solution.n_filters == 0:
         return solution
@@ -31,7 +34,7 @@ def slide(problem: Problem, solution: Solution, seed: int, *, accuracy: float, e
     flops = 6.0 * problem.n * responses.n_positions * responses.dim * solution.n_filters
     if flops <= DETERMINISTIC_FLOPS:
         return slide_lbfgs(problem, solution, accuracy)
-    return descend(problem, solution, seed, epochs)
+    return descend(problem, solution, seed, max(EPOCHS, steps * BATCH / problem.n))
 
 
 def slide_lbfgs(problem: Problem, solution: Solution, accuracy: float = 0.0, max_iter: int = 200) -> Solution:

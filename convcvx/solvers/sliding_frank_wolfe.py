@@ -36,8 +36,9 @@ MERGE_COSINE = 1 - 1e-9
 """Filters closer than this are tried as one; the merge stands if the objective does not rise."""
 STALL, PATIENCE = 1e-2, 3
 """Progress is a fall of the objective by this share of the gap, or half the gap, within this many rounds."""
-STALL_FULL, FULL = 1e-1, 0.75
-"""With this share of the filter budget in use, each round must lower the objective by this share of the gap."""
+FULL, STALL_FULL, FULL_STEPS = 0.75, 1e-1, 1000
+"""With this share of the filter budget in use, each round must lower the objective by this share of the gap, and slides
+for so many steps at least: filters that cannot be many have to be good."""
 
 
 def sliding_frank_wolfe(
@@ -187,7 +188,8 @@ def _round(
     # Rough weights are enough for new filters to slide from.
     rough = max(accuracy, min(0.1 * gap / objective, fall))
     best.offer(*_master(problem, solution, torch.cat([solution.filters, violating]), rough))
-    slid = slide(problem, best.solution, seed + 1000 * solution.rounds, accuracy=1e-3 * gap)
+    steps = FULL_STEPS if solution.n_filters >= FULL * budget else 0
+    slid = slide(problem, best.solution, seed + 1000 * solution.rounds, accuracy=1e-3 * gap, steps=steps)
     best.offer(*_master(problem, slid, slid.filters, accuracy))
     merged = _merge(best.solution)
     if merged.n_filters < best.solution.n_filters:
