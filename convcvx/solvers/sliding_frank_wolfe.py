@@ -37,8 +37,8 @@ MERGE_COSINE = 1 - 1e-9
 STALL, PATIENCE = 1e-2, 3
 """Progress is a fall of the objective by this share of the gap, or half the gap, within this many rounds."""
 FULL, STALL_FULL, FULL_STEPS = 0.75, 1e-1, 1000
-"""With this share of the filter budget in use, each round must lower the objective by this share of the gap, and slides
-for so many steps at least: filters that cannot be many have to be good."""
+"""With this share of the filter budget in use, each round must lower the objective by this share of the gap, and on all
+images slides for so many steps at least: filters that cannot be many have to be good."""
 
 
 def sliding_frank_wolfe(
@@ -102,7 +102,8 @@ def sliding_frank_wolfe(
                 break
             objective = record["objective"]
             gap = objective - record["lower_bound"]
-            solution = _round(level, solution, found, objective, gap, aim, budget, seed)
+            steps = FULL_STEPS if solution.n_filters >= FULL * budget and not sampled else 0
+            solution = _round(level, solution, found, objective, gap, aim, budget, seed, steps)
     return solution
 
 
@@ -177,6 +178,7 @@ def _round(
     tol: float,
     budget: int,
     seed: int,
+    steps: int,
 ) -> Solution:
     """One round from `solution`, whose objective and gap are given; the objective does not rise."""
     # Far from the optimum the gap says how exact masters need to be; but the lower bound can lag behind a network that
@@ -188,7 +190,6 @@ def _round(
     # Rough weights are enough for new filters to slide from.
     rough = max(accuracy, min(0.1 * gap / objective, fall))
     best.offer(*_master(problem, solution, torch.cat([solution.filters, violating]), rough))
-    steps = FULL_STEPS if solution.n_filters >= FULL * budget else 0
     slid = slide(problem, best.solution, seed + 1000 * solution.rounds, accuracy=1e-3 * gap, steps=steps)
     best.offer(*_master(problem, slid, slid.filters, accuracy))
     merged = _merge(best.solution)
