@@ -32,6 +32,7 @@ def load_data(config: TrainConfig) -> Data:
 
 
 def training_images(config: TrainConfig) -> Images:
+    """What a worker of a `Team` reads."""
     return load_data(config)[0].images
 
 
