@@ -1,6 +1,6 @@
 """Test accuracy of a linear classifier on raw pixels: what a convolutional layer has to beat.
 
-python benchmarks/linear.py --data ../shared/data/cifar10.npz --limit 5000
+python benchmarks/linear.py --data cifar10 --limit 5000
 """
 
 from __future__ import annotations

@@ -124,8 +124,8 @@ class Gram:
     def _cholesky(self) -> bool:
         """Replace what lies on and above the diagonal, a matrix, by the U with UᵀU equal to it; false if there is none.
 
-        Stripe by stripe, as LAPACK's routines want the other triangle too (torch's), or crash on more than 26,000
-        features with several threads (scipy's).
+        Stripe by stripe, as the routines for the whole want the other triangle too (torch's), or crash on 27,000
+        features with two threads (scipy's).
         """
         for rows, stripe in self._stripes():
             above = self._square[: rows.start]
