@@ -16,23 +16,28 @@ from torch import Tensor, nn
 
 from convcvx.errors import InputError
 
+Line = tuple[tuple[int, int], ...]
+"""Half-open ranges of positions along one axis."""
+Ranges = tuple[Line, Line]
+"""Rows and columns of cells: each cell is a range of rows by a range of columns."""
 
-def _cells(length: int, bounds: list[tuple[int, int]]) -> Tensor:
-    """Rows that average the half-open ranges `bounds` of a line of `length` positions."""
-    rows = torch.zeros(len(bounds), length, dtype=torch.float64)
-    for row, (start, stop) in zip(rows, bounds, strict=True):
+
+def _grid(length: int, cells: int) -> Line:
+    """One axis of `nn.AdaptiveAvgPool2d`."""
+    return tuple((i * length // cells, -(-(i + 1) * length // cells)) for i in range(cells))
+
+
+def _window(length: int, size: int, stride: int) -> Line:
+    """One axis of `nn.AvgPool2d` without padding."""
+    return tuple((start, start + size) for start in range(0, length - size + 1, stride))
+
+
+def _averages(length: int, line: Line) -> Tensor:
+    """Rows that average the ranges of a line of `length` positions."""
+    rows = torch.zeros(len(line), length, dtype=torch.float64)
+    for row, (start, stop) in zip(rows, line, strict=True):
         row[start:stop] = 1.0 / (stop - start)
     return rows
-
-
-def _grid(length: int, cells: int) -> Tensor:
-    """The one-dimensional factor of `nn.AdaptiveAvgPool2d`."""
-    return _cells(length, [(i * length // cells, -(-(i + 1) * length // cells)) for i in range(cells)])
-
-
-def _window(length: int, size: int, stride: int) -> Tensor:
-    """The one-dimensional factor of `nn.AvgPool2d` without padding."""
-    return _cells(length, [(start, start + size) for start in range(0, length - size + 1, stride)])
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,15 @@ class Pooling:
             return self.size
         return (height - self.size[0]) // self.stride[0] + 1, (width - self.size[1]) // self.stride[1] + 1
 
+    def ranges(self, height: int, width: int) -> Ranges | None:
+        """The cells of a grid or of windows in row-major order; None for other kinds."""
+        self.output_size(height, width)
+        if self.kind == "grid":
+            return _grid(height, self.size[0]), _grid(width, self.size[1])
+        if self.kind == "window":
+            return _window(height, self.size[0], self.stride[0]), _window(width, self.size[1], self.stride[1])
+        return None
+
     def matrix(self, height: int, width: int) -> Tensor | None:
         """(P, K) float64 pooling weights over positions in row-major order; None stands for the identity."""
         if self.weights is not None:
@@ -123,17 +137,10 @@ class Pooling:
                     f"pooling must have one column a patch, (P, {height * width}); got {tuple(self.weights.shape)}"
                 )
             return self.weights
-        self.output_size(height, width)
-        if self.kind == "none":
+        ranges = self.ranges(height, width)
+        if ranges is None:
             return None
-        if self.kind == "grid":
-            factors = _grid(height, self.size[0]), _grid(width, self.size[1])
-        else:
-            factors = (
-                _window(height, self.size[0], self.stride[0]),
-                _window(width, self.size[1], self.stride[1]),
-            )
-        return torch.kron(*factors)
+        return torch.kron(_averages(height, ranges[0]), _averages(width, ranges[1]))
 
     def module(self) -> nn.Module:
         """The torch module that pools (n, m, H, W) maps the same way."""

@@ -1,16 +1,16 @@
 """Pooled ReLU responses φ_p(x_i; u) = Σ_k w_pk (x_ik·u)_+ and their adjoints, streamed over the images.
 
-Nothing here is ever O(n·K·h): a few images at a time are unrolled into patches, multiplied with all filters in one
-GEMM, rectified and pooled before they leave the cache. Pooled responses, O(n·m·P), are handed out in blocks. Products
-with as few columns as there are outputs are taken transposed, as a few long rows: that is three to five times as fast.
-On a CPU each core works on spans of images of its own, which scales where a shared GEMM of this size does not; the
-spans are summed in their order, so that results do not depend on the number of cores. Sums over images are accumulated
-in float64 whatever the dtype of the arithmetic.
+Nothing here is ever O(n·K·h): a few images at a time are convolved, rectified and pooled before they leave the cache,
+in the registers of a CPU (`Fused`) or by matrix products (`Unrolled`), whichever is faster. Pooled responses, O(n·m·P),
+are handed out in blocks. Products with as few columns as there are outputs are taken transposed, as a few long rows:
+that is three to five times as fast. On a CPU each core works on spans of images of its own, which scales where
+threads inside one product of this size do not; the spans are summed in their order, so that results do not depend on
+the number of cores. Sums over images are accumulated in float64 whatever the dtype of the arithmetic.
 """
 
 from __future__ import annotations
 
-import threading
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -18,10 +18,12 @@ import torch
 from torch import Tensor
 
 from convcvx.errors import InputError
+from convcvx.fused import Fused
 from convcvx.images import Images
 from convcvx.patches import PatchEmbedding, second_moment
-from convcvx.pooling import Pool, Pooling
+from convcvx.pooling import Pooling
 from convcvx.threads import each
+from convcvx.unrolled import Unrolled
 
 CHUNK_BYTES = {"cpu": 1 << 22, "cuda": 1 << 28}
 """Patches or responses of one chunk: they stay in a cache, and the calls on them cost little beside the arithmetic."""
@@ -96,10 +98,16 @@ class Responses:
             dtype = torch.float64 if size <= PRECISE_SIZE else torch.float32
         self.dtype, self.patch_dtype = dtype, patch_dtype or dtype
         self.chunk_bytes = chunk_bytes or CHUNK_BYTES[self.device.type]
-        self._pool = Pool(self.pooling, *self.map_size, self.patch_dtype, self.device)
-        self.n_cells = self._pool.n_cells
+        self.n_cells = math.prod(self.pooling.output_size(*self.map_size))
         self._basis = embedding.basis.to(self.device, dtype)
-        self._buffers = threading.local()
+        self._convolution = self._fastest_convolution()
+
+    def _fastest_convolution(self) -> Fused | Unrolled:
+        channels, height, width = self.images.shape[1:]
+        arguments = self.embedding.spec, self.pooling, (channels, height, width), self.patch_dtype
+        if self.device.type == "cpu" and Fused.suits(*arguments):
+            return Fused(*arguments)
+        return Unrolled(*arguments, self.device)
 
     def to(
         self,
@@ -121,9 +129,8 @@ class Responses:
     # -- one chunk ------------------------------------------------------------------------------------
 
     def _chunks(self, m: int, span: slice) -> Iterator[slice]:
-        """Slices of images whose patches, or responses to `m` filters, fill about `chunk_bytes`."""
-        width = max(self._basis.shape[1], m) * self.n_positions * self.patch_dtype.itemsize
-        size = max(1, self.chunk_bytes // width)
+        """Slices of images with which `m` filters have about `chunk_bytes` in flight."""
+        size = max(1, self.chunk_bytes // max(1, self._convolution.bytes_per_image(m)))
         for first in range(span.start, span.stop, size):
             yield slice(first, min(first + size, span.stop))
 
@@ -140,34 +147,11 @@ class Responses:
         moment.diagonal().add_(1e-2)
         return moment
 
-    def _columns(self, where: slice | Tensor) -> Tensor:
-        """(h, b·K) raw patches of some images, in `patch_dtype`."""
-        # Copying takes less time in few bits; normalising contrast takes more of them.
-        dtype = self.patch_dtype if self.embedding.spec.contrast is None else self.dtype
-        return self.embedding.spec.columns(self.images[where].to(dtype)).to(self.patch_dtype)
+    def _images(self, where: slice | Tensor) -> Tensor:
+        return self.images[where].to(self.dtype)
 
-    def _activate(self, columns: Tensor, raw: Tensor) -> Tensor:
-        """(x_ik·u_j)_+ as (b, K, m), in memory that the thread's next call reuses."""
-        out = self._scratch(columns.shape[1], len(raw))
-        return torch.mm(columns.T, raw.T, out=out).relu_().unflatten(0, (-1, self.n_positions))
-
-    def _scratch(self, rows: int, m: int) -> Tensor:
-        """(rows, m) uninitialised: fresh pages for every chunk would cost as much as the arithmetic."""
-        buffer = getattr(self._buffers, "active", None)
-        if buffer is None or buffer.numel() < rows * m:
-            buffer = self._buffers.active = torch.empty(rows * m, dtype=self.patch_dtype, device=self.device)
-        return buffer[: rows * m].view(rows, m)
-
-    def _pooled(self, active: Tensor) -> Tensor:
-        """(b, K, m) rectified responses to (b, P, m), in `dtype`."""
-        return self._pool(active).to(self.dtype)
-
-    def _pullback(self, slopes: Tensor, active: Tensor, columns: Tensor) -> Tensor:
-        """Gradient (h, m) in the raw kernels of <slopes (b, P, m), pooled responses>; overwrites both."""
-        return columns @ self._pool.pullback_(slopes.to(self.patch_dtype), active).flatten(0, 1)
-
-    def _raw(self, filters: Tensor) -> Tensor:
-        """(m, h) kernels, in `patch_dtype`."""
+    def _kernels(self, filters: Tensor) -> Tensor:
+        """(m, h), in `patch_dtype`."""
         return (filters.to(self.device, self.dtype) @ self._basis).to(self.patch_dtype)
 
     def _each(self, work: Callable[[slice], Result], start: int, stop: int) -> Iterator[Result]:
@@ -183,7 +167,7 @@ class Responses:
 
     def blocks(self, filters: Tensor, block_bytes: int | None = None) -> Iterator[tuple[slice, Tensor]]:
         """Yield (images, Φ (b, m, P)) until all images are through, at most about `block_bytes` at a time."""
-        raw, m = self._raw(filters), len(filters)
+        kernels, m = self._kernels(filters), len(filters)
         size = max(1, (block_bytes or BLOCK_BYTES) // max(1, m * self.n_cells * self.dtype.itemsize))
         for start in range(0, self.n, size):
             stop = min(start + size, self.n)
@@ -191,7 +175,7 @@ class Responses:
 
             def fill(span: slice, block: Tensor = block, start: int = start) -> None:
                 for part in self._chunks(m, span):
-                    pooled = self._pooled(self._activate(self._columns(part), raw))
+                    pooled = self._convolution(self._images(part), kernels)
                     block[part.start - start : part.stop - start] = pooled.transpose(1, 2)
 
             if m:
@@ -235,17 +219,16 @@ class Responses:
 
     def ascent(self, filters: Tensor, dual: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
         """G as `correlate` gives it, and the gradient (m, r) of Σ_j <directions_j (P, c), G_j>, in one pass."""
-        raw, m = self._raw(filters), len(filters)
+        kernels, m = self._kernels(filters), len(filters)
         towards = directions.to(self.device, self.dtype).permute(2, 1, 0).flatten(1)  # (c, P·m)
         dual = dual.to(self.device, self.dtype)
 
         def work(span: slice) -> tuple[Tensor, Tensor]:
-            total, slope = self._zeros(dual.shape[1], self.n_cells * m), self._zeros(*raw.T.shape)
+            total, slope = self._zeros(dual.shape[1], self.n_cells * m), self._zeros(*kernels.T.shape)
             for part in self._chunks(m, span):
-                columns = self._columns(part)
-                active = self._activate(columns, raw)
-                total += dual[part].T @ self._pooled(active).flatten(1)
-                slope += self._pullback((dual[part] @ towards).unflatten(1, (-1, m)), active, columns)
+                pooled, pull_back = self._convolution.vjp(self._images(part), kernels)
+                total += dual[part].T @ pooled.to(self.dtype).flatten(1)
+                slope += pull_back((dual[part] @ towards).unflatten(1, (-1, m)))
             return total, slope
 
         total, slope = _sum(self._each(work, 0, self.n))
@@ -263,21 +246,20 @@ class Responses:
 
         One pass over the images. `residual` is called once a chunk.
         """
-        raw, m = self._raw(filters), len(filters)
+        kernels, m = self._kernels(filters), len(filters)
         matrix = weights.to(self.device, self.dtype).permute(2, 1, 0).flatten(1)  # (c, P·m)
         shift = intercept.to(self.device, self.dtype)
         images = torch.arange(self.n, device=self.device)
 
         def work(span: slice) -> tuple[Tensor, Tensor, Tensor]:
-            kernel, weight, bias = self._zeros(*raw.T.shape), self._zeros(*matrix.shape), self._zeros(*shift.shape)
+            kernel, weight, bias = self._zeros(*kernels.T.shape), self._zeros(*matrix.shape), self._zeros(*shift.shape)
             for part in self._chunks(m, span):
-                columns = self._columns(part)
-                active = self._activate(columns, raw)
-                pooled = self._pooled(active).flatten(1)
+                pooled, pull_back = self._convolution.vjp(self._images(part), kernels)
+                pooled = pooled.to(self.dtype).flatten(1)
                 slopes = residual((matrix @ pooled.T).T + shift, images[part])
                 weight += slopes.T @ pooled
                 bias += slopes.sum(dim=0)
-                kernel += self._pullback((slopes @ matrix).unflatten(1, (-1, m)), active, columns)
+                kernel += pull_back((slopes @ matrix).unflatten(1, (-1, m)))
             return kernel, weight, bias
 
         kernel, weight, bias = _sum(self._each(work, 0, self.n))

@@ -1,0 +1,81 @@
+"""Pooled responses by matrix products: images are unrolled into patches, multiplied with all kernels in one GEMM."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from convcvx.patches import PatchSpec
+from convcvx.pooling import Pool, Pooling
+
+
+class Unrolled:
+    """Rectified and pooled products of patches and kernels, and their adjoint, for images of one shape.
+
+    Parameters
+    ----------
+    spec : PatchSpec
+    pooling : Pooling
+    shape : (int, int, int)
+        Channels, rows and columns of an image.
+    dtype : torch.dtype
+        In which patches and kernels are multiplied, their products rectified and averaged.
+    device : torch.device
+    """
+
+    def __init__(
+        self,
+        spec: PatchSpec,
+        pooling: Pooling,
+        shape: tuple[int, int, int],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self._spec, self._dtype, self._device = spec, dtype, device
+        height, width = spec.output_size(*shape[1:])
+        self._pool = Pool(pooling, height, width, dtype, device)
+        self._n_positions = height * width
+        self._size = shape[0] * spec.kernel_size[0] * spec.kernel_size[1] + spec.constant
+        self._buffers = threading.local()
+
+    def bytes_per_image(self, m: int) -> int:
+        """Memory in flight for `m` filters."""
+        return max(self._size, m) * self._n_positions * self._dtype.itemsize
+
+    def __call__(self, images: Tensor, kernels: Tensor) -> Tensor:
+        """(b, C, H, W) images and (m, h) kernels to (b, P, m) pooled responses."""
+        return self._pool(self._activate(self._columns(images), kernels))
+
+    def vjp(self, images: Tensor, kernels: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """The pooled responses, and the map from slopes (b, P, m) in them to the gradient (h, m) in the kernels.
+
+        The map overwrites its argument, and serves once, before the thread's next pass.
+        """
+        columns = self._columns(images)
+        active = self._activate(columns, kernels)
+
+        def pull_back(slopes: Tensor) -> Tensor:
+            return columns @ self._pool.pullback_(slopes.to(self._dtype), active).flatten(0, 1)
+
+        return self._pool(active), pull_back
+
+    def _columns(self, images: Tensor) -> Tensor:
+        """(h, b·K) patches."""
+        # Copying takes less time in few bits; normalising contrast takes more of them.
+        images = images if self._spec.contrast is not None else images.to(self._dtype)
+        return self._spec.columns(images).to(self._dtype)
+
+    def _activate(self, columns: Tensor, kernels: Tensor) -> Tensor:
+        """(x_ik·u_j)_+ as (b, K, m), in memory that the thread's next call reuses."""
+        out = self._scratch(columns.shape[1], len(kernels))
+        return torch.mm(columns.T, kernels.T, out=out).relu_().unflatten(0, (-1, self._n_positions))
+
+    def _scratch(self, rows: int, m: int) -> Tensor:
+        """(rows, m) uninitialised: fresh pages for every chunk would cost as much as the arithmetic."""
+        buffer = getattr(self._buffers, "active", None)
+        if buffer is None or buffer.numel() < rows * m:
+            buffer = self._buffers.active = torch.empty(rows * m, dtype=self._dtype, device=self._device)
+        return buffer[: rows * m].view(rows, m)
