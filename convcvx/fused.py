@@ -22,7 +22,8 @@ from convcvx.patches import PatchSpec
 from convcvx.pooling import Pooling, Ranges
 
 LARGEST = 150
-"""Entries of a patch up to which this was the faster way; from some 200 on matrix products were."""
+"""Entries of a patch up to which this is the faster way; with 196 it was level, with 400 matrix products were faster
+(benchmarks/convolutions.py)."""
 WASTE = 2.5
 """Positions visited over positions, at most, a position in several cells being visited once for each: at 2.25 this was
 still the faster way."""
