@@ -1,6 +1,6 @@
 """Convolution, rectification and pooling of one tile after the other, in registers.
 
-A tile is a few neighbouring positions, all of one pooling cell, times `FILTERS` filters. Its responses are summed up
+A tile is a few neighbouring positions of one pooling cell, times two vectors of filters. Its responses are summed up
 tap by tap (an entry of the kernel, times the pixels that the positions see through it), rectified, and added to the
 cell without ever being written to memory; only their signs are, a bit each, which is all that the adjoint needs. The
 vector code is written out as LLVM IR, for whatever vectors the machine has: what compilers make of loops over a
@@ -116,11 +116,10 @@ def _respond_tile(
     arguments = (length, images, pixel, stride, taps, weights, first, scales, scale, pooled, cell, signs, sign)
 
     def code(context, builder, signature, values):
-        array = {k: _Vectors(context, builder, signature.args[k], values[k]) for k in (1, 4, 5, 9, 11)}
-        images, taps, weights, pooled, signs = array.values()
-        length, _, pixel, stride, _, _, first, _, scale, _, cell, _, sign = values
-        scaled = isinstance(signature.args[7], types.Array)
-        scales = _Vectors(context, builder, signature.args[7], values[7]) if scaled else None
+        length, images, pixel, stride, taps, weights, first, scales, scale, pooled, cell, signs, sign = (
+            _Vectors(context, builder, kind, value) if isinstance(kind, types.Array) else value
+            for kind, value in zip(signature.args, values, strict=True)
+        )
         zero = ir.Constant(weights.type, [0.0] * weights.lanes)
         width = VECTORS * weights.lanes
 
@@ -143,10 +142,10 @@ def _respond_tile(
                 total = pooled.load(cell, v)
                 for t, row in enumerate(sums):
                     value = builder.load(row[v])
-                    if scales is None:
-                        value = builder.fadd(value, bias)
-                    else:
+                    if isinstance(scales, _Vectors):
                         value = _multiply_add(builder, value, scales.spread(builder.add(scale, _at(t))), bias)
+                    else:
+                        value = builder.fadd(value, bias)
                     active = builder.fcmp_ordered(">", value, zero)
                     total = builder.fadd(total, builder.select(active, value, zero))
                     bits = builder.bitcast(active, ir.IntType(weights.lanes))
@@ -168,11 +167,10 @@ def _pull_back_tile(
     arguments = (length, images, pixel, stride, taps, gradient, first, scales, scale, slopes, cell, signs, sign)
 
     def code(context, builder, signature, values):
-        array = {k: _Vectors(context, builder, signature.args[k], values[k]) for k in (1, 4, 5, 9, 11)}
-        images, taps, gradient, slopes, signs = array.values()
-        length, _, pixel, stride, _, _, first, _, scale, _, cell, _, sign = values
-        scaled = isinstance(signature.args[7], types.Array)
-        scales = _Vectors(context, builder, signature.args[7], values[7]) if scaled else None
+        length, images, pixel, stride, taps, gradient, first, scales, scale, slopes, cell, signs, sign = (
+            _Vectors(context, builder, kind, value) if isinstance(kind, types.Array) else value
+            for kind, value in zip(signature.args, values, strict=True)
+        )
         zero = ir.Constant(gradient.type, [0.0] * gradient.lanes)
         width = VECTORS * gradient.lanes
         mask = ir.VectorType(ir.IntType(1), gradient.lanes)
@@ -189,7 +187,7 @@ def _pull_back_tile(
                     bits = bits if gradient.lanes == _BITS.width else builder.trunc(bits, ir.IntType(gradient.lanes))
                     value = builder.select(builder.bitcast(bits, mask), slope, zero)
                     constant = builder.fadd(constant, value)
-                    if scales is not None:
+                    if isinstance(scales, _Vectors):
                         value = builder.fmul(value, scales.spread(builder.add(scale, _at(t))))
                     active[t][v] = value
                 gradient.add(constant, constants, v)
@@ -222,11 +220,11 @@ def respond(images, taps, stride, tiles, weights, scales, pooled, signs, kept):
         From one position of a tile to the next.
     tiles : (T, 5) int64
         Cell, place in an image, number among the positions, how many positions, how many in the tiles before.
-    weights : (B, h + 1, FILTERS)
+    weights : (B, h + 1, VECTORS times lanes)
         Kernels in blocks of filters; the last row is added to every response.
     scales : (n, K) or None
         What responses are multiplied with before that.
-    pooled : (n, P, B, FILTERS)
+    pooled : (n, P, B, VECTORS times lanes)
     signs : (n, B, VECTORS times the positions of all tiles) uint16
         Bits that say which responses are positive; unless `kept`, (1, 1, VECTORS times POSITIONS) to write over.
     """
