@@ -29,8 +29,6 @@ DICTIONARY_TOL = 1e-2
 SLIDE_DECAY = 2.0
 """The β of the descent over the one at which the dictionary has the least loss on held-out images: filters that slide
 fit closer than drawn ones do. A β that was asked for is kept."""
-FILTER_RATE, WEIGHT_RATE = 0.03, 0.01
-"""Of the descent: a third of what suits a few filters. Hundreds of them that all but interpolate are torn apart."""
 
 
 def start_from_dictionary(
@@ -144,8 +142,6 @@ def _slide(
         images=seen.nonzero().flatten(),
         pairs=MirrorPairs(problem.responses) if config.flips else None,
         crops=config.crops,
-        filter_rate=FILTER_RATE,
-        weight_rate=WEIGHT_RATE,
         state=state,
         after_epoch=after_epoch,
     )

@@ -12,6 +12,7 @@ from convcvx.errors import InputError
 from convcvx.mirror import MirrorPairs, mirror
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
+from convcvx.solvers.coordinates import balanced_gradients
 from convcvx.solvers.descent import _fast_dtype, descend
 from convcvx.solvers.dictionary_path import fit_dictionary, held_out
 from convcvx.training import build_problem
@@ -132,6 +133,24 @@ def test_a_descent_that_was_interrupted_ends_where_it_would_have(problem, start,
         assert torch.equal(resumed.weights, whole.weights)
     spoiled = states[1] | {"exp_avg-0": states[0]["exp_avg-0"]}
     assert not torch.equal(descend(problem, start, 0, 4, **options, state=spoiled).filters, whole.filters)
+
+
+def test_a_descent_that_goes_astray_begins_anew_with_lower_rates(problem, start, monkeypatch):
+    options = {"batch": 20, "filter_rate": 2.0, "weight_rate": 2.0}
+    lines, states = [], []
+
+    def after_epoch(state, text):
+        lines.append(text)
+        states.append(clone(state))
+
+    slid = descend(problem, start, 0, 10, **options, after_epoch=after_epoch)
+    assert lines[-1].startswith("epoch 10 of 10")
+    assert "rates times 0." in lines[-1]
+    assert torch.equal(descend(problem, start, 0, 10, **options, state=clone(states[-5])).filters, slid.filters)
+    monkeypatch.setattr("convcvx.solvers.descent.ASTRAY", float("inf"))
+    torn = descend(problem, start, 0, 10, **options)
+    values = [balanced_gradients(problem, (s.filters, s.weights, s.intercept))[0] for s in (slid, torn)]
+    assert values[0] < 0.5 * values[1]
 
 
 def clone(state):

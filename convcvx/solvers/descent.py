@@ -24,9 +24,14 @@ from convcvx.solvers.coordinates import Coordinates, balanced_gradients
 
 BATCH = 128
 """Images a step."""
-WARM_UP = 300
-"""Steps until they are of full length, of a long descent: from an optimum, where gradients are all noise, Adam's first
-ones would go far astray."""
+WARM_UP, STILL = 300, 20
+"""Steps until they are of full length, and first ones of no length, of a long descent: from an optimum, where gradients
+are all noise, Adam's first ones would go far astray."""
+ASTRAY = 5.0
+"""A descent is astray once its objective over `STILL` steps is so many times that of the first ones. It begins anew
+with a third of its rates: many filters that all but interpolate bear less than few do."""
+SLOWEST = 1 / 27
+"""Share of the rates below which it goes on as it may."""
 LARGE_PATCH = 64
 """Entries of a patch from which on its products, not what is done to them, take the time: fewer bits gain nothing
 below."""
@@ -71,7 +76,7 @@ def descend(
         multiplies it in hardware. Steps are taken in the arithmetic of the problem.
     batch : int
     filter_rate, weight_rate : float
-        Relative to the root mean square of each group of coordinates.
+        Relative to the root mean square of each group of coordinates; less of them if the descent goes astray.
     state : State, optional
         Go on from there: what `after_epoch` was given by the same descent.
     after_epoch : callable
@@ -79,39 +84,56 @@ def descend(
     """
     random = torch.Generator().manual_seed(seed)
     coordinates = Coordinates(problem, solution, random, pairs)
-    parts = [part.clone() for part in coordinates.start]
-    scales = [float(part.square().mean().sqrt()) for part in parts]
+    scales = [float(part.square().mean().sqrt()) for part in coordinates.start]
     rates = [filter_rate * scales[0], weight_rate * scales[1], weight_rate * scales[2]]
-    optimizer = torch.optim.Adam([{"params": [part], "lr": rate} for part, rate in zip(parts, rates, strict=True)])
     images = torch.arange(problem.n) if images is None else images
     batch = min(batch, len(images))
     epoch = math.ceil(len(images) / batch)
-    steps, first = max(1, math.ceil(epochs * epoch)), 0
-    warm_up = min(WARM_UP, 0.3 * steps)
+    steps, step = max(1, math.ceil(epochs * epoch)), 0
+    warm_up = min(WARM_UP, math.ceil(0.3 * steps))
+    still = min(STILL, warm_up // 3)
     order = torch.randperm(len(images), generator=random)
+    parts, optimizer = _begin(coordinates)
+    share = 1.0
+    values: list[float] = []
     if state is not None:
-        first, order = _load(state, parts, optimizer, random)
+        share, values, order = _load(state, parts, optimizer, random)
+        step = len(values)
     problem = replace(
         problem, responses=problem.responses.to(patch_dtype=patch_dtype or _fast_dtype(problem.responses))
     )
-    total = 0.0
-    for step in range(first, steps):
+    while step < steps:
         if len(order) < batch:
             order = torch.cat([order, torch.randperm(len(images), generator=random)])
         chosen, order = images[order[:batch]], order[batch:]
         value, slopes = balanced_gradients(_moved(problem.sample(chosen), crops, random), coordinates.network(parts))
-        share = min(1.0, (step + 1) / warm_up) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        warmth = min(1.0, max(0.0, (step + 1 - still) / (warm_up - still)))
+        length = share * warmth * 0.5 * (1 + math.cos(math.pi * step / steps))
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = share * rate
+            group["lr"] = length * rate
         for part, slope in zip(parts, coordinates.pullback(*slopes), strict=True):
             part.grad = slope
         optimizer.step()
-        total += value
-        if (step + 1) % epoch == 0:
-            text = f"epoch {(step + 1) // epoch} of {epochs:g}: objective {total / epoch:.5g} on its way"
-            after_epoch(_save(step + 1, order, parts, optimizer, random), text)
-            total = 0.0
-    return solution.with_parameters(*(part.double() for part in coordinates.network(parts)))
+        values.append(value)
+        step = len(values)
+        if _astray(values, still) and share > SLOWEST:
+            share, values, step = share / 3, [], 0
+            parts, optimizer = _begin(coordinates)
+        elif step % epoch == 0:
+            text = f"epoch {step // epoch} of {epochs:g}: objective {sum(values[-epoch:]) / epoch:.5g} on its way"
+            text += "" if share == 1 else f", rates times {share:.2g}"
+            after_epoch(_save(share, values, order, parts, optimizer, random), text)
+    return solution.with_parameters(*(part.double().cpu() for part in coordinates.network(parts)))
+
+
+def _begin(coordinates: Coordinates) -> tuple[list[Tensor], torch.optim.Optimizer]:
+    parts = [part.clone() for part in coordinates.start]
+    return parts, torch.optim.Adam([{"params": [part]} for part in parts])
+
+
+def _astray(values: list[float], still: int) -> bool:
+    """Whether the objective, of each step so far, has left where it was in the first ones."""
+    return 0 < still < len(values) and not sum(values[-still:]) <= ASTRAY * sum(values[:still])
 
 
 def _moved(problem: Problem, pixels: int, random: torch.Generator) -> Problem:
@@ -131,22 +153,29 @@ def _fast_dtype(responses: Responses) -> torch.dtype:
 
 
 def _save(
-    step: int, order: Tensor, parts: list[Tensor], optimizer: torch.optim.Optimizer, random: torch.Generator
+    share: float,
+    values: list[float],
+    order: Tensor,
+    parts: list[Tensor],
+    optimizer: torch.optim.Optimizer,
+    random: torch.Generator,
 ) -> State:
     moments = {
         f"{name}-{k}": optimizer.state[part][name] for k, part in enumerate(parts) for name in ("exp_avg", "exp_avg_sq")
     }
     places = {f"part-{k}": part for k, part in enumerate(parts)}
-    return places | moments | {"step": torch.tensor(step), "order": order, "random": random.get_state()}
+    numbers = {"share": torch.tensor(share, dtype=torch.float64), "values": torch.tensor(values, dtype=torch.float64)}
+    return places | moments | numbers | {"order": order, "random": random.get_state()}
 
 
 def _load(
     state: State, parts: list[Tensor], optimizer: torch.optim.Optimizer, random: torch.Generator
-) -> tuple[int, Tensor]:
-    """Put everything where it was; returns the next step, and the order of the images to come."""
+) -> tuple[float, list[float], Tensor]:
+    """Put everything where it was; returns the share of the rates, the objectives, and the order of images to come."""
+    values = state["values"].tolist()
     for k, part in enumerate(parts):
         part.copy_(state[f"part-{k}"])
-        moments = {name: state[f"{name}-{k}"].clone() for name in ("exp_avg", "exp_avg_sq")}
-        optimizer.state[part] = moments | {"step": state["step"].clone().float()}
+        moments = {name: state[f"{name}-{k}"].clone().to(part.device) for name in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[part] = moments | {"step": torch.tensor(float(len(values)))}
     random.set_state(state["random"])
-    return int(state["step"]), state["order"]
+    return float(state["share"]), values, state["order"]
