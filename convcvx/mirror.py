@@ -41,7 +41,8 @@ class MirrorPairs:
 
     def __init__(self, responses: Responses) -> None:
         _check_symmetry(responses)
-        self._reflection = mirror(responses.embedding, torch.eye(responses.dim, dtype=torch.float64))
+        reflection = mirror(responses.embedding, torch.eye(responses.dim, dtype=torch.float64))
+        self._reflection = reflection.to(responses.device)
         grid = responses.pooling.output_size(*responses.map_size)
         self._cells = torch.arange(responses.n_cells).view(grid).flip(1).flatten().to(responses.device)
 

@@ -117,9 +117,17 @@ class Responses:
         images: Images | None = None,
     ) -> Responses:
         """The same map in another arithmetic or on other images; a new `dtype` is that of the patches as well."""
+        if images is not None and images.shape[1:] == self.images.shape[1:] and not (dtype or patch_dtype):
+            return self._on(images)
         changed = {"dtype": dtype or self.dtype, "patch_dtype": patch_dtype or dtype or self.patch_dtype}
         images = self.images if images is None else images
         return Responses(images, self.embedding, self.pooling, **self.options | changed)
+
+    def _on(self, images: Images) -> Responses:
+        """The same map on other images of this size: every mini-batch is such, so nothing of the map is made again."""
+        other = Responses.__new__(Responses)
+        other.__dict__ |= self.__dict__ | {"images": images.to(self.device), "n": len(images)}
+        return other
 
     @property
     def options(self) -> dict[str, Any]:
@@ -244,7 +252,7 @@ class Responses:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients in filters (m, r), weights (m, P, c) and intercept (c,) of a function of the predictions.
 
-        One pass over the images. `residual` is called once a chunk.
+        One pass over the images. `residual` is called once a chunk. They stay on the device, where a descent steps.
         """
         kernels, m = self._kernels(filters), len(filters)
         matrix = weights.to(self.device, self.dtype).permute(2, 1, 0).flatten(1)  # (c, P·m)
@@ -264,9 +272,9 @@ class Responses:
 
         kernel, weight, bias = _sum(self._each(work, 0, self.n))
         return (
-            (self._basis.double() @ kernel).T.cpu(),
-            weight.T.unflatten(0, (self.n_cells, m)).transpose(0, 1).cpu(),
-            bias.cpu(),
+            (self._basis.double() @ kernel).T,
+            weight.T.unflatten(0, (self.n_cells, m)).transpose(0, 1),
+            bias,
         )
 
 

@@ -212,7 +212,7 @@ class ShardedResponses(Responses):
         predictions = self.predict(*network).to(self.device, self.dtype)
         slopes = residual(predictions, torch.arange(self.n, device=self.device))
         total = self._team.sum("gradients", lambda rank: (self._key, self._rows(slopes, rank), *network))
-        return total[0], total[1], total[2]
+        return total[0].to(self.device), total[1].to(self.device), total[2].to(self.device)
 
     def _rows(self, tensor: Tensor, rank: int) -> Tensor:
         """The rows of an (n, c) tensor that belong to the images of `rank`."""

@@ -104,7 +104,8 @@ class Share:
         def gradients(i: int) -> list[Tensor]:
             responses = self._responses[key][i]
             part = slopes[self._places[i]].to(responses.device)
-            return [*responses.gradients(filters, weights, intercept, lambda _, images: part[images])]
+            found = responses.gradients(filters, weights, intercept, lambda _, images: part[images])
+            return [gradient.cpu() for gradient in found]
 
         return self._sum(gradients)
 

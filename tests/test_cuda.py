@@ -8,20 +8,30 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
 
 from convcvx.certificate import certify_parameters
 from convcvx.data import load
+from convcvx.dictionary import dictionary
 from convcvx.features import fit_link, stream_features
 from convcvx.images import StreamedImages
+from convcvx.mirror import MirrorPairs
 from convcvx.network import TwoLayerCNN
 from convcvx.oracles import BranchAndBoundOracle
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.solution import Solution
+from convcvx.solvers.coordinates import balanced_gradients
 from convcvx.solvers.descent import descend
+from convcvx.solvers.dictionary_path import fit_dictionary
+from convcvx.solvers.slide import slide_lbfgs
+from convcvx.stack import StackRun, stack_job
+from convcvx.stack_config import StackConfig
 from convcvx.training import build_problem, solve_problem
 from tests.conftest import random_parameters
 from tests.test_batches import both_on_every_cone
 from tests.test_branch_and_bound import random_rows
+from tests.test_stack import Quiet
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
 
@@ -64,8 +74,7 @@ def every_pass(p) -> list[torch.Tensor]:
 def test_every_pass_agrees_with_the_cpu(dtype, streamed):
     pairs = zip(every_pass(problem("cuda", dtype, streamed=streamed)), every_pass(problem("cpu")), strict=True)
     for ours, theirs in pairs:
-        assert ours.device.type == "cpu"
-        assert float((ours.double() - theirs).abs().max()) <= TOLERANCE[dtype] * float(theirs.abs().max())
+        assert float((ours.double().cpu() - theirs).abs().max()) <= TOLERANCE[dtype] * float(theirs.abs().max())
 
 
 @pytest.mark.parametrize("loss", ["squared", "cross-entropy"])
@@ -82,6 +91,27 @@ def test_training_on_the_gpu_is_certified_alike_on_both(loss, streamed):
     assert primals[0] == pytest.approx(primals[1], rel=1e-10)  # float64 on both, whatever the training used
 
 
+@pytest.mark.parametrize("beta_ratio", [None, 0.01])
+def test_the_optimum_over_a_dictionary_is_the_same_on_the_gpu(beta_ratio):
+    fits = []
+    for p in (problem("cuda"), problem("cpu")):
+        filters = dictionary(p.responses, 40, seed=1)
+        fits.append(fit_dictionary(p, filters, beta_ratio=beta_ratio, tune=0.2, tol=1e-6))
+    ours, theirs = fits
+    assert len(ours.path) == len(theirs.path)
+    assert [ours.beta, ours.objective] == pytest.approx([theirs.beta, theirs.objective], rel=1e-8)
+    assert torch.allclose(ours.weights[0], theirs.weights[0], atol=1e-5)
+    assert torch.allclose(ours.intercept, theirs.intercept, atol=1e-5)
+
+
+def test_full_gradients_slide_on_the_gpu_as_on_the_cpu():
+    there, here = problem("cuda"), problem("cpu")
+    start = solve_problem(here, oracle="local", tol=1e-2, max_rounds=1)
+    ours, theirs = (slide_lbfgs(p, start, max_iter=5) for p in (there, here))
+    assert torch.allclose(ours.filters, theirs.filters, atol=1e-6)
+    assert not torch.allclose(ours.filters, start.filters, atol=1e-3)
+
+
 @pytest.mark.parametrize("crops", [0, 1])
 def test_a_descent_on_the_gpu_takes_the_steps_of_the_cpu(crops):
     there, here = problem("cuda"), problem("cpu")
@@ -90,6 +120,51 @@ def test_a_descent_on_the_gpu_takes_the_steps_of_the_cpu(crops):
     ours, theirs = (descend(p, start, 0, 0.1, batch=10, crops=crops) for p in (there, here))
     assert torch.allclose(ours.filters, theirs.filters, atol=1e-8)
     assert not torch.allclose(ours.filters, start.filters, atol=1e-3)
+
+
+def test_a_descent_among_symmetric_networks_goes_on_where_it_was_on_either_device():
+    train, _ = load("digits", limit=200)
+    embedding = PatchEmbedding.fit(train.images, PatchSpec(3), flips=True)
+    there, here = (
+        build_problem(train.images, train.targets, 2e-3, embedding=embedding, pooling=2, device=device)
+        for device in ("cuda", "cpu")
+    )
+    start = fit_dictionary(here, dictionary(here.responses, 20, flips=True), beta_ratio=0.01, flips=True).solution
+    pairs = [MirrorPairs(p.responses) for p in (there, here)]
+    states = []
+
+    def keep(state, text):
+        states.append(save_safetensors(state))  # as a run folder does
+
+    whole = descend(here, start, 0, 3, batch=20, pairs=pairs[1])
+    ours = descend(there, start, 0, 3, batch=20, pairs=pairs[0], after_epoch=keep)
+    resumed = descend(here, start, 0, 3, batch=20, pairs=pairs[1], state=load_safetensors(states[0]))
+    # Adam makes steps of rounding along directions that no image shows: the networks part ways, their values do not.
+    values = [balanced_gradients(here, (s.filters, s.weights, s.intercept))[0] for s in (whole, ours, resumed)]
+    assert values[1:] == pytest.approx([values[0], values[0]], rel=0.05)
+
+
+def test_a_stack_is_trained_on_the_gpu(tmp_path):
+    results = []
+    for device in ("cuda", "cpu"):
+        options = {
+            "data": "digits",
+            "limit": 400,
+            "validation": 0.2,
+            "padding": "1",
+            "pool": "2",
+            "dictionary": 40,
+            "max_rounds": 0,
+            "tune": 0.2,
+            "slide": "2,2",
+            "device": device,
+        }
+        config = StackConfig.of(2, options, channels="6", heads="joint")
+        results.append(stack_job(config, StackRun(tmp_path / device), Quiet()))
+    for ours, theirs in zip(results[0]["stages"], results[1]["stages"], strict=True):
+        assert ours["validation_accuracy"] == pytest.approx(theirs["validation_accuracy"], abs=0.05)
+        assert ours["primal"] == pytest.approx(theirs["primal"], rel=0.05)
+    assert results[0]["test_accuracy"] == pytest.approx(results[1]["test_accuracy"], abs=0.05)
 
 
 def test_features_of_a_stage_are_the_same_on_the_gpu():

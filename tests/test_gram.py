@@ -7,7 +7,7 @@ import torch
 
 from convcvx.solvers.gram import STRIPE, Gram
 
-SIZE = 2 * STRIPE + 37  # more than one stripe, the last one ragged
+SIZE = 2 * STRIPE["cpu"] + 37  # more than one stripe, the last one ragged
 
 
 def blocks(seed: int = 0, n: int = 3) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -24,7 +24,7 @@ SAMPLE = 2000
 def balanced_gradients(
     problem: Problem, network: tuple[Tensor, Tensor, Tensor]
 ) -> tuple[float, tuple[Tensor, Tensor, Tensor]]:
-    """Value and gradients of the balanced objective."""
+    """Value and gradients of the balanced objective, on the device of the passes as the network is."""
     filters, weights, intercept = network
     responses = problem.responses
     targets = problem.targets.to(responses.device, responses.dtype)
@@ -49,13 +49,17 @@ def _balanced(solution: Solution) -> tuple[Tensor, Tensor]:
 
 
 class Coordinates:
-    """u = u' A⁻¹, V = B⁻ᵀ V', b = b' - meanᵀ V: with AAᵀ and BBᵀ second moments, the descent is well conditioned."""
+    """u = u' A⁻¹, V = B⁻ᵀ V', b = b' - meanᵀ V: with AAᵀ and BBᵀ second moments, the descent is well conditioned.
+
+    They live on the device of the problem's passes, and so do the networks and the gradients that they are given.
+    """
 
     def __init__(
         self, problem: Problem, solution: Solution, generator: torch.Generator, pairs: MirrorPairs | None = None
     ) -> None:
         self._pairs = pairs
-        filters, weights = _balanced(solution)
+        device = problem.responses.device
+        filters, weights = (part.to(device) for part in _balanced(solution))
         images = torch.randperm(problem.n, generator=generator)[:SAMPLE].sort().values
         sample = problem.sample(images)
         moment, mean = _moments(Features([sample.responses], [filters], flips=pairs is not None), sample.n)
@@ -65,9 +69,10 @@ class Coordinates:
             filters, weights = filters.chunk(2)[0], weights.chunk(2)[0]
         self._shape = weights.shape
         weight_factor = _factor(moment, problem.beta)
-        filter_factor = _factor(sample.responses.patch_moment(), 0.0)
+        filter_factor = _factor(sample.responses.patch_moment().to(device), 0.0)
         matrix = weights.flatten(0, 1)
-        start = [filters @ filter_factor, weight_factor.T @ matrix, solution.intercept + (self._mean.T @ matrix)[0]]
+        intercept = solution.intercept.to(device) + (self._mean.T @ matrix)[0]
+        start = [filters @ filter_factor, weight_factor.T @ matrix, intercept]
         # The descent needs no more precision than the passes over the images have.
         dtype = problem.responses.dtype
         self._mean = self._mean.to(dtype)
@@ -97,8 +102,8 @@ class Coordinates:
 
 def _moments(features: Features, n: int) -> tuple[Tensor, Tensor]:
     """Second moment (D, D) and mean (D,) of features of n images, in float64."""
-    moment = torch.zeros(features.size, features.size, dtype=torch.float64)
-    mean = torch.zeros(features.size, dtype=torch.float64)
+    moment = torch.zeros(features.size, features.size, dtype=torch.float64, device=features.device)
+    mean = torch.zeros(features.size, dtype=torch.float64, device=features.device)
     for _, block in features.batches():
         moment += block.T @ block
         mean += block.sum(dim=0)
@@ -108,7 +113,7 @@ def _moments(features: Features, n: int) -> tuple[Tensor, Tensor]:
 def _factor(moment: Tensor, ridge: float) -> Tensor:
     """The Cholesky factor of moment + ridge, or of more where rounding has left the moment indefinite."""
     ridge += 1e-6 * float(moment.diagonal().abs().mean()) + 1e-300
-    identity = torch.eye(len(moment), dtype=moment.dtype)
+    identity = torch.eye(len(moment)).to(moment)
     for power in range(6):
         factor, failed = torch.linalg.cholesky_ex(moment + 10**power * ridge * identity)
         if not failed:
@@ -117,4 +122,4 @@ def _factor(moment: Tensor, ridge: float) -> Tensor:
 
 
 def _inverse(factor: Tensor) -> Tensor:
-    return torch.linalg.solve_triangular(factor, torch.eye(len(factor), dtype=factor.dtype), upper=False)
+    return torch.linalg.solve_triangular(factor, torch.eye(len(factor)).to(factor), upper=False)

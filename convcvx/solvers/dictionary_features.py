@@ -37,6 +37,8 @@ class Features:
         The group of each feature.
     dtype : torch.dtype
         The least precise of the responses'.
+    device : torch.device
+        Of the responses, and of everything here.
 
     Raises
     ------
@@ -51,7 +53,8 @@ class Features:
         counts = [len(part) // self.copies for part in filters]
         cells = torch.tensor([r.n_cells for r, count in zip(responses, counts, strict=True) for _ in range(count)])
         self.n_groups = len(cells)
-        self.group = torch.arange(self.n_groups).repeat_interleave(cells)
+        self.device = responses[0].device
+        self.group = torch.arange(self.n_groups).repeat_interleave(cells).to(self.device)
         self.size = len(self.group)
         self.dtype = min((r.dtype for r in responses), key=lambda dtype: dtype.itemsize)
 
@@ -66,14 +69,14 @@ class Features:
                 (block if pairs is None else pairs.fold(block, dim=1)).flatten(1).to(self.dtype)
                 for (_, block), pairs in zip(blocks, self._pairs, strict=True)
             ]
-            yield blocks[0][0], torch.cat(folded, dim=1).cpu() if len(folded) > 1 else folded[0].cpu()
+            yield blocks[0][0], torch.cat(folded, dim=1) if len(folded) > 1 else folded[0]
 
     def weights(self, matrix: Tensor) -> tuple[Tensor, ...]:
-        """W (D, c) to the weights (m, P, c) of each dictionary's filters."""
+        """W (D, c) to the weights (m, P, c) of each dictionary's filters, on the CPU as filters are."""
         out, first = [], 0
         for (responses, filters), pairs in zip(self._parts, self._pairs, strict=True):
             size = len(filters) // self.copies * responses.n_cells
             weights = matrix[first : first + size].unflatten(0, (-1, responses.n_cells))
-            out.append(weights if pairs is None else pairs.unfold(weights))
+            out.append((weights if pairs is None else pairs.unfold(weights)).cpu())
             first += size
         return tuple(out)

@@ -60,7 +60,7 @@ class DictionaryLasso:
         linear, total = self.gram.linear, self.gram.total
         if start is None:  # the mean η cannot be larger: zero weights would be better
             mean = 0.5 * total / (penalty * self.features.n_groups)
-            start = Point(torch.zeros_like(linear), torch.full((self.features.n_groups,), mean).double(), 0.0, 1.0)
+            start = Point(torch.zeros_like(linear), linear.new_full((self.features.n_groups,), mean), 0.0, 1.0)
         matrix, sizes, best = start.matrix, start.sizes, None
         pull = linear - self.gram.times(matrix)
         for _ in range(max_iter):

@@ -132,9 +132,9 @@ def fit_dictionaries(
     features = Features([p.responses for p in problems], filters, flips)
     tuned = beta is None and beta_ratio is None
     held = held_out(problem.n, tune if tuned else 0.0, versions)
-    gram = Gram(features.size, problem.n_outputs, features.dtype, centred=problem.intercept)
+    gram = Gram(features.size, problem.n_outputs, features.dtype, features.device, centred=problem.intercept)
     lasso = DictionaryLasso(gram, features)
-    unseen = torch.empty(int(held.sum()), features.size, dtype=features.dtype)
+    unseen = torch.empty(int(held.sum()), features.size, dtype=features.dtype, device=features.device)
     filled = 0
     for where, block in features.batches():
         out = held[where]
@@ -148,7 +148,7 @@ def fit_dictionaries(
     choices: list[tuple[float, Point | None]]
     if beta is None:
         targets = problem.targets[held]
-        tried = list(_path(lasso, unseen, targets, beta_max, tol, score))
+        tried = list(_path(lasso, unseen, targets.to(features.device), beta_max, tol, score))
         gram.add(unseen, targets)
         # Best first: what the images kept can just bear, all of them may not.
         choices = [(record["beta"], start) for record, start in sorted(tried, key=lambda step: score(step[0]))]
@@ -163,7 +163,7 @@ def fit_dictionaries(
         wish = "fewer filters, or more images" if tuned else "a larger beta or beta_ratio, or fewer filters"
         raise InputError(f"weight decay is lost in the rounding of {features.dtype}; use {wish}")
     path = [record for record, _ in tried]
-    weights, intercept = features.weights(point.matrix), gram.intercept(point.matrix)
+    weights, intercept = features.weights(point.matrix), gram.intercept(point.matrix).cpu()
     return DictionaryFit(tuple(filters), weights, intercept, chosen, beta_max, point.objective, point.rel_gap, path)
 
 

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-STRIPE = 256
-"""Rows of the square that are worked on at a time."""
+STRIPE = {"cpu": 256, "cuda": 2048}
+"""Rows of the square that are worked on at a time: enough to keep a device busy, few enough that the half of a stripe
+that lies beyond the diagonal costs little."""
 ROUNDING = 10.0
 """Units of rounding of the largest diagonal entry below which a ridge is lost in the products."""
 
@@ -28,6 +29,7 @@ class Gram:
         D features, c targets.
     dtype : torch.dtype
         Of the square; everything else is float64.
+    device : torch.device
     centred : bool
         Minimise over an intercept: every product below is then of features and targets less their means.
 
@@ -37,16 +39,19 @@ class Gram:
         Images so far.
     """
 
-    def __init__(self, size: int, n_outputs: int, dtype: torch.dtype, *, centred: bool) -> None:
+    def __init__(
+        self, size: int, n_outputs: int, dtype: torch.dtype, device: torch.device | str = "cpu", *, centred: bool
+    ) -> None:
         self.n, self.size, self.centred = 0, size, centred
-        self._square = torch.zeros(size, size, dtype=dtype)
-        self._diagonal, self._sums, self.shift = torch.zeros(3, size, dtype=torch.float64)
-        self._moments = torch.zeros(size, n_outputs, dtype=torch.float64)
-        self._target_sums = torch.zeros(n_outputs, dtype=torch.float64)
+        self._square = torch.zeros(size, size, dtype=dtype, device=device)
+        self._diagonal, self._sums, self.shift = torch.zeros(3, size, dtype=torch.float64, device=device)
+        self._moments = torch.zeros(size, n_outputs, dtype=torch.float64, device=device)
+        self._target_sums = torch.zeros(n_outputs, dtype=torch.float64, device=device)
         self._target_square = 0.0
 
     def add(self, features: Tensor, targets: Tensor) -> None:
         """Add images with these `features` (b, D), which are shifted in place, and `targets` (b, c)."""
+        targets = targets.to(features.device)
         if self.n == 0 and self.centred:
             self.shift = features.mean(dim=0, dtype=torch.float64)
         features -= self.shift.to(features)
@@ -56,7 +61,7 @@ class Gram:
             stripe[:, rows] += (block.T @ block).tril_(-1)
         self._diagonal += features.square().sum(dim=0, dtype=torch.float64)
         self._sums += features.sum(dim=0, dtype=torch.float64)
-        self._moments += features.T @ targets.to(features)
+        self._moments += features.T @ targets.to(features.dtype)
         self._target_sums += targets.sum(dim=0)
         self._target_square += float(targets.square().sum())
         self.n += len(features)
@@ -66,8 +71,9 @@ class Gram:
         return self._square.dtype
 
     def _stripes(self) -> Iterator[tuple[slice, Tensor]]:
-        for first in range(0, self.size, STRIPE):
-            rows = slice(first, min(first + STRIPE, self.size))
+        height = STRIPE[self._square.device.type]
+        for first in range(0, self.size, height):
+            rows = slice(first, min(first + height, self.size))
             yield rows, self._square[rows]
 
     @property

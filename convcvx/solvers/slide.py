@@ -44,14 +44,16 @@ def slide_lbfgs(problem: Problem, solution: Solution, accuracy: float = 0.0, max
     sizes = [part.numel() for part in coordinates.start]
 
     def unpack(point: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-        pieces = torch.from_numpy(point).to(coordinates.start[0].dtype).split(sizes)
+        pieces = torch.from_numpy(point).to(coordinates.start[0]).split(sizes)
         return coordinates.network([piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)])
+
+    def flat(parts: list[Tensor]) -> np.ndarray:
+        return torch.cat([part.flatten() for part in parts]).double().cpu().numpy()
 
     def value_and_gradient(point: np.ndarray) -> tuple[float, np.ndarray]:
         value, slopes = balanced_gradients(problem, unpack(point))
-        return value, torch.cat([part.flatten() for part in coordinates.pullback(*slopes)]).double().numpy()
+        return value, flat(coordinates.pullback(*slopes))
 
-    start = torch.cat([part.flatten() for part in coordinates.start]).double().numpy()
     options = {
         "maxiter": max_iter,
         "maxfun": 2 * max_iter,
@@ -59,5 +61,5 @@ def slide_lbfgs(problem: Problem, solution: Solution, accuracy: float = 0.0, max
         "gtol": 1e-13,
         "maxcor": 30,
     }
-    result = minimize(value_and_gradient, start, jac=True, method="L-BFGS-B", options=options)
-    return solution.with_parameters(*(part.double() for part in unpack(result.x)))
+    result = minimize(value_and_gradient, flat(coordinates.start), jac=True, method="L-BFGS-B", options=options)
+    return solution.with_parameters(*(part.double().cpu() for part in unpack(result.x)))
