@@ -98,8 +98,7 @@ def excess(result: OracleResult) -> float:
 
 
 def setting(device: str) -> str:
-    gpu = f"{torch.cuda.get_device_name()} and " if device == "cuda" else ""
-    return f"{gpu}{numba.get_num_threads()} compiled threads, {machine()}"
+    return f"{numba.get_num_threads()} compiled threads, {machine(device)}"
 
 
 def main() -> None:

@@ -10,13 +10,14 @@ from pathlib import Path
 import torch
 
 
-def machine() -> str:
-    """Processor, cores and how many torch uses, Python, torch and the commit, in one line."""
+def machine(device: str = "cpu") -> str:
+    """GPU if one is used, processor, cores and how many torch uses, Python, torch and the commit, in one line."""
     info = Path("/proc/cpuinfo")
     names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
     processor = names[0] if names else platform.machine()
+    gpu = f"{torch.cuda.get_device_name()} and " if device == "cuda" else ""
     return (
-        f"{torch.get_num_threads()} of {os.cpu_count()} cores ({processor}), Python {platform.python_version()}, "
+        f"{gpu}{torch.get_num_threads()} of {os.cpu_count()} cores ({processor}), Python {platform.python_version()}, "
         f"torch {torch.__version__}, commit {commit()}"
     )
 
