@@ -9,7 +9,7 @@ import torch
 
 from convcvx import data
 from convcvx.oracles import LocalOracle
-from convcvx.oracles.local import THOROUGH, calibrate
+from convcvx.oracles.local import PERSISTENT, calibrate
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
 from convcvx.solvers import sliding_frank_wolfe
@@ -123,4 +123,4 @@ def test_a_thorough_search_on_all_images_goes_through_more_batches(problem, dual
         LocalOracle(thorough=thorough)(problem, dual_point, target=math.inf).stats["starts"]
         for thorough in (False, True)
     )
-    assert thorough == THOROUGH * rough > rough > 0
+    assert thorough == PERSISTENT * rough > rough > 0

@@ -12,6 +12,7 @@ where it ends on all.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from time import perf_counter
 
 import torch
@@ -31,8 +32,8 @@ CALIBRATED, RIDGE = 2000, 1e-5
 MORE, POLISHED, POLISH = 4, 8, 3
 """So many times more filters climb on a sample, and so many of the best go on for so many passes over all images (to
 the end in a thorough search)."""
-THOROUGH = 3
-"""So many times more batches in a thorough search that climbs on all images: what fewer find depends on the seed."""
+PERSISTENT = 3
+"""So many times more batches in a persistent search that climbs on all images: what fewer find depends on the seed."""
 IDLE = 3
 """Steps in which no filter rose after which none climbs on."""
 ENOUGH = 1.5
@@ -41,6 +42,7 @@ LENGTH, LONGER, SHORTER, MOMENTUM = 0.25, 1.5, 0.25, 0.9
 """Length of a climb's first step, its factors after a rise and a fall, and the share of a rise that is repeated."""
 
 
+@dataclass(frozen=True)
 class LocalOracle:
     """Batched local search.
 
@@ -52,21 +54,18 @@ class LocalOracle:
         Passes they climb for.
     n_batches : int
         Batches to go through before no violation is believed.
+    persistent : bool
+        Go through more batches before no violation is believed.
     thorough : bool
-        Go through all batches, and more of them, even when one has found a violation: for certificates.
+        Be persistent, and go on when a batch has found a violation: for certificates.
     """
 
     name = "local"
-
-    def __init__(
-        self,
-        n_climbers: int = 32,
-        n_steps: int = 24,
-        n_batches: int = 2,
-        thorough: bool = False,
-    ) -> None:
-        self.n_climbers, self.n_steps = n_climbers, n_steps
-        self.n_batches, self.thorough = n_batches, thorough
+    n_climbers: int = 32
+    n_steps: int = 24
+    n_batches: int = 2
+    persistent: bool = False
+    thorough: bool = False
 
     def __call__(
         self,
@@ -85,7 +84,8 @@ class LocalOracle:
         preconditioner = _inverse_root(problem.responses.patch_moment())
         # On a sample climbs are cheap; what they lead to is measured on all images.
         n_climbers = self.n_climbers if sample is problem else MORE * self.n_climbers
-        n_batches = self.n_batches * (THOROUGH if self.thorough and sample is problem else 1)
+        persistent = (self.persistent or self.thorough) and sample is problem
+        n_batches = self.n_batches * (PERSISTENT if persistent else 1)
         climbed: list[tuple[Tensor, Tensor]] = []
         measured: list[tuple[Tensor, Tensor]] = []
         for batch in range(n_batches):

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from convcvx.oracles.base import Oracle, OracleResult
-from convcvx.oracles.local import DISTINCT, distinct
+from convcvx.oracles.local import DISTINCT, LocalOracle, distinct
 from convcvx.problem import Problem
 from convcvx.solution import Solution
 
 CONFIRMATIONS = 2
-"""Full searches before a gap that a heuristic oracle shows is believed."""
+"""Persistent searches before a gap that a heuristic oracle shows is believed."""
 
 
 def begin(problem: Problem, start: Solution | None) -> tuple[Solution, float]:
@@ -50,24 +49,19 @@ def consult(
 
     A proved bound stays when a later round proves a worse one: Z is the dual point of the best, None where nothing is
     proved. A heuristic bound counts for its round only, lest a wrong one stay for ever; a gap within `tol` that it
-    shows is believed only after full searches from other starts have not changed it, unless `confirm` is false.
+    shows is believed only after persistent searches from other starts have not changed it, unless `confirm` is false.
     """
     objective = problem.primal(predictions, solution.weights)
     dual_point = problem.dual_point(predictions)
-    search = partial(
-        oracle,
-        problem,
-        dual_point,
-        starts=solution.filters,
-        n_filters=n_filters,
-    )
+    where: dict[str, Any] = {"starts": solution.filters, "n_filters": n_filters}
     seed += 1000 * solution.rounds
-    found = search(target=problem.beta * (1 + 0.5 * tol), seed=seed)
+    found = oracle(problem, dual_point, **where, target=problem.beta * (1 + 0.5 * tol), seed=seed)
     claim = (1 - tol) * objective
     for attempt in range(CONFIRMATIONS if confirm else 0):
         if found.scope != "heuristic" or problem.dual(dual_point, found.g_max) < claim:
             break
-        again = search(target=_refuting(problem, dual_point, claim, found.g_max), seed=seed + 1 + attempt)
+        refuting = _refuting(problem, dual_point, claim, found.g_max)
+        again = _persistent(oracle)(problem, dual_point, **where, target=refuting, seed=seed + 1 + attempt)
         found = _united(found, again, n_filters)
     lower_bound = problem.dual(dual_point, found.g_max)
     best_point = dual_point if found.scope == "global" else None
@@ -85,6 +79,10 @@ def consult(
         "n_filters": solution.n_filters,
     }
     return found, record, best_point
+
+
+def _persistent(oracle: Oracle) -> Oracle:
+    return replace(oracle, persistent=True) if isinstance(oracle, LocalOracle) else oracle
 
 
 def _united(one: OracleResult, other: OracleResult, n_filters: int) -> OracleResult:
