@@ -201,7 +201,7 @@ def judge(data_dir: str, device: str, last_only: bool) -> None:
             value = objective(*point["parameters"], images, onehot)
             bound = f"{point['lower_bound']:.5f}" if "lower_bound" in point else ""
             lines.append(
-                f"| {name} | {point['step']} | {point['seconds']:.0f} | {point['cpu_seconds']:.0f} "
+                f"| {name} | {point['step']} | {point['seconds']:.3g} | {point['cpu_seconds']:.3g} "
                 f"| {len(point['parameters'][0])} | {value:.5f} | {bound} |"
             )
             print(lines[-1], flush=True)
