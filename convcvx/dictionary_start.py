@@ -26,7 +26,7 @@ from convcvx.solvers.dictionary_path import DictionaryFit, Score, by_error, by_l
 
 DICTIONARY_TOL = 1e-2
 """Relative gap over the dictionary to which its weights are fitted."""
-SLIDE_DECAY = 2.0
+SLIDE_DECAY = 5.0
 """The β of the descent over the one at which the dictionary has the least loss on held-out images: filters that slide
 fit closer than drawn ones do. A β that was asked for is kept."""
 
