@@ -196,12 +196,18 @@ class Responses:
 
     def predict(self, filters: Tensor, weights: Tensor, intercept: Tensor) -> Tensor:
         """f (n, c) float64 on the CPU, for filters (m, r), weights (m, P, c), intercept (c,)."""
-        predictions = intercept.double().cpu().expand(self.n, -1).clone()
-        if len(filters):
-            matrix = weights.to(self.device, self.dtype).flatten(0, 1).T.contiguous()
-            for where, block in self.blocks(filters):
-                predictions[where] += (matrix @ block.flatten(1).T).T.double().cpu()
-        return predictions
+        kernels, m = self._kernels(filters), len(filters)
+        matrix = weights.to(self.device, self.dtype).permute(2, 1, 0).flatten(1)  # (c, P·m)
+        predictions = intercept.double().to(self.device).expand(self.n, -1).clone()
+
+        def work(span: slice) -> None:
+            for part in self._chunks(m, span):
+                pooled = self._convolution(self._images(part), kernels).to(self.dtype)
+                predictions[part] += (matrix @ pooled.flatten(1).T).T
+
+        if m:
+            _exhaust(self._each(work, 0, self.n))
+        return predictions.cpu()
 
     def gram(self, filters: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """(AᵀA / n, AᵀY / n) in float64 for A = [Φ flattened to (n, m·P), 1] and targets Y (n, c)."""
