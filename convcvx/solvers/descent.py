@@ -35,6 +35,8 @@ SLOWEST = 1 / 27
 LARGE_PATCH = 64
 """Entries of a patch from which on its products, not what is done to them, take the time: fewer bits gain nothing
 below."""
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""What Adam keeps of a coordinate's slopes."""
 State = dict[str, Tensor]
 """Where a descent is, between two epochs."""
 
@@ -84,56 +86,104 @@ def descend(
     """
     random = torch.Generator().manual_seed(seed)
     coordinates = Coordinates(problem, solution, random, pairs)
-    scales = [float(part.square().mean().sqrt()) for part in coordinates.start]
-    rates = [filter_rate * scales[0], weight_rate * scales[1], weight_rate * scales[2]]
     images = torch.arange(problem.n) if images is None else images
     batch = min(batch, len(images))
     epoch = math.ceil(len(images) / batch)
-    steps, step = max(1, math.ceil(epochs * epoch)), 0
+    steps = max(1, math.ceil(epochs * epoch))
     warm_up = min(WARM_UP, math.ceil(0.3 * steps))
     still = min(STILL, warm_up // 3)
-    order = torch.randperm(len(images), generator=random)
-    parts, optimizer = _begin(coordinates)
-    share = 1.0
-    values: list[float] = []
+    descent = _Descent(coordinates.start, (filter_rate, weight_rate, weight_rate), len(images), random)
     if state is not None:
-        share, values, order = _load(state, parts, optimizer, random)
-        step = len(values)
+        descent.load(state)
     problem = replace(
         problem, responses=problem.responses.to(patch_dtype=patch_dtype or _fast_dtype(problem.responses))
     )
-    while step < steps:
-        if len(order) < batch:
-            order = torch.cat([order, torch.randperm(len(images), generator=random)])
-        chosen, order = images[order[:batch]], order[batch:]
-        value, slopes = balanced_gradients(_moved(problem.sample(chosen), crops, random), coordinates.network(parts))
+    while (step := len(descent.values)) < steps:
+        seen = _moved(problem.sample(images[descent.draw(batch)]), crops, random)
+        value, slopes = balanced_gradients(seen, coordinates.network(descent.parts))
         warmth = min(1.0, max(0.0, (step + 1 - still) / (warm_up - still)))
-        length = share * warmth * 0.5 * (1 + math.cos(math.pi * step / steps))
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = length * rate
-        for part, slope in zip(parts, coordinates.pullback(*slopes), strict=True):
+        descent.step(value, coordinates.pullback(*slopes), warmth * 0.5 * (1 + math.cos(math.pi * step / steps)))
+        if descent.astray(still):
+            descent.begin_anew()
+        elif (step + 1) % epoch == 0:
+            mean = sum(descent.values[-epoch:]) / epoch
+            slower = "" if descent.share == 1 else f", rates times {descent.share:.2g}"
+            text = f"epoch {(step + 1) // epoch} of {epochs:g}: objective {mean:.5g} on its way{slower}"
+            after_epoch(descent.save(), text)
+    return solution.with_parameters(*(part.double().cpu() for part in coordinates.network(descent.parts)))
+
+
+class _Descent:
+    """A descent under way.
+
+    Attributes
+    ----------
+    parts : list of Tensor
+        Where it is, in the coordinates.
+    values : list of float
+        Objective of each step so far.
+    share : float
+        Of its rates that it goes at.
+    """
+
+    def __init__(self, start: list[Tensor], rates: tuple[float, ...], n_images: int, random: torch.Generator) -> None:
+        self._start, self._random, self.share = start, random, 1.0
+        self._rates = [rate * float(part.square().mean().sqrt()) for rate, part in zip(rates, start, strict=True)]
+        self._order = self._shuffled(n_images)
+        self._n_images = n_images
+        self._begin()
+
+    def _begin(self) -> None:
+        self.values: list[float] = []
+        self.parts = [part.clone() for part in self._start]
+        self._adam = torch.optim.Adam([{"params": [part]} for part in self.parts])
+
+    def begin_anew(self) -> None:
+        """From the start, at a third of the rates."""
+        self.share /= 3
+        self._begin()
+
+    def astray(self, still: int) -> bool:
+        """Whether the objective has left where it was in the first `still` steps, and slower ones may help."""
+        if not 0 < still < len(self.values) or self.share <= SLOWEST:
+            return False
+        return not sum(self.values[-still:]) <= ASTRAY * sum(self.values[:still])
+
+    def draw(self, batch: int) -> Tensor:
+        """The next images: every one of them before any comes again."""
+        if len(self._order) < batch:
+            self._order = torch.cat([self._order, self._shuffled(self._n_images)])
+        chosen, self._order = self._order[:batch], self._order[batch:]
+        return chosen
+
+    def _shuffled(self, count: int) -> Tensor:
+        return torch.randperm(count, generator=self._random)
+
+    def step(self, value: float, slopes: list[Tensor], length: float) -> None:
+        """Go down the `slopes` of the objective, which is `value` here, at `length` times the rates."""
+        for group, rate in zip(self._adam.param_groups, self._rates, strict=True):
+            group["lr"] = self.share * length * rate
+        for part, slope in zip(self.parts, slopes, strict=True):
             part.grad = slope
-        optimizer.step()
-        values.append(value)
-        step = len(values)
-        if _astray(values, still) and share > SLOWEST:
-            share, values, step = share / 3, [], 0
-            parts, optimizer = _begin(coordinates)
-        elif step % epoch == 0:
-            text = f"epoch {step // epoch} of {epochs:g}: objective {sum(values[-epoch:]) / epoch:.5g} on its way"
-            text += "" if share == 1 else f", rates times {share:.2g}"
-            after_epoch(_save(share, values, order, parts, optimizer, random), text)
-    return solution.with_parameters(*(part.double().cpu() for part in coordinates.network(parts)))
+        self._adam.step()
+        self.values.append(value)
 
+    def save(self) -> State:
+        """Everything that `load` needs."""
+        parts = {f"part-{k}": part for k, part in enumerate(self.parts)}
+        moments = {f"{name}-{k}": self._adam.state[part][name] for k, part in enumerate(self.parts) for name in MOMENTS}
+        numbers = {"values": self.values, "share": self.share}
+        exact = {name: torch.tensor(number, dtype=torch.float64) for name, number in numbers.items()}
+        return parts | moments | exact | {"order": self._order, "random": self._random.get_state()}
 
-def _begin(coordinates: Coordinates) -> tuple[list[Tensor], torch.optim.Optimizer]:
-    parts = [part.clone() for part in coordinates.start]
-    return parts, torch.optim.Adam([{"params": [part]} for part in parts])
-
-
-def _astray(values: list[float], still: int) -> bool:
-    """Whether the objective, of each step so far, has left where it was in the first ones."""
-    return 0 < still < len(values) and not sum(values[-still:]) <= ASTRAY * sum(values[:still])
+    def load(self, state: State) -> None:
+        """Be where the descent was that saved `state`."""
+        self.values, self.share, self._order = state["values"].tolist(), float(state["share"]), state["order"]
+        self._random.set_state(state["random"])
+        for k, part in enumerate(self.parts):
+            part.copy_(state[f"part-{k}"])
+            moments = {name: state[f"{name}-{k}"].clone().to(part.device) for name in MOMENTS}
+            self._adam.state[part] = moments | {"step": torch.tensor(float(len(self.values)))}
 
 
 def _moved(problem: Problem, pixels: int, random: torch.Generator) -> Problem:
@@ -150,32 +200,3 @@ def _fast_dtype(responses: Responses) -> torch.dtype:
     large = responses.embedding.basis.shape[1] >= LARGE_PATCH
     fast = responses.device.type == "cpu" and responses.dtype == torch.float32 and capabilities.get("amx_bf16", False)
     return torch.bfloat16 if fast and large else responses.dtype
-
-
-def _save(
-    share: float,
-    values: list[float],
-    order: Tensor,
-    parts: list[Tensor],
-    optimizer: torch.optim.Optimizer,
-    random: torch.Generator,
-) -> State:
-    moments = {
-        f"{name}-{k}": optimizer.state[part][name] for k, part in enumerate(parts) for name in ("exp_avg", "exp_avg_sq")
-    }
-    places = {f"part-{k}": part for k, part in enumerate(parts)}
-    numbers = {"share": torch.tensor(share, dtype=torch.float64), "values": torch.tensor(values, dtype=torch.float64)}
-    return places | moments | numbers | {"order": order, "random": random.get_state()}
-
-
-def _load(
-    state: State, parts: list[Tensor], optimizer: torch.optim.Optimizer, random: torch.Generator
-) -> tuple[float, list[float], Tensor]:
-    """Put everything where it was; returns the share of the rates, the objectives, and the order of images to come."""
-    values = state["values"].tolist()
-    for k, part in enumerate(parts):
-        part.copy_(state[f"part-{k}"])
-        moments = {name: state[f"{name}-{k}"].clone().to(part.device) for name in ("exp_avg", "exp_avg_sq")}
-        optimizer.state[part] = moments | {"step": torch.tensor(float(len(values)))}
-    random.set_state(state["random"])
-    return float(state["share"]), values, state["order"]
