@@ -211,6 +211,11 @@ class Run(Folder):
         if not (self.folder / "descent.safetensors").exists():
             return None
         state, described = self._read_tensors("descent.safetensors")
+        if "values" not in state:
+            raise RunError(
+                f"{self.folder / 'descent.safetensors'} is of another version of convcvx: go on with that one, or "
+                "remove the file to descend anew from the dictionary"
+            )
         start = Solution(state.pop("filters"), state.pop("weights"), state.pop("intercept"))
         return start, described["beta"], state
 

@@ -8,10 +8,11 @@ from torch.nn.functional import normalize
 
 from convcvx.data import load
 from convcvx.dictionary import dictionary
-from convcvx.errors import InputError
+from convcvx.errors import InputError, RunError
 from convcvx.mirror import MirrorPairs, mirror
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
+from convcvx.runs import Run
 from convcvx.solvers.coordinates import balanced_gradients
 from convcvx.solvers.descent import _fast_dtype, descend
 from convcvx.solvers.dictionary_path import fit_dictionary, held_out
@@ -133,6 +134,17 @@ def test_a_descent_that_was_interrupted_ends_where_it_would_have(problem, start,
         assert torch.equal(resumed.weights, whole.weights)
     spoiled = states[1] | {"exp_avg-0": states[0]["exp_avg-0"]}
     assert not torch.equal(descend(problem, start, 0, 4, **options, state=spoiled).filters, whole.filters)
+
+
+def test_the_descent_of_another_version_is_not_gone_on_with(start, tmp_path):
+    run = Run(tmp_path)
+    run.save_descent(start, 0.1, {"values": torch.zeros(3)})
+    loaded, beta, state = run.load_descent()
+    assert torch.equal(loaded.filters, start.filters)
+    assert (beta, list(state)) == (0.1, ["values"])
+    run.save_descent(start, 0.1, {"step": torch.tensor(3)})
+    with pytest.raises(RunError, match="another version of convcvx"):
+        run.load_descent()
 
 
 def test_a_descent_that_goes_astray_begins_anew_with_lower_rates(problem, start, monkeypatch):
