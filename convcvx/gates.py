@@ -71,9 +71,9 @@ class GatedResponses:
         pool = responses.pooling.matrix(*responses.map_size)
         pool = torch.eye(responses.n_positions, dtype=torch.float64) if pool is None else pool
         self._cells = [
-            (positions, weights[positions].to(responses.device, responses.dtype)[:, None])
+            (positions.to(responses.device), weights[positions].to(responses.device, responses.dtype)[:, None])
             for weights in pool
-            for positions in [weights.nonzero()[:, 0].to(responses.device)]
+            for positions in [weights.nonzero()[:, 0]]
         ]
         self.shape = len(gates), responses.dim if axes is None else len(axes), responses.n_cells
         self._flat = responses.n_positions == responses.n_cells == 1

@@ -15,6 +15,7 @@ from convcvx.certificate import certify_parameters
 from convcvx.data import load
 from convcvx.dictionary import dictionary
 from convcvx.features import fit_link, stream_features
+from convcvx.gates import GatedResponses, sample_gates
 from convcvx.images import StreamedImages
 from convcvx.mirror import MirrorPairs
 from convcvx.network import TwoLayerCNN
@@ -75,6 +76,37 @@ def test_every_pass_agrees_with_the_cpu(dtype, streamed):
     pairs = zip(every_pass(problem("cuda", dtype, streamed=streamed)), every_pass(problem("cpu")), strict=True)
     for ours, theirs in pairs:
         assert float((ours.double().cpu() - theirs).abs().max()) <= TOLERANCE[dtype] * float(theirs.abs().max())
+
+
+@pytest.mark.parametrize("size", [3, 8])
+def test_gated_features_agree_with_the_cpu(size):
+    """Patches of the images' size are single ones, whose features are never formed."""
+    train, _ = load("digits", limit=40)
+    passes = []
+    for device in ("cuda", "cpu"):
+        p = build_problem(
+            train.images, train.targets, spec=PatchSpec(size), pooling=1, dtype=torch.float64, device=device
+        )
+        random = torch.Generator().manual_seed(0)
+        features = GatedResponses(p.responses, sample_gates(p.responses, 7, 0))
+        weights = torch.randn(*features.shape, p.n_outputs, generator=random, dtype=torch.float64)
+        dual = p.dual_point(p.constant_predictions())
+        passes.append([features.apply(weights), features.adjoint(dual), features.matrix(), *features.gram(p.targets)])
+    for ours, theirs in zip(*passes, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-10 * float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("solver", "oracle"), [("frank-wolfe", "local"), ("closed-form", "local"), ("gated", "sampled")]
+)
+def test_the_other_solvers_run_on_the_gpu(solver, oracle):
+    train, _ = load("digits", limit=20)
+    objectives = []
+    for device in ("cuda", "cpu"):
+        p = build_problem(train.images, train.targets, 1e-2, spec=PatchSpec(8), dtype=torch.float64, device=device)
+        options = {"tol": 0.05, "max_rounds": 2, "gates": 10}
+        objectives.append(solve_problem(p, solver=solver, oracle=oracle, **options).history[-1]["objective"])
+    assert objectives[0] == pytest.approx(objectives[1], rel=1e-6)
 
 
 @pytest.mark.parametrize("loss", ["squared", "cross-entropy"])

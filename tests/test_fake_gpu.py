@@ -12,7 +12,9 @@ from test_cuda import (  # noqa: F401
     test_every_pass_agrees_with_the_cpu,
     test_features_of_a_stage_are_the_same_on_the_gpu,
     test_full_gradients_slide_on_the_gpu_as_on_the_cpu,
+    test_gated_features_agree_with_the_cpu,
     test_the_optimum_over_a_dictionary_is_the_same_on_the_gpu,
+    test_the_other_solvers_run_on_the_gpu,
 )
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real GPU")
