@@ -54,18 +54,18 @@ class LocalOracle:
         Passes they climb for.
     n_batches : int
         Batches to go through before no violation is believed.
-    persistent : bool
-        Go through more batches before no violation is believed.
     thorough : bool
         Be persistent, and go on when a batch has found a violation: for certificates.
+    persistent : bool
+        Go through more batches before no violation is believed.
     """
 
     name = "local"
     n_climbers: int = 32
     n_steps: int = 24
     n_batches: int = 2
-    persistent: bool = False
     thorough: bool = False
+    persistent: bool = False
 
     def __call__(
         self,
