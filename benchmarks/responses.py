@@ -6,7 +6,7 @@
 Random images of the shapes of MNIST and CIFAR-10, float32. Counted are the multiplications and additions of the
 convolution alone, 2·K·h·m an image (twice that where the gradient in the filters is taken too): unrolling,
 rectifying and pooling are overhead. The rival is torch's own Conv2d → ReLU → AdaptiveAvgPool2d at its best of three
-batch sizes and two memory formats. Competitors alternate; the best of five rounds counts. Writes
+batch sizes and two memory formats. Competitors alternate in random order; the best of ten rounds counts. Writes
 benchmarks/results/responses.md, or responses-cuda.md; on a GPU everything, torch's layers too, is float32 throughout,
 without TF32.
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
@@ -37,11 +38,14 @@ SQUARE = {"cpu": 2048, "cuda": 8192}
 RESULTS = Path(__file__).parent / "results"
 
 
-def rates(jobs: dict[str, tuple[float, Callable[[], object]]], rounds: int = 5) -> dict[str, float]:
+def rates(jobs: dict[str, tuple[float, Callable[[], object]]], rounds: int = 10) -> dict[str, float]:
     """GFLOP/s of each (flops, job), the best of alternating rounds."""
     best = dict.fromkeys(jobs, 0.0)
+    order, shuffled = list(jobs), random.Random(0)
     for _ in range(rounds + 1):  # the first warms up
-        for name, (flops, job) in jobs.items():
+        shuffled.shuffle(order)  # what follows a product on all cores starts on warm, slower ones
+        for name in order:
+            flops, job = jobs[name]
             began = perf_counter()
             job()
             if torch.cuda.is_available():
@@ -67,16 +71,16 @@ def conv_jobs(images: Tensor, kernel: Tensor, pool: int, flops: float) -> dict[s
 
 def measure(shape: tuple[int, int, int], size: int, pool: int, m: int, device: str) -> dict[str, float]:
     """GFLOP/s of every pass for `m` filters of size x size."""
-    random = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     n, square_size = N[device], SQUARE[device]
-    images = torch.rand(n, *shape, generator=random)
+    images = torch.rand(n, *shape, generator=generator)
     embedding = PatchEmbedding.fit(images[:64], PatchSpec(size))
     responses = Responses(images, embedding, Pooling.of(pool), dtype=torch.float32, device=device)
-    filters = torch.randn(m, responses.dim, generator=random)
-    weights = torch.randn(m, responses.n_cells, 10, generator=random)
-    intercept, dual = torch.zeros(10), torch.randn(n, 10, generator=random)
+    filters = torch.randn(m, responses.dim, generator=generator)
+    weights = torch.randn(m, responses.n_cells, 10, generator=generator)
+    intercept, dual = torch.zeros(10), torch.randn(n, 10, generator=generator)
     flops = 2.0 * n * responses.n_positions * responses.dim * m
-    square = torch.rand(square_size, square_size, generator=random).to(device)
+    square = torch.rand(square_size, square_size, generator=generator).to(device)
     jobs: dict[str, tuple[float, Callable]] = {
         "sgemm": (2.0 * square_size**3, lambda: square @ square),
         "predict": (flops, lambda: responses.predict(filters, weights, intercept)),
