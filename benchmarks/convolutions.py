@@ -18,7 +18,7 @@ from machine import machine
 from convcvx.fused import Fused
 from convcvx.patches import PatchSpec
 from convcvx.pooling import Pooling
-from convcvx.responses import CHUNK_BYTES, SPAN
+from convcvx.responses import CHUNK_BYTES, LARGEST_SPAN
 from convcvx.unrolled import Unrolled
 
 CASES = (
@@ -47,7 +47,7 @@ def seconds(shape: tuple[int, int, int], spec: PatchSpec, pool: str, m: int, rou
     best = [float("inf")] * len(ways)
     for _ in range(rounds + 1):  # the first compiles
         for k, way in enumerate(ways):
-            n = min(SPAN["cpu"], max(1, CHUNK_BYTES["cpu"] // way.bytes_per_image(m)))  # as `Responses` does
+            n = min(LARGEST_SPAN, max(1, CHUNK_BYTES["cpu"] // way.bytes_per_image(m)))  # as `Responses` does
             images = torch.rand(n, *shape, generator=random)
             began = perf_counter()
             pooled, pull_back = way.vjp(images, kernels)

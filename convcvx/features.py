@@ -98,6 +98,6 @@ def _maps(stage: TwoLayerCNN, downsample: int, images: Images, device: str) -> I
     pooling = Pooling("window", (downsample, downsample), (downsample, downsample))
     responses = Responses(images, embedding, pooling, dtype=torch.float32, device=device)
     grid = pooling.output_size(*responses.map_size)
-    at_once = SPAN["cpu"] * torch.get_num_threads()
+    at_once = SPAN * torch.get_num_threads()
     for _, block in responses.blocks(kernels, at_once * len(kernels) * responses.n_cells * responses.dtype.itemsize):
         yield block.unflatten(2, grid)

@@ -27,8 +27,9 @@ from convcvx.unrolled import Unrolled
 
 CHUNK_BYTES = {"cpu": 1 << 22, "cuda": 1 << 28}
 """Patches or responses of one chunk: they stay in a cache, and the calls on them cost little beside the arithmetic."""
-SPAN = {"cpu": 64, "cuda": 1 << 20}
-"""Images that one core works through at a time."""
+SPAN, LARGEST_SPAN, SPANS = 64, 256, 16
+"""Images that one core works through at a time: of many images more at a time, as each time costs a little, up to so
+many, as long as there are so many spans for as many cores."""
 BLOCK_BYTES = 16 << 20
 """Pooled responses handed out at once."""
 STRIPE = 512
@@ -138,7 +139,8 @@ class Responses:
 
     def _chunks(self, m: int, span: slice) -> Iterator[slice]:
         """Slices of images with which `m` filters have about `chunk_bytes` in flight."""
-        size = max(1, self.chunk_bytes // max(1, self._convolution.bytes_per_image(m)))
+        image_bytes = self.images.shape[1:].numel() * self.dtype.itemsize
+        size = max(1, self.chunk_bytes // max(image_bytes, self._convolution.bytes_per_image(m)))
         for first in range(span.start, span.stop, size):
             yield slice(first, min(first + size, span.stop))
 
@@ -164,9 +166,11 @@ class Responses:
 
     def _each(self, work: Callable[[slice], Result], start: int, stop: int) -> Iterator[Result]:
         """`work` on each span of the images from `start` to `stop`, in their order, on all cores."""
-        size = SPAN[self.device.type]
+        if self.device.type != "cpu":
+            return map(work, [slice(start, stop)])
+        size = max(SPAN, min(LARGEST_SPAN, (stop - start) // SPANS))
         spans = [slice(first, min(first + size, stop)) for first in range(start, stop, size)]
-        return map(work, spans) if self.device.type != "cpu" or len(spans) == 1 else each(work, spans)
+        return map(work, spans) if len(spans) == 1 else each(work, spans)
 
     def _zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=torch.float64, device=self.device)

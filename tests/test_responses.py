@@ -221,7 +221,7 @@ images, chunk_bytes = torch.rand(8000, 1, 28, 28), int(sys.argv[2]) or None
 if sys.argv[1] == "unrolled":
     convcvx.responses.Fused.suits = lambda *arguments: False
 if chunk_bytes:
-    convcvx.responses.SPAN["cpu"] = 8000
+    convcvx.responses.SPAN = convcvx.responses.LARGEST_SPAN = 8000
 filters, weights = torch.randn(32, 25), torch.randn(32, 4, 10)
 embedding = PatchEmbedding.fit(images, PatchSpec(5))  # its chunks are not those of the passes
 for n in (500, 8000):
