@@ -102,7 +102,7 @@ def train_job(
     }
     certificate = _certify(network, train, config, problem.beta, responses.embedding, solution.dual_point, team)
     run.save_result(network, certificate)
-    network.to(responses.device)
+    network.to(responses.device)  # where it is scored
     metrics = certificate_summary(certificate) | {
         "beta_max": beta_max,
         "n_filters": solution.n_filters,

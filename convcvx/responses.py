@@ -262,7 +262,8 @@ class Responses:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients in filters (m, r), weights (m, P, c) and intercept (c,) of a function of the predictions.
 
-        One pass over the images. `residual` is called once a chunk. They stay on the device, where a descent steps.
+        One pass over the images. `residual` is called once a chunk. The gradients stay on the device, where
+        a descent steps.
         """
         kernels, m = self._kernels(filters), len(filters)
         matrix = weights.to(self.device, self.dtype).permute(2, 1, 0).flatten(1)  # (c, P·m)
