@@ -28,6 +28,7 @@ import torch
 from machine import machine
 from torch import Tensor, nn
 
+from convcvx.budget import Budget
 from convcvx.data import load
 
 BETA, KERNEL, POOL, WIDTH, BATCH = 1e-3, 5, 4, 100, 128
@@ -162,7 +163,7 @@ def run_convcvx(images: Tensor, onehot: Tensor, save: Callable) -> None:
         bound = {} if "images" in record else {"lower_bound": record["lower_bound"]}
         save(solution.rounds, clock, solution.filters, solution.weights, **bound)
 
-    solve_problem(problem, tol=2e-2, max_filters=2 * WIDTH, callback=callback, time_limit=2000)
+    solve_problem(problem, Budget(tol=2e-2, max_filters=2 * WIDTH, time_limit=2000), callback=callback)
 
 
 def judge(data_dir: str, device: str, last_only: bool) -> None:

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from machine import machine
 
+from convcvx.budget import Budget
 from convcvx.oracles.base import OracleResult
 from convcvx.oracles.branch_and_bound import BranchAndBoundOracle
 from convcvx.oracles.local import LocalOracle
@@ -76,7 +77,7 @@ def measure(case: Case, folder: Path, rel_tol: float, solve_seconds: float, time
     at_zero = oracle(problem, problem.dual_point(problem.constant_predictions()))
     problem = problem.with_beta(case.ratio * float(at_zero.values[0]))
     head = f"| {case.rank} | {case.images:,} | {case.ratio:g} | {problem.beta:.3e} | {excess(at_zero):.2g} |"
-    solution = sliding_frank_wolfe(problem, LocalOracle(), tol=1e-3, time_limit=solve_seconds)
+    solution = sliding_frank_wolfe(problem, LocalOracle(), Budget(tol=1e-3, time_limit=solve_seconds))
     if not len(solution.filters):  # the constant predictor's dual point would be another, easier problem
         return f"{head} no master in time ||||||"
     predictions = problem.responses.predict(solution.filters, solution.weights, solution.intercept)

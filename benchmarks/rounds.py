@@ -24,6 +24,7 @@ import torch
 from adam_race import BETA, KERNEL, POOL
 from machine import machine
 
+from convcvx.budget import Budget
 from convcvx.data import load
 from convcvx.patches import PatchSpec
 from convcvx.training import build_problem, solve_problem
@@ -68,7 +69,7 @@ def main() -> None:
     )
     profile = cProfile.Profile(process_time)
     began = process_time()
-    solution = profile.runcall(solve_problem, problem, tol=TOL)
+    solution = profile.runcall(solve_problem, problem, Budget(tol=TOL))
     total = process_time() - began
     parts = spent(pstats.Stats(profile))
     rest = total - sum(seconds for _, seconds in parts.values())

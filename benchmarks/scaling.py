@@ -25,6 +25,7 @@ import torch
 from machine import machine
 from matplotlib.figure import Figure
 
+from convcvx.budget import Budget
 from convcvx.data import load
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
@@ -108,7 +109,7 @@ def trainings(data_dir: str) -> list[tuple[float, float]]:
         problem = build_problem(
             train.images, train.targets, 1e-3, spec=spec, pooling=4, intercept=False, dtype=torch.float32
         )
-        solution = solve_problem(problem, tol=TRAIN_GAP)
+        solution = solve_problem(problem, Budget(tol=TRAIN_GAP))
         points.append((float(n), process_time() - began))
         print(n, points[-1], solution.status, solution.history[-1], flush=True)
     return points

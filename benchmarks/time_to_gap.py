@@ -39,6 +39,7 @@ COMPETITORS = {
 
 def networks(name: str, problem, limit: float) -> Iterator[tuple[float, object]]:
     """(seconds, network) of a competitor as they come: a snapshot whenever the clock has moved by 2 %."""
+    from convcvx.budget import Budget
     from convcvx.oracles import ExactOracle
     from convcvx.solvers import SOLVERS
     from convcvx.solvers.convex_programs import Cones, solve_program
@@ -52,8 +53,8 @@ def networks(name: str, problem, limit: float) -> Iterator[tuple[float, object]]
             if not seen or seconds > 1.02 * seen[-1][0] or solution.status != "running":
                 seen.append((seconds, solution))
 
-        options = {"tol": 1e-7, "max_rounds": 10**9, "time_limit": limit, "callback": snapshot}
-        SOLVERS[name](problem, ExactOracle(), **options)
+        budget = Budget(tol=1e-7, max_rounds=10**9, time_limit=limit)
+        SOLVERS[name](problem, ExactOracle(), budget, callback=snapshot)
         yield from seen
         return
     for tol in TOLERANCES:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from convcvx.budget import Budget
 from convcvx.errors import InputError, check_count, check_positive
 from convcvx.oracles.sampled import N_GATES
 from convcvx.patches import PatchSpec
@@ -115,6 +116,11 @@ class TrainConfig:
             if key not in known:
                 raise InputError(f"unknown option {key!r}; the options are {', '.join(sorted(known))}")
         return cls(**values)
+
+    @property
+    def budget(self) -> Budget:
+        """Raises `InputError` for what no solver can keep."""
+        return Budget(self.tol, self.max_filters, self.max_rounds, self.time_limit)
 
     def check_slide(self) -> None:
         """Raise `InputError` for a slide without filters to set out from, or crops without a slide."""

@@ -23,6 +23,7 @@ from convcvx.shifts import VERSIONS
 from convcvx.solution import Solution
 from convcvx.solvers.descent import State, descend
 from convcvx.solvers.dictionary_path import DictionaryFit, Score, by_error, by_loss, fit_dictionary, held_out
+from convcvx.solvers.rounds import record_of
 
 DICTIONARY_TOL = 1e-2
 """Relative gap over the dictionary to which its weights are fitted."""
@@ -47,17 +48,9 @@ def start_from_dictionary(
         slid = _slide(config, problem, start, beta, state, run, report)
         fit = _fit(normalize(slid.filters), config, problem, report, beta=None if _tuned(config) else beta)
     report.begin(f"weights of these filters optimal to {fit.rel_gap:.1e}; no other filter was looked at")
-    record = {
-        "round": 0,
-        "objective": fit.objective,
-        "lower_bound": 0.0,  # of networks with other filters nothing is known yet
-        "rel_gap": 1.0,
-        "dictionary_gap": fit.rel_gap,
-        "g_max": fit.beta,  # over the dictionary
-        "scope": "heuristic",
-        "n_filters": fit.solution.n_filters,
-        "seconds": perf_counter() - began,
-    }
+    # Over the dictionary max g is beta; of networks with other filters nothing is known yet.
+    record = record_of(fit.solution, fit.objective, 0.0, fit.beta, "heuristic", perf_counter() - began)
+    record["dictionary_gap"] = fit.rel_gap
     solution = replace(fit.solution, history=[record], status="max_rounds")
     config = replace(config, beta=fit.beta, beta_ratio=None)
     run.save_beta_max(fit.beta_max)

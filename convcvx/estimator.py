@@ -21,6 +21,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
+from convcvx.budget import Budget
 from convcvx.certificate import certify_parameters
 from convcvx.errors import InputError, check_positive, is_count
 from convcvx.functional import patches_to_images
@@ -108,8 +109,8 @@ class _ConvexCNN(BaseEstimator):
         options = {"pooling": self.pool, "loss": self.loss, "intercept": self.intercept}
         problem = build_problem(self._images(X), targets, spec=self._spec(), **options)
         problem = problem.with_beta(self._choose_beta(problem, seed))
-        budgets = {name: getattr(self, name) for name in ("tol", "max_filters", "max_rounds", "time_limit")}
-        solution = solve_problem(problem, solver=self.solver, oracle=self.oracle, seed=seed, **budgets)
+        budget = Budget(self.tol, self.max_filters, self.max_rounds, self.time_limit)
+        solution = solve_problem(problem, budget, solver=self.solver, oracle=self.oracle, seed=seed)
         self.certificate_ = certify_parameters(
             problem,
             solution.filters,

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from convcvx.budget import Budget
 from convcvx.certificate import certify_parameters
 from convcvx.errors import InputError
 from convcvx.oracles import Oracle
@@ -101,12 +102,9 @@ def solve(
     )
     solution = solve_problem(
         problem,
+        Budget(tol, max_filters, max_rounds, time_limit),
         solver=solver,
         oracle=oracle,
-        tol=tol,
-        max_filters=max_filters,
-        max_rounds=max_rounds,
-        time_limit=time_limit,
         seed=seed,
         start=start,
         callback=callback,

@@ -24,7 +24,7 @@ from convcvx.responses import Responses
 from convcvx.runs import Run
 from convcvx.sharding import Team
 from convcvx.solution import Solution
-from convcvx.training import Plan, check_budgets, find_beta_max, solve_problem
+from convcvx.training import Plan, find_beta_max, solve_problem
 
 
 def train_job(
@@ -47,7 +47,7 @@ def train_job(
     team.share_out(train.images, training_images, config)
     problem = training_problem(config, train, run.load_embedding() if resume else None, team)
     plan = Plan.of(problem, config.solver, config.oracle)
-    check_budgets(config.tol, config.max_filters, config.max_rounds, config.time_limit)
+    budget = config.budget
     check_count("gates", config.gates)
     config.check_slide()
     if config.dictionary is not None and team.size > 1:
@@ -79,13 +79,10 @@ def train_job(
     else:
         solution = solve_problem(
             problem,
+            budget,
             solver=plan.solver,
             oracle=plan.oracle,
             gates=config.gates,
-            tol=config.tol,
-            max_filters=config.max_filters,
-            max_rounds=config.max_rounds,
-            time_limit=config.time_limit,
             seed=config.seed,
             start=checkpoint,
             callback=after_round,

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from convcvx.budget import Budget
 from convcvx.certificate import Certificate
-from convcvx.errors import ConvergenceWarning, check_count, check_positive
+from convcvx.errors import ConvergenceWarning, check_count
 from convcvx.images import Images
 from convcvx.losses import encode_targets
 from convcvx.oracles import Oracle, get_oracle, pick_oracle
@@ -81,42 +82,25 @@ class Plan:
         return f"solver {self.solver} ({self.reasons[0]}), oracle {self.oracle} ({self.reasons[1]})"
 
 
-def check_budgets(tol: float, max_filters: int | None, max_rounds: int, time_limit: float | None) -> None:
-    """Raise `InputError` for a tolerance or budget that no solver can keep."""
-    check_positive("tol", tol)
-    check_count("max_rounds", max_rounds, minimum=0)
-    if max_filters is not None:
-        check_count("max_filters", max_filters)
-    if time_limit is not None:
-        check_positive("time_limit", time_limit)
-
-
 def solve_problem(
     problem: Problem,
+    budget: Budget = Budget(),
     *,
     solver: str = "auto",
     oracle: str | Oracle = "auto",
-    tol: float = 1e-4,
-    max_filters: int | None = None,
-    max_rounds: int = 100,
-    time_limit: float | None = None,
     seed: int = 0,
     start: Solution | None = None,
     callback: Callback | None = None,
     gates: int = N_GATES,
 ) -> Solution:
     """Train on `problem`; the certificate is left to the caller. `gates` are for solver gated and oracle sampled."""
-    check_budgets(tol, max_filters, max_rounds, time_limit)
     check_count("gates", gates)
     solver, _ = pick_solver(solver, problem)
     extra: dict[str, Any] = {"n_gates": gates} if solver == "gated" else {}
     solution = SOLVERS[solver](
         problem,
-        get_oracle(oracle, problem, tol=tol, gates=gates) if isinstance(oracle, str) else oracle,
-        tol=tol,
-        max_filters=max_filters,
-        max_rounds=max_rounds,
-        time_limit=time_limit,
+        get_oracle(oracle, problem, tol=budget.tol, gates=gates) if isinstance(oracle, str) else oracle,
+        budget,
         seed=seed,
         start=start,
         callback=callback,

@@ -15,6 +15,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from convcvx.baseline import OPTIMIZERS, train_twin, tune_rate
+from convcvx.budget import Budget
 from convcvx.certificate import certify_parameters
 from convcvx.data import load
 from convcvx.patches import PatchSpec
@@ -47,7 +48,7 @@ def main() -> None:
     colours = dict(zip(OPTIMIZERS, (RIVAL, "#4d8a3a"), strict=True))
     for ratio in RATIOS:
         problem = problem.with_beta(ratio * beta_max)
-        solution = solve_problem(problem, tol=TOL, oracle="branch-and-bound")
+        solution = solve_problem(problem, Budget(tol=TOL), oracle="branch-and-bound")
         bound = certify_parameters(problem, solution.filters, solution.weights, oracle="branch-and-bound", tol=TOL)
         axes.plot([ratio], [bound.rel_gap], "*", color=INK, ms=9, label="convex" if ratio == RATIOS[0] else None)
         for optimizer in OPTIMIZERS:

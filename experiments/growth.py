@@ -20,6 +20,7 @@ import torch
 from matplotlib.figure import Figure
 
 from convcvx.arrangements import count_cells
+from convcvx.budget import Budget
 from convcvx.certificate import certify_parameters
 from convcvx.data import load
 from convcvx.oracles.base import ChargedRows
@@ -119,7 +120,7 @@ def count_neurons(images: torch.Tensor, classes: torch.Tensor, n: int, n_cells: 
     problem = build_problem(images, targets, spec=PatchSpec((3, 3), (2, 2), rank=2), pooling=pooling)
     ratio = 1e-3
     problem = problem.with_beta(ratio * find_beta_max(problem, "exact"))
-    solution = sliding_frank_wolfe(problem, ExactOracle(), tol=TOL, time_limit=40)
+    solution = sliding_frank_wolfe(problem, ExactOracle(), Budget(tol=TOL, time_limit=40))
     fewer = sparsify(problem, solution)
     gaps = [
         certify_parameters(problem, each.filters, each.weights, oracle="exact").rel_gap for each in (solution, fewer)

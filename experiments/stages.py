@@ -21,6 +21,7 @@ import torch
 from matplotlib.figure import Figure
 
 from convcvx.baseline import tune_rate
+from convcvx.budget import Budget
 from convcvx.certificate import judged
 from convcvx.data import Dataset, load
 from convcvx.evaluate import accuracy, predict
@@ -54,7 +55,7 @@ class Row:
 
 
 def convex(problem: Problem, width: int, train: Dataset) -> tuple[TwoLayerCNN, float]:
-    solution = solve_problem(problem, tol=2e-2, max_filters=width)
+    solution = solve_problem(problem, Budget(tol=2e-2, max_filters=width))
     _, weights, predictions = judged(problem, solution.filters, solution.weights)
     responses = problem.responses
     network = TwoLayerCNN.from_solution(solution, responses.embedding, responses.pooling, image_shape(train))

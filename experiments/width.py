@@ -16,6 +16,7 @@ from time import perf_counter
 from matplotlib.figure import Figure
 
 from convcvx.baseline import train_twin, tune_rate
+from convcvx.budget import Budget
 from convcvx.certificate import certify_parameters, judged
 from convcvx.data import load
 from convcvx.evaluate import accuracy, predict
@@ -40,7 +41,7 @@ def main() -> None:
     rows = []
     for budget in BUDGETS:
         began = perf_counter()
-        solution = solve_problem(problem, tol=2e-2, max_filters=budget)
+        solution = solve_problem(problem, Budget(tol=2e-2, max_filters=budget))
         seconds = perf_counter() - began
         _, weights, predictions = judged(problem, solution.filters, solution.weights)
         twin = train_twin(problem, "adam", solution.n_filters, rate=rate, epochs=EPOCHS)

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
 from convcvx.baseline import train_twin, tune_rate
+from convcvx.budget import Budget
 from convcvx.certificate import judged
 from convcvx.data import load
 from convcvx.evaluate import accuracy, predict
@@ -55,7 +56,7 @@ def runs_at(ratio: float, data_dir: str | None) -> list[Run]:
     found = []
     for seed in range(SEEDS):
         began = process_time()
-        solution = solve_problem(problem, tol=2e-2, max_filters=MAX_FILTERS, seed=seed)
+        solution = solve_problem(problem, Budget(tol=2e-2, max_filters=MAX_FILTERS), seed=seed)
         seconds = process_time() - began
         _, weights, predictions = judged(problem, solution.filters, solution.weights)
         network = TwoLayerCNN.from_solution(solution, solution.embedding, solution.pooling, image_shape(train))

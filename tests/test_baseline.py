@@ -9,6 +9,7 @@ import torch
 from conftest import flat_problem, random_parameters
 
 from convcvx.baseline import OPTIMIZERS, RATE_STEP, Twin, train_twin, tune_rate
+from convcvx.budget import Budget
 from convcvx.certificate import certify
 from convcvx.data import load
 from convcvx.errors import InputError
@@ -87,7 +88,7 @@ def test_the_gradient_that_the_optimiser_sees_is_that_of_the_objective():
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_training_descends_and_stays_above_the_lower_bound(optimizer):
     problem = digits_problem(beta=0.02)
-    solution = solve_problem(problem, tol=1e-2)
+    solution = solve_problem(problem, Budget(tol=1e-2))
     best, *others = tune_rate(problem, optimizer, 16, epochs=10)
     assert others
     assert best.history[-1]["objective"] < 0.8 * best.history[0]["objective"]
@@ -123,7 +124,7 @@ def test_a_diverging_rate_is_infinitely_bad_and_ends_early():
 
 def test_fine_tuning_starts_at_the_solution_and_a_missing_intercept_is_not_trained():
     problem = flat_problem(24, beta=0.01, intercept=False)
-    solution = solve_problem(problem, tol=1e-6)
+    solution = solve_problem(problem, Budget(tol=1e-6))
     result = train_twin(problem, "sgd", 0, rate=1e-4, epochs=2, start=solution)
     optimum = solution.history[-1]["objective"]
     assert result.history[0]["objective"] == pytest.approx(optimum, rel=1e-6)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from convcvx import Certificate, certify
+from convcvx.budget import Budget
 from convcvx.certificate import SCOPES, certify_parameters
 from convcvx.errors import InputError
 from convcvx.network import TwoLayerCNN
@@ -79,7 +80,7 @@ def check(network: nn.Module, **options) -> Certificate:
 @pytest.mark.parametrize("loss", ["squared", "cross-entropy"])
 def test_an_adam_trained_network_is_worse_and_so_is_its_bound(loss):
     problem = build_problem(images(), classes(), BETA, spec=SPEC, pooling="2", loss=loss)
-    solution = solve_problem(problem, tol=1e-5)
+    solution = solve_problem(problem, Budget(tol=1e-5))
     ours = check(TwoLayerCNN.from_solution(solution, solution.embedding, solution.pooling, SHAPE), loss=loss)
     assert ours.scope == "global"
     assert ours.rel_gap <= 2e-5
@@ -196,7 +197,7 @@ def test_a_local_search_never_reports_a_smaller_maximum_than_the_filters_at_hand
 
 def test_parameters_are_balanced_and_dead_neurons_dropped():
     problem = build_problem(images(), classes(), BETA, spec=SPEC, pooling="2")
-    solution = solve_problem(problem, tol=1e-5)
+    solution = solve_problem(problem, Budget(tol=1e-5))
     reference = certify_parameters(problem, solution.filters, solution.weights)
     filters = torch.cat([3 * solution.filters, torch.zeros(1, 2), torch.ones(1, 2)])
     weights = torch.cat([solution.weights / 3, torch.ones(1, 4, 3), torch.zeros(1, 4, 3)])
@@ -211,7 +212,7 @@ def test_parameters_are_balanced_and_dead_neurons_dropped():
 def test_whitened_models_are_certified_in_their_own_filter_space():
     """White patches and their mean have rank 2, as the patches have; a plain convolution bias makes it 3."""
     spec = PatchSpec((1, 2), whiten=0.1)
-    solution = solve_problem(build_problem(images(), classes(), BETA, spec=spec, pooling="2"), tol=1e-5)
+    solution = solve_problem(build_problem(images(), classes(), BETA, spec=spec, pooling="2"), Budget(tol=1e-5))
     network = TwoLayerCNN.from_solution(solution, solution.embedding, solution.pooling, SHAPE)
     own = check(network, embedding=solution.embedding)
     assert own.scope == "global"
@@ -350,7 +351,7 @@ def test_targets_and_beta_must_fit():
 
 def test_pooling_by_a_matrix_is_certified_by_its_parameters():
     problem = build_problem(images(), classes(), BETA, spec=SPEC, pooling=torch.rand(2, 16))
-    solution = solve_problem(problem, tol=1e-5)
+    solution = solve_problem(problem, Budget(tol=1e-5))
     certificate = certify_parameters(problem, solution.filters, solution.weights)
     assert certificate.rel_gap <= 1.1e-5
     coarse = replace(problem, responses=build_problem(images(), classes(), spec=SPEC, pooling="2x1").responses)
@@ -378,7 +379,7 @@ def test_the_best_bound_of_a_run_is_proved_anew(loss, tmp_path):
     """Frank-Wolfe's bounds rise and fall; the best one stays, and data and dual point are enough to prove it."""
     problem = flat_problem(20, beta=0.005, loss=loss)
     saved = []
-    solution = solve_problem(problem, solver="frank-wolfe", tol=1e-9, max_rounds=60, callback=saved.append)
+    solution = solve_problem(problem, Budget(tol=1e-9, max_rounds=60), solver="frank-wolfe", callback=saved.append)
     bounds = [record["lower_bound"] for record in solution.history]
     assert bounds == sorted(bounds)
     late = next(s for s in reversed(saved) if s.history[-1]["lower_bound"] == s.history[-2]["lower_bound"])
@@ -398,7 +399,7 @@ def test_the_best_bound_of_a_run_is_proved_anew(loss, tmp_path):
 @given(st.integers(0, 10**6), st.sampled_from(["squared", "cross-entropy"]), st.booleans(), st.floats(-4, 4))
 def test_no_dual_point_raises_the_bound_above_the_optimum(seed, loss, intercept, scale):
     problem = flat_problem(9, n_patches=2, beta=0.02, loss=loss, intercept=intercept)
-    optimum = OPTIMA.setdefault((loss, intercept), solve_problem(problem, tol=1e-6).history[-1]["objective"])
+    optimum = OPTIMA.setdefault((loss, intercept), solve_problem(problem, Budget(tol=1e-6)).history[-1]["objective"])
     random = torch.Generator().manual_seed(seed)
     point = 10**scale * torch.randn(problem.targets.shape, generator=random, dtype=torch.float64)
     filters, weights, _ = random_parameters(problem, 3, seed)
@@ -418,13 +419,13 @@ def test_a_heuristic_bound_neither_stays_nor_takes_a_dual_point():
         """Right every time, and not claiming to be."""
         return replace(ExactOracle()(problem, dual_point, **options), scope="heuristic", upper_bound=float("inf"))
 
-    solution = solve_problem(problem, solver="frank-wolfe", oracle=modest, max_rounds=20, tol=1e-9)
+    solution = solve_problem(problem, Budget(max_rounds=20, tol=1e-9), solver="frank-wolfe", oracle=modest)
     bounds = [record["lower_bound"] for record in solution.history]
     assert bounds != sorted(bounds)
     assert solution.dual_point is None
 
     filters, weights, _ = random_parameters(problem, 3)
-    best = solve_problem(problem, oracle="exact", tol=1e-6).dual_point
+    best = solve_problem(problem, Budget(tol=1e-6), oracle="exact").dual_point
     plain = certify_parameters(problem, filters, weights, oracle="local")
     assert certify_parameters(problem, filters, weights, oracle="local", dual_point=best).dual == plain.dual
     assert certify_parameters(problem, filters, weights, oracle="exact", dual_point=best).dual > plain.dual
@@ -441,7 +442,7 @@ def test_a_dual_point_that_is_none_is_refused():
 def test_a_proof_goes_on_where_a_longer_dual_point_is_feasible():
     """The optimum at a smaller β leaves g below this one: then s > 1 is the best scaling, and needs g_max, not β."""
     problem = flat_problem(20, dim=3, beta=0.02)
-    other = solve_problem(problem.with_beta(0.016), oracle="exact", tol=1e-7)
+    other = solve_problem(problem.with_beta(0.016), Budget(tol=1e-7), oracle="exact")
     exact = certify_parameters(problem, other.filters, other.weights, oracle="exact", tol=1e-3)
     bounded = certify_parameters(problem, other.filters, other.weights, oracle="branch-and-bound", tol=1e-3)
     assert exact.g_max < 0.9 * problem.beta

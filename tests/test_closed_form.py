@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import flat_problem
 
+from convcvx.budget import Budget
 from convcvx.data import spiral
 from convcvx.errors import InputError
 from convcvx.functional import patches_to_images
@@ -26,13 +27,13 @@ def gaussian(n: int, d: int, c: int = 3, seed: int = 0, **options) -> Problem:
 
 
 def optimum(problem: Problem, **options) -> float:
-    return solve_problem(problem, tol=1e-7, **options).history[-1]["objective"]
+    return solve_problem(problem, Budget(tol=1e-7), **options).history[-1]["objective"]
 
 
 @pytest.mark.parametrize(("n", "d", "c"), [(2, 2, 2), (10, 10, 3), (12, 20, 5)])
 def test_on_whitened_one_hot_data_it_is_the_optimum(n, d, c):
     problem = whitened(gaussian(n, d, c))
-    solution = solve_problem(problem, solver="closed-form", tol=1e-8)
+    solution = solve_problem(problem, Budget(tol=1e-8), solver="closed-form")
     record = solution.history[-1]
     assert solution.status == "converged"
     assert record["closed_form"]["linear_is"] == "optimum"
@@ -82,7 +83,7 @@ def test_the_value_is_a_lower_bound_on_any_data(intercept, beta):
     problems = [plain(x, y, beta, intercept), flat_problem(14, 3, beta=beta, intercept=intercept)]
     problems.append(flat_problem(14, 3, beta=beta, intercept=intercept, pooling="none"))
     for problem in problems:
-        solution = solve_problem(problem, solver="closed-form", tol=1e-6)
+        solution = solve_problem(problem, Budget(tol=1e-6), solver="closed-form")
         record = solution.history[-1]
         best = optimum(problem)
         assert record["lower_bound"] <= best * (1 + 1e-7)

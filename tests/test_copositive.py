@@ -12,6 +12,7 @@ from conftest import flat_problem
 
 import convcvx
 from convcvx.arrangements import cells, facets
+from convcvx.budget import Budget
 from convcvx.certificate import certify_parameters
 from convcvx.errors import ConvergenceWarning, InputError
 from convcvx.oracles import CopositiveOracle, ExactOracle
@@ -72,7 +73,7 @@ def test_too_many_cells_are_refused():
 
 def test_certificates_can_rest_on_the_relaxation():
     problem = flat_problem(10, dim=2)
-    solution = sliding_frank_wolfe(problem, ExactOracle(), tol=1e-6)
+    solution = sliding_frank_wolfe(problem, ExactOracle(), Budget(tol=1e-6))
     certificate = certify_parameters(problem, solution.filters, solution.weights, oracle="copositive", tol=1e-6)
     assert (certificate.oracle, certificate.scope) == ("copositive", "global")
     assert -1e-9 <= certificate.rel_gap <= 2e-6
@@ -142,10 +143,10 @@ CASES = [
 def test_the_solver_reaches_the_optimum_with_its_own_proof(case):
     problem = flat_problem(**{"n": 8, "n_patches": 2, "beta": 0.02, **case})
     seen = []
-    solution = solve_problem(problem, solver="copositive", tol=1e-6, callback=seen.append)
+    solution = solve_problem(problem, Budget(tol=1e-6), solver="copositive", callback=seen.append)
     record = solution.history[-1]
     assert (solution.status, record["scope"], seen) == ("converged", "global", [seen[0]])
-    reference = sliding_frank_wolfe(problem, ExactOracle(), tol=1e-6).history[-1]
+    reference = sliding_frank_wolfe(problem, ExactOracle(), Budget(tol=1e-6)).history[-1]
     assert record["objective"] == pytest.approx(reference["objective"], rel=2e-6)
     assert record["lower_bound"] <= reference["objective"]
     assert record["relaxation"] == pytest.approx(reference["objective"], rel=1e-5)
@@ -168,8 +169,8 @@ def test_both_backends_agree(n_outputs):
 def test_a_gap_above_tol_is_not_called_converged():
     """A backend stopped at a loose tolerance leaves a gap: the status says so, and the bound still holds."""
     problem = flat_problem(8, n_patches=2, beta=0.02)
-    optimum = sliding_frank_wolfe(problem, ExactOracle(), tol=1e-6).history[-1]["objective"]
-    solution = copositive(problem, ExactOracle(), tol=1e-14)
+    optimum = sliding_frank_wolfe(problem, ExactOracle(), Budget(tol=1e-6)).history[-1]["objective"]
+    solution = copositive(problem, ExactOracle(), Budget(tol=1e-14))
     record = solution.history[-1]
     assert solution.status == "relaxation_gap"
     assert record["rel_gap"] > 1e-14

@@ -10,6 +10,7 @@ import torch
 from conftest import flat_problem
 
 from convcvx import data
+from convcvx.budget import Budget
 from convcvx.oracles import BranchAndBoundOracle, ExactOracle
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
@@ -67,13 +68,13 @@ def real(images: torch.Tensor, classes: torch.Tensor, r: int, c: int, p: int, lo
 def check_all_roads(problem: Problem) -> None:
     """Enumeration, branch and bound, the relaxation, the finite program and both Frank-Wolfe solvers."""
     rank = problem.responses.embedding.patch_rank
-    solution = sliding_frank_wolfe(problem, ExactOracle(), tol=1e-6)
+    solution = sliding_frank_wolfe(problem, ExactOracle(), Budget(tol=1e-6))
     optimum = solution.history[-1]
     assert optimum["rel_gap"] <= AGREE
 
     bounding = BranchAndBoundOracle(1e-6 if rank <= 3 else 0.4 * AGREE, 60.0)
     if rank <= 3:
-        found = sliding_frank_wolfe(problem, bounding, tol=1e-6).history[-1]
+        found = sliding_frank_wolfe(problem, bounding, Budget(tol=1e-6)).history[-1]
         assert found["scope"] == "global"
         assert found["objective"] == pytest.approx(optimum["objective"], rel=AGREE)
         assert found["lower_bound"] == pytest.approx(optimum["objective"], rel=AGREE)
@@ -82,7 +83,7 @@ def check_all_roads(problem: Problem) -> None:
     assert problem.dual(solution.dual_point, found.g_max) == pytest.approx(optimum["objective"], rel=AGREE)
 
     if len(Cones.all(problem).cones) <= MAX_CONES:
-        record = copositive(problem, ExactOracle(), tol=1e-6).history[-1]
+        record = copositive(problem, ExactOracle(), Budget(tol=1e-6)).history[-1]
         assert record["lower_bound"] <= optimum["objective"] * (1 + 1e-9)
         assert solve_program(problem, Cones.all(problem)).value == pytest.approx(record["lower_bound"], rel=AGREE)
         if rank <= 2 or problem.n_outputs * problem.responses.n_cells == 1:  # nothing is relaxed there
@@ -90,11 +91,13 @@ def check_all_roads(problem: Problem) -> None:
         if record["rel_gap"] <= AGREE:
             assert record["objective"] == pytest.approx(optimum["objective"], rel=AGREE)
 
-    slower = solve_problem(problem, solver="frank-wolfe", oracle="exact", max_rounds=10 if rank <= 3 else 3).history[-1]
+    slower = solve_problem(
+        problem, Budget(max_rounds=10 if rank <= 3 else 3), solver="frank-wolfe", oracle="exact"
+    ).history[-1]
     assert slower["lower_bound"] <= optimum["objective"] * (1 + 1e-9)
     assert slower["objective"] >= optimum["objective"] * (1 - AGREE)
     if solution.n_filters:  # negative control
-        other = sliding_frank_wolfe(problem.with_beta(0.5 * problem.beta), ExactOracle(), tol=AGREE).history[-1]
+        other = sliding_frank_wolfe(problem.with_beta(0.5 * problem.beta), ExactOracle(), Budget(tol=AGREE)).history[-1]
         assert other["objective"] != pytest.approx(optimum["objective"], rel=5 * AGREE)
 
 
@@ -154,12 +157,12 @@ def planted(seed: int) -> tuple[Problem, float]:
 @pytest.mark.parametrize("seed", [s if s < 16 else pytest.param(s, marks=pytest.mark.slow) for s in range(200)])
 def test_planted_optima_are_recovered(seed):
     problem, optimum = planted(seed)
-    last = sliding_frank_wolfe(problem, ExactOracle(), tol=1e-6).history[-1]
+    last = sliding_frank_wolfe(problem, ExactOracle(), Budget(tol=1e-6)).history[-1]
     assert last["objective"] == pytest.approx(optimum, rel=AGREE)
     assert last["lower_bound"] <= optimum * (1 + 1e-9)
 
 
 def test_negative_control_another_beta_misses_the_planted_optimum():
     problem, optimum = planted(0)
-    last = sliding_frank_wolfe(problem.with_beta(1.01 * problem.beta), ExactOracle(), tol=1e-6).history[-1]
+    last = sliding_frank_wolfe(problem.with_beta(1.01 * problem.beta), ExactOracle(), Budget(tol=1e-6)).history[-1]
     assert last["objective"] != pytest.approx(optimum, rel=AGREE)

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
+from convcvx.budget import Budget
 from convcvx.certificate import certify_parameters
 from convcvx.data import load
 from convcvx.dictionary import dictionary
@@ -104,8 +105,8 @@ def test_the_other_solvers_run_on_the_gpu(solver, oracle):
     objectives = []
     for device in ("cuda", "cpu"):
         p = build_problem(train.images, train.targets, 1e-2, spec=PatchSpec(8), dtype=torch.float64, device=device)
-        options = {"tol": 0.05, "max_rounds": 2, "gates": 10}
-        objectives.append(solve_problem(p, solver=solver, oracle=oracle, **options).history[-1]["objective"])
+        solution = solve_problem(p, Budget(tol=0.05, max_rounds=2), solver=solver, oracle=oracle, gates=10)
+        objectives.append(solution.history[-1]["objective"])
     assert objectives[0] == pytest.approx(objectives[1], rel=1e-6)
 
 
@@ -113,7 +114,7 @@ def test_the_other_solvers_run_on_the_gpu(solver, oracle):
 @pytest.mark.parametrize("streamed", [False, True])
 def test_training_on_the_gpu_is_certified_alike_on_both(loss, streamed):
     there = problem("cuda", torch.float32, loss, streamed)
-    solution = solve_problem(there, oracle="local", tol=1e-2, max_rounds=3)
+    solution = solve_problem(there, Budget(tol=1e-2, max_rounds=3), oracle="local")
     assert solution.n_filters > 3
     primals = []
     for p in (there, problem("cpu", loss=loss)):
@@ -138,7 +139,7 @@ def test_the_optimum_over_a_dictionary_is_the_same_on_the_gpu(beta_ratio):
 
 def test_full_gradients_slide_on_the_gpu_as_on_the_cpu():
     there, here = problem("cuda"), problem("cpu")
-    start = solve_problem(here, oracle="local", tol=1e-2, max_rounds=1)
+    start = solve_problem(here, Budget(tol=1e-2, max_rounds=1), oracle="local")
     ours, theirs = (slide_lbfgs(p, start, max_iter=5) for p in (there, here))
     assert torch.allclose(ours.filters, theirs.filters, atol=1e-6)
     assert not torch.allclose(ours.filters, start.filters, atol=1e-3)
@@ -201,7 +202,7 @@ def test_a_stack_is_trained_on_the_gpu(tmp_path):
 
 def test_features_of_a_stage_are_the_same_on_the_gpu():
     p = problem("cpu")
-    solution = solve_problem(p, oracle="local", tol=1e-2, max_rounds=2)
+    solution = solve_problem(p, Budget(tol=1e-2, max_rounds=2), oracle="local")
     images = p.responses.images.float()
     stage = TwoLayerCNN.from_solution(solution, p.responses.embedding, p.responses.pooling, images.shape[1:])
     links = [fit_link(stage, images, 4, 2, device) for device in ("cuda", "cpu")]

@@ -11,6 +11,7 @@ from conftest import flat_problem, random_parameters
 from scipy.optimize import minimize
 from typer.testing import CliRunner
 
+from convcvx.budget import Budget
 from convcvx.cli import app
 from convcvx.oracles import ExactOracle, LocalOracle
 from convcvx.problem import Problem
@@ -36,8 +37,8 @@ def objective(problem: Problem, solution: Solution) -> float:
 @pytest.mark.parametrize("case", CASES)
 def test_frank_wolfe_closes_in_on_the_optimum(case):
     problem = flat_problem(14, beta=0.06, **case)
-    optimum = sliding_frank_wolfe(problem, ExactOracle(), tol=1e-6).history[-1]["objective"]
-    solution = frank_wolfe(problem, ExactOracle(), tol=0.1, max_rounds=200)
+    optimum = sliding_frank_wolfe(problem, ExactOracle(), Budget(tol=1e-6)).history[-1]["objective"]
+    solution = frank_wolfe(problem, ExactOracle(), Budget(tol=0.1, max_rounds=200))
     last = solution.history[-1]
     assert (solution.status, last["scope"]) == ("converged", "global")
     assert last["objective"] == pytest.approx(objective(problem, solution), rel=1e-10)
@@ -47,7 +48,7 @@ def test_frank_wolfe_closes_in_on_the_optimum(case):
     objectives = [record["objective"] for record in solution.history]
     assert all(b <= a * (1 + 1e-14) for a, b in pairwise(objectives))
     # Negative control: the optimum of another beta is not met.
-    other = sliding_frank_wolfe(problem.with_beta(0.12), ExactOracle(), tol=1e-6).history[-1]["objective"]
+    other = sliding_frank_wolfe(problem.with_beta(0.12), ExactOracle(), Budget(tol=1e-6)).history[-1]["objective"]
     assert not other * (1 - 1e-6) <= last["objective"] <= other * (1 + 0.1)
 
 
@@ -75,37 +76,37 @@ def test_the_plane_search_is_exact(case, seed):
 
 
 @pytest.mark.parametrize(
-    ("options", "status"),
+    ("budget", "status"),
     [
-        ({"max_rounds": 3}, "max_rounds"),
-        ({"max_rounds": 0}, "max_rounds"),
-        ({"time_limit": 1e-6}, "time_limit"),
-        ({"max_filters": 2}, "max_filters"),
+        (Budget(max_rounds=3), "max_rounds"),
+        (Budget(max_rounds=0), "max_rounds"),
+        (Budget(time_limit=1e-6), "time_limit"),
+        (Budget(max_filters=2), "max_filters"),
     ],
 )
-def test_budgets_stop_it(options, status):
+def test_budgets_stop_it(budget, status):
     seen = []
-    solution = solve_problem(flat_problem(20, beta=0.003), solver="frank-wolfe", callback=seen.append, **options)
+    solution = solve_problem(flat_problem(20, beta=0.003), budget, solver="frank-wolfe", callback=seen.append)
     assert solution.status == status
-    assert solution.n_filters <= options.get("max_filters", 3)
+    assert solution.n_filters <= (budget.max_filters or 3)
     assert [s.rounds for s in seen] == list(range(solution.rounds + 1))
-    sliding = solve_problem(flat_problem(20, beta=0.003), max_rounds=1)
+    sliding = solve_problem(flat_problem(20, beta=0.003), Budget(max_rounds=1))
     assert list(solution.history[0]) == list(sliding.history[0])
 
 
 @pytest.mark.parametrize("loss", ["squared", "cross-entropy"])
 def test_a_resumed_run_goes_on_where_it_stopped(loss):
     problem, saved = flat_problem(20, beta=0.01, loss=loss), []
-    full = solve_problem(problem, solver="frank-wolfe", max_rounds=30, callback=saved.append)
-    resumed = solve_problem(problem, solver="frank-wolfe", max_rounds=30, start=saved[11])
+    full = solve_problem(problem, Budget(max_rounds=30), solver="frank-wolfe", callback=saved.append)
+    resumed = solve_problem(problem, Budget(max_rounds=30), solver="frank-wolfe", start=saved[11])
     assert [r["round"] for r in resumed.history] == list(range(31))
     assert resumed.history[-1]["objective"] == pytest.approx(full.history[-1]["objective"], rel=1e-9)
-    cold = solve_problem(problem, solver="frank-wolfe", max_rounds=18)  # negative control: the start counts
+    cold = solve_problem(problem, Budget(max_rounds=18), solver="frank-wolfe")  # negative control: the start counts
     assert cold.history[-1]["objective"] > full.history[-1]["objective"] * (1 + 1e-6)
 
 
 def test_the_local_oracle_will_do_too():
-    solution = frank_wolfe(flat_problem(20, beta=0.03), LocalOracle(), tol=5e-2, max_rounds=200)
+    solution = frank_wolfe(flat_problem(20, beta=0.03), LocalOracle(), Budget(tol=5e-2, max_rounds=200))
     assert (solution.status, solution.history[-1]["scope"]) == ("converged", "heuristic")
 
 
@@ -149,7 +150,7 @@ def test_sparsify_keeps_the_network_with_at_most_nc_neurons(case, m):
 def test_an_over_parameterised_optimum_becomes_sparse_at_the_same_objective(case):
     """Every optimal neuron split in many is still optimal; so is a mixture with a sparse one."""
     problem = flat_problem(6, beta=0.01, **case)
-    optimum = sliding_frank_wolfe(problem, ExactOracle(), tol=1e-5)
+    optimum = sliding_frank_wolfe(problem, ExactOracle(), Budget(tol=1e-5))
     shares = torch.rand(60, len(optimum.filters), generator=torch.Generator().manual_seed(0)).double()
     shares = (shares / shares.sum(dim=0)).flatten()
     wide = optimum.with_parameters(
@@ -169,6 +170,6 @@ def test_an_over_parameterised_optimum_becomes_sparse_at_the_same_objective(case
 
 def test_frank_wolfe_keeps_its_network_sparse():
     problem = flat_problem(4, n_patches=1, beta=1e-4, n_outputs=2)
-    solution = frank_wolfe(problem, ExactOracle(), tol=1e-9, max_rounds=60)
+    solution = frank_wolfe(problem, ExactOracle(), Budget(tol=1e-9, max_rounds=60))
     assert solution.n_filters <= 2 * problem.targets.numel()
     assert objective(problem, solution) == pytest.approx(solution.history[-1]["objective"], rel=1e-9)

@@ -12,6 +12,7 @@ from conftest import flat_problem, random_parameters
 from torch import Tensor
 
 from convcvx.arrangements import cells
+from convcvx.budget import Budget
 from convcvx.certificate import certify_parameters
 from convcvx.functional import patches_to_images
 from convcvx.gates import GatedResponses, embedded_rows, sample_gates
@@ -197,12 +198,12 @@ def test_the_decomposition_predicts_what_the_gated_network_does(pooling):
 def test_over_all_patterns_the_relu_program_is_the_global_optimum(n_patches, intercept):
     problem = scalar_problem(n_patches, intercept)
     gates = all_gates(problem)
-    solution = gated(problem, SampledOracle(gates=gates), tol=1e-6)
-    optimum = solve_problem(problem, oracle="exact", tol=1e-7).history[-1]["objective"]
+    solution = gated(problem, SampledOracle(gates=gates), Budget(tol=1e-6))
+    optimum = solve_problem(problem, Budget(tol=1e-7), oracle="exact").history[-1]["objective"]
     assert solution.status == "converged"
     assert solution.history[-1]["objective"] == pytest.approx(optimum, rel=2e-6)
     assert solution.history[0]["gated_dual"] <= optimum
-    few = gated(problem, SampledOracle(gates=gates[:4]), tol=1e-6)
+    few = gated(problem, SampledOracle(gates=gates[:4]), Budget(tol=1e-6))
     assert few.history[-1]["objective"] > optimum * (1 + 1e-4)  # negative control
 
 
@@ -234,7 +235,7 @@ def test_with_one_output_the_bound_is_the_maximum_over_the_cones():
 def test_a_sampled_certificate_never_claims_more(loss, pooling):
     """The network is a point of the program that judges it, however few patterns are sampled."""
     problem = flat_problem(14, pooling=pooling, loss=loss)
-    best = solve_problem(problem, oracle="exact", tol=1e-6)
+    best = solve_problem(problem, Budget(tol=1e-6), oracle="exact")
     certificate = certify_parameters(problem, best.filters, best.weights, oracle=SampledOracle(2))
     assert certificate.scope == "sampled"
     assert "only" in certificate.meaning
@@ -246,7 +247,7 @@ def test_a_sampled_certificate_never_claims_more(loss, pooling):
 
 def test_a_sampled_bound_never_passes_to_another_network():
     problem = flat_problem(14)
-    best = solve_problem(problem, oracle="exact", tol=1e-6)
+    best = solve_problem(problem, Budget(tol=1e-6), oracle="exact")
     proof = certify_parameters(problem, best.filters, best.weights, oracle="exact")
     sampled = replace(proof, scope="sampled", dual=2 * proof.dual)
     estimate = replace(proof, scope="heuristic", dual=3 * proof.dual)
@@ -264,7 +265,7 @@ def test_only_what_was_proved_scales_the_dual():
 
 def test_another_oracle_judges_the_network_not_the_program():
     problem = scalar_problem()
-    solution = gated(problem, ExactOracle(), tol=1e-6, n_gates=3)
+    solution = gated(problem, ExactOracle(), Budget(tol=1e-6), n_gates=3)
     assert solution.history[-1]["scope"] == "global"
     assert solution.history[-2]["scope"] == "sampled"
     assert solution.status == "sampled"

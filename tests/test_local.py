@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from convcvx import data
+from convcvx.budget import Budget
 from convcvx.oracles import LocalOracle
 from convcvx.oracles.local import PERSISTENT, calibrate
 from convcvx.patches import PatchSpec
@@ -69,7 +70,7 @@ def test_a_climb_is_on_no_more_images_than_memory_allows(problem, dual_point, mo
 def test_a_calibrated_sample_hides_little_near_the_optimum(problem):
     """Of the filters it is calibrated by it gives G as all images do, of others nearly; without that it does not."""
     problem = problem.with_beta(1e-2)
-    solution = sliding_frank_wolfe(problem, LocalOracle(), tol=1e-2, max_rounds=8)
+    solution = sliding_frank_wolfe(problem, LocalOracle(), Budget(tol=1e-2, max_rounds=8))
     predictions = problem.responses.predict(solution.filters, solution.weights, solution.intercept)
     dual_point = problem.dual_point(predictions)
     images = torch.arange(0, problem.n, 4)
@@ -100,7 +101,7 @@ def test_whitened_starts_find_more_than_plain_ones(monkeypatch):
     """Near the optimum plain patches and directions mostly lead to filters that are there."""
     train, _ = data.load("digits", limit=1200)
     problem = build_problem(train.images, train.targets, 1e-3, spec=PatchSpec(4), pooling=2)
-    solution = sliding_frank_wolfe(problem, LocalOracle(), tol=1e-3, max_rounds=4)
+    solution = sliding_frank_wolfe(problem, LocalOracle(), Budget(tol=1e-3, max_rounds=4))
     predictions = problem.responses.predict(solution.filters, solution.weights, solution.intercept)
     dual_point = problem.dual_point(predictions)
 

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from convcvx.budget import Budget
 from convcvx.errors import InputError
 from convcvx.functional import patches_to_images
 from convcvx.network import ContrastConv2d
@@ -183,7 +184,7 @@ def test_the_optimum_is_the_same_in_a_rotated_basis():
     )
     other: Problem = replace(problem, responses=turned)
     assert find_beta_max(other) == pytest.approx(find_beta_max(problem), rel=1e-9)
-    objectives = [solve_problem(p, tol=1e-6).history[-1]["objective"] for p in (problem, other)]
+    objectives = [solve_problem(p, Budget(tol=1e-6)).history[-1]["objective"] for p in (problem, other)]
     assert objectives[0] == pytest.approx(objectives[1], rel=2e-6)
 
 

@@ -9,6 +9,7 @@ import pytest
 from conftest import flat_problem
 from typer.testing import CliRunner
 
+from convcvx.budget import Budget
 from convcvx.cli import app
 from convcvx.errors import InputError
 from convcvx.functional import patches_to_images
@@ -32,9 +33,9 @@ def test_the_closed_form_is_picked_where_its_conditions_hold():
     assert plan.solver == "closed-form"
     assert "the soft-thresholded SVD is the optimum of these data" in str(plan)
     assert Plan.of(problem.with_beta(1.0)).solver == "closed-form"  # whatever β is, which is not known when it matters
-    solution = solve_problem(problem, tol=1e-6)
+    solution = solve_problem(problem, Budget(tol=1e-6))
     assert "closed_form" in solution.history[-1]
-    iterated = solve_problem(problem, solver="sliding-fw", tol=1e-7)
+    iterated = solve_problem(problem, Budget(tol=1e-7), solver="sliding-fw")
     assert solution.history[-1]["objective"] == pytest.approx(iterated.history[-1]["objective"], rel=1e-6)
 
 
@@ -89,7 +90,9 @@ def command(*arguments: object) -> tuple[int, dict]:
 def test_gates_reach_solver_and_oracle():
     problem = flat_problem(30, n_patches=1, dim=3)
     assert get_oracle("sampled", problem, gates=7).gates(problem).shape == (7, 3)
-    few, many = (solve_problem(problem, solver="gated", oracle="exact", gates=k, max_rounds=3) for k in (2, 200))
+    few, many = (
+        solve_problem(problem, Budget(max_rounds=3), solver="gated", oracle="exact", gates=k) for k in (2, 200)
+    )
     assert many.history[0]["gated_dual"] < few.history[0]["gated_dual"] * (1 - 1e-3)
     with pytest.raises(InputError, match="gates must be a whole number >= 1; got 0"):
         solve_problem(problem, solver="gated", gates=0)

@@ -14,6 +14,7 @@ from scipy.optimize import minimize, minimize_scalar
 from torch import Tensor
 
 from convcvx import beta_max
+from convcvx.budget import Budget
 from convcvx.errors import ConvcvxError, InputError
 from convcvx.losses import LOSSES, encode_targets, get_loss
 from convcvx.oracles import ExactOracle
@@ -198,7 +199,7 @@ def test_weak_duality_for_arbitrary_networks(case, m, scale):
 def test_negative_control_a_wrong_maximum_breaks_weak_duality():
     problem = flat_problem(8, beta=0.003)
     point = problem.dual_point(problem.constant_predictions())
-    best = solve_problem(problem, tol=1e-4).history[-1]["objective"]
+    best = solve_problem(problem, Budget(tol=1e-4)).history[-1]["objective"]
     g_max = ExactOracle()(problem, point).g_max
     assert problem.dual(point, g_max) <= best
     assert problem.dual(point, 0.01 * g_max) > best
@@ -233,7 +234,7 @@ def test_a_class_without_targets_does_not_spoil_the_dual():
     """Its intercept runs off to minus infinity; the mixture with class frequencies once swallowed the point."""
     problem = flat_problem(20, n_outputs=2, loss="cross-entropy", beta=0.01)
     wide = replace(problem, targets=torch.nn.functional.pad(problem.targets, (1, 0)))
-    gaps = [solve_problem(p, tol=1e-4, max_rounds=20).history[-1]["rel_gap"] for p in (problem, wide)]
+    gaps = [solve_problem(p, Budget(tol=1e-4, max_rounds=20)).history[-1]["rel_gap"] for p in (problem, wide)]
     assert max(gaps) <= 1e-4
     logits = torch.zeros(20, 3).double()
     logits[:7, 0] = 1e4  # no mass at all outside the absent class
@@ -277,10 +278,10 @@ def test_at_beta_max_the_network_is_empty_and_below_it_is_not(name, intercept, p
     problem = flat_problem(loss=name, intercept=intercept, pooling=pooling)
     top = find_beta_max(problem)
     for ratio in (1.0, 1.001, 10.0):
-        empty = solve_problem(problem.with_beta(ratio * top), tol=1e-9)
+        empty = solve_problem(problem.with_beta(ratio * top), Budget(tol=1e-9))
         assert empty.n_filters == 0
         assert empty.status == "converged"
-    solution = solve_problem(problem.with_beta(0.99 * top), tol=1e-6)
+    solution = solve_problem(problem.with_beta(0.99 * top), Budget(tol=1e-6))
     assert solution.n_filters > 0
     assert solution.history[-1]["objective"] < solution.history[0]["objective"]
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
 from convcvx import sharding, shares
+from convcvx.budget import Budget
 from convcvx.certificate import certify_parameters
 from convcvx.errors import InputError, WorkerError
 from convcvx.images import StreamedImages
@@ -149,7 +150,7 @@ def test_training_and_certificate_are_the_same(short_segments, loss):
     solutions, certificates = [], []
     for size in (1, 2, 3):
         problem = sharded_problem(size, loss)
-        solutions.append(solve_problem(problem, oracle="local", tol=1e-3, max_rounds=2))
+        solutions.append(solve_problem(problem, Budget(tol=1e-3, max_rounds=2), oracle="local"))
         found = certify_parameters(problem, solutions[-1].filters, solutions[-1].weights, oracle="local")
         certificates.append((found.primal, found.dual, found.g_max))
     assert solutions[0].n_filters > 1

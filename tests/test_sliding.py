@@ -14,6 +14,7 @@ from torch import Tensor
 
 import convcvx
 from convcvx import data
+from convcvx.budget import Budget
 from convcvx.certificate import certify_parameters
 from convcvx.data import spiral
 from convcvx.errors import ConvergenceWarning, InputError
@@ -62,7 +63,7 @@ def test_the_spiral_is_solved_with_a_proof(loss, beta):
 @pytest.mark.parametrize("pooling", [None, "none"])
 def test_pooled_patches_with_an_intercept_are_solved_with_a_proof(loss, pooling):
     problem = flat_problem(24, beta=0.01, loss=loss, pooling=pooling)
-    solution = solve_problem(problem, tol=1e-5)
+    solution = solve_problem(problem, Budget(tol=1e-5))
     record = solution.history[-1]
     assert (solution.status, record["scope"]) == ("converged", "global")
     assert record["rel_gap"] <= 1e-5
@@ -109,7 +110,7 @@ def planted(loss: str, n_patches: int, pooling, seed: int) -> tuple[Problem, flo
 @pytest.mark.parametrize("seed", [0, 1])
 def test_planted_optima_are_found(loss, n_patches, pooling, seed):
     problem, optimum = planted(loss, n_patches, pooling, seed)
-    solution = solve_problem(problem, tol=1e-6)
+    solution = solve_problem(problem, Budget(tol=1e-6))
     last = solution.history[-1]
     assert solution.status == "converged"
     assert last["objective"] == pytest.approx(optimum, rel=2e-6)
@@ -120,7 +121,7 @@ def test_planted_optima_are_found(loss, n_patches, pooling, seed):
 
 def test_negative_control_another_beta_has_another_optimum():
     problem, optimum = planted("squared", 1, None, 0)
-    other = solve_problem(problem.with_beta(1.01 * problem.beta), tol=1e-6)
+    other = solve_problem(problem.with_beta(1.01 * problem.beta), Budget(tol=1e-6))
     assert other.history[-1]["objective"] != pytest.approx(optimum, rel=2e-6)
     assert other.history[-1]["lower_bound"] > optimum
 
@@ -143,7 +144,7 @@ def rises(history: list[dict]) -> list[float]:
 def test_the_objective_never_rises_on_digits(digits, loss):
     problem = build_problem(*digits, spec=PatchSpec(3, stride=2), pooling="2", loss=loss)
     problem = problem.with_beta(0.02 * find_beta_max(problem))
-    solution = solve_problem(problem, max_rounds=4, max_filters=40)
+    solution = solve_problem(problem, Budget(max_rounds=4, max_filters=40))
     assert solution.history[-1]["objective"] < 0.8 * solution.history[0]["objective"]
     assert rises(solution.history) == []
     assert all(record["scope"] == "heuristic" for record in solution.history)
@@ -155,13 +156,13 @@ def test_mini_batch_sliding_keeps_the_objective_falling(digits, monkeypatch):
     monkeypatch.setattr("convcvx.solvers.slide.DETERMINISTIC_FLOPS", 0)
     problem = build_problem(*digits, spec=PatchSpec(3, stride=2), pooling="2", dtype=torch.float32)
     problem = problem.with_beta(0.02 * find_beta_max(problem))
-    solution = solve_problem(problem, max_rounds=3, max_filters=30)
+    solution = solve_problem(problem, Budget(max_rounds=3, max_filters=30))
     assert rises(solution.history) == []
 
 
 def test_history_and_callback_tell_every_round():
     seen = []
-    solution = solve_problem(flat_problem(20, beta=0.003), tol=1e-6, callback=seen.append)
+    solution = solve_problem(flat_problem(20, beta=0.003), Budget(tol=1e-6), callback=seen.append)
     assert [s.rounds for s in seen] == list(range(solution.rounds + 1))
     assert [record["round"] for record in solution.history] == list(range(solution.rounds + 1))
     assert {"round", "objective", "lower_bound", "rel_gap", "g_max", "n_filters", "seconds"} <= set(seen[0].history[0])
@@ -197,7 +198,7 @@ def test_a_full_budget_is_spent_on_filters_that_a_long_descent_hardly_improves(m
     monkeypatch.setattr("convcvx.solvers.slide.DETERMINISTIC_FLOPS", 0)  # as on larger data
     train, _ = data.load("digits")
     problem = build_problem(train.images, train.targets, 1e-3, spec=PatchSpec((3, 3), padding=(1, 1)), pooling=4)
-    solution = solve_problem(problem, max_filters=4)
+    solution = solve_problem(problem, Budget(max_filters=4))
     assert solution.n_filters == 4
     assert solution.status == "max_filters"
     longer = descend(problem, solution, 0, 60)
@@ -265,10 +266,10 @@ def objectives(solution) -> list[float]:
 @pytest.mark.parametrize("loss", ["squared", "cross-entropy"])
 def test_a_resumed_run_repeats_the_uninterrupted_one(loss):
     problem, saved = flat_problem(30, beta=0.002, loss=loss), []
-    full = solve_problem(problem, tol=1e-5, callback=saved.append)
+    full = solve_problem(problem, Budget(tol=1e-5), callback=saved.append)
     assert full.rounds >= 3
     for checkpoint in saved:
-        resumed = solve_problem(problem, tol=1e-5, start=checkpoint)
+        resumed = solve_problem(problem, Budget(tol=1e-5), start=checkpoint)
         assert same(resumed, full)
         assert resumed.status == full.status
         assert objectives(resumed) == objectives(full)
@@ -277,10 +278,10 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(loss):
 
 def test_a_run_resumes_after_its_budget_is_raised():
     problem = flat_problem(30, beta=0.002)
-    full = solve_problem(problem, tol=1e-6)
-    short = solve_problem(problem, tol=1e-6, max_rounds=2)
+    full = solve_problem(problem, Budget(tol=1e-6))
+    short = solve_problem(problem, Budget(tol=1e-6, max_rounds=2))
     assert short.status == "max_rounds"
-    assert same(solve_problem(problem, tol=1e-6, start=short), full)
+    assert same(solve_problem(problem, Budget(tol=1e-6), start=short), full)
 
 
 @pytest.fixture
@@ -299,7 +300,7 @@ def test_filters_are_looked_for_on_samples_first(sampled_problem):
     def callback(solution):
         seen.append((solution.history[-1].get("images", problem.n), solution.history[-1]["round"]))
 
-    solution = solve_problem(problem, max_rounds=3, callback=callback)
+    solution = solve_problem(problem, Budget(max_rounds=3), callback=callback)
     sizes = [size for size, _ in seen]
     assert sizes == sorted(sizes)
     assert set(sizes) == {45, 180, 720}
@@ -313,25 +314,27 @@ def test_filters_are_looked_for_on_samples_first(sampled_problem):
 def test_a_sample_is_no_larger_than_memory_allows(sampled_problem, monkeypatch):
     monkeypatch.setattr("convcvx.problem.SAMPLE_BYTES", 4 * 64 * 100)
     sizes = []
-    solve_problem(sampled_problem, max_rounds=1, callback=lambda s: sizes.append(s.history[-1].get("images", 720)))
+    solve_problem(
+        sampled_problem, Budget(max_rounds=1), callback=lambda s: sizes.append(s.history[-1].get("images", 720))
+    )
     assert set(sizes) == {45, 720}
 
 
 def test_a_run_resumes_on_the_sample_where_it_was(sampled_problem):
     problem, saved = sampled_problem, []
-    full = solve_problem(problem, max_rounds=2, callback=saved.append)
+    full = solve_problem(problem, Budget(max_rounds=2), callback=saved.append)
     on_samples = [k for k, solution in enumerate(saved) if "images" in solution.history[-1]]
     for k in (on_samples[1], on_samples[-1]):
-        assert same(solve_problem(problem, max_rounds=2, start=saved[k]), full)
+        assert same(solve_problem(problem, Budget(max_rounds=2), start=saved[k]), full)
     other = replace(saved[on_samples[-1]], weights=2 * saved[on_samples[-1]].weights)
-    assert not same(solve_problem(problem, max_rounds=0, start=other), full)  # negative control
+    assert not same(solve_problem(problem, Budget(max_rounds=0), start=other), full)  # negative control
 
 
 def test_another_problem_s_solution_is_a_warm_start():
     """Its history does not count: an objective above the old one once passed for a stall."""
     problem = flat_problem(30, beta=0.002)
-    start = solve_problem(problem, tol=1e-6)
-    solution = solve_problem(problem.with_beta(0.01), tol=1e-6, start=start)
+    start = solve_problem(problem, Budget(tol=1e-6))
+    solution = solve_problem(problem.with_beta(0.01), Budget(tol=1e-6), start=start)
     assert solution.status == "converged"
     assert solution.history[0]["round"] == 0
     assert 0 < solution.history[0]["n_filters"] <= start.n_filters
@@ -340,16 +343,16 @@ def test_another_problem_s_solution_is_a_warm_start():
 
 def test_equal_seeds_give_equal_results(digits):
     problem = build_problem(*digits, 0.002, spec=PatchSpec(3, stride=2))
-    runs = [solve_problem(problem, max_rounds=2, max_filters=12, seed=seed) for seed in (0, 0, 1)]
+    runs = [solve_problem(problem, Budget(max_rounds=2, max_filters=12), seed=seed) for seed in (0, 0, 1)]
     assert same(runs[0], runs[1])
     assert not same(runs[0], runs[2])
 
 
 def test_the_solution_does_not_depend_on_the_start():
     problem = flat_problem(30, beta=0.005)
-    cold = solve_problem(problem, tol=1e-6)
+    cold = solve_problem(problem, Budget(tol=1e-6))
     start = replace(cold, history=[], rounds=0).with_parameters(*random_parameters(problem, 7, scale=0.3))
-    warm = solve_problem(problem, tol=1e-6, start=start)
+    warm = solve_problem(problem, Budget(tol=1e-6), start=start)
     assert warm.history[-1]["objective"] == pytest.approx(cold.history[-1]["objective"], rel=2e-6)
 
 
@@ -395,7 +398,7 @@ def test_the_whitening_survives_a_moment_that_rounding_made_indefinite(noise):
 def test_a_claim_is_searched_for_filters_that_would_refute_it(loss):
     """A search for confirmation may stop at the first filter that breaks the claim, and at none that does not."""
     problem = flat_problem(30, beta=0.03, loss=loss)
-    solution = solve_problem(problem, oracle="local", tol=1e-2)
+    solution = solve_problem(problem, Budget(tol=1e-2), oracle="local")
     predictions = problem.responses.predict(solution.filters, solution.weights, solution.intercept)
     primal, dual_point = problem.primal(predictions, solution.weights), problem.dual_point(predictions)
     limit = _refuting(problem, dual_point, 0.9 * primal, problem.beta)
@@ -417,7 +420,7 @@ def test_a_gap_that_a_run_believes_outlives_the_search_of_a_certificate():
     train, _ = data.load("digits", limit=400)
     problem = build_problem(train.images, train.targets, spec=PatchSpec(3), pooling=4)
     problem = problem.with_beta(0.05 * find_beta_max(problem, "local"))
-    solution = solve_problem(problem, oracle="local", tol=1e-2, seed=3)
+    solution = solve_problem(problem, Budget(tol=1e-2), oracle="local", seed=3)
     certificate = certify_parameters(problem, solution.filters, solution.weights, oracle="local", tol=1e-2, seed=3)
     assert solution.status == "converged"
     assert certificate.rel_gap <= 1e-2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from convcvx.budget import Budget
 from convcvx.errors import check_choice
 from convcvx.oracles.base import Oracle
 from convcvx.problem import Problem
@@ -16,17 +17,14 @@ from convcvx.solvers.sliding_frank_wolfe import sliding_frank_wolfe
 
 
 class Solver(Protocol):
-    """Trains a network on a problem until `tol` or a budget is reached; the certificate is left to the caller."""
+    """Trains a network on a problem as far as `budget` goes; the certificate is left to the caller."""
 
     def __call__(
         self,
         problem: Problem,
         oracle: Oracle,
+        budget: Budget = Budget(),
         *,
-        tol: float = 1e-4,
-        max_filters: int | None = None,
-        max_rounds: int = 100,
-        time_limit: float | None = None,
         seed: int = 0,
         start: Solution | None = None,
         callback: Callback | None = None,

@@ -36,12 +36,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from convcvx.budget import Budget
 from convcvx.errors import InputError
 from convcvx.gates import embedded_rows
 from convcvx.oracles.base import Oracle
 from convcvx.problem import Problem
 from convcvx.solution import Callback, Solution
 from convcvx.solvers.master import solve_master
+from convcvx.solvers.rounds import record_of
 
 EXACT = 1e-7
 """Relative deviation that passes for rounding in the tests of the conditions."""
@@ -93,11 +95,8 @@ class ClosedForm:
 def closed_form(
     problem: Problem,
     oracle: Oracle,
+    budget: Budget = Budget(),
     *,
-    tol: float = 1e-4,
-    max_filters: int | None = None,
-    max_rounds: int = 100,
-    time_limit: float | None = None,
     seed: int = 0,
     start: Solution | None = None,
     callback: Callback | None = None,
@@ -106,7 +105,7 @@ def closed_form(
 
     The filters are ±u_k, their weights optimal. The only history record holds the network's own objective, the proved
     lower bound, and the conditions under `closed_form`. Status "conditions" means that the two differ by more than
-    `tol`. `oracle` helps to decide whether the data are spike-free; budgets and `start` play no part.
+    `budget.tol`. `oracle` helps to decide whether the data are spike-free; rounds, time and `start` play no part.
 
     Raises
     ------
@@ -115,28 +114,18 @@ def closed_form(
     """
     began = perf_counter()
     form = analyse(problem, oracle, seed)
-    filters = torch.cat([form.filters, -form.filters])[:max_filters]
+    filters = torch.cat([form.filters, -form.filters])[: budget.max_filters]
     solution = Solution.empty(problem.responses.dim, problem.responses.n_cells, problem.n_outputs)
     predictions = problem.constant_predictions()
     solution = replace(solution, intercept=predictions[0].clone())
     if len(filters):
-        result = solve_master(problem, filters, tol=min(0.01 * tol, 1e-8))
+        result = solve_master(problem, filters, tol=min(0.01 * budget.tol, 1e-8))
         solution = solution.with_parameters(filters, result.weights, result.intercept)
         predictions = problem.responses.predict(solution.filters, solution.weights, solution.intercept)
     objective = problem.primal(predictions, solution.weights)
-    rel_gap = (objective - form.value) / max(objective, 1e-300)
-    record = {
-        "round": 0,
-        "objective": objective,
-        "lower_bound": form.value,
-        "rel_gap": rel_gap,
-        "g_max": problem.beta,
-        "scope": "global",
-        "n_filters": solution.n_filters,
-        "seconds": perf_counter() - began,
-        "closed_form": form.to_dict(),
-    }
-    solution = replace(solution, history=[record], status="converged" if rel_gap <= tol else "conditions")
+    record = record_of(solution, objective, form.value, problem.beta, "global", perf_counter() - began)
+    status = "converged" if record["rel_gap"] <= budget.tol else "conditions"
+    solution = replace(solution, history=[record | {"closed_form": form.to_dict()}], status=status)
     if callback is not None:
         callback(solution)
     return solution

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from convcvx.budget import Budget
 from convcvx.oracles.base import Oracle
 from convcvx.oracles.copositive import CopositiveOracle
 from convcvx.problem import Problem
 from convcvx.solution import Callback, Solution
 from convcvx.solvers.master import solve_master
-from convcvx.solvers.rounds import begin
+from convcvx.solvers.rounds import begin, record_of
 from convcvx.solvers.slide import slide
 from convcvx.solvers.sparsify import sparsify
 
@@ -32,11 +33,8 @@ if TYPE_CHECKING:
 def copositive(
     problem: Problem,
     oracle: Oracle,
+    budget: Budget = Budget(),
     *,
-    tol: float = 1e-4,
-    max_filters: int | None = None,
-    max_rounds: int = 100,
-    time_limit: float | None = None,
     seed: int = 0,
     start: Solution | None = None,
     callback: Callback | None = None,
@@ -45,7 +43,7 @@ def copositive(
     """Train by the relaxation, in a single round; parameters as for the other solvers.
 
     `oracle` is not asked: the bound is the relaxation's own. Filters of `start` join those of the program. Status
-    "relaxation_gap" says that the relaxation is not tight to `tol`, by the `rel_gap` of the record, whose
+    "relaxation_gap" says that the relaxation is not tight to `budget.tol`, by the `rel_gap` of the record, whose
     `relaxation` is the value that the backend reported.
 
     Parameters
@@ -63,32 +61,26 @@ def copositive(
     began = perf_counter()
     solution, earlier = begin(problem, start)
     cones = Cones.all(problem)
-    program = solve_program(problem, cones, backend=backend, tol=max(1e-3 * tol, 1e-9), time_limit=time_limit)
+    accuracy = max(1e-3 * budget.tol, 1e-9)
+    program = solve_program(problem, cones, backend=backend, tol=accuracy, time_limit=budget.time_limit)
     dual_point = problem.in_domain(program.dual_point)
     bound = CopositiveOracle()(
         problem, dual_point, starts=program.filters, n_filters=max(1, 2 * len(cones.cones)), seed=seed
     )
     solution = _polish(problem, solution, program, bound.filters, seed)
-    cut = max_filters is not None and solution.n_filters > max_filters
+    kept = budget.room(0, solution.n_filters)
+    cut = kept < solution.n_filters
     if cut:
-        largest = solution.weights.flatten(1).norm(dim=1).argsort(descending=True)[:max_filters]
+        largest = solution.weights.flatten(1).norm(dim=1).argsort(descending=True)[:kept]
         solution = _fit(problem, solution, solution.filters[largest], None)
     predictions = problem.responses.predict(solution.filters, solution.weights, solution.intercept)
     objective, lower_bound = problem.primal(predictions, solution.weights), problem.dual(dual_point, bound.g_max)
-    rel_gap = (objective - lower_bound) / max(objective, 1e-300)
-    record = {
-        "round": 1,
-        "objective": objective,
-        "lower_bound": lower_bound,
-        "rel_gap": rel_gap,
-        "g_max": bound.g_max,
-        "scope": bound.scope,
-        "n_filters": solution.n_filters,
-        "seconds": earlier + perf_counter() - began,
-        "relaxation": program.value,
-    }
-    status = "converged" if rel_gap <= tol else "max_filters" if cut else "relaxation_gap"
-    solution = replace(solution, rounds=1, history=[record], status=status, dual_point=dual_point)
+    solution = replace(solution, rounds=1)
+    seconds = earlier + perf_counter() - began
+    record = record_of(solution, objective, lower_bound, bound.g_max, bound.scope, seconds)
+    status = "converged" if record["rel_gap"] <= budget.tol else "max_filters" if cut else "relaxation_gap"
+    history = [record | {"relaxation": program.value}]
+    solution = replace(solution, history=history, status=status, dual_point=dual_point)
     if callback is not None:
         callback(solution)
     return solution

@@ -22,6 +22,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
+from convcvx.budget import Budget
 from convcvx.oracles.base import Oracle
 from convcvx.problem import Problem
 from convcvx.solution import Callback, Solution
@@ -37,16 +38,13 @@ STALL = 1e-14
 def frank_wolfe(
     problem: Problem,
     oracle: Oracle,
+    budget: Budget = Budget(),
     *,
-    tol: float = 1e-4,
-    max_filters: int | None = None,
-    max_rounds: int = 100,
-    time_limit: float | None = None,
     seed: int = 0,
     start: Solution | None = None,
     callback: Callback | None = None,
 ) -> Solution:
-    """Train to the relative gap `tol` as the oracle sees it, or until a budget is spent; parameters as for the others.
+    """Train as far as `budget` goes, the gap as the oracle sees it; parameters as for the others.
 
     A round adds one neuron at most, so `max_filters` is reached soon; the error falls like 1/round.
     """
@@ -57,9 +55,9 @@ def frank_wolfe(
         predictions = problem.constant_predictions()
         solution = replace(solution, intercept=predictions[0].clone())
     while True:
-        found, record, point = consult(problem, oracle, solution, predictions, n_filters=1, tol=tol, seed=seed)
+        found, record, point = consult(problem, oracle, solution, predictions, n_filters=1, tol=budget.tol, seed=seed)
         record["seconds"] = earlier + perf_counter() - began
-        status = _status(record, solution, tol, max_filters, max_rounds, time_limit)
+        status = _status(record, solution, budget)
         solution = replace(solution, history=[*solution.history, record], status=status, dual_point=point)
         if callback is not None:
             callback(solution)
@@ -70,17 +68,11 @@ def frank_wolfe(
             solution = sparsify(problem, solution)
 
 
-def _status(
-    record: dict, solution: Solution, tol: float, max_filters: int | None, max_rounds: int, time_limit: float | None
-) -> str:
+def _status(record: dict, solution: Solution, budget: Budget) -> str:
     """ "running", or why to stop."""
-    if record["rel_gap"] <= tol:
-        return "converged"
-    if time_limit is not None and record["seconds"] >= time_limit:
-        return "time_limit"
-    if solution.rounds >= max_rounds:
-        return "max_rounds"
-    if max_filters is not None and solution.n_filters >= max_filters:
+    if status := budget.ends(record):
+        return status
+    if not budget.room(solution.n_filters, 1):
         return "max_filters"
     if solution.history and solution.history[-1]["objective"] - record["objective"] <= STALL * record["objective"]:
         return "stalled"

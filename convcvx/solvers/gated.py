@@ -20,13 +20,15 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from convcvx.oracles.base import Oracle, OracleResult
+from convcvx.budget import Budget
+from convcvx.oracles.base import Oracle
 from convcvx.oracles.sampled import N_GATES, SampledOracle
 from convcvx.pattern_cones import PatternCones
 from convcvx.problem import Problem
 from convcvx.solution import Callback, Solution
 from convcvx.solvers.gated_program import GatedResult, solve_gated
 from convcvx.solvers.master import solve_master
+from convcvx.solvers.rounds import record_of
 
 MAX_FILTERS = 256
 """Filters that the decomposition hands to the master, those of the largest singular values first."""
@@ -37,11 +39,8 @@ NEGLIGIBLE = 1e-6
 def gated(
     problem: Problem,
     oracle: Oracle,
+    budget: Budget = Budget(),
     *,
-    tol: float = 1e-4,
-    max_filters: int | None = None,
-    max_rounds: int = 100,
-    time_limit: float | None = None,
     seed: int = 0,
     start: Solution | None = None,
     callback: Callback | None = None,
@@ -63,24 +62,23 @@ def gated(
     sample = oracle if isinstance(oracle, SampledOracle) else SampledOracle(n_gates, seed)
     gates = sample.gates(problem)
     sample = SampledOracle(seed=sample.seed, gates=gates)
-    limit = time_limit or float("inf")
-    relaxed = solve_gated(problem, gates, tol=tol, time_limit=0.5 * limit)
-    solution = decompose(problem, gates, relaxed, max_filters or MAX_FILTERS)
+    half = None if budget.time_limit is None else 0.5 * budget.time_limit
+    relaxed = solve_gated(problem, gates, tol=budget.tol, time_limit=half)
+    solution = decompose(problem, gates, relaxed, budget.max_filters or MAX_FILTERS)
     extra = {"gated_primal": relaxed.primal, "gated_dual": relaxed.dual, "gated_iterations": relaxed.iterations}
-    budget = max_filters or 10**9
     while True:
-        solution, predictions = _master(problem, solution, 0.01 * tol)
+        solution, predictions = _master(problem, solution, 0.01 * budget.tol)
         dual_point = problem.dual_point(predictions)
-        target = problem.beta * (1 + 0.1 * tol)
+        target = problem.beta * (1 + 0.1 * budget.tol)
         found = sample(problem, dual_point, n_filters=64, target=target)
-        record = _record(problem, solution, predictions, dual_point, found) | extra
         # The gated optimum is a lower bound of the same program, whatever this dual point gives.
-        record["lower_bound"] = max(record["lower_bound"], relaxed.dual)
-        record["rel_gap"] = (record["objective"] - record["lower_bound"]) / max(record["objective"], 1e-300)
-        record["seconds"] = perf_counter() - began
-        violating = found.filters[found.values > target][: max(0, budget - solution.n_filters)]
+        lower_bound = max(problem.dual(dual_point, found.g_max), relaxed.dual)
+        objective = problem.primal(predictions, solution.weights)
+        record = record_of(solution, objective, lower_bound, found.g_max, found.scope, perf_counter() - began) | extra
+        violating = found.filters[found.values > target]
+        violating = violating[: budget.room(solution.n_filters, len(violating))]
         solution = replace(solution, history=[*solution.history, record])
-        status = _status(record, solution, violating, tol, max_rounds, limit, budget)
+        status = _status(record, solution, violating, budget)
         solution = replace(solution, status=status)
         if status != "running":
             break
@@ -91,7 +89,7 @@ def gated(
         solution = replace(solution, filters=filters, weights=weights, rounds=solution.rounds + 1)
         extra = {}
     if not isinstance(oracle, SampledOracle):
-        solution = _judged(problem, oracle, solution, tol, seed, began)
+        solution = _judged(problem, oracle, solution, budget.tol, seed, began)
     if callback is not None:
         callback(solution)
     return solution
@@ -126,33 +124,14 @@ def _master(problem: Problem, solution: Solution, tol: float) -> tuple[Solution,
     return solution, problem.responses.predict(solution.filters, solution.weights, solution.intercept)
 
 
-def _record(problem: Problem, solution: Solution, predictions: Tensor, dual_point: Tensor, found: OracleResult) -> dict:
-    objective, lower_bound = problem.primal(predictions, solution.weights), problem.dual(dual_point, found.g_max)
-    return {
-        "round": solution.rounds,
-        "objective": objective,
-        "lower_bound": lower_bound,
-        "rel_gap": (objective - lower_bound) / max(objective, 1e-300),
-        "g_max": found.g_max,
-        "scope": found.scope,
-        "n_filters": solution.n_filters,
-        "seconds": 0.0,
-    }
-
-
-def _status(
-    record: dict, solution: Solution, violating: Tensor, tol: float, max_rounds: int, limit: float, budget: int
-) -> str:
-    if record["rel_gap"] <= tol:
-        return "converged"
-    if record["seconds"] >= limit:
-        return "time_limit"
-    if solution.rounds >= max_rounds:
-        return "max_rounds"
+def _status(record: dict, solution: Solution, violating: Tensor, budget: Budget) -> str:
+    """ "running", or why to stop."""
+    if status := budget.ends(record):
+        return status
     if not len(violating):
-        return "max_filters" if solution.n_filters >= budget else "stalled"
+        return "stalled" if budget.room(solution.n_filters, 1) else "max_filters"
     falls = [earlier["objective"] - record["objective"] for earlier in solution.history[-6:-1]]
-    slow = len(falls) == 5 and falls[0] <= 1e-2 * tol * record["objective"]
+    slow = len(falls) == 5 and falls[0] <= 1e-2 * budget.tol * record["objective"]
     return "stalled" if slow else "running"
 
 
@@ -164,7 +143,8 @@ def _judged(problem: Problem, oracle: Oracle, solution: Solution, tol: float, se
     dual_point = problem.dual_point(predictions)
     target = problem.beta * (1 + 0.5 * tol)
     found = oracle(problem, dual_point, starts=solution.filters, n_filters=1, seed=seed, target=target)
-    record = _record(problem, solution, predictions, dual_point, found) | {"seconds": perf_counter() - began}
+    objective, lower_bound = problem.primal(predictions, solution.weights), problem.dual(dual_point, found.g_max)
+    record = record_of(solution, objective, lower_bound, found.g_max, found.scope, perf_counter() - began)
     status = solution.status
     if record["rel_gap"] <= tol:
         status = "converged"

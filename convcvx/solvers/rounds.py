@@ -45,7 +45,7 @@ def consult(
     seed: int,
     confirm: bool = True,
 ) -> tuple[OracleResult, dict[str, Any], Tensor | None]:
-    """The oracle's answer at `solution`, whose `predictions` (n, c) are given; the round's record but its seconds; Z.
+    """The oracle's answer at `solution`, whose `predictions` (n, c) are given; the round's record, seconds open; Z.
 
     A proved bound stays when a later round proves a worse one: Z is the dual point of the best, None where nothing is
     proved. A heuristic bound counts for its round only, lest a wrong one stay for ever; a gap within `tol` that it
@@ -69,16 +69,23 @@ def consult(
         proved = solution.history[-1]["lower_bound"] if solution.history else -math.inf
         if proved > lower_bound:
             lower_bound, best_point = proved, solution.dual_point
-    record = {
+    return found, record_of(solution, objective, lower_bound, found.g_max, found.scope), best_point
+
+
+def record_of(
+    solution: Solution, objective: float, lower_bound: float, g_max: float, scope: str, seconds: float = 0.0
+) -> dict[str, Any]:
+    """What the history keeps of a round that led to `solution`."""
+    return {
         "round": solution.rounds,
         "objective": objective,
         "lower_bound": lower_bound,
         "rel_gap": (objective - lower_bound) / max(objective, 1e-300),
-        "g_max": found.g_max,
-        "scope": found.scope,
+        "g_max": g_max,
+        "scope": scope,
         "n_filters": solution.n_filters,
+        "seconds": seconds,
     }
-    return found, record, best_point
 
 
 def _persistent(oracle: Oracle) -> Oracle:

@@ -17,6 +17,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
+from convcvx.budget import Budget
 from convcvx.oracles.base import Oracle, OracleResult
 from convcvx.problem import Problem
 from convcvx.solution import Callback, Solution
@@ -44,25 +45,19 @@ images slides for so many steps at least: filters that cannot be many have to be
 def sliding_frank_wolfe(
     problem: Problem,
     oracle: Oracle,
+    budget: Budget = Budget(),
     *,
-    tol: float = 1e-4,
-    max_filters: int | None = None,
-    max_rounds: int = 100,
-    time_limit: float | None = None,
     seed: int = 0,
     start: Solution | None = None,
     callback: Callback | None = None,
 ) -> Solution:
-    """Train to the relative gap `tol` as the oracle sees it, or until a budget is spent.
+    """Train as far as `budget` goes, the gap as the oracle sees it.
 
     Parameters
     ----------
     problem : Problem
     oracle : Oracle
-    tol : float
-        (primal - lower bound) / primal to reach.
-    max_filters, max_rounds, time_limit : int, int, seconds
-        Budgets; none for the filters and the time by default.
+    budget : Budget
     seed : int
     start : Solution, optional
         Warm start or checkpoint; a checkpoint goes on with its round numbers and history.
@@ -73,37 +68,34 @@ def sliding_frank_wolfe(
     levels = _levels(problem, start, seed)
     solution, earlier = begin(levels[0], start)
     resumed = earlier > 0
-    budget = max_filters or 10**9
     for level in levels:
         if not resumed:
             solution = _refit(level, solution)
         resumed, sampled = False, level is not problem
-        aim = SAMPLE_TOL if sampled else tol
+        allowed = _on_sample(budget) if sampled else budget
         while True:
             predictions = level.responses.predict(solution.filters, solution.weights, solution.intercept)
             if solution.n_filters == 0:
                 predictions = level.constant_predictions()
                 solution = replace(solution, intercept=predictions[0].clone())
-            wanted = _wanted(solution.n_filters, budget)
+            # As many as there are: growing with the network, so that few rounds suffice.
+            wanted = max(1, budget.room(solution.n_filters, max(16, solution.n_filters)))
             found, record, point = consult(
-                level, oracle, solution, predictions, n_filters=wanted, tol=aim, seed=seed, confirm=not sampled
+                level, oracle, solution, predictions, n_filters=wanted, tol=allowed.tol, seed=seed, confirm=not sampled
             )
             record["seconds"] = earlier + perf_counter() - began
             if sampled:
                 record["images"], status = level.n, "running"
-                done = _sample_spent(record, solution, level, predictions, max_rounds, time_limit)
+                done = _sample_spent(record, solution, level, predictions, allowed)
             else:
-                status = _status(record, solution, level, tol, budget, max_rounds, time_limit)
+                status = _status(record, solution, allowed)
                 done = status != "running"
             solution = replace(solution, history=[*solution.history, record], status=status, dual_point=point)
             if callback is not None:
                 callback(solution)
             if done:
                 break
-            objective = record["objective"]
-            gap = objective - record["lower_bound"]
-            steps = FULL_STEPS if solution.n_filters >= FULL * budget and not sampled else 0
-            solution = _round(level, solution, found, objective, gap, aim, budget, seed, steps)
+            solution = _round(level, solution, found, allowed, seed)
     return solution
 
 
@@ -126,11 +118,15 @@ def _refit(problem: Problem, solution: Solution) -> Solution:
     return _master(problem, solution, solution.filters, REFIT_TOL)[1] if solution.n_filters else solution
 
 
-def _sample_spent(
-    record: dict, solution: Solution, sample: Problem, predictions: Tensor, max_rounds: int, limit: float | None
-) -> bool:
+def _on_sample(budget: Budget) -> Budget:
+    """What rounds on a sample may use of it."""
+    half = None if budget.time_limit is None else 0.5 * budget.time_limit
+    return replace(budget, tol=SAMPLE_TOL, max_rounds=min(budget.max_rounds, SAMPLE_ROUNDS), time_limit=half)
+
+
+def _sample_spent(record: dict, solution: Solution, sample: Problem, predictions: Tensor, budget: Budget) -> bool:
     """Whether another round on a sample would be wasted, as sampling hides what it gains."""
-    if solution.rounds >= min(max_rounds, SAMPLE_ROUNDS) or (limit is not None and record["seconds"] >= 0.5 * limit):
+    if budget.exhausted(record):
         return True
     losses = sample.loss.value(predictions, sample.targets)
     noise = SAMPLE_NOISE * float(losses.std()) / sample.n**0.5
@@ -138,30 +134,17 @@ def _sample_spent(
     return min(gain, record["objective"] - record["lower_bound"]) <= noise
 
 
-def _wanted(n_filters: int, budget: int) -> int:
-    """Filters to ask for: growing with the network, so that few rounds suffice."""
-    return max(1, min(max(16, n_filters), budget - n_filters))
+def _nearly_full(solution: Solution, budget: Budget) -> bool:
+    return budget.max_filters is not None and solution.n_filters >= FULL * budget.max_filters
 
 
-def _status(
-    record: dict,
-    solution: Solution,
-    problem: Problem,
-    tol: float,
-    budget: int,
-    max_rounds: int,
-    limit: float | None,
-) -> str:
+def _status(record: dict, solution: Solution, budget: Budget) -> str:
     """ "running", or why to stop."""
-    if record["rel_gap"] <= tol:
-        return "converged"
-    if limit is not None and record["seconds"] >= limit:
-        return "time_limit"
-    if solution.rounds >= max_rounds:
-        return "max_rounds"
+    if status := budget.ends(record):
+        return status
     gap = record["rel_gap"] * record["objective"]
     falls = [earlier["objective"] - record["objective"] for earlier in solution.history[-PATIENCE:]]
-    if falls and solution.n_filters >= FULL * budget and falls[-1] <= STALL_FULL * gap:
+    if falls and _nearly_full(solution, budget) and falls[-1] <= STALL_FULL * gap:
         return "max_filters"
     if len(falls) == PATIENCE and falls[0] <= STALL * gap:
         halved = record["rel_gap"] <= 0.5 * solution.history[-PATIENCE]["rel_gap"]
@@ -169,27 +152,21 @@ def _status(
     return "running"
 
 
-def _round(
-    problem: Problem,
-    solution: Solution,
-    found: OracleResult,
-    objective: float,
-    gap: float,
-    tol: float,
-    budget: int,
-    seed: int,
-    steps: int,
-) -> Solution:
-    """One round from `solution`, whose objective and gap are given; the objective does not rise."""
+def _round(problem: Problem, solution: Solution, found: OracleResult, budget: Budget, seed: int) -> Solution:
+    """One round from `solution`, whose last record says how far it is; the objective does not rise."""
+    record = solution.history[-1]
+    objective, gap = record["objective"], record["objective"] - record["lower_bound"]
     # Far from the optimum the gap says how exact masters need to be; but the lower bound can lag behind a network that
     # is nearly optimal, and a master shows no fall of the objective that is smaller than its own error.
     fall = _last_fall(solution.history)
-    accuracy = max(0.01 * tol, min(0.01 * gap / objective, 0.1 * fall), 1e-12)
+    accuracy = max(0.01 * budget.tol, min(0.01 * gap / objective, 0.1 * fall), 1e-12)
     best = _Best(objective, solution)
-    violating = found.filters[found.values > problem.beta][: max(0, budget - solution.n_filters)]
+    violating = found.filters[found.values > problem.beta]
+    violating = violating[: budget.room(solution.n_filters, len(violating))]
     # Rough weights are enough for new filters to slide from.
     rough = max(accuracy, min(0.1 * gap / objective, fall))
     best.offer(*_master(problem, solution, torch.cat([solution.filters, violating]), rough))
+    steps = FULL_STEPS if _nearly_full(solution, budget) and "images" not in record else 0
     slid = slide(problem, best.solution, seed + 1000 * solution.rounds, accuracy=1e-3 * gap, steps=steps)
     best.offer(*_master(problem, slid, slid.filters, accuracy))
     merged = _merge(best.solution)
