@@ -42,22 +42,21 @@ class Progress:
         self._images: int | None = None
 
     def begin(self, text: str) -> None:
-        self._console.print(text, highlight=False)
+        self._console.print(text)
 
     def __call__(self, solution: Solution, beta: float) -> None:
         if not self._began:
-            self._console.print(HEADER, style="bold", highlight=False)
+            self._console.print(HEADER, style="bold")
             self._began = True
         record = solution.history[-1]
         if (images := record.get("images")) != self._images:
-            self._console.print(f"on a sample of {images:,} images" if images else "on all images", highlight=False)
+            self._console.print(f"on a sample of {images:,} images" if images else "on all images")
             self._images = images
         left = seconds_left(solution.history, self._tol, self._time_limit)
         self._console.print(
             f"{record['round']:>5}  {record['objective']:>11.6g}  {record['lower_bound']:>11.6g}  "
             f"{record['rel_gap']:>8.1e}  {record['g_max'] / beta:>7.4g}  {record['n_filters']:>7}  "
             f"{clock(record['seconds']):>7}  {clock(left) if left is not None else '?':>7}",
-            highlight=False,
         )
 
 

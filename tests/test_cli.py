@@ -18,7 +18,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from convcvx.cli.output import open_console
 from convcvx.data import load
+from convcvx.progress import Progress
 
 TRAIN_KEYS = {
     *("primal", "dual", "rel_gap", "scope", "beta", "beta_max", "n_filters"),
@@ -268,6 +270,13 @@ def test_cuda_that_is_not_there_is_bad_input(tmp_path):
     if torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
     assert "cuda" in convcvx("train", "--device", "cuda", "--out", tmp_path / "run", code=2).stderr
+
+
+def test_paths_are_printed_whole_and_as_they_are(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    path = f"run [red]/a[/b]/{'long' * 20}"
+    Progress(open_console(False), 0.1).begin(f"training into {path}")
+    assert capsys.readouterr().out == f"training into {path}\n"
 
 
 def test_help_teaches():

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from convcvx.cli import options as o
-from convcvx.cli.output import finish, guard, print_summary
+from convcvx.cli.output import finish, guard, open_console, print_summary
 from convcvx.config import TrainConfig
 from convcvx.job import certify_job
 from convcvx.resolve import with_run_settings
@@ -60,7 +59,7 @@ def certify(
 
       convcvx certify checkpoints/stack/stage-2
     """
-    console = Console(stderr=json_output)
+    console = open_console(json_output)
     with guard(json_output):
         given = o.flags(context)
         for name in ("network", "like"):

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from convcvx.baseline import OPTIMIZERS
 from convcvx.cli import options as o
-from convcvx.cli.output import finish, guard
+from convcvx.cli.output import finish, guard, open_console
 from convcvx.compare import CompareConfig, compare_job
 from convcvx.runs import Run
 
@@ -45,7 +45,7 @@ def compare(
 
       convcvx compare checkpoints/mnist --optimizer sgd --epochs 8
     """
-    console = Console(stderr=json_output)
+    console = open_console(json_output)
     with guard(json_output):
         result = compare_job(Run.open(run), CompareConfig(optimizer, epochs, seeds, batch, filters, finetune, device))
         _print_table(console, result)
@@ -82,4 +82,4 @@ def _print_table(console: Console, result: dict[str, Any]) -> None:
     ]
     if twin["rel_gap"] < 0:
         lines.append("a negative gap: the estimated lower bound was too high; certify the run again with another seed")
-    console.print("\n".join(lines), highlight=False)
+    console.print("\n".join(lines))

@@ -14,6 +14,11 @@ from rich.console import Console
 from convcvx.errors import ConvcvxError, WorkerError
 
 
+def open_console(json_output: bool) -> Console:
+    """Where text for people goes: standard error if JSON has the other. Paths appear whole and as they are."""
+    return Console(stderr=json_output, markup=False, highlight=False, soft_wrap=True)
+
+
 def print_summary(console: Console, metrics: dict[str, Any]) -> None:
     """What a reader wants to know, in a few lines."""
 
@@ -29,7 +34,7 @@ def print_summary(console: Console, metrics: dict[str, Any]) -> None:
         f"filters      {metrics['n_filters']}",
         f"status       {metrics['status']} after {metrics['seconds']:.1f} s, {metrics['peak_memory_mb']:.0f} MiB",
     ]
-    console.print("\n".join(lines), highlight=False)
+    console.print("\n".join(lines))
 
 
 def finish(metrics: dict[str, Any], json_output: bool) -> NoReturn:

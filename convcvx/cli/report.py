@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from convcvx.cli import options as o
-from convcvx.cli.output import finish, guard
+from convcvx.cli.output import finish, guard, open_console
 from convcvx.runs import Run
 from convcvx.stack import StackRun
 
@@ -25,8 +24,8 @@ def report(run: Folder, json_output: o.Json = False) -> None:
     """
     from convcvx.report import write_report, write_stack_report  # matplotlib: other commands do not wait for it
 
-    console = Console(stderr=json_output)
+    console = open_console(json_output)
     with guard(json_output):
         path = write_stack_report(StackRun(run)) if StackRun(run).begun else write_report(Run.open(run))
-        console.print(f"wrote {path}", highlight=False)
+        console.print(f"wrote {path}")
         finish({"report": str(path), "status": "done"}, json_output)

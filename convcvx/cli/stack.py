@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from convcvx.cli import options as o
-from convcvx.cli.output import finish, guard
+from convcvx.cli.output import finish, guard, open_console
 from convcvx.config import TrainConfig
 from convcvx.errors import InputError
 from convcvx.progress import Progress
@@ -114,7 +114,7 @@ def stack(
 
       convcvx stack --stages 2 --data digits --padding 1 --pool 4 --beta-ratio 0.01 --tol 0.03 --out checkpoints/stack
     """
-    console = Console(stderr=json_output)
+    console = open_console(json_output)
     with guard(json_output):
         options = {"validation": VALIDATION} | o.given_options(context, preset, config)
         run, settings = _open_stack(out, options, resume, overwrite)
@@ -163,13 +163,11 @@ def _print_table(console: Console, result: dict[str, Any]) -> None:
             console.print(
                 f"joint heads of stages 1 to {record['stage']}: {record['score']:.2%} validation, objective "
                 f"{record['joint_objective']:.6g}, optimal over these filters to {record['joint_rel_gap']:.1e}",
-                highlight=False,
             )
     console.print(
         f"whole model: {percent(result['test_accuracy'])} test, {percent(result['train_accuracy'])} train, "
         f"{result['n_stages']} stages, {result['seconds']:.1f} s, {result['peak_memory_mb']:.0f} MiB\n"
         "each gap is that of its stage on the features it was given:",
-        highlight=False,
     )
     for scope, meaning in {record["scope"]: record["meaning"] for record in result["stages"]}.items():
-        console.print(f"{scope}: {meaning}", highlight=False)
+        console.print(f"{scope}: {meaning}")

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.console import Console
 
 from convcvx.cli import options as o
-from convcvx.cli.output import finish, guard, print_summary
+from convcvx.cli.output import finish, guard, open_console, print_summary
 from convcvx.config import TrainConfig
 from convcvx.errors import InputError
 from convcvx.job import train_job
@@ -77,7 +76,7 @@ def train(
 
       torchrun --nproc-per-node 2 -m convcvx.cli train --preset demo --out checkpoints/demo
     """
-    console = Console(stderr=json_output)
+    console = open_console(json_output)
     with guard(json_output), Team() as team:
         given = o.given_options(context, preset, config)
         run, settings = _open_run(out, given, resume, overwrite)
