@@ -2,8 +2,8 @@
 
     python benchmarks/adam_race.py tune            # learning rates, on 10,000 images
     python benchmarks/adam_race.py run adam        # then sgd, convcvx; one process each, one after the other
-    python benchmarks/adam_race.py judge           # objectives in float64; writes results/adam_race.md
-    python benchmarks/adam_race.py all --device cuda   # all of it on a GPU; writes results/adam_race-cuda.md
+    python benchmarks/adam_race.py judge           # objectives in float64; writes results/adam_race.md and .png
+    python benchmarks/adam_race.py all --device cuda   # all of it on a GPU; writes results/adam_race-cuda.md and .png
 
 60,000 images, 5x5 filters, 4x4 average pooling, squared loss, beta = 1e-3, no biases. The rivals train Conv2d → ReLU →
 AvgPool2d → Linear with torch's own weight decay, which is beta, a cosine schedule and mini-batches of 128, on a GPU by
@@ -26,6 +26,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: waiting thr
 
 import torch
 from machine import machine
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from convcvx.budget import Budget
@@ -34,6 +35,7 @@ from convcvx.data import load
 BETA, KERNEL, POOL, WIDTH, BATCH = 1e-3, 5, 4, 100, 128
 RATES = {"adam": (1e-3, 3e-3, 1e-2, 3e-2), "sgd": (0.01, 0.03, 0.1, 0.3)}
 SNAPSHOTS = (2, 5, 10, 20)
+COLOURS = {"adam": "tab:orange", "sgd": "tab:green", "convcvx": "black"}
 RESULTS = Path(__file__).parent / "results"
 FOLDER = Path("checkpoints/adam_race")
 
@@ -167,13 +169,19 @@ def run_convcvx(images: Tensor, onehot: Tensor, save: Callable) -> None:
 
 
 def judge(data_dir: str, device: str, last_only: bool) -> None:
-    """Every snapshot's objective in float64, as a table."""
+    """Every snapshot's objective in float64, as a table and a picture."""
     images, onehot = load_mnist(data_dir, device)
-    traces = {
-        name: torch.load(FOLDER / f"{name}.pt")
-        for name in ("adam", "sgd", "convcvx")
-        if (FOLDER / f"{name}.pt").exists()
-    }
+    traces: dict[str, list[dict]] = {}
+    for name in COLOURS:
+        if not (file := FOLDER / f"{name}.pt").exists():
+            continue
+        trace = [point for point in torch.load(file) if len(point["parameters"][0])]
+        traces[name] = trace[-1:] if last_only else trace
+        for number, point in enumerate(traces[name], start=1):
+            point["objective"] = objective(*point["parameters"], images, onehot)
+            if name == "convcvx":  # its rounds are counted anew on every sample
+                point["step"] = number
+            print(name, point["step"], f"{point['seconds']:.1f} s", point["objective"], flush=True)
     tuned = json.loads((FOLDER / "rates.json").read_text())
     lines = [
         "# Adam and SGD against convcvx",
@@ -193,20 +201,35 @@ def judge(data_dir: str, device: str, last_only: bool) -> None:
         "|---" * 7 + "|",
     ]
     for name, trace in traces.items():
-        if name == "convcvx":  # rounds are counted anew on every sample
-            trace = [point | {"step": k} for k, point in enumerate(trace) if len(point["parameters"][0])]
-        else:
-            trace = [point for point in trace if point["step"] in SNAPSHOTS]
-        chosen = trace[-1:] if last_only else trace
-        for point in chosen:
-            value = objective(*point["parameters"], images, onehot)
-            bound = f"{point['lower_bound']:.5f}" if "lower_bound" in point else ""
-            lines.append(
-                f"| {name} | {point['step']} | {point['seconds']:.3g} | {point['cpu_seconds']:.3g} "
-                f"| {len(point['parameters'][0])} | {value:.5f} | {bound} |"
-            )
-            print(lines[-1], flush=True)
-    (RESULTS / ("adam_race.md" if device == "cpu" else "adam_race-cuda.md")).write_text("\n".join(lines) + "\n")
+        for point in trace:
+            if name == "convcvx" or point["step"] in SNAPSHOTS:
+                bound = f"{point['lower_bound']:.5f}" if "lower_bound" in point else ""
+                lines.append(
+                    f"| {name} | {point['step']} | {point['seconds']:.3g} | {point['cpu_seconds']:.3g} "
+                    f"| {len(point['parameters'][0])} | {point['objective']:.5f} | {bound} |"
+                )
+    result = RESULTS / ("adam_race" if device == "cpu" else "adam_race-cuda")
+    result.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    draw(traces).savefig(result.with_suffix(".png"), dpi=120)
+    print("\n".join(lines))
+
+
+def draw(traces: dict[str, list[dict]]) -> Figure:
+    """Objective against seconds, and the last lower bound."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, trace in traces.items():
+        points = [(point["seconds"], point["objective"]) for point in trace]
+        axes.semilogx(*zip(*points, strict=True), "o-", color=COLOURS[name], ms=3, label=name)
+    bounds = [point["lower_bound"] for point in traces.get("convcvx", []) if "lower_bound" in point]
+    if bounds:
+        axes.axhline(bounds[-1], color="grey", ls="--", label="lower bound (estimate)")
+    lowest = min(point["objective"] for trace in traces.values() for point in trace)
+    axes.set_ylim(0.97 * lowest, 1.2 * lowest)
+    axes.set_xlabel("seconds")
+    axes.set_ylabel("objective")
+    axes.legend()
+    return figure
 
 
 def main() -> None:

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numba
-import numpy as np
 import torch
 from machine import machine
 
 from convcvx.budget import Budget
+from convcvx.data import load
 from convcvx.oracles.base import OracleResult
 from convcvx.oracles.branch_and_bound import BranchAndBoundOracle
 from convcvx.oracles.local import LocalOracle
@@ -61,18 +61,11 @@ class Case:
         return cls(int(rank), int(images), float(ratio))
 
 
-def mnist(folder: Path, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first n training images, (n, 1, 28, 28) in [0, 1], and their classes."""
-    raw = folder / "MNIST" / "raw"
-    pixels = np.fromfile(raw / "train-images-idx3-ubyte", np.uint8, offset=16, count=n * 784)
-    classes = np.fromfile(raw / "train-labels-idx1-ubyte", np.uint8, offset=8, count=n)
-    return torch.tensor(pixels.reshape(n, 1, 28, 28)).float() / 255, torch.tensor(classes).long()
-
-
-def measure(case: Case, folder: Path, rel_tol: float, solve_seconds: float, time_limit: float, device: str) -> str:
-    images, classes = mnist(folder, case.images)
+def measure(case: Case, data_dir: str, rel_tol: float, solve_seconds: float, time_limit: float, device: str) -> str:
+    train, _ = load("mnist", data_dir, case.images)
+    images = train.images
     embedding = PatchEmbedding.fit(images, PatchSpec(3, rank=case.rank))
-    problem = Problem.build(Responses(images, embedding, dtype=torch.float64), classes, 1.0)
+    problem = Problem.build(Responses(images, embedding, dtype=torch.float64), train.targets, 1.0)
     oracle = BranchAndBoundOracle(rel_tol, time_limit, device=device)
     at_zero = oracle(problem, problem.dual_point(problem.constant_predictions()))
     problem = problem.with_beta(case.ratio * float(at_zero.values[0]))
@@ -104,7 +97,7 @@ def setting(device: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--data-dir", default="../shared/data")
     parser.add_argument("--cases", nargs="+", default=CASES, help="rank:images:beta_ratio")
     parser.add_argument("--rel-tol", type=float, default=1e-2)
     parser.add_argument("--solve-seconds", type=float, default=40.0)

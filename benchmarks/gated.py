@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from machine import machine
 
+from convcvx.data import load
 from convcvx.patches import PatchSpec
 from convcvx.solvers.gated_program import solve_gated
 from convcvx.training import build_problem
@@ -38,12 +39,10 @@ except ImportError:
 ANCHOR = 0.00856, 240.0
 
 
-def mnist(folder: Path, n: int) -> tuple[np.ndarray, np.ndarray]:
+def mnist(data_dir: str, n: int) -> tuple[np.ndarray, np.ndarray]:
     """The first n training images, (n, 784) float32 in [0, 1], and their one-hot classes (n, 10)."""
-    raw = folder / "MNIST" / "raw"
-    pixels = np.fromfile(raw / "train-images-idx3-ubyte", np.uint8, offset=16, count=n * 784)
-    classes = np.fromfile(raw / "train-labels-idx1-ubyte", np.uint8, offset=8, count=n)
-    return pixels.reshape(n, 784).astype(np.float32) / 255, np.eye(10)[classes]
+    train, _ = load("mnist", data_dir, n)
+    return train.images.flatten(1).numpy(), np.eye(10)[train.targets]
 
 
 def judge(images: np.ndarray, targets: np.ndarray, gates: np.ndarray, weights: np.ndarray, lam: float) -> float:
@@ -111,7 +110,7 @@ def first_below(path: list[tuple[float, float]], level: float) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--data-dir", default="../shared/data")
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--gates", type=int, default=100)
     parser.add_argument("--lam", type=float, default=1e-4)

@@ -3,7 +3,7 @@
     python benchmarks/memory.py [--data-dir ../shared/data]
 
 Each size runs in a process of its own: the passes of one training round (predict, Gram, ascent, gradients) with
-64 filters of 5x5 on real MNIST. Writes benchmarks/results/memory.md.
+64 filters of 5x5 on real MNIST. Writes benchmarks/results/memory.md and .png.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import sys
 from pathlib import Path
 
 from machine import machine
+from matplotlib.figure import Figure
 
-SIZES = (1000, 4000, 16000, 60000)
-RESULT = Path(__file__).parent / "results" / "memory.md"
+SIZES = (1000, 2000, 4000, 8000, 16000, 30000, 60000)
+RESULT = Path(__file__).parent / "results" / "memory"
 
 
 def measure(data_dir: str, n: int) -> None:
@@ -60,13 +61,30 @@ def main() -> None:
         "| images | images, MiB | peak before the passes, MiB | added by the passes, MiB | all patches, MiB |",
         "|---|---|---|---|---|",
     ]
+    points: dict[str, list[float]] = {"all patches": [], "images": [], "added by the passes": []}
     for n in SIZES:
         command = [sys.executable, __file__, "--data-dir", arguments.data_dir, "--measure", str(n)]
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         before, after, images, patches = map(float, output.split())
         lines.append(f"| {n:,} | {images:.0f} | {before:.0f} | {after - before:.0f} | {patches:,.0f} |")
-        print(lines[-1])
-    RESULT.write_text("\n".join(lines) + "\n")
+        print(lines[-1], flush=True)
+        for name, value in zip(points, (patches, images, after - before), strict=True):
+            points[name].append(value)
+    RESULT.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    draw(points).savefig(RESULT.with_suffix(".png"), dpi=120)
+
+
+def draw(points: dict[str, list[float]]) -> Figure:
+    figure = Figure(figsize=(5, 3.5), layout="constrained")
+    axes = figure.subplots()
+    for (name, values), style in zip(points.items(), (":", "--", "o-"), strict=True):
+        axes.loglog(SIZES, values, style, color="black", ms=3, label=name)
+    axes.set_xticks(SIZES, [f"{n:,}" for n in SIZES], rotation=45)
+    axes.minorticks_off()
+    axes.set_xlabel("images")
+    axes.set_ylabel("MiB")
+    axes.legend()
+    return figure
 
 
 if __name__ == "__main__":

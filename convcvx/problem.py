@@ -1,4 +1,4 @@
-"""The training problem: primal, dual, dual scaling and beta_max. They are written here and nowhere else.
+"""The training problem: primal, dual and dual scaling. Solvers on a Gram matrix write them in its terms.
 
     min  (1/n) Σ_i ℓ(f(x_i), y_i) + β Σ_j ‖V_j‖_F,      f(x) = Σ_j Σ_p φ_p(x; u_j) V_j[p,:] + b,  ‖u_j‖ = 1
     max  -(1/n) Σ_i ℓ*(-n Z_i, y_i)   over Z with  max_{‖u‖≤1} g(u) ≤ β  (and Σ_i Z_i = 0 with an intercept)

@@ -2,7 +2,7 @@
 
     python experiments/certified_rivals.py --data-dir DIR
 
-300 MNIST images, 3x3 filters in the first three principal directions of the patches, global average pooling: branch
+300 MNIST images, 3x3 filters in the first three principal directions of the patches, 4x4 pooling cells: branch
 and bound proves the lower bound, so the distance of each rival to the optimum is known. Learning rates are tuned for
 each row. Writes experiments/results/certified_rivals.md and .png.
 """

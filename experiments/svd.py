@@ -5,7 +5,7 @@
 1,000 images, described by the pooled responses of 400 random patches (1,600 features): fewer images than features,
 so that whitening makes XXᵀ ∝ I and the closed form is the proved optimum (Sahiner et al. 2021). SGD trains
 the same two-layer network on the same features at a tuned rate; its excess over the optimum is therefore known. The
-negative control leaves the features unwhitened: there the closed form is a bound only. Writes
+negative control leaves the features unwhitened: there the closed form is no bound. Writes
 experiments/results/svd.md.
 """
 

@@ -25,8 +25,8 @@ Data = Annotated[
     str,
     _option(
         DATA,
-        "digits, mnist, fashion-mnist, cifar10, cifar100, FILE.npz (Keras keys), or a FOLDER of train/ and test/ with "
-        "a folder a class.",
+        "digits, mnist, fashion-mnist, cifar10, cifar100, FILE.npz (Keras keys), or a FOLDER: of train/ and test/ with "
+        "a folder a class, or of x_train.npy, y_train.npy, x_test.npy, y_test.npy, which stay on disk.",
     ),
 ]
 DataDir = Annotated[str | None, _option(DATA, "Where data sets lie or are downloaded to.")]
