@@ -6,7 +6,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from convcvx.budget import Budget
+from convcvx.dictionary import check_dictionary
 from convcvx.errors import InputError, check_count, check_positive
+from convcvx.losses import get_loss
 from convcvx.oracles.sampled import N_GATES
 from convcvx.patches import PatchSpec
 
@@ -63,6 +65,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 """`--preset NAME`: a flag or a config file given beside it wins."""
 
 
+KINDS: dict[str, tuple[type, ...]] = {"str": (str,), "bool": (bool,), "int": (int,), "float": (int, float)}
+NAMES = {"str": "a text", "bool": "true or false", "int": "a whole number", "float": "a number"}
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """The options of `convcvx train`; see `convcvx train --help` for each."""
@@ -110,11 +116,16 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
-        """Raises `InputError` for a key that is no option."""
-        known = {f.name for f in fields(cls)}
-        for key in values:
+        """Raises `InputError` for a key that is no option, or a value that is not of its kind."""
+        known = {f.name: str(f.type) for f in fields(cls)}
+        for key, value in values.items():
             if key not in known:
                 raise InputError(f"unknown option {key!r}; the options are {', '.join(sorted(known))}")
+            kind = known[key].removesuffix(" | None")
+            if not (isinstance(value, KINDS[kind]) or (value is None and kind != known[key])) or (
+                isinstance(value, bool) and kind != "bool"
+            ):
+                raise InputError(f"{key} must be {NAMES[kind]}; got {value!r}")
         return cls(**values)
 
     @property
@@ -122,14 +133,50 @@ class TrainConfig:
         """Raises `InputError` for what no solver can keep."""
         return Budget(self.tol, self.max_filters, self.max_rounds, self.time_limit)
 
-    def check_slide(self) -> None:
-        """Raise `InputError` for a slide without filters to set out from, or crops without a slide."""
-        if check_positive("slide", self.slide, zero=True) and self.dictionary is None:
-            raise InputError(
-                f"slide {self.slide:g} needs the filters of a dictionary to set out from; pass --dictionary N"
-            )
+    def check(self) -> None:
+        """Raise `InputError` for options that are out of range, or of no use without others."""
+        budget = self.budget  # which checks itself, as the next two do
+        self.patch_spec()
+        get_loss(self.loss)
+        check_count("gates", self.gates)
+        if check_count("seed", self.seed, minimum=0) >= 2**32:
+            raise InputError(f"seed must be below 2^32; got {self.seed}")
+        if check_positive("tune", self.tune, zero=True) > 0.5:
+            raise InputError(f"tune must be a share of the images up to 0.5; got {self.tune:g}")
+        check_positive("slide", self.slide, zero=True)
         if check_count("crops", self.crops, minimum=0) and not self.slide:
             raise InputError(f"crops {self.crops} move the images that filters slide on; pass --slide EPOCHS")
+        if self.dictionary is None:
+            self._check_without_dictionary()
+        else:
+            self._check_dictionary(self.dictionary, budget)
+
+    def _check_without_dictionary(self) -> None:
+        for name, use in (
+            ("slide", "needs the filters of a dictionary to set out from"),
+            ("tune", "chooses the weight decay of a dictionary"),
+            ("threshold", "is one of the filters of a dictionary"),
+            ("flips", "train a dictionary on the mirror images as well"),
+        ):
+            if value := getattr(self, name):
+                given = name if value is True else f"{name} {value:g}"
+                raise InputError(f"{given} {use}; pass --dictionary N")
+
+    def _check_dictionary(self, n_filters: int, budget: Budget) -> None:
+        check_dictionary(
+            n_filters,
+            source=self.dictionary_source,
+            threshold=self.threshold,
+            flips=self.flips,
+            hidden_bias=self.hidden_bias,
+        )
+        if self.loss != "squared":
+            raise InputError(f"a dictionary needs the squared loss; got loss {self.loss!r}")
+        if budget.room(0, n_filters) < n_filters:
+            raise InputError(
+                f"a dictionary of {n_filters} filters is more than max_filters {self.max_filters}; give fewer, or "
+                "leave max_filters out"
+            )
 
     def patch_spec(self) -> PatchSpec:
         return PatchSpec(

@@ -56,15 +56,9 @@ def dictionary(
     InputError
         For images without contrast, an odd number of filters with `flips`, a threshold without hidden bias.
     """
-    check_choice("dictionary_source", source, SOURCES)
-    check_positive("threshold", threshold, zero=True)
-    count = check_count("dictionary", n_filters)
     biased = responses.embedding.spec.hidden_bias
-    if threshold and not biased:
-        raise InputError(f"threshold {threshold:g} needs the hidden bias; pass --hidden-bias, or threshold 0")
-    if flips and count % 2:
-        raise InputError(f"dictionary must have an even number of filters with flips; got {n_filters}")
-    drawn = count // 2 if flips else count
+    check_dictionary(n_filters, source=source, threshold=threshold, flips=flips, hidden_bias=biased)
+    drawn = n_filters // 2 if flips else n_filters
     random = torch.Generator().manual_seed(seed)
     if source == "patches":
         directions = draw_patches(responses, drawn, random)
@@ -74,6 +68,17 @@ def dictionary(
     filters = torch.cat([directions, directions.new_full((drawn, 1), -threshold)], dim=1) if biased else directions
     filters = normalize(filters)
     return torch.cat([filters, mirror(responses.embedding, filters)]) if flips else filters
+
+
+def check_dictionary(n_filters: int, *, source: str, threshold: float, flips: bool, hidden_bias: bool) -> None:
+    """Raise `InputError` for what no dictionary can have."""
+    check_choice("dictionary_source", source, SOURCES)
+    check_positive("threshold", threshold, zero=True)
+    check_count("dictionary", n_filters)
+    if threshold and not hidden_bias:
+        raise InputError(f"threshold {threshold:g} needs the hidden bias; pass --hidden-bias, or threshold 0")
+    if flips and n_filters % 2:
+        raise InputError(f"dictionary must have an even number of filters with flips; got {n_filters}")
 
 
 def draw_patches(responses: Responses, count: int, random: torch.Generator) -> Tensor:

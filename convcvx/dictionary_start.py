@@ -32,10 +32,8 @@ SLIDE_DECAY = 5.0
 fit closer than drawn ones do. A β that was asked for is kept."""
 
 
-def start_from_dictionary(
-    config: TrainConfig, problem: Problem, run: Run, report: Report, began: float
-) -> tuple[TrainConfig, Solution]:
-    """The optimum over the dictionary that `config` asks for, as a checkpoint, and the options with its β."""
+def start_from_dictionary(config: TrainConfig, problem: Problem, run: Run, report: Report, began: float) -> Solution:
+    """The optimum over the dictionary that `config` asks for, as a checkpoint of `run`, which has its β as well."""
     state: State | None = None
     if (found := run.load_descent()) is None:
         # Where filters go on to slide, the loss chooses: the error is all but flat over decades of β.
@@ -52,13 +50,12 @@ def start_from_dictionary(
     record = record_of(fit.solution, fit.objective, 0.0, fit.beta, "heuristic", perf_counter() - began)
     record["dictionary_gap"] = fit.rel_gap
     solution = replace(fit.solution, history=[record], status="max_rounds")
-    config = replace(config, beta=fit.beta, beta_ratio=None)
     run.save_beta_max(fit.beta_max)
-    run.save_config(config)
+    run.save_chosen_beta(fit.beta)
     run.save_state(solution)
     run.end_descent()
     report(solution, fit.beta)
-    return config, solution
+    return solution
 
 
 def _filters(config: TrainConfig, problem: Problem) -> Tensor:

@@ -12,14 +12,15 @@ from convcvx.certificate import Certificate, certify
 from convcvx.config import TrainConfig
 from convcvx.data import Dataset
 from convcvx.dictionary_start import start_from_dictionary
-from convcvx.errors import InputError, RunError, check_count
+from convcvx.errors import InputError, RunError
 from convcvx.evaluate import accuracy, mean_loss, predict
 from convcvx.foreign import foreign_network
 from convcvx.network import TwoLayerCNN, read_weights, two_layer_cnn
 from convcvx.oracles import Oracle, SampledOracle
 from convcvx.patches import PatchEmbedding
+from convcvx.problem import Problem
 from convcvx.progress import Report, peak_memory_mb
-from convcvx.resolve import Data, image_shape, load_data, pick_device, resolve_beta, training_images, training_problem
+from convcvx.resolve import Data, image_shape, load_data, pick_device, run_beta, training_images, training_problem
 from convcvx.responses import Responses
 from convcvx.runs import Run
 from convcvx.sharding import Team
@@ -39,54 +40,25 @@ def train_job(
     """Train as `config` says, checkpointing every round into `run`; returns what `--json` prints.
 
     The processes of `team` share the images. `data` stand in for those that `config` names. Nothing is written before
-    data and options have been found good.
+    data and options have been found good; what only training shows to be bad leaves the folder as it was.
     """
     began, cores = perf_counter(), process_time()
+    config.check()
     train, test, validation = data or load_data(config)
     team = team or Team()
     team.share_out(train.images, training_images, config)
     problem = training_problem(config, train, run.load_embedding() if resume else None, team)
     plan = Plan.of(problem, config.solver, config.oracle)
-    budget = config.budget
-    check_count("gates", config.gates)
-    config.check_slide()
     if config.dictionary is not None and team.size > 1:
         raise InputError(f"a dictionary is fitted by one process; got {team.size}: train without torchrun")
-    if resume:
-        run.save_config(config)
-    else:
-        run.begin(config)
-    run.save_embedding(problem.responses.embedding)
-    alone = "" if team.size == 1 else f", {team.size} processes"
-    report.begin(f"training on {config.data} into {run.folder}{alone}\n{plan}")
-    checkpoint = run.load_state()
+    checkpoint = run.load_state() if resume else None
     resumed = checkpoint is not None
     earlier = checkpoint.history[-1]["seconds"] if checkpoint and checkpoint.history else 0.0
-    if config.dictionary is not None and checkpoint is None:
-        config, checkpoint = start_from_dictionary(config, problem, run, report, began)
-    beta_max = run.beta_max
-    if beta_max is None:
-        beta_max = find_beta_max(problem, _named_oracle(plan.oracle, config), config.seed)
-        run.save_beta_max(beta_max)
-    problem = problem.with_beta(resolve_beta(config, beta_max))
-
-    def after_round(solution: Solution) -> None:
-        run.save_state(solution)
-        report(solution, problem.beta)
-
-    if config.dictionary is not None and checkpoint is not None and config.max_rounds == 0:
-        solution = checkpoint  # the dictionary alone, without the solver's passes over all images
-    else:
-        solution = solve_problem(
-            problem,
-            budget,
-            solver=plan.solver,
-            oracle=plan.oracle,
-            gates=config.gates,
-            seed=config.seed,
-            start=checkpoint,
-            callback=after_round,
-        )
+    with run.started(config, resume=resume):
+        run.save_embedding(problem.responses.embedding)
+        alone = "" if team.size == 1 else f", {team.size} processes"
+        report.begin(f"training on {config.data} into {run.folder}{alone}\n{plan}")
+        problem, solution = _solve(config, problem, plan, checkpoint, run, report, began)
     responses = problem.responses
     network = TwoLayerCNN.from_solution(
         solution, responses.embedding, responses.pooling, image_shape(train), intercept=config.intercept
@@ -101,7 +73,7 @@ def train_job(
     run.save_result(network, certificate)
     network.to(responses.device)  # where it is scored
     metrics = certificate_summary(certificate) | {
-        "beta_max": beta_max,
+        "beta_max": run.beta_max,
         "n_filters": solution.n_filters,
         "train_accuracy": certificate.train_accuracy if train.n_classes else None,
         "test_accuracy": _score(network, test),
@@ -119,6 +91,40 @@ def train_job(
         metrics["test_loss"] = mean_loss(predict(network, test.images), test.targets, config.loss)
     run.save_metrics(metrics)
     return metrics
+
+
+def _solve(
+    config: TrainConfig,
+    problem: Problem,
+    plan: Plan,
+    checkpoint: Solution | None,
+    run: Run,
+    report: Report,
+    began: float,
+) -> tuple[Problem, Solution]:
+    """The problem with its β, and its solution, checkpointed into `run`."""
+    if config.dictionary is not None and checkpoint is None:
+        checkpoint = start_from_dictionary(config, problem, run, report, began)
+    if run.beta_max is None:
+        run.save_beta_max(find_beta_max(problem, _named_oracle(plan.oracle, config), config.seed))
+    problem = problem.with_beta(run_beta(run, config))
+
+    def after_round(solution: Solution) -> None:
+        run.save_state(solution)
+        report(solution, problem.beta)
+
+    if config.dictionary is not None and checkpoint is not None and config.max_rounds == 0:
+        return problem, checkpoint  # the dictionary alone, without the solver's passes over all images
+    return problem, solve_problem(
+        problem,
+        config.budget,
+        solver=plan.solver,
+        oracle=plan.oracle,
+        gates=config.gates,
+        seed=config.seed,
+        start=checkpoint,
+        callback=after_round,
+    )
 
 
 def certify_job(

@@ -81,19 +81,18 @@ def _check_beta(config: TrainConfig) -> None:
             check_positive(name, getattr(config, name))
 
 
-def resolve_beta(config: TrainConfig, beta_max: float) -> float:
-    """The weight decay that `config` asks for."""
+def run_beta(run: Run, config: TrainConfig) -> float:
+    """The weight decay of `run`: the one chosen for its dictionary, or what its options say."""
+    if (chosen := run.chosen_beta) is not None:
+        return chosen
     if config.beta is not None:
         return config.beta
+    if (beta_max := run.beta_max) is None:
+        raise RunError(f"{run.folder} has not got as far as its beta: finish it with --resume")
     return beta_max * (DEFAULT_BETA_RATIO if config.beta_ratio is None else config.beta_ratio)
 
 
 def with_run_settings(run: Run) -> TrainConfig:
     """The options of a finished run, its resolved beta among them."""
     config = run.config
-    if config.beta is not None:
-        return config
-    beta_max = run.beta_max
-    if beta_max is None:
-        raise RunError(f"{run.folder} has not got as far as its beta: finish it with --resume")
-    return replace(config, beta=resolve_beta(config, beta_max), beta_ratio=None)
+    return replace(config, beta=run_beta(run, config), beta_ratio=None)

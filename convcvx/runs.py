@@ -1,7 +1,8 @@
-"""A run folder: everything a training run leaves behind, each file written whole or not at all.
+"""A run folder: everything a training run leaves behind.
 
 config.json            the options
-beta_max.json          the β from which on no filter helps
+beta_max.json          the β from which on no filter helps, or none of the dictionary
+beta.json              of a dictionary, the β that was chosen
 environment.json       versions and machine
 embedding.safetensors  the basis that filters live in (exact, float64)
 state.safetensors      the checkpoint: the solution in float64, with its rounds and history
@@ -16,128 +17,18 @@ report.html            the report
 
 from __future__ import annotations
 
-import json
-import os
-import platform
-import shutil
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Self
-
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
+from typing import Any
 
 from convcvx.certificate import Certificate
 from convcvx.config import BUDGETS, TrainConfig
 from convcvx.errors import InputError, RunError
+from convcvx.folder import Folder
 from convcvx.network import TwoLayerCNN
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.solution import Solution
 from convcvx.solvers.descent import State
-
-PACKAGES = ("convcvx", "torch", "numpy", "numba", "scipy", "scikit-learn")
-
-
-class Folder:
-    """A folder of files, each written whole or not at all; one with `OPTIONS` in it has begun.
-
-    Parameters
-    ----------
-    folder : path
-        Need not exist yet.
-    """
-
-    KIND, OPTIONS = "run", "config.json"
-
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-
-    @classmethod
-    def new(cls, folder: str | Path, *, overwrite: bool = False) -> Self:
-        """What is to begin in `folder`; raise `RunError` where one exists, unless `overwrite`. Writes nothing."""
-        run = cls(folder)
-        if run.folder.exists() and (not run.folder.is_dir() or any(run.folder.iterdir())):
-            if not overwrite:
-                raise RunError(
-                    f"{folder} exists and is not empty; choose another --out, or pass --resume or --overwrite"
-                )
-            if not run.begun:
-                raise RunError(
-                    f"{folder} is no {run.KIND} folder (it has no {run.OPTIONS}); it is not overwritten: remove it"
-                )
-        return run
-
-    def begin(self, config: Any) -> None:
-        """Create the folder, in place of the one that `new` was allowed to overwrite."""
-        if self.begun:
-            shutil.rmtree(self.folder)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"cannot create {self.folder}: {error.strerror}; choose another --out") from None
-        self.save_config(config)
-        self._write_json("environment.json", environment())
-
-    def save_config(self, config: Any) -> None:
-        self._write_json(self.OPTIONS, config.to_dict())
-
-    @property
-    def begun(self) -> bool:
-        return (self.folder / self.OPTIONS).is_file()
-
-    @classmethod
-    def open(cls, folder: str | Path) -> Self:
-        """An existing one; raise `RunError` if `folder` is none."""
-        run = cls(folder)
-        if not run.begun:
-            raise RunError(f"{folder} is no {run.KIND} folder: it has no {run.OPTIONS}")
-        return run
-
-    def save_report(self, html: str) -> Path:
-        self._write("report.html", html.encode())
-        return self.folder / "report.html"
-
-    @property
-    def metrics(self) -> dict[str, Any]:
-        """What the command that made it printed as JSON."""
-        if not (self.folder / "metrics.json").exists():
-            raise RunError(f"{self.folder} has no metrics.json yet: finish it with --resume")
-        return self._read_json("metrics.json")
-
-    def _write(self, name: str, content: bytes) -> None:
-        """Write beside the file and rename: a reader, or a crash, sees the old file or the new one."""
-        temporary = self.folder / f".{name}.tmp"
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.folder / name)
-
-    def _write_json(self, name: str, value: Any) -> None:
-        self._write(name, (json.dumps(value, indent=2) + "\n").encode())
-
-    def _read_json(self, name: str) -> Any:
-        try:
-            return json.loads((self.folder / name).read_text())
-        except (OSError, ValueError) as error:
-            raise RunError(f"cannot read {self.folder / name}: {error}") from None
-
-    def _write_tensors(self, name: str, tensors: dict[str, Tensor], description: dict[str, Any]) -> None:
-        contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
-        self._write(name, save(contiguous, {"convcvx": json.dumps(description)}))
-
-    def _read_tensors(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        path = self.folder / name
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                # Copied to aligned memory: on unaligned operands BLAS rounds otherwise, and rounds would not repeat.
-                tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 - no mapping
-                return tensors, json.loads(file.metadata()["convcvx"])
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise RunError(f"cannot read {path}: {error}; remove it and train again") from None
 
 
 class Run(Folder):
@@ -166,6 +57,14 @@ class Run(Folder):
     @property
     def beta_max(self) -> float | None:
         return self._read_json("beta_max.json") if (self.folder / "beta_max.json").exists() else None
+
+    def save_chosen_beta(self, beta: float) -> None:
+        self._write_json("beta.json", beta)
+
+    @property
+    def chosen_beta(self) -> float | None:
+        """The β of a dictionary, which held-out images may have chosen."""
+        return self._read_json("beta.json") if (self.folder / "beta.json").exists() else None
 
     # -- the parts ------------------------------------------------------------------------------------
 
@@ -225,6 +124,7 @@ class Run(Folder):
     def save_result(self, network: TwoLayerCNN, certificate: Certificate) -> None:
         self._write("model.safetensors", network.to_bytes())
         self._write_json("certificate.json", certificate.to_dict())
+        self._settle()
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
         self._write_json("metrics.json", metrics)
@@ -251,22 +151,3 @@ class Run(Folder):
         if not path.exists():
             raise RunError(f"{self.folder} has no model.safetensors yet: finish it with --resume")
         return path
-
-
-def environment() -> dict[str, Any]:
-    """Versions and machine, for whoever reads the run later."""
-
-    def version_of(package: str) -> str | None:
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            return None
-
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "cuda": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
-        "versions": {package: version_of(package) for package in PACKAGES},
-    }

@@ -39,9 +39,9 @@ GO_ON = "go on with --resume, with any number of processes"
 
 
 class Team:
-    """The processes that `torchrun` started, as the leader sees them; one alone anywhere else.
+    """Processes that share the images, as the leader sees them; one alone by default.
 
-        with Team() as team:
+        with Team.of_torchrun() as team:
             team.share_out(images, read, source)
             problem = build_problem(images, ..., embedding=team.fit(images, spec), responses=team.responses)
 
@@ -53,12 +53,17 @@ class Team:
         This process's number and the number of processes.
     """
 
-    def __init__(self) -> None:
-        self.rank, self.size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        self.rank, self.size = rank, size
         self._share = Share(self.rank, self.size)
         self._places: dict[int, tuple[str, int]] = {}
         self._keys = 0
         self._busy = False
+
+    @classmethod
+    def of_torchrun(cls) -> Team:
+        """The processes that `torchrun` started; this one alone without it."""
+        return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
 
     def __enter__(self) -> Team:
         if self.size == 1:

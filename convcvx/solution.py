@@ -29,7 +29,9 @@ class Solution:
         b; zero without an intercept.
     status : str
         "converged", or what stopped the solver short of `tol`: "max_filters", "max_rounds", "time_limit",
-        "stalled" (rounds that no longer lower the objective), "relaxation_gap" (a relaxation that is not tight).
+        "stalled" (rounds that no longer lower the objective), "relaxation_gap" (a relaxation that is not tight),
+        "sampled" (the program over sampled patterns is solved, the network is not optimal), "conditions" (those of the
+        closed form do not hold).
     history : list of dict
         One record a round: round, objective, lower_bound, rel_gap, g_max, scope, n_filters, seconds; for a solution of
         a sample, before the solver has come to all images, also their number, images. The bound is the best one proved

@@ -25,13 +25,14 @@ from convcvx.dictionary_start import DICTIONARY_TOL
 from convcvx.errors import InputError, RunError
 from convcvx.evaluate import accuracy, mean_loss, predict
 from convcvx.features import cache_features, feature_shape, fit_link, stream_features
+from convcvx.folder import Folder
 from convcvx.job import train_job
 from convcvx.joint_heads import fit_joint_heads
 from convcvx.network import TwoLayerCNN, two_layer_cnn
 from convcvx.problem import Problem
 from convcvx.progress import Report, peak_memory_mb
 from convcvx.resolve import Data, image_shape, load_data, pick_device, training_problem
-from convcvx.runs import Folder, Run
+from convcvx.runs import Run
 from convcvx.shifts import VERSIONS
 from convcvx.solvers.dictionary_path import TUNE
 from convcvx.stack_config import StackConfig
@@ -62,10 +63,14 @@ class StackRun(Folder):
     def save_result(self, model: StackedCNN, metrics: dict[str, Any]) -> None:
         self._write("model.safetensors", model.to_bytes())
         self._write_json("metrics.json", metrics)
+        self._settle()
 
 
-def stack_job(config: StackConfig, run: StackRun, report: Report) -> dict[str, Any]:
-    """Train stage after stage into `run`, going on where it was interrupted; returns what `--json` prints."""
+def stack_job(config: StackConfig, run: StackRun, report: Report, *, resume: bool = False) -> dict[str, Any]:
+    """Train stage after stage into `run`, with `resume` from where it was; returns what `--json` prints.
+
+    A resumed stack keeps the stages that it finished.
+    """
     began = perf_counter()
     first = config.stages[0]
     data = load_data(first)
@@ -73,38 +78,8 @@ def stack_job(config: StackConfig, run: StackRun, report: Report) -> dict[str, A
         raise InputError("validation must be above 0: it decides whether a stage is kept")
     config.check_shapes(image_shape(data[0]))
     device = pick_device(first.device)
-    if not run.begun:
-        run.begin(config)
-    stages: list[TwoLayerCNN] = []
-    links: list[Link] = []
-    records: list[dict[str, Any]] = []
-    problems: list[Problem] = []
-    features, cached, best = data, 0.0, -math.inf
-    model = None
-    for number, stage_config in enumerate(config.stages, start=1):
-        if number > 1:
-            channels, downsample = config.channels[number - 2], config.downsample[number - 2]
-            link = fit_link(stages[-1], features[0].images, channels, downsample, device, paired=stage_config.paired)
-            features, cached = _cache(run, features, stages[-1], link, report, device)
-            links.append(link)
-        metrics = _train_stage(run.stage(number), stage_config, features, report)
-        stages.append(two_layer_cnn(run.stage(number).folder))
-        if config.heads == "joint":
-            problems.append(training_problem(stage_config, features[0], run.stage(number).load_embedding()))
-        if config.heads == "joint" and number > 1:
-            candidate, joint = _join(first, stages, links, problems, report)
-            metrics |= joint
-            score = _score(candidate.to(device), data[2], first.loss)
-        else:
-            candidate = StackedCNN(stages, links, ensemble=config.heads != "last")
-            score = _score(stages[-1].to(device), features[2], first.loss)
-        kept = score > best
-        records.append({"stage": number, "kept": kept, "score": score, "cache_mb": cached} | metrics)
-        if not kept:
-            report.begin(f"stage {number} is dropped: validation {score:.4f}, not above {best:.4f} of the stage before")
-            break
-        best, model = score, candidate
-    assert model is not None
+    with run.started(config, resume=resume):
+        model, records = _train_stages(config, run, data, report, device)
     model.meta = {"data": first.data, "classes": list(data[0].classes), "loss": first.loss}
     result = {
         "stages": records,
@@ -122,11 +97,50 @@ def stack_job(config: StackConfig, run: StackRun, report: Report) -> dict[str, A
     return result
 
 
+def _train_stages(
+    config: StackConfig, run: StackRun, data: Data, report: Report, device: str
+) -> tuple[StackedCNN, list[dict[str, Any]]]:
+    """The stack of the stages that are kept, and what to record of each stage."""
+    first, validation = config.stages[0], data[2]
+    stages: list[TwoLayerCNN] = []
+    links: list[Link] = []
+    records: list[dict[str, Any]] = []
+    problems: list[Problem] = []
+    features, cached, best = data, 0.0, -math.inf
+    model = None
+    for number, stage_config in enumerate(config.stages, start=1):
+        if number > 1:
+            channels, downsample = config.channels[number - 2], config.downsample[number - 2]
+            link = fit_link(stages[-1], features[0].images, channels, downsample, device, paired=stage_config.paired)
+            features, cached = _cache(run, features, stages[-1], link, report, device)
+            links.append(link)
+        metrics = _train_stage(run.stage(number), stage_config, features, report)
+        stages.append(two_layer_cnn(run.stage(number).folder))
+        if config.heads == "joint":
+            problems.append(training_problem(stage_config, features[0], run.stage(number).load_embedding()))
+        if config.heads == "joint" and number > 1:
+            candidate, joint = _join(config, stages, links, problems, report)
+            metrics |= joint
+            score = _score(candidate.to(device), validation, first.loss)
+        else:
+            candidate = StackedCNN(stages, links, ensemble=config.heads != "last")
+            score = _score(stages[-1].to(device), features[2], first.loss)
+        kept = score > best
+        records.append({"stage": number, "kept": kept, "score": score, "cache_mb": cached} | metrics)
+        if not kept:
+            report.begin(f"stage {number} is dropped: validation {score:.4f}, not above {best:.4f} of the stage before")
+            break
+        best, model = score, candidate
+    assert model is not None
+    return model, records
+
+
 def _join(
-    first: TrainConfig, stages: list[TwoLayerCNN], links: list[Link], problems: list[Problem], report: Report
+    config: StackConfig, stages: list[TwoLayerCNN], links: list[Link], problems: list[Problem], report: Report
 ) -> tuple[StackedCNN, dict[str, Any]]:
     """The stack with joint heads, and what to record of their fit."""
-    versions, tune = VERSIONS if first.shifts else 1, first.tune or TUNE
+    first = config.stages[0]
+    versions, tune = VERSIONS if first.shifts else 1, max(stage.tune for stage in config.stages) or TUNE
     model, fit = fit_joint_heads(
         stages, links, problems, tune=tune, versions=versions, flips=first.flips, tol=DICTIONARY_TOL
     )
@@ -181,15 +195,18 @@ def _cache(
     return (train, test, validation), size / 1e6
 
 
-def stage_data(run: Run) -> Data | None:
-    """The features that a stage of a stack was trained on, from the images anew; None for a run that is no stage."""
+def stage_data(run: Run, config: TrainConfig | None = None) -> Data | None:
+    """The features that a stage of a stack was trained on, from the images anew; None for a run that is no stage.
+
+    The images are those of the run, or of `config`.
+    """
     stack, name = StackRun(run.folder.parent), re.fullmatch(r"stage-(\d+)", run.folder.name)
     if not stack.begun or name is None:
         return None
     model, number = stacked_cnn(stack.folder), int(name[1])
     if number > len(model.stages):
         raise RunError(f"stage {number} was dropped: its features are not kept")
-    train, test, validation = load_data(run.config)
+    train, test, validation = load_data(config or run.config)
     assert validation is not None
 
     def seen(part: Dataset) -> Dataset:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from convcvx.config import TrainConfig
+from convcvx.config import BUDGETS, TrainConfig
 from convcvx.errors import InputError, check_choice, check_count
 from convcvx.pooling import Pooling
 
@@ -73,6 +73,17 @@ class StackConfig:
         heads: str = "last",
     ) -> StackConfig:
         """Read options of which those in `VARIED` may have a value a stage, by commas; "none" is no value."""
+        return cls._read(n_stages, options, channels, downsample, heads)._checked()
+
+    @classmethod
+    def _read(
+        cls,
+        n_stages: int,
+        options: dict[str, Any],
+        channels: str = "32",
+        downsample: str = "2",
+        heads: str = "last",
+    ) -> StackConfig:
         check_count("stages", n_stages)
         check_choice("heads", heads, HEADS)
         varied = {name: _spread(name, options[name], n_stages, VARIED[name]) for name in VARIED if name in options}
@@ -80,23 +91,8 @@ class StackConfig:
             TrainConfig.from_dict(options | {name: values[s] for name, values in varied.items()})
             for s in range(n_stages)
         ]
-        for s in range(1, n_stages):
-            if stages[s].flips:
-                before = stages[s - 1]
-                if not (before.flips and before.dictionary is not None and before.max_rounds == 0):
-                    raise InputError(
-                        f"flips of stage {s + 1} need filters in mirror pairs in the stage before: give that flips, a "
-                        "dictionary and max_rounds 0"
-                    )
-                stages[s] = replace(stages[s], paired=True)
-        if heads == "joint" and (stages[0].loss != "squared" or len({stage.flips for stage in stages}) > 1):
-            raise InputError(
-                f"joint heads need the squared loss, and flips of all stages or of none; got loss {stages[0].loss!r}, "
-                f"flips {', '.join('yes' if stage.flips else 'no' for stage in stages)}"
-            )
-        for stage in stages:
-            stage.patch_spec()
-            stage.check_slide()
+        if any(stage.dictionary is not None for stage in stages):  # a stage without one has no β to tune
+            stages = [replace(stage, tune=stage.tune if stage.dictionary else 0.0) for stage in stages]
         links = max(1, n_stages - 1)
         return cls(
             tuple(stages),
@@ -104,6 +100,48 @@ class StackConfig:
             tuple(check_count("downsample", k) for k in _spread("downsample", downsample, links, int)),
             heads,
         )
+
+    def _checked(self) -> StackConfig:
+        """These options with what follows from them, if they go together."""
+        stages = list(self.stages)
+        for s in range(1, len(stages)):
+            if stages[s].flips:
+                before = stages[s - 1]
+                if not (before.flips and before.dictionary is not None and before.max_rounds == 0):
+                    raise InputError(
+                        f"flips of stage {s + 1} need filters in mirror pairs in the stage before: give that flips, a "
+                        "dictionary and max_rounds 0"
+                    )
+                if (width := self.channels[s - 1]) % 2:
+                    raise InputError(f"flips of stage {s + 1} need an even number of channels; got {width}")
+                stages[s] = replace(stages[s], paired=True)
+        if self.heads == "joint" and (stages[0].loss != "squared" or len({stage.flips for stage in stages}) > 1):
+            raise InputError(
+                f"joint heads need the squared loss, and flips of all stages or of none; got loss {stages[0].loss!r}, "
+                f"flips {', '.join('yes' if stage.flips else 'no' for stage in stages)}"
+            )
+        for stage in stages:
+            stage.check()
+        return replace(self, stages=tuple(stages))
+
+    def continued(self, given: dict[str, Any]) -> StackConfig:
+        """These options with what was `given` explicitly, as for `of`; only budgets may differ."""
+        own = {name: value for name, value in given.items() if name in ("channels", "downsample", "heads")}
+        options = {name: value for name, value in given.items() if name not in own and name != "stages"}
+        asked = StackConfig._read(given.get("stages", len(self.stages)), options, **own)
+        for name in own:
+            _check_same(name, getattr(self, name), getattr(asked, name))
+        _check_same("stages", len(self.stages), len(asked.stages))
+        for ours, theirs in zip(self.stages, asked.stages, strict=True):
+            for name in options:
+                if name not in BUDGETS:
+                    _check_same(name, getattr(ours, name), getattr(theirs, name))
+        budgets = [name for name in options if name in BUDGETS]
+        stages = [
+            replace(ours, **{name: getattr(theirs, name) for name in budgets})
+            for ours, theirs in zip(self.stages, asked.stages, strict=True)
+        ]
+        return replace(self, stages=tuple(stages))
 
     def check_shapes(self, image_shape: tuple[int, int, int]) -> None:
         """Raise `InputError` if a stage does not fit the features that the one before will leave it."""
@@ -121,6 +159,14 @@ class StackConfig:
                         f"{maps[1]}; got {self.downsample[number - 1]}"
                     )
                 size = [length // self.downsample[number - 1] for length in maps]
+
+
+def _check_same(name: str, stored: Any, asked: Any) -> None:
+    if stored != asked:
+        raise InputError(
+            f"{name} is {stored!r} in this stack but {asked!r} was asked for; a resumed stack may change only "
+            f"{', '.join(BUDGETS)}"
+        )
 
 
 def _spread(name: str, given: Any, count: int, read: Callable[[str], Any]) -> list[Any]:

@@ -274,7 +274,7 @@ def test_cuda_that_is_not_there_is_bad_input(tmp_path):
 
 def test_paths_are_printed_whole_and_as_they_are(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
-    path = f"run [red]/a[/b]/{'long' * 20}"
+    path = f"run [red]/a[/b]/:fire:/{'long' * 20}"
     Progress(open_console(False), 0.1).begin(f"training into {path}")
     assert capsys.readouterr().out == f"training into {path}\n"
 

@@ -65,7 +65,7 @@ def stacked(
 ) -> tuple[StackRun, dict]:
     run = StackRun(folder)
     settings = StackConfig.of(stages, OPTIONS | options, channels="6", downsample="2", heads=heads)
-    return run, stack_job(settings, run, report or Quiet())
+    return run, stack_job(settings, run, report or Quiet(), resume=run.begun)
 
 
 @pytest.fixture(scope="module")
@@ -365,3 +365,14 @@ def test_streamed_features_are_those_of_the_torch_modules(case):
     assert tuple(features.shape[1:]) == feature_shape(stage, link, x)
     torch.testing.assert_close(features.float(), expected, rtol=2e-3, atol=1e-3)
     assert float(expected.std()) > 0.1
+
+
+def test_an_overwritten_stack_is_trained_anew(tmp_path):
+    options = OPTIONS | {"limit": 120, "rank": "none", "beta_ratio": 0.1, "max_rounds": 1}
+    _, before = stacked(tmp_path / "stack", stages=1, **options)
+    settings = StackConfig.of(1, options | {"beta_ratio": 0.3}, channels="6")
+    run = StackRun.new(tmp_path / "stack", overwrite=True)
+    after = stack_job(settings, run, Quiet())
+    assert after["stages"][0]["beta"] == pytest.approx(3 * before["stages"][0]["beta"], rel=1e-6)
+    assert run.config == settings
+    assert [path.name for path in tmp_path.iterdir()] == ["stack"]

@@ -1,7 +1,7 @@
 """The command line: `convcvx train`, `certify`, `stack`, `compare` and `report`, one module each.
 
-With --json, standard output carries one JSON object and nothing else; human text goes to standard error. Exit
-status 0: done; 2: bad input; 3: stopped short of --tol.
+With --json, standard output carries one JSON object and nothing else; human text goes to standard error. `output`
+says how commands end.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def certify(
         path = Run.open(network).model_file if network.is_dir() else network
         embedding = run.load_embedding() if run is not None else None
         rival = None if like is None else Run.open(like)
-        features = None if run is None else stage_data(run)
+        features = None if run is None else stage_data(run, settings)
         state = None if run is None else run.load_state()
         metrics = certify_job(
             path,

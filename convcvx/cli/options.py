@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from convcvx.config import DEFAULT_BETA_RATIO, PRESETS, TrainConfig
+from convcvx.config import DEFAULT_BETA_RATIO, PRESETS
 from convcvx.dictionary import SOURCES
 from convcvx.errors import InputError
 from convcvx.oracles import ORACLES
@@ -51,7 +51,7 @@ BetaRatio = Annotated[
     float | None,
     _option(
         MODEL,
-        "Weight decay as a share of beta_max, from which on no filter helps. "
+        "Weight decay as a share of beta_max, from which on no filter helps (none of a dictionary, if there is one). "
         f"[default: {DEFAULT_BETA_RATIO:g} without --beta]",
     ),
 ]
@@ -86,7 +86,7 @@ Dictionary = Annotated[
 ]
 DictionarySource = Annotated[str, _option(SOLVE, f"Which filters: {', '.join(SOURCES)}.")]
 Threshold = Annotated[float, _option(SOLVE, "What a patch must exceed to excite a filter of the dictionary.")]
-Flips = Annotated[bool, _option(DATA, "Train the dictionary on the mirror images as well.")]
+Flips = Annotated[bool, _option(DATA, "With a dictionary: train on the mirror images as well.")]
 Shifts = Annotated[int, _option(DATA, "Train on the images moved by N pixels left, right, up and down as well.")]
 Tune = Annotated[
     float,
@@ -104,7 +104,7 @@ Device = Annotated[str, _option(SOLVE, "auto, cpu or cuda.")]
 
 Out = Annotated[Path | None, _option(OUTPUT, "Run folder. [default: checkpoints/DATA-SEED]")]
 Resume = Annotated[bool, _option(OUTPUT, "Go on from the last round of --out.", "--resume")]
-Overwrite = Annotated[bool, _option(OUTPUT, "Replace the run in --out.", "--overwrite")]
+Overwrite = Annotated[bool, _option(OUTPUT, "Replace the run in --out, when the new one has a result.", "--overwrite")]
 Preset = Annotated[str | None, _option(OUTPUT, f"Options that go together: {', '.join(PRESETS)}.")]
 Config = Annotated[Path | None, _option(OUTPUT, "A TOML file of options (kernel_size = 5 ...); flags win.")]
 Json = Annotated[bool, _option(OUTPUT, "Print one JSON object, alone, on standard output.", "--json")]
@@ -121,7 +121,7 @@ def given_options(context: typer.Context, preset: str | None = None, file: Path 
             raise InputError(f"preset must be one of {', '.join(PRESETS)}; got {preset!r}")
         options |= PRESETS[preset]
     if file is not None:
-        options |= _read_config(file)
+        options |= _read_config(file, [name for name in context.params if name not in APART])
     return options | flags(context)
 
 
@@ -131,12 +131,14 @@ def flags(context: typer.Context) -> dict[str, Any]:
     return {name: context.params[name] for name, source in sources.items() if source and source.name == "COMMANDLINE"}
 
 
-def _read_config(file: Path) -> dict[str, Any]:
+def _read_config(file: Path, known: list[str]) -> dict[str, Any]:
     try:
         values = tomllib.loads(file.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:  # no TOML, or no text
         raise InputError(f"cannot read --config {file}: {error}") from None
     values = {name.replace("-", "_"): value for name, value in values.items()}
-    TrainConfig.from_dict(values)
+    for name in values:
+        if name not in known:
+            raise InputError(f"unknown option {name!r} in {file}; the options are {', '.join(sorted(known))}")
     texts = ("kernel_size", "stride", "padding", "pool")
     return {name: str(value) if name in texts else value for name, value in values.items()}

@@ -1,4 +1,7 @@
-"""What commands print, and how they end: exit status 0 done, 2 bad input, 3 stopped short of --tol."""
+"""What commands print, and how they end.
+
+Exit status 0: done; 1: a process of several was lost; 2: bad input; 3: stopped short of --tol; 130: interrupted.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from convcvx.errors import ConvcvxError, WorkerError
 
 def open_console(json_output: bool) -> Console:
     """Where text for people goes: standard error if JSON has the other. Paths appear whole and as they are."""
-    return Console(stderr=json_output, markup=False, highlight=False, soft_wrap=True)
+    return Console(stderr=json_output, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def print_summary(console: Console, metrics: dict[str, Any]) -> None:
@@ -46,10 +49,7 @@ def finish(metrics: dict[str, Any], json_output: bool) -> NoReturn:
 
 @contextmanager
 def guard(json_output: bool) -> Iterator[None]:
-    """Turn the errors that convcvx raises on purpose into one line on standard error and exit status 2.
-
-    1 for a lost worker: the input was not bad.
-    """
+    """Turn the errors that convcvx raises on purpose, and an interrupt, into one line on standard error."""
     try:
         yield
     except ConvcvxError as error:
@@ -60,5 +60,7 @@ def guard(json_output: bool) -> Iterator[None]:
             print(json.dumps({"error": message, "status": status}), flush=True)
         raise typer.Exit(code) from None
     except KeyboardInterrupt:
-        print("convcvx: interrupted; go on with --resume", file=sys.stderr)
+        print("convcvx: interrupted; train and stack go on with --resume", file=sys.stderr)
+        if json_output:
+            print(json.dumps({"error": "interrupted", "status": "interrupted"}), flush=True)
         raise typer.Exit(130) from None

@@ -14,6 +14,7 @@ from convcvx.cli.output import finish, guard, open_console
 from convcvx.config import TrainConfig
 from convcvx.errors import InputError
 from convcvx.progress import Progress
+from convcvx.sharding import Team
 from convcvx.stack import StackRun, stack_job
 from convcvx.stack_config import StackConfig
 
@@ -116,9 +117,11 @@ def stack(
     """
     console = open_console(json_output)
     with guard(json_output):
-        options = {"validation": VALIDATION} | o.given_options(context, preset, config)
-        run, settings = _open_stack(out, options, resume, overwrite)
-        result = stack_job(settings, run, Progress(console, settings.stages[0].tol, settings.stages[0].time_limit))
+        if (size := Team.of_torchrun().size) > 1:
+            raise InputError(f"a stack is trained by one process; got {size}: start it without torchrun")
+        run, settings = _open_stack(out, o.given_options(context, preset, config), resume, overwrite)
+        progress = Progress(console, settings.stages[0].tol, settings.stages[0].time_limit)
+        result = stack_job(settings, run, progress, resume=resume and run.begun)
         _print_table(console, result)
         finish(result, json_output)
 
@@ -130,12 +133,12 @@ def _open_stack(
         raise InputError("give --resume or --overwrite, not both")
     if resume and out is None:
         raise InputError("--resume needs --out, the stack to go on with")
-    own = {name: options.pop(name) for name in ("channels", "downsample", "heads") if name in options}
-    settings = StackConfig.of(options.pop("stages", 2), options, **own)
-    out = out or Path("checkpoints") / f"{Path(settings.stages[0].data).stem}-stack"
-    if resume and StackRun(out).begun:
+    if resume and out and StackRun(out).begun:
         run = StackRun.open(out)
-        return run, run.config
+        return run, run.config.continued(options)
+    own = {name: options.pop(name) for name in ("channels", "downsample", "heads") if name in options}
+    settings = StackConfig.of(options.pop("stages", 2), {"validation": VALIDATION} | options, **own)
+    out = out or Path("checkpoints") / f"{Path(settings.stages[0].data).stem}-stack"
     return StackRun.new(out, overwrite=overwrite), settings
 
 

@@ -77,7 +77,7 @@ def train(
       torchrun --nproc-per-node 2 -m convcvx.cli train --preset demo --out checkpoints/demo
     """
     console = open_console(json_output)
-    with guard(json_output), Team() as team:
+    with guard(json_output), Team.of_torchrun() as team:
         given = o.given_options(context, preset, config)
         run, settings = _open_run(out, given, resume, overwrite)
         progress = Progress(console, settings.tol, settings.time_limit)

@@ -142,6 +142,8 @@ def fit_dictionaries(
         unseen[filled : filled + int(out.sum())] = block[out]
         filled += int(out.sum())
     beta_max = lasso.beta_max()
+    if beta_max == 0:
+        raise InputError("no filter of the dictionary tells anything of the targets; lower the threshold")
     if beta is None and beta_ratio is not None:
         beta = beta_ratio * beta_max
     tried: list[tuple[dict[str, Any], Point]] = []

@@ -1,0 +1,193 @@
+"""Options: what is refused before any training, what a resumed run may change; folders that bad input spares."""
+
+from __future__ import annotations
+
+import pytest
+from typer.testing import CliRunner
+
+from convcvx.cli import app
+from convcvx.config import PRESETS, TrainConfig
+from convcvx.errors import InputError, RunError
+from convcvx.job import train_job
+from convcvx.runs import Run
+from convcvx.sharding import Team
+from convcvx.stack_config import StackConfig
+
+SMALL = {"limit": 120, "kernel_size": "4", "pool": "2", "beta_ratio": 0.05, "max_rounds": 1, "tol": 0.01}
+TUNED = SMALL | {"beta_ratio": None, "dictionary": 6, "max_rounds": 0, "tune": 0.2, "slide": 3.0}
+
+
+class Quiet:
+    def begin(self, text: str) -> None:
+        pass
+
+    def __call__(self, solution, beta) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": 2**32}, "seed must be below 2^32"),
+        ({"seed": -1}, "seed must be a whole number >= 0; got -1"),
+        ({"tune": float("nan"), "dictionary": 4}, "tune must be a non-negative float; got nan"),
+        ({"tune": 0.7, "dictionary": 4}, "tune must be a share of the images up to 0.5; got 0.7"),
+        ({"tune": 0.1}, "tune 0.1 chooses the weight decay of a dictionary; pass --dictionary N"),
+        ({"flips": True}, "flips train a dictionary on the mirror images as well; pass --dictionary N"),
+        ({"threshold": 0.2}, "threshold 0.2 is one of the filters of a dictionary"),
+        ({"slide": 2.0}, "slide 2 needs the filters of a dictionary"),
+        ({"crops": 1}, "crops 1 move the images that filters slide on; pass --slide EPOCHS"),
+        ({"dictionary": 0}, "dictionary must be a whole number >= 1; got 0"),
+        ({"dictionary": 5, "flips": True}, "dictionary must have an even number of filters with flips; got 5"),
+        ({"dictionary": 4, "threshold": 0.2}, "threshold 0.2 needs the hidden bias"),
+        ({"dictionary": 4, "dictionary_source": "air"}, "dictionary_source must be one of patches, kmeans"),
+        ({"dictionary": 4, "loss": "cross-entropy"}, "a dictionary needs the squared loss; got loss 'cross-entropy'"),
+        ({"dictionary": 12, "max_filters": 3}, "a dictionary of 12 filters is more than max_filters 3"),
+        ({"gates": 0}, "gates must be a whole number >= 1; got 0"),
+        ({"time_limit": 0.0}, "time_limit must be a positive float"),
+    ],
+)
+def test_options_out_of_range_or_of_no_use_are_refused(options, message):
+    with pytest.raises(InputError) as caught:
+        TrainConfig(**options).check()
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_pass(name):
+    TrainConfig.from_dict(PRESETS[name]).check()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"validation": "0.1"}, "validation must be a number; got '0.1'"),
+        ({"flips": "no"}, "flips must be true or false; got 'no'"),
+        ({"limit": 2.5}, "limit must be a whole number; got 2.5"),
+        ({"limit": True}, "limit must be a whole number; got True"),
+        ({"seed": None}, "seed must be a whole number; got None"),
+        ({"data": 3}, "data must be a text; got 3"),
+        ({"colour": "red"}, "unknown option 'colour'"),
+    ],
+)
+def test_values_of_another_kind_are_refused(values, message):
+    with pytest.raises(InputError) as caught:
+        TrainConfig.from_dict(values)
+    assert message in str(caught.value)
+    assert TrainConfig.from_dict({"limit": None, "beta": 1, "flips": True}).beta == 1
+
+
+def test_bad_input_that_only_training_finds_spares_the_run_it_would_replace(tmp_path):
+    folder = tmp_path / "run"
+    bad = TrainConfig(**SMALL | {"solver": "closed-form", "loss": "cross-entropy"})
+    with pytest.raises(InputError, match="needs loss 'squared'"):
+        train_job(bad, Run.new(folder), Quiet())
+    assert not folder.exists()
+    first = train_job(TrainConfig(**SMALL), Run.new(folder), Quiet())
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(InputError, match="needs loss 'squared'"):
+        train_job(bad, Run.new(folder, overwrite=True), Quiet())
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    again = train_job(TrainConfig(**SMALL | {"beta_ratio": 0.5}), Run.new(folder, overwrite=True), Quiet())
+    assert again["primal"] != first["primal"]
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_link_to_a_run_is_overwritten_where_it_leads(tmp_path):
+    train_job(TrainConfig(**SMALL), Run.new(tmp_path / "run"), Quiet())
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    train_job(TrainConfig(**SMALL | {"seed": 1}), Run.new(tmp_path / "link", overwrite=True), Quiet())
+    assert (tmp_path / "link").is_symlink()
+    assert Run(tmp_path / "run").config.seed == 1
+
+
+def test_a_run_with_a_dictionary_goes_on_by_the_command_that_began_it(tmp_path):
+    config = TrainConfig(**SMALL | {"dictionary": 6, "beta_ratio": 0.3})
+    run = Run(tmp_path / "run")
+    first = train_job(config, run, Quiet())
+    assert run.continued({"dictionary": 6, "beta_ratio": 0.3}) == config
+    assert train_job(run.continued({"dictionary": 6}), run, Quiet(), resume=True)["primal"] == first["primal"]
+    assert first["beta"] == pytest.approx(0.3 * first["beta_max"])
+
+
+def test_a_tuned_run_killed_before_its_first_checkpoint_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
+    config = TrainConfig(**TUNED)
+    whole = train_job(config, Run(tmp_path / "whole"), Quiet())
+
+    def killed(self, solution):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "save_state", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train_job(config, Run(tmp_path / "killed"), Quiet())
+    run = Run(tmp_path / "killed")
+    assert run.load_descent() is not None
+    resumed = train_job(run.config, run, Quiet(), resume=True)
+    assert resumed["primal"] == pytest.approx(whole["primal"], rel=1e-12)
+    assert resumed["beta"] == pytest.approx(whole["beta"], rel=1e-12)
+
+
+def test_a_dictionary_that_says_nothing_of_the_targets_is_refused(tmp_path):
+    config = TrainConfig(**SMALL | {"dictionary": 4, "hidden_bias": True, "threshold": 1000.0})
+    with pytest.raises(InputError, match="lower the threshold"):
+        train_job(config, Run(tmp_path / "run"), Quiet())
+
+
+STACK = {"limit": 120, "validation": 0.2, "rank": "none,8", "beta_ratio": 0.1, "tol": 0.1, "max_rounds": 1}
+
+
+def test_a_resumed_stack_may_change_budgets_only():
+    stack = StackConfig.of(2, STACK, channels="6")
+    assert stack.continued(STACK | {"stages": 2, "channels": "6"}) == stack
+    assert [stage.max_rounds for stage in stack.continued({"max_rounds": 5}).stages] == [5, 5]
+    for given, message in [
+        ({"beta_ratio": 0.2}, "beta_ratio is 0.1 in this stack but 0.2 was asked for"),
+        ({"rank": "none,9"}, "rank is 8 in this stack but 9"),
+        ({"channels": "8"}, r"channels is \(6,\) in this stack"),
+        ({"heads": "joint"}, "heads is 'last'"),
+        ({"stages": 3, "rank": "none"}, "stages is 2 in this stack but 3"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            stack.continued(given)
+
+
+def test_mirror_pairs_need_an_even_number_of_channels():
+    options = {"flips": "yes", "dictionary": 4, "max_rounds": 0, "tune": 0.2}
+    StackConfig.of(2, options, channels="4")
+    with pytest.raises(InputError, match="flips of stage 2 need an even number of channels; got 3"):
+        StackConfig.of(2, options, channels="3")
+
+
+def test_processes_are_those_of_torchrun_where_they_are_asked_for(monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert (Team().size, Team.of_torchrun().size, Team.of_torchrun().rank) == (1, 2, 1)
+    assert train_job(TrainConfig(**SMALL), Run(tmp_path / "run"), Quiet())["n_filters"] > 0
+    done = CliRunner().invoke(app, ["stack", "--out", str(tmp_path / "stack")])
+    assert done.exit_code == 2
+    assert "a stack is trained by one process; got 2" in done.output
+
+
+@pytest.mark.parametrize(
+    ("command", "content", "message"),
+    [
+        ("stack", b"stages = 1\nvalidation = 0", "validation must be above 0"),
+        ("train", b"stages = 1", "unknown option 'stages'"),
+        ("train", b"\xff\xfe", "cannot read --config"),
+        ("train", b'flips = "no"', "flips must be true or false; got 'no'"),
+    ],
+)
+def test_a_config_file_is_read_as_the_command_would(tmp_path, command, content, message):
+    (tmp_path / "options.toml").write_bytes(content)
+    options = ["--config", str(tmp_path / "options.toml"), "--out", str(tmp_path / "run")]
+    done = CliRunner().invoke(app, [command, *options])
+    assert done.exit_code == 2
+    assert message in " ".join(done.output.split())
+
+
+def test_a_folder_that_is_no_run_is_not_offered_resume(tmp_path):
+    (tmp_path / "precious.txt").write_text("keep me")
+    with pytest.raises(RunError) as caught:
+        Run.new(tmp_path)
+    assert "--resume" not in str(caught.value)
