@@ -122,9 +122,8 @@ class TrainConfig:
             if key not in known:
                 raise InputError(f"unknown option {key!r}; the options are {', '.join(sorted(known))}")
             kind = known[key].removesuffix(" | None")
-            if not (isinstance(value, KINDS[kind]) or (value is None and kind != known[key])) or (
-                isinstance(value, bool) and kind != "bool"
-            ):
+            alike = isinstance(value, KINDS[kind]) and isinstance(value, bool) == (kind == "bool")
+            if value is not None and not alike:  # runs of earlier versions have null for some that are off
                 raise InputError(f"{key} must be {NAMES[kind]}; got {value!r}")
         return cls(**values)
 

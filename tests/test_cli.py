@@ -298,10 +298,11 @@ def test_a_preset_trains_on_the_data_named_beside_it(tmp_path):
     assert metrics["test_accuracy"] > 0.5
     assert metrics["n_filters"] <= 20
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert (config["data"], config["flips"], config["beta"]) == ("digits", True, metrics["beta"])
+    assert (config["data"], config["flips"], config["beta"]) == ("digits", True, None)
     again = answer(convcvx("certify", tmp_path / "run", "--tol", "1", "--json"))
     assert again["primal"] == pytest.approx(metrics["primal"], rel=1e-6)
-    resumed = answer(convcvx("train", "--out", tmp_path / "run", "--resume", "--json"))
+    assert again["beta"] == metrics["beta"]
+    resumed = answer(convcvx(*preset, *small, "--out", tmp_path / "run", "--resume", "--json"))
     assert resumed["primal"] == pytest.approx(metrics["primal"], rel=1e-9)
 
 

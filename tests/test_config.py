@@ -65,7 +65,6 @@ def test_presets_pass(name):
         ({"flips": "no"}, "flips must be true or false; got 'no'"),
         ({"limit": 2.5}, "limit must be a whole number; got 2.5"),
         ({"limit": True}, "limit must be a whole number; got True"),
-        ({"seed": None}, "seed must be a whole number; got None"),
         ({"data": 3}, "data must be a text; got 3"),
         ({"colour": "red"}, "unknown option 'colour'"),
     ],
