@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache
 from typing import TypeVar
 
@@ -18,16 +19,24 @@ Result = TypeVar("Result")
 _own = threading.local()
 
 
-def _start() -> None:
+def _start(all_started: threading.Barrier) -> None:
     """Make a thread a worker, whose own operations run on one core."""
     _own.working = True
     torch.get_num_threads()  # at its first use torch takes the number of the latest caller: let that be over
     torch.set_num_threads(1)
+    all_started.wait()
 
 
 @cache
 def _workers(count: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(count, initializer=_start)
+    """`count` threads, for a caller whose operations run on as many cores."""
+    workers = ThreadPoolExecutor(count, initializer=_start, initargs=(threading.Barrier(count),))
+    wait([workers.submit(int) for _ in range(count)])  # each starts a thread, as none is idle before all have started
+    torch.set_num_threads(count)  # what threads begin with that others start later, not the workers' number
+    return workers
+
+
+os.register_at_fork(after_in_child=_workers.cache_clear)  # a forked process has none of the threads
 
 
 def each(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import threading
 import time
 from collections.abc import Iterator
 
 import pytest
 import torch
 
-from convcvx.threads import each
+from convcvx.threads import _workers, each
 
 
 @pytest.fixture(params=[1, 3])
@@ -58,3 +60,26 @@ def test_work_within_work_keeps_to_its_core(threads):
     found = list(each(inner, range(8)))
     assert [[part[:2] for part in row] for row in found] == [[(item, part) for part in range(3)] for item in range(8)]
     assert all(part[2] == 1 for row in found for part in row)
+
+
+def test_threads_of_others_use_as_many_cores_as_before(threads):
+    """torch gives a new thread the number of the latest caller, who may be a worker."""
+    _workers.cache_clear()
+    list(each(abs, range(8)))
+    found = []
+    later = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+    later.start()
+    later.join()
+    assert [*found, torch.get_num_threads()] == [threads, threads]
+
+
+def test_a_forked_process_has_workers_of_its_own(threads):
+    """It has none of the threads of the process that it comes from, and would wait for them for ever."""
+    work = lambda: list(each(abs, range(8)))  # noqa: E731
+    work()
+    child = multiprocessing.get_context("fork").Process(target=work)
+    child.start()
+    child.join(timeout=20)
+    child.kill()
+    child.join()
+    assert child.exitcode == 0
