@@ -191,6 +191,18 @@ def test_the_decomposition_predicts_what_the_gated_network_does(pooling):
     assert problem.primal(relu, solution.weights) >= result.primal - 1e-9
 
 
+@pytest.mark.parametrize("max_filters", [1, 2, 3])
+def test_no_more_filters_than_the_budget_has(max_filters):
+    """A component of the gated network decomposes into two."""
+    problem = flat_problem(14)
+    gates = sample_gates(problem.responses, 6)
+    largest = decompose(problem, gates, solve_gated(problem, gates), max_filters)
+    assert largest.n_filters == max_filters
+    solution = gated(problem, SampledOracle(gates=gates), Budget(max_filters=max_filters))
+    assert 0 < solution.n_filters <= max_filters
+    assert max(record["n_filters"] for record in solution.history) <= max_filters
+
+
 # The sampled oracle and the ReLU program
 
 

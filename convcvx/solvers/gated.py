@@ -96,11 +96,14 @@ def gated(
 
 
 def decompose(problem: Problem, gates: Tensor, relaxed: GatedResult, max_filters: int) -> Solution:
-    """A ReLU network that predicts what the gated network does, but for components beyond `max_filters`."""
+    """A ReLU network that predicts what the gated network does, but for what `max_filters` leave no room for.
+
+    A component gives up to two filters. Those of the largest singular values come first, then the largest weights.
+    """
     vectors, sizes, outputs = torch.linalg.svd(relaxed.weights.flatten(2), full_matrices=False)
     solution = Solution.empty(problem.responses.dim, problem.responses.n_cells, problem.n_outputs)
     kept = (sizes > NEGLIGIBLE * float(sizes.max())) if sizes.numel() else sizes > 0
-    which = kept.nonzero()[sizes[kept].argsort(descending=True)][: max(1, max_filters // 2)]
+    which = kept.nonzero()[sizes[kept].argsort(descending=True)][: -(-max_filters // 2)]
     if not len(which):
         return replace(solution, intercept=relaxed.intercept)
     patterns, place = which[:, 0].unique(return_inverse=True)
@@ -110,7 +113,9 @@ def decompose(problem: Problem, gates: Tensor, relaxed: GatedResult, max_filters
     weights = (outputs * sizes[..., None])[which[:, 0], which[:, 1]]
     weights = weights.unflatten(1, (-1, problem.n_outputs))
     filters = torch.cat([plus[place, which[:, 1]], minus[place, which[:, 1]]])
-    return solution.with_parameters(filters, torch.cat([weights, -weights]), relaxed.intercept)
+    solution = solution.with_parameters(filters, torch.cat([weights, -weights]), relaxed.intercept)
+    largest = solution.weights.flatten(1).norm(dim=1).argsort(descending=True)[:max_filters].sort().values
+    return replace(solution, filters=solution.filters[largest], weights=solution.weights[largest])
 
 
 def _master(problem: Problem, solution: Solution, tol: float) -> tuple[Solution, Tensor]:
