@@ -1,6 +1,7 @@
 """The certificate: how far a network is from the optimum over all networks of any width.
 
-Everything is recomputed in float64 from weights and data alone; no solver is imported and none is believed.
+Everything is recomputed from weights and data alone, in float64; only a heuristic certificate beyond `LARGE` takes its
+responses in the problem's own arithmetic. No solver is imported and none is believed.
 Any Conv2d → ReLU → average pooling → Linear qualifies, whoever trained it. ReLU is positively homogeneous, so each
 neuron is first balanced (‖u_j‖ = ‖V_j‖, which never raises the objective), and the intercept re-optimised.
 """
@@ -244,12 +245,13 @@ def certify_parameters(
     seed: int = 0,
     dual_point: Tensor | None = None,
 ) -> Certificate:
-    """Certify filters (m, r) of any norm with weights (m, P, c) on `problem`, in float64; b is re-optimised.
+    """Certify filters (m, r) of any norm with weights (m, P, c) on `problem`; b is re-optimised.
 
     `dual_point` (n, c) is a second chance for the lower bound, as in `certify`.
 
-    A local search beyond `LARGE` is a light one, which starts from the filters with the largest weights, and responses
-    are computed in the problem's own arithmetic, their sums in float64. A proof is always in float64.
+    Everything is computed in float64, but for a local search beyond `LARGE`: that is a light one, which starts from the
+    filters with the largest weights, and responses are computed in the problem's own arithmetic, their sums in float64.
+    A proof is always in float64.
     """
     search = get_oracle(oracle, problem, tol=tol, thorough=True) if isinstance(oracle, str) else oracle
     products = problem.n * problem.responses.n_positions * problem.responses.embedding.basis.shape[1] * len(filters)
@@ -287,7 +289,7 @@ def certify_parameters(
         again = search(problem, other, starts=starts, n_filters=1, seed=seed, target=target)
         if again.scope == "global" and problem.dual(other, again.g_max) > dual:
             found, dual = again, problem.dual(other, again.g_max)
-    dual -= rounding * primal
+    dual = max(dual - rounding * primal, 0.0)  # no loss is negative, whatever rounding takes off
     return Certificate(
         primal=primal,
         dual=dual,

@@ -97,6 +97,17 @@ def test_an_adam_trained_network_is_worse_and_so_is_its_bound(loss):
     assert theirs.primal < check(plain(), loss=loss).primal
 
 
+@pytest.mark.parametrize("loss", ["squared", "cross-entropy"])
+def test_no_bound_is_negative_as_no_loss_is(loss):
+    """A network far out, whose objective rounding takes more off than there is."""
+    problem = flat_problem(14, loss=loss)
+    filters, weights, _ = random_parameters(problem, 5, scale=1e13)
+    certificate = certify_parameters(problem, filters, weights)
+    assert certificate.primal > 1e9
+    assert 0 <= certificate.dual <= certificate.primal
+    assert certificate.rel_gap <= 1
+
+
 def test_rescaled_neurons_have_the_same_certificate():
     network = adam(plain(), "squared", 20)
     scaled = deepcopy(network)
