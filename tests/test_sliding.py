@@ -22,6 +22,7 @@ from convcvx.oracles import ExactOracle
 from convcvx.oracles.base import OracleResult
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
+from convcvx.solution import Solution
 from convcvx.solvers.coordinates import _factor
 from convcvx.solvers.descent import descend
 from convcvx.solvers.master import solve_master
@@ -339,6 +340,17 @@ def test_another_problem_s_solution_is_a_warm_start():
     assert solution.history[0]["round"] == 0
     assert 0 < solution.history[0]["n_filters"] <= start.n_filters
     assert solution.history[0]["rel_gap"] < 0.5  # the weights were fitted to this β before the oracle was asked
+
+
+@pytest.mark.parametrize("solver", ["sliding-fw", "frank-wolfe", "copositive"])
+@pytest.mark.parametrize("other", [{"dim": 3}, {"pooling": "none"}, {"n_outputs": 2}])
+def test_a_start_of_other_dimensions_is_refused(solver, other):
+    start = Solution(*random_parameters(flat_problem(14, **other), 5))
+    with pytest.raises(
+        InputError, match=r"start must have filters \(m, r\), weights \(m, P, c\) and intercept"
+    ) as caught:
+        solve_problem(flat_problem(14), Budget(max_rounds=1), solver=solver, start=start)
+    assert f"fit the problem, (5, 2), (5, 1, 3), (3,); got {tuple(start.filters.shape)}, " in str(caught.value)
 
 
 def test_equal_seeds_give_equal_results(digits):

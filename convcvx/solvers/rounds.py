@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from convcvx.errors import InputError
 from convcvx.oracles.base import Oracle, OracleResult
 from convcvx.oracles.local import DISTINCT, LocalOracle, distinct
 from convcvx.problem import Problem
@@ -23,15 +24,33 @@ def begin(problem: Problem, start: Solution | None) -> tuple[Solution, float]:
 
     A checkpoint comes without its last record, which is taken again; of another problem's solution only the
     network counts.
+
+    Raises
+    ------
+    InputError
+        When the network does not fit the problem.
     """
     if start is None:
         return Solution.empty(problem.responses.dim, problem.responses.n_cells, problem.n_outputs), 0.0
+    _check_shapes(problem, start)
     if start.history:
         predictions = problem.responses.predict(start.filters, start.weights, start.intercept)
         last = start.history[-1]
         if math.isclose(problem.primal(predictions, start.weights), last["objective"], rel_tol=1e-6):
             return replace(start, history=start.history[:-1]), last["seconds"]
     return replace(start, history=[], rounds=0, dual_point=None), 0.0
+
+
+def _check_shapes(problem: Problem, start: Solution) -> None:
+    m, dim, cells, c = start.n_filters, problem.responses.dim, problem.responses.n_cells, problem.n_outputs
+    expected = (m, dim), (m, cells, c), (c,)
+    found = tuple(tuple(part.shape) for part in (start.filters, start.weights, start.intercept))
+    if found != expected:
+        needed, got = (", ".join(map(str, shapes)) for shapes in (expected, found))
+        raise InputError(
+            f"start must have filters (m, r), weights (m, P, c) and intercept (c,) that fit the problem, {needed}; got "
+            f"{got}"
+        )
 
 
 def consult(
