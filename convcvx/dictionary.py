@@ -87,20 +87,19 @@ def draw_patches(responses: Responses, count: int, random: torch.Generator) -> T
     A few of each of as many random images as that takes, with replacement if these have too few.
     """
     embedding = responses.embedding
-    basis = embedding.basis[: embedding.dim - embedding.spec.hidden_bias].T.to(responses.dtype)
+    basis = embedding.basis[: embedding.dim - embedding.spec.hidden_bias].to(responses.dtype)
     found: list[Tensor] = []
     images = torch.randperm(responses.n, generator=random)[: -(-count // PATCHES_PER_IMAGE)]
     share = -(-count // len(images))
     for part in images.split(64):
-        rows = responses.rows(part.to(responses.device)).cpu() @ basis
-        norms = rows.norm(dim=2)
+        norms = responses.patch_norms(part, basis)
         # Uniform among the patches that are not next to zero: those give no direction.
         chances = (norms > 0.1 * norms.amax()).double()
         alive = chances.sum(dim=1) > 0
         if bool(alive.any()):
             too_few = bool((chances[alive].sum(dim=1) < share).any())
             picks = torch.multinomial(chances[alive], share, replacement=too_few, generator=random)
-            found.append(rows[alive].gather(1, picks[..., None].expand(-1, -1, rows.shape[2])).flatten(0, 1))
+            found.append(responses.patches(part[alive], picks).flatten(0, 1).cpu() @ basis.T)
     if not found:
         raise InputError("a dictionary needs patches that are not zero; all of these images' are")
     patches = torch.cat(found).double()

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from convcvx.errors import InputError
@@ -147,6 +149,23 @@ class Responses:
     def rows(self, where: slice | Tensor) -> Tensor:
         """(b, K, h) raw patch rows of some images."""
         return self.embedding.spec.rows(self.images[where].to(self.dtype))
+
+    def patches(self, images: Tensor, positions: Tensor) -> Tensor:
+        """(b, s, h) raw patch rows: of each of `images` (b,) those at `positions` (b, s) among its K."""
+        spec, (_, width) = self.embedding.spec, self.map_size
+        vertical, horizontal = spec.padding
+        padded = F.pad(self._images(images.to(self.device)), (horizontal, horizontal, vertical, vertical))
+        windows = padded.unfold(2, spec.kernel_size[0], spec.stride[0]).unfold(3, spec.kernel_size[1], spec.stride[1])
+        positions = positions.to(self.device)
+        every = torch.arange(len(images), device=self.device)[:, None]
+        found = windows[every, :, positions // width, positions % width]  # (b, s, C, kh, kw), the only ones copied
+        return replace(spec, padding=(0, 0)).rows(found.flatten(0, 1))[:, 0].unflatten(0, positions.shape)
+
+    def patch_norms(self, images: Tensor, basis: Tensor) -> Tensor:
+        """(b, K) norms of `basis` (s, h) times the patch rows of some images (indices), on the CPU in its dtype."""
+        size = max(1, self.chunk_bytes // (self.n_positions * basis.shape[1] * basis.itemsize))
+        parts = images.to(self.device).split(size)
+        return torch.cat([(self.rows(part).to(basis) @ basis.T).norm(dim=2) for part in parts])
 
     def patch_moment(self) -> Tensor:
         """(r, r) second moment of the embedded patches, of some images, scaled to unit mean, damped by a hundredth."""

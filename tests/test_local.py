@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from convcvx import data
 from convcvx.budget import Budget
+from convcvx.dictionary import dictionary
 from convcvx.oracles import LocalOracle
 from convcvx.oracles.local import PERSISTENT, calibrate
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
+from convcvx.responses import Responses
 from convcvx.solvers import sliding_frank_wolfe
 from convcvx.training import build_problem
 
@@ -116,6 +119,36 @@ def test_whitened_starts_find_more_than_plain_ones(monkeypatch):
 
     monkeypatch.setattr(LocalOracle, "_starts", plain)
     assert whitened > 1.2 * violations() > 0
+
+
+@pytest.fixture
+def rows_at_once(monkeypatch) -> list[int]:
+    """Numbers of images all of whose patch rows were in memory at once."""
+    lengths, rows = [], Responses.rows
+
+    def spy(self, where):
+        found = rows(self, where)
+        lengths.append(len(found))
+        return found
+
+    monkeypatch.setattr(Responses, "rows", spy)
+    return lengths
+
+
+def test_starts_and_dictionaries_hold_the_patches_of_a_chunk_of_images_only(problem, rows_at_once):
+    """Those of all the images that they are drawn from would be gigabytes where images are large."""
+    drawn = []
+    for chunk_bytes in (1, None):
+        responses = Responses(
+            problem.responses.images, problem.responses.embedding, problem.responses.pooling, chunk_bytes=chunk_bytes
+        )
+        part, root = replace(problem, responses=responses), torch.eye(responses.dim, dtype=torch.float64)
+        starts = LocalOracle()._starts(part, 32, root, torch.Generator().manual_seed(0))
+        drawn.append(torch.cat([starts, dictionary(responses, 80)]))
+        if chunk_bytes:
+            assert set(rows_at_once) == {1}
+    assert max(rows_at_once) == 16  # negative control
+    torch.testing.assert_close(*drawn)
 
 
 def test_a_thorough_search_on_all_images_goes_through_more_batches(problem, dual_point):

@@ -84,6 +84,17 @@ def test_matrix_and_predictions(case):
 
 
 @everywhere
+@pytest.mark.parametrize("chunk_bytes", [1, None])
+def test_chosen_patches_and_the_norms_of_all(case, chunk_bytes):
+    r = responses(case, chunk_bytes=chunk_bytes)
+    random = torch.Generator().manual_seed(0)
+    chosen, positions = torch.tensor([5, 0, 5]), torch.randint(r.n_positions, (3, 4), generator=random)
+    rows, basis = r.rows(chosen), r.embedding.basis
+    assert difference(r.patches(chosen, positions), rows[torch.arange(3)[:, None], positions]) < 1e-14
+    assert difference(r.patch_norms(chosen, basis), (rows @ basis.T).norm(dim=2)) < 1e-14
+
+
+@everywhere
 def test_gram(case):
     r = responses(case)
     filters, _, _, targets = parameters(r)

@@ -125,11 +125,14 @@ class LocalOracle:
     def _starts(self, problem: Problem, size: int, preconditioner: Tensor, random: torch.Generator) -> Tensor:
         """(q, r) unit starts: half patches of random images, of either sign, half Gaussian directions, whitened."""
         responses, half = problem.responses, size // 2
+        basis = responses.embedding.basis
         images = torch.randint(responses.n, (min(half, responses.n),), generator=random)
-        rows = responses.rows(images.to(responses.device)).double().cpu() @ responses.embedding.basis.T
-        rows = rows.flatten(0, 1)
-        rows = rows[rows.norm(dim=1) > 1e-3 * rows.norm(dim=1).max()]
-        patches = rows[torch.randint(max(len(rows), 1), (half,), generator=random)] if len(rows) else rows
+        norms = responses.patch_norms(images, basis)
+        alive = (norms > 1e-3 * norms.max()).nonzero()
+        patches = basis.new_zeros(0, len(basis))
+        if len(alive):
+            image, position = alive[torch.randint(len(alive), (half,), generator=random)].T
+            patches = responses.patches(images[image], position[:, None])[:, 0].double().cpu() @ basis.T
         signs = torch.randint(2, (len(patches), 1), generator=random) * 2 - 1
         gaussian = torch.randn(size - half, responses.dim, generator=random, dtype=torch.float64)
         return _unit(torch.cat([patches * signs, gaussian]) @ preconditioner)
