@@ -21,6 +21,7 @@ import sys
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, NoReturn
+from weakref import WeakValueDictionary
 
 import torch
 import torch.distributed as dist
@@ -58,6 +59,7 @@ class Team:
         self._share = Share(self.rank, self.size)
         self._places: dict[int, tuple[str, int]] = {}
         self._keys = 0
+        self._built: WeakValueDictionary[int, Responses] = WeakValueDictionary()
         self._busy = False
 
     @classmethod
@@ -119,8 +121,10 @@ class Team:
     def build(self, responses: Responses) -> int:
         """Have every process make these responses on its share; returns the key that passes name them by."""
         self._keys += 1
+        keys = [*self._built, self._keys]  # those still in use: shares let go of all others
         options = responses.options | {"device": responses.device.type}
-        self.collect("build", lambda _: (self._keys, responses.embedding, responses.pooling, options))
+        self.collect("build", lambda _: (keys, responses.embedding, responses.pooling, options))
+        self._built[self._keys] = responses
         return self._keys
 
     def collect(self, name: str, arguments: Callable[[int], tuple[Any, ...]]) -> list[Any]:

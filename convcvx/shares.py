@@ -7,7 +7,7 @@ many.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -73,9 +73,19 @@ class Share:
         self._parts = {i: images.narrow(0, places[i].start, places[i].stop - places[i].start) for i in own}
         self._places = {i: slice(places[i].start - first, places[i].stop - first) for i in own}
 
-    def build(self, key: int, embedding: PatchEmbedding, pooling: Pooling, options: dict[str, Any]) -> None:
+    def build(
+        self, keys: Collection[int], embedding: PatchEmbedding, pooling: Pooling | None, options: dict[str, Any]
+    ) -> None:
+        """Make these responses under the last of `keys`, the only ones that are still in use."""
+        *kept, key = keys
         self._parts = {i: part.to(options["device"]) for i, part in self._parts.items()}
-        self._responses[key] = {i: Responses(part, embedding, pooling, **options) for i, part in self._parts.items()}
+        self._responses = {old: self._responses[old] for old in kept}
+        made: dict[int, Responses] = {}
+        for i, part in self._parts.items():
+            # One map for all segments, each in its turn: with maps of its own each would have its own scratch memory.
+            first = next(iter(made.values()), None)
+            made[i] = first.to(images=part) if first is not None else Responses(part, embedding, pooling, **options)
+        self._responses[key] = made
 
     def predict(self, key: int, filters: Tensor, weights: Tensor, intercept: Tensor) -> Tensor:
         outputs = [responses.predict(filters, weights, intercept) for responses in self._responses[key].values()]

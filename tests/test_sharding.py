@@ -167,12 +167,28 @@ def test_a_worker_reads_nothing_but_its_share(short_segments):
     for pages in (pixels, hidden):
         worker = shares.Share(1, 2)
         worker.load(identity, StreamedImages(pages), 45)
-        worker.build(0, PatchEmbedding.fit(StreamedImages(pixels), PatchSpec(3)), None, {"device": "cpu"})
+        worker.build([0], PatchEmbedding.fit(StreamedImages(pixels), PatchSpec(3)), None, {"device": "cpu"})
         dual = torch.ones(45 - place.start, 3, dtype=torch.float64)
         nodes = worker.correlate(0, dual, torch.ones(2, 18, dtype=torch.float64))
         results.append([*worker.moment(PatchSpec(3)).values(), *nodes.values()])
     assert all(torch.equal(a, b) for x, y in zip(*results, strict=True) for a, b in zip(x, y, strict=True))
     assert all(bool(term.isfinite().all()) for terms in results[1] for term in terms)
+
+
+def test_shares_keep_what_is_in_use_and_let_go_of_the_rest(short_segments):
+    """A master asks for another arithmetic whenever rounding noise is large, and its responses once stayed for ever."""
+    problem = sharded_problem(3)
+    parameters = random_parameters(problem, 4)
+    predictions = problem.responses.predict(*parameters)
+    double = problem.with_dtype(torch.float64)
+    for _ in range(5):
+        problem.with_dtype(torch.float32).responses.predict(*parameters)
+    for part in problem.responses._team.shares:
+        assert len(part._responses) == 3  # those of both problems, and the last ones that were made
+        for segments_ in part._responses.values():
+            assert len({id(responses._convolution) for responses in segments_.values()}) == 1
+    assert torch.equal(problem.responses.predict(*parameters), predictions)
+    assert torch.equal(double.responses.predict(*parameters), predictions)
 
 
 def test_other_data_in_a_worker_are_refused():
