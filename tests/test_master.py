@@ -198,6 +198,19 @@ def test_single_precision_reaches_its_tolerance_at_a_tiny_beta(monkeypatch):
     assert not _solved(problem, filters)
 
 
+def test_the_cross_entropy_bears_the_rounding_of_single_precision():
+    """In float32 the Gram matrix of correlated responses is not positive definite, not even with the ridges on it."""
+    train, _ = load("digits", limit=150)
+    options = {"spec": PatchSpec(3), "pooling": 2, "loss": "cross-entropy", "dtype": torch.float32}
+    problem = build_problem(train.images, train.targets, 1e-5, **options)
+    filters, _, _ = random_parameters(problem, 60, seed=0)
+    result = solve_master(problem, filters, tol=1e-3)
+    exact = solve_master(problem.with_dtype(torch.float64), filters, tol=1e-3)
+    assert max(result.rel_gap, exact.rel_gap) <= 1e-3
+    assert result.objective == pytest.approx(exact.objective, rel=1e-3)
+    assert recomputed(problem.with_dtype(torch.float64), filters, result)[1] <= 2e-3
+
+
 def _solved(problem: Problem, filters: Tensor) -> bool:
     try:
         result = solve_master(problem, filters, tol=1e-3)

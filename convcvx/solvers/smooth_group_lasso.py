@@ -24,6 +24,8 @@ CACHE_BYTES = 1 << 30
 """Pooled responses kept between passes; beyond this they are recomputed on every pass."""
 SHRINK = 0.1
 """Factor from one ε to the next."""
+DAMPINGS = 20
+"""Tenfold increases, at most, of a damping that does not make a matrix positive definite."""
 
 
 def solve_smooth(
@@ -77,6 +79,8 @@ class _Design:
         gram, _ = responses.gram(filters, problem.targets)
         self.mean = gram[:-1, -1:] * problem.intercept
         self.gram = gram[:-1, :-1] - self.mean @ self.mean.T
+        # About how far below zero an eigenvalue may lie, by the rounding of the responses' products.
+        self.noise = torch.finfo(responses.dtype).eps * float(self.gram.norm())
 
     def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
         return iter(self._cache) if self._cache is not None else self._responses.blocks(self._filters)
@@ -179,7 +183,8 @@ class _State:
                 curved.sum(dim=0) * problem.intercept,
             )
 
-        precondition = _Preconditioner(self.curvature * design.gram, ridges, self.duals, units, cells)
+        gram, noise = self.curvature * design.gram, self.curvature * design.noise
+        precondition = _Preconditioner(gram, noise, ridges, self.duals, units, cells)
         dual_point = problem.residual(self.predictions)
         start = design.centred_adjoint(dual_point) - ridges * self.matrix
         start = start * self.free
@@ -234,21 +239,23 @@ class _Preconditioner:
     A norm does not bend along its own direction: with dual variables d and u = W / r the penalty's Hessian there is a
     ridge times 1 - <d, u>, next to nothing for a group that is clearly in or clearly out. q_j = √(ridge <d, u>) u/‖u‖
     takes the rest away. Without it conjugate gradients need hundreds of passes once ε is small.
+
+    Both matrices factored here are positive definite but for rounding, the second because no q_j takes away more than
+    its group's ridge. In float32 the Gram matrix of correlated responses has eigenvalues at about minus `noise`: where
+    the ridges are smaller, damping makes up for it. Conjugate gradients find the same step, if later.
     """
 
-    def __init__(self, gram: Tensor, ridges: Tensor, duals: Tensor, units: Tensor, cells: int) -> None:
+    def __init__(self, gram: Tensor, noise: float, ridges: Tensor, duals: Tensor, units: Tensor, cells: int) -> None:
         self._groups = len(gram) // cells, cells
-        damping = 1e-7 * float(gram.diagonal().max()) if len(gram) else 0.0
-        base = gram + torch.diag(ridges[:, 0] + damping)
-        self._factor = torch.linalg.cholesky(base)
+        damping = max(1e-7 * float(gram.diagonal().max()), noise) if len(gram) else 0.0
+        self._factor = _damped_factor(gram + torch.diag(ridges[:, 0]), damping)
         shares = self._sum(duals * units).clamp_min(0)
         lengths = self._sum(units.square()).sqrt().clamp_min(1e-300)
         self._missing = (ridges * self._spread(shares)).sqrt() * units / self._spread(lengths)
         m = self._groups[0]
         inverse = torch.cholesky_inverse(self._factor)
         coupling = (inverse * (self._missing @ self._missing.T)).view(m, cells, m, cells).sum(dim=(1, 3))
-        small = torch.eye(m, dtype=gram.dtype) * (1 + 1e-12) - coupling
-        self._small = torch.linalg.cholesky(small)
+        self._small = _damped_factor(torch.eye(m, dtype=gram.dtype) - coupling, 1e-12)
 
     def _sum(self, rows: Tensor) -> Tensor:
         """(m·P, c) to sums over each group (m, 1)."""
@@ -261,3 +268,14 @@ class _Preconditioner:
         plain = torch.cholesky_solve(rows, self._factor)
         sums = torch.cholesky_solve(self._sum(self._missing * plain), self._small)
         return plain + torch.cholesky_solve(self._missing * self._spread(sums), self._factor)
+
+
+def _damped_factor(matrix: Tensor, damping: float) -> Tensor:
+    """Cholesky factor of `matrix` with `damping`, or as much more as it takes, added to its diagonal in place."""
+    for _ in range(DAMPINGS):
+        matrix.diagonal().add_(damping)
+        factor, failed = torch.linalg.cholesky_ex(matrix)
+        if not failed:
+            return factor
+        damping *= 10
+    return torch.linalg.cholesky(matrix)
