@@ -133,7 +133,8 @@ def encode_targets(targets: Tensor | np.ndarray, loss: str, n_classes: int | Non
     if not bool(real.isfinite().all()):
         raise InputError("targets must be finite; found NaN or infinity")
     if loss == "cross-entropy":
-        simplex = bool((real >= 0).all()) and torch.allclose(real.sum(dim=1), real.new_ones(len(real)), atol=1e-9)
-        if not simplex:
+        mass = real.sum(dim=1, keepdim=True)
+        if not (bool((real >= 0).all()) and torch.allclose(mass, torch.ones_like(mass))):
             raise InputError("targets must be integer classes or rows of probabilities with loss='cross-entropy'")
+        real = real / mass  # with a free intercept, what rounding leaves above 1 would be worth minus infinity
     return real

@@ -137,6 +137,13 @@ def test_bad_targets_are_refused(targets, name, n_classes, message):
         encode_targets(targets, name, n_classes)
 
 
+def test_probabilities_that_rounding_has_left_sum_to_one():
+    rounded = rows(50, 3, 0).softmax(dim=1).float() * (1 + 5e-6)
+    sums = encode_targets(rounded, "cross-entropy").sum(dim=1)
+    assert float((sums - 1).abs().max()) < 1e-14
+    assert float((rounded.double().sum(dim=1) - 1).abs().min()) > 1e-6
+
+
 def test_bad_problems_are_refused():
     r = flat_problem(4).responses
     targets = torch.tensor([0, 1, 2, 0])
