@@ -48,8 +48,8 @@ def certify(
 ) -> None:
     """Say how far a network is from the optimum over all networks of any width, whoever trained it.
 
-    Recomputed in float64 from the weights and the data; the dual point that a run left counts for what is proved of
-    it anew. For a stage of a stack, from the features that the stages before it give.
+    Recomputed from the weights and the data, a proof in float64; the dual point that a run left counts for what is
+    proved of it anew. For a stage of a stack, from the features that the stages before it give.
 
     Examples:
 
