@@ -61,7 +61,9 @@ def test_both_ways_agree(spec, pool, m, seed):
         theirs = everything(Unrolled, spec, pool, m, torch.float64, seed)
     except InputError:  # the pool is larger than the map
         assume(False)
-    assert difference(everything(Fused, spec, pool, m, torch.float64, seed), theirs) < 1e-10
+    # A variance taken as a difference is off by some 1e-16, which a contrast constant of 1e-6 damps no further.
+    allowed = 1e-9 if spec.contrast else 1e-10
+    assert difference(everything(Fused, spec, pool, m, torch.float64, seed), theirs) < allowed
 
 
 @pytest.mark.parametrize("pool", POOLS)
