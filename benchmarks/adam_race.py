@@ -176,6 +176,8 @@ def judge(data_dir: str, device: str, last_only: bool) -> None:
         if not (file := FOLDER / f"{name}.pt").exists():
             continue
         trace = [point for point in torch.load(file) if len(point["parameters"][0])]
+        if name != "convcvx":
+            trace = [point for point in trace if point["step"] in SNAPSHOTS]
         traces[name] = trace[-1:] if last_only else trace
         for number, point in enumerate(traces[name], start=1):
             point["objective"] = objective(*point["parameters"], images, onehot)
@@ -202,12 +204,11 @@ def judge(data_dir: str, device: str, last_only: bool) -> None:
     ]
     for name, trace in traces.items():
         for point in trace:
-            if name == "convcvx" or point["step"] in SNAPSHOTS:
-                bound = f"{point['lower_bound']:.5f}" if "lower_bound" in point else ""
-                lines.append(
-                    f"| {name} | {point['step']} | {point['seconds']:.3g} | {point['cpu_seconds']:.3g} "
-                    f"| {len(point['parameters'][0])} | {point['objective']:.5f} | {bound} |"
-                )
+            bound = f"{point['lower_bound']:.5f}" if "lower_bound" in point else ""
+            lines.append(
+                f"| {name} | {point['step']} | {point['seconds']:.3g} | {point['cpu_seconds']:.3g} "
+                f"| {len(point['parameters'][0])} | {point['objective']:.5f} | {bound} |"
+            )
     result = RESULTS / ("adam_race" if device == "cpu" else "adam_race-cuda")
     result.with_suffix(".md").write_text("\n".join(lines) + "\n")
     draw(traces).savefig(result.with_suffix(".png"), dpi=120)
