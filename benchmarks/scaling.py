@@ -128,7 +128,7 @@ def draw(curves: dict[str, list[tuple[float, float]]]) -> Figure:
         quantities = [quantity for quantity, _ in points]
         axes.set_xticks(quantities, [f"{quantity:,.0f}" for quantity in quantities], rotation=45)
         axes.minorticks_off()
-        axes.set_yticks((1, 3, 10, 30), ("1", "3", "10", "30"))
+        axes.set_yticks((1, 3, 10, 30, 100), ("1", "3", "10", "30", "100"))
         axes.set_xlabel(name)
         axes.set_title(f"exponent {exponent(points):.2f}")
     figure.axes[0].set_ylabel("CPU seconds")
