@@ -190,6 +190,15 @@ class TrainConfig:
         )
 
 
+def check_unchanged(name: str, stored: Any, asked: Any) -> None:
+    """Raise `InputError` for an option that is not what it was, unless it may change on the way."""
+    if name not in BUDGETS and stored != asked:
+        raise InputError(
+            f"{name} is {stored!r} in what is to be resumed but {asked!r} was asked for; it may change only "
+            f"{', '.join(BUDGETS)}"
+        )
+
+
 def parse_pair(name: str, text: str) -> tuple[int, int]:
     """Read "3" or "3x5" as (rows, columns)."""
     parts = str(text).lower().split("x")

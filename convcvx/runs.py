@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from convcvx.certificate import Certificate
-from convcvx.config import BUDGETS, TrainConfig
-from convcvx.errors import InputError, RunError
+from convcvx.config import TrainConfig, check_unchanged
+from convcvx.errors import RunError
 from convcvx.folder import Folder
 from convcvx.network import TwoLayerCNN
 from convcvx.patches import PatchEmbedding, PatchSpec
@@ -42,12 +42,7 @@ class Run(Folder):
         """The stored options, with what was `given` explicitly; only budgets may differ."""
         stored = self._read_json("config.json")
         for name, value in given.items():
-            if name in BUDGETS or stored.get(name) == value:
-                continue
-            raise InputError(
-                f"{name} is {stored.get(name)!r} in {self.folder} but {value!r} was asked for; a resumed run may "
-                f"change only {', '.join(BUDGETS)}"
-            )
+            check_unchanged(name, stored.get(name), value)
         return TrainConfig.from_dict(stored | given)
 
     def save_beta_max(self, beta_max: float) -> None:

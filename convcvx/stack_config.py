@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from convcvx.config import BUDGETS, TrainConfig
+from convcvx.config import BUDGETS, TrainConfig, check_unchanged
 from convcvx.errors import InputError, check_choice, check_count
 from convcvx.pooling import Pooling
 
@@ -76,14 +76,7 @@ class StackConfig:
         return cls._read(n_stages, options, channels, downsample, heads)._checked()
 
     @classmethod
-    def _read(
-        cls,
-        n_stages: int,
-        options: dict[str, Any],
-        channels: str = "32",
-        downsample: str = "2",
-        heads: str = "last",
-    ) -> StackConfig:
+    def _read(cls, n_stages: int, options: dict[str, Any], channels: Any, downsample: Any, heads: str) -> StackConfig:
         check_count("stages", n_stages)
         check_choice("heads", heads, HEADS)
         varied = {name: _spread(name, options[name], n_stages, VARIED[name]) for name in VARIED if name in options}
@@ -126,22 +119,23 @@ class StackConfig:
 
     def continued(self, given: dict[str, Any]) -> StackConfig:
         """These options with what was `given` explicitly, as for `of`; only budgets may differ."""
-        own = {name: value for name, value in given.items() if name in ("channels", "downsample", "heads")}
+        own = {"channels": 1, "downsample": 1, "heads": self.heads}
         options = {name: value for name, value in given.items() if name not in own and name != "stages"}
-        asked = StackConfig._read(given.get("stages", len(self.stages)), options, **own)
+        n_stages = given.get("stages", len(self.stages))
+        asked = StackConfig._read(n_stages, options, **{name: given.get(name, own[name]) for name in own})
         for name in own:
-            _check_same(name, getattr(self, name), getattr(asked, name))
-        _check_same("stages", len(self.stages), len(asked.stages))
+            if name in given:
+                check_unchanged(name, getattr(self, name), getattr(asked, name))
+        check_unchanged("stages", len(self.stages), len(asked.stages))
         for ours, theirs in zip(self.stages, asked.stages, strict=True):
             for name in options:
-                if name not in BUDGETS:
-                    _check_same(name, getattr(ours, name), getattr(theirs, name))
+                check_unchanged(name, getattr(ours, name), getattr(theirs, name))
         budgets = [name for name in options if name in BUDGETS]
         stages = [
             replace(ours, **{name: getattr(theirs, name) for name in budgets})
             for ours, theirs in zip(self.stages, asked.stages, strict=True)
         ]
-        return replace(self, stages=tuple(stages))
+        return replace(self, stages=tuple(stages))._checked()
 
     def check_shapes(self, image_shape: tuple[int, int, int]) -> None:
         """Raise `InputError` if a stage does not fit the features that the one before will leave it."""
@@ -159,14 +153,6 @@ class StackConfig:
                         f"{maps[1]}; got {self.downsample[number - 1]}"
                     )
                 size = [length // self.downsample[number - 1] for length in maps]
-
-
-def _check_same(name: str, stored: Any, asked: Any) -> None:
-    if stored != asked:
-        raise InputError(
-            f"{name} is {stored!r} in this stack but {asked!r} was asked for; a resumed stack may change only "
-            f"{', '.join(BUDGETS)}"
-        )
 
 
 def _spread(name: str, given: Any, count: int, read: Callable[[str], Any]) -> list[Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from typer.testing import CliRunner
 
@@ -127,6 +129,13 @@ def test_a_tuned_run_killed_before_its_first_checkpoint_ends_as_if_it_had_not_be
     assert resumed["beta"] == pytest.approx(whole["beta"], rel=1e-12)
 
 
+def test_the_seed_of_a_certificate_leaves_the_images_that_were_held_out(tmp_path):
+    config = TrainConfig(**SMALL | {"validation": 0.3})
+    trained = train_job(config, Run(tmp_path / "run"), Quiet())
+    done = CliRunner().invoke(app, ["certify", str(tmp_path / "run"), "--seed", "5", "--tol", "1", "--json"])
+    assert json.loads(done.stdout)["primal"] == pytest.approx(trained["primal"], rel=1e-9)
+
+
 def test_a_dictionary_that_says_nothing_of_the_targets_is_refused(tmp_path):
     config = TrainConfig(**SMALL | {"dictionary": 4, "hidden_bias": True, "threshold": 1000.0})
     with pytest.raises(InputError, match="lower the threshold"):
@@ -141,11 +150,12 @@ def test_a_resumed_stack_may_change_budgets_only():
     assert stack.continued(STACK | {"stages": 2, "channels": "6"}) == stack
     assert [stage.max_rounds for stage in stack.continued({"max_rounds": 5}).stages] == [5, 5]
     for given, message in [
-        ({"beta_ratio": 0.2}, "beta_ratio is 0.1 in this stack but 0.2 was asked for"),
-        ({"rank": "none,9"}, "rank is 8 in this stack but 9"),
-        ({"channels": "8"}, r"channels is \(6,\) in this stack"),
+        ({"beta_ratio": 0.2}, "beta_ratio is 0.1 in what is to be resumed but 0.2 was asked for"),
+        ({"rank": "none,9"}, "rank is 8 in what is to be resumed but 9"),
+        ({"channels": "8"}, r"channels is \(6,\) in what"),
         ({"heads": "joint"}, "heads is 'last'"),
-        ({"stages": 3, "rank": "none"}, "stages is 2 in this stack but 3"),
+        ({"tol": -1.0}, "tol must be a positive float"),
+        ({"stages": 3, "rank": "none"}, "stages is 2 in what is to be resumed but 3"),
     ]:
         with pytest.raises(InputError, match=message):
             stack.continued(given)

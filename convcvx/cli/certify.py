@@ -12,7 +12,7 @@ from convcvx.cli import options as o
 from convcvx.cli.output import finish, guard, open_console, print_summary
 from convcvx.config import TrainConfig
 from convcvx.job import certify_job
-from convcvx.resolve import with_run_settings
+from convcvx.resolve import load_data, with_run_settings
 from convcvx.runs import Run
 from convcvx.stack import stage_data
 
@@ -65,11 +65,13 @@ def certify(
         for name in ("network", "like"):
             given.pop(name, None)
         run = _source_run(network, like)
-        settings = replace(TrainConfig() if run is None else with_run_settings(run), **given)
+        own = TrainConfig() if run is None else with_run_settings(run)
+        settings = replace(own, **given)
+        source = replace(settings, seed=own.seed)  # another seed is one for the search: the same images are held out
         path = Run.open(network).model_file if network.is_dir() else network
         embedding = run.load_embedding() if run is not None else None
         rival = None if like is None else Run.open(like)
-        features = None if run is None else stage_data(run, settings)
+        features = None if run is None else stage_data(run, source)
         state = None if run is None else run.load_state()
         metrics = certify_job(
             path,
@@ -77,7 +79,7 @@ def certify(
             embedding=embedding,
             given=set(given),
             like=rival,
-            data=features,
+            data=features or load_data(source),
             dual_point=None if state is None else state.dual_point,
         )
         print_summary(console, metrics)
