@@ -71,7 +71,7 @@ class Twin(nn.Module):
             intercept = start.intercept
         self.filters, self.weights = nn.Parameter(filters.float()), nn.Parameter(weights.float())
         self.intercept = nn.Parameter(intercept.float(), requires_grad=problem.intercept)
-        self._embedding = responses.embedding
+        self._embedding, self._offset = responses.embedding, problem.offset
         channels, height, width = responses.images.shape[1:]
         shape = channels, height, width
         network = TwoLayerCNN.of_shape(
@@ -90,7 +90,10 @@ class Twin(nn.Module):
 
     def network(self) -> TwoLayerCNN:
         """The trained network as an ordinary torch module."""
-        self._network[0].load_state_dict({name: value.detach() for name, value in self._state().items()})
+        state = {name: value.detach() for name, value in self._state().items()}
+        if "4.bias" in state:
+            state["4.bias"] = state["4.bias"] + self._offset
+        self._network[0].load_state_dict(state)
         return self._network[0].eval()
 
     def parameter_groups(self, beta: float) -> list[dict[str, Any]]:
@@ -109,7 +112,7 @@ class Twin(nn.Module):
         if not all(bool(part.isfinite().all()) for part in (filters, weights, intercept)):
             return math.inf
         if balanced:
-            _, weights, predictions = judged(problem, filters, weights)
+            _, weights, predictions = judged(problem, filters, weights, intercept + problem.offset)
             return problem.primal(predictions, weights)
         predictions = problem.responses.predict(filters, weights, intercept)
         decay = float(filters.square().sum() + weights.square().sum())

@@ -22,7 +22,7 @@ from convcvx.oracles import get_oracle
 from convcvx.oracles.base import Oracle
 from convcvx.oracles.local import LocalOracle
 from convcvx.patches import PatchEmbedding
-from convcvx.problem import Problem
+from convcvx.problem import Problem, relative_gap
 from convcvx.responses import Responses
 
 SCOPES = {
@@ -30,9 +30,6 @@ SCOPES = {
     "sampled": "a proof for the sampled activation patterns and the network's own only, not for all networks",
     "heuristic": "an estimate, not a proof: a multi-start local search found no better filter",
 }
-
-ROUNDING = 1e-13
-"""Taken off the lower bound, as a share of the objective: more than float64 sums lose."""
 
 LARGE = 1e11
 """Products n·K·h·m of a pass over all images from which on certifying in float64 would take minutes."""
@@ -116,7 +113,7 @@ class Certificate:
         if (other.scope == "global", other.dual) <= (self.scope == "global", self.dual):
             return self
         taken = {name: getattr(other, name) for name in ("dual", "scope", "g_max", "oracle", "search")}
-        return replace(self, rel_gap=(self.primal - other.dual) / max(self.primal, 1e-300), **taken)
+        return replace(self, rel_gap=relative_gap(self.primal, other.dual), **taken)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"meaning": self.meaning}
@@ -201,7 +198,8 @@ def certify(
     filters = embedding.filters(layers.convolution.weight.detach().cpu(), None if bias is None else bias.detach().cpu())
     weights = layers.classifier.weight.detach().cpu().double().unflatten(1, (len(filters), -1)).permute(1, 2, 0)
     _check_forward(network, layers, problem, filters, weights)
-    return certify_parameters(problem, filters, weights, oracle=oracle, tol=tol, seed=seed, dual_point=dual_point)
+    own = layers.classifier.bias.detach().cpu() if intercept else None
+    return certify_parameters(problem, filters, weights, own, oracle=oracle, tol=tol, seed=seed, dual_point=dual_point)
 
 
 @torch.no_grad()
@@ -209,7 +207,7 @@ def _check_forward(network: nn.Module, layers: Layers, problem: Problem, filters
     """Raise `InputError` unless the network computes what its layers, read in order, stand for."""
     sample = problem.responses.to(images=problem.responses.images[:8])
     bias = layers.classifier.bias
-    shift = torch.zeros(problem.n_outputs) if bias is None else bias.detach()
+    shift = torch.zeros(problem.n_outputs) if bias is None else bias.detach().cpu()
     expected = sample.predict(filters, weights, shift)
     outputs = network(sample.images[:].to(layers.classifier.weight)).double().cpu()
     scale = float(expected.abs().max())
@@ -220,10 +218,13 @@ def _check_forward(network: nn.Module, layers: Layers, problem: Problem, filters
         )
 
 
-def judged(problem: Problem, filters: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def judged(
+    problem: Problem, filters: Tensor, weights: Tensor, intercept: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Unit filters, weights and predictions of a network at its best: neurons balanced, b re-optimised.
 
-    `problem.primal` of the last two is the objective by which networks are compared.
+    `problem.primal` of the last two is the objective by which networks are compared. It is never above that of the
+    network as it is, with its own `intercept` (c,), from which the best one is looked for.
     """
     norms = filters.norm(dim=1)
     weights = weights * norms[:, None, None]
@@ -231,7 +232,8 @@ def judged(problem: Problem, filters: Tensor, weights: Tensor) -> tuple[Tensor, 
     filters, weights = filters[alive] / norms[alive, None], weights[alive]
     predictions = problem.responses.predict(filters, weights, torch.zeros(problem.n_outputs))
     if problem.intercept:
-        predictions = predictions + problem.loss.best_intercept(predictions, problem.targets)
+        own = None if intercept is None else intercept.double() - problem.offset
+        predictions = predictions + problem.loss.best_intercept(predictions, problem.targets, own)
     return filters, weights, predictions
 
 
@@ -239,32 +241,32 @@ def certify_parameters(
     problem: Problem,
     filters: Tensor,
     weights: Tensor,
+    intercept: Tensor | None = None,
     *,
     oracle: str | Oracle = "auto",
     tol: float = 1e-4,
     seed: int = 0,
     dual_point: Tensor | None = None,
 ) -> Certificate:
-    """Certify filters (m, r) of any norm with weights (m, P, c) on `problem`; b is re-optimised.
+    """Certify filters (m, r) of any norm with weights (m, P, c) on `problem`; b is re-optimised, from `intercept` (c,).
 
     `dual_point` (n, c) is a second chance for the lower bound, as in `certify`.
 
     Everything is computed in float64, but for a local search beyond `LARGE`: that is a light one, which starts from the
     filters with the largest weights, and responses are computed in the problem's own arithmetic, their sums in float64.
-    A proof is always in float64.
+    A proof is always in float64, and rounding is on the safe side of it: docs/certificates.md.
     """
     search = get_oracle(oracle, problem, tol=tol, thorough=True) if isinstance(oracle, str) else oracle
     products = problem.n * problem.responses.n_positions * problem.responses.embedding.basis.shape[1] * len(filters)
     large = products > LARGE and search.name == "local"
     given, problem = problem, problem if large else problem.with_dtype(torch.float64)
-    filters, weights, predictions = judged(problem, filters, weights)
+    filters, weights, predictions = judged(problem, filters, weights, intercept)
     primal = problem.primal(predictions, weights)
     residual = problem.dual_point(predictions)
-    starts, rounding = filters, ROUNDING
+    starts = filters
     if large:
         starts = filters[weights.flatten(1).norm(dim=1).argsort(descending=True)[:LIGHT_STARTS]]
         search = LocalOracle(n_climbers=8, n_steps=6, n_batches=1, thorough=True)
-        rounding = FLOAT32_ROUNDING
     target = problem.beta * (1 + 0.5 * tol)
     # A heuristic may search in the arithmetic at hand: what it finds is measured in float64 below.
     found = search(
@@ -289,11 +291,15 @@ def certify_parameters(
         again = search(problem, other, starts=starts, n_filters=1, seed=seed, target=target)
         if again.scope == "global" and problem.dual(other, again.g_max) > dual:
             found, dual = again, problem.dual(other, again.g_max)
-    dual = max(dual - rounding * primal, 0.0)  # no loss is negative, whatever rounding takes off
+    if found.scope != "heuristic":  # the network's own objective is known to rounding only, which is part of the gap
+        dual -= problem.primal_error(predictions, weights)
+    elif large:
+        dual -= FLOAT32_ROUNDING * primal
+    dual = min(max(dual, 0.0), primal)  # the optimum is neither below zero nor above that of any network
     return Certificate(
         primal=primal,
         dual=dual,
-        rel_gap=(primal - dual) / max(primal, 1e-300),
+        rel_gap=relative_gap(primal, dual),
         scope=found.scope,
         beta=problem.beta,
         g_max=found.g_max,

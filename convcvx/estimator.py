@@ -111,10 +111,12 @@ class _ConvexCNN(BaseEstimator):
         problem = problem.with_beta(self._choose_beta(problem, seed))
         budget = Budget(self.tol, self.max_filters, self.max_rounds, self.time_limit)
         solution = solve_problem(problem, budget, solver=self.solver, oracle=self.oracle, seed=seed)
+        solution = solution.shifted(problem.offset)
         self.certificate_ = certify_parameters(
             problem,
             solution.filters,
             solution.weights,
+            solution.intercept,
             oracle=self.oracle,
             tol=self.tol,
             seed=seed + 1,

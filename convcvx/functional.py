@@ -106,13 +106,14 @@ def solve(
         solver=solver,
         oracle=oracle,
         seed=seed,
-        start=start,
-        callback=callback,
-    )
+        start=start and start.shifted(-problem.offset),
+        callback=callback and (lambda solution: callback(solution.shifted(problem.offset))),
+    ).shifted(problem.offset)
     certificate = certify_parameters(
         problem,
         solution.filters,
         solution.weights,
+        solution.intercept,
         oracle=oracle,
         tol=tol,
         seed=seed + 1,

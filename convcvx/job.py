@@ -61,7 +61,11 @@ def train_job(
         problem, solution = _solve(config, problem, plan, checkpoint, run, report, began)
     responses = problem.responses
     network = TwoLayerCNN.from_solution(
-        solution, responses.embedding, responses.pooling, image_shape(train), intercept=config.intercept
+        solution.shifted(problem.offset),
+        responses.embedding,
+        responses.pooling,
+        image_shape(train),
+        intercept=config.intercept,
     )
     network.meta = {
         "data": config.data,

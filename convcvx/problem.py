@@ -9,6 +9,7 @@ added.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,9 +18,12 @@ from torch import Tensor
 from convcvx.errors import InputError, check_positive
 from convcvx.losses import Loss, encode_targets, get_loss
 from convcvx.responses import Responses
+from convcvx.rounding import SAFE, UNIT
 
 SAMPLE_BYTES = 1 << 30
 """Size of a sample's images in float32."""
+FAR = 8.0
+"""Real targets further from zero than so many standard deviations are centred: squares of them would drown the rest."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +34,15 @@ class Problem:
     ----------
     responses : Responses
     targets : Tensor (n, c) float64
-        One-hot classes or real values.
+        One-hot classes or real values, the latter less `offset`.
     beta : float
         Weight decay of torch for a mean-reduced loss.
     loss : Loss
     intercept : bool
         Whether the output bias b is trained (it is never penalised).
+    offset : Tensor (c,) float64
+        What was taken off real targets far from zero, where the intercept makes up for it. Each rounds once by that,
+        relative to what is left. Solvers and checkpoints know `targets` alone: whoever hands out a network adds it.
     """
 
     responses: Responses
@@ -43,6 +50,7 @@ class Problem:
     beta: float
     loss: Loss
     intercept: bool = True
+    offset: Tensor | float = 0.0
 
     @classmethod
     def build(
@@ -59,7 +67,8 @@ class Problem:
         encoded = encode_targets(targets, loss, n_classes)
         if len(encoded) != responses.n:
             raise InputError(f"targets must have one row an image, {responses.n}; got {len(encoded)}")
-        return cls(responses, encoded, check_positive("beta", beta), get_loss(loss), intercept)
+        offset = _offset(encoded) if intercept and loss == "squared" else 0.0
+        return cls(responses, encoded - offset, check_positive("beta", beta), get_loss(loss), intercept, offset)
 
     @property
     def n(self) -> int:
@@ -92,6 +101,20 @@ class Problem:
         data_term = float(self.loss.value(predictions, self.targets).mean())
         return data_term + self.beta * float(weights.flatten(1).norm(dim=1).sum())
 
+    def primal_error(self, predictions: Tensor, weights: Tensor) -> float:
+        """How much `primal` is off at most, for float64 predictions of unit filters with these weights.
+
+        A response φ is off by no more than (h + r + K + 4) ε times the `reach` of the patches, and adding up m·P of
+        them rounds as often again.
+        """
+        decay = float(weights.flatten(1).norm(dim=1).sum())
+        responses = self.responses
+        terms = sum(responses.embedding.basis.shape) + responses.n_positions + weights.shape[0] * weights.shape[1] + 8
+        errors = terms * UNIT * responses.reach() * decay + 2 * UNIT * predictions.norm(dim=1)
+        value = float(self.loss.value_error(errors, predictions, self.targets).mean())
+        off = value + self.n * UNIT * self.loss.value(predictions, self.targets).mean()
+        return (float(off) + (weights.numel() + 4) * UNIT * self.beta * decay) * SAFE
+
     def constant_predictions(self) -> Tensor:
         """(n, c): the best predictor without filters."""
         zero = torch.zeros_like(self.targets)
@@ -102,65 +125,47 @@ class Problem:
         return self.loss.gradient(predictions, self.targets) / -self.n
 
     def dual_point(self, predictions: Tensor) -> Tensor:
-        """The residual Z at `predictions`, made to satisfy Σ_i Z_i = 0 exactly when there is an intercept.
-
-        The intercept is re-optimised first; `in_domain` removes what rounding leaves.
-        """
+        """The residual Z at `predictions`, the intercept re-optimised if there is one; as `in_domain` leaves it."""
         if self.intercept:
             predictions = predictions + self.loss.best_intercept(predictions, self.targets)
         return self.in_domain(self.residual(predictions))
 
-    def in_domain(self, dual: Tensor) -> Tensor:
-        """A point near Z = `dual` (n, c) whose dual value is finite; only max g ≤ β is left to `dual`'s scaling.
+    def in_domain(self, dual_point: Tensor) -> Tensor:
+        """A point near Z = `dual_point` (n, c) with a finite dual value and Σ_i Z_i = 0 if there is an intercept.
 
-        With an intercept its rows sum to zero, by a mean shift. Under the cross-entropy every y_i - n Z_i lies in the
-        simplex, where a mixture with the class frequencies (whose own residual sums to zero) makes room for the shift.
+        Both to rounding: what that leaves is in `dual_error`. Only max g <= β is left to the scaling of `dual`.
         """
-        if self.loss.name == "squared":
-            return dual - dual.mean(dim=0) * self.intercept
-        frequencies = self.targets.mean(dim=0)
-        probabilities = (self.targets - self.n * dual).clamp_min(0)
-        if self.intercept:  # a class that no target has any of drives its intercept to -infinity
-            probabilities = probabilities * (frequencies > 0)
-        mass = probabilities.sum(dim=1, keepdim=True)
-        probabilities = torch.where(mass > 0, probabilities / mass.clamp_min(1e-300), frequencies)
-        if not self.intercept:
-            return (self.targets - probabilities) / self.n
-        excess = (probabilities - self.targets).mean(dim=0)
-        mixture = min(1.0, float((2 * excess.abs() / frequencies.clamp_min(1e-300)).max()))
-        probabilities = (1 - mixture) * (probabilities - excess) + mixture * frequencies
-        return (self.targets - probabilities) / self.n
+        return self.loss.in_domain(dual_point, self.targets, self.intercept)
+
+    def dual_error(self, dual_point: Tensor) -> Tensor:
+        """(n,): bounds on ‖Ẑ_i - Z_i‖, where Ẑ is the exactly feasible point for which Z = `dual_point` stands.
+
+        A proved bound on max g is one for Ẑ: Σ_i ‖φ(x_i; u)‖ times this is part of it.
+        """
+        return self.loss.dual_error(dual_point, self.targets, self.intercept)
 
     def dual(self, dual_point: Tensor, g_max: float) -> float:
-        """The largest dual value over scalings s·Z with s·g_max ≤ β; a lower bound if g_max ≥ max_u g(u).
+        """The largest dual value over scalings s·Z with s·g_max <= β, rounded down; no loss is below zero.
 
-        Squared loss: s* = <Z, Y> / (n‖Z‖²), clipped. Cross-entropy: the dual is concave in s; 0 ≤ s ≤ 1 keeps
-        y - s·n·Z in the simplex.
+        A lower bound on the optimum if `g_max` is at least max g at the exact point that Z = `dual_point` stands for;
+        0.0 for a `g_max` that is no number.
         """
-        limit = self.beta / g_max if g_max > 0 else float("inf")
-        if self.loss.name == "squared":
-            square = self.n * float(dual_point.square().sum())
-            if square == 0:
-                return 0.0
-            overlap = float((dual_point * self.targets).sum())
-            scale = min(max(overlap / square, -limit), limit)
-            return scale * overlap - 0.5 * scale**2 * square
-        return max(self._dual_value(s * dual_point) for s in self._scales(dual_point, min(1.0, limit)))
+        if not g_max >= 0:
+            return 0.0
+        limit = self.beta / g_max * (1 - 2 * UNIT) if g_max > 0 else float("inf")
+        value = self.loss.dual(dual_point, self.targets, limit, self.intercept)
+        return value if value > 0 else 0.0
 
-    def _dual_value(self, dual_point: Tensor) -> float:
-        return -float(self.loss.conjugate(-self.n * dual_point, self.targets).mean())
 
-    def _scales(self, dual_point: Tensor, largest: float) -> list[float]:
-        """Scalings in [0, largest] to try: the end points and, by bisection on the slope, the best inner one."""
+def relative_gap(primal: float, dual: float) -> float:
+    """(primal - dual) / primal, from 0 to 1; infinite where it is no number, so that nobody takes it for small."""
+    gap = (primal - dual) / primal if primal else 0.0
+    return min(max(gap, 0.0), 1.0) if math.isfinite(gap) else math.inf
 
-        def slope(scale: float) -> float:
-            q = (self.targets - scale * self.n * dual_point).clamp_min(1e-300)
-            return float((self.n * dual_point * (q.log() + 1)).sum())
 
-        low, high = 0.0, largest
-        if slope(largest) >= 0:
-            return [largest]
-        for _ in range(60):
-            middle = 0.5 * (low + high)
-            low, high = (middle, high) if slope(middle) > 0 else (low, middle)
-        return [low, largest]
+def _offset(targets: Tensor) -> Tensor:
+    """(c,) the mean of real targets where it is far from zero, else 0."""
+    mean = targets.mean(dim=0)
+    if bool(((targets == 0) | (targets == 1)).all()):  # classes, however rare
+        return torch.zeros_like(mean)
+    return torch.where(mean.abs() > FAR * (targets - mean).square().mean(dim=0).sqrt(), mean, 0.0)

@@ -161,11 +161,26 @@ class Responses:
         found = windows[every, :, positions // width, positions % width]  # (b, s, C, kh, kw), the only ones copied
         return replace(spec, padding=(0, 0)).rows(found.flatten(0, 1))[:, 0].unflatten(0, positions.shape)
 
-    def patch_norms(self, images: Tensor, basis: Tensor) -> Tensor:
-        """(b, K) norms of `basis` (s, h) times the patch rows of some images (indices), on the CPU in its dtype."""
-        size = max(1, self.chunk_bytes // (self.n_positions * basis.shape[1] * basis.itemsize))
-        parts = images.to(self.device).split(size)
-        return torch.cat([(self.rows(part).to(basis) @ basis.T).norm(dim=2) for part in parts])
+    def patch_norms(self, images: Tensor, basis: Tensor | None = None) -> Tensor:
+        """(b, K) norms of `basis` (s, h) times the patch rows of some images (indices), on the CPU, in float64.
+
+        None stands for the identity: the norms of the raw rows.
+        """
+        size = max(1, self.chunk_bytes // (8 * self.n_positions * self.embedding.basis.shape[1]))
+        norms = []
+        for part in images.to(self.device).split(size):
+            rows = self.rows(part).double().cpu()
+            norms.append((rows if basis is None else rows @ basis.T).norm(dim=2))
+        return torch.cat(norms)
+
+    def reach(self) -> Tensor:
+        """(n,) Σ_pk w_pk ‖x_ik‖ ‖B‖_F, for raw patch rows x_ik and the basis B: no filter of unit norm responds more.
+
+        Rounding errors of responses are in proportion to it, whatever a whitening or a low-rank basis cancels.
+        """
+        pool = self.pooling.matrix(*self.map_size)
+        weights = torch.ones(self.n_positions).double() if pool is None else pool.sum(dim=0)
+        return self.patch_norms(torch.arange(self.n)) @ weights * float(self.embedding.basis.norm())
 
     def patch_moment(self) -> Tensor:
         """(r, r) second moment of the embedded patches, of some images, scaled to unit mean, damped by a hundredth."""

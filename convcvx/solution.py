@@ -70,6 +70,10 @@ class Solution:
     def n_filters(self) -> int:
         return len(self.filters)
 
+    def shifted(self, offset: Tensor | float) -> Solution:
+        """The same solution with `offset` (c,) added to its outputs; see `Problem.offset`."""
+        return replace(self, intercept=self.intercept + offset)
+
     def with_parameters(self, filters: Tensor, weights: Tensor, intercept: Tensor) -> Solution:
         """The same solution with other parameters: filters scaled to unit norm, neurons that are zero dropped.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from convcvx.errors import InputError
 from convcvx.oracles.base import Oracle, OracleResult
 from convcvx.oracles.local import DISTINCT, LocalOracle, distinct
-from convcvx.problem import Problem
+from convcvx.problem import Problem, relative_gap
 from convcvx.solution import Solution
 
 CONFIRMATIONS = 2
@@ -98,8 +98,8 @@ def record_of(
     return {
         "round": solution.rounds,
         "objective": objective,
-        "lower_bound": lower_bound,
-        "rel_gap": (objective - lower_bound) / max(objective, 1e-300),
+        "lower_bound": min(lower_bound, objective),
+        "rel_gap": relative_gap(objective, lower_bound),
         "g_max": g_max,
         "scope": scope,
         "n_filters": solution.n_filters,
