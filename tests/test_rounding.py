@@ -286,7 +286,7 @@ def test_the_intercept_takes_any_offset_of_real_targets():
         assert float(model.intercept_[0]) == pytest.approx(offset, abs=3)
     assert min(scores) > 0.99
     start = convcvx.solve(x, y + 1e8, 0.01, oracle="local", tol=0.01)
-    again = convcvx.solve(x, y + 1e8, 0.01, oracle="local", start=replace(start, history=[]), max_rounds=0)
+    again = convcvx.solve(x, y + 1e8, 0.01, oracle="local", start=replace(start, history=[]), tol=0.05)
     assert again.history[0]["objective"] == pytest.approx(start.certificate.primal, rel=1e-6)
 
 
