@@ -74,6 +74,8 @@ def _newton(loss: _Loss, predictions: Tensor, targets: Tensor, shift: Tensor) ->
         slope = float(gradient.abs().max())
         hessian = torch.diag(probabilities.mean(dim=0)) - probabilities.T @ probabilities / n
         newton = -torch.linalg.lstsq(hessian, gradient, driver="gelsd").solution  # singular along 1
+        if slope <= STATIONARY and not -float(gradient @ newton) > FALL * float(value):
+            return shift, slope
         trial, lowest = _along(loss, predictions, targets, shift, newton, value)
         if trial is None or slope > 0.1:  # far out: either step may be the better one
             scaling = frequencies.log() - (torch.logsumexp(logs, dim=0) - torch.tensor(float(n)).log())

@@ -195,16 +195,15 @@ class CrossEntropy:
         With e = mean(q) - mean(y), t = mean(y) - e (1 - λ)/λ does it, and is >= 0 for λ >= |e_k| / mean(y)_k.
         """
         defects = float(_row_defects(dual_point).sum()) * (1 + len(targets) * UNIT)
+        shares = (targets.mean(dim=0) * (1 - (len(targets) + 2) * UNIT)).tolist()
         worst = 0.0
-        for column, share in zip(dual_point.T, targets.T, strict=True):
-            present = total(share)
-            least = (present[0] - present[1]) / len(targets) * (1 - 2 * UNIT)
-            if least > 0:
-                off = total(column)
-                worst = max(worst, (abs(off[0]) + off[1] + defects) / least * SAFE)
+        for column, share in zip(dual_point.T, shares, strict=True):
+            if share > 0:
+                sum_, error = total(column)
+                worst = max(worst, (abs(sum_) + error + defects) / share * SAFE)
             elif bool((column != 0).any()):
                 return 1.0
-        return min(1.0, worst) if worst == worst else 1.0
+        return worst if worst < 1 else 1.0
 
     def _mean_entropy(self, surplus: Tensor, targets: Tensor) -> float:
         """A lower bound on (1/n) Σ H(q_i) for q = y - `surplus`, pivots exactly what the other entries leave.
