@@ -224,9 +224,9 @@ class Weights:
 
 
 class TwoLayerCNN_Weights:
-    """Weights that ship with the repository."""
+    """Weights that ship with the package: those of `checkpoints/digits`."""
 
-    DIGITS = Weights(Path(__file__).parents[1] / "checkpoints" / "digits" / "model.safetensors", {"data": "digits"})
+    DIGITS = Weights(Path(__file__).parent / "weights" / "digits.safetensors", {"data": "digits"})
     DEFAULT = DIGITS
 
 
