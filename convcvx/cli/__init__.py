@@ -6,10 +6,14 @@ says how commands end.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
+from convcvx import __version__
 from convcvx.cli.certify import certify
 from convcvx.cli.compare import compare
+from convcvx.cli.output import write_any_text
 from convcvx.cli.report import report
 from convcvx.cli.stack import stack
 from convcvx.cli.train import train
@@ -25,8 +29,19 @@ for command in (train, certify, stack, compare, report):
     app.command()(command)
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"convcvx {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+]
+
+
 @app.callback()
-def _main() -> None:
+def _main(version: Version = False) -> None:
     """Two-layer convolutional ReLU networks with weight decay are convex programs in disguise: convcvx solves them.
 
     Start with: convcvx train --preset demo --out checkpoints/demo
@@ -35,4 +50,5 @@ def _main() -> None:
 
 def main() -> None:
     """Entry point of the `convcvx` command."""
+    write_any_text()
     app()
