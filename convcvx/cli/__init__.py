@@ -1,4 +1,5 @@
-"""The command line: `convcvx train`, `certify`, `stack`, `compare` and `report`, one module each.
+"""The command line: `convcvx train`, `certify`, `stack`, `compare`, `report` and `export`,
+one module each.
 
 With --json, standard output carries one JSON object and nothing else; human text goes to standard error. `output`
 says how commands end.
@@ -13,6 +14,7 @@ import typer
 from convcvx import __version__
 from convcvx.cli.certify import certify
 from convcvx.cli.compare import compare
+from convcvx.cli.export import export
 from convcvx.cli.output import write_any_text
 from convcvx.cli.report import report
 from convcvx.cli.stack import stack
@@ -25,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (train, certify, stack, compare, report):
+for command in (train, certify, stack, compare, report, export):
     app.command()(command)
 
 
