@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from itertools import chain
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -15,7 +16,7 @@ FIXED = ("torch", "torchvision")
 
 def main() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    requirements = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
+    requirements = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
     bounds = [re.match(r"([\w-]+)>=([^,]+)", requirement) for requirement in requirements]
     lowest = {bound[1]: bound[2] for bound in bounds if bound and bound[1] not in FIXED}
     pinned = (ROOT / "constraints.txt").read_text().splitlines()

@@ -20,7 +20,7 @@ TRAIN = ["train", "--limit", "30", "--stride", "2", "--pool", "2", "--rank", "2"
 
 
 def python(*arguments: str, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
-    known = {name: value for name, value in os.environ.items() if name not in LAUNCHED}
+    known = {name: value for name, value in os.environ.items() if name not in (*LAUNCHED, "NUMBA_CACHE_DIR")}
     done = subprocess.run(
         [sys.executable, *map(str, arguments)],
         capture_output=True,
@@ -51,6 +51,21 @@ def test_an_installation_that_cannot_be_written_to_compiles_anew_and_says_so_onc
     control = python("-c", code, **nowhere, NUMBA_CACHE_DIR=str(tmp_path / "cache"))
     assert str(tmp_path / "cache") in control.stdout
     assert not control.stderr
+
+
+# Other builds
+
+
+def test_torchvision_can_be_imported_where_its_operators_are_missing(tmp_path):
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision" / "__init__.py").write_text("""
+import torch
+torch.library.register_fake("torchvision::nms")(lambda *arguments: None)  # as the real one does
+""")
+    path = {"PYTHONPATH": os.pathsep.join(map(str, (tmp_path, PACKAGE.parent)))}
+    assert "operator torchvision::nms does not exist" in python("-c", "import torchvision", code=1, **path).stderr
+    code = "import convcvx._compat as c; c.import_torchvision()\nimport torchvision; print(torchvision.__file__)"
+    assert python("-c", code, **path).stdout.strip() == str(tmp_path / "torchvision" / "__init__.py")
 
 
 # Terminals
