@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LOWEST := .venv-lowest
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow test-lowest test-wheel lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/convcvx train --data digits --preset demo --out checkpoints/demo --overwrite
@@ -14,6 +15,14 @@ test: $(VENV)/installed-dev
 
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -q -m slow
+
+# The lowest versions that pyproject.toml allows, in an environment of their own.
+test-lowest: $(LOWEST)/installed
+	NUMBA_CACHE_DIR=$(CURDIR)/$(LOWEST)/numba $(LOWEST)/bin/python -m pytest -q -n 2 --dist loadfile -m "not slow"
+
+# What is published, alone in an empty environment.
+test-wheel: $(VENV)/installed-dev
+	PYTHON=$(PYTHON) .ci/wheel $(BIN)/python
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -27,11 +36,20 @@ $(VENV)/bin/python:
 $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install -q -c constraints.txt torch
 	$(BIN)/python -m pip install -q -c constraints.txt -e .
+	@$(BIN)/python -c "import torchvision" 2> /dev/null || \
+		echo "torchvision is not built for this torch: README, \"Machines\", says what that means for your own code"
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
 	touch $@
 
+$(LOWEST)/installed: pyproject.toml constraints.txt .ci/lowest.py
+	$(PYTHON) -m venv $(LOWEST)
+	$(PYTHON) .ci/lowest.py > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install -q -c $(LOWEST)/constraints.txt torch
+	$(LOWEST)/bin/python -m pip install -q -c $(LOWEST)/constraints.txt -e ".[dev]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -17,7 +17,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numba
 import torch
 from machine import machine
 
@@ -91,10 +90,6 @@ def excess(result: OracleResult) -> float:
     return result.upper_bound / float(result.values[0]) - 1
 
 
-def setting(device: str) -> str:
-    return f"{numba.get_num_threads()} compiled threads, {machine(device)}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", default="../shared/data")
@@ -112,7 +107,7 @@ def main() -> None:
         "# Branch and bound on MNIST",
         "",
         "Non-zero 3x3 patches, global average pooling, squared loss; stopped at a bound within "
-        f"{arguments.rel_tol:g} of the best g found, or after {arguments.time_limit:g} s. {setting(arguments.device)}.",
+        f"{arguments.rel_tol:g} of the best g found, or after {arguments.time_limit:g} s. {machine(arguments.device)}.",
         "",
         HEADER,
         "|---" * HEADER.count(" | ") + "|---|",

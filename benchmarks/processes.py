@@ -29,7 +29,7 @@ def train(processes: int, threads: int, options: list[str]) -> tuple[dict, list[
     if processes > 1:
         launch += ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
         launch += ["--nproc-per-node", str(processes)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "NUMBA_NUM_THREADS": str(threads)}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         command = [*launch, "-m", "convcvx.cli", "train", *options, "--out", str(out), "--json"]

@@ -15,10 +15,12 @@ from itertools import chain
 from typing import Any
 
 from llvmlite import binding, ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils, config
 from numba.extending import intrinsic
 from numba.np.numpy_support import as_dtype
+
+from convcvx._jit import njit
 
 VECTORS, POSITIONS = 2, 6
 """Vectors of filters, and positions, a tile has at most: twelve running sums are enough to keep both multipliers of a

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from convcvx._jit import njit
 
 TOLERANCE = 1e-10
 """Unit rows and rays with a smaller product touch; cells thinner than this are not told apart."""

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from math import comb
 
 import numpy as np
-from scipy.spatial import ConvexHull
 
 from convcvx._rays import TOLERANCE, Bits, walk
 from convcvx.errors import InputError, check_count
@@ -129,6 +128,8 @@ def facets(rows: np.ndarray, cell: Cell) -> np.ndarray:
     points = signed / (signed @ cell.interior)[:, None] @ complement(cell.interior).T
     if dim == 2:
         return signed[[int(points[:, 0].argmin()), int(points[:, 0].argmax())]]
+    from scipy.spatial import ConvexHull  # here: `import convcvx` does not wait for it
+
     return signed[ConvexHull(points, qhull_options="QJ").vertices]
 
 

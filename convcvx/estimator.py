@@ -93,6 +93,9 @@ class _ConvexCNN(BaseEstimator):
     def fit(self, X: Any, y: Any) -> Any:
         """Train on X (n_samples, n_features) and y.
 
+        Many fits at a time: joblib's own processes (loky, its default) start afresh. A process forked after a fit on
+        several threads waits for ever, as it does with any torch: spawn it, or call torch.set_num_threads(1) first.
+
         Raises
         ------
         InputError

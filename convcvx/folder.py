@@ -118,7 +118,7 @@ class Folder:
         return run
 
     def save_report(self, html: str) -> Path:
-        self._write("report.html", html.encode())
+        self._write("report.html", html.encode(errors="backslashreplace"))  # a name may be no text
         return self.folder / "report.html"
 
     @property

@@ -19,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from convcvx.errors import InputError, RunError
+from convcvx.export import export
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.pooling import Pooling
 from convcvx.solution import Solution
@@ -171,20 +172,14 @@ class TwoLayerCNN(nn.Sequential):
         metadata = {"convcvx": json.dumps({"architecture": asdict(self.architecture), "meta": self.meta})}
         return save({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, metadata)
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the images it takes."""
+        return self.architecture.image_shape
+
     def export_onnx(self, path: str | Path) -> None:
-        """Write an ONNX file with a free batch size (needs `pip install convcvx[onnx]`)."""
-        example = torch.zeros(2, *self.architecture.image_shape)
-        batch = torch.export.Dim("batch", min=1)
-        torch.onnx.export(
-            self.eval(),
-            (example,),
-            str(path),
-            input_names=["images"],
-            output_names=["scores"],
-            dynamic_shapes=({0: batch},),
-            dynamo=True,
-            verbose=False,
-        )
+        """Write one ONNX file for any number of images (needs `pip install convcvx[onnx]`); see `convcvx.export`."""
+        export(self, self.image_shape, path, "onnx")
 
 
 def network_state(
@@ -224,9 +219,9 @@ class Weights:
 
 
 class TwoLayerCNN_Weights:
-    """Weights that ship with the repository."""
+    """Weights that ship with the package: those of `checkpoints/digits`."""
 
-    DIGITS = Weights(Path(__file__).parents[1] / "checkpoints" / "digits" / "model.safetensors", {"data": "digits"})
+    DIGITS = Weights(Path(__file__).parent / "weights" / "digits.safetensors", {"data": "digits"})
     DEFAULT = DIGITS
 
 

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from scipy.optimize import nnls
 from torch import Tensor
 
 from convcvx.gates import embedded_rows
@@ -109,6 +108,8 @@ class PatternCones:
 
 def _least_distance(point: np.ndarray, normals: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """argmin ‖v - point‖ over normals·v >= offsets, as point + Σ λ_i normal_i with λ >= 0."""
+    from scipy.optimize import nnls  # here: `import convcvx` does not wait for it
+
     scale = np.linalg.norm(point) or 1.0
     lacks = (offsets - normals @ point) / scale
     try:

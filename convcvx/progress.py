@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import resource
 import sys
 from pathlib import Path
 from typing import Protocol
@@ -13,7 +12,7 @@ from rich.console import Console
 
 from convcvx.solution import Solution
 
-HEADER = "round    objective  lower bound       gap      g/β  filters     time     left"
+HEADER = "round    objective  lower bound       gap   g/beta  filters     time     left"
 
 
 class Report(Protocol):
@@ -84,13 +83,17 @@ def clock(seconds: float) -> str:
     return f"{minutes // 60}h{minutes % 60:02d}" if minutes < 6000 else ">99h"
 
 
-def peak_memory_mb() -> float:
-    """Largest resident size of this process so far.
+def peak_memory_mb() -> float | None:
+    """Largest resident size of this process so far; None where the system does not tell, as on Windows.
 
     `getrusage` would count the parent's memory from before this program was executed; Linux knows better.
     """
     status = Path("/proc/self/status")
     if status.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
         return int(found[1]) / 2**10
+    try:
+        import resource  # there is none on Windows
+    except ModuleNotFoundError:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)

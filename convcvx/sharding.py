@@ -27,7 +27,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from convcvx.errors import WorkerError
+from convcvx.errors import InputError, WorkerError
 from convcvx.images import Images
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.pooling import Pooling
@@ -36,6 +36,8 @@ from convcvx.shares import Nodes, Share, add, images_of, segments, share
 
 TIMEOUT = timedelta(hours=1)
 """The longest pass, and the longest a worker waits for one. A process that dies is noticed at once."""
+LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""Environment variables that tell a process of its team; all of them, or there is none."""
 GO_ON = "go on with --resume, with any number of processes"
 
 
@@ -64,14 +66,30 @@ class Team:
 
     @classmethod
     def of_torchrun(cls) -> Team:
-        """The processes that `torchrun` started; this one alone without it."""
-        return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+        """The processes that `torchrun`, or a launcher that sets the like of its variables, started.
+
+        This one alone where some of `LAUNCHED` are missing: a variable that is left over from other work starts
+        nothing, and waits for nobody.
+        """
+        if any(name not in os.environ for name in LAUNCHED):
+            return cls()
+        rank, size = (_number(name) for name in LAUNCHED[:2])
+        if not rank < size:
+            raise InputError(f"RANK must be below WORLD_SIZE = {size}; got {rank}: unset both, or start with torchrun")
+        return cls(rank, size)
 
     def __enter__(self) -> Team:
         if self.size == 1:
             return self
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+        if not dist.is_torchelastic_launched():  # torchrun has started them all; nobody else may have
+            print(
+                f"convcvx: process {self.rank} of {self.size} waits for the others at {os.environ['MASTER_ADDR']}:"
+                f"{os.environ['MASTER_PORT']}, as {', '.join(LAUNCHED)} say; unset them to work alone",
+                file=sys.stderr,
+                flush=True,
+            )
         # Passes give their results on the CPU, and the order of a sum matters: NCCL would help with neither.
         dist.init_process_group("gloo", timeout=TIMEOUT)
         if self.rank > 0:
@@ -267,6 +285,14 @@ def _receive(rank: int) -> Any:
     data = torch.empty(int(size), dtype=torch.uint8)
     dist.recv(data, rank)
     return pickle.loads(data.numpy().tobytes())
+
+
+def _number(name: str) -> int:
+    """An environment variable that counts processes."""
+    value = os.environ[name]
+    if not value.isdecimal():
+        raise InputError(f"{name} must be a whole number; got {value!r}: unset it, or start with torchrun")
+    return int(value)
 
 
 def _alive(pid: int) -> bool:

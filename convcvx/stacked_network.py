@@ -18,6 +18,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from convcvx.errors import RunError
+from convcvx.export import export
 from convcvx.network import Architecture, TwoLayerCNN
 
 
@@ -88,6 +89,16 @@ class StackedCNN(nn.Module):
         for (convolution, relu, *_), link in zip(earlier, self.links, strict=True):
             body += [convolution, relu, *link.children()]
         return nn.Sequential(*body, *last)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the images it takes."""
+        first: TwoLayerCNN = self.stages[0]  # type: ignore[assignment]
+        return first.image_shape
+
+    def export_onnx(self, path: str | Path) -> None:
+        """As `TwoLayerCNN.export_onnx`."""
+        export(self, self.image_shape, path, "onnx")
 
     def to_bytes(self) -> bytes:
         """A self-describing safetensors file: weights, architecture of every stage and link, and `meta`."""

@@ -19,6 +19,11 @@ Result = TypeVar("Result")
 _own = threading.local()
 
 
+def cores() -> int:
+    """How many threads work may be shared out to: torch's number, whatever is compiled; one for a worker."""
+    return 1 if hasattr(_own, "working") else torch.get_num_threads()
+
+
 def _start(all_started: threading.Barrier) -> None:
     """Make a thread a worker, whose own operations run on one core."""
     _own.working = True
@@ -36,13 +41,14 @@ def _workers(count: int) -> ThreadPoolExecutor:
     return workers
 
 
-os.register_at_fork(after_in_child=_workers.cache_clear)  # a forked process has none of the threads
+if hasattr(os, "register_at_fork"):  # Windows does not fork
+    os.register_at_fork(after_in_child=_workers.cache_clear)  # a forked process has none of the threads
 
 
 def each(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """`work` on each of `items`, in their order, on as many cores as torch uses; only a few wait at a time."""
-    threads = torch.get_num_threads()
-    if threads == 1 or hasattr(_own, "working"):  # a worker that waited for the others would wait for ever
+    threads = cores()
+    if threads == 1:  # also of a worker: one that waited for the others would wait for ever
         yield from map(work, items)
         return
     waiting: deque[Future[Result]] = deque()

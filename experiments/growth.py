@@ -1,6 +1,6 @@
 """How the cost of a proof grows with the number of patches, and how many neurons an optimum has, beside the theory.
 
-    OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 python experiments/growth.py
+    OMP_NUM_THREADS=1 python experiments/growth.py
 
 Real patches: 3x3 patches, stride 2, of the embedded digits in their first r = 2, 3, 4 principal directions, global
 average pooling, ten classes. For each r one dual point, the residual of the best constant, is searched by the exact

@@ -320,8 +320,9 @@ def test_filters_of_a_dictionary_that_slide_reach_a_lower_objective(tmp_path):
 
 
 def test_the_command_line_does_not_wait_for_what_it_may_not_need():
-    """matplotlib, scikit-learn and cvxpy take seconds to import on a slow machine."""
-    probe = "import sys, convcvx.cli; print([m for m in ('matplotlib', 'sklearn', 'cvxpy') if m in sys.modules])"
+    """They take seconds to import on a slow machine."""
+    slow = ("matplotlib", "sklearn", "cvxpy", "scipy.optimize", "scipy.spatial")
+    probe = f"import sys, convcvx.cli; print([m for m in {slow} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
     control = subprocess.run([sys.executable, "-c", "import convcvx.report;" + probe], capture_output=True, text=True)

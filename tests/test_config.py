@@ -12,7 +12,7 @@ from convcvx.config import PRESETS, TrainConfig
 from convcvx.errors import InputError, RunError
 from convcvx.job import train_job
 from convcvx.runs import Run
-from convcvx.sharding import Team
+from convcvx.sharding import LAUNCHED, Team
 from convcvx.stack_config import StackConfig
 
 SMALL = {"limit": 120, "kernel_size": "4", "pool": "2", "beta_ratio": 0.05, "max_rounds": 1, "tol": 0.01}
@@ -169,8 +169,8 @@ def test_mirror_pairs_need_an_even_number_of_channels():
 
 
 def test_processes_are_those_of_torchrun_where_they_are_asked_for(monkeypatch, tmp_path):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "1")
+    for name, value in zip(LAUNCHED, ["1", "2", "127.0.0.1", "29500"], strict=True):
+        monkeypatch.setenv(name, value)
     assert (Team().size, Team.of_torchrun().size, Team.of_torchrun().rank) == (1, 2, 1)
     assert train_job(TrainConfig(**SMALL), Run(tmp_path / "run"), Quiet())["n_filters"] > 0
     done = CliRunner().invoke(app, ["stack", "--out", str(tmp_path / "stack")])

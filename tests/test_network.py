@@ -285,22 +285,6 @@ def test_the_header_is_plain_json(file):
     assert described["meta"]["classes"] == ["a", "b", "c"]
 
 
-# ONNX
-
-
-@pytest.mark.parametrize("spec", [PatchSpec(3, whiten=0.1), PatchSpec(3, contrast=0.1)], ids=str)
-def test_onnx_files_agree_at_any_batch_size(tmp_path, spec):
-    pytest.importorskip("onnxscript")
-    runtime = pytest.importorskip("onnxruntime")
-    _, network, expected = trained(spec)
-    network.export_onnx(tmp_path / "model.onnx")
-    session = runtime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
-    for n in (20, 7, 1):
-        (scores,) = session.run(["scores"], {"images": images(seed=2)[:n].numpy()})
-        np.testing.assert_allclose(scores, expected[:n], atol=1e-5 * float(expected.abs().max()))
-    assert not np.allclose(session.run(None, {"images": images(seed=3).numpy()})[0], expected, atol=1e-3)
-
-
 # Evaluation
 
 

@@ -198,7 +198,7 @@ def test_other_data_in_a_worker_are_refused():
 
 # -- real processes -----------------------------------------------------------------------------------
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
 TRAIN = ["-m", "convcvx.cli", "train", "--pool", "2", "--beta-ratio", "0.02", "--tol", "0.01", "--json"]
 EQUAL = ("primal", "dual", "rel_gap", "beta_max", "n_filters", "rounds", "train_accuracy", "test_accuracy")

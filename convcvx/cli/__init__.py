@@ -1,4 +1,5 @@
-"""The command line: `convcvx train`, `certify`, `stack`, `compare` and `report`, one module each.
+"""The command line: `convcvx train`, `certify`, `stack`, `compare`, `report` and `export`,
+one module each.
 
 With --json, standard output carries one JSON object and nothing else; human text goes to standard error. `output`
 says how commands end.
@@ -6,10 +7,15 @@ says how commands end.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
+from convcvx import __version__
 from convcvx.cli.certify import certify
 from convcvx.cli.compare import compare
+from convcvx.cli.export import export
+from convcvx.cli.output import write_any_text
 from convcvx.cli.report import report
 from convcvx.cli.stack import stack
 from convcvx.cli.train import train
@@ -21,12 +27,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (train, certify, stack, compare, report):
+for command in (train, certify, stack, compare, report, export):
     app.command()(command)
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"convcvx {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+]
+
+
 @app.callback()
-def _main() -> None:
+def _main(version: Version = False) -> None:
     """Two-layer convolutional ReLU networks with weight decay are convex programs in disguise: convcvx solves them.
 
     Start with: convcvx train --preset demo --out checkpoints/demo
@@ -35,4 +52,5 @@ def _main() -> None:
 
 def main() -> None:
     """Entry point of the `convcvx` command."""
+    write_any_text()
     app()

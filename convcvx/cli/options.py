@@ -133,7 +133,7 @@ def flags(context: typer.Context) -> dict[str, Any]:
 
 def _read_config(file: Path, known: list[str]) -> dict[str, Any]:
     try:
-        values = tomllib.loads(file.read_text())
+        values = tomllib.loads(file.read_text("utf-8"))
     except (OSError, ValueError) as error:  # no TOML, or no text
         raise InputError(f"cannot read --config {file}: {error}") from None
     values = {name.replace("-", "_"): value for name, value in values.items()}

@@ -5,6 +5,7 @@ Exit status 0: done; 1: a process of several was lost; 2: bad input; 3: stopped 
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,13 @@ import typer
 from rich.console import Console
 
 from convcvx.errors import ConvcvxError, WorkerError
+
+
+def write_any_text() -> None:
+    """Escape what a terminal or a file in another encoding than UTF-8 cannot show, as Python does in tracebacks."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not what a caller may have put there, nor None
+            stream.reconfigure(errors="backslashreplace")
 
 
 def open_console(json_output: bool) -> Console:
@@ -35,9 +43,15 @@ def print_summary(console: Console, metrics: dict[str, Any]) -> None:
         f"gap          {metrics['rel_gap']:.2e} relative",
         f"scope        {metrics['scope']}: {metrics['meaning']}",
         f"filters      {metrics['n_filters']}",
-        f"status       {metrics['status']} after {metrics['seconds']:.1f} s, {metrics['peak_memory_mb']:.0f} MiB",
+        f"status       {metrics['status']} after {cost(metrics)}",
     ]
     console.print("\n".join(lines))
+
+
+def cost(metrics: dict[str, Any]) -> str:
+    """Time and memory, where the system tells it."""
+    peak = metrics["peak_memory_mb"]
+    return f"{metrics['seconds']:.1f} s" + ("" if peak is None else f", {peak:.0f} MiB")
 
 
 def finish(metrics: dict[str, Any], json_output: bool) -> NoReturn:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from convcvx.cli import options as o
-from convcvx.cli.output import finish, guard, open_console
+from convcvx.cli.output import cost, finish, guard, open_console
 from convcvx.config import TrainConfig
 from convcvx.errors import InputError
 from convcvx.progress import Progress
@@ -169,7 +169,7 @@ def _print_table(console: Console, result: dict[str, Any]) -> None:
             )
     console.print(
         f"whole model: {percent(result['test_accuracy'])} test, {percent(result['train_accuracy'])} train, "
-        f"{result['n_stages']} stages, {result['seconds']:.1f} s, {result['peak_memory_mb']:.0f} MiB\n"
+        f"{result['n_stages']} stages, {cost(result)}\n"
         "each gap is that of its stage on the features it was given:",
     )
     for scope, meaning in {record["scope"]: record["meaning"] for record in result["stages"]}.items():

@@ -11,12 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-import numba
 import numpy as np
 
 from convcvx.oracles._cones import OUT_OF_ROOM, search
 from convcvx.oracles._row_tree import RowTree
 from convcvx.oracles.base import ChargedRows
+from convcvx.threads import cores
 
 ENTRIES = 1 << 16
 """Rows or bundles that the local search looks at, about."""
@@ -174,7 +174,7 @@ class BlockSearch(Search):
     def run(self) -> tuple[float, int, int, str]:
         """Search; see `outcome`."""
         # Threads share incumbents as they find them, so that only one thread finds the same ones every time.
-        threads = numba.get_num_threads() if self.n_rows > SERIAL_ROWS else 1
+        threads = cores() if self.n_rows > SERIAL_ROWS else 1
         with ThreadPoolExecutor(threads) as pool:
             for job in [pool.submit(self._work) for _ in range(threads)]:
                 job.result()

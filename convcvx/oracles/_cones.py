@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from convcvx._jit import njit
 
 OPTIONS: dict[str, Any] = {
     "nogil": True,

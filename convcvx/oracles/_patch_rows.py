@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numba import njit
 from scipy.sparse import csr_array
 from torch import Tensor
 
+from convcvx._jit import njit
 from convcvx.errors import InputError
 from convcvx.oracles._row_tree import Division
 from convcvx.patches import RANK_TOLERANCE

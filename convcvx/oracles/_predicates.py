@@ -10,7 +10,8 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from convcvx._jit import njit
 
 FILTER = 1e-14
 """For three vectors of length at most 1.001 a float64 determinant of this size has the right sign."""

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numba
 import numpy as np
-from numba import njit
+
+from convcvx._jit import njit
+from convcvx.threads import cores
 
 if TYPE_CHECKING:
     from convcvx.oracles.base import ChargedRows
@@ -133,7 +134,7 @@ class RowTree:
         moments = np.zeros((nodes, d, width))
         cells = charged.cells[order].astype(np.int32)
         sums = partial(_sum_up, table, moments, division.spans, division.children, c)
-        threads = numba.get_num_threads()
+        threads = cores()
         trees, above = division.forest(TASKS * threads)
         with ThreadPoolExecutor(threads) as pool:
             spreads = dict(zip(trees, pool.map(lambda node: sums(node, np.zeros((0, c, c))), trees), strict=True))

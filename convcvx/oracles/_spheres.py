@@ -11,8 +11,8 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from convcvx._jit import njit
 from convcvx.oracles._predicates import crossings
 from convcvx.oracles._sweeps import UNIT, add_outer, offer
 

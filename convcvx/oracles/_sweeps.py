@@ -11,7 +11,8 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from convcvx._jit import njit
 
 UNIT = 2.0**-53
 """Unit roundoff of float64."""

@@ -16,11 +16,11 @@ copositive program of Sahiner et al. 2021 at rank-one U_D. Other losses: `smooth
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
+from convcvx._jit import njit
 from convcvx.problem import Problem
 from convcvx.solvers.master import MasterResult
 
@@ -194,7 +194,7 @@ class GramNewton:
         return solution
 
 
-@numba.njit(cache=True)
+@njit(cache=True)
 def _bounded_quadratic(hessian, gradient, point):  # pragma: no cover - compiled
     """Minimise the quadratic model at `point` over non-negative points, in place, by coordinate descent."""
     slope = gradient.copy()

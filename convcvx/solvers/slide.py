@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
 
 from convcvx.problem import Problem
@@ -39,6 +38,8 @@ def slide(problem: Problem, solution: Solution, seed: int, *, accuracy: float, s
 
 def slide_lbfgs(problem: Problem, solution: Solution, accuracy: float = 0.0, max_iter: int = 200) -> Solution:
     """Full-batch L-BFGS: kinks of the ReLU can stop it, the oracle then steps over them."""
+    from scipy.optimize import minimize  # here: `import convcvx` does not wait for it
+
     coordinates = Coordinates(problem, solution, torch.Generator().manual_seed(0))
     shapes = [part.shape for part in coordinates.start]
     sizes = [part.numel() for part in coordinates.start]

@@ -1,0 +1,39 @@
+"""`convcvx export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from convcvx.cli import options as o
+from convcvx.cli.output import finish, guard, open_console
+from convcvx.errors import check_choice
+from convcvx.export import FORMATS
+from convcvx.export import export as write
+from convcvx.network import two_layer_cnn
+from convcvx.runs import Run
+from convcvx.stack import StackRun
+from convcvx.stacked_network import stacked_cnn
+
+Folder = Annotated[Path, typer.Argument(help="The folder of a finished run or stack.", metavar="RUN")]
+To = Annotated[str, typer.Option(help="onnx (needs pip install 'convcvx[onnx]') or torch (for torch.export.load).")]
+
+
+def export(run: Folder, to: To = "onnx", json_output: o.Json = False) -> None:
+    """Write the network of a run or a stack as model.onnx or model.pt2 into its folder, and check what it computes.
+
+    One file, which needs convcvx no more and takes any number of images (n, C, H, W), pixels in [0, 1].
+
+    Example:
+
+      convcvx export checkpoints/demo --to onnx
+    """
+    console = open_console(json_output)
+    with guard(json_output):
+        path = run / f"model{FORMATS[check_choice('to', to, FORMATS)].suffix}"
+        network = stacked_cnn(run) if StackRun(run).begun else two_layer_cnn(Run.open(run).model_file)
+        difference = write(network, network.image_shape, path, to)
+        console.print(f"wrote {path}, whose scores agree to {difference:.1e}")
+        finish({"file": str(path), "to": to, "difference": difference, "status": "done"}, json_output)

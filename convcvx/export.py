@@ -1,0 +1,120 @@
+"""A trained network as a file that needs convcvx no more: ONNX, or a program of torch; checked by running it."""
+
+from __future__ import annotations
+
+import copy
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from convcvx.errors import InputError, RunError, check_choice
+
+TOLERANCE = 1e-4
+"""Largest difference between the scores of file and network, over the largest score: float32 sums in another order."""
+IMAGES = 3
+"""Images that both are given; neither 1, which torch takes for a constant, nor what a user would pass by chance."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """How to write a network, given with images, to a path; and the scores of the images by the file alone.
+
+    Attributes
+    ----------
+    suffix : str
+    packages : tuple of str
+        What writing and running need besides torch.
+    """
+
+    suffix: str
+    packages: tuple[str, ...]
+    write: Callable[[nn.Module, Tensor, str], None]
+    run: Callable[[str, Tensor], Tensor]
+
+
+def _batches() -> tuple[dict]:
+    """That the number of images is free."""
+    return ({0: torch.export.Dim("batch", min=1)},)
+
+
+def _write_onnx(network: nn.Module, images: Tensor, path: str) -> None:
+    torch.onnx.export(
+        network,
+        (images,),
+        path,
+        input_names=["images"],
+        output_names=["scores"],
+        dynamic_shapes=_batches(),
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )
+
+
+def _run_onnx(path: str, images: Tensor) -> Tensor:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(["scores"], {"images": images.numpy()})[0])
+
+
+def _write_torch(network: nn.Module, images: Tensor, path: str) -> None:
+    torch.export.save(torch.export.export(network, (images,), dynamic_shapes=_batches()), path)
+
+
+def _run_torch(path: str, images: Tensor) -> Tensor:
+    return torch.export.load(path).module()(images)
+
+
+FORMATS = {
+    "onnx": Format(".onnx", ("onnx", "onnxscript", "onnxruntime"), _write_onnx, _run_onnx),
+    "torch": Format(".pt2", (), _write_torch, _run_torch),
+}
+
+
+def export(network: nn.Module, image_shape: tuple[int, int, int], path: str | Path, to: str) -> float:
+    """Write `network` to one file for any number of images (n, *image_shape); it appears once it gives the same scores.
+
+    Parameters
+    ----------
+    to : str
+        "onnx" (an input "images", an output "scores") or "torch" (read by `torch.export.load`).
+
+    Returns
+    -------
+    float
+        The largest difference between the scores of file and network, over the largest score.
+
+    Raises
+    ------
+    InputError
+        If packages are missing: `pip install convcvx[onnx]` brings those of ONNX.
+    RunError
+        If the file cannot be written, or gives other scores.
+    """
+    form = FORMATS[check_choice("to", to, FORMATS)]
+    if missing := [package for package in form.packages if find_spec(package) is None]:
+        raise InputError(f"to {to!r} needs {', '.join(missing)}: pip install 'convcvx[{to}]'")
+    path = Path(path)
+    plain = copy.deepcopy(network).cpu().eval()
+    dtype = next(plain.parameters()).dtype
+    images = torch.rand(IMAGES, *image_shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{to}-") as scratch:
+            written = str(Path(scratch) / path.name)
+            with torch.no_grad():
+                form.write(plain, images, written)
+                scores, found = plain(images), form.run(written, images)
+            difference = float((found - scores).abs().max() / scores.abs().max().clamp_min(1e-30))
+            if not difference <= TOLERANCE:
+                raise RunError(f"{path} would give scores that differ by {difference:.1e}: nothing was written")
+            os.replace(written, path)
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror or error}") from None
+    return difference

@@ -1,0 +1,85 @@
+"""Exported files: one file, the same scores for any number of images, nothing written that was not checked."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from convcvx.cli import app
+from convcvx.errors import InputError, RunError
+from convcvx.export import FORMATS, export
+from convcvx.network import Architecture, TwoLayerCNN, two_layer_cnn
+from convcvx.stacked_network import Link, StackedCNN
+
+PLAIN = Architecture((2, 9, 8), 5, 3, (3, 2), stride=(2, 1), padding=(1, 0), pool="2x3", hidden_bias=True)
+CONTRAST = replace(PLAIN, contrast=0.1, pool="window:3,2", intercept=False)
+
+
+def stacked() -> StackedCNN:
+    second = replace(PLAIN, image_shape=(4, 2, 3), kernel_size=(2, 2), padding=(1, 1), pool="global")
+    stages = [TwoLayerCNN(PLAIN), TwoLayerCNN(second)]
+    return StackedCNN(stages, [Link(5, 4, 2)], ensemble=True)
+
+
+@pytest.fixture(params=FORMATS)
+def to(request) -> str:
+    for package in FORMATS[request.param].packages:
+        pytest.importorskip(package)
+    return request.param
+
+
+@pytest.mark.parametrize("build", [lambda: TwoLayerCNN(CONTRAST), stacked], ids=["contrast", "stack"])
+def test_one_file_gives_the_scores_of_any_number_of_images(tmp_path, build, to):
+    network = build().train()
+    file = tmp_path / "exported" / "network.file"
+    file.parent.mkdir()
+    assert export(network, network.image_shape, file, to) < 1e-6
+    assert network.training
+    assert list(file.parent.iterdir()) == [file]
+    moved = file.rename(tmp_path / "moved")
+    for n in (1, 7):
+        images = torch.rand(n, *network.image_shape)
+        with torch.no_grad():
+            torch.testing.assert_close(FORMATS[to].run(str(moved), images), network(images))
+
+
+def test_a_file_with_other_scores_is_not_left_behind(tmp_path, monkeypatch):
+    network = TwoLayerCNN(PLAIN)
+    good = FORMATS["torch"]
+    for wrong in (lambda path, images: 1.01 * good.run(path, images), lambda path, images: torch.tensor(torch.nan)):
+        monkeypatch.setitem(FORMATS, "torch", replace(good, run=wrong))
+        with pytest.raises(RunError, match="would give scores that differ by"):
+            export(network, PLAIN.image_shape, tmp_path / "model.pt2", "torch")
+        assert not any(tmp_path.iterdir())
+
+
+def test_what_is_missing_is_named(tmp_path, monkeypatch):
+    network = TwoLayerCNN(PLAIN)
+    with pytest.raises(RunError, match=r"cannot write .*none.*: No such file"):
+        export(network, PLAIN.image_shape, tmp_path / "none" / "model.pt2", "torch")
+    with pytest.raises(InputError, match="to must be one of onnx, torch; got 'tf'"):
+        export(network, PLAIN.image_shape, tmp_path / "model", "tf")
+    monkeypatch.setitem(FORMATS, "onnx", replace(FORMATS["onnx"], packages=("torch", "no_such_package")))
+    with pytest.raises(InputError, match=r"needs no_such_package: pip install 'convcvx\[onnx\]'"):
+        network.export_onnx(tmp_path / "model.onnx")
+
+
+def test_the_command_exports_runs_and_stacks(tmp_path):
+    run = tmp_path / "digits"
+    shutil.copytree(Path(__file__).parents[1] / "checkpoints" / "digits", run)
+    (tmp_path / "stack.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(stacked().to_bytes())
+    for folder in (run, tmp_path):
+        done = CliRunner().invoke(app, ["export", str(folder), "--to", "torch", "--json"])
+        result = json.loads(done.stdout)
+        assert (result["file"], result["status"], done.exit_code) == (str(folder / "model.pt2"), "done", 0)
+        assert result["difference"] < 1e-6
+    images = torch.rand(4, 1, 8, 8)
+    torch.testing.assert_close(FORMATS["torch"].run(str(run / "model.pt2"), images), two_layer_cnn(run)(images))
+    assert CliRunner().invoke(app, ["export", str(run / "none")]).exit_code == 2

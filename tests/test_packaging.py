@@ -1,0 +1,54 @@
+"""What is published: the weights, the version, what the command line and Python find."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import torch
+from sklearn.datasets import load_digits
+
+import convcvx
+from convcvx import TwoLayerCNN_Weights, two_layer_cnn
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def test_the_weights_in_the_package_are_those_of_the_reference_run():
+    shipped, run = TwoLayerCNN_Weights.DIGITS.path, ROOT / "checkpoints" / "digits" / "model.safetensors"
+    assert shipped.is_relative_to(Path(convcvx.__file__).parent)
+    assert shipped.read_bytes() == run.read_bytes()
+    images = torch.from_numpy(load_digits().images)[:, None] / 16
+    with torch.no_grad():
+        found = two_layer_cnn(weights="DIGITS")(images.float()).argmax(dim=1)
+    assert (found.numpy() == load_digits().target).mean() > 0.97
+
+
+def test_files_that_are_no_code_are_named_as_package_data():
+    """`make test-wheel` builds the wheel and uses it; this is the quick half."""
+    package = ROOT / "convcvx"
+    known = [
+        file for pattern in PROJECT["tool"]["setuptools"]["package-data"]["convcvx"] for file in package.glob(pattern)
+    ]
+    others = [f for f in package.rglob("*") if f.is_file() and f.suffix != ".py" and f.parent.name != "__pycache__"]
+    assert sorted(known) == sorted(others)
+
+
+def test_the_version_is_told():
+    done = subprocess.run([sys.executable, "-m", "convcvx", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"convcvx {convcvx.__version__}\n"
+
+
+def test_lower_bounds_become_constraints():
+    done = subprocess.run([sys.executable, ROOT / ".ci" / "lowest.py"], capture_output=True, text=True, check=True)
+    lowest = dict(line.split("==") for line in done.stdout.split())
+    for requirement in PROJECT["project"]["dependencies"]:
+        name, bound = re.split(">=", requirement.split(",")[0])
+        if name not in ("torch", "torchvision"):
+            assert lowest[name] == bound
+    pinned = (ROOT / "constraints.txt").read_text().split()
+    assert {f"torch=={lowest['torch']}", f"torchvision=={lowest['torchvision']}"} <= set(pinned)
