@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -32,18 +31,17 @@ class ContrastConv2d(nn.Conv2d):
         self.contrast = contrast
 
     def forward(self, images: Tensor) -> Tensor:
-        """(n, C, H, W) to (n, m, H', W')."""
-        weight = self.weight - self.weight.mean(dim=(1, 2, 3), keepdim=True)
-        ones = torch.ones_like(self.weight[:1]) / self.weight[0].numel()
+        """(n, C, H, W) to (n, m, H', W').
 
-        def average(values: Tensor) -> Tensor:
-            return F.conv2d(values, ones, None, self.stride, self.padding)
-
-        mean = average(images)
-        variance = (average(images.square()) - mean.square()).clamp_min(0)
-        response = F.conv2d(images, weight, None, self.stride, self.padding)
-        scale = (variance + self.contrast).rsqrt()
-        return response * scale if self.bias is None else torch.addcmul(self.bias[:, None, None], response, scale)
+        Patches are taken one by one, as `PatchSpec.columns` takes them: a difference of two convolutions would lose the
+        contrast of a bright, flat patch to rounding.
+        """
+        windows = PatchSpec(self.kernel_size, self.stride, self.padding).windows(images)  # type: ignore[arg-type]
+        patches = (windows - windows[:1, :1, :1]).flatten(0, 2)
+        patches = patches - patches.mean(dim=0)
+        patches = patches * (patches.square().mean(dim=0) + self.contrast).rsqrt()
+        response = (self.weight.flatten(1) @ patches.flatten(1)).unflatten(1, patches.shape[1:]).transpose(0, 1)
+        return response if self.bias is None else response + self.bias[:, None, None]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 from dataclasses import asdict
@@ -23,6 +24,7 @@ from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.pooling import Pooling
 from convcvx.responses import Responses
 from convcvx.solution import Solution
+from convcvx.stacked_network import Link, StackedCNN
 
 SHAPE = (2, 9, 8)
 
@@ -108,6 +110,33 @@ def test_a_network_without_intercept_has_no_output_bias():
     network = TwoLayerCNN.from_solution(solution, embedding, Pooling.of(2), SHAPE, intercept=False)
     assert network[4].bias is None
     assert disagreement(network, expected - solution.intercept) < 1e-5
+
+
+def bright(n: int = 20, seed: int = 2) -> Tensor:
+    """Images of little contrast far from zero."""
+    return 0.9 + 0.001 * images(n, seed)
+
+
+FAINT = PatchSpec(3, padding=1, contrast=1e-7, hidden_bias=True)
+
+
+def faint_network() -> tuple[TwoLayerCNN, Tensor]:
+    """A network of patches whose mean square is a million times their variance, and its exact scores of `bright`."""
+    embedding, pooling = PatchEmbedding.fit(bright(), FAINT), Pooling.of(2)
+    responses = Responses(bright().double(), embedding, pooling, dtype=torch.float64)
+    solution = random_solution(embedding.dim, responses.n_cells)
+    network = TwoLayerCNN.from_solution(solution, embedding, pooling, SHAPE)
+    return network, responses.predict(solution.filters, solution.weights, solution.intercept)
+
+
+@torch.no_grad()
+def test_bright_flat_patches_keep_their_contrast():
+    network, expected = faint_network()
+    assert float((network(bright()) - expected).abs().max() / expected.abs().max()) < 1e-5
+    link = Link(5, 2, 1)
+    stack = StackedCNN([network, TwoLayerCNN(Architecture((2, 9, 8), 3, 3))], [link])
+    exact = copy.deepcopy(stack).double()
+    assert float((stack(bright()) - exact(bright().double())).abs().max() / stack(bright()).abs().max()) < 1e-5
 
 
 def test_a_pooling_matrix_cannot_be_exported():
@@ -299,6 +328,17 @@ def test_onnx_files_agree_at_any_batch_size(tmp_path, spec):
         (scores,) = session.run(["scores"], {"images": images(seed=2)[:n].numpy()})
         np.testing.assert_allclose(scores, expected[:n], atol=1e-5 * float(expected.abs().max()))
     assert not np.allclose(session.run(None, {"images": images(seed=3).numpy()})[0], expected, atol=1e-3)
+
+
+@torch.no_grad()
+def test_onnx_files_keep_the_contrast_of_bright_flat_patches(tmp_path):
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    network, expected = faint_network()
+    network.export_onnx(tmp_path / "model.onnx")
+    session = runtime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    (scores,) = session.run(["scores"], {"images": bright().numpy()})
+    np.testing.assert_allclose(scores, expected, atol=1e-5 * float(expected.abs().max()))
 
 
 # Evaluation
