@@ -16,9 +16,9 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from convcvx.devices import pick_device
 from convcvx.errors import InputError
 from convcvx.fused import Fused
 from convcvx.images import Images
@@ -66,6 +66,7 @@ class Responses:
         What patches and filters are multiplied in, and their products rectified and averaged; `dtype` by default.
         bfloat16 is several times as fast on hardware that has it, with two to three digits.
     device : str or torch.device
+        "auto", "cpu" or "cuda".
     chunk_bytes : int, optional
         Size of the patch rows and responses in flight.
 
@@ -93,7 +94,7 @@ class Responses:
                 f"images must have {embedding.channels} channels as the embedding has; got {images.shape[1]}"
             )
         self.embedding, self.pooling = embedding, pooling or Pooling()
-        self.device = torch.device(device)
+        self.device = torch.device(pick_device(device))
         self.images: Images = images.to(self.device)
         self.n = len(images)
         self.map_size = embedding.spec.output_size(*images.shape[2:])
