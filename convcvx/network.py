@@ -102,6 +102,20 @@ class TwoLayerCNN(nn.Sequential):
         self.architecture = architecture
         self.meta: dict[str, Any] = {}
 
+    def forward(self, images: Tensor) -> Tensor:
+        """(n, C, H, W) to (n, c); raise `InputError` for images without a batch or of another dtype."""
+        if images.ndim != 4:
+            remedy = "one image is images[None]" if images.ndim == 3 else "reshape them"
+            raise InputError(f"images must be (n, channels, height, width); got {tuple(images.shape)}: {remedy}")
+        weight = self[4].weight
+        if images.dtype != weight.dtype and not torch.is_autocast_enabled(images.device.type):
+            scale = " / 255" if images.dtype == torch.uint8 else ""
+            raise InputError(
+                f"images must have the network's dtype, {weight.dtype}; got {images.dtype}: pass "
+                f"images.to({weight.dtype}){scale}"
+            )
+        return super().forward(images)
+
     @classmethod
     def of_shape(
         cls,
@@ -113,8 +127,19 @@ class TwoLayerCNN(nn.Sequential):
         *,
         intercept: bool = True,
     ) -> TwoLayerCNN:
-        """The untrained network whose kernels `embedding` and whose maps `pooling` describe."""
+        """The untrained network whose kernels `embedding` and whose maps `pooling` describe.
+
+        Raises
+        ------
+        InputError
+            For a pooling matrix, which no torch layer is.
+        """
         spec = embedding.spec
+        if pooling.weights is not None:
+            raise InputError(
+                "pool is a matrix, which torch has no layer for: fit with a grid such as 4 or 4x2, with "
+                "window:SIZE,STRIDE or with none to get a network"
+            )
         return cls(
             Architecture(
                 image_shape,
@@ -167,7 +192,7 @@ class TwoLayerCNN(nn.Sequential):
     def to_bytes(self) -> bytes:
         """A self-describing safetensors file: weights, architecture and `meta`."""
         metadata = {"convcvx": json.dumps({"architecture": asdict(self.architecture), "meta": self.meta})}
-        return save({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, metadata)
+        return save({name: tensor.cpu().contiguous() for name, tensor in self.state_dict().items()}, metadata)
 
     def export_onnx(self, path: str | Path) -> None:
         """Write an ONNX file with a free batch size (needs `pip install convcvx[onnx]`)."""
@@ -236,6 +261,11 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], Architecture | No
             described = json.loads((file.metadata() or {}).get("convcvx", "{}"))
     except (OSError, SafetensorError, json.JSONDecodeError) as error:
         raise RunError(f"cannot read weights from {path}: {error}; name a .safetensors file or a run folder") from None
+    if isinstance(described, dict) and "stages" in described:
+        raise RunError(
+            f"{path} is a stack of networks: load it with convcvx.stacked_network.stacked_cnn, or name one of its "
+            "folders stage-1, stage-2, ..."
+        )
     if not isinstance(described, dict) or "architecture" not in described:
         return state, None, {}
     try:

@@ -18,7 +18,7 @@ from convcvx import TwoLayerCNN, TwoLayerCNN_Weights, two_layer_cnn
 from convcvx.data import load
 from convcvx.errors import InputError, RunError
 from convcvx.evaluate import HIDDEN_SIZE, accuracy, confusion, mean_loss, predict
-from convcvx.foreign import foreign_network
+from convcvx.foreign import assumed, foreign_network
 from convcvx.network import Architecture, Weights, read_weights
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.pooling import Pooling
@@ -141,7 +141,7 @@ def test_bright_flat_patches_keep_their_contrast():
 
 def test_a_pooling_matrix_cannot_be_exported():
     embedding, pooling = PatchEmbedding.fit(images(), PatchSpec(3)), Pooling.of(np.ones((2, 42)))
-    with pytest.raises(InputError, match="pool"):
+    with pytest.raises(InputError, match="pool is a matrix, which torch has no layer for"):
         TwoLayerCNN.from_solution(random_solution(18, 2), embedding, pooling, SHAPE)
 
 
@@ -293,7 +293,50 @@ def test_a_foreign_state_dict_becomes_a_network():
         foreign_network(state | {"head.weight": torch.zeros(3, 15)}, SHAPE)
 
 
+EXTRA = {
+    "batch normalisation": (
+        nn.BatchNorm2d(5).state_dict(prefix="1."),
+        "1.running_mean .*: fold the BatchNorm",
+    ),
+    "another linear layer": (nn.Linear(3, 3).state_dict(prefix="head2."), r"it has .*head2.weight \(3, 3\)"),
+    "a scale": ({"scale": torch.ones(5)}, r"it has scale \(5,\)"),
+    "a bias by another name": ({"conv_b": torch.ones(5)}, r"it has conv_b \(5,\)"),
+}
+
+
+@pytest.mark.parametrize("kind", EXTRA)
+def test_no_tensor_of_a_foreign_state_dict_is_left_out(kind):
+    state = {"conv.weight": torch.randn(5, 2, 3, 3), "head.weight": torch.randn(3, 20), "head.bias": torch.randn(3)}
+    network = foreign_network(state, SHAPE)
+    assert torch.equal(network[4].bias, state["head.bias"])
+    assert assumed(network) == "ReLU, average pooling 2, stride 1x1, padding 0x0, images in [0, 1]"
+    extra, message = EXTRA[kind]
+    with pytest.raises(RunError, match=message):
+        foreign_network(state | extra, SHAPE)
+
+
 # Builders
+
+
+def test_images_that_do_not_fit_are_refused_with_the_remedy():
+    network = two_layer_cnn(image_shape=SHAPE, n_filters=3, n_outputs=2)
+    batch = images(4)
+    with pytest.raises(InputError, match=r"got torch.float64: pass images.to\(torch.float32\)$"):
+        network(batch.double())
+    with pytest.raises(InputError, match=r"pass images.to\(torch.float32\) / 255"):
+        network((255 * batch).to(torch.uint8))
+    with pytest.raises(InputError, match=r"got \(2, 9, 8\): one image is images\[None\]"):
+        network(batch[0])
+    assert copy.deepcopy(network).double()(batch.double()).dtype == torch.float64
+    with torch.autocast("cpu", torch.bfloat16):
+        assert network(batch.bfloat16()).dtype == torch.bfloat16
+
+
+def test_a_stack_is_no_two_layer_network(tmp_path):
+    network = TwoLayerCNN(Architecture(SHAPE, 5, 3))
+    (tmp_path / "model.safetensors").write_bytes(StackedCNN([network], []).to_bytes())
+    with pytest.raises(RunError, match="is a stack of networks: load it with"):
+        two_layer_cnn(tmp_path)
 
 
 def test_networks_are_built_from_their_architecture():
@@ -348,8 +391,9 @@ def test_onnx_files_keep_the_contrast_of_bright_flat_patches(tmp_path):
 def test_predict_batches_and_restores_the_mode(size, monkeypatch):
     monkeypatch.setitem(HIDDEN_SIZE, "cpu", size)
     _, network, expected = trained()
-    network.train()
+    network.train()[2].eval()
     torch.testing.assert_close(predict(network, images(seed=2)), expected.float(), rtol=1e-4, atol=1e-4)
+    assert [layer.training for layer in network] == [True, True, False, True, True]
     assert network.training
 
 
