@@ -12,12 +12,14 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from convcvx.errors import InputError
+from convcvx.evaluate import outputs_of
 from convcvx.foreign import Layers, read_network
-from convcvx.images import Images
+from convcvx.images import Images, read_images, read_tensor
 from convcvx.oracles import get_oracle
 from convcvx.oracles.base import Oracle
 from convcvx.oracles.local import LocalOracle
@@ -37,6 +39,10 @@ LIGHT_STARTS = 64
 """Filters of the network, those with the largest weights, that a light search is given."""
 FLOAT32_ROUNDING = 1e-4
 """Taken off the lower bound, as a share of the objective, when the responses are float32."""
+
+FORWARD = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+"""How far a network's outputs may lie from those of its layers in exact arithmetic, as a share of the largest of them,
+by the arithmetic of the network: many times what rounding makes of them, and little beside a layer too many."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,9 @@ class Certificate:
     loss : str
     intercept : bool
     n_images, n_filters, patch_rank : int
+    filter_rank, filter_size : int or None
+        r and h: filters lie in r principal directions of the patches, of h, and networks with others are not spoken of.
+        None in files of earlier versions.
     oracle : str
     search : dict
         The oracle's own statistics: starts and basins, or cells.
@@ -81,14 +90,19 @@ class Certificate:
     oracle: str
     search: dict[str, Any] = field(default_factory=dict)
     train_accuracy: float | None = None
+    filter_rank: int | None = None
+    filter_size: int | None = None
 
     @property
     def meaning(self) -> str:
-        """The scope in words; for a local search also how much of the landscape it saw."""
+        """The scope in words, and the filters meant; for a local search also how much of the landscape it saw."""
+        said = SCOPES[self.scope]
+        if self.filter_rank != self.filter_size:
+            said += f"; among networks whose filters are of rank {self.filter_rank} of {self.filter_size}"
         if not {"starts", "basins", "unseen_mass"} <= set(self.search):
-            return SCOPES[self.scope]
+            return said
         return (
-            f"{SCOPES[self.scope]} ({self.search['starts']} climbs ended in {self.search['basins']} distinct maxima; "
+            f"{said} ({self.search['starts']} climbs ended in {self.search['basins']} distinct maxima; "
             f"another climb would find a new one with probability about {self.search['unseen_mass']:.2f}, Good-Turing)"
         )
 
@@ -102,7 +116,7 @@ class Certificate:
         InputError
             When `other` certifies another problem.
         """
-        for name in ("beta", "loss", "intercept", "n_images", "patch_rank"):
+        for name in ("beta", "loss", "intercept", "n_images", "patch_rank", "filter_rank"):
             if getattr(self, name) != getattr(other, name):
                 raise InputError(
                     f"the lower bound of another problem does not hold here: {name} is {getattr(self, name)!r}, not "
@@ -132,8 +146,8 @@ class Certificate:
 
 def certify(
     network: nn.Module,
-    images: Images,
-    targets: Tensor,
+    images: Images | np.ndarray,
+    targets: Tensor | np.ndarray,
     beta: float,
     *,
     loss: str = "squared",
@@ -153,9 +167,9 @@ def certify(
     network : nn.Module
         Conv2d → ReLU → average pooling (or none) → Flatten → Linear. Biases are used as they are there: one on
         the convolution counts as a regularised hidden bias, one on the linear layer as the free intercept.
-    images : Tensor or StreamedImages (n, C, H, W)
+    images : Tensor, ndarray or StreamedImages (n, C, H, W), or (n, H, W) with one channel
         Training images, as the network takes them.
-    targets : Tensor
+    targets : Tensor or ndarray
         (n,) classes or (n, c) real values.
     beta : float
         torch's `weight_decay` under a mean-reduced loss.
@@ -174,12 +188,13 @@ def certify(
     Raises
     ------
     InputError
-        For a network of another form, or data that do not fit it.
+        For a network of another form, one that computes anything else than its layers in their order, or data that do
+        not fit it.
     """
     layers = read_network(network)
-    bounds = images.aminmax() if len(images) else ()
-    if not all(bool(part.isfinite().all()) for part in (*bounds, *network.parameters())):
-        raise InputError("images and the network's weights must be finite; found NaN or infinity")
+    images = read_images(images)
+    if not all(bool(part.isfinite().all()) for part in network.parameters()):
+        raise InputError("the network's weights must be finite; found NaN or infinity")
     if embedding is None:
         embedding = PatchEmbedding.fit(images, layers.spec)
     made = responses(images, embedding, layers.pooling, device=device)
@@ -191,7 +206,7 @@ def certify(
         )
     intercept = layers.classifier.bias is not None
     n_outputs = layers.classifier.out_features
-    problem = Problem.build(made, targets, beta, loss, intercept, n_classes or n_outputs)
+    problem = Problem.build(made, read_tensor("targets", targets), beta, loss, intercept, n_classes or n_outputs)
     if problem.n_outputs != n_outputs:
         raise InputError(f"the network has {n_outputs} outputs but the targets {problem.n_outputs}")
     bias = layers.convolution.bias
@@ -204,17 +219,24 @@ def certify(
 
 @torch.no_grad()
 def _check_forward(network: nn.Module, layers: Layers, problem: Problem, filters: Tensor, weights: Tensor) -> None:
-    """Raise `InputError` unless the network computes what its layers, read in order, stand for."""
-    sample = problem.responses.to(images=problem.responses.images[:8])
+    """Raise `InputError` unless the network computes what its layers, read in order, stand for: on every image."""
     bias = layers.classifier.bias
     shift = torch.zeros(problem.n_outputs) if bias is None else bias.detach().cpu()
-    expected = sample.predict(filters, weights, shift)
-    outputs = network(sample.images[:].to(layers.classifier.weight)).double().cpu()
-    scale = float(expected.abs().max())
-    if outputs.shape != expected.shape or not torch.allclose(outputs, expected, rtol=0, atol=1e-2 * scale + 1e-6):
+    expected = problem.responses.predict(filters, weights, shift)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # whose ten bits would hide what is looked for
+        outputs = outputs_of(network, problem.responses.images).double()
+    dtype = layers.classifier.weight.dtype
+    # An intercept far from zero is rounded once, and says nothing about the layers before it.
+    rounding = 8 * torch.finfo(dtype).eps * float(shift.abs().max())
+    allowed = FORWARD.get(dtype, FORWARD[torch.float32]) * float((expected - shift).abs().max()) + rounding
+    if outputs.shape != expected.shape:
+        raise InputError(f"the network's outputs must be {tuple(expected.shape)}; got {tuple(outputs.shape)}")
+    difference = float((outputs - expected).abs().max())
+    if not difference <= allowed:  # nor is NaN anything that layers stand for
         raise InputError(
             "the network's outputs are not those of its Conv2d → ReLU → average pooling → Linear applied in this "
-            "order; certify a plain nn.Sequential of them"
+            f"order: they differ by {difference:.1e}, more than rounding, {allowed:.1e}; certify a plain nn.Sequential "
+            "of them, or network.double() if its arithmetic is too coarse for these images"
         )
 
 
@@ -311,6 +333,8 @@ def certify_parameters(
         oracle=search.name,
         search=found.stats,
         train_accuracy=float((predictions.argmax(dim=1) == problem.targets.argmax(dim=1)).double().mean()),
+        filter_rank=problem.responses.embedding.dim,
+        filter_size=problem.responses.embedding.size,
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,6 @@ import torch
 from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, MultiOutputMixin, RegressorMixin
 from sklearn.utils import check_random_state
-from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
@@ -136,7 +135,7 @@ class _ConvexCNN(BaseEstimator):
     def to_network(self) -> TwoLayerCNN:
         """The fitted network as a torch module; it takes images (n, C, H, W), plain data as (n, n_features, 1, 1)."""
         check_is_fitted(self)
-        shape: Any = (self.n_features_in_, 1, 1) if self.image_shape is None else tuple(self.image_shape)
+        shape = (self.n_features_in_, 1, 1) if self.image_shape is None else self._image_shape()
         solution = self.solution_
         bias = {"intercept": self.intercept}
         return TwoLayerCNN.from_solution(solution, solution.embedding, solution.pooling, shape, **bias)
@@ -154,12 +153,18 @@ class _ConvexCNN(BaseEstimator):
         rows = torch.from_numpy(np.require(X, requirements=["C", "W"]))  # torch warns of read-only arrays
         if self.image_shape is None:
             return patches_to_images(rows)
-        shape = self.image_shape
-        if not isinstance(shape, Sequence) or len(shape) != 3 or not all(map(is_count, shape)):
-            raise InputError(f"image_shape must be (channels, height, width), whole numbers >= 1; got {shape!r}")
+        shape = self._image_shape()
         if math.prod(shape) != X.shape[1]:
             raise InputError(f"image_shape={shape} needs X with {math.prod(shape)} columns; got {X.shape[1]}")
-        return rows.unflatten(1, tuple(shape))
+        return rows.unflatten(1, shape)
+
+    def _image_shape(self) -> tuple[int, int, int]:
+        """`image_shape`, a sequence or an array, in whole numbers."""
+        shape = self.image_shape
+        sizes = tuple(shape) if isinstance(shape, Iterable) else ()
+        if len(sizes) != 3 or not all(map(is_count, sizes)):
+            raise InputError(f"image_shape must be (channels, height, width), whole numbers >= 1; got {shape!r}")
+        return int(sizes[0]), int(sizes[1]), int(sizes[2])
 
     def _spec(self) -> PatchSpec:
         sizes: dict[str, Any] = {"kernel_size": 1}
@@ -196,7 +201,7 @@ kernel_size : int or (int, int), optional
 stride, padding : int or (int, int)
     As in `torch.nn.Conv2d`.
 pool : optional
-    Average pooling: None for global, 4 or "4x2" for a grid, "window:SIZE,STRIDE", "none", or a (P, K) array.
+    Average pooling: None for global, 4, "4x2" or (4, 2) for a grid, "window:SIZE,STRIDE", "none", or a (P, K) array.
 hidden_bias : bool
     Give each filter a bias, regularised with it. Worth having for plain data that are not centred.
 rank : int, optional
@@ -269,10 +274,12 @@ class ConvexCNNClassifier(ClassifierMixin, _ConvexCNN):
         outputs = self._outputs(X)
         return self.classes_[outputs.argmax(axis=1)]
 
-    @available_if(lambda self: self.loss == "cross-entropy")
-    def predict_proba(self, X: Any) -> np.ndarray:
-        """Softmax of the outputs, (n_samples, c); only with loss="cross-entropy"."""
-        return softmax(self._outputs(X), axis=1)
+    @property
+    def predict_proba(self) -> Callable[[Any], np.ndarray]:
+        """`predict_proba(X)`: softmax of the outputs, (n_samples, c); only with loss="cross-entropy"."""
+        if self.loss != "cross-entropy":
+            raise AttributeError(f'predict_proba needs loss="cross-entropy"; this estimator has loss={self.loss!r}')
+        return lambda X: softmax(self._outputs(X), axis=1)
 
 
 class ConvexCNNRegressor(RegressorMixin, MultiOutputMixin, _ConvexCNN):

@@ -15,7 +15,18 @@ of a CPU and cost it several times the arithmetic."""
 
 
 def predict(network: nn.Module, images: Images) -> Tensor:
-    """Network outputs (n, c) on the CPU, computed on the network's own device.
+    """Network outputs (n, c) on the CPU in evaluation mode, computed on the network's own device."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        return outputs_of(network, images)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def outputs_of(network: nn.Module, images: Images) -> Tensor:
+    """Network outputs (n, c) on the CPU in the mode that the network is in, computed on its own device.
 
     So many images at once that the maps of the widest layer have about `HIDDEN_SIZE` entries.
     """
@@ -27,12 +38,8 @@ def predict(network: nn.Module, images: Images) -> Tensor:
         with torch.no_grad():
             return network(part.to(parameters[0])).cpu()
 
-    was_training = network.training
-    network.eval()
     parts = images.split(size)
-    predictions = torch.cat(list(map(outputs, parts) if device != "cpu" else each(outputs, parts)))
-    network.train(was_training)
-    return predictions
+    return torch.cat(list(map(outputs, parts) if device != "cpu" else each(outputs, parts)))
 
 
 def accuracy(predictions: Tensor, targets: Tensor) -> float:

@@ -13,6 +13,9 @@ from convcvx.network import Architecture, ContrastConv2d, TwoLayerCNN
 from convcvx.patches import PatchSpec
 from convcvx.pooling import Pooling
 
+FOLD = "fold the BatchNorm into the convolution, and save that"
+"""What to do about the statistics of a BatchNorm."""
+
 
 @dataclass(frozen=True)
 class Layers:
@@ -75,18 +78,33 @@ def foreign_network(
 ) -> TwoLayerCNN:
     """A `TwoLayerCNN` from somebody else's state dict of one convolution and one linear layer, by any names.
 
-    `pool` None stands for the square grid that the size of the linear layer implies.
+    `pool` None stands for the square grid that the size of the linear layer implies. What no state dict shows is in
+    `assumed`.
+
+    Raises
+    ------
+    RunError
+        For a state dict of anything else: a tensor left out would be another network.
+    InputError
+        When weights and `pool` do not fit.
     """
     kernels = [name for name, tensor in state.items() if tensor.ndim == 4]
     linears = [name for name, tensor in state.items() if tensor.ndim == 2]
-    if len(kernels) != 1 or len(linears) != 1:
+    named: dict[str, str] = {}
+    if len(kernels) == len(linears) == 1:
+        layers = {"0": kernels[0], "4": linears[0]}
+        named = {f"{k}.weight": name for k, name in layers.items()}
+        named |= {f"{k}.bias": name.removesuffix("weight") + "bias" for k, name in layers.items()}
+        named = {own: name for own, name in named.items() if name in state}
+    unknown = [f"{name} {tuple(tensor.shape)}" for name, tensor in state.items() if name not in named.values()]
+    if unknown or not named:
         raise RunError(
-            "the file must hold the state dict of Conv2d → ReLU → average pooling → Linear; it has "
-            + ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in state.items())
+            "the file must hold the state dict of Conv2d → ReLU → average pooling → Linear and nothing else; it has "
+            + ", ".join(unknown)
+            + (f": {FOLD}" if any("running_" in name for name in state) else "")
         )
-    weight, linear = state[kernels[0]], state[linears[0]]
-    bias = state.get(kernels[0].removesuffix("weight") + "bias")
-    intercept = state.get(linears[0].removesuffix("weight") + "bias")
+    state = {own: state[name] for own, name in named.items()}
+    weight, linear = state["0.weight"], state["4.weight"]
     cells = linear.shape[1] // len(weight)
     side = math.isqrt(cells)
     if pool is None and (side * side != cells or cells * len(weight) != linear.shape[1]):
@@ -99,13 +117,19 @@ def foreign_network(
         stride,
         padding,
         pool or str(side),
-        hidden_bias=bias is not None,
-        intercept=intercept is not None,
+        hidden_bias="0.bias" in state,
+        intercept="4.bias" in state,
     )
-    named = {"0.weight": weight, "0.bias": bias, "4.weight": linear, "4.bias": intercept}
     network = TwoLayerCNN(architecture)
     try:
-        network.load_state_dict({name: tensor for name, tensor in named.items() if tensor is not None})
+        network.load_state_dict(state)
     except RuntimeError as error:
         raise InputError(f"the weights do not fit pool {architecture.pool}: {' '.join(str(error).split())}") from None
     return network.eval()
+
+
+def assumed(network: TwoLayerCNN) -> str:
+    """What `foreign_network` had to take for granted, in words."""
+    a = network.architecture
+    pair = "{}x{}".format
+    return f"ReLU, average pooling {a.pool}, stride {pair(*a.stride)}, padding {pair(*a.padding)}, images in [0, 1]"

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convcvx._fused_kernels import POSITIONS, VECTORS, lanes, pull_back, respond
+from convcvx.images import Images, StreamedImages
 from convcvx.patches import PatchSpec
 from convcvx.pooling import Pooling, Ranges
 
@@ -27,6 +28,9 @@ LARGEST = 150
 WASTE = 2.5
 """Positions visited over positions, at most, a position in several cells being visited once for each: at 2.25 this was
 still the faster way."""
+
+RANGE = 200.0
+"""Largest pixel over the square root of the contrast constant up to which float32 is right to about 1e-5."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,17 @@ class Fused:
         if ranges is None or not small or dtype not in (torch.float32, torch.float64):
             return False
         return _plan(spec, ranges, shape).visits <= WASTE * height * width
+
+    @classmethod
+    def is_exact(cls, spec: PatchSpec, images: Images, dtype: torch.dtype) -> bool:
+        """Whether the contrast of patches is right to rounding: their mean is taken off the kernels, not off them."""
+        if spec.contrast is None:
+            return True
+        if dtype == torch.float64:  # which proofs are made in
+            return False
+        bounds = () if isinstance(images, StreamedImages) else images.aminmax()  # what is streamed lies in [0, 1]
+        largest = max([1.0, *(abs(float(bound)) for bound in bounds)])
+        return largest <= RANGE * math.sqrt(spec.contrast)
 
     def bytes_per_image(self, m: int) -> int:
         """Memory in flight for `m` filters."""

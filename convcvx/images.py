@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from convcvx.errors import InputError
 
 
 class StreamedImages:
@@ -75,3 +78,48 @@ def to_floats(pixels: np.ndarray, device: str | torch.device = "cpu") -> Tensor:
     whole = torch.from_numpy(pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32, copy=False))
     images = whole.to(device).permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
     return images.div_(255) if pixels.dtype == np.uint8 else images
+
+
+def read_images(images: Images | np.ndarray) -> Images:
+    """Images as (n, C, H, W), from a tensor or an array of this shape, or (n, H, W) of one channel.
+
+    Raises
+    ------
+    InputError
+        For anything else, an empty set, NaN or infinity.
+
+    Warns
+    -----
+    UserWarning
+        When images are uint8: networks mostly take [0, 1].
+    """
+    read: Images = images if isinstance(images, StreamedImages) else read_tensor("images", images)
+    if isinstance(read, Tensor) and read.ndim == 3:
+        read = read[:, None]
+    if read.ndim != 4 or 0 in read.shape:
+        raise InputError(f"images must be a non-empty (n, C, H, W) or (n, H, W) array; got shape {tuple(read.shape)}")
+    if not all(bool(bound.isfinite()) for bound in read.aminmax()):
+        raise InputError("images must be finite; found NaN or infinity; drop or mend them")
+    if read.dtype == torch.uint8:
+        warnings.warn(
+            "images are uint8 and taken as 0 to 255; divide them by 255 for a network that takes [0, 1]", stacklevel=3
+        )
+    return read
+
+
+def read_tensor(name: str, values: object) -> Tensor:
+    """A tensor of real numbers from what torch or numpy can read; raise `InputError`, naming it, for anything else."""
+    try:
+        if isinstance(values, Tensor):
+            tensor = values.detach()
+        elif isinstance(values, list | tuple) or hasattr(values, "__array__"):
+            tensor = torch.from_numpy(np.require(values, requirements=["C", "W"]))
+        else:
+            raise TypeError
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(
+            f"{name} must be a tensor or an array of numbers; got {type(values).__name__}: stack what it holds"
+        ) from None
+    if tensor.is_complex():
+        raise InputError(f"{name} must be real numbers; got {tensor.dtype}: take the real part")
+    return tensor

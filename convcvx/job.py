@@ -14,13 +14,22 @@ from convcvx.data import Dataset
 from convcvx.dictionary_start import start_from_dictionary
 from convcvx.errors import InputError, RunError
 from convcvx.evaluate import accuracy, mean_loss, predict
-from convcvx.foreign import foreign_network
+from convcvx.foreign import assumed, foreign_network
 from convcvx.network import TwoLayerCNN, read_weights, two_layer_cnn
 from convcvx.oracles import Oracle, SampledOracle
 from convcvx.patches import PatchEmbedding
 from convcvx.problem import Problem
 from convcvx.progress import Report, peak_memory_mb
-from convcvx.resolve import Data, image_shape, load_data, pick_device, run_beta, training_images, training_problem
+from convcvx.resolve import (
+    Data,
+    fitted_embedding,
+    image_shape,
+    load_data,
+    pick_device,
+    run_beta,
+    training_images,
+    training_problem,
+)
 from convcvx.responses import Responses
 from convcvx.runs import Run
 from convcvx.sharding import Team
@@ -73,9 +82,12 @@ def train_job(
         "loss": config.loss,
         "beta": problem.beta,
     }
-    certificate = _certify(network, train, config, problem.beta, responses.embedding, solution.dual_point, team)
+    network.to(responses.device)  # where it is checked and scored
+    try:
+        certificate = _certify(network, train, config, problem.beta, responses.embedding, solution.dual_point, team)
+    except InputError as error:
+        raise RunError(f"{error}; what was trained is kept in {run.folder / 'state.safetensors'}") from None
     run.save_result(network, certificate)
-    network.to(responses.device)  # where it is scored
     metrics = certificate_summary(certificate) | {
         "beta_max": run.beta_max,
         "n_filters": solution.n_filters,
@@ -144,16 +156,19 @@ def certify_job(
     """Certify the network at `path` on the training data of `config`; returns what `--json` prints.
 
     The network of the run `like` is certified as well: the better of the two lower bounds counts. `data` stand in for
-    those that `config` names. `dual_point` as in `certify`; one for another number of images is of no use.
+    those that `config` names. `embedding` is what a run has stored, and is fitted anew; None for a network without a
+    run. `dual_point` as in `certify`; one for another number of images is of no use.
     """
     began = perf_counter()
     train, test, _ = data or load_data(config)
-    network = _load_network(path, config, train, given)
+    network, unseen = _load_network(path, config, train, given)
     beta = config.beta
     if beta is None:
         raise InputError("beta is not known for this network; pass --beta, or --like RUN")
     if dual_point is not None and len(dual_point) != len(train.images):
         dual_point = None
+    if embedding is not None:
+        embedding = fitted_embedding(config, train.images, embedding)
     certificate = _certify(network, train, config, beta, embedding, dual_point)
     if like is not None:
         rival = two_layer_cnn(like.model_file)
@@ -167,6 +182,7 @@ def certify_job(
         "seconds": perf_counter() - began,
         "peak_memory_mb": peak_memory_mb(),
         "status": "converged" if certificate.rel_gap <= config.tol else "gap_above_tol",
+        "assumed": unseen,
     }
 
 
@@ -201,17 +217,19 @@ def _named_oracle(name: str, config: TrainConfig) -> str | Oracle:
     return SampledOracle(config.gates) if name == "sampled" else name
 
 
-def _load_network(path: Path, config: TrainConfig, train: Dataset, given: set[str]) -> TwoLayerCNN:
+def _load_network(path: Path, config: TrainConfig, train: Dataset, given: set[str]) -> tuple[TwoLayerCNN, str | None]:
+    """The network of a file, and in words what the file leaves open."""
     state, architecture, _ = read_weights(path)
     if architecture is None:
         pool = config.pool if "pool" in given else None
         spec = config.patch_spec()
-        return foreign_network(state, image_shape(train), stride=spec.stride, padding=spec.padding, pool=pool)
+        network = foreign_network(state, image_shape(train), stride=spec.stride, padding=spec.padding, pool=pool)
+        return network, assumed(network)
     if architecture.image_shape != image_shape(train):
         raise RunError(
             f"the network in {path} takes images {architecture.image_shape}, the data have {image_shape(train)}"
         )
-    return two_layer_cnn(path)
+    return two_layer_cnn(path), None
 
 
 def certificate_summary(certificate: Certificate) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -33,18 +32,17 @@ class ContrastConv2d(nn.Conv2d):
         self.contrast = contrast
 
     def forward(self, images: Tensor) -> Tensor:
-        """(n, C, H, W) to (n, m, H', W')."""
-        weight = self.weight - self.weight.mean(dim=(1, 2, 3), keepdim=True)
-        ones = torch.ones_like(self.weight[:1]) / self.weight[0].numel()
+        """(n, C, H, W) to (n, m, H', W').
 
-        def average(values: Tensor) -> Tensor:
-            return F.conv2d(values, ones, None, self.stride, self.padding)
-
-        mean = average(images)
-        variance = (average(images.square()) - mean.square()).clamp_min(0)
-        response = F.conv2d(images, weight, None, self.stride, self.padding)
-        scale = (variance + self.contrast).rsqrt()
-        return response * scale if self.bias is None else torch.addcmul(self.bias[:, None, None], response, scale)
+        Patches are taken one by one, as `PatchSpec.columns` takes them: a difference of two convolutions would lose the
+        contrast of a bright, flat patch to rounding.
+        """
+        windows = PatchSpec(self.kernel_size, self.stride, self.padding).windows(images)  # type: ignore[arg-type]
+        patches = (windows - windows[:1, :1, :1]).flatten(0, 2)
+        patches = patches - patches.mean(dim=0)
+        patches = patches * (patches.square().mean(dim=0) + self.contrast).rsqrt()
+        response = (self.weight.flatten(1) @ patches.flatten(1)).unflatten(1, patches.shape[1:]).transpose(0, 1)
+        return response if self.bias is None else response + self.bias[:, None, None]
 
 
 @dataclass(frozen=True)
@@ -105,6 +103,20 @@ class TwoLayerCNN(nn.Sequential):
         self.architecture = architecture
         self.meta: dict[str, Any] = {}
 
+    def forward(self, images: Tensor) -> Tensor:
+        """(n, C, H, W) to (n, c); raise `InputError` for images without a batch or of another dtype."""
+        if images.ndim != 4:
+            remedy = "one image is images[None]" if images.ndim == 3 else "reshape them"
+            raise InputError(f"images must be (n, channels, height, width); got {tuple(images.shape)}: {remedy}")
+        weight = self[4].weight
+        if images.dtype != weight.dtype and not torch.is_autocast_enabled(images.device.type):
+            scale = " / 255" if images.dtype == torch.uint8 else ""
+            raise InputError(
+                f"images must have the network's dtype, {weight.dtype}; got {images.dtype}: pass "
+                f"images.to({weight.dtype}){scale}"
+            )
+        return super().forward(images)
+
     @classmethod
     def of_shape(
         cls,
@@ -116,8 +128,19 @@ class TwoLayerCNN(nn.Sequential):
         *,
         intercept: bool = True,
     ) -> TwoLayerCNN:
-        """The untrained network whose kernels `embedding` and whose maps `pooling` describe."""
+        """The untrained network whose kernels `embedding` and whose maps `pooling` describe.
+
+        Raises
+        ------
+        InputError
+            For a pooling matrix, which no torch layer is.
+        """
         spec = embedding.spec
+        if pooling.weights is not None:
+            raise InputError(
+                "pool is a matrix, which torch has no layer for: fit with a grid such as 4 or 4x2, with "
+                "window:SIZE,STRIDE or with none to get a network"
+            )
         return cls(
             Architecture(
                 image_shape,
@@ -170,7 +193,7 @@ class TwoLayerCNN(nn.Sequential):
     def to_bytes(self) -> bytes:
         """A self-describing safetensors file: weights, architecture and `meta`."""
         metadata = {"convcvx": json.dumps({"architecture": asdict(self.architecture), "meta": self.meta})}
-        return save({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, metadata)
+        return save({name: tensor.cpu().contiguous() for name, tensor in self.state_dict().items()}, metadata)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -233,6 +256,11 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], Architecture | No
             described = json.loads((file.metadata() or {}).get("convcvx", "{}"))
     except (OSError, SafetensorError, json.JSONDecodeError) as error:
         raise RunError(f"cannot read weights from {path}: {error}; name a .safetensors file or a run folder") from None
+    if isinstance(described, dict) and "stages" in described:
+        raise RunError(
+            f"{path} is a stack of networks: load it with convcvx.stacked_network.stacked_cnn, or name one of its "
+            "folders stage-1, stage-2, ..."
+        )
     if not isinstance(described, dict) or "architecture" not in described:
         return state, None, {}
     try:

@@ -23,6 +23,8 @@ CHUNK, CHUNK_BYTES = 256, 32 << 20
 """Images, and bytes of them and their patch rows in float64, that are gathered at once."""
 WHITENING_PRODUCTS = 5e10
 """Products of patch entries that whitening is fitted to: those of so many images, evenly spread."""
+SAME_SPACE = 1e-6
+"""Largest difference of two Gram matrices of a basis, as a share of their largest entry, that rounding may leave."""
 RANK_TOLERANCE = 1e-12
 """Directions with less than this share of the largest patch second moment do not count towards the rank."""
 
@@ -98,21 +100,28 @@ class PatchSpec:
             (padded[1] - self.kernel_size[1]) // self.stride[1] + 1,
         )
 
+    def windows(self, images: Tensor) -> Tensor:
+        """(b, C, H, W) images to their patches (C, kh, kw, b, rows, columns): without padding a view."""
+        if any(self.padding):
+            vertical, horizontal = self.padding
+            images = F.pad(images, (horizontal, horizontal, vertical, vertical))
+        windows = images.unfold(2, self.kernel_size[0], self.stride[0]).unfold(3, self.kernel_size[1], self.stride[1])
+        return windows.permute(1, 4, 5, 0, 2, 3)
+
     def columns(self, images: Tensor) -> Tensor:
         """(b, C, H, W) images to (h, b*K) patches, one a column, K in row-major order, h = C*kh*kw (+1 if `constant`).
 
         Columns, not rows: neighbouring positions are then neighbours in memory, and unrolling copies whole lines.
         """
-        if any(self.padding):
-            vertical, horizontal = self.padding
-            images = F.pad(images, (horizontal, horizontal, vertical, vertical))
-        windows = images.unfold(2, self.kernel_size[0], self.stride[0]).unfold(3, self.kernel_size[1], self.stride[1])
-        windows = windows.permute(1, 4, 5, 0, 2, 3)  # (C, kh, kw, b, rows, columns), still a view
+        windows = self.windows(images)
         size = windows[..., 0, 0, 0].numel()
         columns = images.new_empty(size + self.constant, windows[0, 0, 0].numel())
         patches = columns[:size]
-        patches.view(windows.shape).copy_(windows)
-        if self.contrast is not None:
+        if self.contrast is None:
+            patches.view(windows.shape).copy_(windows)
+        else:
+            # From its first pixel on: a patch that is bright and flat would lose its contrast to rounding.
+            torch.sub(windows, windows[:1, :1, :1], out=patches.view(windows.shape))
             # Ten times faster than torch.var_mean down the columns, and as exact.
             patches.sub_(patches.mean(dim=0))
             patches.mul_(patches.square().mean(dim=0).add_(self.contrast).rsqrt_())
@@ -153,6 +162,19 @@ class PatchEmbedding:
         """r, the dimension of a filter."""
         return len(self.basis)
 
+    @property
+    def size(self) -> int:
+        """h, the dimension of a filter without `rank`."""
+        return self.channels * math.prod(self.spec.kernel_size) + self.spec.hidden_bias
+
+    @property
+    def cancellation(self) -> float:
+        """How far from zero whitened patches lie, in units of their spread, before their mean is taken off.
+
+        What rounding of the patches and of the kernels is multiplied with.
+        """
+        return 1.0 if self.spec.whiten is None else float(self.basis[:, -1].abs().max())
+
     @classmethod
     def fit(cls, images: Images, spec: PatchSpec, chunk: int = CHUNK, *, flips: bool = False) -> PatchEmbedding:
         """Fit the basis to (n, C, H, W) images, and with `flips` to their mirror images, with one pass over them."""
@@ -176,6 +198,14 @@ class PatchEmbedding:
         eigenvalues = torch.linalg.eigvalsh(basis @ moment @ basis.T)
         patch_rank = int((eigenvalues > RANK_TOLERANCE * eigenvalues[-1].clamp_min(1e-300)).sum())
         return cls(spec, channels, basis, patch_rank, energy)
+
+    def same_space(self, other: PatchEmbedding) -> bool:
+        """Whether filters have the same kernels and the same norms in both, up to a rotation of them."""
+        if self.spec != other.spec or self.basis.shape != other.basis.shape:
+            return False
+        mine, others = (basis.T @ basis for basis in (self.basis, other.basis))
+        # NaN is in no space: the comparison must hold.
+        return float((mine - others).abs().max()) <= SAME_SPACE * float(others.abs().max())
 
     def kernels(self, filters: Tensor) -> tuple[Tensor, Tensor | None]:
         """(m, r) filters to `Conv2d` weight (m, C, kh, kw) and bias (m,) or None."""

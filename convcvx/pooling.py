@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convcvx.errors import InputError
+from convcvx.errors import InputError, is_count
 
 Line = tuple[tuple[int, int], ...]
 """Half-open ranges of positions along one axis."""
@@ -62,7 +62,7 @@ class Pooling:
 
     @classmethod
     def of(cls, value: Any) -> Pooling:
-        """Read what users write: None or "global", 4 or "4" or "4x2" (a grid), "window:3,2", "none", a matrix.
+        """Read what users write: None or "global", 4, "4", "4x2" or (4, 2) (a grid), "window:3,2", "none", a matrix.
 
         >>> Pooling.of("4").size
         (4, 4)
@@ -75,6 +75,8 @@ class Pooling:
             return cls._from_matrix(value)
         if value is None or value == "global":
             return cls()
+        if isinstance(value, tuple) and len(value) == 2 and all(map(is_count, value)):
+            return cls("grid", (int(value[0]), int(value[1])))
         text = str(value).strip().lower()
         if text == "none":
             return cls("none")

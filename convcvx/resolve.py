@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-import torch
+from dataclasses import asdict, replace
 
 from convcvx.config import DEFAULT_BETA_RATIO, TrainConfig
 from convcvx.data import Dataset, load, split
+from convcvx.devices import pick_device
 from convcvx.errors import InputError, RunError, check_positive
 from convcvx.images import Images
+from convcvx.losses import encode_targets
 from convcvx.patches import PatchEmbedding
 from convcvx.problem import Problem
 from convcvx.responses import Responses
@@ -17,6 +17,9 @@ from convcvx.runs import Run
 from convcvx.sharding import Team
 from convcvx.shifts import shifted
 from convcvx.training import build_problem
+
+LARGEST_CANCELLATION = 1000.0
+"""`PatchEmbedding.cancellation` up to which a float32 network is right to 1e-4, which is what its check asks for."""
 
 Data = tuple[Dataset, Dataset, Dataset | None]
 """Training set, test set, and the validation set if one is split off."""
@@ -41,36 +44,62 @@ def image_shape(dataset: Dataset) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def pick_device(name: str) -> str:
-    """Resolve "auto"; raise `InputError` for a device that is not there."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name not in ("cpu", "cuda"):
-        raise InputError(f"device must be auto, cpu or cuda; got {name!r}")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("device cuda was asked for but torch sees none; use --device cpu")
-    return name
-
-
 def training_problem(
     config: TrainConfig, train: Dataset, embedding: PatchEmbedding | None = None, team: Team | None = None
 ) -> Problem:
-    """The training problem, its beta still open; a resumed run goes on with the embedding that it has."""
+    """The training problem, its beta still open; a resumed run goes on with the `embedding` that it has."""
     _check_beta(config)
+    encode_targets(train.targets, config.loss, train.n_classes or None)  # before the pass over the images
+    fitted = fitted_embedding(config, train.images, embedding, team)
+    if fitted.cancellation > LARGEST_CANCELLATION:
+        raise InputError(
+            f"whiten_epsilon {config.whiten_epsilon:g} leaves patches {fitted.cancellation:.0f} times their spread "
+            "from zero: no float32 network, as is exported, can tell them apart; raise it, or subtract the mean image"
+        )
     return build_problem(
         train.images,
         train.targets,
-        spec=config.patch_spec(),
-        embedding=embedding
-        or (team.fit(train.images, config.patch_spec()) if team and config.dictionary is None else None),
+        embedding=fitted,
         pooling=config.pool,
         loss=config.loss,
         intercept=config.intercept,
         n_classes=train.n_classes or None,
         device=pick_device(config.device),
         responses=team.responses if team else Responses,
-        flips=config.flips,
     )
+
+
+def fitted_embedding(
+    config: TrainConfig, images: Images, stored: PatchEmbedding | None = None, team: Team | None = None
+) -> PatchEmbedding:
+    """The space of filters that `config` stands for on the training images; `stored`, of a run, if it is that one.
+
+    The basis says how long a filter is, and so what the objective is: one that only a file vouches for proves nothing.
+
+    Raises
+    ------
+    RunError
+        When `stored` is another space.
+    """
+    spec = config.patch_spec()
+    if config.dictionary is not None:
+        fresh = PatchEmbedding.fit(images, spec, flips=config.flips)
+    elif team is not None:
+        fresh = team.fit(images, spec)
+    else:
+        alone = Team()
+        alone.share_out(images, training_images, config)
+        fresh = alone.fit(images, spec)
+    if stored is None:
+        return fresh
+    if not stored.same_space(fresh):
+        pairs = zip(asdict(stored.spec).items(), asdict(spec).values(), strict=True)
+        other = [f"{name} {theirs}, not {ours}" for (name, theirs), ours in pairs if theirs != ours]
+        raise RunError(
+            "embedding.safetensors holds another filter space than these options on these images give "
+            f"({', '.join(other) or 'the same options, another basis'}); use the run's own data and options"
+        )
+    return replace(fresh, basis=stored.basis)  # in which the run's filters are written
 
 
 def _check_beta(config: TrainConfig) -> None:

@@ -16,9 +16,9 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from convcvx.devices import pick_device
 from convcvx.errors import InputError
 from convcvx.fused import Fused
 from convcvx.images import Images
@@ -40,6 +40,8 @@ MOMENT_SAMPLE = 256
 """Images at most from which the second moment of the patches is estimated."""
 PRECISE_SIZE = 2e7
 """Patch entries n·K·h up to which the arithmetic is float64 by default; above, it is float32."""
+PRECISE_CANCELLATION = 200.0
+"""`PatchEmbedding.cancellation` from which on it is float64 all the same: float32 would be off by more than 1e-5."""
 
 Residual = Callable[[Tensor, Tensor], Tensor]
 """(predictions (b, c), image indices (b,)) to the gradient of the objective in the predictions, (b, c).
@@ -58,11 +60,13 @@ class Responses:
     embedding : PatchEmbedding
     pooling : Pooling
     dtype : torch.dtype, optional
-        Arithmetic of the streamed passes: float32 is fast, float64 precise; by the size of the data by default.
+        Arithmetic of the streamed passes: float32 is fast, float64 precise; by the size of the data by default,
+        and by what whitening asks for.
     patch_dtype : torch.dtype, optional
         What patches and filters are multiplied in, and their products rectified and averaged; `dtype` by default.
         bfloat16 is several times as fast on hardware that has it, with two to three digits.
     device : str or torch.device
+        "auto", "cpu" or "cuda".
     chunk_bytes : int, optional
         Size of the patch rows and responses in flight.
 
@@ -90,7 +94,7 @@ class Responses:
                 f"images must have {embedding.channels} channels as the embedding has; got {images.shape[1]}"
             )
         self.embedding, self.pooling = embedding, pooling or Pooling()
-        self.device = torch.device(device)
+        self.device = torch.device(pick_device(device))
         self.images: Images = images.to(self.device)
         self.n = len(images)
         self.map_size = embedding.spec.output_size(*images.shape[2:])
@@ -98,7 +102,8 @@ class Responses:
         self.dim = embedding.dim
         if dtype is None:
             size = self.n * self.n_positions * embedding.basis.shape[1]
-            dtype = torch.float64 if size <= PRECISE_SIZE else torch.float32
+            precise = size <= PRECISE_SIZE or embedding.cancellation > PRECISE_CANCELLATION
+            dtype = torch.float64 if precise else torch.float32
         self.dtype, self.patch_dtype = dtype, patch_dtype or dtype
         self.chunk_bytes = chunk_bytes or CHUNK_BYTES[self.device.type]
         self.n_cells = math.prod(self.pooling.output_size(*self.map_size))
@@ -108,7 +113,8 @@ class Responses:
     def _fastest_convolution(self) -> Fused | Unrolled:
         channels, height, width = self.images.shape[1:]
         arguments = self.embedding.spec, self.pooling, (channels, height, width), self.patch_dtype
-        if self.device.type == "cpu" and Fused.suits(*arguments):
+        exact = Fused.is_exact(self.embedding.spec, self.images, self.patch_dtype)
+        if self.device.type == "cpu" and exact and Fused.suits(*arguments):
             return Fused(*arguments)
         return Unrolled(*arguments, self.device)
 
@@ -153,9 +159,7 @@ class Responses:
     def patches(self, images: Tensor, positions: Tensor) -> Tensor:
         """(b, s, h) raw patch rows: of each of `images` (b,) those at `positions` (b, s) among its K."""
         spec, (_, width) = self.embedding.spec, self.map_size
-        vertical, horizontal = spec.padding
-        padded = F.pad(self._images(images.to(self.device)), (horizontal, horizontal, vertical, vertical))
-        windows = padded.unfold(2, spec.kernel_size[0], spec.stride[0]).unfold(3, spec.kernel_size[1], spec.stride[1])
+        windows = spec.windows(self._images(images.to(self.device))).permute(3, 0, 4, 5, 1, 2)
         positions = positions.to(self.device)
         every = torch.arange(len(images), device=self.device)[:, None]
         found = windows[every, :, positions // width, positions % width]  # (b, s, C, kh, kw), the only ones copied

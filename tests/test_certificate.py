@@ -331,6 +331,55 @@ def test_a_network_that_computes_something_else_is_refused():
     assert check(ReluFirst()).dual > 0
 
 
+class Altered(nn.Module):
+    """A network whose outputs `alter` has changed."""
+
+    def __init__(self, network: nn.Module, alter):
+        super().__init__()
+        self.network, self.alter = network, alter
+
+    def forward(self, x):
+        return self.alter(self.network(x))
+
+
+ALTERED = {
+    "images from the ninth on": lambda f: torch.cat([f[:8], f[8:] * 0 + 100]),
+    "the last image": lambda f: torch.cat([f[:-1], f[-1:] + 0.1]),
+    "one that is NaN": lambda f: torch.cat([f[:-1], f[-1:] * float("nan")]),
+    "all, a little": lambda f: 1.001 * f,
+    "all, by what an intercept far from zero would hide": lambda f: f + 1e-2 * (f - f.mean(dim=0)),
+    "at random in training": lambda f: nn.functional.dropout(f, 0.5, training=True),
+    "outputs left out": lambda f: f[:, :2],
+}
+
+
+@pytest.mark.parametrize("case", ALTERED)
+def test_the_outputs_of_every_image_are_looked_at(case):
+    network = plain()
+    if "intercept" in case:
+        network[4].bias.data += 100.0
+    with pytest.raises(InputError, match="the network's outputs"):
+        check(Altered(network, ALTERED[case]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_negative_control_rounding_is_no_other_network(dtype):
+    network = plain().to(dtype)
+    network[4].bias.data += 100.0
+    exact = check(deepcopy(network).double())
+    assert check(Altered(network, lambda f: f)).primal == pytest.approx(exact.primal, rel=1e-9)
+
+
+def test_a_certificate_names_the_filters_it_is_about():
+    problem = build_problem(images(), classes(), BETA, spec=PatchSpec((2, 2), rank=2), pooling="2")
+    certificate = certify_parameters(problem, *random_parameters(problem, 3)[:2])
+    assert certificate.meaning == SCOPES["global"] + "; among networks whose filters are of rank 2 of 4"
+    assert check(plain()).meaning == SCOPES["global"]
+    assert Certificate.from_dict(json.loads(json.dumps(certificate.to_dict()))) == certificate
+    old = {k: v for k, v in certificate.to_dict().items() if not k.startswith("filter_")}
+    assert Certificate.from_dict(old).meaning == SCOPES["global"]
+
+
 def test_a_convolution_bias_needs_the_hidden_bias():
     embedding = build_problem(images(), classes(), spec=SPEC).responses.embedding
     with pytest.raises(InputError, match="convolution bias but the problem has none; set hidden_bias=True"):

@@ -189,6 +189,46 @@ def test_parameters_out_of_range(digits, options, message):
         ConvexCNNClassifier(**options).fit(X[:20], y[:20])
 
 
+QUICK = {"beta_ratio": 0.3, "tol": 0.5, "oracle": "local", "random_state": 0}
+
+
+def test_shapes_and_pools_may_be_arrays_and_pairs(digits):
+    X, y = digits
+    pair = ConvexCNNClassifier(image_shape=np.array([1, 8, 8]), pool=(2, 2), **QUICK).fit(X[:40], y[:40])
+    same = ConvexCNNClassifier(image_shape=(1, 8, 8), pool="2x2", **QUICK).fit(X[:40], y[:40])
+    np.testing.assert_array_equal(pair.decision_function(X), same.decision_function(X))
+    assert pair.to_network().to_bytes() == same.to_network().to_bytes()
+    assert clone(pair).get_params()["pool"] == (2, 2)
+
+
+def test_a_pooling_matrix_makes_an_estimator_but_no_network(digits):
+    X, y = digits
+    model = ConvexCNNClassifier(**IMAGES | {"pool": np.ones((1, 36)) / 36}, **QUICK).fit(X[:40], y[:40])
+    assert model.predict(X[:3]).shape == (3,)
+    with pytest.raises(InputError, match="pool is a matrix, which torch has no layer for: fit with a grid"):
+        model.to_network()
+
+
+def test_probabilities_need_the_cross_entropy_and_say_so(digits):
+    model = ConvexCNNClassifier()
+    assert not hasattr(model, "predict_proba")
+    with pytest.raises(AttributeError, match=r"needs loss=.cross-entropy.; this .* loss='squared'"):
+        model.predict_proba(digits[0])
+    assert hasattr(ConvexCNNClassifier(loss="cross-entropy"), "predict_proba")
+
+
+def test_digits_on_a_bright_ground_have_the_scores_of_the_exported_network(digits):
+    """0.9 + 0.001 x: the float32 network once lost what little contrast there is."""
+    X, y = digits
+    faint = (0.9 + 0.001 * X).astype(np.float32)
+    model = ConvexCNNClassifier(**IMAGES, contrast=1e-7, **QUICK | {"tol": 0.1}).fit(faint[:100], y[:100])
+    with torch.no_grad():
+        outputs = model.to_network()(torch.from_numpy(faint).view(-1, 1, 8, 8)).numpy()
+    scores = model.decision_function(faint)
+    assert len(model.filters_) > 0
+    assert abs(outputs - scores).max() < 1e-5 * abs(scores).max()
+
+
 def test_bad_targets(digits):
     X, y = digits
     with pytest.raises(InputError, match="y has one class"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 from dataclasses import asdict
@@ -17,12 +18,13 @@ from convcvx import TwoLayerCNN, TwoLayerCNN_Weights, two_layer_cnn
 from convcvx.data import load
 from convcvx.errors import InputError, RunError
 from convcvx.evaluate import HIDDEN_SIZE, accuracy, confusion, mean_loss, predict
-from convcvx.foreign import foreign_network
+from convcvx.foreign import assumed, foreign_network
 from convcvx.network import Architecture, Weights, read_weights
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.pooling import Pooling
 from convcvx.responses import Responses
 from convcvx.solution import Solution
+from convcvx.stacked_network import Link, StackedCNN
 
 SHAPE = (2, 9, 8)
 
@@ -110,9 +112,36 @@ def test_a_network_without_intercept_has_no_output_bias():
     assert disagreement(network, expected - solution.intercept) < 1e-5
 
 
+def bright(n: int = 20, seed: int = 2) -> Tensor:
+    """Images of little contrast far from zero."""
+    return 0.9 + 0.001 * images(n, seed)
+
+
+FAINT = PatchSpec(3, padding=1, contrast=1e-7, hidden_bias=True)
+
+
+def faint_network() -> tuple[TwoLayerCNN, Tensor]:
+    """A network of patches whose mean square is a million times their variance, and its exact scores of `bright`."""
+    embedding, pooling = PatchEmbedding.fit(bright(), FAINT), Pooling.of(2)
+    responses = Responses(bright().double(), embedding, pooling, dtype=torch.float64)
+    solution = random_solution(embedding.dim, responses.n_cells)
+    network = TwoLayerCNN.from_solution(solution, embedding, pooling, SHAPE)
+    return network, responses.predict(solution.filters, solution.weights, solution.intercept)
+
+
+@torch.no_grad()
+def test_bright_flat_patches_keep_their_contrast():
+    network, expected = faint_network()
+    assert float((network(bright()) - expected).abs().max() / expected.abs().max()) < 1e-5
+    link = Link(5, 2, 1)
+    stack = StackedCNN([network, TwoLayerCNN(Architecture((2, 9, 8), 3, 3))], [link])
+    exact = copy.deepcopy(stack).double()
+    assert float((stack(bright()) - exact(bright().double())).abs().max() / stack(bright()).abs().max()) < 1e-5
+
+
 def test_a_pooling_matrix_cannot_be_exported():
     embedding, pooling = PatchEmbedding.fit(images(), PatchSpec(3)), Pooling.of(np.ones((2, 42)))
-    with pytest.raises(InputError, match="pool"):
+    with pytest.raises(InputError, match="pool is a matrix, which torch has no layer for"):
         TwoLayerCNN.from_solution(random_solution(18, 2), embedding, pooling, SHAPE)
 
 
@@ -264,7 +293,50 @@ def test_a_foreign_state_dict_becomes_a_network():
         foreign_network(state | {"head.weight": torch.zeros(3, 15)}, SHAPE)
 
 
+EXTRA = {
+    "batch normalisation": (
+        nn.BatchNorm2d(5).state_dict(prefix="1."),
+        "1.running_mean .*: fold the BatchNorm",
+    ),
+    "another linear layer": (nn.Linear(3, 3).state_dict(prefix="head2."), r"it has .*head2.weight \(3, 3\)"),
+    "a scale": ({"scale": torch.ones(5)}, r"it has scale \(5,\)"),
+    "a bias by another name": ({"conv_b": torch.ones(5)}, r"it has conv_b \(5,\)"),
+}
+
+
+@pytest.mark.parametrize("kind", EXTRA)
+def test_no_tensor_of_a_foreign_state_dict_is_left_out(kind):
+    state = {"conv.weight": torch.randn(5, 2, 3, 3), "head.weight": torch.randn(3, 20), "head.bias": torch.randn(3)}
+    network = foreign_network(state, SHAPE)
+    assert torch.equal(network[4].bias, state["head.bias"])
+    assert assumed(network) == "ReLU, average pooling 2, stride 1x1, padding 0x0, images in [0, 1]"
+    extra, message = EXTRA[kind]
+    with pytest.raises(RunError, match=message):
+        foreign_network(state | extra, SHAPE)
+
+
 # Builders
+
+
+def test_images_that_do_not_fit_are_refused_with_the_remedy():
+    network = two_layer_cnn(image_shape=SHAPE, n_filters=3, n_outputs=2)
+    batch = images(4)
+    with pytest.raises(InputError, match=r"got torch.float64: pass images.to\(torch.float32\)$"):
+        network(batch.double())
+    with pytest.raises(InputError, match=r"pass images.to\(torch.float32\) / 255"):
+        network((255 * batch).to(torch.uint8))
+    with pytest.raises(InputError, match=r"got \(2, 9, 8\): one image is images\[None\]"):
+        network(batch[0])
+    assert copy.deepcopy(network).double()(batch.double()).dtype == torch.float64
+    with torch.autocast("cpu", torch.bfloat16):
+        assert network(batch.bfloat16()).dtype == torch.bfloat16
+
+
+def test_a_stack_is_no_two_layer_network(tmp_path):
+    network = TwoLayerCNN(Architecture(SHAPE, 5, 3))
+    (tmp_path / "model.safetensors").write_bytes(StackedCNN([network], []).to_bytes())
+    with pytest.raises(RunError, match="is a stack of networks: load it with"):
+        two_layer_cnn(tmp_path)
 
 
 def test_networks_are_built_from_their_architecture():
@@ -285,6 +357,20 @@ def test_the_header_is_plain_json(file):
     assert described["meta"]["classes"] == ["a", "b", "c"]
 
 
+# ONNX
+
+
+@torch.no_grad()
+def test_onnx_files_keep_the_contrast_of_bright_flat_patches(tmp_path):
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    network, expected = faint_network()
+    network.export_onnx(tmp_path / "model.onnx")
+    session = runtime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    (scores,) = session.run(["scores"], {"images": bright().numpy()})
+    np.testing.assert_allclose(scores, expected, atol=1e-5 * float(expected.abs().max()))
+
+
 # Evaluation
 
 
@@ -292,8 +378,9 @@ def test_the_header_is_plain_json(file):
 def test_predict_batches_and_restores_the_mode(size, monkeypatch):
     monkeypatch.setitem(HIDDEN_SIZE, "cpu", size)
     _, network, expected = trained()
-    network.train()
+    network.train()[2].eval()
     torch.testing.assert_close(predict(network, images(seed=2)), expected.float(), rtol=1e-4, atol=1e-4)
+    assert [layer.training for layer in network] == [True, True, False, True, True]
     assert network.training
 
 

@@ -220,6 +220,28 @@ def test_images_that_do_not_fit_are_refused():
         Responses(torch.zeros(4, 1, 6, 5), embedding)
 
 
+def far_from_zero(spec: PatchSpec) -> tuple[Responses, float]:
+    """Float32 images whose patches differ by a thousandth of what they are; and how far float32 predictions are off."""
+    pictures = 0.9 + 0.001 * images().float()
+    r = Responses(pictures, PatchEmbedding.fit(pictures, spec), Pooling.of("2"), dtype=torch.float32)
+    exact = r.to(dtype=torch.float64)
+    filters, weights, intercept, _ = parameters(r)
+    return r, difference(r.predict(filters, weights, intercept), exact.predict(filters, weights, intercept))
+
+
+def test_faint_contrast_outlasts_float32():
+    assert far_from_zero(PatchSpec(3, contrast=1e-7))[1] < 1e-5
+
+
+def test_where_whitening_would_be_lost_in_float32_the_default_is_float64(monkeypatch):
+    monkeypatch.setattr("convcvx.responses.PRECISE_SIZE", 0)
+    r, error = far_from_zero(PatchSpec(3, whiten=1e-7))
+    assert error > 1e-5
+    assert Responses(r.images, r.embedding).dtype == torch.float64
+    near = PatchEmbedding.fit(images(), PatchSpec(3, whiten=0.1))
+    assert Responses(r.images, near).dtype == torch.float32
+
+
 MEMORY = """
 import sys, torch
 import convcvx.responses

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +12,9 @@ import typer
 from convcvx.cli import options as o
 from convcvx.cli.output import finish, guard, open_console, print_summary
 from convcvx.config import TrainConfig
+from convcvx.errors import RunError
 from convcvx.job import certify_job
+from convcvx.patches import PatchEmbedding
 from convcvx.resolve import load_data, with_run_settings
 from convcvx.runs import Run
 from convcvx.stack import stage_data
@@ -69,7 +72,7 @@ def certify(
         settings = replace(own, **given)
         source = replace(settings, seed=own.seed)  # another seed is one for the search: the same images are held out
         path = Run.open(network).model_file if network.is_dir() else network
-        embedding = run.load_embedding() if run is not None else None
+        embedding = None if run is None else _stored_embedding(run)
         rival = None if like is None else Run.open(like)
         features = None if run is None else stage_data(run, source)
         state = None if run is None else run.load_state()
@@ -83,7 +86,15 @@ def certify(
             dual_point=None if state is None else state.dual_point,
         )
         print_summary(console, metrics)
+        if metrics["assumed"]:
+            print(f"convcvx: assumed, as the file does not show it: {metrics['assumed']}", file=sys.stderr)
         finish(metrics, json_output)
+
+
+def _stored_embedding(run: Run) -> PatchEmbedding:
+    if (embedding := run.load_embedding()) is None:
+        raise RunError(f"{run.folder} has no embedding.safetensors: finish it with --resume")
+    return embedding
 
 
 def _source_run(network: Path, like: Path | None) -> Run | None:

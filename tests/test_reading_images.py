@@ -1,0 +1,109 @@
+"""Images and devices as Python hands them over: read the same everywhere, or refused in a line that says what to do."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from convcvx import certify, solve
+from convcvx.errors import InputError
+from convcvx.images import StreamedImages, read_images
+
+SHAPE = (20, 1, 5, 5)
+IMAGES = np.random.default_rng(0).random(SHAPE).astype(np.float32)
+TARGETS = np.arange(20) % 3
+ROWS = IMAGES.reshape(20, -1)[:, :2]
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return certify(network(), torch.tensor(IMAGES), torch.tensor(TARGETS), 0.05, oracle="local")
+
+
+def frozen(images: np.ndarray) -> np.ndarray:
+    images = images.copy()
+    images.flags.writeable = False
+    return images
+
+
+READ = {
+    "an array": IMAGES,
+    "one channel": IMAGES[:, 0],
+    "a tensor without channels": torch.tensor(IMAGES[:, 0]),
+    "float64": IMAGES.astype(np.float64),
+    "a view backwards": IMAGES[:, :, ::-1].copy()[:, :, ::-1],
+    "read-only": frozen(IMAGES),
+    "a list of images": list(IMAGES),
+    "a list of tensors": list(torch.tensor(IMAGES)),
+    "streamed": StreamedImages(IMAGES.transpose(0, 2, 3, 1)),
+    "with a gradient": torch.tensor(IMAGES, requires_grad=True),
+}
+
+
+@pytest.mark.parametrize("kind", READ)
+def test_images_of_any_kind_are_certified_alike(kind, reference):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        certificate = certify(network(), READ[kind], TARGETS, 0.05, oracle="local")
+    assert certificate.primal == pytest.approx(reference.primal, rel=1e-12)
+
+
+LOADER = DataLoader(TensorDataset(torch.tensor(IMAGES)))
+REFUSED = {
+    "empty": (IMAGES[:0], r"non-empty \(n, C, H, W\) or \(n, H, W\) array; got shape \(0, 1, 5, 5\)"),
+    "one image": (IMAGES[0, 0], r"got shape \(5, 5\)"),
+    "a loader": (LOADER, "images must be a tensor or an array of numbers; got DataLoader"),
+    "a data set": (LOADER.dataset, "got TensorDataset"),
+    "text": (np.array([["a"]]), "images must be a tensor or an array of numbers"),
+    "complex": (IMAGES + 1j, "images must be real numbers; got torch.complex64"),
+    "NaN": (np.full(SHAPE, np.nan), "images must be finite"),
+    "nothing": (None, "got NoneType"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_are_no_images_is_refused(kind):
+    given, message = REFUSED[kind]
+    with pytest.raises(InputError, match=message) as caught:
+        certify(network(), given, TARGETS, 0.05)
+    assert "\n" not in str(caught.value)
+
+
+def test_whole_numbers_to_255_are_taken_as_such_with_a_hint():
+    whole = (255 * IMAGES).astype(np.uint8)
+    with pytest.warns(UserWarning, match="divide them by 255"):
+        assert int(read_images(whole).max()) > 1
+    with pytest.warns(UserWarning, match="divide them by 255"):
+        certificate = certify(network(), whole, TARGETS, 0.05, oracle="local")
+    assert certificate.primal == certify(network(), whole.astype(np.float32), TARGETS, 0.05, oracle="local").primal
+
+
+def test_patches_are_read_as_images_are():
+    expected = solve(ROWS, TARGETS, 0.05)
+    assert torch.equal(solve([list(row) for row in ROWS], TARGETS, 0.05).filters, expected.filters)
+    for given, message in (
+        (LOADER, "patches must be a tensor or an array of numbers; got DataLoader"),
+        (ROWS + 1j, "real"),
+    ):
+        with pytest.raises(InputError, match=message):
+            solve(given, TARGETS, 0.05)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_devices_that_are_not_there_are_refused_and_auto_takes_what_there_is():
+    for device, message in (("cuda", "torch sees none; use device cpu"), ("tpu", "device must be auto, cpu or cuda")):
+        with pytest.raises(InputError, match=message):
+            solve(ROWS, TARGETS, 0.05, device=device)
+        with pytest.raises(InputError, match=message):
+            certify(network(), IMAGES, TARGETS, 0.05, device=device)
+    assert torch.equal(solve(ROWS, TARGETS, 0.05, device="auto").filters, solve(ROWS, TARGETS, 0.05).filters)
