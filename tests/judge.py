@@ -173,8 +173,10 @@ class Problem:
         if self.pool == "none":
             return Exact.of(np.eye(rows * columns))
         kind, size = self.pool
-        lines = [_grid(length, size[axis]) if kind == "grid" else _windows(length, *size) for axis, length in
-                 enumerate((rows, columns))]
+        lines = [
+            _grid(length, size[axis]) if kind == "grid" else _windows(length, *size)
+            for axis, length in enumerate((rows, columns))
+        ]
         cells = [(down, across) for down in lines[0] for across in lines[1]]
         common = math.lcm(*(len(down) * len(across) for down, across in cells))
         integers = np.zeros((len(cells), rows * columns), dtype=object)
@@ -390,6 +392,7 @@ def polished(problem: Problem, network: Network, steps: int = 400) -> Network:
     options = {"maxiter": steps, "maxfun": 2 * steps, "ftol": 0.0, "gtol": 0.0, "maxcor": 30}
     with np.errstate(all="ignore"):
         found = minimize(value, flat, jac=True, method="L-BFGS-B", options=options).x
+        found = _newton(lambda at: value(at)[1], found)
     if not np.isfinite(found).all():
         return network
     u, v, b = unpack(found)
@@ -399,40 +402,51 @@ def polished(problem: Problem, network: Network, steps: int = 400) -> Network:
     return better if problem.best_objective(better) < problem.best_objective(network) else network
 
 
+def _newton(slope: Callable[[np.ndarray], np.ndarray], point: np.ndarray, steps: int = 4) -> np.ndarray:
+    """Newton steps, differences in place of second derivatives, as long as they shorten the slope."""
+    for _ in range(steps):
+        here, shifts = slope(point), 1e-5 * np.eye(len(point))
+        hessian = np.array([slope(point + shift) - slope(point - shift) for shift in shifts]) / 2e-5
+        if not np.isfinite(hessian).all():
+            break
+        trial = point - np.linalg.pinv(hessian + hessian.T, rcond=1e-9, hermitian=True) @ (2 * here)
+        if not np.linalg.norm(slope(trial)) < 0.5 * np.linalg.norm(here):
+            break
+        point = trial
+    return point
+
+
 def adversaries(problem: Problem, dual_point: np.ndarray, seed: int = 0, starts: int = 200) -> np.ndarray:
     """(q, h) unit filters with large g, best first as floats see it: vertices of the arrangement, eigenvectors, climbs."""
     random = np.random.default_rng(seed)
-    rows = problem.patches
+    rows = problem.patches.reshape(-1, problem.patches.shape[2])
     pool = np.array(problem.pooling.fractions(), dtype=float)
-    scale = np.abs(rows).max(initial=0.0)
-    if scale == 0:
-        return np.eye(rows.shape[2])
-    rows, largest = rows / scale, np.abs(dual_point).max(initial=0.0)
-    z = dual_point / largest if largest > 0 else dual_point
-    flat = rows.reshape(-1, rows.shape[2])
-    flat = flat[(flat != 0).any(axis=1)]
-    points = np.concatenate([random.standard_normal((starts, rows.shape[2])), flat, -flat, *_vertices(flat, random)])
-    points = _unit(points)
+    charges = np.einsum("pk,nc->nkpc", pool, dual_point).reshape(len(rows), -1)
+    # Rows and charges as shares of the largest: only the direction of the slope is used.
+    rows, charges = (a / max(np.abs(a).max(), 1e-300) for a in (rows, charges))
+    rows, charges = rows[(rows != 0).any(axis=1)], charges[(rows != 0).any(axis=1)]
+    if len(rows) == 0:
+        return np.eye(rows.shape[1])
+    first = random.standard_normal((starts, rows.shape[1]))
+    points = _unit(np.concatenate([first, rows, -rows, *_vertices(rows, random)]))
 
-    def correlations(u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        raw = np.einsum("nkh,qh->qnk", rows, u)
-        return raw, np.einsum("pk,qnk,nc->qpc", pool, np.maximum(raw, 0), z)
+    def g(u: np.ndarray) -> np.ndarray:
+        return np.linalg.norm(np.maximum(u @ rows.T, 0) @ charges, axis=1)
 
-    best, values = points, np.linalg.norm(correlations(points)[1], axis=(1, 2))
+    visited, values = points, g(points)
     for _ in range(30):  # on a cell the ascent is power iteration; where it leaves the cell, a shorter step may stay
-        raw, correlation = correlations(points)
-        slope = np.einsum("qpc,pk,nc,qnk,nkh->qh", correlation, pool, z, raw > 0, rows, optimize=True)
-        moved = np.concatenate([_unit(slope), _unit(points + 0.1 * _unit(slope)), _unit(points + 1e-3 * _unit(slope))])
-        reached = np.linalg.norm(correlations(moved)[1], axis=(1, 2)).reshape(3, -1)
+        heights = points @ rows.T
+        slope = _unit(((np.maximum(heights, 0) @ charges @ charges.T) * (heights > 0)) @ rows)
+        moved = np.stack([slope, _unit(points + 0.1 * slope), _unit(points + 1e-3 * slope)])
+        reached = np.stack([g(u) for u in moved])
         pick, places = reached.argmax(axis=0), np.arange(len(points))
         better = reached[pick, places] > values
-        points = np.where(better[:, None], moved.reshape(3, len(points), -1)[pick, places], points)
-        values = np.where(better, reached[pick, places], values)
         if not better.any():
             break
-    best, values = np.concatenate([best, points]), None
-    values = np.linalg.norm(correlations(best)[1], axis=(1, 2))
-    return best[np.argsort(-values, kind="stable")]
+        points = np.where(better[:, None], moved[pick, places], points)
+        values = np.where(better, reached[pick, places], values)
+    found = np.concatenate([visited, points])
+    return found[np.argsort(-g(found), kind="stable")]
 
 
 def _unit(points: np.ndarray) -> np.ndarray:
@@ -471,7 +485,9 @@ def largest_on_circle(problem: Problem, dual_point: np.ndarray) -> mpf:
         return max(_value(rows, charges, [mpf(sign)]) for sign in (1, -1))
     borders = [(sign * -y, sign * x) for x, y in rows for sign in (1, -1)]
     borders.sort(key=lambda b: mpmath.atan2(real(b[1]), real(b[0])))
-    distinct = [b for k, b in enumerate(borders) if k == 0 or _turn(borders[k - 1], b) != 0 or _dot(borders[k - 1], b) < 0]
+    distinct = [
+        b for k, b in enumerate(borders) if k == 0 or _turn(borders[k - 1], b) != 0 or _dot(borders[k - 1], b) < 0
+    ]
     best = mpf(0)
     for first, second in zip(distinct, distinct[1:] + distinct[:1], strict=True):
         u = [real(v) for v in first]
@@ -584,8 +600,16 @@ def optimum_of_orthogonal_samples(problem: Problem) -> mpf:
     return mpmath.fsum(s**2 if s <= threshold else 2 * threshold * s - threshold**2 for s in sizes) / (2 * n)
 
 
+def optimum_of_opposite_samples(problem: Problem) -> mpf:
+    """Two samples x and -x of two classes, cross-entropy, no intercept: two problems of one sample, at 2β each."""
+    return optimum_of_one_sample(
+        replace(problem, images=problem.images[:1], targets=problem.targets[:1], beta=2 * problem.beta)
+    )
+
+
 KNOWN: dict[str, Callable[[Problem], mpf]] = {
     "one sample": optimum_of_one_sample,
+    "opposite samples": optimum_of_opposite_samples,
     "on a line": optimum_on_a_line,
     "orthogonal samples": optimum_of_orthogonal_samples,
 }
