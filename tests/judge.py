@@ -257,7 +257,9 @@ def _cross_entropy(outputs: np.ndarray, target: np.ndarray) -> mpf:
     """Σ_k y_k log Σ_l exp(f_l - f_k): no term is negative, so none cancels, and a tiny loss keeps its digits."""
     terms = []
     for k in np.flatnonzero(target):
-        others = mpmath.fsum(mpmath.exp(real(outputs[l] - outputs[k])) for l in range(len(outputs)) if l != k)
+        others = mpmath.fsum(
+            mpmath.exp(real(outputs[other] - outputs[k])) for other in range(len(outputs)) if other != k
+        )
         terms.append(real(target[k]) * mpmath.log1p(others))
     return mpmath.fsum(terms)
 
@@ -266,7 +268,7 @@ def _least_cross_entropy(outputs: np.ndarray, targets: np.ndarray) -> mpf:
     """min over b of the mean cross-entropy of `outputs` + b, to about DIGITS digits.
 
     A class that no target has any of leaves the sum, its b being minus infinity; of the other classes the mean
-    probability must be the frequency. b is adjusted class by class, each time exactly, until Newton's method takes over.
+    probability must be the frequency. Each b in turn is set by bisection, until Newton's method takes over.
     """
     n = len(outputs)
     kept = [k for k in range(outputs.shape[1]) if any(targets[:, k])]
@@ -287,7 +289,7 @@ def _least_cross_entropy(outputs: np.ndarray, targets: np.ndarray) -> mpf:
             probabilities.append([p / total for p in powers])
             for k in classes:
                 if weights[i, k]:
-                    others = mpmath.fsum(mpmath.exp(z[l] - z[k]) for l in classes if l != k)
+                    others = mpmath.fsum(mpmath.exp(z[other] - z[k]) for other in classes if other != k)
                     value += weights[i, k] * mpmath.log1p(others)
         return value / n, probabilities
 
@@ -296,9 +298,9 @@ def _least_cross_entropy(outputs: np.ndarray, targets: np.ndarray) -> mpf:
     for _ in range(200):
         slope = mpmath.matrix([mpmath.fsum(probabilities[i][k] - weights[i, k] for i in rows) / n for k in classes])
         hessian = mpmath.matrix(len(kept) - 1)  # b of the first class is held
-        for k, l in itertools.product(classes[1:], classes[1:]):
-            hessian[k - 1, l - 1] = (
-                mpmath.fsum(probabilities[i][k] * ((k == l) - probabilities[i][l]) for i in rows) / n
+        for k, other in itertools.product(classes[1:], classes[1:]):
+            hessian[k - 1, other - 1] = (
+                mpmath.fsum(probabilities[i][k] * ((k == other) - probabilities[i][other]) for i in rows) / n
             )
         try:
             step = mpmath.lu_solve(hessian, slope[1:])
@@ -365,7 +367,7 @@ def polished(problem: Problem, network: Network, steps: int = 400) -> Network:
 
     def unpack(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         u, v, b = np.split(flat, [m * h, m * h + m * cells * c])
-        return u.reshape(m, h), v.reshape(m, cells, c), b
+        return u.reshape(m, h), v.reshape(m, cells, c), b * problem.intercept
 
     def value(flat: np.ndarray) -> tuple[float, np.ndarray]:
         u, v, b = unpack(flat)
@@ -417,7 +419,7 @@ def _newton(slope: Callable[[np.ndarray], np.ndarray], point: np.ndarray, steps:
 
 
 def adversaries(problem: Problem, dual_point: np.ndarray, seed: int = 0, starts: int = 200) -> np.ndarray:
-    """(q, h) unit filters with large g, best first as floats see it: vertices of the arrangement, eigenvectors, climbs."""
+    """(q, h) unit filters with large g, best first as floats see it: rows, vertices of the arrangement, climbs."""
     random = np.random.default_rng(seed)
     rows = problem.patches.reshape(-1, problem.patches.shape[2])
     pool = np.array(problem.pooling.fractions(), dtype=float)
@@ -577,7 +579,7 @@ def optimum_of_one_sample(problem: Problem) -> mpf:
 
 
 def optimum_on_a_line(problem: Problem) -> mpf:
-    """One patch of one number a sample, squared loss, no intercept: u = 1 and u = -1 never meet, each a group of its own.
+    """One number a sample, squared loss, no intercept: u = 1 and u = -1 never meet, each a group of its own.
 
     ½ mean ‖y‖² - ½ Σ over both signs of (‖A‖ - β)₊²/B,   A = mean of x y,   B = mean of x², over the sign's samples.
     """
@@ -593,7 +595,7 @@ def optimum_on_a_line(problem: Problem) -> mpf:
 
 
 def optimum_of_orthogonal_samples(problem: Problem) -> mpf:
-    """XXᵀ = s²I, one-hot targets, squared loss, no intercept: the soft-thresholded singular values √n_k of the targets."""
+    """XXᵀ = s²I, one-hot targets, squared loss, no intercept: the targets' singular values √n_k, soft-thresholded."""
     n, scale = problem.n, mpmath.sqrt(real(Exact.of(problem.patches[0]).square()))
     threshold = n * mpf(problem.beta) / scale
     sizes = [mpmath.sqrt(int(count)) for count in problem.targets.sum(axis=0)]

@@ -10,7 +10,9 @@ more; each test prints what it has judged.
 from __future__ import annotations
 
 import ast
+import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,7 +30,7 @@ import convcvx
 from convcvx.certificate import Certificate, certify_parameters
 from convcvx.errors import InputError
 from convcvx.oracles import BranchAndBoundOracle, CopositiveOracle, ExactOracle
-from convcvx.patches import PatchSpec
+from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.problem import Problem
 from convcvx.training import build_problem
 
@@ -47,18 +49,28 @@ SHARE = 1e-12
 UNIT = 2.0**-53
 """Unit roundoff of float64."""
 CONDITIONED = 128 * UNIT
-"""128 roundings granted to each output, a share of the sum of moduli behind it: its slope carries them into the loss."""
+"""128 roundings granted to each output, as a share of the moduli it sums; its slope carries them into the loss."""
 
 
-# --- From the judge's problems to convcvx ------------------------------------------------------------------------------
+# --- From the judge's problems to convcvx -----------------------------------------------------------------------------
+
+
+JUDGED: Counter[str] = Counter()
+"""What this run has judged."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def total(request) -> Iterator[None]:
+    yield
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print("\njudged in all: " + ", ".join(f"{count} {what}" for what, count in JUDGED.items()))
 
 
 def built(problem: judge.Problem) -> Problem:
     """The same problem in convcvx."""
     pool = problem.pool
     if isinstance(pool, tuple):
-        sizes = "x".join(map(str, pool[1])) if pool[0] == "grid" else f"window:{pool[1][0]},{pool[1][1]}"
-        pool = sizes
+        pool = "x".join(map(str, pool[1])) if pool[0] == "grid" else f"window:{pool[1][0]},{pool[1][1]}"
     spec = PatchSpec(problem.kernel, problem.stride, problem.padding, problem.hidden_bias)
     return build_problem(
         torch.as_tensor(problem.images),
@@ -101,7 +113,7 @@ def network_of(problem: judge.Problem, made: nn.Sequential) -> Network:
     return Network(filters, weights, state.get("4.bias", np.zeros(len(linear))))
 
 
-# --- The trial ----------------------------------------------------------------------------------------------------------
+# --- The trial --------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -149,20 +161,21 @@ class Trial:
             return None
 
     def certify(
-        self, number: int, oracle: str = "exact", tol: float = 1e-4, single: bool = False
+        self, number: int, oracle: str = "exact", tol: float = 1e-4, single: bool = False, **options
     ) -> Certificate | None:
         """Have a known network certified: as a torch module where it can be one, else by its parameters."""
         network, problem = self.networks[number], self.problem
 
         def work() -> Certificate:
             targets = torch.as_tensor(problem.targets)
+            common = {"oracle": oracle, "tol": tol, **options}
             if len(network.filters) and not isinstance(problem.pool, np.ndarray):
                 made, images = module(problem, network), torch.as_tensor(problem.images)
                 if single:
                     made, images = made.float(), images.float()
-                return convcvx.certify(made, images, targets, problem.beta, loss=problem.loss, oracle=oracle, tol=tol)
+                return convcvx.certify(made, images, targets, problem.beta, loss=problem.loss, **common)
             filters, weights = torch.as_tensor(network.filters), torch.as_tensor(network.weights)
-            return certify_parameters(built(problem), filters, weights, oracle=oracle, tol=tol)
+            return certify_parameters(built(problem), filters, weights, **common)
 
         certificate = self.attempt(f"certify with {oracle}", work)
         if certificate is not None:
@@ -323,7 +336,8 @@ def random_problem(seed: int, **given) -> judge.Problem:
     channels = rank - hidden_bias
     if channels == 0:
         channels, hidden_bias = 1, False
-    pools = [("grid", (1, 1)), "none", ("grid", (min(2, n_patches), 1)), ("window", (1, 1))]
+    own = random.random((2, n_patches)) * random.integers(0, 2, size=(2, n_patches))
+    pools = [("grid", (1, 1)), "none", ("grid", (min(2, n_patches), 1)), ("window", (1, 1)), own]
     shape = (n, channels, n_patches, 1)
     kernel, stride, padding = (1, 1), (1, 1), (0, 0)
     if rank == 4 and not hidden_bias and given.get("pool") is None and random.random() < 0.5:
@@ -352,7 +366,7 @@ def oracle_for(seed: int, problem: judge.Problem) -> tuple[str, float]:
     return oracle, 1e-4 if rank < 3 else 0.05
 
 
-# --- Families: each makes one trial of a seed --------------------------------------------------------------------------
+# --- Families: each makes one trial of a seed -------------------------------------------------------------------------
 
 
 def random_networks(seed: int) -> list[Trial]:
@@ -378,6 +392,8 @@ def random_networks(seed: int) -> list[Trial]:
 def trained_networks(seed: int) -> list[Trial]:
     """Networks in the midst of Adam and SGD with weight decay."""
     problem = random_problem(1_000 + seed)
+    if isinstance(problem.pool, np.ndarray):  # no torch module pools like that
+        problem = replace(problem, pool="none")
     trial, random = Trial(problem, f"trained {seed}"), np.random.default_rng(seed)
     made = module(problem, random_network(problem, random, 5, 0.5))
     images, targets = torch.as_tensor(problem.images), torch.as_tensor(problem.targets)
@@ -498,23 +514,23 @@ def small_decay(seed: int) -> list[Trial]:
 
 
 def scaled_data(seed: int) -> list[Trial]:
-    """Features times 2^k, real targets times 2^l: the same problem, and the same network scaled along, exactly."""
+    """Features and targets times powers of two: the same problem, and the same network scaled along, exactly."""
     random = np.random.default_rng(seed)
     problem = random_problem(7_000 + seed, loss="squared", rank=1 + seed % 3, hidden_bias=False)
     near = Trial(problem, "near")
     best = near.networks[near.polish(near.add(random_network(problem, random, 5)))]
     reach = (30, 120, 250, 600)[seed // 4 % 4]
-    k, l = (int(v) for v in random.integers(-reach, reach + 1, size=2))
-    l = max(min(l, 480), -480)  # beyond, squares of targets are no float64 numbers
-    x, y = 2.0**k, 2.0**l
-    beta = math.ldexp(problem.beta, k + l)
+    k, to = (int(v) for v in random.integers(-reach, reach + 1, size=2))
+    to = max(min(to, 480), -480)  # beyond, squares of targets are no float64 numbers
+    x, y = 2.0**k, 2.0**to
+    beta = math.ldexp(problem.beta, k + to)
     if not 1e-290 < beta < 1e290:
         k = -k
-        x, beta = 2.0**k, math.ldexp(problem.beta, k + l)
+        x, beta = 2.0**k, math.ldexp(problem.beta, k + to)
     scaled = replace(problem, images=problem.images * x, targets=problem.targets * y, beta=beta)
-    trial = Trial(scaled, f"scaled {seed} by 2^{k}, 2^{l}", refusable=reach >= 250)
+    trial = Trial(scaled, f"scaled {seed} by 2^{k}, 2^{to}", refusable=reach >= 250)
     oracle, tol = oracle_for(seed, problem)
-    weights = np.ldexp(best.weights, l - k)
+    weights = np.ldexp(best.weights, to - k)
     if np.isfinite(weights).all():
         trial.certify(trial.add(Network(best.filters, weights, best.bias * y)), oracle, tol)
     trial.certify(0, oracle, tol)
@@ -562,6 +578,34 @@ def odd_data(seed: int) -> list[Trial]:
     return [trial]
 
 
+def images_far_from_zero(seed: int) -> list[Trial]:
+    """Patches that differ little beside what they share: nearly parallel rows, responses that hardly vary."""
+    random = np.random.default_rng(seed)
+    problem = random_problem(11_000 + seed, rank=1 + seed % 3, hidden_bias=False)
+    shift = np.round(10 ** random.uniform(1, 9)) * random.integers(0, 2, size=problem.images.shape[1:])
+    problem = at_ratio(replace(problem, images=problem.images + shift), 10 ** random.uniform(-3, 0))
+    trial = Trial(problem, f"far images {seed}")
+    oracle, tol = oracle_for(seed, problem)
+    trial.certify(trial.polish(trial.add(random_network(problem, random, 4))), oracle, tol)
+    trial.certify(0, oracle, tol)
+    return [trial]
+
+
+def given_dual_points(seed: int) -> list[Trial]:
+    """Dual points from outside, of any size and in no domain: they count for what is proved of them."""
+    random = np.random.default_rng(seed)
+    problem = random_problem(12_000 + seed, rank=1 + seed % 3)
+    trial = Trial(problem, f"given dual point {seed}")
+    oracle, tol = oracle_for(seed, problem)
+    number = trial.polish(trial.add(random_network(problem, random, 5)))
+    sizes = 10.0 ** random.uniform(-12, 12, size=3)
+    points = [size * random.standard_normal(problem.targets.shape) for size in sizes]
+    for point in (*points, 2 * constant_residual(problem)):
+        trial.certify(0, oracle, tol, dual_point=torch.as_tensor(point))
+    trial.certify(number, oracle, 1e-9, dual_point=torch.as_tensor(constant_residual(problem)))
+    return [trial]
+
+
 def estimates(seed: int) -> list[Trial]:
     """Oracles that prove less: their certificates never say that they prove it all."""
     problem = random_problem(8_000 + seed)
@@ -572,48 +616,70 @@ def estimates(seed: int) -> list[Trial]:
     return [trial]
 
 
-FAMILIES: dict[str, tuple[Callable[[int], list[Trial]], int, int]] = {
-    "random networks": (random_networks, 7, 60),
-    "trained networks": (trained_networks, 4, 40),
-    "solved problems": (solved_problems, 4, 40),
-    "tampered networks": (tampered_networks, 3, 30),
-    "confident networks": (confident_networks, 8, 60),
-    "one class": (one_class_networks, 6, 60),
-    "offset targets": (offset_targets, 8, 60),
-    "small decay": (small_decay, 6, 60),
-    "scaled data": (scaled_data, 8, 64),
-    "odd rows": (odd_data, 6, 40),
-    "estimates": (estimates, 2, 16),
+@dataclass(frozen=True)
+class Family:
+    """How trials are made of a seed, how many seeds by default, how many in all, and what each is good for."""
+
+    trials: Callable[[int], list[Trial]]
+    quick: int
+    total: int
+    certificates: int
+    """A seed has no fewer of them."""
+
+
+FAMILIES = {
+    "random networks": Family(random_networks, 7, 60, 4),
+    "trained networks": Family(trained_networks, 4, 40, 4),
+    "solved problems": Family(solved_problems, 4, 40, 3),
+    "tampered networks": Family(tampered_networks, 3, 30, 1),
+    "confident networks": Family(confident_networks, 8, 60, 2),
+    "one class": Family(one_class_networks, 6, 60, 1),
+    "offset targets": Family(offset_targets, 8, 60, 2),
+    "small decay": Family(small_decay, 6, 60, 2),
+    "scaled data": Family(scaled_data, 8, 64, 1),
+    "odd rows": Family(odd_data, 6, 40, 3),
+    "images far from zero": Family(images_far_from_zero, 6, 40, 2),
+    "given dual points": Family(given_dual_points, 3, 24, 5),
+    "estimates": Family(estimates, 2, 16, 2),
 }
-"""Family: how a trial is made of a seed, how many seeds by default, and how many in all."""
+
+
+def test_the_families_come_to_a_thousand_certificates() -> None:
+    assert sum(family.total * family.certificates for family in FAMILIES.values()) >= 1_000
 
 
 def families() -> list:
     made = []
-    for name, (_, quick, total) in FAMILIES.items():
-        made.append(pytest.param(name, range(quick), id=name))
-        made.append(pytest.param(name, range(quick, total), id=f"{name}, more", marks=pytest.mark.slow))
+    for name, family in FAMILIES.items():
+        made.append(pytest.param(name, range(family.quick), id=name))
+        rest = range(family.quick, family.total)
+        made.append(pytest.param(name, rest, id=f"{name}, more", marks=pytest.mark.slow))
     return made
 
 
 @pytest.mark.parametrize(("family", "seeds"), families())
 def test_no_certificate_claims_more_than_is_true(family: str, seeds: range, capsys) -> None:
-    trials = [trial for seed in seeds for trial in FAMILIES[family][0](seed)]
+    trials = [trial for seed in seeds for trial in FAMILIES[family].trials(seed)]
     faults = [fault for trial in trials for fault in trial.verdict()]
     claims = [certificate for trial in trials for _, _, certificate in trial.claims]
     proofs = [certificate for certificate in claims if certificate.scope == "global"]
     tight = sum(certificate.rel_gap < 1e-6 for certificate in proofs)
+    networks = sum(len(trial.networks) for trial in trials)
     refused = sum(trial.refused for trial in trials)
+    JUDGED["certificates"] += len(claims)
+    JUDGED["networks"] += networks
     with capsys.disabled():
         print(
-            f"\njudged {family}: {len(claims)} certificates of {sum(len(trial.networks) for trial in trials)} networks on "
-            f"{len(trials)} problems, {len(proofs)} proofs, {tight} tight to 1e-6, {refused} refused, {len(faults)} faults"
+            f"\njudged {family}: {len(claims)} certificates of {networks} networks on {len(trials)} problems, "
+            f"{len(proofs)} proofs, {tight} tight to 1e-6, {refused} refused, {len(faults)} faults"
         )
     assert not faults, "\n".join(faults)
+    expected = FAMILIES[family].certificates * len(seeds)
+    assert len(claims) + refused >= expected
     assert refused <= len(claims)
 
 
-# --- Optima that are formulas -------------------------------------------------------------------------------------------
+# --- Optima that are formulas -----------------------------------------------------------------------------------------
 
 
 def flat(patches: np.ndarray, targets: np.ndarray, beta: float, loss: str = "squared", intercept: bool = False):
@@ -664,6 +730,8 @@ def test_bounds_keep_below_optima_known_by_formula(formula: str, oracle: str, se
         ]
         faults += trial.verdict()
         count += len(trial.claims)
+        JUDGED["networks"] += len(trial.networks)
+    JUDGED["certificates"] += count
     with capsys.disabled():
         print(f"\njudged {formula} with {oracle}: {count} certificates, {len(faults)} faults")
     assert not faults, "\n".join(faults)
@@ -700,13 +768,56 @@ def test_above_beta_max_the_bound_keeps_below_the_best_constant(loss: str, oracl
         certificate = trial.certify(0, oracle, 1e-3)
         faults += trial.verdict()
         loose += certificate is not None and not certificate.dual >= trial.ceiling * (1 - mpf("1e-3"))
+    JUDGED["certificates"] += len(seeds)
     with capsys.disabled():
         print(f"\njudged constants with {oracle}: {len(seeds)} certificates, {len(faults)} faults, {loose} loose")
     assert not faults, "\n".join(faults)
     assert not loose
 
 
-# --- Oracles ------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("loss", ["squared", "cross-entropy"])
+def test_the_history_claims_no_more_than_is_true(loss: str) -> None:
+    """The bounds of rounds that say they are proved, each against the best network that is known in the end."""
+    faults = []
+    for seed in range(4):
+        problem = random_problem(10_000 + seed, loss=loss, rank=2, hidden_bias=False, pool=("grid", (1, 1)))
+        trial = Trial(problem, f"history {seed}")
+        patches = problem.images[..., 0].transpose(0, 2, 1)
+        options = {"loss": loss, "intercept": problem.intercept, "oracle": "exact", "tol": 1e-6, "max_rounds": 8}
+        solution = convcvx.solve(patches, problem.targets, problem.beta, **options)
+        parts = solution.filters, solution.weights, solution.intercept
+        trial.polish(trial.add(Network(*(part.numpy() for part in parts))))
+        for record in solution.history:
+            bound = record["lower_bound"]
+            if record["scope"] == "global" and not mpf(bound) <= trial.ceiling:
+                faults.append(f"seed {seed}, round {record['round']}: {bound!r} above {show(trial.ceiling)}")
+        objective = solution.history[-1]["objective"]
+        if not abs(objective - trial.objectives[1][0]) <= SHARE * objective + trial.noise(1):
+            faults.append(f"seed {seed}: objective {objective!r} of a network with {show(trial.objectives[1][0])}")
+    assert not faults, "\n".join(faults)
+
+
+def test_images_changed_in_place_are_certified_as_they_are() -> None:
+    """By NumPy, behind torch's back: what was gathered of the old images bounds nothing."""
+    problem = random_problem(1, loss="squared", rank=2, hidden_bias=False, pool=("grid", (1, 1)))
+    network = random_network(problem, np.random.default_rng(0), 4)
+    made, targets = module(problem, network), torch.as_tensor(problem.targets)
+    memory = problem.images.copy()
+    images = torch.from_numpy(memory)
+    embedding = PatchEmbedding.fit(images, PatchSpec((1, 1)))
+    faults = []
+    for factor in (1.0, 100.0, 0.01):
+        memory *= factor
+        trial = Trial(replace(problem, images=memory.copy()), f"in place, times {factor}")
+        number = trial.add(network)
+        trial.polish(number)
+        certificate = convcvx.certify(made, images, targets, problem.beta, embedding=embedding, oracle="exact")
+        trial.claims.append(("exact", number, certificate))
+        faults += trial.verdict()
+    assert not faults, "\n".join(faults)
+
+
+# --- Oracles ----------------------------------------------------------------------------------------------------------
 
 
 def charged_problem(kind: str, seed: int) -> tuple[judge.Problem, np.ndarray]:
@@ -769,10 +880,11 @@ def test_no_filter_beats_the_bound_of_a_rigorous_oracle(kind: str, seeds: range,
         tries = judge.adversaries(problem, z, seed)[:60]
         largest = judge.largest_on_circle(problem, z) if rank <= 2 else None
         total = float(np.linalg.norm(problem.patches, axis=2).sum(axis=1) @ np.linalg.norm(z, axis=1))
-        for oracle in rigorous_oracles(rank):
+        top = g_of(problem, z, tries[0])
+        for oracle, target in itertools.product(rigorous_oracles(rank), (0.0, 1.05 * top)):
             where = f"{kind} {seed}, rank {rank}, {oracle.name}"
             try:
-                found = oracle(built(problem), torch.as_tensor(z), n_filters=3, seed=seed)
+                found = oracle(built(problem), torch.as_tensor(z), n_filters=3, seed=seed, target=target)
             except Exception as error:
                 faults.append(f"{where}: {type(error).__name__}: {error}"[:300])
                 continue
@@ -787,20 +899,19 @@ def test_no_filter_beats_the_bound_of_a_rigorous_oracle(kind: str, seeds: range,
                 )
             if largest is not None and not largest <= mpf(found.upper_bound) * (1 + judge.CERTAIN):
                 faults.append(f"{where}: max g {show(largest)} above the bound {found.upper_bound!r}")
-            if largest and oracle.name == "exact":
+            if largest and oracle.name == "exact" and not target:
                 loosest = max(loosest, float(found.upper_bound / largest - 1))
             for u, value in zip(own, found.values.tolist(), strict=True):
                 reached = g_of(problem, z, u)
                 if not abs(value - reached) <= 8 * UNIT * total:
                     faults.append(f"{where}: says g = {value!r} of a filter with {reached!r}")
+    JUDGED["bounds of oracles"] += bounds
     with capsys.disabled():
-        print(
-            f"\njudged {kind}: {bounds} bounds of oracles at {points} filters, loosest {loosest:.0e}, {len(faults)} faults"
-        )
+        print(f"\njudged {kind}: {bounds} bounds at {points} filters, loosest {loosest:.0e}, {len(faults)} faults")
     assert not faults, "\n".join(faults)
 
 
-# --- The judge itself, judged -------------------------------------------------------------------------------------------
+# --- The judge itself, judged -----------------------------------------------------------------------------------------
 
 
 def test_the_judge_shares_no_code_with_what_it_judges() -> None:
@@ -855,7 +966,7 @@ def test_the_judge_computes_what_torch_computes(loss: str, hidden_bias: bool, po
 
 @pytest.mark.parametrize("seed", range(4))
 def test_no_bias_is_better_than_the_best(seed: int) -> None:
-    """Cross-entropy at logits of up to hundreds; squared loss at an offset: the minimum is below all trials, and near."""
+    """Whatever the logits, the minimum over biases is below what a search without slopes finds, and near."""
     random = np.random.default_rng(seed)
     problem = random_problem(seed, loss=("squared", "cross-entropy")[seed % 2], intercept=True, rank=2)
     network = random_network(problem, random, 3, 10.0**seed)
@@ -883,7 +994,7 @@ def test_no_bias_is_better_than_the_best(seed: int) -> None:
 
 def accused(change: Callable[[Certificate, Trial], Certificate], oracle: str = "exact") -> list[str]:
     """What the judge says of a true certificate once it has been changed."""
-    problem = random_problem(12, loss="squared", rank=2)
+    problem = random_problem(9, rank=2)
     trial = Trial(problem, "planted")
     best = trial.polish(trial.add(random_network(problem, np.random.default_rng(0), 6)))
     trial.certify(best, oracle, 1e-9)
@@ -950,8 +1061,3 @@ def test_the_judge_convicts_a_bound_just_below_the_maximum_of_g(rank: int) -> No
     assert judge.exceeds(problem, z, math.nan, points[:50]) is not None
     if rank <= 2:
         assert bound * (1 - 1e-12) < judge.largest_on_circle(problem, z) <= bound
-
-
-def test_the_families_come_to_a_thousand() -> None:
-    """Each seed of a family is a problem with two certificates at the least."""
-    assert sum(total for _, _, total in FAMILIES.values()) >= 500
