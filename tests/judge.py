@@ -603,10 +603,12 @@ def optimum_of_orthogonal_samples(problem: Problem) -> mpf:
 
 
 def optimum_of_opposite_samples(problem: Problem) -> mpf:
-    """Two samples x and -x of two classes, cross-entropy, no intercept: two problems of one sample, at 2β each."""
-    return optimum_of_one_sample(
-        replace(problem, images=problem.images[:1], targets=problem.targets[:1], beta=2 * problem.beta)
-    )
+    """Two samples x and -x of the first two classes, cross-entropy: two problems of one sample, at 2β each.
+
+    An intercept rids them of all other classes; between the two it is zero, by symmetry.
+    """
+    targets = problem.targets[:1, :2] if problem.intercept else problem.targets[:1]
+    return optimum_of_one_sample(replace(problem, images=problem.images[:1], targets=targets, beta=2 * problem.beta))
 
 
 KNOWN: dict[str, Callable[[Problem], mpf]] = {

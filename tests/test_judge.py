@@ -708,13 +708,18 @@ def known_problem(formula: str, seed: int) -> judge.Problem:
     y = np.eye(c)[[int(random.integers(c))]] if loss == "cross-entropy" else random.standard_normal((1, c))
     beta = ratio * float(np.linalg.norm(x))
     if formula == "opposite samples":
-        return flat(np.concatenate([x, -x]), np.eye(c)[[0, 1]], beta, loss)
+        return flat(np.concatenate([x, -x]), np.eye(c)[[0, 1]], beta, loss, bool(seed // 2 % 2))
     return flat(x, y, beta, loss)
+
+
+FEW = (2, 3, 17, 33)
+"""Seeds of which some have a tiny weight decay."""
+MORE = tuple(seed for seed in range(40) if seed not in FEW)
 
 
 @pytest.mark.parametrize("oracle", ["exact", "branch-and-bound", "copositive"])
 @pytest.mark.parametrize("formula", judge.KNOWN)
-@pytest.mark.parametrize("seeds", [range(4), pytest.param(range(4, 40), marks=pytest.mark.slow)], ids=["few", "more"])
+@pytest.mark.parametrize("seeds", [FEW, pytest.param(MORE, marks=pytest.mark.slow)], ids=["few", "more"])
 def test_bounds_keep_below_optima_known_by_formula(formula: str, oracle: str, seeds: range, capsys) -> None:
     faults, count = [], 0
     for seed in seeds:
@@ -740,7 +745,7 @@ def test_bounds_keep_below_optima_known_by_formula(formula: str, oracle: str, se
 @pytest.mark.parametrize("formula", judge.KNOWN)
 def test_the_formulas_are_reached(formula: str) -> None:
     """Bounds near the optimum, not just below it: else the test above would prove little."""
-    for seed in (0, 4, 8):  # of moderate weight decay
+    for seed in (0, 4, 6):  # of moderate weight decay
         problem = known_problem(formula, seed)
         known = judge.KNOWN[formula](problem)
         certificate = convcvx.solve(
@@ -748,7 +753,7 @@ def test_the_formulas_are_reached(formula: str) -> None:
             problem.targets,
             problem.beta,
             loss=problem.loss,
-            intercept=False,
+            intercept=problem.intercept,
             oracle="exact",
             tol=1e-6,
         ).certificate
