@@ -8,7 +8,7 @@ neuron is first balanced (‖u_j‖ = ‖V_j‖, which never raises the objectiv
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from convcvx.oracles.local import LocalOracle
 from convcvx.patches import PatchEmbedding
 from convcvx.problem import Problem
 from convcvx.responses import Responses
+from convcvx.units import Units, times
 
 SCOPES = {
     "global": "a proof: no network of any width has an objective below the lower bound",
@@ -146,7 +147,6 @@ def certify(
     n_classes: int | None = None,
     seed: int = 0,
     device: str = "cpu",
-    responses: Callable[..., Responses] = Responses,
     dual_point: Tensor | None = None,
 ) -> Certificate:
     """Certify any two-layer convolutional ReLU network at weight decay `beta`.
@@ -168,8 +168,6 @@ def certify(
         Gap at which a rigorous oracle may stop refining its bound.
     embedding : PatchEmbedding, optional
         For models with whitening or a low-rank patch basis: in their space filters have their norm.
-    responses : callable
-        Makes the `Responses`; `Team.responses` for images that several processes share.
     dual_point : Tensor (n, c), optional
         Another dual point than the network's residual, tried where that leaves a gap above `tol` and the oracle is
         rigorous. It counts for what is proved of it here, whoever made it.
@@ -183,25 +181,59 @@ def certify(
     bounds = images.aminmax() if len(images) else ()
     if not all(bool(part.isfinite().all()) for part in (*bounds, *network.parameters())):
         raise InputError("images and the network's weights must be finite; found NaN or infinity")
+    units = Units.of(images, targets, loss, embedding.spec if embedding else layers.spec)
+    if not units.ordinary:
+        reduced = units.reduced("images", images), units.reduced("targets", targets), units.reduced_beta(beta)
+        options = {"loss": loss, "oracle": oracle, "tol": tol, "embedding": embedding, "n_classes": n_classes}
+        options |= {"seed": seed, "device": device}
+        if dual_point is not None:
+            options["dual_point"] = times(dual_point.double(), -units.targets)
+        return units.certificate(certify(_in_units(network, units), *reduced, **options))
     if embedding is None:
         embedding = PatchEmbedding.fit(images, layers.spec)
-    made = responses(images, embedding, layers.pooling, device=device)
-    if layers.classifier.in_features != layers.convolution.out_channels * made.n_cells:
+    made = Responses(images, embedding, layers.pooling, device=device)
+    intercept = layers.classifier.bias is not None
+    problem = Problem.build(made, targets, beta, loss, intercept, n_classes or layers.classifier.out_features)
+    return certify_on(problem, network, oracle=oracle, tol=tol, seed=seed, dual_point=dual_point)
+
+
+def certify_on(
+    problem: Problem,
+    network: nn.Module,
+    *,
+    oracle: str | Oracle = "auto",
+    tol: float = 1e-4,
+    seed: int = 0,
+    dual_point: Tensor | None = None,
+) -> Certificate:
+    """As `certify`, on a `problem` that is there already: its images, embedding, pooling and β are believed."""
+    layers, embedding = read_network(network), problem.responses.embedding
+    features = layers.convolution.out_channels * problem.responses.n_cells
+    if layers.classifier.in_features != features:
         raise InputError(
             f"the linear layer takes {layers.classifier.in_features} features but {layers.convolution.out_channels} "
-            f"filters pooled to {made.n_cells} cells give {layers.convolution.out_channels * made.n_cells}; "
-            "check pool, stride and padding"
+            f"filters pooled to {problem.responses.n_cells} cells give {features}; check pool, stride and padding"
         )
-    intercept = layers.classifier.bias is not None
-    n_outputs = layers.classifier.out_features
-    problem = Problem.build(made, targets, beta, loss, intercept, n_classes or n_outputs)
-    if problem.n_outputs != n_outputs:
-        raise InputError(f"the network has {n_outputs} outputs but the targets {problem.n_outputs}")
+    if problem.n_outputs != layers.classifier.out_features:
+        raise InputError(
+            f"the network has {layers.classifier.out_features} outputs but the targets {problem.n_outputs}"
+        )
     bias = layers.convolution.bias
     filters = embedding.filters(layers.convolution.weight.detach().cpu(), None if bias is None else bias.detach().cpu())
     weights = layers.classifier.weight.detach().cpu().double().unflatten(1, (len(filters), -1)).permute(1, 2, 0)
     _check_forward(network, layers, problem, filters, weights)
     return certify_parameters(problem, filters, weights, oracle=oracle, tol=tol, seed=seed, dual_point=dual_point)
+
+
+def _in_units(network: nn.Module, units: Units) -> nn.Module:
+    """The network in float64, for images and targets in `units`."""
+    network = deepcopy(network).double()
+    classifier = read_network(network).classifier
+    with torch.no_grad():
+        classifier.weight.copy_(times(classifier.weight.cpu(), units.images - units.targets))
+        if classifier.bias is not None:
+            classifier.bias.copy_(times(classifier.bias.cpu(), -units.targets))
+    return network
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,10 @@ from convcvx.certificate import certify_parameters
 from convcvx.errors import InputError
 from convcvx.oracles import Oracle
 from convcvx.patches import PatchSpec
+from convcvx.problem import Problem
 from convcvx.solution import Callback, Solution
 from convcvx.training import build_problem, find_beta_max, solve_problem, warn_short_of
+from convcvx.units import Units
 
 
 def solve(
@@ -90,36 +92,53 @@ def solve(
     >>> solution.certificate.scope, bool(solution.certificate.rel_gap < 1e-4)
     ('global', True)
     """
-    problem = build_problem(
-        patches_to_images(patches),
-        targets,
-        beta,
-        spec=PatchSpec((1, 1)),
-        pooling=pooling,
-        loss=loss,
-        intercept=intercept,
-        device=device,
-    )
+    problem, units = _in_units(patches, targets, pooling=pooling, loss=loss, intercept=intercept, device=device)
+    problem = problem.with_beta(units.reduced_beta(beta))
+    budget = Budget(tol, max_filters, max_rounds, time_limit)
+    solution = train(problem, units, budget, solver=solver, oracle=oracle, seed=seed, start=start, callback=callback)
+    warn_short_of(solution.certificate, solution, tol)
+    return solution
+
+
+def train(
+    problem: Problem,
+    units: Units,
+    budget: Budget,
+    *,
+    solver: str = "auto",
+    oracle: str | Oracle = "auto",
+    seed: int = 0,
+    start: Solution | None = None,
+    callback: Callback | None = None,
+) -> Solution:
+    """Solve and certify a `problem` in `units`; `start`, `callback` and the solution are out of them."""
     solution = solve_problem(
         problem,
-        Budget(tol, max_filters, max_rounds, time_limit),
+        budget,
         solver=solver,
         oracle=oracle,
         seed=seed,
-        start=start,
-        callback=callback,
+        start=None if start is None else units.inverse.solution(start),
+        callback=units.callback(callback),
     )
     certificate = certify_parameters(
         problem,
         solution.filters,
         solution.weights,
         oracle=oracle,
-        tol=tol,
+        tol=budget.tol,
         seed=seed + 1,
         dual_point=solution.dual_point,
     )
-    warn_short_of(certificate, solution, tol)
-    return replace(solution, certificate=certificate)
+    return units.solution(replace(solution, certificate=certificate))
+
+
+def _in_units(patches: Any, targets: Any, **options: Any) -> tuple[Problem, Units]:
+    """The problem of these data, its β still open, in units in which they are of size one."""
+    images = patches_to_images(patches)
+    units = Units.of(images, targets, options.get("loss", "squared"))
+    images, targets = units.reduced("images", images), units.reduced("targets", targets)
+    return build_problem(images, targets, spec=PatchSpec((1, 1)), **options), units
 
 
 def beta_max(
@@ -133,9 +152,8 @@ def beta_max(
     seed: int = 0,
 ) -> float:
     """The β from which on the optimal network has no filters; parameters as in `solve`."""
-    images = patches_to_images(patches)
-    problem = build_problem(images, targets, spec=PatchSpec((1, 1)), pooling=pooling, loss=loss, intercept=intercept)
-    return find_beta_max(problem, oracle, seed)
+    problem, units = _in_units(patches, targets, pooling=pooling, loss=loss, intercept=intercept)
+    return units.of_g(find_beta_max(problem, oracle, seed))
 
 
 def path(
@@ -161,13 +179,17 @@ def path(
     Solution
         One a β, in the order of `betas`; `.certificate.beta` says which.
     """
+    given = {name: options.pop(name) for name in ("pooling", "loss", "intercept", "device") if name in options}
+    budget = Budget(**{field.name: options.pop(field.name) for field in fields(Budget) if field.name in options})
+    # of their own: whoever takes one solution after another may change his arrays in between
+    problem, units = _in_units(torch.as_tensor(patches).clone(), torch.as_tensor(targets).clone(), **given)
     if betas is None:
-        shared = {k: options[k] for k in ("pooling", "loss", "intercept", "oracle", "seed") if k in options}
-        top = beta_max(patches, targets, **shared)
+        top = units.of_g(find_beta_max(problem, options.get("oracle", "auto"), options.get("seed", 0)))
         betas = [float(b) for b in np.geomspace(top, ratio * top, n_betas)]
     start = options.pop("start", None)
     for beta in betas:
-        start = solve(patches, targets, beta, start=start, **options)
+        start = train(problem.with_beta(units.reduced_beta(beta)), units, budget, start=start, **options)
+        warn_short_of(start.certificate, start, budget.tol)
         yield start
         start = replace(start, history=[], rounds=0, status="running", certificate=None)
 

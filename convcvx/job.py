@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from convcvx.certificate import Certificate, certify
+from convcvx.certificate import Certificate, certify, certify_on
 from convcvx.config import TrainConfig
 from convcvx.data import Dataset
 from convcvx.dictionary_start import start_from_dictionary
@@ -21,7 +21,6 @@ from convcvx.patches import PatchEmbedding
 from convcvx.problem import Problem
 from convcvx.progress import Report, peak_memory_mb
 from convcvx.resolve import Data, image_shape, load_data, pick_device, run_beta, training_images, training_problem
-from convcvx.responses import Responses
 from convcvx.runs import Run
 from convcvx.sharding import Team
 from convcvx.solution import Solution
@@ -69,7 +68,10 @@ def train_job(
         "loss": config.loss,
         "beta": problem.beta,
     }
-    certificate = _certify(network, train, config, problem.beta, responses.embedding, solution.dual_point, team)
+    oracle = _named_oracle(config.oracle, config)
+    certificate = certify_on(
+        problem, network, oracle=oracle, tol=config.tol, seed=config.seed, dual_point=solution.dual_point
+    )
     run.save_result(network, certificate)
     network.to(responses.device)  # where it is scored
     metrics = certificate_summary(certificate) | {
@@ -173,7 +175,6 @@ def _certify(
     beta: float,
     embedding: PatchEmbedding | None,
     dual_point: Tensor | None = None,
-    team: Team | None = None,
 ) -> Certificate:
     return certify(
         network,
@@ -187,7 +188,6 @@ def _certify(
         n_classes=train.n_classes or None,
         seed=config.seed,
         device=pick_device(config.device),
-        responses=team.responses if team else Responses,
         dual_point=dual_point,
     )
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from convcvx.errors import InputError, check_positive
 from convcvx.losses import Loss, encode_targets, get_loss
 from convcvx.responses import Responses
+from convcvx.units import check_targets
 
 SAMPLE_BYTES = 1 << 30
 """Size of a sample's images in float32."""
@@ -57,6 +58,7 @@ class Problem:
         """Check the parts and put them together; `targets` and `n_classes` as `encode_targets` reads them."""
         get_loss(loss)
         encoded = encode_targets(targets, loss, n_classes)
+        check_targets(encoded, loss)
         if len(encoded) != responses.n:
             raise InputError(f"targets must have one row an image, {responses.n}; got {len(encoded)}")
         return cls(responses, encoded, check_positive("beta", beta), get_loss(loss), intercept)
@@ -109,6 +111,9 @@ class Problem:
         if self.intercept:
             predictions = predictions + self.loss.best_intercept(predictions, self.targets)
         return self.in_domain(self.residual(predictions))
+
+    def dual_error(self, dual_point: Tensor) -> Tensor:
+        return torch.zeros(len(dual_point), dtype=torch.float64)  # the lead's
 
     def in_domain(self, dual: Tensor) -> Tensor:
         """A point near Z = `dual` (n, c) whose dual value is finite; only max g ≤ β is left to `dual`'s scaling.
