@@ -182,19 +182,15 @@ def certify(
     if not all(bool(part.isfinite().all()) for part in (*bounds, *network.parameters())):
         raise InputError("images and the network's weights must be finite; found NaN or infinity")
     units = Units.of(images, targets, loss, embedding.spec if embedding else layers.spec)
-    if not units.ordinary:
-        reduced = units.reduced("images", images), units.reduced("targets", targets), units.reduced_beta(beta)
-        options = {"loss": loss, "oracle": oracle, "tol": tol, "embedding": embedding, "n_classes": n_classes}
-        options |= {"seed": seed, "device": device}
-        if dual_point is not None:
-            options["dual_point"] = times(dual_point.double(), -units.targets)
-        return units.certificate(certify(_in_units(network, units), *reduced, **options))
+    images, targets, beta = units.reduced("images", images), units.reduced("targets", targets), units.reduced_beta(beta)
+    network, dual_point = _in_units(network, units), units.inverse.dual_point(dual_point)
     if embedding is None:
         embedding = PatchEmbedding.fit(images, layers.spec)
     made = Responses(images, embedding, layers.pooling, device=device)
     intercept = layers.classifier.bias is not None
     problem = Problem.build(made, targets, beta, loss, intercept, n_classes or layers.classifier.out_features)
-    return certify_on(problem, network, oracle=oracle, tol=tol, seed=seed, dual_point=dual_point)
+    certificate = certify_on(problem, network, oracle=oracle, tol=tol, seed=seed, dual_point=dual_point)
+    return units.certificate(certificate)
 
 
 def certify_on(
@@ -226,7 +222,9 @@ def certify_on(
 
 
 def _in_units(network: nn.Module, units: Units) -> nn.Module:
-    """The network in float64, for images and targets in `units`."""
+    """The network for images and targets in `units`; in float64 if these are not the usual ones."""
+    if units.ordinary:
+        return network
     network = deepcopy(network).double()
     classifier = read_network(network).classifier
     with torch.no_grad():

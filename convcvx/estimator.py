@@ -112,8 +112,8 @@ class _ConvexCNN(BaseEstimator):
         problem = build_problem(images, targets, spec=spec, **options)
         problem = problem.with_beta(self._choose_beta(problem, units, seed))
         budget = Budget(self.tol, self.max_filters, self.max_rounds, self.time_limit)
-        solution = train(problem, units, budget, solver=self.solver, oracle=self.oracle, seed=seed)
-        self.certificate_, self.solution_ = solution.certificate, solution
+        solution, self.certificate_ = train(problem, units, budget, solver=self.solver, oracle=self.oracle, seed=seed)
+        self.solution_ = solution
         self.beta_ = self.certificate_.beta
         self.filters_ = solution.filters.numpy()
         self.weights_ = solution.weights.numpy()

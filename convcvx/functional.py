@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from convcvx.budget import Budget
-from convcvx.certificate import certify_parameters
+from convcvx.certificate import Certificate, certify_parameters
 from convcvx.errors import InputError
 from convcvx.oracles import Oracle
 from convcvx.patches import PatchSpec
@@ -95,8 +95,9 @@ def solve(
     problem, units = _in_units(patches, targets, pooling=pooling, loss=loss, intercept=intercept, device=device)
     problem = problem.with_beta(units.reduced_beta(beta))
     budget = Budget(tol, max_filters, max_rounds, time_limit)
-    solution = train(problem, units, budget, solver=solver, oracle=oracle, seed=seed, start=start, callback=callback)
-    warn_short_of(solution.certificate, solution, tol)
+    options: dict[str, Any] = {"solver": solver, "oracle": oracle, "seed": seed, "start": start, "callback": callback}
+    solution, certificate = train(problem, units, budget, **options)
+    warn_short_of(certificate, solution, tol)
     return solution
 
 
@@ -110,8 +111,8 @@ def train(
     seed: int = 0,
     start: Solution | None = None,
     callback: Callback | None = None,
-) -> Solution:
-    """Solve and certify a `problem` in `units`; `start`, `callback` and the solution are out of them."""
+) -> tuple[Solution, Certificate]:
+    """Solve and certify a `problem` in `units`; `start`, `callback` and what comes back are out of them."""
     solution = solve_problem(
         problem,
         budget,
@@ -130,7 +131,8 @@ def train(
         seed=seed + 1,
         dual_point=solution.dual_point,
     )
-    return units.solution(replace(solution, certificate=certificate))
+    solution = units.solution(replace(solution, certificate=certificate))
+    return solution, units.certificate(certificate)
 
 
 def _in_units(patches: Any, targets: Any, **options: Any) -> tuple[Problem, Units]:
@@ -188,8 +190,9 @@ def path(
         betas = [float(b) for b in np.geomspace(top, ratio * top, n_betas)]
     start = options.pop("start", None)
     for beta in betas:
-        start = train(problem.with_beta(units.reduced_beta(beta)), units, budget, start=start, **options)
-        warn_short_of(start.certificate, start, budget.tol)
+        at_beta = problem.with_beta(units.reduced_beta(beta))
+        start, certificate = train(at_beta, units, budget, start=start, **options)
+        warn_short_of(certificate, start, budget.tol)
         yield start
         start = replace(start, history=[], rounds=0, status="running", certificate=None)
 

@@ -37,8 +37,9 @@ SMALLEST_NORMAL = float(np.finfo(float).tiny)
 
 @dataclass(frozen=True)
 class Units:
-    """Images are given in 2^images, targets in 2^targets; `reduced` brings data into units, the other methods bring results
-    out of them, and those of `inverse` in.
+    """Images are given in 2^images, targets in 2^targets.
+
+    `reduced` brings data into units, the other methods bring results out of them, and those of `inverse` in.
 
     Attributes
     ----------
@@ -144,7 +145,7 @@ class Units:
             solution,
             weights=weights,
             intercept=times(solution.intercept, self.targets),
-            dual_point=None if solution.dual_point is None else times(solution.dual_point, self.targets),
+            dual_point=self.dual_point(solution.dual_point),
             history=[self._record(record) for record in solution.history],
             certificate=None if solution.certificate is None else self.certificate(solution.certificate),
         )
@@ -171,6 +172,12 @@ class Units:
             g_max=self.of_g(certificate.g_max),
             search=search,
         )
+
+    def dual_point(self, dual_point: Tensor | None) -> Tensor | None:
+        """Z."""
+        if dual_point is None or not self.targets:
+            return dual_point
+        return times(dual_point.double(), self.targets)
 
     def callback(self, callback: Callback | None) -> Callback | None:
         """`callback` told of solutions out of units."""

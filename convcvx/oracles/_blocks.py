@@ -44,7 +44,7 @@ class Goal:
     def threshold(self, best: float) -> float:
         """Cones with a bound up to this need no further division."""
         far = 0.1 * (best / self.target - 1) if self.target > 0 else 0.0
-        return max(self.target, best * (1 + max(self.rel_tol, min(self.far_tol, far))))
+        return max(best * (1 + max(self.rel_tol, min(self.far_tol, far))), self.target)
 
     def stopped(self, cones: int) -> str | None:
         if self.deadline is not None and time.perf_counter() >= self.deadline:

@@ -22,8 +22,8 @@ NARROWEST = 1e-14
 """Cones whose longest edge squared is below this are not divided further, nor are those that come from 12 d² halvings;
 their bound is recorded as it is."""
 FAINT = 1e-140
-"""A direction shorter than this has squares that underflow, so that it cannot be made unit: none is then used, for which
-the bound holds as well, the whole of G being beside it."""
+"""A direction shorter than this has squares that underflow, so that it cannot be made unit: then none is used, for
+which the bound holds as well, the whole of G being beside it."""
 CURVATURE = 0.25
 """Weight of an edge's squared length, times g, in the choice of the edge to halve: it moves time, not the bound."""
 DONE, OUT_OF_BUDGET, OUT_OF_ROOM = 0, 1, 2

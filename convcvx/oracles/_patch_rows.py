@@ -116,8 +116,8 @@ class PatchRows:
         del parts
         first, member = merge(unit, slots)
         share = skew + (np.bincount(member)[member] + (d + 1) * d**0.5 + 8) * UNIT
-        remainders = UP * (remainders.numpy() + np.bincount(image, weight * share, responses.n))
-        reach = UP * np.bincount(image, weight, responses.n) + remainders
+        beside = UP * (remainders.numpy() + np.bincount(image, weight * share, responses.n))
+        reach = UP * np.bincount(image, weight, responses.n) + beside
         unit, slots = unit[first], slots[first]
         division = Division.of(unit, slots)
         order = np.empty(len(unit), np.int32)
@@ -125,7 +125,7 @@ class PatchRows:
         incidence = csr_array((weight, (order[member], image)), shape=(len(unit), responses.n))
         incidence.sum_duplicates()
         unit, slots = unit[division.order], slots[division.order]
-        return cls(unit, slots, incidence, remainders, reach, responses.n_cells, frame, division.sorted())
+        return cls(unit, slots, incidence, beside, reach, responses.n_cells, frame, division.sorted())
 
     @staticmethod
     def size(responses: Responses, n_outputs: int) -> int:
@@ -161,21 +161,21 @@ def lengths(rows: Tensor) -> Tensor:
 def embedding_errors(responses: Responses, where: slice, raw: Tensor) -> Tensor:
     """(b, K): how far the embedded rows B x may be off, computed in float64 from `raw` patch rows x (b, K, h).
 
-    The terms b_rj x_j of a coordinate may be far larger than their sum, as they are where whitening takes a mean off:
-    in whatever order, the sum is off by (h + 1)ε Σ_j |b_rj x_j| <= (h + 1)ε ‖b_r‖‖x‖, over all r by (h + 1)ε ‖B‖_F‖x‖.
+    The terms b_rj x_j of a coordinate may be far larger than their sum, as they are where whitening takes a mean off: in
+    whatever order they are added, the sum is off by (h + 1)ε Σ_j |b_rj||x_j|.
 
     Contrast normalisation q / D(q), D² = ‖q‖²/s + contrast, of a centred patch of s pixels, |pixel| <= M, is rounded
     before. Their mean is off by sεM, which with the rounding of the differences puts q off by (s + 3)εM√s; the map
     has a derivative of at most 1/D <= 1/√contrast; and D and the quotient are off by (s/2 + 7)ε of the result.
     """
     spec, basis = responses.embedding.spec, responses.embedding.basis
-    norms = lengths(raw)
-    errors = (basis.shape[1] + 1) * UNIT * norms
+    errors = (basis.shape[1] + 1) * UNIT * lengths(raw.abs() @ basis.abs().T)
     if spec.contrast is not None:
         s = basis.shape[1] - spec.constant
         largest = responses.images[where].double().abs().flatten(1).amax(dim=1).cpu()[:, None]
-        errors = errors + ((s + 3) * (s / spec.contrast) ** 0.5 * largest + (s / 2 + 7) * norms) * UNIT
-    return torch.where(errors > 0, UP * float(basis.norm()) * errors + TINY, 0.0)
+        off = (s + 3) * (s / spec.contrast) ** 0.5 * largest + (s / 2 + 7) * lengths(raw[..., :s])
+        errors = errors + UNIT * float(basis[:, :s].norm()) * off
+    return torch.where(errors > 0, UP * errors + TINY, 0.0)
 
 
 def check_size(responses: Responses, n_outputs: int) -> None:

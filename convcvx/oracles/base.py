@@ -169,7 +169,7 @@ class ChargedRows:
     def target(self, value: float) -> float:
         """What the norm of the sum has to stay below for g to stay below `value`."""
         with np.errstate(over="ignore", under="ignore"):
-            return float(np.ldexp(value, -self.exponent)) - self.slack
+            return float(np.ldexp(value, -self.exponent)) - largest(self.slack)
 
     def looseness(self, bound: float, values: np.ndarray) -> float:
         """What `bound` with slack has above the best of `values`, as a share of it; 0 where nothing was found."""

@@ -18,7 +18,6 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from scipy import sparse
 from torch import Tensor
 

@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 from math import comb
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from convcvx.arrangements import cell_batches, complement, count_bound, unpack_patterns
