@@ -77,7 +77,8 @@ def solve(
     Raises
     ------
     InputError
-        For arrays of the wrong shape, NaN, or parameters out of range.
+        For arrays of the wrong shape, NaN, or parameters out of range; for data so far from size one that float64
+        does not hold the objective or the weights.
 
     Warns
     -----

@@ -10,11 +10,14 @@ import mpmath
 import numpy as np
 import pytest
 import torch
+from conftest import flat_problem
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from typer.testing import CliRunner
 
 import convcvx
+from convcvx.cli import app
 from convcvx.errors import InputError
 from convcvx.oracles import BranchAndBoundOracle, ChargedRows, CopositiveOracle, ExactOracle, SampledOracle
 from convcvx.oracles._batched_cones import form_bounds
@@ -30,7 +33,6 @@ from convcvx.problem import Problem
 from convcvx.responses import Responses
 from convcvx.training import build_problem
 from convcvx.units import Units
-from conftest import flat_problem
 
 UP, DOWN = 498, -498
 """Exponents: about 1e±150."""
@@ -178,7 +180,7 @@ def test_extreme_images_beside_a_bias_or_an_epsilon_are_refused_by_name():
 
 def test_extreme_targets_of_a_problem_without_units_are_refused_by_name():
     with pytest.raises(InputError, match="targets must have a largest entry"):
-        build_problem(torch.ones(2, 1, 1, 1), torch.tensor([[0.0], [1e-158]], dtype=torch.float64), spec=PatchSpec((1, 1)))
+        build_problem(torch.ones(2, 1, 1, 1), np.array([[0.0], [1e-158]]), spec=PatchSpec((1, 1)))
 
 
 # -- the oracles --------------------------------------------------------------------------------------
@@ -401,7 +403,7 @@ def test_slack_covers_what_rounding_changes(options, offset):
             unit = mpmath.mpf(2) ** charged.exponent
             off = mpmath.sqrt(sum((one - unit * other) ** 2 for one, other in zip(exact, gathered, strict=True)))
             assert off <= unit * charged.slack
-    assert charged.slack < 1e-12 or offset > 0
+    assert charged.slack < 1e-10 or offset > 0
 
 
 def test_reach_is_above_every_response():
@@ -451,6 +453,13 @@ def gathered(monkeypatch) -> list[int]:
 
     monkeypatch.setattr(PatchRows, "_gather", classmethod(counting))
     return counts
+
+
+def test_a_training_gathers_its_rows_once(gathered, tmp_path):
+    arguments = "train --data digits --limit 20 --stride 2 --pool 2 --rank 2 --beta-ratio 0.3 --tol 0.1 --json --out"
+    done = CliRunner().invoke(app, [*arguments.split(), str(tmp_path / "run")])
+    assert done.exit_code == 0, done.output
+    assert gathered == [20]
 
 
 def test_a_path_gathers_its_rows_once_and_keeps_its_own_data(gathered):

@@ -161,8 +161,8 @@ def lengths(rows: Tensor) -> Tensor:
 def embedding_errors(responses: Responses, where: slice, raw: Tensor) -> Tensor:
     """(b, K): how far the embedded rows B x may be off, computed in float64 from `raw` patch rows x (b, K, h).
 
-    The terms b_rj x_j of a coordinate may be far larger than their sum, as they are where whitening takes a mean off: in
-    whatever order they are added, the sum is off by (h + 1)ε Σ_j |b_rj||x_j|.
+    The terms b_rj x_j of a coordinate may be far larger than their sum, as where whitening takes a mean off; in
+    whatever order they are added, it is off by (h + 1)ε Σ_j |b_rj||x_j|.
 
     Contrast normalisation q / D(q), D² = ‖q‖²/s + contrast, of a centred patch of s pixels, |pixel| <= M, is rounded
     before. Their mean is off by sεM, which with the rounding of the differences puts q off by (s + 3)εM√s; the map
