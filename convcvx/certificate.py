@@ -8,7 +8,7 @@ neuron is first balanced (‖u_j‖ = ‖V_j‖, which never raises the objectiv
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -26,6 +26,7 @@ from convcvx.oracles.local import LocalOracle
 from convcvx.patches import PatchEmbedding
 from convcvx.problem import Problem, relative_gap
 from convcvx.responses import Responses
+from convcvx.units import Units, times
 
 SCOPES = {
     "global": "a proof: no network of any width has an objective below the lower bound",
@@ -157,7 +158,6 @@ def certify(
     n_classes: int | None = None,
     seed: int = 0,
     device: str = "cpu",
-    responses: Callable[..., Responses] = Responses,
     dual_point: Tensor | None = None,
 ) -> Certificate:
     """Certify any two-layer convolutional ReLU network at weight decay `beta`.
@@ -179,8 +179,6 @@ def certify(
         Gap at which a rigorous oracle may stop refining its bound.
     embedding : PatchEmbedding, optional
         For models with whitening or a low-rank patch basis: in their space filters have their norm.
-    responses : callable
-        Makes the `Responses`; `Team.responses` for images that several processes share.
     dual_point : Tensor (n, c), optional
         Another dual point than the network's residual, tried where that leaves a gap above `tol` and the oracle is
         rigorous. It counts for what is proved of it here, whoever made it.
@@ -192,29 +190,61 @@ def certify(
         not fit it.
     """
     layers = read_network(network)
-    images = read_images(images)
+    read, classes = read_images(images), read_tensor("targets", targets)
     if not all(bool(part.isfinite().all()) for part in network.parameters()):
         raise InputError("the network's weights must be finite; found NaN or infinity")
+    units = Units.of(read, classes, loss, embedding.spec if embedding else layers.spec)
+    read, classes, beta = units.reduced("images", read), units.reduced("targets", classes), units.reduced_beta(beta)
+    network, dual_point = _in_units(network, units), units.inverse.dual_point(dual_point)
     if embedding is None:
-        embedding = PatchEmbedding.fit(images, layers.spec)
-    made = responses(images, embedding, layers.pooling, device=device)
-    if layers.classifier.in_features != layers.convolution.out_channels * made.n_cells:
+        embedding = PatchEmbedding.fit(read, layers.spec)
+    made = Responses(read, embedding, layers.pooling, device=device)
+    intercept = layers.classifier.bias is not None
+    problem = Problem.build(made, classes, beta, loss, intercept, n_classes or layers.classifier.out_features)
+    certificate = certify_on(problem, network, oracle=oracle, tol=tol, seed=seed, dual_point=dual_point)
+    return units.certificate(certificate)
+
+
+def certify_on(
+    problem: Problem,
+    network: nn.Module,
+    *,
+    oracle: str | Oracle = "auto",
+    tol: float = 1e-4,
+    seed: int = 0,
+    dual_point: Tensor | None = None,
+) -> Certificate:
+    """As `certify`, on a `problem` that is there already: its images, embedding, pooling and β are believed."""
+    layers, embedding = read_network(network), problem.responses.embedding
+    features = layers.convolution.out_channels * problem.responses.n_cells
+    if layers.classifier.in_features != features:
         raise InputError(
             f"the linear layer takes {layers.classifier.in_features} features but {layers.convolution.out_channels} "
-            f"filters pooled to {made.n_cells} cells give {layers.convolution.out_channels * made.n_cells}; "
-            "check pool, stride and padding"
+            f"filters pooled to {problem.responses.n_cells} cells give {features}; check pool, stride and padding"
         )
-    intercept = layers.classifier.bias is not None
-    n_outputs = layers.classifier.out_features
-    problem = Problem.build(made, read_tensor("targets", targets), beta, loss, intercept, n_classes or n_outputs)
-    if problem.n_outputs != n_outputs:
-        raise InputError(f"the network has {n_outputs} outputs but the targets {problem.n_outputs}")
+    if problem.n_outputs != layers.classifier.out_features:
+        raise InputError(
+            f"the network has {layers.classifier.out_features} outputs but the targets {problem.n_outputs}"
+        )
     bias = layers.convolution.bias
     filters = embedding.filters(layers.convolution.weight.detach().cpu(), None if bias is None else bias.detach().cpu())
     weights = layers.classifier.weight.detach().cpu().double().unflatten(1, (len(filters), -1)).permute(1, 2, 0)
     _check_forward(network, layers, problem, filters, weights)
-    own = layers.classifier.bias.detach().cpu() if intercept else None
+    own = None if layers.classifier.bias is None else layers.classifier.bias.detach().cpu()
     return certify_parameters(problem, filters, weights, own, oracle=oracle, tol=tol, seed=seed, dual_point=dual_point)
+
+
+def _in_units(network: nn.Module, units: Units) -> nn.Module:
+    """The network for images and targets in `units`; in float64 if these are not the usual ones."""
+    if units.ordinary:
+        return network
+    network = deepcopy(network).double()
+    classifier = read_network(network).classifier
+    with torch.no_grad():
+        classifier.weight.copy_(times(classifier.weight.cpu(), units.images - units.targets))
+        if classifier.bias is not None:
+            classifier.bias.copy_(times(classifier.bias.cpu(), -units.targets))
+    return network
 
 
 @torch.no_grad()

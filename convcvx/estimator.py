@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,14 +20,14 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from convcvx.budget import Budget
-from convcvx.certificate import certify_parameters
 from convcvx.errors import InputError, check_positive, is_count
-from convcvx.functional import patches_to_images
+from convcvx.functional import patches_to_images, train
 from convcvx.network import TwoLayerCNN
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
 from convcvx.responses import Responses
-from convcvx.training import build_problem, find_beta_max, solve_problem, warn_short_of
+from convcvx.training import build_problem, find_beta_max, warn_short_of
+from convcvx.units import Units
 
 DTYPES = (np.float64, np.float32)
 IMAGE_DEFAULTS: dict[str, Any] = {"kernel_size": None, "stride": 1, "padding": 0, "pool": None}
@@ -109,23 +108,15 @@ class _ConvexCNN(BaseEstimator):
         targets = self._encode(y)
         seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max - 1)
         options = {"pooling": self.pool, "loss": self.loss, "intercept": self.intercept}
-        problem = build_problem(self._images(X), targets, spec=self._spec(), **options)
-        problem = problem.with_beta(self._choose_beta(problem, seed))
+        images, spec = self._images(X), self._spec()
+        units = Units.of(images, targets, self.loss, spec)
+        images, targets = units.reduced("images", images), units.reduced("targets", targets)
+        problem = build_problem(images, targets, spec=spec, **options)
+        problem = problem.with_beta(self._choose_beta(problem, units, seed))
         budget = Budget(self.tol, self.max_filters, self.max_rounds, self.time_limit)
-        solution = solve_problem(problem, budget, solver=self.solver, oracle=self.oracle, seed=seed)
-        solution = solution.shifted(problem.offset)
-        self.certificate_ = certify_parameters(
-            problem,
-            solution.filters,
-            solution.weights,
-            solution.intercept,
-            oracle=self.oracle,
-            tol=self.tol,
-            seed=seed + 1,
-            dual_point=solution.dual_point,
-        )
-        self.beta_ = problem.beta
-        self.solution_ = replace(solution, certificate=self.certificate_)
+        solution, self.certificate_ = train(problem, units, budget, solver=self.solver, oracle=self.oracle, seed=seed)
+        self.solution_ = solution
+        self.beta_ = self.certificate_.beta
         self.filters_ = solution.filters.numpy()
         self.weights_ = solution.weights.numpy()
         self.intercept_ = solution.intercept.numpy()
@@ -176,9 +167,10 @@ class _ConvexCNN(BaseEstimator):
         options = {name: getattr(self, name) for name in ("hidden_bias", "contrast", "whiten", "rank")}
         return PatchSpec(**sizes, **options)
 
-    def _choose_beta(self, problem: Problem, seed: int) -> float:
+    def _choose_beta(self, problem: Problem, units: Units, seed: int) -> float:
+        """β in `units`, those of `problem`."""
         if self.beta is not None:
-            return self.beta
+            return units.reduced_beta(self.beta)
         ratio = check_positive("beta_ratio", self.beta_ratio)
         return ratio * find_beta_max(problem, self.oracle, seed) or ratio  # at 0 no filter helps: any beta will do
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from convcvx.budget import Budget
-from convcvx.certificate import certify_parameters
+from convcvx.certificate import Certificate, certify_parameters
 from convcvx.errors import InputError
 from convcvx.images import read_tensor
 from convcvx.oracles import Oracle
 from convcvx.patches import PatchSpec
+from convcvx.problem import Problem
 from convcvx.solution import Callback, Solution
 from convcvx.training import build_problem, find_beta_max, solve_problem, warn_short_of
+from convcvx.units import Units
 
 
 def solve(
@@ -75,7 +77,8 @@ def solve(
     Raises
     ------
     InputError
-        For arrays of the wrong shape, NaN, or parameters out of range.
+        For arrays of the wrong shape, NaN, or parameters out of range; for data so far from size one that float64
+        does not hold the objective or the weights.
 
     Warns
     -----
@@ -90,24 +93,40 @@ def solve(
     >>> solution.certificate.scope, bool(solution.certificate.rel_gap < 1e-4)
     ('global', True)
     """
-    problem = build_problem(
-        patches_to_images(patches),
-        targets,
-        beta,
-        spec=PatchSpec((1, 1)),
-        pooling=pooling,
-        loss=loss,
-        intercept=intercept,
-        device=device,
-    )
+    problem, units = _in_units(patches, targets, pooling=pooling, loss=loss, intercept=intercept, device=device)
+    problem = problem.with_beta(units.reduced_beta(beta))
+    budget = Budget(tol, max_filters, max_rounds, time_limit)
+    options: dict[str, Any] = {"solver": solver, "oracle": oracle, "seed": seed, "start": start, "callback": callback}
+    solution, certificate = train(problem, units, budget, **options)
+    warn_short_of(certificate, solution, tol)
+    return solution
+
+
+def train(
+    problem: Problem,
+    units: Units,
+    budget: Budget,
+    *,
+    solver: str = "auto",
+    oracle: str | Oracle = "auto",
+    seed: int = 0,
+    start: Solution | None = None,
+    callback: Callback | None = None,
+) -> tuple[Solution, Certificate]:
+    """Solve and certify a `problem` in `units`; `start`, `callback` and what comes back are out of them."""
+
+    def told(solution: Solution) -> None:
+        assert callback is not None
+        callback(units.solution(solution.shifted(problem.offset)))
+
     solution = solve_problem(
         problem,
-        Budget(tol, max_filters, max_rounds, time_limit),
+        budget,
         solver=solver,
         oracle=oracle,
         seed=seed,
-        start=start and start.shifted(-problem.offset),
-        callback=callback and (lambda solution: callback(solution.shifted(problem.offset))),
+        start=None if start is None else units.inverse.solution(start).shifted(-problem.offset),
+        callback=None if callback is None else told,
     ).shifted(problem.offset)
     certificate = certify_parameters(
         problem,
@@ -115,12 +134,20 @@ def solve(
         solution.weights,
         solution.intercept,
         oracle=oracle,
-        tol=tol,
+        tol=budget.tol,
         seed=seed + 1,
         dual_point=solution.dual_point,
     )
-    warn_short_of(certificate, solution, tol)
-    return replace(solution, certificate=certificate)
+    solution = units.solution(replace(solution, certificate=certificate))
+    return solution, units.certificate(certificate)
+
+
+def _in_units(patches: Any, targets: Any, **options: Any) -> tuple[Problem, Units]:
+    """The problem of these data, its β still open, in units in which they are of size one."""
+    images = patches_to_images(patches)
+    units = Units.of(images, targets, options.get("loss", "squared"))
+    images, targets = units.reduced("images", images), units.reduced("targets", targets)
+    return build_problem(images, targets, spec=PatchSpec((1, 1)), **options), units
 
 
 def beta_max(
@@ -134,9 +161,8 @@ def beta_max(
     seed: int = 0,
 ) -> float:
     """The β from which on the optimal network has no filters; parameters as in `solve`."""
-    images = patches_to_images(patches)
-    problem = build_problem(images, targets, spec=PatchSpec((1, 1)), pooling=pooling, loss=loss, intercept=intercept)
-    return find_beta_max(problem, oracle, seed)
+    problem, units = _in_units(patches, targets, pooling=pooling, loss=loss, intercept=intercept)
+    return units.of_g(find_beta_max(problem, oracle, seed))
 
 
 def path(
@@ -162,13 +188,20 @@ def path(
     Solution
         One a β, in the order of `betas`; `.certificate.beta` says which.
     """
+    given = {name: options.pop(name) for name in ("pooling", "loss", "intercept", "device") if name in options}
+    budget = Budget(**{field.name: options.pop(field.name) for field in fields(Budget) if field.name in options})
+    # of their own: whoever takes one solution after another may change his arrays in between
+    problem, units = _in_units(
+        read_tensor("patches", patches).clone(), read_tensor("targets", targets).clone(), **given
+    )
     if betas is None:
-        shared = {k: options[k] for k in ("pooling", "loss", "intercept", "oracle", "seed") if k in options}
-        top = beta_max(patches, targets, **shared)
+        top = units.of_g(find_beta_max(problem, options.get("oracle", "auto"), options.get("seed", 0)))
         betas = [float(b) for b in np.geomspace(top, ratio * top, n_betas)]
     start = options.pop("start", None)
     for beta in betas:
-        start = solve(patches, targets, beta, start=start, **options)
+        at_beta = problem.with_beta(units.reduced_beta(beta))
+        start, certificate = train(at_beta, units, budget, start=start, **options)
+        warn_short_of(certificate, start, budget.tol)
         yield start
         start = replace(start, history=[], rounds=0, status="running", certificate=None)
 

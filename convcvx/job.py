@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from convcvx.certificate import Certificate, certify
+from convcvx.certificate import Certificate, certify, certify_on
 from convcvx.config import TrainConfig
 from convcvx.data import Dataset
 from convcvx.dictionary_start import start_from_dictionary
@@ -30,7 +30,6 @@ from convcvx.resolve import (
     training_images,
     training_problem,
 )
-from convcvx.responses import Responses
 from convcvx.runs import Run
 from convcvx.sharding import Team
 from convcvx.solution import Solution
@@ -84,7 +83,14 @@ def train_job(
     }
     network.to(responses.device)  # where it is checked and scored
     try:
-        certificate = _certify(network, train, config, problem.beta, responses.embedding, solution.dual_point, team)
+        certificate = certify_on(
+            problem,
+            network,
+            oracle=_named_oracle(config.oracle, config),
+            tol=config.tol,
+            seed=config.seed,
+            dual_point=solution.dual_point,
+        )
     except InputError as error:
         raise RunError(f"{error}; what was trained is kept in {run.folder / 'state.safetensors'}") from None
     run.save_result(network, certificate)
@@ -193,7 +199,6 @@ def _certify(
     beta: float,
     embedding: PatchEmbedding | None,
     dual_point: Tensor | None = None,
-    team: Team | None = None,
 ) -> Certificate:
     return certify(
         network,
@@ -207,7 +212,6 @@ def _certify(
         n_classes=train.n_classes or None,
         seed=config.seed,
         device=pick_device(config.device),
-        responses=team.responses if team else Responses,
         dual_point=dual_point,
     )
 

@@ -37,13 +37,14 @@ class PatternCones:
 
         The bounds are proved by multipliers whether or not the cutting planes were finished.
         """
-        nearest = self._nearest(points.double(), None)
-        return self._lift(nearest, None), nearest.norm(dim=2)
+        nearest, off = self._nearest(points.double(), None)
+        return self._lift(nearest, None), nearest.norm(dim=2) + off
 
     def split(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """u₊, u₋ in K_s, u₊ - u₋ = u, with ‖u₊‖² + ‖u₋‖² least: u₋ is nearest to -u/2 among v, v + u in K_s."""
         points = points.double()
-        minus = self._lift(self._nearest(-0.5 * points, points), points)
+        nearest, _ = self._nearest(-0.5 * points, points)
+        minus = self._lift(nearest, points)
         return minus + points, minus
 
     def _chunks(self, width: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -68,11 +69,12 @@ class PatternCones:
         shifted = sides[..., None] * (rows @ shift.flatten(0, 1).T).view_as(heights)
         return heights + shifted.clamp_max_(0)
 
-    def _nearest(self, points: Tensor, shift: Tensor | None) -> Tensor:
-        """argmin ‖v - p‖ over v with v, and v + shift, in K_s; from outside, within rounding."""
+    def _nearest(self, points: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor]:
+        """argmin ‖v - p‖ over v with v, and v + shift, in K_s; from outside, within the rounding (q, m) that comes
+        with it."""
         q, m = points.shape[:2]
         scale = points.norm(dim=2).clamp_min(1e-300)
-        current = points.clone()
+        current, off = points.clone(), torch.zeros(q, m, dtype=torch.float64)
         normals: list[list[np.ndarray]] = [[] for _ in range(q * m)]
         offsets: list[list[float]] = [[] for _ in range(q * m)]
         for _ in range(MAX_PASSES):
@@ -90,9 +92,9 @@ class PatternCones:
                 break
             for k in added:
                 point = points[k // m, k % m].numpy()
-                nearest = _least_distance(point, np.array(normals[k]), np.array(offsets[k]))
-                current[k // m, k % m] = torch.from_numpy(nearest)
-        return current
+                nearest, error = _least_distance(point, np.array(normals[k]), np.array(offsets[k]))
+                current[k // m, k % m], off[k // m, k % m] = torch.from_numpy(nearest), error
+        return current, off
 
     def _lift(self, points: Tensor, shift: Tensor | None) -> Tensor:
         """Move along the gate, which is strictly inside, until `MARGIN` holds."""
@@ -106,8 +108,9 @@ class PatternCones:
         return points + lift[..., None] * self.gates[:, None]
 
 
-def _least_distance(point: np.ndarray, normals: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """argmin ‖v - point‖ over normals·v >= offsets, as point + Σ λ_i normal_i with λ >= 0."""
+def _least_distance(point: np.ndarray, normals: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, float]:
+    """argmin ‖v - point‖ over unit normals·v >= offsets, as point + Σ λ_i normal_i with λ >= 0; and the rounding of
+    this sum, in which the terms may be far larger than what is left."""
     from scipy.optimize import nnls  # here: `import convcvx` does not wait for it
 
     scale = np.linalg.norm(point) or 1.0
@@ -115,5 +118,9 @@ def _least_distance(point: np.ndarray, normals: np.ndarray, offsets: np.ndarray)
     try:
         multipliers, _ = nnls(np.vstack([normals.T, lacks]), np.append(np.zeros(len(point)), 1.0))
     except RuntimeError:  # it did not converge: the point itself is a looser bound
-        return point
-    return point + scale * (multipliers / max(1.0 - lacks @ multipliers, 1e-300)) @ normals
+        return point, 0.0
+    multipliers = scale * (multipliers / max(1.0 - lacks @ multipliers, 1e-300))
+    if not np.isfinite(multipliers).all():
+        return point, 0.0
+    error = (len(multipliers) + 4) * 2.0**-53 * (scale + multipliers.sum())
+    return point + multipliers @ normals, float(error)

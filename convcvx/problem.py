@@ -19,6 +19,7 @@ from convcvx.errors import InputError, check_positive
 from convcvx.losses import Loss, encode_targets, get_loss
 from convcvx.responses import Responses
 from convcvx.rounding import SAFE, UNIT
+from convcvx.units import check_targets
 
 SAMPLE_BYTES = 1 << 30
 """Size of a sample's images in float32."""
@@ -65,6 +66,7 @@ class Problem:
         """Check the parts and put them together; `targets` and `n_classes` as `encode_targets` reads them."""
         get_loss(loss)
         encoded = encode_targets(targets, loss, n_classes)
+        check_targets(encoded, loss)
         if len(encoded) != responses.n:
             raise InputError(f"targets must have one row an image, {responses.n}; got {len(encoded)}")
         offset = _offset(encoded) if intercept and loss == "squared" else 0.0

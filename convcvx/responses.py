@@ -74,6 +74,9 @@ class Responses:
     ----------
     n, n_positions, n_cells, dim : int
         n images, K positions and P pooling cells an image, r entries a filter.
+    kept : dict
+        What was worked out once from these images, embedding and pooling; the copies that `to` makes of the same map in
+        another arithmetic share it. The images must not change.
     """
 
     def __init__(
@@ -107,6 +110,7 @@ class Responses:
         self.dtype, self.patch_dtype = dtype, patch_dtype or dtype
         self.chunk_bytes = chunk_bytes or CHUNK_BYTES[self.device.type]
         self.n_cells = math.prod(self.pooling.output_size(*self.map_size))
+        self.kept: dict[str, Any] = {}
         self._basis = embedding.basis.to(self.device, dtype)
         self._convolution = self._fastest_convolution()
 
@@ -129,13 +133,17 @@ class Responses:
         if images is not None and images.shape[1:] == self.images.shape[1:] and not (dtype or patch_dtype):
             return self._on(images)
         changed = {"dtype": dtype or self.dtype, "patch_dtype": patch_dtype or dtype or self.patch_dtype}
-        images = self.images if images is None else images
-        return Responses(images, self.embedding, self.pooling, **self.options | changed)
+        other = Responses(
+            self.images if images is None else images, self.embedding, self.pooling, **self.options | changed
+        )
+        if images is None:
+            other.kept = self.kept
+        return other
 
     def _on(self, images: Images) -> Responses:
         """The same map on other images of this size: every mini-batch is such, so nothing of the map is made again."""
         other = Responses.__new__(Responses)
-        other.__dict__ |= self.__dict__ | {"images": images.to(self.device), "n": len(images)}
+        other.__dict__ |= self.__dict__ | {"images": images.to(self.device), "n": len(images), "kept": {}}
         return other
 
     @property

@@ -210,7 +210,9 @@ class ShardedResponses(Responses):
         plain = super().to(images=images, **changes)
         if images is not None:
             return plain
-        return ShardedResponses(self._team, plain.images, plain.embedding, plain.pooling, **plain.options)
+        sharded = ShardedResponses(self._team, plain.images, plain.embedding, plain.pooling, **plain.options)
+        sharded.kept = plain.kept
+        return sharded
 
     def predict(self, filters: Tensor, weights: Tensor, intercept: Tensor) -> Tensor:
         """As in `Responses`."""

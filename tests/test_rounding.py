@@ -269,8 +269,8 @@ def test_far_targets_have_the_certificate_of_centred_ones(offset):
         assert Fraction(certificate.dual) <= optimum
         assert 0 <= certificate.rel_gap <= 1e-9
         near, far = (convcvx.solve(x, t, 0.05).certificate for t in (spread, y))
-        assert far.primal == pytest.approx(near.primal, rel=1e-9)
-        assert far.dual == pytest.approx(near.dual, rel=1e-4)  # to the gap that was asked for
+        assert far.primal == pytest.approx(near.primal, rel=1e-4)  # to the gap that was asked for
+        assert far.dual == pytest.approx(near.dual, rel=1e-4)
 
 
 def test_the_intercept_takes_any_offset_of_real_targets():
@@ -324,7 +324,7 @@ def test_no_relative_gap_is_negative_down_to_tiny_betas(loss):
 
 
 def test_what_dual_points_are_off_by_is_taken_off_the_bound():
-    """A dual point with rows that do not sum to zero: its error must raise the bound on g, or its bound would be false."""
+    """A dual point with rows that do not sum to zero: without its error the bound on g would be false."""
     problem = flat_problem(6, loss="squared")
     point = problem.dual_point(problem.constant_predictions())
     tilted = point + 0.01

@@ -195,7 +195,8 @@ def form_bounds(along: Tensor, beside: Tensor, across: Tensor, gram: Tensor) -> 
     forms = outer(along, along) + beside + outer(across, across) + outer(lengths, across) + outer(across, lengths)
     forms = (forms + 1e-12 * outer(lengths, lengths)).clamp(min=0)
     ratios = torch.where(gram > 0, forms / gram, torch.where(forms > 0, torch.inf, 0.0))
-    return torch.minimum(ratios.amax((1, 2)), d * forms.amax((1, 2))).sqrt() * (1 + 1e-12)
+    bounds = torch.minimum(ratios.amax((1, 2)), d * forms.amax((1, 2))).sqrt() * (1 + 1e-12)
+    return torch.where(bounds.isnan(), torch.inf, bounds)
 
 
 def halve(cones: Cones, cost: Tensor) -> Cones:

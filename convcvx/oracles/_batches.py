@@ -9,9 +9,9 @@ from torch import Tensor
 
 from convcvx.oracles._batched_cones import Cones, Entries, Kept, form_bounds, halve
 from convcvx.oracles._blocks import Goal, Incumbents, Search
-from convcvx.oracles._cones import CURVATURE, NARROWEST
+from convcvx.oracles._cones import CURVATURE, FAINT, NARROWEST
 from convcvx.oracles._row_tree import RowTree
-from convcvx.oracles.base import ChargedRows
+from convcvx.oracles.base import ChargedRows, largest
 
 ROUND_BYTES = {"cuda": 1 << 31, "cpu": 1 << 26}
 """What a round may take, about: a GPU wants millions of entries at a time, a core no more than its cache holds."""
@@ -39,7 +39,7 @@ class BatchedSearch(Search):
             taken = self._choose(cones)
             cones = Cones.concatenate(cones[~taken], self._divide(cones[taken]))
             cones = self._open(cones)
-        return self.outcome(float(cones.bounds.max()) if len(cones) else 0.0)
+        return self.outcome(largest(float(cones.bounds.max())) if len(cones) else 0.0)
 
     def orthants(self) -> Cones:
         """Half of them; their antipodes are the others."""
@@ -68,7 +68,7 @@ class BatchedSearch(Search):
 
     def _record(self, bounds: Tensor) -> None:
         if bounds.numel():
-            self.pruned = max(self.pruned, float(bounds.max()))
+            self.pruned = largest(self.pruned, float(bounds.max()))
 
     def _choose(self, cones: Cones) -> Tensor:
         """Which cones (B,) bool come next: the largest bounds first, unless too many wait."""
@@ -124,7 +124,7 @@ class BatchedSearch(Search):
             ends = flat + middle  # a_i, then b_i
             direction = ends.sum(2)  # q
             norm = torch.linalg.vector_norm(direction, dim=(1, 2), keepdim=True)
-            direction /= torch.where(norm > 0, norm, 1.0)
+            direction = torch.where(norm > FAINT, direction / norm, 0.0)
             chords, above, below = self.rows.project(kept, direction)
             chords += torch.einsum("bpia,bpa->bi", flat, direction)
             values.append(chords - rest)

@@ -15,7 +15,7 @@ import numpy as np
 
 from convcvx.oracles._cones import OUT_OF_ROOM, search
 from convcvx.oracles._row_tree import RowTree
-from convcvx.oracles.base import ChargedRows
+from convcvx.oracles.base import ChargedRows, largest
 from convcvx.threads import cores
 
 ENTRIES = 1 << 16
@@ -44,7 +44,7 @@ class Goal:
     def threshold(self, best: float) -> float:
         """Cones with a bound up to this need no further division."""
         far = 0.1 * (best / self.target - 1) if self.target > 0 else 0.0
-        return max(self.target, best * (1 + max(self.rel_tol, min(self.far_tol, far))))
+        return max(best * (1 + max(self.rel_tol, min(self.far_tol, far))), self.target)
 
     def stopped(self, cones: int) -> str | None:
         if self.deadline is not None and time.perf_counter() >= self.deadline:
@@ -156,7 +156,7 @@ class Search:
     def outcome(self, still_open: float) -> tuple[float, int, int, str]:
         """The proved bound, the numbers of cones and entries looked at, and why the search stopped."""
         # nothing exceeds this, and it is finite even if no cone was looked at
-        bound = min(max(self.pruned, still_open), self.tree.weight * (1 + 1e-12) + self.allowance)
+        bound = min(largest(self.pruned, still_open), self.tree.weight * (1 + 1e-12) + self.allowance)
         return bound, self.cones, self.entries, self.stopped or "bound"
 
 
@@ -219,7 +219,7 @@ class BlockSearch(Search):
                 break
             workspace.grow()
         with self.change:
-            self.pruned = max(self.pruned, float(workspace.pruned[0]))
+            self.pruned = largest(self.pruned, float(workspace.pruned[0]))
             self.cones += int(workspace.counts[0])
             self.entries += int(workspace.counts[1])
             for entry in workspace.entries():

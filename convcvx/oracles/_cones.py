@@ -22,6 +22,9 @@ OPTIONS: dict[str, Any] = {
 NARROWEST = 1e-14
 """Cones whose longest edge squared is below this are not divided further, nor are those that come from 12 d² halvings;
 their bound is recorded as it is."""
+FAINT = 1e-140
+"""A direction shorter than this has squares that underflow, so that it cannot be made unit: then none is used, for
+which the bound holds as well, the whole of G being beside it."""
 CURVATURE = 0.25
 """Weight of an edge's squared length, times g, in the choice of the edge to halve: it moves time, not the bound."""
 DONE, OUT_OF_BUDGET, OUT_OF_ROOM = 0, 1, 2
@@ -157,8 +160,10 @@ def form_bound(along, beside, across, gram):
             q += lengths[0] * across[j] + lengths[1] * across[i]
             # beside[i, j] may have cancelled; what many cells add to this is in the allowance
             q += 1e-12 * lengths[0] * lengths[1]
+            if not q < np.inf:  # a NaN, which the comparisons below would pass over, proves nothing
+                return np.inf
             peak = max(peak, q)
-            if q > ratio * gram[i, j]:
+            if not q <= ratio * gram[i, j]:
                 ratio = q / gram[i, j] if gram[i, j] > 0.0 else np.inf
     # the vertices lie in one orthant, so λᵀ gram λ >= Σ λ_i² (1 - rounding) >= (Σ λ_i)² / d (1 - rounding)
     return np.sqrt(min(ratio, d * peak)) * (1.0 + 1e-12)
@@ -183,8 +188,10 @@ def cone_bound(tree, kept, heights, vertices, gram, linear, middle, radius, rema
                 ends[i, p, a] = chords_part + middle[i, p, a]
                 direction[p, a] += ends[i, p, a]
     norm = np.sqrt((direction * direction).sum())
-    if norm > 0.0:
+    if norm > FAINT:
         direction /= norm
+    else:
+        direction[:] = 0.0
     for i in range(d):
         chords[i] = (direction * (ends[i] - middle[i])).sum()
     project(tree, kept, heights, direction, chords, above, below)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +23,10 @@ CHUNK = 256
 """Images unrolled at once."""
 SAMPLE = 256
 """Images from which the share of patches that are not zero is estimated."""
+UP = 1.0 + 1e-9
+"""Raises a sum of rounding errors above what computing it rounds off."""
+TINY = float(np.finfo(float).tiny)
+"""More than what the underflows of a few billion products add up to."""
 
 
 @dataclass(frozen=True)
@@ -38,43 +41,44 @@ class PatchRows:
     incidence : csr_array (N, n)
         Σ w_pk ‖x_ik‖ over the patches of image i that are this row: charges are incidence @ Z.
     remainders : ndarray (n,)
-        By image, Σ w_pk ‖what x_ik has outside the subspace‖ plus what rounding can change, a share of w_pk ‖x_ik‖:
-        ε for each term of the sums that make the row's coordinates, and its charge out of those of its members.
+        By image, how much of Σ_pk w_pk |x_ik·u| at most, over unit u, the rows do not say; rounding included.
+    reach : ndarray (n,)
+        By image, Σ_pk w_pk ‖x_ik‖ or more: no φ(x_i; u) of a unit u is longer.
     n_cells : int
     frame : Tensor (d, r) float64
         Orthonormal rows spanning the numerical row space.
     division : Division
+
+    Notes
+    -----
+    *Remainders.* With ε = 2⁻⁵³, an embedded row e = B x of a patch is computed with an error of `_errors`. Of the
+    computed ê the coordinates v = F ê are kept; the rest ê - Fᵀv is measured, with an error of (d + 1)ε‖F‖_F‖v‖, where
+    ‖F‖_F = √d. A filter u has coordinates F u, longer than u by a factor of ‖F‖₂ <= 1 + ‖FFᵀ - I‖_F. To make v a unit
+    row and a weight takes 2ε, the weight w_pk itself 4ε, and m members of a row add up their charges with (m + 1)ε,
+    each time of w_pk‖v‖. Products that underflow add less than `TINY`.
     """
 
     rows: np.ndarray
     cells: np.ndarray
     incidence: csr_array
     remainders: np.ndarray
+    reach: np.ndarray
     n_cells: int
     frame: Tensor
     division: Division
 
     @classmethod
     def of(cls, responses: Responses) -> PatchRows:
-        """Gather the rows; the latest are kept, for the many dual points of one training run.
+        """The rows of `responses`, gathered at the first call and kept with them: dual points come by the hundred.
 
         Raises
         ------
         InputError
-            When they and their charges would not fit in `MAX_BYTES`.
+            When they and their charges would not fit in `MAX_BYTES`, or are not finite.
         """
-        global _latest
-        images = responses.images
-        version = getattr(images, "_version", 0)  # those in a file do not change
-        if _latest is not None:
-            known, known_version, embedding, pooling, rows = _latest
-            same = embedding is responses.embedding and pooling == responses.pooling
-            if known() is images and known_version == version and same:
-                return rows
-        _latest = None  # before as much again is gathered
-        rows = cls._gather(responses)
-        _latest = weakref.ref(images), version, responses.embedding, responses.pooling, rows
-        return rows
+        if "rows" not in responses.kept:
+            responses.kept["rows"] = cls._gather(responses)
+        return responses.kept["rows"]
 
     @classmethod
     def _gather(cls, responses: Responses) -> PatchRows:
@@ -84,7 +88,11 @@ class PatchRows:
         for start in chunks:
             rows = responses.rows(slice(start, start + CHUNK)).cpu().flatten(0, 1) @ basis.T
             moment += rows.T @ rows
+        if not bool(moment.isfinite().all()):
+            raise InputError("images must have finite patches of finite square; divide them by their largest value")
         frame = span(moment)
+        d = len(frame)
+        skew = float((frame @ frame.T - torch.eye(d, dtype=torch.float64)).norm()) + (size + 2) * d * UNIT
 
         pool = responses.pooling.matrix(*responses.map_size)
         pool = torch.eye(responses.n_positions, dtype=torch.float64) if pool is None else pool
@@ -92,29 +100,32 @@ class PatchRows:
         weights = pool[cells, positions]
         remainders, parts = torch.zeros(responses.n, dtype=torch.float64), []
         for start in chunks:
-            rows = responses.rows(slice(start, start + CHUNK)).cpu() @ basis.T  # (b, K, r)
+            where = slice(start, start + CHUNK)
+            raw = responses.rows(where).cpu()
+            rows = raw @ basis.T  # (b, K, r)
             coordinates = rows @ frame.T
-            outside = (rows - coordinates @ frame).norm(dim=2)
-            norms = coordinates.norm(dim=2)
-            remainders[start : start + CHUNK] = outside[:, positions] @ weights
+            outside = lengths(rows - coordinates @ frame) + embedding_errors(responses, where, raw)
+            norms = lengths(coordinates)
+            remainders[where] = outside[:, positions] @ weights
             inside, entry = (norms[:, positions] > 0).nonzero(as_tuple=True)
-            where = positions[entry]
-            length = norms[inside, where]
-            part = coordinates[inside, where] / length[:, None], cells[entry].int(), (inside + start).int()
+            place = positions[entry]
+            length = norms[inside, place]
+            part = coordinates[inside, place] / length[:, None], cells[entry].int(), (inside + start).int()
             parts.append([tensor.numpy() for tensor in (*part, weights[entry] * length)])
         unit, slots, image, weight = (np.concatenate(group) for group in zip(*parts, strict=True))
         del parts
         first, member = merge(unit, slots)
-        terms = np.bincount(member)[member] + (basis.shape[1] + 2 * size + 8)
-        remainders += torch.as_tensor(np.bincount(image, UNIT * weight * terms, responses.n))
+        share = skew + (np.bincount(member)[member] + (d + 1) * d**0.5 + 8) * UNIT
+        beside = UP * (remainders.numpy() + np.bincount(image, weight * share, responses.n))
+        reach = UP * np.bincount(image, weight, responses.n) + beside
         unit, slots = unit[first], slots[first]
         division = Division.of(unit, slots)
-        place = np.empty(len(unit), np.int32)
-        place[division.order] = np.arange(len(unit), dtype=np.int32)
-        incidence = csr_array((weight, (place[member], image)), shape=(len(unit), responses.n))
+        order = np.empty(len(unit), np.int32)
+        order[division.order] = np.arange(len(unit), dtype=np.int32)
+        incidence = csr_array((weight, (order[member], image)), shape=(len(unit), responses.n))
         incidence.sum_duplicates()
         unit, slots = unit[division.order], slots[division.order]
-        return cls(unit, slots, incidence, remainders.numpy(), responses.n_cells, frame, division.sorted())
+        return cls(unit, slots, incidence, beside, reach, responses.n_cells, frame, division.sorted())
 
     @staticmethod
     def size(responses: Responses, n_outputs: int) -> int:
@@ -133,8 +144,38 @@ def span(moment: Tensor) -> Tensor:
     return vectors[:, kept].T.flip(0).contiguous()
 
 
-_latest: tuple | None = None
-"""What was gathered last: images (a weak reference), their version, embedding, pooling, rows."""
+def lengths(rows: Tensor) -> Tensor:
+    """Norms along the last dimension, on the CPU; rows whose squares may under- or overflow are brought to scale 1
+    before, by a power of two each."""
+    rows = rows.cpu()
+    norms = rows.norm(dim=-1)
+    extreme = ~((norms > 1e-140) & (norms < 1e140))
+    if bool(extreme.any()):
+        part = rows[extreme].numpy()
+        exponents = np.frexp(np.abs(part).max(axis=-1, initial=0.0))[1]
+        scaled = np.linalg.norm(np.ldexp(part, -exponents[:, None]), axis=-1)
+        norms[extreme] = torch.from_numpy(np.ldexp(scaled, exponents))
+    return norms
+
+
+def embedding_errors(responses: Responses, where: slice, raw: Tensor) -> Tensor:
+    """(b, K): how far the embedded rows B x may be off, computed in float64 from `raw` patch rows x (b, K, h).
+
+    The terms b_rj x_j of a coordinate may be far larger than their sum, as where whitening takes a mean off; in
+    whatever order they are added, it is off by (h + 1)ε Σ_j |b_rj||x_j|.
+
+    Contrast normalisation q / D(q), D² = ‖q‖²/s + contrast, of a centred patch of s pixels, |pixel| <= M, is rounded
+    before. Their mean is off by sεM, which with the rounding of the differences puts q off by (s + 3)εM√s; the map
+    has a derivative of at most 1/D <= 1/√contrast; and D and the quotient are off by (s/2 + 7)ε of the result.
+    """
+    spec, basis = responses.embedding.spec, responses.embedding.basis
+    errors = (basis.shape[1] + 1) * UNIT * lengths(raw.abs() @ basis.abs().T)
+    if spec.contrast is not None:
+        s = basis.shape[1] - spec.constant
+        largest = responses.images[where].double().abs().flatten(1).amax(dim=1).cpu()[:, None]
+        off = (s + 3) * (s / spec.contrast) ** 0.5 * largest + (s / 2 + 7) * lengths(raw[..., :s])
+        errors = errors + UNIT * float(basis[:, :s].norm()) * off
+    return torch.where(errors > 0, UP * errors + TINY, 0.0)
 
 
 def check_size(responses: Responses, n_outputs: int) -> None:

@@ -16,6 +16,8 @@ from convcvx._jit import njit
 from convcvx.oracles._predicates import crossings
 from convcvx.oracles._sweeps import UNIT, add_outer, offer
 
+FAINT = 1e-100
+"""A matrix this close to a multiple of the identity has no axes to speak of: cubes of its entries underflow."""
 INSIDE = 1e-7
 """An eigenvector this close to its cell counts as inside; that raises the bound by at most its square."""
 
@@ -58,8 +60,8 @@ def _top(q: Any) -> tuple[float, float, Any]:
     mean = (q[0, 0] + q[1, 1] + q[2, 2]) / 3
     a, b, c = q[0, 0] - mean, q[1, 1] - mean, q[2, 2] - mean
     p = math.sqrt((a * a + b * b + c * c + 2 * (q[0, 1] ** 2 + q[0, 2] ** 2 + q[1, 2] ** 2)) / 6)
-    if p == 0.0:
-        return mean, 0.0, np.array([1.0, 0.0, 0.0])
+    if p < FAINT:
+        return mean + 2 * p, 0.0, np.array([1.0, 0.0, 0.0])
     half = (
         a * (b * c - q[1, 2] ** 2)
         - q[0, 1] * (q[0, 1] * c - q[1, 2] * q[0, 2])
@@ -196,6 +198,8 @@ def cell_sweep(
                         q[b, a] = q[a, b]
                 # Screen with the cheap form; its error is relative to what went into it, not what came out.
                 trace = q[0, 0] + q[1, 1] + q[2, 2]
+                if not trace < math.inf:  # a NaN, which the comparisons below would pass over, proves nothing
+                    return math.inf, arcs
                 noise = relative * (total[0] + total[3] + total[5] + squares[s])
                 limit = min(bound * bound, peaks[0, 0])
                 if trace + noise <= limit:

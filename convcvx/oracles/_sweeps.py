@@ -170,6 +170,8 @@ def circle_sweep(
                 q00 += moments[p, 0]
                 q01 += moments[p, 1]
                 q11 += moments[p, 2]
+            if not q00 + q11 < math.inf:  # a NaN, which the comparisons below would pass over, proves nothing
+                return math.inf, arcs
 
             slope_a = q01 * (a0 * a0 - a1 * a1) + (q11 - q00) * a0 * a1  # half the derivative of g² in the angle
             slope_b = q01 * (b0 * b0 - b1 * b1) + (q11 - q00) * b0 * b1

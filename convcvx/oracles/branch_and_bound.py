@@ -147,20 +147,19 @@ class BranchAndBoundOracle:
         """
         check_count("n_filters", n_filters)
         began = time.perf_counter() if began is None else began
+        charged = charged.scaled()
         n, d = charged.rows.shape
         bound, cones, entries, stopped = 0.0, 0, 0, "bound"
         points, values = np.zeros((0, d)), np.zeros(0)
         check_rank(d)
-        if n and not np.isfinite(charged.charges).all():
-            raise InputError("dual_point must be finite; found NaN or infinity")
-        if n:
+        if n and d:
             tree = RowTree.build(charged)
             incumbents = Incumbents(charged, tree, n_filters + 3)
             first = np.random.default_rng(seed).standard_normal((4 * d, d))
             incumbents.climb(first if starts is None else np.concatenate([first, starts]), 0)
             incumbents.climb(incumbents.points[:4], 6)
             deadline = None if self.time_limit is None else began + self.time_limit
-            goal = Goal(self.rel_tol, self.far_tol, target - charged.slack, deadline, self.max_cones)
+            goal = Goal(self.rel_tol, self.far_tol, charged.target(target), deadline, self.max_cones)
             search = self.search(charged, tree, incumbents, goal, self.device or device)
             bound, cones, entries, stopped = search.run()
             incumbents.climb(incumbents.points[:n_filters], 5)
@@ -168,17 +167,15 @@ class BranchAndBoundOracle:
             values = charged.g(points)
             order = np.argsort(-values, kind="stable")
             points, values = points[order], values[order]
-        best = float(values.max(initial=0.0))
-        upper = (max(bound, best) + charged.slack) * (1 + 1e-15)
         stats = {
             "cones": cones,
             "entries": entries,
             "rank": d,
-            "rel_gap_of_bound": upper / best - 1 if best > 0 else 0.0,
+            "rel_gap_of_bound": charged.looseness(bound, values),
             "stopped": stopped,
             "seconds": time.perf_counter() - began,
         }
-        return OracleResult(charged.lift(points), torch.as_tensor(values), upper, "global", stats)
+        return charged.result(points, values, bound, stats)
 
     @staticmethod
     def search(

@@ -18,7 +18,6 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from scipy import sparse
 from torch import Tensor
 
@@ -27,7 +26,7 @@ from convcvx.errors import InputError, check_count
 from convcvx.oracles._blocks import Incumbents
 from convcvx.oracles._row_tree import RowTree
 from convcvx.oracles._sweeps import UNIT
-from convcvx.oracles.base import ChargedRows, OracleResult
+from convcvx.oracles.base import ChargedRows, OracleResult, largest
 from convcvx.problem import Problem
 
 MAX_CELLS = 200_000
@@ -84,10 +83,11 @@ class CopositiveOracle:
             If there are too many cells to list.
         """
         check_count("n_filters", n_filters)
+        charged = charged.scaled()
         count, rank = charged.rows.shape
         bound, visited, relaxed = 0.0, 0, 0
         points = np.zeros((0, rank))
-        if count:
+        if count and rank:
             if count_bound(count, rank) > MAX_CELLS:
                 raise InputError(
                     f"oracle='copositive' would list {float(count_bound(count, rank)):.0e} cells for {count} patches "
@@ -102,17 +102,15 @@ class CopositiveOracle:
             bound, visited, relaxed = search.bound(), search.visited, search.relaxed
             incumbents.climb(incumbents.points[:n_filters], 30)
             points = incumbents.points[:n_filters]
-        filters, values = charged.lift(points), charged.g(points)
-        best = float(values.max(initial=0.0))
-        upper = (max(bound, best) + charged.slack) * (1 + 4 * UNIT)
+        values = charged.g(points)
         stats = {
             "cells": visited,
             "relaxed": relaxed,
             "rank": rank,
-            "looseness": upper / best - 1 if best > 0 else 0.0,
+            "looseness": charged.looseness(bound, values),
             "seconds": time.perf_counter() - began,
         }
-        return OracleResult(filters, torch.as_tensor(values), upper, "global", stats)
+        return charged.result(points, values, bound, stats)
 
 
 @dataclass(frozen=True)
@@ -128,7 +126,7 @@ class _Search:
     """All cells, first by their top singular values, then those that stand out by their relaxations."""
 
     def __init__(self, charged: ChargedRows, incumbents: Incumbents, target: float) -> None:
-        self.rows, self.incumbents, self.target = charged.rows, incumbents, target - charged.slack
+        self.rows, self.incumbents, self.target = charged.rows, incumbents, charged.target(target)
         slots = np.zeros((len(charged.rows), charged.n_cells, charged.charges.shape[1]))
         slots[np.arange(len(slots)), charged.cells] = charged.charges
         self._products = (slots.reshape(len(slots), -1, 1) * charged.rows[:, None, :]).reshape(len(slots), -1)
@@ -141,7 +139,7 @@ class _Search:
     def bound(self) -> float:
         """What g is nowhere above."""
         noise = (len(self.rows) + 4) * UNIT + self.overshoot
-        return float(max(self.proved, self.known) + noise * self.total)
+        return largest(self.proved, self.known) + noise * self.total
 
     @property
     def known(self) -> float:
@@ -158,8 +156,8 @@ class _Search:
             _, sizes, right = np.linalg.svd(matrices, full_matrices=False)
             self.incumbents.climb(np.concatenate([right[:, 0], -right[:, 0]]), 0)
             bounds = sizes[:, 0] * (1 + 8 * sum(self._shape) * UNIT)
-            suspects = bounds > self.known
-            self.proved = max(self.proved, float(bounds[~suspects].max(initial=0.0)))
+            suspects = ~(bounds <= self.known)
+            self.proved = largest(self.proved, *bounds[~suspects])
             self.suspects += [
                 _Suspect(bounds[i], matrices[i], Cell(active[i], batch.interiors[i])) for i in np.flatnonzero(suspects)
             ]
@@ -169,12 +167,12 @@ class _Search:
         self.incumbents.climb(self.incumbents.points[:4], 30)
         for suspect in sorted(self.suspects, key=lambda s: -s.bound):
             bound = suspect.bound
-            if bound > self.known:
+            if not bound <= self.known:
                 self.relaxed += 1
                 refined, direction = relax(suspect.matrix, facets(self.rows, suspect.cell), self.overshoot)
                 self.incumbents.climb(np.stack([direction, -direction]), 5)
-                bound = min(bound, refined)
-            self.proved = max(self.proved, bound)
+                bound = min(refined, bound)
+            self.proved = largest(self.proved, bound)
 
 
 def relax(matrix: np.ndarray, normals: np.ndarray, overshoot: float = 0.0) -> tuple[float, np.ndarray]:
@@ -212,12 +210,16 @@ def relax(matrix: np.ndarray, normals: np.ndarray, overshoot: float = 0.0) -> tu
         settings,
     ).solve()
     lengths = np.linalg.norm(normals @ axes, axis=1)
-    multipliers = np.nan_to_num(np.maximum(answer.x[1:], 0)) * scale / (lengths[first] * lengths[second])
+    multipliers = np.maximum(answer.x[1:], 0) * scale / (lengths[first] * lengths[second])
+    multipliers[~np.isfinite(multipliers)] = 0.0  # any N >= 0 will do
     raised = form + np.tensordot(multipliers, products, axes=1)
     lengths = np.linalg.norm(normals, axis=1)
     size = np.square(matrix).sum() + multipliers @ (lengths[first] * lengths[second])
+    if not (np.isfinite(raised).all() and np.isfinite(size)):
+        raised, size = form, np.square(matrix).sum()
     error = (8 * (m**2 + sum(matrix.shape)) * UNIT + overshoot) * size
-    moment = axes @ _unpack(np.nan_to_num(np.array(answer.z[: d * (d + 1) // 2])), d) @ axes.T
+    packed = np.array(answer.z[: d * (d + 1) // 2])
+    moment = axes @ _unpack(np.where(np.isfinite(packed), packed, 0.0), d) @ axes.T
     return float(np.sqrt(max(np.linalg.eigvalsh(raised)[-1] + error, 0.0))), np.linalg.eigh(moment)[1][:, -1]
 
 

@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 from math import comb
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from convcvx.arrangements import cell_batches, complement, count_bound, unpack_patterns
@@ -53,7 +52,7 @@ class ExactOracle:
 
     *Cost.* Rank 2: O(N (c + P + log N)). Rank 3: O(N² (c + P + log N)). Rank r: O(N^(r-1)) flats and cells.
 
-    *Rounding.* Rows and charges are first scaled by powers of two, so that no product over- or underflows. With
+    *Rounding.* Rows and charges are at scale 1 (`ChargedRows.scaled`), so that no product over- or underflows. With
     ε = 2⁻⁵³ and S = Σ‖x_k‖‖s_k‖ the computed maximum is raised by
 
     - 16ε·S: angles are accurate to 16ε, so on a computed arc only rows with |x_k·u| <= 16ε‖x_k‖ can have the
@@ -95,23 +94,19 @@ class ExactOracle:
         """
         check_count("n_filters", n_filters)
         began = time.perf_counter()
+        charged = charged.scaled()
         count, rank = charged.rows.shape
-        if count == 0 or rank == 0:
-            bound, visited, points, unit = 0.0, 0, np.zeros((0, rank)), 1.0
-        else:
+        bound, visited, points = 0.0, 0, np.zeros((0, rank))
+        if count and rank:
             _refuse(count, rank)
-            charged, unit = _scaled(charged)
             search = _Search.of(charged, n_filters)
             search.flat(search.whole, 0)
             bound, visited = search.bound + search.unseen + _rounding(charged), search.visited
             points = search.points()
         points, values = _best(charged, points, n_filters)
-        filters = charged.lift(points)
-        filters = filters / filters.norm(dim=1, keepdim=True)
-        values = values * unit
-        upper = (max(bound * unit, float(values.max(initial=0.0))) + charged.slack) * (1 + 4 * UNIT)
         stats = {"cells": visited, "rank": rank, "seconds": time.perf_counter() - began}
-        return OracleResult(filters, torch.as_tensor(values), upper, "global", stats)
+        found = charged.result(points, values, bound, stats)
+        return replace(found, filters=found.filters / found.filters.norm(dim=1, keepdim=True))
 
 
 @dataclass(frozen=True)
@@ -221,6 +216,9 @@ class _Search:
             self.unseen = max(self.unseen, batch.overshoot * total)
             masked = active[:, :, None] * flat.rows
             values, vectors = np.linalg.eigh(masked.transpose(0, 2, 1) @ (gram @ masked))
+            if not np.isfinite(values).all():
+                self.bound = np.inf
+                return
             error = relative * (np.abs(gram) * (active[:, :, None] & active[:, None, :])).sum(axis=(1, 2))
             heights = np.einsum("bk,kd,bd->bk", np.where(active, 1.0, -1.0), flat.rows, vectors[:, :, -1])
             inside = (heights.min(axis=1) >= -INSIDE) | (heights.max(axis=1) <= INSIDE)
@@ -280,17 +278,6 @@ def _refuse(count: int, rank: int) -> None:
             f"oracle='exact' would visit {float(n_cells):.0e} cells for {count} patches of rank {rank}; "
             "use oracle='branch-and-bound', a lower rank or fewer images"
         )
-
-
-def _scaled(charged: ChargedRows) -> tuple[ChargedRows, float]:
-    """Rows with entries below 1, charges below 1 too, and what g is a multiple of then; all powers of two, so exact."""
-    lengths = np.frexp(np.abs(charged.rows).max(axis=1))[1]
-    sizes = np.frexp(np.abs(charged.charges).max(axis=1, initial=0.0))[1] + lengths
-    loaded = (charged.charges != 0).any(axis=1)
-    exponent = int(sizes[loaded].max()) if loaded.any() else 0
-    rows = np.ldexp(charged.rows, -lengths[:, None])
-    charges = np.ldexp(charged.charges, (lengths - exponent)[:, None])
-    return replace(charged, rows=rows, charges=charges), float(np.ldexp(1.0, exponent))
 
 
 def _rounding(charged: ChargedRows) -> float:

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from convcvx.errors import check_count
-from convcvx.gates import GatedResponses, embedded_rows, sample_gates
-from convcvx.oracles.base import OracleResult
+from convcvx.gates import GatedResponses, sample_gates
+from convcvx.oracles._patch_rows import UNIT, embedding_errors, lengths
+from convcvx.oracles.base import OracleResult, at_scale_one, largest, raised
 from convcvx.oracles.local import distinct
 from convcvx.pattern_cones import PatternCones
 from convcvx.problem import Problem
@@ -29,7 +30,6 @@ N_GATES = 100
 """Patterns sampled by default."""
 CLIMBS = 3
 """Alternations between filter and output direction where the maximum over a cone is not convex."""
-UNIT = 2.0**-53
 
 
 class SampledOracle:
@@ -68,6 +68,9 @@ class SampledOracle:
         gates = self.gates(problem).double()
         sampled = len(gates)
         gates = gates if starts is None else torch.cat([gates, starts.double()])
+        dual, exponent = at_scale_one(dual_point.numpy())
+        dual_error = torch.from_numpy(np.ldexp(problem.dual_error(dual_point).numpy(), -exponent))
+        dual_point, target = torch.from_numpy(dual), float(np.ldexp(target, -exponent))
         pulls = GatedResponses(problem.responses, gates).adjoint(dual_point).flatten(2)
         _, sizes, vectors = torch.linalg.svd(pulls, full_matrices=False)
         bounds = sizes[:, 0].clone()
@@ -81,11 +84,12 @@ class SampledOracle:
             "patterns": len(gates),
             "sampled_patterns": sampled,
             "seed": self.seed if self._gates is None else None,
-            "bound_without_cones": relaxed,
+            "bound_without_cones": float(np.ldexp(relaxed, exponent)),
             "seconds": perf_counter() - began,
         }
-        bound = float(bounds.max()) * (1 + 1e-12) + rounding(problem, dual_point)
-        return OracleResult(filters[best], values[best], bound, "sampled", stats)
+        bound = largest(float(bounds.max()) * (1 + 1e-12) + rounding(problem, dual_point, dual_error))
+        values = torch.from_numpy(np.ldexp(values[best].numpy(), exponent))
+        return OracleResult(filters[best], values, raised(bound, exponent), "sampled", stats)
 
 
 def _search(problem: Problem, gates: Tensor, pulls: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -108,15 +112,19 @@ def _search(problem: Problem, gates: Tensor, pulls: Tensor, vectors: Tensor) -> 
     return unit.flatten(0, 1)[reached], values.flatten()[reached], tight
 
 
-def rounding(problem: Problem, dual_point: Tensor) -> float:
-    """What float64 sums can lose of ‖G_s‖: m roundings of a sum of m rows, each no larger than ‖x_k‖ w_pk ‖Z_i‖."""
+def rounding(problem: Problem, dual_point: Tensor, dual_error: Tensor) -> float:
+    """What float64 can lose of ‖G_s‖: m roundings of a sum of m rows, each no larger than ‖x_k‖ w_pk ‖Z_i‖, the errors
+    of the rows themselves, and what Z may be off by image, `dual_error` (n,)."""
     responses = problem.responses
     pool = responses.pooling.matrix(*responses.map_size)
     reach = torch.ones(responses.n_positions).double() if pool is None else pool.norm(dim=0)
+    terms = responses.n + responses.n_positions + responses.embedding.basis.shape[1]
+    share = terms * UNIT / (1 - terms * UNIT)
     total = 0.0
     for start in range(0, responses.n, 1024):
         where = slice(start, min(start + 1024, responses.n))
-        norms = embedded_rows(responses, where).norm(dim=2).double().cpu()
-        total += float(((norms @ reach) * dual_point[where].norm(dim=1)).sum())
-    terms = responses.n + responses.n_positions + responses.embedding.basis.shape[1]
-    return total * terms * UNIT / (1 - terms * UNIT) if np.isfinite(total) else float("inf")
+        raw = responses.rows(where).cpu()
+        norms, errors = lengths(raw @ responses.embedding.basis.T), embedding_errors(responses, where, raw)
+        total += float(((share * norms + errors) @ reach) @ dual_point[where].norm(dim=1))
+        total += float(((norms + errors) @ reach) @ dual_error[where])
+    return total * (1 + 1e-9)
