@@ -159,7 +159,8 @@ def _seed_summary(training: Training, train: Dataset, test: Dataset) -> dict[str
 
 def reached(history: list[dict[str, Any]], objective: float) -> float | None:
     """The seconds after which `history` is at or below `objective`; None if it never is."""
-    return next((record["seconds"] for record in history if record["objective"] <= objective), None)
+    known = (record for record in history if record["objective"] is not None)
+    return next((record["seconds"] for record in known if record["objective"] <= objective), None)
 
 
 def _finite(value: float) -> float | None:

@@ -48,8 +48,8 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def check_positive(name: str, value: float, *, zero: bool = False) -> float:
-    """Return `value` as a float; raise `InputError` unless it is finite and > 0 (>= 0 with `zero`)."""
+def check_positive(name: str, value: float, *, zero: bool = False, maximum: float = math.inf) -> float:
+    """Return `value` as a float; raise `InputError` unless it is finite, > 0 (>= 0 with `zero`) and <= `maximum`."""
     kind = "non-negative" if zero else "positive"
     try:
         number = math.nan if isinstance(value, bool) else float(value)
@@ -57,13 +57,17 @@ def check_positive(name: str, value: float, *, zero: bool = False) -> float:
         number = math.nan
     if not math.isfinite(number) or number < 0 or (number == 0 and not zero):
         raise InputError(f"{name} must be a {kind} float; got {shown(value)}")
+    if number > maximum:
+        raise InputError(f"{name} must be at most {maximum:g}; got {shown(value)}")
     return number
 
 
-def check_count(name: str, value: int, *, minimum: int = 1) -> int:
-    """Return `value` as an int; raise `InputError` unless it is a whole number >= `minimum`."""
+def check_count(name: str, value: int, *, minimum: int = 1, maximum: float = math.inf) -> int:
+    """Return `value` as an int; raise `InputError` unless it is a whole number from `minimum` to `maximum`."""
     if not is_count(value, minimum):
         raise InputError(f"{name} must be a whole number >= {minimum}; got {shown(value)}")
+    if value > maximum:
+        raise InputError(f"{name} must be at most {maximum:.0f}; got {shown(value)}")
     return int(value)
 
 

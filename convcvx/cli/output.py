@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from convcvx.errors import ConvcvxError, WorkerError
+from convcvx.reading import json_text
 
 
 def open_console(json_output: bool) -> Console:
@@ -43,7 +44,7 @@ def print_summary(console: Console, metrics: dict[str, Any]) -> None:
 def finish(metrics: dict[str, Any], json_output: bool) -> NoReturn:
     """Print the JSON object if asked for, and end with the exit status that `metrics["status"]` stands for."""
     if json_output:
-        print(json.dumps(metrics), flush=True)
+        print(json_text(metrics), flush=True)
     raise typer.Exit(0 if metrics["status"] in ("converged", "done") else 3)
 
 
