@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from convcvx.baseline import BATCH, OPTIMIZERS, Training, train_twin, tune_rate
+from convcvx.config import MOST_FILTERS, check_ranges, ranged
 from convcvx.data import Dataset
-from convcvx.errors import InputError, check_choice, check_count
+from convcvx.errors import InputError, check_choice
 from convcvx.evaluate import accuracy, predict
 from convcvx.problem import Problem
 from convcvx.progress import peak_memory_mb
@@ -30,20 +31,17 @@ class CompareConfig:
     """The options of `convcvx compare`; see `convcvx compare --help` for each."""
 
     optimizer: str = "adam"
-    epochs: int = 10
-    seeds: int = 3
-    batch: int = BATCH
-    filters: int | None = None
+    epochs: int = ranged(10, 1, 1_000_000)
+    seeds: int = ranged(3, 1, 1000)
+    batch: int = ranged(BATCH, 1, 1_000_000)
+    filters: int | None = ranged(None, 1, MOST_FILTERS)
     finetune: bool = False
     device: str = "auto"
 
     def check(self) -> None:
         """Raises `InputError` for a value out of range."""
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
-        for name in ("epochs", "seeds", "batch"):
-            check_count(name, getattr(self, name))
-        if self.filters is not None:
-            check_count("filters", self.filters)
+        check_ranges(self)
 
 
 def compare_job(run: Run, config: CompareConfig) -> dict[str, Any]:

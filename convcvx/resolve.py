@@ -8,7 +8,7 @@ import torch
 
 from convcvx.config import DEFAULT_BETA_RATIO, TrainConfig
 from convcvx.data import Dataset, load, split
-from convcvx.errors import InputError, RunError, check_positive
+from convcvx.errors import InputError, RunError
 from convcvx.images import Images
 from convcvx.patches import PatchEmbedding
 from convcvx.problem import Problem
@@ -56,7 +56,8 @@ def training_problem(
     config: TrainConfig, train: Dataset, embedding: PatchEmbedding | None = None, team: Team | None = None
 ) -> Problem:
     """The training problem, its beta still open; a resumed run goes on with the embedding that it has."""
-    _check_beta(config)
+    if config.crops >= min(image_shape(train)[1:]):
+        raise InputError(f"crops must be smaller than the images, {image_shape(train)[1:]}; got {config.crops}")
     return build_problem(
         train.images,
         train.targets,
@@ -71,14 +72,6 @@ def training_problem(
         responses=team.responses if team else Responses,
         flips=config.flips,
     )
-
-
-def _check_beta(config: TrainConfig) -> None:
-    if config.beta is not None and config.beta_ratio is not None:
-        raise InputError("give --beta or --beta-ratio, not both")
-    for name in ("beta", "beta_ratio"):
-        if getattr(config, name) is not None:
-            check_positive(name, getattr(config, name))
 
 
 def run_beta(run: Run, config: TrainConfig) -> float:
