@@ -29,7 +29,7 @@ from convcvx.network import TwoLayerCNN
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
 from convcvx.responses import Responses
-from convcvx.training import build_problem, find_beta_max, solve_problem, warn_short_of
+from convcvx.training import beta_at, build_problem, find_beta_max, solve_problem, warn_short_of
 
 DTYPES = (np.float64, np.float32)
 IMAGE_DEFAULTS: dict[str, Any] = {"kernel_size": None, "stride": 1, "padding": 0, "pool": None}
@@ -154,6 +154,11 @@ class _ConvexCNN(BaseEstimator):
             raise InputError(f"image_shape must be (channels, height, width), whole numbers >= 1; got {shape!r}")
         if math.prod(shape) != X.shape[1]:
             raise InputError(f"image_shape={shape} needs X with {math.prod(shape)} columns; got {X.shape[1]}")
+        if shape[2] in (1, 3, 4) and shape[0] > shape[2]:
+            raise InputError(
+                f"image_shape={shape} seems to be (height, width, channels): pass ({shape[2]}, {shape[0]}, {shape[1]}) "
+                "and rows of images.transpose(0, 3, 1, 2); signals are (channels, 1, length)"
+            )
         return rows.unflatten(1, tuple(shape))
 
     def _spec(self) -> PatchSpec:
@@ -170,7 +175,7 @@ class _ConvexCNN(BaseEstimator):
         if self.beta is not None:
             return self.beta
         ratio = check_positive("beta_ratio", self.beta_ratio)
-        return ratio * find_beta_max(problem, self.oracle, seed) or ratio  # at 0 no filter helps: any beta will do
+        return beta_at(ratio, find_beta_max(problem, self.oracle, seed))
 
 
 _PARAMETERS = """\

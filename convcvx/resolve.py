@@ -16,7 +16,7 @@ from convcvx.responses import Responses
 from convcvx.runs import Run
 from convcvx.sharding import Team
 from convcvx.shifts import shifted
-from convcvx.training import build_problem
+from convcvx.training import beta_at, build_problem
 
 Data = tuple[Dataset, Dataset, Dataset | None]
 """Training set, test set, and the validation set if one is split off."""
@@ -82,7 +82,7 @@ def run_beta(run: Run, config: TrainConfig) -> float:
         return config.beta
     if (beta_max := run.beta_max) is None:
         raise RunError(f"{run.folder} has not got as far as its beta: finish it with --resume")
-    return beta_max * (DEFAULT_BETA_RATIO if config.beta_ratio is None else config.beta_ratio)
+    return beta_at(DEFAULT_BETA_RATIO if config.beta_ratio is None else config.beta_ratio, beta_max)
 
 
 def with_run_settings(run: Run) -> TrainConfig:
