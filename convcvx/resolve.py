@@ -56,6 +56,12 @@ def training_problem(
     config: TrainConfig, train: Dataset, embedding: PatchEmbedding | None = None, team: Team | None = None
 ) -> Problem:
     """The training problem, its beta still open; a resumed run goes on with the embedding that it has."""
+    spec = config.patch_spec()
+    if any(padding >= size for padding, size in zip(spec.padding, spec.kernel_size, strict=True)):
+        raise InputError(
+            f"padding must be smaller than kernel_size {config.kernel_size}, lest patches see nothing but it; got "
+            f"{config.padding}"
+        )
     if config.crops >= min(image_shape(train)[1:]):
         raise InputError(f"crops must be smaller than the images, {image_shape(train)[1:]}; got {config.crops}")
     return build_problem(
