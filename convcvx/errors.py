@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 
+WORD = 2**63 - 1
+"""The largest whole number that a machine counts with."""
+
 
 class ConvcvxError(Exception):
     """Base of every error that convcvx raises on purpose."""
@@ -66,8 +69,8 @@ def check_count(name: str, value: int, *, minimum: int = 1, maximum: float = mat
     """Return `value` as an int; raise `InputError` unless it is a whole number from `minimum` to `maximum`."""
     if not is_count(value, minimum):
         raise InputError(f"{name} must be a whole number >= {minimum}; got {shown(value)}")
-    if value > maximum:
-        raise InputError(f"{name} must be at most {maximum:.0f}; got {shown(value)}")
+    if value > (largest := min(maximum, WORD)):
+        raise InputError(f"{name} must be at most {largest:.0f}; got {shown(value)}")
     return int(value)
 
 

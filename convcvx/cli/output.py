@@ -66,6 +66,8 @@ def guard(json_output: bool) -> Iterator[None]:
     except OSError as error:  # paths that cannot be used, full disks, readers that have gone
         _end(f"the system refuses: {one_line(error)}; give another path, or make room", "bad_input", 2, json_output)
     except (MemoryError, RuntimeError) as error:
+        if "Symlink loop" in str(error):  # as Python before 3.13 says it
+            _end(f"the system refuses: {one_line(error)}; give another path", "bad_input", 2, json_output)
         if isinstance(error, RuntimeError) and not OUT_OF_MEMORY.search(str(error)):
             raise
         _end("out of memory: give fewer or smaller images, or ask for fewer filters", "bad_input", 2, json_output)
