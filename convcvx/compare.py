@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from convcvx.baseline import BATCH, OPTIMIZERS, Training, train_twin, tune_rate
+from convcvx.config import MOST_FILTERS, check_ranges, ranged
 from convcvx.data import Dataset
-from convcvx.errors import InputError, check_choice, check_count
+from convcvx.errors import InputError, check_choice
 from convcvx.evaluate import accuracy, predict
 from convcvx.problem import Problem
 from convcvx.progress import peak_memory_mb
@@ -30,20 +31,17 @@ class CompareConfig:
     """The options of `convcvx compare`; see `convcvx compare --help` for each."""
 
     optimizer: str = "adam"
-    epochs: int = 10
-    seeds: int = 3
-    batch: int = BATCH
-    filters: int | None = None
+    epochs: int = ranged(10, 1, 1_000_000)
+    seeds: int = ranged(3, 1, 1000)
+    batch: int = ranged(BATCH, 1, 1_000_000)
+    filters: int | None = ranged(None, 1, MOST_FILTERS)
     finetune: bool = False
     device: str = "auto"
 
     def check(self) -> None:
         """Raises `InputError` for a value out of range."""
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
-        for name in ("epochs", "seeds", "batch"):
-            check_count(name, getattr(self, name))
-        if self.filters is not None:
-            check_count("filters", self.filters)
+        check_ranges(self)
 
 
 def compare_job(run: Run, config: CompareConfig) -> dict[str, Any]:
@@ -159,7 +157,8 @@ def _seed_summary(training: Training, train: Dataset, test: Dataset) -> dict[str
 
 def reached(history: list[dict[str, Any]], objective: float) -> float | None:
     """The seconds after which `history` is at or below `objective`; None if it never is."""
-    return next((record["seconds"] for record in history if record["objective"] <= objective), None)
+    known = (record for record in history if record["objective"] is not None)
+    return next((record["seconds"] for record in known if record["objective"] <= objective), None)
 
 
 def _finite(value: float) -> float | None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+import math
+import re
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from convcvx.budget import Budget
-from convcvx.dictionary import check_dictionary
-from convcvx.errors import InputError, check_count, check_positive
+from convcvx.dictionary import SOURCES, check_dictionary
+from convcvx.errors import InputError, check_choice, check_count, check_positive, shown
 from convcvx.losses import get_loss
 from convcvx.oracles.sampled import N_GATES
 from convcvx.patches import PatchSpec
+from convcvx.reading import NAMES, is_a
 
 BUDGETS = ("tol", "max_filters", "max_rounds", "time_limit", "device", "data_dir")
 """What a resumed run may change: where it stops and where things are, not what it trains."""
@@ -65,8 +68,31 @@ PRESETS: dict[str, dict[str, Any]] = {
 """`--preset NAME`: a flag or a config file given beside it wins."""
 
 
-KINDS: dict[str, tuple[type, ...]] = {"str": (str,), "bool": (bool,), "int": (int,), "float": (int, float)}
-NAMES = {"str": "a text", "bool": "true or false", "int": "a whole number", "float": "a number"}
+KINDS: dict[str, type] = {"str": str, "bool": bool, "int": int, "float": float}
+LARGEST_SIDE = 4096
+"""Pixels of a kernel, a stride, a padding or a move of an image: of an image whose patches fit in memory."""
+MOST_FILTERS = 100_000
+"""Filters and patterns that can be asked for at once: beyond, their weights alone fill a large machine's memory."""
+
+
+def ranged(default: Any, low: float, high: float = math.inf) -> Any:
+    """A numeric option with the least and the largest value that it may have."""
+    return field(default=default, metadata={"range": (low, high)})
+
+
+def check_ranges(options: Any) -> None:
+    """Raise `InputError` for an option of a dataclass out of its bounds."""
+    for option in fields(options):
+        value = getattr(options, option.name)
+        if value is None or "range" not in option.metadata:
+            continue
+        low, high = option.metadata["range"]
+        if str(option.type).startswith("int"):
+            check_count(option.name, value, minimum=low, maximum=high)
+        else:
+            check_positive(option.name, value, zero=low == 0, maximum=high)
+            if value < low:
+                raise InputError(f"{option.name} must be at least {low:g}; got {shown(value)}")
 
 
 @dataclass(frozen=True)
@@ -75,39 +101,39 @@ class TrainConfig:
 
     data: str = "digits"
     data_dir: str | None = None
-    limit: int | None = None
-    validation: float = 0.0
+    limit: int | None = ranged(None, 1)
+    validation: float = ranged(0.0, 0, 1)
     kernel_size: str = "3"
     stride: str = "1"
     padding: str = "0"
     pool: str = "global"
     hidden_bias: bool = False
     intercept: bool = True
-    rank: int | None = None
+    rank: int | None = ranged(None, 1)
     whiten: bool = False
-    whiten_epsilon: float = 0.1
+    whiten_epsilon: float = ranged(0.1, 1e-12, 1e12)
     contrast: bool = False
-    contrast_epsilon: float = 1.5e-4
-    beta: float | None = None
-    beta_ratio: float | None = None
+    contrast_epsilon: float = ranged(1.5e-4, 1e-12, 1e12)
+    beta: float | None = ranged(None, 1e-30, 1e30)
+    beta_ratio: float | None = ranged(None, 1e-12, 1e12)
     loss: str = "squared"
     solver: str = "auto"
     oracle: str = "auto"
-    gates: int = N_GATES
+    gates: int = ranged(N_GATES, 1, MOST_FILTERS)
     tol: float = 1e-4
     max_filters: int | None = None
     max_rounds: int = 100
     time_limit: float | None = None
-    seed: int = 0
+    seed: int = ranged(0, 0, 2**32 - 1)
     device: str = "auto"
-    dictionary: int | None = None
+    dictionary: int | None = ranged(None, 1, MOST_FILTERS)
     dictionary_source: str = "patches"
-    threshold: float = 0.0
+    threshold: float = ranged(0.0, 0, 1e6)
     flips: bool = False
-    shifts: int = 0
-    tune: float = 0.0
-    slide: float = 0.0
-    crops: int = 0
+    shifts: int = ranged(0, 0, LARGEST_SIDE)
+    tune: float = ranged(0.0, 0, 0.5)
+    slide: float = ranged(0.0, 0, 1e6)
+    crops: int = ranged(0, 0, LARGEST_SIDE)
     paired: bool = False
     """Set by `convcvx stack`, for features whose channels come in mirror pairs; see `PatchSpec`."""
 
@@ -120,12 +146,13 @@ class TrainConfig:
         known = {f.name: str(f.type) for f in fields(cls)}
         for key, value in values.items():
             if key not in known:
-                raise InputError(f"unknown option {key!r}; the options are {', '.join(sorted(known))}")
-            kind = known[key].removesuffix(" | None")
-            alike = isinstance(value, KINDS[kind]) and isinstance(value, bool) == (kind == "bool")
-            if value is not None and not alike:  # runs of earlier versions have null for some that are off
-                raise InputError(f"{key} must be {NAMES[kind]}; got {value!r}")
-        return cls(**values)
+                raise InputError(f"unknown option {shown(key)}; the options are {', '.join(sorted(known))}")
+            kind = KINDS[known[key].removesuffix(" | None")]
+            # Runs of earlier versions have null for some that are off.
+            absent = value is None and not getattr(cls, key)
+            if not (absent or is_a(value, kind)):
+                raise InputError(f"{key} must be {NAMES[kind]}; got {shown(value)}")
+        return cls(**{key: getattr(cls, key) if value is None else value for key, value in values.items()})
 
     @property
     def budget(self) -> Budget:
@@ -134,16 +161,14 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raise `InputError` for options that are out of range, or of no use without others."""
+        check_ranges(self)
         budget = self.budget  # which checks itself, as the next two do
         self.patch_spec()
         get_loss(self.loss)
-        check_count("gates", self.gates)
-        if check_count("seed", self.seed, minimum=0) >= 2**32:
-            raise InputError(f"seed must be below 2^32; got {self.seed}")
-        if check_positive("tune", self.tune, zero=True) > 0.5:
-            raise InputError(f"tune must be a share of the images up to 0.5; got {self.tune:g}")
-        check_positive("slide", self.slide, zero=True)
-        if check_count("crops", self.crops, minimum=0) and not self.slide:
+        check_choice("dictionary_source", self.dictionary_source, SOURCES)
+        if self.beta is not None and self.beta_ratio is not None:
+            raise InputError("give --beta or --beta-ratio, not both")
+        if self.crops and not self.slide:
             raise InputError(f"crops {self.crops} move the images that filters slide on; pass --slide EPOCHS")
         if self.dictionary is None:
             self._check_without_dictionary()
@@ -201,7 +226,9 @@ def check_unchanged(name: str, stored: Any, asked: Any) -> None:
 
 def parse_pair(name: str, text: str) -> tuple[int, int]:
     """Read "3" or "3x5" as (rows, columns)."""
-    parts = str(text).lower().split("x")
-    if len(parts) > 2 or not all(part.strip().isdigit() for part in parts):
-        raise InputError(f"{name} must be a whole number such as 3, or rows x columns such as 3x5; got {text!r}")
-    return int(parts[0]), int(parts[-1])
+    found = re.fullmatch(r"\s*(\d{1,9})\s*(?:x\s*(\d{1,9})\s*)?", text.lower(), re.ASCII)
+    if found is None:
+        raise InputError(f"{name} must be a whole number such as 3, or rows x columns such as 3x5; got {shown(text)}")
+    rows, columns = int(found[1]), int(found[2] or found[1])
+    check_count(name, max(rows, columns), minimum=0, maximum=LARGEST_SIDE)
+    return rows, columns

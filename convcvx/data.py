@@ -15,19 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convcvx.data_sources import (
-    DOWNLOADS,
-    KEYS,
-    Source,
-    one_line,
-    read_arrays,
-    read_digits,
-    read_download,
-    read_folder,
-    read_npz,
-)
-from convcvx.errors import DataError, InputError, check_count
+from convcvx.array_files import KEYS, read_arrays, read_npz
+from convcvx.data_sources import DOWNLOADS, Source, read_digits, read_download
+from convcvx.errors import DataError, InputError, check_count, one_line, shown
+from convcvx.image_folder import read_folder
 from convcvx.images import Images, StreamedImages, to_floats
+
+OVERSHOOT = 1e-6
+"""How far pixels in [0, 1] may lie outside: what float32 leaves of a division by 255, or of resizing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,9 +75,10 @@ def load(
         `mnist`, `fashion-mnist`, `cifar10`, `cifar100`: from `data_dir`.
         FILE.npz: x_train, y_train, x_test, y_test; images NHW or NHWC, uint8 or float in [0, 1]; integer y
         are classes, float y real targets.
-        FOLDER: train/CLASS/IMAGE and test/CLASS/IMAGE; or x_train.npy, y_train.npy, x_test.npy, y_test.npy, as in
-        an .npz file: such images stay on disk and are read a chunk at a time. (Write `./mnist` for a folder called
-        like a set.)
+        FOLDER: train/CLASS/IMAGE and test/CLASS/IMAGE, 8-bit images of the formats in `image_folder.FORMATS`; their
+        EXIF orientation is honoured, and what is transparent is laid on white. Or x_train.npy, y_train.npy,
+        x_test.npy, y_test.npy, as in an .npz file: such images stay on disk and are read a chunk at a time. (Write
+        `./mnist` for a folder called like a set.)
     data_dir : path, optional
         Holds the downloaded sets in torchvision's layout, or as NAME.npz; see `default_data_dir`.
     limit : int, optional
@@ -103,20 +99,31 @@ def load(
     (torch.Size([1437, 1, 8, 8]), torch.Size([360, 1, 8, 8]))
     """
     limit = None if limit is None else check_count("limit", limit)
-    path = Path(name).expanduser()
-    if name == "digits":
-        return _assemble("digits", read_digits(), limit)
-    if name in DOWNLOADS:
+    try:
+        path = Path(name).expanduser()
         root = default_data_dir() if data_dir is None else Path(data_dir).expanduser()
-        return _assemble(str(name), read_download(str(name), root, download), limit)
+        called, source = _read(name, path, root, limit, download)
+    except (OSError, RuntimeError) as error:  # paths that are too long, users that are not there, links to themselves
+        raise DataError(f"cannot read data {shown(str(name))}: give another path ({one_line(error)})") from None
+    return _assemble(called, source, limit)
+
+
+def _read(
+    name: str | os.PathLike[str], path: Path, root: Path, limit: int | None, download: bool
+) -> tuple[str, Source]:
+    """What the data set is called, and its arrays and classes."""
+    if name == "digits":
+        return "digits", read_digits()
+    if name in DOWNLOADS:
+        return str(name), read_download(str(name), root, download)
     if path.is_dir() and any(path.glob("[xy]_*.npy")):
-        return _assemble(path.resolve().name, read_arrays(path), limit)
+        return path.resolve().name, (read_arrays(path), None)
     if path.is_dir():
-        return _assemble(path.resolve().name, read_folder(path, limit), limit)
+        return path.resolve().name, read_folder(path, limit)
     if path.suffix == ".npz":
-        return _assemble(path.stem, read_npz(path), limit)
+        return path.stem, (read_npz(path), None)
     known = ", ".join(["digits", *DOWNLOADS])
-    raise DataError(f"data must be {known}, an .npz file or a folder of images or .npy files; got {str(name)!r}")
+    raise DataError(f"data must be {known}, an .npz file or a folder of images or .npy files; got {shown(str(name))}")
 
 
 def split(dataset: Dataset, validation: float = 0.1, seed: int = 0) -> tuple[Dataset, Dataset]:
@@ -196,7 +203,7 @@ def check_images(
 
 def _assemble(name: str, source: Source, limit: int | None) -> tuple[Dataset, Dataset]:
     arrays, classes = source
-    x = {part: _to_nhwc(arrays[f"x_{part}"], f"x_{part}") for part in ("train", "test")}
+    x = {part: _to_nhwc(arrays[f"x_{part}"]) for part in ("train", "test")}
     y = {part: check_targets(arrays[f"y_{part}"], len(x[part]), (f"x_{part}", f"y_{part}")) for part in x}
     for key, pair in (("x", x), ("y", y)):
         if pair["train"].shape[1:] != pair["test"].shape[1:]:  # integer y are (n,), real y (n, c)
@@ -219,17 +226,12 @@ def _assemble(name: str, source: Source, limit: int | None) -> tuple[Dataset, Da
         images = StreamedImages(pixels) if isinstance(pixels, np.memmap) else to_floats(pixels)
         images, targets = check_images(images, y[part][rows], names, training=part == "train")
         low, high = (value.item() for value in images.aminmax())
-        if low < 0 or high > 1:
+        if low < -OVERSHOOT or high > 1 + OVERSHOOT:
             raise DataError(f"x_{part} must be uint8 or lie in [0, 1]; got [{low}, {high}]: rescale it")
+        images = images if low >= 0 and high <= 1 else images.clamp(0, 1)
         sets.append(Dataset(images, targets, classes, name))
     return sets[0], sets[1]
 
 
-def _to_nhwc(x: np.ndarray, key: str) -> np.ndarray:
-    if x.ndim not in (3, 4):
-        raise DataError(f"{key} must be (n, height, width) or (n, height, width, channels); got {x.shape}")
-    if x.dtype != np.uint8 and x.dtype.kind != "f":
-        raise DataError(f"{key} must be uint8, or float in [0, 1]; got {x.dtype}: convert it")
-    if x.ndim == 4 and x.shape[1] in (1, 3) and x.shape[3] > 4:
-        raise DataError(f"{key} must have its channels last; got {x.shape}: transpose it with (0, 2, 3, 1)")
+def _to_nhwc(x: np.ndarray) -> np.ndarray:
     return x[..., None] if x.ndim == 3 else x

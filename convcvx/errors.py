@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 
+WORD = 2**63 - 1
+"""The largest whole number that a machine counts with."""
+
 
 class ConvcvxError(Exception):
     """Base of every error that convcvx raises on purpose."""
@@ -26,26 +29,48 @@ class WorkerError(ConvcvxError, RuntimeError):
     """A process of a run over several was lost or failed."""
 
 
+class DataWarning(UserWarning):
+    """Something in a data set was passed over; the message names it."""
+
+
 class ConvergenceWarning(UserWarning):
     """A solver stopped before its gap reached `tol`; the message names the gap and what to try."""
 
 
-def check_positive(name: str, value: float, *, zero: bool = False) -> float:
-    """Return `value` as a float; raise `InputError` unless it is finite and > 0 (>= 0 with `zero`)."""
+def one_line(error: Exception) -> str:
+    """What an error says, or is called where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def shown(value: object) -> str:
+    """`value` as a message quotes it: on one line, and cut where it is long."""
+    try:
+        text = " ".join(repr(value).split())
+    except (ValueError, RecursionError):  # of a whole number with thousands of digits, of lists in lists without end
+        return f"a {type(value).__name__} that is too large to print"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def check_positive(name: str, value: float, *, zero: bool = False, maximum: float = math.inf) -> float:
+    """Return `value` as a float; raise `InputError` unless it is finite, > 0 (>= 0 with `zero`) and <= `maximum`."""
     kind = "non-negative" if zero else "positive"
     try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise InputError(f"{name} must be a {kind} float; got {value!r}") from None
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
     if not math.isfinite(number) or number < 0 or (number == 0 and not zero):
-        raise InputError(f"{name} must be a {kind} float; got {value!r}")
+        raise InputError(f"{name} must be a {kind} float; got {shown(value)}")
+    if number > maximum:
+        raise InputError(f"{name} must be at most {maximum:g}; got {shown(value)}")
     return number
 
 
-def check_count(name: str, value: int, *, minimum: int = 1) -> int:
-    """Return `value` as an int; raise `InputError` unless it is a whole number >= `minimum`."""
+def check_count(name: str, value: int, *, minimum: int = 1, maximum: float = math.inf) -> int:
+    """Return `value` as an int; raise `InputError` unless it is a whole number from `minimum` to `maximum`."""
     if not is_count(value, minimum):
-        raise InputError(f"{name} must be a whole number >= {minimum}; got {value!r}")
+        raise InputError(f"{name} must be a whole number >= {minimum}; got {shown(value)}")
+    if value > (largest := min(maximum, WORD)):
+        raise InputError(f"{name} must be at most {largest:.0f}; got {shown(value)}")
     return int(value)
 
 
@@ -59,6 +84,6 @@ def is_count(value: object, minimum: int = 1) -> bool:
 
 def check_choice(name: str, value: str, choices: Collection[str]) -> str:
     """Return `value`; raise `InputError` unless it is one of `choices`."""
-    if value not in choices:
-        raise InputError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+    if not isinstance(value, str) or value not in choices:
+        raise InputError(f"{name} must be one of {', '.join(choices)}; got {shown(value)}")
     return value

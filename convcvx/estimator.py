@@ -26,7 +26,7 @@ from convcvx.network import TwoLayerCNN
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
 from convcvx.responses import Responses
-from convcvx.training import build_problem, find_beta_max, warn_short_of
+from convcvx.training import beta_at, build_problem, find_beta_max, warn_short_of
 from convcvx.units import Units
 
 DTYPES = (np.float64, np.float32)
@@ -147,6 +147,11 @@ class _ConvexCNN(BaseEstimator):
         shape = self._image_shape()
         if math.prod(shape) != X.shape[1]:
             raise InputError(f"image_shape={shape} needs X with {math.prod(shape)} columns; got {X.shape[1]}")
+        if shape[2] in (1, 3, 4) and shape[0] > shape[2]:
+            raise InputError(
+                f"image_shape={shape} seems to be (height, width, channels): pass ({shape[2]}, {shape[0]}, {shape[1]}) "
+                "and rows of images.transpose(0, 3, 1, 2); signals are (channels, 1, length)"
+            )
         return rows.unflatten(1, shape)
 
     def _image_shape(self) -> tuple[int, int, int]:
@@ -172,7 +177,7 @@ class _ConvexCNN(BaseEstimator):
         if self.beta is not None:
             return units.reduced_beta(self.beta)
         ratio = check_positive("beta_ratio", self.beta_ratio)
-        return ratio * find_beta_max(problem, self.oracle, seed) or ratio  # at 0 no filter helps: any beta will do
+        return beta_at(ratio, find_beta_max(problem, self.oracle, seed))
 
 
 _PARAMETERS = """\

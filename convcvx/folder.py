@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from convcvx.errors import InputError, RunError
+from convcvx.reading import json_text, read_json, read_tensors
 
 CHECKPOINTS = ("state.safetensors", "descent.safetensors")
 """Files from which --resume goes on."""
@@ -34,6 +34,8 @@ class Folder:
     """
 
     KIND, OPTIONS = "run", "config.json"
+    METRICS: ClassVar[Any] = {}
+    """Form of metrics.json, as `reading` has it."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -126,7 +128,7 @@ class Folder:
         """What the command that made it printed as JSON."""
         if not (self.folder / "metrics.json").exists():
             raise RunError(f"{self.folder} has no metrics.json yet: finish it with --resume")
-        return self._read_json("metrics.json")
+        return self._read_json("metrics.json", self.METRICS)
 
     def _write(self, name: str, content: bytes) -> None:
         """Write beside the file and rename: a reader, or a crash, sees the old file or the new one."""
@@ -141,27 +143,17 @@ class Folder:
             raise RunError(f"cannot write {self.folder / name}: {error.strerror}") from None
 
     def _write_json(self, name: str, value: Any) -> None:
-        self._write(name, (json.dumps(value, indent=2) + "\n").encode())
+        self._write(name, (json_text(value, indent=2) + "\n").encode())
 
-    def _read_json(self, name: str) -> Any:
-        try:
-            return json.loads((self.folder / name).read_text())
-        except (OSError, ValueError) as error:
-            raise RunError(f"cannot read {self.folder / name}: {error}") from None
+    def _read_json(self, name: str, form: Any) -> Any:
+        return read_json(self.folder / name, form)
 
     def _write_tensors(self, name: str, tensors: dict[str, Tensor], description: dict[str, Any]) -> None:
         contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
         self._write(name, save(contiguous, {"convcvx": json.dumps(description)}))
 
-    def _read_tensors(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        path = self.folder / name
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                # Copied to aligned memory: on unaligned operands BLAS rounds otherwise, and rounds would not repeat.
-                tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 - no mapping
-                return tensors, json.loads(file.metadata()["convcvx"])
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise RunError(f"cannot read {path}: {error}; remove it and train again") from None
+    def _read_tensors(self, name: str, shapes: dict[str, str], form: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return read_tensors(self.folder / name, shapes, form)
 
 
 def environment() -> dict[str, Any]:

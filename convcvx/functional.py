@@ -11,13 +11,13 @@ from torch import Tensor
 
 from convcvx.budget import Budget
 from convcvx.certificate import Certificate, certify_parameters
-from convcvx.errors import InputError
+from convcvx.errors import InputError, check_count, check_positive
 from convcvx.images import read_tensor
 from convcvx.oracles import Oracle
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
 from convcvx.solution import Callback, Solution
-from convcvx.training import build_problem, find_beta_max, solve_problem, warn_short_of
+from convcvx.training import beta_at, build_problem, find_beta_max, solve_problem, warn_short_of
 from convcvx.units import Units
 
 
@@ -52,6 +52,7 @@ def solve(
     patches : array (n, d) or (n, K, d)
         One row, or K patch rows, a sample.
     targets : array (n,) of classes or (n, c) of real values
+        Any whole numbers are classes: output k is for the k-th smallest of them.
     beta : float
         Weight decay.
     pooling : array (P, K), optional
@@ -160,7 +161,10 @@ def beta_max(
     oracle: str | Oracle = "auto",
     seed: int = 0,
 ) -> float:
-    """The β from which on the optimal network has no filters; parameters as in `solve`."""
+    """The β from which on the optimal network has no filters; parameters as in `solve`.
+
+    0 for constant patches (with an intercept) or targets: no filter helps at any β.
+    """
     problem, units = _in_units(patches, targets, pooling=pooling, loss=loss, intercept=intercept)
     return units.of_g(find_beta_max(problem, oracle, seed))
 
@@ -179,7 +183,8 @@ def path(
     Parameters
     ----------
     betas : sequence of float, optional
-        By default `n_betas` values from beta_max down to `ratio`·beta_max, evenly spaced in the logarithm.
+        By default `n_betas` values from beta_max down to `ratio`·beta_max, evenly spaced in the logarithm; just one,
+        `ratio`, where beta_max is 0.
     **options
         As for `solve`.
 
@@ -195,8 +200,11 @@ def path(
         read_tensor("patches", patches).clone(), read_tensor("targets", targets).clone(), **given
     )
     if betas is None:
+        check_count("n_betas", n_betas)
+        check_positive("ratio", ratio)
         top = units.of_g(find_beta_max(problem, options.get("oracle", "auto"), options.get("seed", 0)))
-        betas = [float(b) for b in np.geomspace(top, ratio * top, n_betas)]
+        first, last = top or ratio, beta_at(ratio, top)  # where no filter helps, one β will do
+        betas = [float(b) for b in np.geomspace(first, last, n_betas if top else 1)]
     start = options.pop("start", None)
     for beta in betas:
         at_beta = problem.with_beta(units.reduced_beta(beta))

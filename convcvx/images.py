@@ -17,7 +17,7 @@ class StreamedImages:
     """Pixels on a memory map, used as the (n, C, H, W) float32 tensor in [0, 1] that they stand for.
 
     It offers what convcvx asks of such a tensor: `images[where]` reads these images and gives a tensor; `len`,
-    `shape`, `split`, `narrow`, `to` and `aminmax` are those of torch. Nothing else touches the file.
+    `shape`, `split`, `narrow`, `to`, `clamp` and `aminmax` are those of torch. Nothing else touches the file.
 
     Parameters
     ----------
@@ -25,13 +25,17 @@ class StreamedImages:
         uint8, or float in [0, 1]; usually of `numpy.load(file, mmap_mode="r")`.
     device : str or torch.device
         Where the tensors go. Pixels travel as they are stored.
+    bounds : (float, float), optional
+        Pixels below or above are set to these as they are read.
     """
 
     dtype = torch.float32
     ndim = 4
 
-    def __init__(self, pixels: np.ndarray, device: str | torch.device = "cpu") -> None:
-        self._pixels, self.device = pixels, torch.device(device)
+    def __init__(
+        self, pixels: np.ndarray, device: str | torch.device = "cpu", bounds: tuple[float, float] | None = None
+    ) -> None:
+        self._pixels, self.device, self._bounds = pixels, torch.device(device), bounds
 
     def __len__(self) -> int:
         return len(self._pixels)
@@ -46,7 +50,8 @@ class StreamedImages:
 
     def __getitem__(self, where: slice | Tensor) -> Tensor:
         index = where.cpu().numpy() if isinstance(where, Tensor) else where
-        return to_floats(np.array(self._pixels[index]), self.device)
+        images = to_floats(np.array(self._pixels[index]), self.device)
+        return images if self._bounds is None else images.clamp_(*self._bounds)
 
     def split(self, size: int) -> Iterator[Tensor]:
         for start in range(0, len(self), size):
@@ -55,11 +60,15 @@ class StreamedImages:
     def narrow(self, dim: int, start: int, length: int) -> StreamedImages:
         """Images `start` to `start + length`; `dim` is 0. Reads nothing."""
         assert dim == 0
-        return StreamedImages(self._pixels[start : start + length], self.device)
+        return StreamedImages(self._pixels[start : start + length], self.device, self._bounds)
 
     def to(self, device: str | torch.device) -> StreamedImages:
         """The same images, for another device. Reads nothing."""
-        return StreamedImages(self._pixels, device)
+        return StreamedImages(self._pixels, device, self._bounds)
+
+    def clamp(self, low: float, high: float) -> StreamedImages:
+        """The same images, with pixels in [low, high]. Reads nothing."""
+        return StreamedImages(self._pixels, self.device, (low, high))
 
     def aminmax(self) -> tuple[Tensor, Tensor]:
         """Smallest and largest value, NaN if there is one; for uint8 the bounds of the format, without a look."""

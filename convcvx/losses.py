@@ -276,34 +276,50 @@ def get_loss(name: str) -> Loss:
 
 
 def encode_targets(targets: Tensor | np.ndarray, loss: str, n_classes: int | None = None) -> Tensor:
-    """Integer classes (n,) to one-hot (n, c) float64; real targets (n,) or (n, c) to (n, c) float64.
+    """Integer classes (n,) or (n, 1) to one-hot (n, c) float64; real targets (n,) or (n, c) to (n, c) float64.
 
-    c is `n_classes`, or the largest class plus one.
+    c is `n_classes`, and then the classes are 0..c-1; without it the number of distinct ids, which stand for the
+    classes in their order, as in scikit-learn.
 
     Raises
     ------
     InputError
-        For NaN, negative classes, a single class, or real targets under the cross-entropy that are no
+        For NaN, classes out of range, a single class, or real targets under the cross-entropy that are no
         probabilities.
     """
-    array = torch.as_tensor(targets)
-    if array.ndim not in (1, 2) or len(array) == 0:
-        raise InputError(f"targets must be (n,) classes or (n, c) real values; got shape {tuple(array.shape)}")
-    if array.ndim == 1 and not array.dtype.is_floating_point:
-        classes = array.long()
-        if int(classes.min()) < 0:
-            raise InputError(f"targets must be classes 0, 1, ...; got {int(classes.min())}")
-        if n_classes is None and int(classes.min()) == int(classes.max()):
-            raise InputError(f"targets must have at least two classes; all of them are {int(classes[0])}")
-        if n_classes is not None and int(classes.max()) >= n_classes:
-            raise InputError(f"targets must be classes below {n_classes}; got {int(classes.max())}")
-        return torch.nn.functional.one_hot(classes, n_classes or -1).double()
-    real = array.double() if array.ndim == 2 else array.double()[:, None]
+    try:
+        array = np.asarray(targets.detach().cpu() if isinstance(targets, Tensor) else targets)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"targets must be an array of numbers: {error}") from None
+    if array.ndim not in (1, 2) or array.size == 0:
+        raise InputError(f"targets must be (n,) classes or (n, c) real values; got shape {array.shape}")
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"targets must be whole or real numbers; got {array.dtype}: number the classes")
+    if array.dtype.kind != "f" and (array.ndim == 1 or array.shape[1] == 1):
+        ids, places = np.unique(array, return_inverse=True)
+        _check_two(len(ids), ids[0], n_classes)
+        if n_classes is not None:
+            if int(ids[0]) < 0:
+                raise InputError(f"targets must be classes 0, 1, ...; got {ids[0]}")
+            if int(ids[-1]) >= n_classes:
+                raise InputError(f"targets must be classes below {n_classes}; got {ids[-1]}")
+            places = array
+        classes = torch.from_numpy(places.reshape(-1).astype(np.int64))
+        return torch.nn.functional.one_hot(classes, n_classes or len(ids)).double()
+    real = torch.from_numpy(array.astype(np.float64).reshape(len(array), -1))
     if not bool(real.isfinite().all()):
         raise InputError("targets must be finite; found NaN or infinity")
+    if real.shape[1] > 1 and torch.equal(real[:1].sort().values[0], torch.eye(real.shape[1]).double()[-1]):
+        _check_two(1 + int((real != real[0]).any()), int(real[0].argmax()), n_classes)
     if loss == "cross-entropy":
         mass = real.sum(dim=1, keepdim=True)
         if not (bool((real >= 0).all()) and torch.allclose(mass, torch.ones_like(mass))):
             raise InputError("targets must be integer classes or rows of probabilities with loss='cross-entropy'")
         real = real / mass  # with a free intercept, what rounding leaves above 1 would be worth minus infinity
     return real
+
+
+def _check_two(n_present: int, only: object, n_classes: int | None) -> None:
+    """Raise `InputError` if there is a single class and nothing says that there are others."""
+    if n_present == 1 and n_classes is None:
+        raise InputError(f"targets must have at least two classes; all of them are {only}")

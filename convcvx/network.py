@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from convcvx.errors import InputError, RunError
+from convcvx.errors import InputError, RunError, one_line
 from convcvx.export import export
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.pooling import Pooling
+from convcvx.reading import check_form, form_fault, open_tensors
 from convcvx.solution import Solution
 
 
@@ -76,9 +76,23 @@ class Architecture:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Architecture:
-        """Read what JSON made of `asdict`."""
+        """Read what JSON made of `asdict`; raise `TypeError` for what it did not make."""
+        if fault := form_fault(values, ARCHITECTURE):
+            raise TypeError(fault)
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**fields)
+
+
+ARCHITECTURE = {
+    "image_shape": [int, int, int],
+    "n_filters": int,
+    "n_outputs": int,
+    **{f"{name}?": [int, int] for name in ("kernel_size", "stride", "padding")},
+    "pool?": str,
+    **{f"{name}?": bool for name in ("hidden_bias", "intercept")},
+    "contrast?": (float, None),
+}
+"""Form of an `Architecture` in JSON."""
 
 
 class TwoLayerCNN(nn.Sequential):
@@ -251,22 +265,31 @@ class TwoLayerCNN_Weights:
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], Architecture | None, dict[str, Any]]:
     """State dict, architecture (None for a file that convcvx did not write) and metadata of a safetensors file."""
     try:
-        with safe_open(str(path), framework="pt") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-            described = json.loads((file.metadata() or {}).get("convcvx", "{}"))
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
-        raise RunError(f"cannot read weights from {path}: {error}; name a .safetensors file or a run folder") from None
+        state, described = open_tensors(Path(path))
+    except RunError as error:
+        said = str(error).removeprefix(f"cannot read {path}: ")
+        raise RunError(f"cannot read weights from {path}: {said}; name a .safetensors file or a run folder") from None
     if isinstance(described, dict) and "stages" in described:
         raise RunError(
             f"{path} is a stack of networks: load it with convcvx.stacked_network.stacked_cnn, or name one of its "
             "folders stage-1, stage-2, ..."
         )
+    for name, tensor in state.items():
+        if tensor.ndim and not tensor.is_floating_point():
+            raise RunError(f"{path} must hold real weights; {name} is {tensor.dtype}: save it as float32")
     if not isinstance(described, dict) or "architecture" not in described:
         return state, None, {}
+    meta = check_form(described.get("meta", {}), {}, Path(path))
     try:
-        return state, Architecture.from_dict(described["architecture"]), described.get("meta", {})
-    except (AttributeError, TypeError) as error:
-        raise RunError(f"{path} describes an architecture that this version does not know: {error}") from None
+        architecture = Architecture.from_dict(described["architecture"])
+        with torch.device("meta"):  # takes no memory, however large the described network is
+            expected = {name: tensor.shape for name, tensor in TwoLayerCNN(architecture).state_dict().items()}
+    except (AttributeError, InputError, OverflowError, RuntimeError, TypeError, ZeroDivisionError) as error:
+        what = f"describes an architecture that this version does not know: {one_line(error)}"
+        raise RunError(f"{path} {what}") from None
+    if expected != {name: tensor.shape for name, tensor in state.items()}:
+        raise RunError(f"the weights in {path} do not fit the architecture that it describes")
+    return state, architecture, meta
 
 
 def two_layer_cnn(weights: Weights | str | Path | None = None, **architecture: Any) -> TwoLayerCNN:

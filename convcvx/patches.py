@@ -18,6 +18,7 @@ from torch import Tensor
 
 from convcvx.errors import InputError, check_count, check_positive, is_count
 from convcvx.images import Images
+from convcvx.memory import check_memory
 
 CHUNK, CHUNK_BYTES = 256, 32 << 20
 """Images, and bytes of them and their patch rows in float64, that are gathered at once."""
@@ -234,7 +235,13 @@ class PatchEmbedding:
 def second_moment(images: Images, spec: PatchSpec, chunk: int = CHUNK) -> Tensor:
     """(h, h) mean of row rowᵀ over all patch rows, accumulated in float64."""
     positions = math.prod(spec.output_size(*images.shape[2:]))
-    image_bytes = 8 * math.prod(images.shape[1:]) + 8 * positions * images.shape[1] * math.prod(spec.kernel_size)
+    size = images.shape[1] * math.prod(spec.kernel_size) + spec.constant
+    image_bytes = 8 * math.prod(images.shape[1:]) + 8 * positions * size
+    check_memory(
+        3 * image_bytes + 24 * size**2,  # a copy or two of an image's patches, and of the moment
+        f"kernel_size {spec.kernel_size} with stride {spec.stride} and padding {spec.padding} on these images",
+        "take a smaller kernel, a larger stride or less padding",
+    )
     total, count = torch.zeros((), dtype=torch.float64), 0
     for part in images.split(min(chunk, max(1, CHUNK_BYTES // image_bytes))):
         columns = spec.columns(part.double())

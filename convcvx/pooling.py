@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convcvx.errors import InputError, is_count
+from convcvx.errors import InputError, is_count, shown
 
 Line = tuple[tuple[int, int], ...]
 """Half-open ranges of positions along one axis."""
@@ -80,15 +80,16 @@ class Pooling:
         text = str(value).strip().lower()
         if text == "none":
             return cls("none")
-        if match := re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text):
+        number = r"([1-9][0-9]{0,5})(?:x([1-9][0-9]{0,5}))?"
+        if match := re.fullmatch(number, text):
             rows = int(match[1])
             return cls("grid", (rows, int(match[2] or rows)))
-        number = r"([1-9]\d*)(?:x([1-9]\d*))?"
         if match := re.fullmatch(f"window:{number}(?:,{number})?", text):
             size = int(match[1]), int(match[2] or match[1])
             stride = (int(match[3]), int(match[4] or match[3])) if match[3] else size
             return cls("window", size, stride)
-        raise InputError(f"pool must be global, none, a grid such as 4 or 4x2, or window:SIZE,STRIDE; got {value!r}")
+        kinds = "global, none, a grid such as 4 or 4x2, or window:SIZE,STRIDE"
+        raise InputError(f"pool must be {kinds}; got {shown(value)}")
 
     @classmethod
     def _from_matrix(cls, value: Any) -> Pooling:

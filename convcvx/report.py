@@ -65,7 +65,8 @@ def _page(title: str, body: str) -> str:
 def _result(metrics: dict[str, Any]) -> str:
     numbers = {name: value for name, value in metrics.items() if name not in ("meaning", "out")}
     return f"""<p class="scope">Objective <b>{metrics["primal"]:.6g}</b>, lower bound <b>{metrics["dual"]:.6g}</b>,
-relative gap <b>{metrics["rel_gap"]:.2e}</b>.<br/>Scope <b>{metrics["scope"]}</b>: {escape(metrics["meaning"])}.</p>
+relative gap <b>{metrics["rel_gap"]:.2e}</b>.<br/>Scope <b>{escape(metrics["scope"])}</b>:
+{escape(metrics["meaning"])}.</p>
 <h2>Result</h2>
 {_table(_shown(numbers))}"""
 
@@ -90,10 +91,10 @@ def write_stack_report(stack: StackRun) -> Path:
     rows = (
         *("kept", "primal", "dual", "rel_gap", "scope", "n_filters"),
         *("train_accuracy", "validation_accuracy", "test_accuracy", "seconds"),
-        *(("score", "joint_objective", "joint_rel_gap", "joint_beta") if metrics["heads"] == "joint" else ()),
+        *(("score", "joint_objective", "joint_rel_gap", "joint_beta") if metrics.get("heads") == "joint" else ()),
     )
     said = "".join(
-        f"<br/>{name.capitalize()}, scope <b>{record['scope']}</b>: {escape(record['meaning'])}."
+        f"<br/>{name.capitalize()}, scope <b>{escape(record['scope'])}</b>: {escape(record['meaning'])}."
         for name, record in records.items()
     )
     whole = {name: value for name, value in metrics.items() if name not in ("stages", "out")}
@@ -114,9 +115,11 @@ def convergence_figure(history: list[dict[str, Any]], lower_bound: float, scope:
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     objective, gap = figure.subplots(1, 2)
     seconds = [record["seconds"] for record in history]
-    objective.plot(seconds, [record["objective"] for record in history], "o-", color=INK, ms=3, label="objective")
+    objective.plot(
+        seconds, [_number(record["objective"]) for record in history], "o-", color=INK, ms=3, label="objective"
+    )
     _bound(objective, lower_bound, scope)
-    gap.semilogy(seconds, [max(record["rel_gap"], 1e-12) for record in history], "o-", color=INK, ms=3)
+    gap.semilogy(seconds, [max(_number(record["rel_gap"]), 1e-12) for record in history], "o-", color=INK, ms=3)
     for axes, title in ((objective, "objective"), (gap, f"relative gap ({scope})")):
         axes.set(xlabel="seconds", title=title)
         axes.grid(alpha=0.3)
@@ -136,7 +139,7 @@ def comparison_figure(
     axes = figure.subplots()
     axes.plot(
         [record["seconds"] for record in history],
-        [record["objective"] for record in history],
+        [_number(record["objective"]) for record in history],
         "o-",
         color=INK,
         ms=3,
@@ -145,7 +148,7 @@ def comparison_figure(
     for k, twin in enumerate(twins):
         axes.plot(
             [record["seconds"] for record in twin],
-            [record["objective"] for record in twin],
+            [_number(record["objective"]) for record in twin],
             color=RIVAL,
             alpha=0.8,
             label=f"{optimizer}, {len(twins)} seeds" if k == 0 else None,
@@ -174,6 +177,11 @@ def filters_figure(kernels: Tensor) -> Figure:
     return figure
 
 
+def _number(value: float | None) -> float:
+    """NaN, which plots leave out, for the null that JSON has for infinity."""
+    return math.nan if value is None else value
+
+
 def _bound(axes: Axes, lower_bound: float, scope: str) -> None:
     label = "lower bound" if scope == "global" else f"lower bound ({scope})"
     axes.axhline(lower_bound, color=BOUND, ls="--", lw=1, label=label)
@@ -199,11 +207,11 @@ def _table(values: dict[str, str]) -> str:
 def _columns(columns: dict[str, dict[str, Any]], rows: tuple[str, ...]) -> str:
     """A table with a column for each of `columns` and a line for each of `rows`."""
     head = "".join(f"<th>{escape(name)}</th>" for name in ("", *columns))
-    lines = [
-        f"<tr><th>{row}</th>" + "".join(f"<td>{_text(column.get(row))}</td>" for column in columns.values()) + "</tr>"
-        for row in rows
-    ]
-    return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
+    lines = ""
+    for row in rows:
+        cells = "".join(f"<td>{escape(_text(column.get(row)))}</td>" for column in columns.values())
+        lines += f"<tr><th>{row}</th>{cells}</tr>"
+    return f"<table><tr>{head}</tr>{lines}</table>"
 
 
 def _shown(values: dict[str, Any]) -> dict[str, str]:

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from convcvx.config import DEFAULT_BETA_RATIO, TrainConfig
 from convcvx.data import Dataset, load, split
 from convcvx.devices import pick_device
-from convcvx.errors import InputError, RunError, check_positive
+from convcvx.errors import InputError, RunError
 from convcvx.images import Images
 from convcvx.losses import encode_targets
 from convcvx.patches import PatchEmbedding
@@ -16,7 +16,7 @@ from convcvx.responses import Responses
 from convcvx.runs import Run
 from convcvx.sharding import Team
 from convcvx.shifts import shifted
-from convcvx.training import build_problem
+from convcvx.training import beta_at, build_problem
 
 LARGEST_CANCELLATION = 1000.0
 """`PatchEmbedding.cancellation` up to which a float32 network is right to 1e-4, which is what its check asks for."""
@@ -48,7 +48,14 @@ def training_problem(
     config: TrainConfig, train: Dataset, embedding: PatchEmbedding | None = None, team: Team | None = None
 ) -> Problem:
     """The training problem, its beta still open; a resumed run goes on with the `embedding` that it has."""
-    _check_beta(config)
+    spec = config.patch_spec()
+    if any(padding >= size for padding, size in zip(spec.padding, spec.kernel_size, strict=True)):
+        raise InputError(
+            f"padding must be smaller than kernel_size {config.kernel_size}, lest patches see nothing but it; got "
+            f"{config.padding}"
+        )
+    if config.crops >= min(image_shape(train)[1:]):
+        raise InputError(f"crops must be smaller than the images, {image_shape(train)[1:]}; got {config.crops}")
     encode_targets(train.targets, config.loss, train.n_classes or None)  # before the pass over the images
     fitted = fitted_embedding(config, train.images, embedding, team)
     if fitted.cancellation > LARGEST_CANCELLATION:
@@ -102,14 +109,6 @@ def fitted_embedding(
     return replace(fresh, basis=stored.basis)  # in which the run's filters are written
 
 
-def _check_beta(config: TrainConfig) -> None:
-    if config.beta is not None and config.beta_ratio is not None:
-        raise InputError("give --beta or --beta-ratio, not both")
-    for name in ("beta", "beta_ratio"):
-        if getattr(config, name) is not None:
-            check_positive(name, getattr(config, name))
-
-
 def run_beta(run: Run, config: TrainConfig) -> float:
     """The weight decay of `run`: the one chosen for its dictionary, or what its options say."""
     if (chosen := run.chosen_beta) is not None:
@@ -118,7 +117,7 @@ def run_beta(run: Run, config: TrainConfig) -> float:
         return config.beta
     if (beta_max := run.beta_max) is None:
         raise RunError(f"{run.folder} has not got as far as its beta: finish it with --resume")
-    return beta_max * (DEFAULT_BETA_RATIO if config.beta_ratio is None else config.beta_ratio)
+    return beta_at(DEFAULT_BETA_RATIO if config.beta_ratio is None else config.beta_ratio, beta_max)
 
 
 def with_run_settings(run: Run) -> TrainConfig:

@@ -17,30 +17,55 @@ report.html            the report
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from convcvx.certificate import Certificate
 from convcvx.config import TrainConfig, check_unchanged
-from convcvx.errors import RunError
+from convcvx.errors import InputError, RunError
 from convcvx.folder import Folder
 from convcvx.network import TwoLayerCNN
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.solution import Solution
 from convcvx.solvers.descent import State
 
+RECORD = {"objective": (float, None), "lower_bound": (float, None), "rel_gap": (float, None), "seconds": float}
+"""What every record of a history has; what is infinite is null."""
+NETWORK = {"filters": "m r", "weights": "m p c", "intercept": "c"}
+"""Axes of a solution's tensors."""
+COMPARISON = {
+    "convex": {"dual": float, "scope": str},
+    "twin": {"optimizer": str, "seeds": [{"history": [{"seconds": float, "objective": (float, None)}]}]},
+    "finetune": (dict, None),
+}
+
 
 class Run(Folder):
     """One run folder."""
 
+    METRICS: ClassVar[Any] = {
+        **dict.fromkeys(("primal", "dual", "rel_gap", "seconds"), float),
+        **dict.fromkeys(("scope", "meaning", "status"), str),
+        **dict.fromkeys(("train_accuracy", "test_accuracy"), (float, None)),
+        "n_filters": int,
+    }
+
     @property
     def config(self) -> TrainConfig:
-        return TrainConfig.from_dict(self._read_json("config.json"))
+        return self._read_options(self._read_json("config.json", {}))
+
+    def _read_options(self, stored: dict[str, Any]) -> TrainConfig:
+        try:
+            return TrainConfig.from_dict(stored)
+        except InputError as error:
+            raise RunError(f"{self.folder / self.OPTIONS} is not as convcvx writes it: {error}") from None
 
     def continued(self, given: dict[str, Any]) -> TrainConfig:
         """The stored options, with what was `given` explicitly; only budgets may differ."""
-        stored = self._read_json("config.json")
+        stored = self._read_json("config.json", {})
+        self._read_options(stored)
         for name, value in given.items():
             check_unchanged(name, stored.get(name), value)
         return TrainConfig.from_dict(stored | given)
@@ -51,7 +76,7 @@ class Run(Folder):
 
     @property
     def beta_max(self) -> float | None:
-        return self._read_json("beta_max.json") if (self.folder / "beta_max.json").exists() else None
+        return self._read_beta("beta_max.json")
 
     def save_chosen_beta(self, beta: float) -> None:
         self._write_json("beta.json", beta)
@@ -59,7 +84,16 @@ class Run(Folder):
     @property
     def chosen_beta(self) -> float | None:
         """The β of a dictionary, which held-out images may have chosen."""
-        return self._read_json("beta.json") if (self.folder / "beta.json").exists() else None
+        return self._read_beta("beta.json")
+
+    def _read_beta(self, name: str) -> float | None:
+        """The β in a file, if that is there; 0 for a beta_max of data on which no filter helps."""
+        if not (self.folder / name).exists():
+            return None
+        beta = self._read_json(name, float)
+        if not (math.isfinite(beta) and beta >= 0):
+            raise RunError(f"{self.folder / name} must hold a number >= 0; got {beta}: remove it and train again")
+        return beta
 
     # -- the parts ------------------------------------------------------------------------------------
 
@@ -76,8 +110,12 @@ class Run(Folder):
         """The saved embedding; None before it was fitted."""
         if not (self.folder / "embedding.safetensors").exists():
             return None
-        tensors, description = self._read_tensors("embedding.safetensors")
-        return PatchEmbedding(PatchSpec(**description.pop("spec")), basis=tensors["basis"], **description)
+        name, form = "embedding.safetensors", {"spec": {}, "channels": int, "patch_rank": int, "energy": float}
+        tensors, description = self._read_tensors(name, {"basis": "r h"}, form)
+        try:
+            return PatchEmbedding(PatchSpec(**description.pop("spec")), basis=tensors["basis"], **description)
+        except (InputError, TypeError) as error:
+            raise RunError(f"{self.folder / name} is of another version of convcvx: {error}") from None
 
     def save_state(self, solution: Solution) -> None:
         """Checkpoint a solution."""
@@ -92,8 +130,13 @@ class Run(Folder):
         """The last checkpoint; None before the first."""
         if not (self.folder / "state.safetensors").exists():
             return None
-        tensors, described = self._read_tensors("state.safetensors")
-        return Solution(**(tensors | described))
+        form = {"rounds": int, "status": str, "history": [RECORD]}
+        tensors, described = self._read_tensors("state.safetensors", NETWORK | {"dual_point?": "n c"}, form)
+        parts: dict[str, Any] = tensors | described
+        try:
+            return Solution(**parts)
+        except TypeError as error:
+            raise RunError(f"{self.folder / 'state.safetensors'} is of another version of convcvx: {error}") from None
 
     def save_descent(self, start: Solution, beta: float, state: State) -> None:
         """Checkpoint a descent from the optimum `start` over a dictionary, at weight decay `beta`."""
@@ -104,7 +147,7 @@ class Run(Folder):
         """What `save_descent` was given last; None without a descent under way."""
         if not (self.folder / "descent.safetensors").exists():
             return None
-        state, described = self._read_tensors("descent.safetensors")
+        state, described = self._read_tensors("descent.safetensors", NETWORK, {"beta": float})
         if "values" not in state:
             raise RunError(
                 f"{self.folder / 'descent.safetensors'} is of another version of convcvx: go on with that one, or "
@@ -133,12 +176,12 @@ class Run(Folder):
     @property
     def comparisons(self) -> list[dict[str, Any]]:
         """What `convcvx compare` left here, by optimiser."""
-        return [self._read_json(path.name) for path in sorted(self.folder.glob("compare-*.json"))]
+        return [self._read_json(path.name, COMPARISON) for path in sorted(self.folder.glob("compare-*.json"))]
 
     @property
     def history(self) -> list[dict[str, Any]]:
         """One record a round."""
-        return self._read_json("history.json")
+        return self._read_json("history.json", [RECORD])
 
     @property
     def model_file(self) -> Path:

@@ -22,6 +22,8 @@ def shifted(dataset: Dataset, pixels: int) -> Dataset:
     if isinstance(dataset.images, StreamedImages):
         raise InputError(f"images that stay on disk, as those of {dataset.name} do, cannot be shifted; drop shifts")
     height, width = dataset.images.shape[2:]
+    if pixels >= min(height, width):
+        raise InputError(f"shifts must be smaller than the images, {height}x{width}; got {pixels}")
     wide = F.pad(dataset.images, 4 * (pixels,))
     corners = [(1, 1), (1, 2), (1, 0), (2, 1), (0, 1)]
     versions = [wide[:, :, y * pixels :, x * pixels :][:, :, :height, :width] for y, x in corners]

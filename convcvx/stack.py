@@ -14,7 +14,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import nn
@@ -45,11 +45,16 @@ class StackRun(Folder):
     """The folder of a stack: stack.json, metrics.json, model.safetensors and a run folder for each stage."""
 
     KIND, OPTIONS = "stack", "stack.json"
+    METRICS: ClassVar[Any] = {"stages": [Run.METRICS | {"stage": int, "kept": bool}], "heads?": str}
 
     @property
     def config(self) -> StackConfig:
-        stored = self._read_json(self.OPTIONS)
-        stages = tuple(TrainConfig.from_dict(stage) for stage in stored.pop("stages"))
+        form = {"stages": [{}], "channels": [int], "downsample": [int], "heads?": str, "ensemble?": bool}
+        stored = self._read_json(self.OPTIONS, form)
+        try:
+            stages = tuple(TrainConfig.from_dict(stage) for stage in stored["stages"])
+        except InputError as error:
+            raise RunError(f"{self.folder / self.OPTIONS} is not as convcvx writes it: {error}") from None
         heads = stored.get("heads") or ("mean" if stored.get("ensemble") else "last")  # as earlier versions said it
         return StackConfig(stages, tuple(stored["channels"]), tuple(stored["downsample"]), heads)
 

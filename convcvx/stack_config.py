@@ -6,11 +6,13 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from convcvx.config import BUDGETS, TrainConfig, check_unchanged
-from convcvx.errors import InputError, check_choice, check_count
+from convcvx.config import BUDGETS, LARGEST_SIDE, MOST_FILTERS, TrainConfig, check_unchanged
+from convcvx.errors import InputError, check_choice, check_count, shown
 from convcvx.pooling import Pooling
 
 HEADS = ("last", "mean", "joint")
+MOST_STAGES = 100
+"""Beyond, even to read their options takes its time."""
 
 
 def _yes(text: str) -> bool:
@@ -77,7 +79,7 @@ class StackConfig:
 
     @classmethod
     def _read(cls, n_stages: int, options: dict[str, Any], channels: Any, downsample: Any, heads: str) -> StackConfig:
-        check_count("stages", n_stages)
+        check_count("stages", n_stages, maximum=MOST_STAGES)
         check_choice("heads", heads, HEADS)
         varied = {name: _spread(name, options[name], n_stages, VARIED[name]) for name in VARIED if name in options}
         stages = [
@@ -89,8 +91,11 @@ class StackConfig:
         links = max(1, n_stages - 1)
         return cls(
             tuple(stages),
-            tuple(check_count("channels", k) for k in _spread("channels", channels, links, int)),
-            tuple(check_count("downsample", k) for k in _spread("downsample", downsample, links, int)),
+            tuple(check_count("channels", k, maximum=MOST_FILTERS) for k in _spread("channels", channels, links, int)),
+            tuple(
+                check_count("downsample", k, maximum=LARGEST_SIDE)
+                for k in _spread("downsample", downsample, links, int)
+            ),
             heads,
         )
 
@@ -155,14 +160,19 @@ class StackConfig:
                 size = [length // self.downsample[number - 1] for length in maps]
 
 
+def _counts(name: str, given: Any, count: int, maximum: int) -> tuple[int, ...]:
+    """`count` whole numbers from 1 to `maximum`, written as for `_spread`."""
+    return tuple(check_count(name, number, maximum=maximum) for number in _spread(name, given, count, int))
+
+
 def _spread(name: str, given: Any, count: int, read: Callable[[str], Any]) -> list[Any]:
     """`count` values from one value, or from `count` of them separated by commas."""
-    texts = [text.strip() for text in str(given).split(",")]
+    texts = [text.strip() for text in (given if isinstance(given, str) else shown(given)).split(",")]
     texts = texts * count if len(texts) == 1 else texts
     if len(texts) != count:
-        raise InputError(f"{name} must be one value, or {count} by commas; got {given!r}")
+        raise InputError(f"{name} must be one value, or {count} by commas; got {shown(given)}")
     try:
         return [None if text.lower() == "none" and read in (int, float) else read(text) for text in texts]
     except (KeyError, ValueError):
         kind = "yes or no" if read is _yes else f"{read.__name__}s"
-        raise InputError(f"{name} must be {kind}, one value or {count} by commas; got {given!r}") from None
+        raise InputError(f"{name} must be {kind}, one value or {count} by commas; got {shown(given)}") from None

@@ -13,13 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from convcvx.errors import RunError
+from convcvx.errors import RunError, one_line
 from convcvx.export import export
-from convcvx.network import Architecture, TwoLayerCNN
+from convcvx.network import ARCHITECTURE, Architecture, TwoLayerCNN
+from convcvx.reading import check_form, open_tensors
+
+DESCRIPTION = {
+    "stages": [ARCHITECTURE],
+    "links": [{"n_filters": int, "channels": int, "downsample": int, "paired?": bool}],
+    "ensemble": bool,
+    "meta": {},
+}
+"""Form of what a file says of its network."""
 
 
 class Link(nn.Sequential):
@@ -110,17 +118,22 @@ def stacked_cnn(path: str | Path) -> StackedCNN:
     """Load the `StackedCNN` of a file or of a folder that `convcvx stack` left."""
     path = Path(path)
     path = path / "model.safetensors" if path.is_dir() else path
+    state, described = open_tensors(path)
+    check_form(described, DESCRIPTION, path)
     try:
-        with safe_open(str(path), framework="pt") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-            described = json.loads(file.metadata()["convcvx"])
-        network = StackedCNN(
-            [TwoLayerCNN(Architecture.from_dict(stage)) for stage in described["stages"]],
-            [Link(**link) for link in described["links"]],
-            ensemble=described["ensemble"],
-        )
+        stages = [Architecture.from_dict(stage) for stage in described["stages"]]
+
+        def build() -> StackedCNN:
+            networks, links = [TwoLayerCNN(stage) for stage in stages], [Link(**link) for link in described["links"]]
+            return StackedCNN(networks, links, ensemble=described["ensemble"])
+
+        with torch.device("meta"):  # takes no memory, however large the described network is
+            expected = {name: tensor.shape for name, tensor in build().state_dict().items()}
+        if expected != {name: tensor.shape for name, tensor in state.items()}:
+            raise ValueError("the weights do not fit the architecture")
+        network = build()
         network.load_state_dict(state)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise RunError(f"cannot read a stacked network from {path}: {' '.join(str(error).split())}") from None
+    except (AttributeError, OverflowError, ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
+        raise RunError(f"cannot read a stacked network from {path}: {one_line(error)}") from None
     network.meta = described["meta"]
     return network.eval()

@@ -25,6 +25,11 @@ from convcvx.responses import Responses
 from convcvx.solution import Callback, Solution
 from convcvx.solvers import SOLVERS, pick_solver
 
+ROUNDINGS = 8.0
+"""Units of rounding that a response is off by, and a target."""
+ROUNDING_SAMPLE = 1024
+"""Images by which rounding is judged: it need not be known to a digit."""
+
 
 def build_problem(
     images: Images,
@@ -56,11 +61,34 @@ def build_problem(
 def find_beta_max(problem: Problem, oracle: str | Oracle = "auto", seed: int = 0) -> float:
     """max g at the best constant predictor: at or above this β the network without filters is optimal.
 
-    With the local oracle it is the largest g found; a rigorous one gives an upper bound within 0.1 %.
+    With the local oracle it is the largest g found; a rigorous one gives an upper bound within 0.1 %. What rounding
+    alone can make of constant images or targets counts as 0: no filter helps then, at any β.
     """
     dual_point = problem.dual_point(problem.constant_predictions())
     search = get_oracle(oracle, problem, tol=4e-3, thorough=True) if isinstance(oracle, str) else oracle
-    return search(problem, dual_point, seed=seed).g_max
+    found = search(problem, dual_point, seed=seed).g_max
+    return found if found > _rounding_of_g(problem, dual_point) else 0.0
+
+
+def _rounding_of_g(problem: Problem, dual_point: Tensor) -> float:
+    """How far rounding alone may take g, or a bound on it, from 0; by a sample of the images.
+
+    g sums φ(x_i) Z_i. Responses are rounded in their own arithmetic, sums over all N patches in float64, and Z_i is
+    itself a difference of rounded targets. A patch x has (x·u)_+ <= Σ (x·e)_+ over the axes e, both ways.
+    """
+    step = -(-problem.n // ROUNDING_SAMPLE)
+    sample = problem if step == 1 else problem.sample(torch.arange(0, problem.n, step))
+    single, double = torch.finfo(problem.responses.dtype).eps, torch.finfo(torch.float64).eps
+    share = ROUNDINGS * single + 2 * problem.n * problem.responses.n_positions * double
+    sizes = share * dual_point.norm(dim=1) + ROUNDINGS * double * problem.targets.norm(dim=1) / problem.n
+    axes = torch.eye(problem.responses.dim, dtype=torch.float64)
+    sums = sample.responses.correlate(torch.cat([axes, -axes]), sizes[::step, None])
+    return step * float(sums.sum(dim=0).norm())
+
+
+def beta_at(ratio: float, beta_max: float) -> float:
+    """The β at this share of beta_max; the share itself where that is 0: the zero network is optimal at every β."""
+    return ratio * beta_max or ratio
 
 
 @dataclass(frozen=True)

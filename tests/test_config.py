@@ -30,10 +30,10 @@ class Quiet:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"seed": 2**32}, "seed must be below 2^32"),
+        ({"seed": 2**32}, "seed must be at most 4294967295; got 4294967296"),
         ({"seed": -1}, "seed must be a whole number >= 0; got -1"),
         ({"tune": float("nan"), "dictionary": 4}, "tune must be a non-negative float; got nan"),
-        ({"tune": 0.7, "dictionary": 4}, "tune must be a share of the images up to 0.5; got 0.7"),
+        ({"tune": 0.7, "dictionary": 4}, "tune must be at most 0.5; got 0.7"),
         ({"tune": 0.1}, "tune 0.1 chooses the weight decay of a dictionary; pass --dictionary N"),
         ({"flips": True}, "flips train a dictionary on the mirror images as well; pass --dictionary N"),
         ({"threshold": 0.2}, "threshold 0.2 is one of the filters of a dictionary"),

@@ -252,8 +252,8 @@ def test_a_file_that_is_no_npz_is_refused_and_never_unpickled(tmp_path, save):
     load(path)  # an array that is not asked for is not read
     with zipfile.ZipFile(path, "w") as archive:
         for key in data.KEYS:
-            archive.writestr(f"{key}.npy", b"no array")  # numpy hands such a member out as bytes
-    refused("x_train, y_train, x_test, y_test without numpy's header", path)
+            archive.writestr(f"{key}.npy", b"no array")
+    refused("the magic string is not correct", path)
     refused("Python objects", save(y_train=np.array([Bomb()] * 12)))
 
 
@@ -351,13 +351,13 @@ def test_an_unfit_image_folder_is_refused(tmp_path):
     refused("all images of a folder must have one size: resize them;", tmp_path / "sizes")
     write_images(tmp_path / "empty")
     (tmp_path / "empty/train/bird").mkdir()
-    refused("Found no valid file for the classes bird", tmp_path / "empty")
+    refused("has no images of the classes bird: add some", tmp_path / "empty")
     write_images(tmp_path / "more")
     (tmp_path / "more/test/bird").mkdir()
     refused("has classes that train lacks, bird", tmp_path / "more")
     file = write_images(tmp_path / "deep") / "train/cat/1.png"
     Image.fromarray(np.zeros((5, 6), np.uint16)).save(file)
-    refused("1.png is no complete 8-bit image: replace or delete it (mode I;16 has more", tmp_path / "deep")
+    refused("1.png is no complete 8-bit image: replace or delete it (more than 8 bits a channel", tmp_path / "deep")
     file = write_images(tmp_path / "cut") / "train/cat/1.png"
     file.write_bytes(file.read_bytes()[:60])
     refused("1.png is no complete 8-bit image", tmp_path / "cut")

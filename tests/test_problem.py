@@ -115,6 +115,11 @@ def test_targets_are_encoded():
     assert encode_targets(np.array([False, True]), "squared").tolist() == [[1, 0], [0, 1]]
     assert encode_targets(np.array([0.5, 1.5]), "squared").tolist() == [[0.5], [1.5]]
     assert encode_targets(np.array([1, 1]), "squared", 2).tolist() == [[0, 1], [0, 1]]
+    assert encode_targets(np.array([2020, 2019, 2020]), "squared").tolist() == [[0, 1], [1, 0], [0, 1]]
+    assert encode_targets(np.array([[-5], [7]], dtype=np.int8), "cross-entropy").tolist() == [[1, 0], [0, 1]]
+    assert encode_targets(np.array([2**64 - 1, 0], dtype=np.uint64), "squared").tolist() == [[0, 1], [1, 0]]
+    assert encode_targets(np.array([[0.0, 1], [0, 1]]), "squared", 2).tolist() == [[0, 1], [0, 1]]
+    assert encode_targets(np.array([[2, 1], [1, 2]]), "squared").tolist() == [[2, 1], [1, 2]]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +127,12 @@ def test_targets_are_encoded():
     [
         (np.zeros((2, 2, 2)), "squared", None, r"targets must be \(n,\) classes or \(n, c\) real values; got shape"),
         (np.zeros(0), "squared", None, "targets must be"),
-        (np.array([0, -1]), "squared", None, "targets must be classes 0, 1, ...; got -1"),
+        (np.array([0, -1]), "squared", 2, "targets must be classes 0, 1, ...; got -1"),
+        (np.array([[1.0, 0], [1, 0]]), "squared", None, "targets must have at least two classes; all of them are 0"),
+        (np.array([[3], [3]]), "squared", None, "targets must have at least two classes; all of them are 3"),
+        (np.array([1j, 2]), "squared", None, "targets must be whole or real numbers; got complex128"),
+        (["a", "b"], "squared", None, "targets must be whole or real numbers; got <U1"),
+        ([[1, 2], [3]], "squared", None, "targets must be an array of numbers"),
         (np.array([0, 0]), "squared", None, "targets must have at least two classes; all of them are 0"),
         (np.array([3, 3]), "squared", None, "targets must have at least two classes; all of them are 3"),
         (np.array([0, 5]), "squared", 3, "targets must be classes below 3; got 5"),

@@ -70,6 +70,7 @@ def certify(
         run = _source_run(network, like)
         own = TrainConfig() if run is None else with_run_settings(run)
         settings = replace(own, **given)
+        settings.check()
         source = replace(settings, seed=own.seed)  # another seed is one for the search: the same images are held out
         path = Run.open(network).model_file if network.is_dir() else network
         embedding = None if run is None else _stored_embedding(run)

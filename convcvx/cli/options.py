@@ -10,8 +10,9 @@ import typer
 
 from convcvx.config import DEFAULT_BETA_RATIO, PRESETS
 from convcvx.dictionary import SOURCES
-from convcvx.errors import InputError
+from convcvx.errors import InputError, one_line, shown
 from convcvx.oracles import ORACLES
+from convcvx.reading import is_a
 from convcvx.solvers import SOLVERS
 
 DATA, MODEL, SOLVE, OUTPUT = "Data", "Model", "Solver", "Output"
@@ -133,12 +134,14 @@ def flags(context: typer.Context) -> dict[str, Any]:
 
 def _read_config(file: Path, known: list[str]) -> dict[str, Any]:
     try:
+        if not file.is_file():  # what is no file may never end
+            raise FileNotFoundError("there is no such file")
         values = tomllib.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:  # no TOML, or no text
-        raise InputError(f"cannot read --config {file}: {error}") from None
+    except (OSError, ValueError, RecursionError) as error:  # no TOML, or no text
+        raise InputError(f"cannot read --config {shown(str(file))}: {one_line(error)}") from None
     values = {name.replace("-", "_"): value for name, value in values.items()}
     for name in values:
         if name not in known:
-            raise InputError(f"unknown option {name!r} in {file}; the options are {', '.join(sorted(known))}")
+            raise InputError(f"unknown option {shown(name)} in {file}; the options are {', '.join(sorted(known))}")
     texts = ("kernel_size", "stride", "padding", "pool")
-    return {name: str(value) if name in texts else value for name, value in values.items()}
+    return {name: shown(value) if name in texts and is_a(value, int) else value for name, value in values.items()}

@@ -6,16 +6,21 @@ Exit status 0: done; 1: a process of several was lost; 2: bad input; 3: stopped 
 from __future__ import annotations
 
 import io
-import json
+import os
+import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
 
-from convcvx.errors import ConvcvxError, WorkerError
+from convcvx.errors import ConvcvxError, WorkerError, one_line
+from convcvx.reading import json_text
+
+OUT_OF_MEMORY = re.compile("out of memory|allocate memory|not enough memory")
+"""What torch says in a RuntimeError when memory is short."""
 
 
 def write_any_text() -> None:
@@ -57,24 +62,48 @@ def cost(metrics: dict[str, Any]) -> str:
 def finish(metrics: dict[str, Any], json_output: bool) -> NoReturn:
     """Print the JSON object if asked for, and end with the exit status that `metrics["status"]` stands for."""
     if json_output:
-        print(json.dumps(metrics), flush=True)
+        print(json_text(metrics), flush=True)
     raise typer.Exit(0 if metrics["status"] in ("converged", "done") else 3)
 
 
 @contextmanager
 def guard(json_output: bool) -> Iterator[None]:
-    """Turn the errors that convcvx raises on purpose, and an interrupt, into one line on standard error."""
+    """Turn what convcvx refuses, an interrupt and what the machine refuses into one line on standard error."""
     try:
         yield
+    except typer.Exit:  # a RuntimeError too
+        raise
+    except WorkerError as error:
+        _end(one_line(error), "lost_worker", 1, json_output)
     except ConvcvxError as error:
-        message = " ".join(str(error).split())
-        print(f"convcvx: error: {message}", file=sys.stderr)
-        status, code = ("lost_worker", 1) if isinstance(error, WorkerError) else ("bad_input", 2)
-        if json_output:
-            print(json.dumps({"error": message, "status": status}), flush=True)
-        raise typer.Exit(code) from None
+        _end(one_line(error), "bad_input", 2, json_output)
+    except OSError as error:  # paths that cannot be used, full disks, readers that have gone
+        _end(f"the system refuses: {one_line(error)}; give another path, or make room", "bad_input", 2, json_output)
+    except (MemoryError, RuntimeError) as error:
+        if "Symlink loop" in str(error):  # as Python before 3.13 says it
+            _end(f"the system refuses: {one_line(error)}; give another path", "bad_input", 2, json_output)
+        if isinstance(error, RuntimeError) and not OUT_OF_MEMORY.search(str(error)):
+            raise
+        _end("out of memory: give fewer or smaller images, or ask for fewer filters", "bad_input", 2, json_output)
     except KeyboardInterrupt:
         print("convcvx: interrupted; train and stack go on with --resume", file=sys.stderr)
-        if json_output:
-            print(json.dumps({"error": "interrupted", "status": "interrupted"}), flush=True)
+        _print_last(json_output, {"error": "interrupted", "status": "interrupted"})
         raise typer.Exit(130) from None
+
+
+def _end(message: str, status: str, code: int, json_output: bool) -> NoReturn:
+    with suppress(OSError):
+        print(f"convcvx: error: {message}", file=sys.stderr)
+    _print_last(json_output, {"error": message, "status": status})
+    raise typer.Exit(code) from None
+
+
+def _print_last(json_output: bool, result: dict[str, Any]) -> None:
+    """Print JSON if asked for; where standard output takes nothing any more, let Python's own last flush be silent."""
+    try:
+        if json_output:
+            print(json_text(result), flush=True)
+        sys.stdout.flush()
+    except OSError:
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

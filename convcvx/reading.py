@@ -1,0 +1,134 @@
+"""Files that runs leave, read back strictly: JSON, and safetensors files that describe themselves.
+
+A *form* says what JSON must hold: a type; a dict of forms by key, those that end in "?" optional; [form] a list of any
+length, [form, form] one of two; (form, form) one of either. `float` is any number, and no number is a boolean.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from convcvx.errors import RunError, one_line, shown
+
+NAMES: dict[type | None, str] = {
+    str: "a text",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    dict: "an object",
+    None: "null",
+}
+
+
+def is_a(value: Any, kind: type | None) -> bool:
+    """Whether `value` is of a kind of `NAMES`."""
+    if kind is None or isinstance(value, bool):
+        return value is None if kind is None else kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def read_json(path: Path, form: Any) -> Any:
+    """What a JSON file holds; raise `RunError` if that is not of the `form`."""
+    try:
+        if not path.is_file():  # what is no file may never end
+            raise FileNotFoundError("there is no such file")
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"cannot read {path}: {one_line(error)}") from None
+    return check_form(value, form, path)
+
+
+def check_form(value: Any, form: Any, path: Path) -> Any:
+    """Return `value`; raise `RunError` if it is not of the `form`."""
+    if fault := form_fault(value, form):
+        raise RunError(f"{path} is not as convcvx writes it: {fault}; restore it, or remove it and train again")
+    return value
+
+
+def read_tensors(path: Path, shapes: Mapping[str, str], form: Any) -> tuple[dict[str, Tensor], Any]:
+    """The tensors and the description in a safetensors file of convcvx; raise `RunError` if they are not as they must.
+
+    `shapes` names the axes of each tensor: "m r" and "m p c" share the length m. Names that end in "?" are optional.
+    """
+    tensors, described = open_tensors(path)
+    check_form(described, form, path)
+    lengths: dict[str, int] = {}
+    for name, axes in shapes.items():
+        tensor = tensors.get(name.removesuffix("?"))
+        if tensor is None and name.endswith("?"):
+            continue
+        fits = tensor is not None and tensor.is_floating_point() and tensor.ndim == len(axes.split())
+        if (
+            tensor is None
+            or not fits
+            or any(
+                lengths.setdefault(axis, length) != length
+                for axis, length in zip(axes.split(), tensor.shape, strict=True)
+            )
+        ):
+            found = "none" if tensor is None else f"{tensor.dtype} {tuple(tensor.shape)}"
+            raise RunError(
+                f"{path} is not as convcvx writes it: {name.removesuffix('?')} must be floats ({axes}); got {found}; "
+                "restore it, or remove it and train again"
+            )
+        if not bool(tensor.isfinite().all()):
+            raise RunError(f"{path} has NaN or infinity in {name}: restore it, or remove it and train again")
+    return tensors, described
+
+
+def open_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
+    """The tensors in any safetensors file, and what convcvx wrote about them, None if it did not."""
+    try:
+        if not path.is_file():
+            raise FileNotFoundError("there is no such file")
+        with safe_open(str(path), framework="pt") as file:
+            # Copied to aligned memory: on unaligned operands BLAS rounds otherwise, and rounds would not repeat.
+            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 - no mapping
+            described = (file.metadata() or {}).get("convcvx")
+        return tensors, None if described is None else json.loads(described)
+    except (OSError, SafetensorError, ValueError, RecursionError, AttributeError) as error:  # of dtypes torch lacks
+        raise RunError(f"cannot read {path}: {one_line(error)}") from None
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """JSON of `value`, with null for the infinite numbers that JSON does not know."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def form_fault(value: Any, form: Any, place: str = "it") -> str | None:
+    """What is not of the form, and where; None if all is."""
+    if isinstance(form, dict):
+        if not isinstance(value, dict):
+            return f"{place} must be an object; got {shown(value)}"
+        for name, part in form.items():
+            key = name.removesuffix("?")
+            if key not in value and name == key:
+                return f"{key} is missing"
+            if key in value and (fault := form_fault(value[key], part, key)):
+                return fault
+        return None
+    if isinstance(form, list):
+        if not isinstance(value, list) or (len(form) > 1 and len(value) != len(form)):
+            return f"{place} must be a list{f' of {len(form)}' if len(form) > 1 else ''}; got {shown(value)}"
+        parts = zip(value, form if len(form) > 1 else form * len(value), strict=True)
+        faults = (form_fault(entry, part, f"{place}[{k}]") for k, (entry, part) in enumerate(parts))
+        return next((fault for fault in faults if fault), None)
+    if isinstance(form, tuple):
+        either = [form_fault(value, part, place) for part in form]
+        return None if None in either else either[0]
+    return None if is_a(value, form) else f"{place} must be {NAMES[form]}; got {shown(value)}"

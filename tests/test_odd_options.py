@@ -1,0 +1,204 @@
+"""Options, config files and paths that no training can keep: one line that names them, exit status 2, at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from convcvx.cli import app
+from convcvx.config import TrainConfig, parse_pair
+from convcvx.errors import InputError
+from convcvx.pooling import Pooling
+from convcvx.reading import json_text
+
+DIGITS = Path(__file__).parents[1] / "checkpoints" / "digits"
+
+
+def refused(*arguments: object, command: str = "train") -> str:
+    """What the command says when it refuses; no traceback, nothing but its word."""
+    done = CliRunner().invoke(app, [command, *map(str, arguments)])
+    assert done.exit_code == 2, (done.output, done.exception)
+    assert done.exception is None or isinstance(done.exception, SystemExit)
+    return " ".join(done.output.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--kernel-size", "²"], "kernel_size must be a whole number such as 3"),
+        (["--kernel-size", "9" * 5000], "kernel_size must be a whole number such as 3"),
+        (["--stride", "100000000000000000000"], "stride must be a whole number such as 3"),
+        (["--stride", "5000"], "stride must be at most 4096; got 5000"),
+        (["--padding", "10000"], "padding must be at most 4096; got 10000"),
+        (
+            ["--padding", "4000"],
+            "padding must be smaller than kernel_size 3, lest patches see nothing but it; got 4000",
+        ),
+        (
+            ["--kernel-size", "4000", "--padding", "3999"],
+            "GiB are free: take a smaller kernel, a larger stride or less",
+        ),
+        (["--pool", "9" * 5000], "pool must be global, none, a grid"),
+        (["--shifts", "1000000000"], "shifts must be at most 4096; got 1000000000"),
+        (["--shifts", "8"], "shifts must be smaller than the images, 8x8; got 8"),
+        (["--dictionary", "9", "--slide", "1", "--crops", "100000000000"], "crops must be at most 4096"),
+        (["--dictionary", "9", "--slide", "1", "--crops", "8"], "crops must be smaller than the images, (8, 8); got 8"),
+        (["--gates", "1000000000"], "gates must be at most 100000; got 1000000000"),
+        (["--dictionary", "100000000"], "dictionary must be at most 100000; got 100000000"),
+        (["--dictionary-source", "nonsense"], "dictionary_source must be one of patches, kmeans; got 'nonsense'"),
+        (["--beta", "1e-300"], "beta must be at least 1e-30; got 1e-300"),
+        (["--beta", "1e300"], "beta must be at most 1e+30; got 1e+300"),
+        (["--beta", "inf"], "beta must be a positive float; got inf"),
+        (["--beta-ratio", "1e-300"], "beta_ratio must be at least 1e-12"),
+        (["--whiten", "--whiten-epsilon", "1e-300"], "whiten_epsilon must be at least 1e-12; got 1e-300"),
+        (["--contrast", "--contrast-epsilon", "-1"], "contrast_epsilon must be a positive float; got -1"),
+        (["--validation", "nan"], "validation must be a non-negative float; got nan"),
+        (["--validation", "1"], "validation must be a fraction between 0 and 1"),
+        (["--seed", "-1"], "seed must be a whole number >= 0; got -1"),
+        (["--limit", "0"], "limit must be a whole number >= 1; got 0"),
+        (["--rank", "100000000000000000000"], "rank must be at most the patch size, 9"),
+    ],
+)
+def test_options_out_of_bounds_are_refused(tmp_path, options, said):
+    assert said in refused("--limit", "30", *options, "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "said"),
+    [
+        ("compare", ["--filters", "1000000000"], "filters must be at most 100000; got 1000000000"),
+        ("compare", ["--epochs", "1000000000"], "epochs must be at most 1000000"),
+        ("compare", ["--batch", "0"], "batch must be a whole number >= 1; got 0"),
+        ("certify", ["--tol", "nan"], "tol must be a positive float; got nan"),
+        ("certify", ["--seed", "-1"], "seed must be a whole number >= 0; got -1"),
+        ("certify", ["--gates", "1000000000"], "gates must be at most 100000"),
+        ("certify", ["--beta", "nan"], "beta must be a positive float; got nan"),
+    ],
+)
+def test_options_of_other_commands_are_checked_too(command, options, said):
+    assert said in refused(DIGITS, *options, command=command)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--stages", "1000000"], "stages must be at most 100; got 1000000"),
+        (["--channels", "1000000000"], "channels must be at most 100000"),
+        (["--downsample", "9" * 5000], "downsample must be ints, one value"),
+        (["--beta-ratio", "nan"], "beta_ratio must be a positive float; got nan"),
+        (["--dictionary", "100000000,none"], "dictionary must be at most 100000"),
+    ],
+)
+def test_options_of_a_stack_are_checked_too(tmp_path, options, said):
+    assert said in refused(*options, "--out", tmp_path / "stack", command="stack")
+
+
+@pytest.mark.parametrize("command", ["train", "stack"])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("beta = " + "9" * 400 + ".0", "beta must be a positive float; got inf"),
+        ("beta = " + "9" * 400, "beta must be a positive float; got 9999"),
+        ("limit = " + "9" * 5000, "cannot read --config"),
+        ("limit = 0x" + "f" * 5000, "limit must be"),
+        ("kernel_size = 0x" + "f" * 5000, "kernel_size must be a whole number such as 3"),
+        ("kernel_size = true", "kernel_size must be"),
+        ("limit = true", "limit must be a whole number"),
+        ("beta = true", "beta must be a number; got True"),
+        ("limit = " + "[" * 900 + "]" * 900, ""),
+        ("limit = " + "[" * 100000, "cannot read --config"),
+        ('"' + "k" * 9000 + '" = 1', "unknown option"),
+        ("[limit]\na = 1", "limit must be a whole number; got {'a': 1}"),
+    ],
+    ids=lambda value: value[:12],
+)
+def test_config_files_that_go_too_far_are_refused(tmp_path, command, content, said):
+    (tmp_path / "options.toml").write_text(content)
+    message = refused("--config", tmp_path / "options.toml", "--out", tmp_path / "run", command=command)
+    assert said in message or (command == "stack" and "unknown option" in message)
+    assert len(message) < 1500
+
+
+def test_a_pipe_is_no_config_file(tmp_path):
+    os.mkfifo(tmp_path / "options.toml")
+    assert "cannot read --config" in refused("--config", tmp_path / "options.toml")
+
+
+def test_values_of_another_kind_are_refused_from_python_too():
+    for wrong in ("1e5", True, [1], 10**400):
+        with pytest.raises(InputError, match="tune must be a"):
+            TrainConfig.from_dict({"tune": wrong}).check()
+    assert TrainConfig.from_dict({"whiten": None}).whiten is False  # as runs of earlier versions have it
+    with pytest.raises(InputError, match="data must be a text; got None"):
+        TrainConfig.from_dict({"data": None})
+    assert parse_pair("kernel_size", " 3 x 5 ") == (3, 5)
+    assert Pooling.of("12x3").size == (12, 3)
+
+
+# Paths and streams
+
+
+@pytest.mark.parametrize("path", ["x" * 300, "a/" * 3000, "loop", "loop/run", "file/run", "a\0b"])
+def test_odd_places_for_a_run_are_refused(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").write_text("")
+    for command in ("train", "stack"):
+        refused("--limit", "30", "--out", path, command=command)
+    for command in ("certify", "compare", "report"):
+        refused(path, command=command)
+    refused("--config", path)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "loop"]
+
+
+def test_a_current_folder_that_is_gone_is_no_traceback(tmp_path):
+    (tmp_path / "gone").mkdir()
+    here = os.getcwd()
+    os.chdir(tmp_path / "gone")
+    try:
+        (tmp_path / "gone").rmdir()
+        assert "convcvx: error: " in refused("--limit", 30)
+        assert "convcvx: error: " in refused("nowhere", command="report")
+    finally:
+        os.chdir(here)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a disk that is full")
+def test_a_full_disk_and_a_reader_that_has_gone_are_told_of(tmp_path):
+    report = [sys.executable, "-m", "convcvx.cli", "train", "--config", "nowhere.toml", "--json"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(report, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+    gone = subprocess.Popen(report, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    gone.stdout.close()
+    said = gone.stderr.read()
+    assert gone.wait() == 2
+    assert "Traceback" not in said
+    assert "Exception ignored" not in said
+
+
+def test_too_little_memory_is_told_of(monkeypatch):
+    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")):
+
+        def fail(*_: object, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(sys.modules["convcvx.cli.train"], "train_job", lambda *_, **__: fail())
+        assert "out of memory: give fewer or smaller images" in refused()
+    bug = RuntimeError("a bug")
+    monkeypatch.setattr(sys.modules["convcvx.cli.train"], "train_job", lambda *_, **__: fail(error=bug))
+    assert CliRunner().invoke(app, ["train"]).exit_code == 1  # and a traceback: this is no fault of the input
+
+
+def test_json_has_no_infinity():
+    text = json_text({"a": float("inf"), "b": [float("nan"), (1.0, -float("inf"))], "c": True})
+    assert json.loads(text, parse_constant=pytest.fail) == {"a": None, "b": [None, [1.0, None]], "c": True}

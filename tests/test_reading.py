@@ -1,0 +1,164 @@
+"""Run files that are not as convcvx writes them: an error that names the file and what is wrong, whatever it is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from convcvx.cli import app
+from convcvx.errors import RunError
+from convcvx.network import read_weights, two_layer_cnn
+from convcvx.reading import form_fault, open_tensors
+from convcvx.runs import Run
+from convcvx.stack import StackRun
+from convcvx.stacked_network import stacked_cnn
+
+DIGITS = Path(__file__).parents[1] / "checkpoints" / "digits"
+OTHER_JSON = ["[]", "5", "null", "true", '"text"', "{}", "[{}]", '{"a": 1}', "NaN", "", "{", "\xff"]
+OTHER_JSON += ["[" * 100_000, "9" * 5000]
+READERS = {
+    "config.json": [lambda run: run.config, lambda run: run.continued({})],
+    "beta_max.json": [lambda run: run.beta_max],
+    "beta.json": [lambda run: run.chosen_beta],
+    "history.json": [lambda run: run.history],
+    "metrics.json": [lambda run: run.metrics],
+    "compare-adam.json": [lambda run: run.comparisons],
+}
+
+
+@pytest.fixture
+def run(tmp_path) -> Run:
+    shutil.copytree(DIGITS, tmp_path / "run")
+    return Run(tmp_path / "run")
+
+
+def test_negative_control_a_run_of_an_earlier_version_is_read(run):
+    assert run.config.whiten is False
+    assert run.continued({}).kernel_size == "3"
+    assert run.beta_max == pytest.approx(0.2964, abs=1e-4)
+    assert run.chosen_beta is None
+    assert len(run.history) == 6
+    assert run.metrics["n_filters"] == run.load_state().n_filters == 44
+    assert run.load_embedding().dim == 9
+    assert two_layer_cnn(run.folder)(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_json_of_another_kind_is_refused(run, name):
+    empty_is_good = {"config.json": ["{}"], "history.json": ["[]"]}.get(name, [])
+    number_is_good = ["5"] if name.startswith("beta") else []
+    for content in OTHER_JSON:
+        (run.folder / name).write_text(content, encoding="latin-1")
+        for read in READERS[name]:
+            if content in empty_is_good + number_is_good:
+                read(run)
+                continue
+            with pytest.raises(RunError, match=name.replace(".", r"\.")) as caught:
+                read(run)
+            assert "\n" not in str(caught.value)
+            assert len(str(caught.value)) < 500
+
+
+def test_every_key_of_the_metrics_that_is_needed_must_be_there_and_of_its_kind(run):
+    good = run.metrics
+    for key in Run.METRICS:
+        for wrong in (None, "text", True, [1]):
+            metrics = {name: value for name, value in good.items() if name != key or wrong is not None}
+            if wrong is not None and not (wrong == "text" and Run.METRICS[key] is str):
+                metrics[key] = wrong
+            elif wrong is not None:
+                continue
+            (run.folder / "metrics.json").write_text(json.dumps(metrics))
+            with pytest.raises(RunError, match=f"{key} (is missing|must be)"):
+                run.metrics  # noqa: B018 - a property
+
+
+@pytest.mark.parametrize("name", ["state.safetensors", "embedding.safetensors", "model.safetensors"])
+def test_tensors_that_are_missing_or_of_another_kind_are_refused(run, name):
+    tensors, described = open_tensors(run.folder / name)
+    read = {"state": run.load_state, "embedding": run.load_embedding, "model": lambda: two_layer_cnn(run.folder)}
+    read = read[name.split(".")[0]]
+
+    def refused(tensors: dict[str, torch.Tensor], described: object) -> None:
+        contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
+        save_file(contiguous, run.folder / name, None if described is None else {"convcvx": json.dumps(described)})
+        with pytest.raises((RunError, ValueError)) as caught:
+            read()
+        assert name in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+    for key, tensor in tensors.items():
+        refused({other: tensors[other] for other in tensors if other != key}, described)
+        shorter = [] if key == "basis" else [tensor[:0], tensor[:1]]  # a basis may be of any rank
+        for wrong in (tensor.to(torch.complex64), tensor.long(), tensor[None], *shorter):
+            if wrong.shape != tensor.shape or not wrong.is_floating_point():
+                refused(tensors | {key: wrong}, described)
+        if name != "model.safetensors":  # which `certify` looks at itself
+            refused(tensors | {key: tensor * np.nan}, described)
+    for key in ("rounds", "history", "spec", "channels", "architecture"):
+        if key in described:
+            refused(tensors, {other: value for other, value in described.items() if other != key})
+            refused(tensors, described | {key: True})
+    for other in ([], 5, None, "text", {}):
+        refused(tensors, other)
+    (run.folder / name).write_bytes((run.folder / name).read_bytes()[:100])
+    with pytest.raises(RunError, match=name):
+        read()
+
+
+def test_an_architecture_of_any_size_takes_no_memory(run):
+    tensors, described = open_tensors(run.folder / "model.safetensors")
+    for key, value in (("n_filters", 10**12), ("n_outputs", 10**9), ("kernel_size", [10**5, 10**5]), ("pool", "none")):
+        described["architecture"] |= {key: value}
+        save_file(tensors, run.folder / "model.safetensors", {"convcvx": json.dumps(described)})
+        with pytest.raises(RunError, match=r"model\.safetensors"):
+            read_weights(run.folder / "model.safetensors")
+
+
+def test_a_stack_of_other_files_is_refused(run):
+    for content in OTHER_JSON:
+        (run.folder / "stack.json").write_text(content, encoding="latin-1")
+        with pytest.raises(RunError, match=r"stack\.json"):
+            StackRun(run.folder).config  # noqa: B018 - a property
+    with pytest.raises(RunError, match=r"stages is missing"):
+        stacked_cnn(run.folder)
+    with pytest.raises(RunError, match=r"metrics\.json"):
+        StackRun(run.folder).metrics  # noqa: B018 - a property
+
+
+def test_what_metrics_say_is_text_in_a_report(run):
+    script = "<script>alert(1)</script>"
+    (run.folder / "metrics.json").write_text(json.dumps(run.metrics | {"scope": script, "solver": script}))
+    assert CliRunner().invoke(app, ["report", str(run.folder)]).exit_code == 0
+    page = (run.folder / "report.html").read_text()
+    assert "<script>" not in page
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 3
+
+
+@pytest.mark.parametrize("command", ["report", "compare", "certify"])
+@pytest.mark.parametrize("name", ["config.json", "metrics.json", "history.json", "model.safetensors"])
+def test_commands_end_with_one_line(run, command, name):
+    if command == "certify" and name in ("metrics.json", "history.json"):
+        pytest.skip("certify reads neither")
+    (run.folder / name).write_text("[5]")
+    done = CliRunner().invoke(app, [command, str(run.folder), *(["--epochs", "0"] if command == "compare" else [])])
+    assert done.exit_code == 2, done.exception
+    assert done.output.startswith("convcvx: error: ")
+    assert done.output.count("\n") == 1
+
+
+def test_forms_say_where_a_fault_is():
+    form = {"a": [{"b": (float, None)}], "c?": [int, int]}
+    assert form_fault({"a": [{"b": 1}, {"b": None}], "more": 1}, form) is None
+    assert form_fault({"a": [{"b": 1}, {"b": True}]}, form) == "b must be a number; got True"
+    assert form_fault({"a": [], "c": [1]}, form) == "c must be a list of 2; got [1]"
+    assert form_fault({"a": [], "c": [1, 2.0]}, form) == "c[1] must be a whole number; got 2.0"
+    assert form_fault({"c": [1, 2]}, form) == "a is missing"
+    assert form_fault([], form) == "it must be an object; got []"
