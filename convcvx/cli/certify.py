@@ -12,7 +12,7 @@ from convcvx.cli import options as o
 from convcvx.cli.output import finish, guard, open_console, print_summary
 from convcvx.config import TrainConfig
 from convcvx.job import certify_job
-from convcvx.resolve import load_data, with_run_settings
+from convcvx.resolve import load_data, run_data, with_run_settings
 from convcvx.runs import Run
 from convcvx.stack import stage_data
 
@@ -71,7 +71,11 @@ def certify(
         path = Run.open(network).model_file if network.is_dir() else network
         embedding = run.load_embedding() if run is not None else None
         rival = None if like is None else Run.open(like)
-        features = None if run is None else stage_data(run, source)
+        if run is None or "data" in given:
+            images = load_data(source)
+        else:
+            images = run_data(run, source, check="limit" not in given)
+        features = None if run is None else stage_data(run, images)
         state = None if run is None else run.load_state()
         metrics = certify_job(
             path,
@@ -79,7 +83,7 @@ def certify(
             embedding=embedding,
             given=set(given),
             like=rival,
-            data=features or load_data(source),
+            data=features or images,
             dual_point=None if state is None else state.dual_point,
         )
         print_summary(console, metrics)
