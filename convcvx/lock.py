@@ -34,9 +34,11 @@ def locked(place: Path, file: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):
-            file.unlink()  # before it is let go: whoever opened it meanwhile sees that it is another
-        os.close(descriptor)
+        try:
+            with suppress(OSError):
+                file.unlink()  # before it is let go: whoever opened it meanwhile sees that it is another
+        finally:
+            os.close(descriptor)
         with suppress(OSError):  # until one is not empty
             for folder in made:
                 folder.rmdir()
