@@ -77,6 +77,8 @@ def _train(
     earlier = checkpoint.history[-1]["seconds"] if checkpoint and checkpoint.history else 0.0
     with run.started(config, origin, resume=resume):
         run.save_embedding(problem.responses.embedding)
+        if checkpoint is not None:
+            run.follow(checkpoint)
         alone = "" if team.size == 1 else f", {team.size} processes"
         report.begin(f"training on {config.data} into {run.place}{alone}\n{plan}")
         problem, solution = _solve(config, problem, plan, checkpoint, run, report, began)

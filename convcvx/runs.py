@@ -104,7 +104,12 @@ class Run(Folder):
             tensors["dual_point"] = solution.dual_point
         described = {"rounds": solution.rounds, "status": solution.status, "history": solution.history}
         self._write_tensors("state.safetensors", tensors, described)
+        self.follow(solution)
+
+    def follow(self, solution: Solution) -> None:
+        """Make the other files those of the checkpoint of `solution`, which a kill may have kept from being done."""
         self._write_json("history.json", solution.history)
+        self._remove("descent.safetensors")
 
     def load_state(self) -> Solution | None:
         """The last checkpoint; None before the first."""
@@ -130,9 +135,6 @@ class Run(Folder):
             )
         start = Solution(state.pop("filters"), state.pop("weights"), state.pop("intercept"))
         return start, described["beta"], state
-
-    def end_descent(self) -> None:
-        self._remove("descent.safetensors")
 
     def save_result(self, network: TwoLayerCNN, certificate: Certificate) -> None:
         model, file = network.to_bytes(), self.folder / "model.safetensors"

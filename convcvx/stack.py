@@ -178,9 +178,10 @@ def _join(
 
 def _train_stage(run: Run, config: TrainConfig, data: Data, origin: Origin, report: Report) -> dict[str, Any]:
     """Train, go on with, or just read one stage."""
-    if run.begun and run.finished:
-        return run.metrics
-    return train_job(config, run, report, resume=run.begun, data=data, origin=origin)
+    with run.held():
+        if run.begun and run.finished:
+            return run.metrics
+        return train_job(config, run, report, resume=run.begun, data=data, origin=origin)
 
 
 def _score(network: nn.Module, dataset: Dataset | None, loss: str) -> float:

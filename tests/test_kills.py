@@ -20,11 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import convcvx.job
 import convcvx.resolve
 from convcvx.cli import app
+from convcvx.config import TrainConfig
+from convcvx.data import Dataset
+from convcvx.problem import Problem
 
 TRAIN = "train --limit 40 --stride 2 --rank 2 --pool 2 --beta-ratio .1 --tol .1"
 OTHER = "train --limit 40 --stride 2 --rank 2 --pool 2 --beta-ratio .3 --tol .1"
@@ -107,31 +112,34 @@ def cheap(monkeypatch) -> None:
 @pytest.fixture
 def replayed(monkeypatch) -> None:
     """Trainings that do the same to files as real ones, but compute nothing twice."""
-    problems = functools.cache(lambda config: convcvx.resolve.training_problem(config, convcvx.job.load_data(config)[0]))
-    monkeypatch.setattr(convcvx.job, "training_problem", lambda config, *_: problems(config))
+
+    def once(compute: Callable[..., Any], replay: Callable[..., None] = lambda *_: None) -> Callable[..., Any]:
+        known: dict[Any, Any] = {}
+
+        def computed(*arguments: Any, **options: Any) -> Any:
+            key = [part for part in arguments if isinstance(part, TrainConfig | torch.Size)]
+            key += [part.images.shape for part in arguments if isinstance(part, Dataset)]
+            key += [part.responses.images.shape for part in arguments if isinstance(part, Problem)]
+            if tuple(key) in known:
+                replay(known[tuple(key)], *arguments)
+            else:
+                known[tuple(key)] = compute(*arguments, **options)
+            return known[tuple(key)]
+
+        return computed
+
+    def solve(config, problem, plan, checkpoint, run, *rest):
+        return *job_solve(config, problem, plan, None, run, *rest), run.beta_max
+
+    def write(solved, config, problem, plan, checkpoint, run, *rest):
+        run.save_beta_max(solved[2])
+        run.save_state(solved[1])
+
+    job_solve, solve_once = convcvx.job._solve, once(solve, write)
+    monkeypatch.setattr(convcvx.job, "_solve", lambda *arguments: solve_once(*arguments)[:2])
+    monkeypatch.setattr(convcvx.job, "_certify", once(convcvx.job._certify))
+    monkeypatch.setattr(convcvx.job, "training_problem", once(convcvx.job.training_problem))
     monkeypatch.setattr(convcvx.job, "load_data", functools.cache(convcvx.job.load_data))
-    solved: dict[Any, Any] = {}
-    solve, certify = convcvx.job._solve, convcvx.job._certify
-
-    def solve_once(config, problem, plan, checkpoint, run, *rest):
-        if config not in solved:
-            problem, solution = solve(config, problem, plan, None, run, *rest)
-            solved[config] = problem, solution, run.beta_max
-            return problem, solution
-        problem, solution, beta_max = solved[config]
-        run.save_beta_max(beta_max)
-        run.save_state(solution)
-        return problem, solution
-
-    certified: dict[Any, Any] = {}
-
-    def certify_once(network, train, config, *rest):
-        if config not in certified:
-            certified[config] = certify(network, train, config, *rest)
-        return certified[config]
-
-    monkeypatch.setattr(convcvx.job, "_solve", solve_once)
-    monkeypatch.setattr(convcvx.job, "_certify", certify_once)
 
 
 def lasting(value: Any) -> Any:
@@ -148,10 +156,26 @@ def content(folder: Path) -> dict[str, Any]:
     for path in sorted(folder.rglob("*")):
         if path.suffix == ".json":
             found[str(path.relative_to(folder))] = lasting(json.loads(path.read_text()))
+        elif path.suffix == ".safetensors":
+            found[str(path.relative_to(folder))] = load_file(path)
         elif path.is_file():
-            # A checkpoint has its times in it.
-            found[str(path.relative_to(folder))] = None if path.name == "state.safetensors" else path.read_bytes()
+            found[str(path.relative_to(folder))] = path.read_text()
     return found
+
+
+def alike(one: Any, other: Any) -> bool:
+    """Equal to rounding: how BLAS sums depends on where in memory the summands lie."""
+    if isinstance(one, dict):
+        return isinstance(other, dict) and one.keys() == other.keys() and all(alike(one[k], other[k]) for k in one)
+    if isinstance(one, list):
+        return isinstance(other, list) and len(one) == len(other) and all(map(alike, one, other))
+    if isinstance(one, torch.Tensor):
+        return one.shape == other.shape and torch.allclose(one, other, rtol=1e-5, atol=1e-7)
+    return one == pytest.approx(other, rel=1e-8, abs=1e-12) if isinstance(one, float) else one == other
+
+
+def differences(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    return {name: (one.get(name), other.get(name)) for name in one | other if not alike(one.get(name), other.get(name))}
 
 
 @pytest.fixture
@@ -185,16 +209,18 @@ def check_that_it_goes_on(tmp_path: Path, command: str, whole: dict[str, Any], *
         resumed = DISK.run(root, f"{command} --resume")
         assert resumed is not None
         assert resumed.exit_code in (0, 3), resumed.output
-        assert content(root / "run") == whole
+        assert not differences(content(root / "run"), whole), f"struck before operation {at}"
         assert os.listdir(root) == ["run"]
         shutil.rmtree(root)
     raise AssertionError
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("full", [False, True])
-@pytest.mark.parametrize("command", [TRAIN, SLIDE, STACK])
-def test_a_run_goes_on_from_every_file_operation_at_which_it_is_struck(command, full, tmp_path, reference):
+@pytest.mark.parametrize("full", [False, True], ids=["killed", "full"])
+@pytest.mark.parametrize("command", [TRAIN, SLIDE, STACK], ids=["train", "slide", "stack"])
+def test_a_run_goes_on_from_every_file_operation_at_which_it_is_struck(command, full, tmp_path, reference, request):
+    if command is STACK:  # as many operations as three trainings, each of them trainings of its own
+        request.getfixturevalue("replayed")
     struck = check_that_it_goes_on(tmp_path, command, reference(command), full=full)
     print(f"{command.split()[0]}, {'disk full' if full else 'killed'} {struck} times: 0 lost")
     assert struck > 20
@@ -210,7 +236,7 @@ def finished_runs(root: Path, *known: dict[str, Any]) -> list[int]:
     found = [content(path) for path in root.iterdir() if path.is_dir()]
     for run in found:
         run.pop("notes.txt", None)
-    return [number for number, run in enumerate(known) if any(run.items() <= other.items() for other in found)]
+    return [number for number, run in enumerate(known) if any(alike(run, other) for other in found)]
 
 
 def check_replacement(tmp_path: Path, replayed: None, reference: Any, first: range, second: range) -> int:
@@ -255,8 +281,8 @@ def check_settled(root: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
     """One finished run in its place, and nothing beside it."""
     assert os.listdir(root) == ["run"]
     run = content(root / "run")
-    assert run.pop("notes.txt") == b"mine"
-    assert run in (old, new)
+    assert run.pop("notes.txt") == "mine"
+    assert alike(run, old) or alike(run, new)
 
 
 @pytest.mark.slow
