@@ -16,11 +16,11 @@ import torch
 from convcvx.baseline import BATCH, OPTIMIZERS, Training, train_twin, tune_rate
 from convcvx.config import MOST_FILTERS, check_ranges, ranged
 from convcvx.data import Dataset
-from convcvx.errors import InputError, check_choice
+from convcvx.errors import InputError, RunError, check_choice
 from convcvx.evaluate import accuracy, predict
 from convcvx.problem import Problem
 from convcvx.progress import peak_memory_mb
-from convcvx.resolve import load_data, training_problem, with_run_settings
+from convcvx.resolve import run_data, training_problem, with_run_settings
 from convcvx.runs import Run
 from convcvx.solution import Solution
 from convcvx.stack import stage_data
@@ -52,7 +52,8 @@ def compare_job(run: Run, config: CompareConfig) -> dict[str, Any]:
     config.check()
     convex = _convex(run)
     settings = replace(with_run_settings(run), device=config.device)
-    train, test, _ = stage_data(run) or load_data(settings)
+    data = run_data(run, settings)
+    train, test, _ = stage_data(run, data) or data
     assert settings.beta is not None  # the run's own
     problem = training_problem(settings, train, run.load_embedding()).with_beta(settings.beta)
     n_filters = config.filters or max(1, convex["n_filters"])
@@ -77,6 +78,8 @@ def compare_job(run: Run, config: CompareConfig) -> dict[str, Any]:
     }
     histories = [training.history for training in trainings]
     plot = png(comparison_figure(run.history, histories, convex["dual"], convex["scope"], config.optimizer))
+    if _convex(run) != convex:
+        raise RunError(f"{run.folder} is another run than it was when the comparison began: compare it again")
     run.save_comparison(config.optimizer, result, plot, trainings[0].twin.network())
     return result
 

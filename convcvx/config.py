@@ -215,6 +215,12 @@ class TrainConfig:
         )
 
 
+def is_config(values: Any) -> bool:
+    """Whether `values`, read from a file, are the options of a run, of this version or an earlier one."""
+    known = {f.name for f in fields(TrainConfig)}
+    return isinstance(values, dict) and {"data", "kernel_size", "beta", "seed"} <= values.keys() <= known
+
+
 def check_unchanged(name: str, stored: Any, asked: Any) -> None:
     """Raise `InputError` for an option that is not what it was, unless it may change on the way."""
     if name not in BUDGETS and stored != asked:

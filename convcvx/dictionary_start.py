@@ -53,7 +53,6 @@ def start_from_dictionary(config: TrainConfig, problem: Problem, run: Run, repor
     run.save_beta_max(fit.beta_max)
     run.save_chosen_beta(fit.beta)
     run.save_state(solution)
-    run.end_descent()
     report(solution, fit.beta)
     return solution
 

@@ -17,6 +17,7 @@ from convcvx.evaluate import accuracy, mean_loss, predict
 from convcvx.foreign import assumed, foreign_network
 from convcvx.network import TwoLayerCNN, read_weights, two_layer_cnn
 from convcvx.oracles import Oracle, SampledOracle
+from convcvx.origin import Origin
 from convcvx.patches import PatchEmbedding
 from convcvx.problem import Problem
 from convcvx.progress import Report, peak_memory_mb
@@ -44,17 +45,37 @@ def train_job(
     *,
     resume: bool = False,
     data: Data | None = None,
+    origin: Origin | None = None,
 ) -> dict[str, Any]:
     """Train as `config` says, checkpointing every round into `run`; returns what `--json` prints.
 
-    The processes of `team` share the images. `data` stand in for those that `config` names. Nothing is written before
-    data and options have been found good; what only training shows to be bad leaves the folder as it was.
+    The processes of `team` share the images. `data` stand in for those that `config` names, and come from `origin`.
+    Nothing is written before data and options have been found good; what only training shows to be bad leaves the
+    folder as it was. No other process can work in the folder meanwhile.
     """
+    with run.held():
+        return _train(config, run, report, team or Team(), resume, data, origin)
+
+
+def _train(
+    config: TrainConfig,
+    run: Run,
+    report: Report,
+    team: Team,
+    resume: bool,
+    data: Data | None,
+    origin: Origin | None,
+) -> dict[str, Any]:
     began, cores = perf_counter(), process_time()
     config.check()
-    train, test, validation = data or load_data(config)
-    team = team or Team()
-    team.share_out(train.images, training_images, config)
+    source = run.located(config) if resume else config
+    if data is None:
+        data = load_data(source)
+        origin = Origin.of(source, data)
+    if resume and origin is not None:
+        run.check_data(origin)
+    train, test, validation = data
+    team.share_out(train.images, training_images, source)
     problem = training_problem(config, train, run.load_embedding() if resume else None, team)
     plan = Plan.of(problem, config.solver, config.oracle)
     if config.dictionary is not None and team.size > 1:
@@ -62,10 +83,12 @@ def train_job(
     checkpoint = run.load_state() if resume else None
     resumed = checkpoint is not None
     earlier = checkpoint.history[-1]["seconds"] if checkpoint and checkpoint.history else 0.0
-    with run.started(config, resume=resume):
+    with run.started(config, origin, resume=resume):
         run.save_embedding(problem.responses.embedding)
+        if checkpoint is not None:
+            run.follow(checkpoint)
         alone = "" if team.size == 1 else f", {team.size} processes"
-        report.begin(f"training on {config.data} into {run.folder}{alone}\n{plan}")
+        report.begin(f"training on {config.data} into {run.place}{alone}\n{plan}")
         problem, solution = _solve(config, problem, plan, checkpoint, run, report, began)
     responses = problem.responses
     network = TwoLayerCNN.from_solution(
@@ -107,7 +130,7 @@ def train_job(
         "solver": plan.solver,
         "rounds": solution.rounds,
         "patch_rank": certificate.patch_rank,
-        "out": str(run.folder),
+        "out": str(run.out),
     }
     if not train.n_classes:
         metrics["test_loss"] = mean_loss(predict(network, test.images), test.targets, config.loss)

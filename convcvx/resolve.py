@@ -10,6 +10,7 @@ from convcvx.devices import pick_device
 from convcvx.errors import InputError, RunError
 from convcvx.images import Images
 from convcvx.losses import encode_targets
+from convcvx.origin import Origin
 from convcvx.patches import PatchEmbedding
 from convcvx.problem import Problem
 from convcvx.responses import Responses
@@ -32,6 +33,15 @@ def load_data(config: TrainConfig) -> Data:
     if config.validation:
         train, validation = split(train, config.validation, config.seed)
     return shifted(train, config.shifts) if config.shifts else train, test, validation
+
+
+def run_data(run: Run, config: TrainConfig, *, check: bool = True) -> Data:
+    """The images that `run` was trained on, found by its options `config`; with `check` a `DataError` if others are."""
+    source = run.located(config)
+    data = load_data(source)
+    if check:
+        run.check_data(Origin.of(source, data))
+    return data
 
 
 def training_images(config: TrainConfig) -> Images:

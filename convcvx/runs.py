@@ -1,19 +1,4 @@
-"""A run folder: everything a training run leaves behind.
-
-config.json            the options
-beta_max.json          the β from which on no filter helps, or none of the dictionary
-beta.json              of a dictionary, the β that was chosen
-environment.json       versions and machine
-embedding.safetensors  the basis that filters live in (exact, float64)
-state.safetensors      the checkpoint: the solution in float64, with its rounds and history
-descent.safetensors    before the first of those: where the filters of a dictionary are that slide
-history.json           one record a round
-model.safetensors      the trained network, float32, self-describing
-certificate.json       the certificate of that network
-metrics.json           what `convcvx train --json` prints
-compare-*.json, .png   a comparison with a twin, and twin-*.safetensors, the twin
-report.html            the report
-"""
+"""A run folder: everything a training run leaves behind, `FILES`."""
 
 from __future__ import annotations
 
@@ -22,12 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
+from convcvx.baseline import OPTIMIZERS
 from convcvx.certificate import Certificate
-from convcvx.config import TrainConfig, check_unchanged
+from convcvx.config import TrainConfig, check_unchanged, is_config
 from convcvx.errors import InputError, RunError
 from convcvx.folder import Folder
 from convcvx.network import TwoLayerCNN
 from convcvx.patches import PatchEmbedding, PatchSpec
+from convcvx.places import RESULT, Contents
 from convcvx.solution import Solution
 from convcvx.solvers.descent import State
 
@@ -40,17 +27,46 @@ COMPARISON = {
     "twin": {"optimizer": str, "seeds": [{"history": [{"seconds": float, "objective": (float, None)}]}]},
     "finetune": (dict, None),
 }
+FILES = {
+    "config.json": "the options",
+    "environment.json": "versions and machine",
+    "data.json": "where the data came from, and by what to know them again",
+    "beta_max.json": "the β from which on no filter helps, or none of the dictionary",
+    "beta.json": "of a dictionary, the β that was chosen",
+    "embedding.safetensors": "the basis that filters live in (exact, float64)",
+    "state.safetensors": "the checkpoint: the solution in float64, with its rounds and history",
+    "descent.safetensors": "before the first of those: where the filters of a dictionary are that slide",
+    "history.json": "one record a round",
+    "model.safetensors": "the trained network, float32, self-describing",
+    "certificate.json": "the certificate of that network",
+    "metrics.json": "what `convcvx train --json` prints",
+    "report.html": "the report",
+} | {
+    name: what
+    for optimizer in OPTIMIZERS
+    for name, what in (
+        (f"compare-{optimizer}.json", "a comparison with a twin"),
+        (f"compare-{optimizer}.png", "its plot"),
+        (f"twin-{optimizer}.safetensors", "the twin"),
+    )
+}
+"""What a run writes; any other file in its folder is the user's."""
 
 
 class Run(Folder):
     """One run folder."""
 
+    CONTENTS = Contents(FILES)
     METRICS: ClassVar[Any] = {
         **dict.fromkeys(("primal", "dual", "rel_gap", "seconds"), float),
         **dict.fromkeys(("scope", "meaning", "status"), str),
         **dict.fromkeys(("train_accuracy", "test_accuracy"), (float, None)),
         "n_filters": int,
     }
+
+    @staticmethod
+    def _knows(options: Any) -> bool:
+        return is_config(options)
 
     @property
     def config(self) -> TrainConfig:
@@ -124,7 +140,12 @@ class Run(Folder):
             tensors["dual_point"] = solution.dual_point
         described = {"rounds": solution.rounds, "status": solution.status, "history": solution.history}
         self._write_tensors("state.safetensors", tensors, described)
+        self.follow(solution)
+
+    def follow(self, solution: Solution) -> None:
+        """Make the other files those of the checkpoint of `solution`, which a kill may have kept from being done."""
         self._write_json("history.json", solution.history)
+        self._remove("descent.safetensors")
 
     def load_state(self) -> Solution | None:
         """The last checkpoint; None before the first."""
@@ -156,16 +177,17 @@ class Run(Folder):
         start = Solution(state.pop("filters"), state.pop("weights"), state.pop("intercept"))
         return start, described["beta"], state
 
-    def end_descent(self) -> None:
-        (self.folder / "descent.safetensors").unlink(missing_ok=True)
-
     def save_result(self, network: TwoLayerCNN, certificate: Certificate) -> None:
-        self._write("model.safetensors", network.to_bytes())
+        model, file = network.to_bytes(), self.folder / "model.safetensors"
+        if file.exists() and file.read_bytes() != model:  # what was said of the other network goes before it does
+            self._remove(RESULT, "certificate.json")
+        self._write(file.name, model)
         self._write_json("certificate.json", certificate.to_dict())
-        self._settle()
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
-        self._write_json("metrics.json", metrics)
+        """The last of a run: with it the run is finished."""
+        self._write_json(RESULT, metrics)
+        self.settle()
 
     def save_comparison(self, optimizer: str, comparison: dict[str, Any], plot: bytes, twin: TwoLayerCNN) -> None:
         """What `convcvx compare` found, its plot and the twin's network."""

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import nn
 
-from convcvx.config import TrainConfig
+from convcvx.config import TrainConfig, is_config
 from convcvx.data import Dataset
 from convcvx.dictionary_start import DICTIONARY_TOL
 from convcvx.errors import InputError, RunError
@@ -29,23 +29,35 @@ from convcvx.folder import Folder
 from convcvx.job import train_job
 from convcvx.joint_heads import fit_joint_heads
 from convcvx.network import TwoLayerCNN, two_layer_cnn
+from convcvx.origin import PARTS, Origin
+from convcvx.places import RESULT, Contents
 from convcvx.problem import Problem
 from convcvx.progress import Report, peak_memory_mb
-from convcvx.resolve import Data, image_shape, load_data, pick_device, training_problem
+from convcvx.resolve import Data, image_shape, load_data, pick_device, run_data, training_problem
 from convcvx.runs import Run
 from convcvx.shifts import VERSIONS
 from convcvx.solvers.dictionary_path import TUNE
 from convcvx.stack_config import StackConfig
 from convcvx.stacked_network import Link, StackedCNN, stacked_cnn
 
-PARTS = ("train", "test", "validation")
-
 
 class StackRun(Folder):
-    """The folder of a stack: stack.json, metrics.json, model.safetensors and a run folder for each stage."""
+    """The folder of a stack: options, data, metrics, model, the features under way, and a run folder for each stage."""
 
     KIND, OPTIONS = "stack", "stack.json"
     METRICS: ClassVar[Any] = {"stages": [Run.METRICS | {"stage": int, "kept": bool}], "heads?": str}
+    CONTENTS = Contents(
+        (
+            *("stack.json", "environment.json", "data.json", "metrics.json", "model.safetensors", "report.html"),
+            *(f"features-{name}.{kind}" for name in PARTS for kind in ("f16", "new")),
+        ),
+        {r"stage-\d+": Run.CONTENTS},
+    )
+
+    @staticmethod
+    def _knows(options: Any) -> bool:
+        stages = options.get("stages") if isinstance(options, dict) else None
+        return isinstance(stages, list) and bool(stages) and all(map(is_config, stages))
 
     @property
     def config(self) -> StackConfig:
@@ -60,15 +72,18 @@ class StackRun(Folder):
 
     def stage(self, number: int) -> Run:
         """The run folder of stage 1, 2, ..."""
-        return Run(self.folder / f"stage-{number}")
+        name = f"stage-{number}"
+        return Run(self.folder / name, self.out / name)
 
     def cache(self, name: str) -> Path:
         return self.folder / f"features-{name}.f16"
 
     def save_result(self, model: StackedCNN, metrics: dict[str, Any]) -> None:
+        """The last of a stack: with it the stack is finished."""
         self._write("model.safetensors", model.to_bytes())
-        self._write_json("metrics.json", metrics)
-        self._settle()
+        self._remove(*(self.cache(name).name for name in PARTS))
+        self._write_json(RESULT, metrics)
+        self.settle()
 
 
 def stack_job(config: StackConfig, run: StackRun, report: Report, *, resume: bool = False) -> dict[str, Any]:
@@ -76,15 +91,25 @@ def stack_job(config: StackConfig, run: StackRun, report: Report, *, resume: boo
 
     A resumed stack keeps the stages that it finished.
     """
+    with run.held():
+        return _train(config, run, report, resume)
+
+
+def _train(config: StackConfig, run: StackRun, report: Report, resume: bool) -> dict[str, Any]:
     began = perf_counter()
     first = config.stages[0]
-    data = load_data(first)
+    source = run.located(first) if resume else first
+    data = load_data(source)
+    origin = Origin.of(source, data)
+    if resume:
+        run.check_data(origin)
     if data[2] is None:
         raise InputError("validation must be above 0: it decides whether a stage is kept")
     config.check_shapes(image_shape(data[0]))
     device = pick_device(first.device)
-    with run.started(config, resume=resume):
-        model, records = _train_stages(config, run, data, report, device)
+    with run.started(config, origin, resume=resume):
+        report.begin(f"stacking into {run.place}")
+        model, records = _train_stages(config, run, data, origin, report, device)
     model.meta = {"data": first.data, "classes": list(data[0].classes), "loss": first.loss}
     result = {
         "stages": records,
@@ -94,16 +119,14 @@ def stack_job(config: StackConfig, run: StackRun, report: Report, *, resume: boo
         "seconds": perf_counter() - began,
         "peak_memory_mb": peak_memory_mb(),
         "status": "converged" if all(r["status"] == "converged" for r in records if r["kept"]) else "gap_above_tol",
-        "out": str(run.folder),
+        "out": str(run.out),
     }
     run.save_result(model.cpu(), result)
-    for name in PARTS:
-        run.cache(name).unlink(missing_ok=True)
     return result
 
 
 def _train_stages(
-    config: StackConfig, run: StackRun, data: Data, report: Report, device: str
+    config: StackConfig, run: StackRun, data: Data, origin: Origin, report: Report, device: str
 ) -> tuple[StackedCNN, list[dict[str, Any]]]:
     """The stack of the stages that are kept, and what to record of each stage."""
     first, validation = config.stages[0], data[2]
@@ -119,7 +142,7 @@ def _train_stages(
             link = fit_link(stages[-1], features[0].images, channels, downsample, device, paired=stage_config.paired)
             features, cached = _cache(run, features, stages[-1], link, report, device)
             links.append(link)
-        metrics = _train_stage(run.stage(number), stage_config, features, report)
+        metrics = _train_stage(run.stage(number), stage_config, features, origin, report)
         stages.append(two_layer_cnn(run.stage(number).folder))
         if config.heads == "joint":
             problems.append(training_problem(stage_config, features[0], run.stage(number).load_embedding()))
@@ -158,11 +181,12 @@ def _join(
     return model, record | {"joint_held_out_error": error}
 
 
-def _train_stage(run: Run, config: TrainConfig, data: Data, report: Report) -> dict[str, Any]:
+def _train_stage(run: Run, config: TrainConfig, data: Data, origin: Origin, report: Report) -> dict[str, Any]:
     """Train, go on with, or just read one stage."""
-    if run.begun and (run.folder / "metrics.json").exists():
-        return run.metrics
-    return train_job(config, run, report, resume=run.begun, data=data)
+    with run.held():
+        if run.begun and run.finished:
+            return run.metrics
+        return train_job(config, run, report, resume=run.begun, data=data, origin=origin)
 
 
 def _score(network: nn.Module, dataset: Dataset | None, loss: str) -> float:
@@ -200,10 +224,10 @@ def _cache(
     return (train, test, validation), size / 1e6
 
 
-def stage_data(run: Run, config: TrainConfig | None = None) -> Data | None:
+def stage_data(run: Run, images: Data | None = None) -> Data | None:
     """The features that a stage of a stack was trained on, from the images anew; None for a run that is no stage.
 
-    The images are those of the run, or of `config`.
+    The images are those of the run, or `images`.
     """
     stack, name = StackRun(run.folder.parent), re.fullmatch(r"stage-(\d+)", run.folder.name)
     if not stack.begun or name is None:
@@ -211,7 +235,7 @@ def stage_data(run: Run, config: TrainConfig | None = None) -> Data | None:
     model, number = stacked_cnn(stack.folder), int(name[1])
     if number > len(model.stages):
         raise RunError(f"stage {number} was dropped: its features are not kept")
-    train, test, validation = load_data(config or run.config)
+    train, test, validation = images or run_data(run, run.config)
     assert validation is not None
 
     def seen(part: Dataset) -> Dataset:

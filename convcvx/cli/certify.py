@@ -15,7 +15,7 @@ from convcvx.config import TrainConfig
 from convcvx.errors import RunError
 from convcvx.job import certify_job
 from convcvx.patches import PatchEmbedding
-from convcvx.resolve import load_data, with_run_settings
+from convcvx.resolve import load_data, run_data, with_run_settings
 from convcvx.runs import Run
 from convcvx.stack import stage_data
 
@@ -75,7 +75,11 @@ def certify(
         path = Run.open(network).model_file if network.is_dir() else network
         embedding = None if run is None else _stored_embedding(run)
         rival = None if like is None else Run.open(like)
-        features = None if run is None else stage_data(run, source)
+        if run is None or "data" in given:
+            images = load_data(source)
+        else:
+            images = run_data(run, source, check="limit" not in given)
+        features = None if run is None else stage_data(run, images)
         state = None if run is None else run.load_state()
         metrics = certify_job(
             path,
@@ -83,7 +87,7 @@ def certify(
             embedding=embedding,
             given=set(given),
             like=rival,
-            data=features or load_data(source),
+            data=features or images,
             dual_point=None if state is None else state.dual_point,
         )
         print_summary(console, metrics)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -105,13 +106,30 @@ Device = Annotated[str, _option(SOLVE, "auto, cpu or cuda.")]
 
 Out = Annotated[Path | None, _option(OUTPUT, "Run folder. [default: checkpoints/DATA-SEED]")]
 Resume = Annotated[bool, _option(OUTPUT, "Go on from the last round of --out.", "--resume")]
-Overwrite = Annotated[bool, _option(OUTPUT, "Replace the run in --out, when the new one has a result.", "--overwrite")]
+Overwrite = Annotated[
+    bool,
+    _option(
+        OUTPUT,
+        "Replace the run in --out when the new one has its result; until then that is in .NAME.new beside it, where "
+        "--resume goes on.",
+        "--overwrite",
+    ),
+]
 Preset = Annotated[str | None, _option(OUTPUT, f"Options that go together: {', '.join(PRESETS)}.")]
 Config = Annotated[Path | None, _option(OUTPUT, "A TOML file of options (kernel_size = 5 ...); flags win.")]
 Json = Annotated[bool, _option(OUTPUT, "Print one JSON object, alone, on standard output.", "--json")]
 
 APART = ("out", "resume", "overwrite", "preset", "config", "json_output")
 """Options that say where a command reads and writes, not what it does."""
+
+
+def out_folder(out: Path | None, resume: bool, overwrite: bool, name: Callable[[], str]) -> Path:
+    """Where a command writes: `out`, or the folder called `name` among the checkpoints."""
+    if resume and overwrite:
+        raise InputError("give --resume or --overwrite, not both")
+    if resume and out is None:
+        raise InputError("--resume needs --out, the folder to go on with")
+    return Path("checkpoints") / name() if out is None else out
 
 
 def given_options(context: typer.Context, preset: str | None = None, file: Path | None = None) -> dict[str, Any]:

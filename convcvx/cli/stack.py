@@ -119,27 +119,27 @@ def stack(
     with guard(json_output):
         if (size := Team.of_torchrun().size) > 1:
             raise InputError(f"a stack is trained by one process; got {size}: start it without torchrun")
-        run, settings = _open_stack(out, o.given_options(context, preset, config), resume, overwrite)
-        progress = Progress(console, settings.stages[0].tol, settings.stages[0].time_limit)
-        result = stack_job(settings, run, progress, resume=resume and run.begun)
+        given = o.given_options(context, preset, config)
+        run = StackRun(o.out_folder(out, resume, overwrite, lambda: _named(_settings(given))))
+        with run.held():
+            goes_on = run.enter(resume=resume, overwrite=overwrite)
+            settings = run.config.continued(given) if goes_on else _settings(given)
+            progress = Progress(console, settings.stages[0].tol, settings.stages[0].time_limit)
+            if resume and not goes_on:
+                progress.begin(f"nothing has begun in {out}: it begins now, by these options")
+            result = stack_job(settings, run, progress, resume=goes_on)
         _print_table(console, result)
         finish(result, json_output)
 
 
-def _open_stack(
-    out: Path | None, options: dict[str, Any], resume: bool, overwrite: bool
-) -> tuple[StackRun, StackConfig]:
-    if resume and overwrite:
-        raise InputError("give --resume or --overwrite, not both")
-    if resume and out is None:
-        raise InputError("--resume needs --out, the stack to go on with")
-    if resume and out and StackRun(out).begun:
-        run = StackRun.open(out)
-        return run, run.config.continued(options)
-    own = {name: options.pop(name) for name in ("channels", "downsample", "heads") if name in options}
-    settings = StackConfig.of(options.pop("stages", 2), {"validation": VALIDATION} | options, **own)
-    out = out or Path("checkpoints") / f"{Path(settings.stages[0].data).stem}-stack"
-    return StackRun.new(out, overwrite=overwrite), settings
+def _settings(given: dict[str, Any]) -> StackConfig:
+    own = ("stages", "channels", "downsample", "heads")
+    options = {"validation": VALIDATION} | {name: value for name, value in given.items() if name not in own}
+    return StackConfig.of(given.get("stages", 2), options, **{name: given[name] for name in own[1:] if name in given})
+
+
+def _named(config: StackConfig) -> str:
+    return f"{Path(config.stages[0].data).stem}-stack"
 
 
 def _print_table(console: Console, result: dict[str, Any]) -> None:

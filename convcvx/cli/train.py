@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import typer
 
 from convcvx.cli import options as o
 from convcvx.cli.output import finish, guard, open_console, print_summary
 from convcvx.config import TrainConfig
-from convcvx.errors import InputError
 from convcvx.job import train_job
 from convcvx.progress import Progress
 from convcvx.runs import Run
@@ -79,21 +77,17 @@ def train(
     console = open_console(json_output)
     with guard(json_output), Team.of_torchrun() as team:
         given = o.given_options(context, preset, config)
-        run, settings = _open_run(out, given, resume, overwrite)
-        progress = Progress(console, settings.tol, settings.time_limit)
-        metrics = train_job(settings, run, progress, team, resume=resume and run.begun)
+        run = Run(o.out_folder(out, resume, overwrite, lambda: _named(TrainConfig.from_dict(given))))
+        with run.held():
+            goes_on = run.enter(resume=resume, overwrite=overwrite)
+            settings = run.continued(given) if goes_on else TrainConfig.from_dict(given)
+            progress = Progress(console, settings.tol, settings.time_limit)
+            if resume and not goes_on:
+                progress.begin(f"nothing has begun in {out}: it begins now, by these options")
+            metrics = train_job(settings, run, progress, team, resume=goes_on)
         print_summary(console, metrics)
         finish(metrics, json_output)
 
 
-def _open_run(out: Path | None, given: dict[str, Any], resume: bool, overwrite: bool) -> tuple[Run, TrainConfig]:
-    if resume and overwrite:
-        raise InputError("give --resume or --overwrite, not both")
-    if resume and out is None:
-        raise InputError("--resume needs --out, the run to go on with")
-    if resume and out and Run(out).begun:
-        run = Run.open(out)
-        return run, run.continued(given)
-    config = TrainConfig.from_dict(given)
-    out = out or Path("checkpoints") / f"{Path(config.data).stem}-{config.seed}"
-    return Run.new(out, overwrite=overwrite), config
+def _named(config: TrainConfig) -> str:
+    return f"{Path(config.data).stem}-{config.seed}"
