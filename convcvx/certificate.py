@@ -24,6 +24,7 @@ from convcvx.oracles.local import LocalOracle
 from convcvx.patches import PatchEmbedding
 from convcvx.problem import Problem
 from convcvx.responses import Responses
+from convcvx.threads import sparing_threads
 
 SCOPES = {
     "global": "a proof: no network of any width has an objective below the lower bound",
@@ -235,6 +236,7 @@ def judged(problem: Problem, filters: Tensor, weights: Tensor) -> tuple[Tensor, 
     return filters, weights, predictions
 
 
+@sparing_threads
 def certify_parameters(
     problem: Problem,
     filters: Tensor,

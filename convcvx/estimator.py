@@ -21,7 +21,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from convcvx.budget import Budget
+from convcvx.budget import LEAST, Budget, Deadline
 from convcvx.certificate import certify_parameters
 from convcvx.errors import InputError, check_positive, is_count
 from convcvx.functional import patches_to_images
@@ -103,16 +103,17 @@ class _ConvexCNN(BaseEstimator):
         ConvergenceWarning
             When the certified gap is above `tol`.
         """
+        budget = Budget(self.tol, self.max_filters, self.max_rounds, self.time_limit)
+        deadline = Deadline.after(self.time_limit)
         X, y = validate_data(self, X, y, dtype=DTYPES, **self._checks_of_y)
         targets = self._encode(y)
         seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max - 1)
         options = {"pooling": self.pool, "loss": self.loss, "intercept": self.intercept}
-        problem = build_problem(self._images(X), targets, spec=self._spec(), **options)
+        problem = build_problem(self._images(X), targets, spec=self._spec(), **options).until(deadline)
         problem = problem.with_beta(self._choose_beta(problem, seed))
-        budget = Budget(self.tol, self.max_filters, self.max_rounds, self.time_limit)
         solution = solve_problem(problem, budget, solver=self.solver, oracle=self.oracle, seed=seed)
         self.certificate_ = certify_parameters(
-            problem,
+            problem.until(deadline.later(LEAST * (self.time_limit or 0.0))),
             solution.filters,
             solution.weights,
             oracle=self.oracle,
@@ -206,7 +207,7 @@ solver, oracle : str
 tol : float
     Relative gap (primal - dual) / primal to reach.
 max_filters, max_rounds, time_limit : int, int, float; optional
-    Budgets; the time in seconds.
+    Budgets; the time in seconds, that of the certificate included.
 random_state : int, RandomState instance or None
     Seeds the search for filters.
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convcvx.budget import Budget
+from convcvx.budget import LEAST, Budget, Deadline
 from convcvx.certificate import certify_parameters
 from convcvx.errors import InputError
 from convcvx.oracles import Oracle
@@ -63,7 +63,7 @@ def solve(
     tol : float
         Relative gap (primal - dual) / primal to reach.
     max_filters, max_rounds, time_limit : int, int, float
-        Budgets; the time in seconds.
+        Budgets; the time in seconds, that of the certificate included.
     start : Solution, optional
         Warm start.
 
@@ -90,6 +90,8 @@ def solve(
     >>> solution.certificate.scope, bool(solution.certificate.rel_gap < 1e-4)
     ('global', True)
     """
+    budget = Budget(tol, max_filters, max_rounds, time_limit)
+    deadline = Deadline.after(time_limit)
     problem = build_problem(
         patches_to_images(patches),
         targets,
@@ -101,8 +103,8 @@ def solve(
         device=device,
     )
     solution = solve_problem(
-        problem,
-        Budget(tol, max_filters, max_rounds, time_limit),
+        problem.until(deadline),
+        budget,
         solver=solver,
         oracle=oracle,
         seed=seed,
@@ -110,7 +112,7 @@ def solve(
         callback=callback,
     )
     certificate = certify_parameters(
-        problem,
+        problem.until(deadline.later(LEAST * (time_limit or 0.0))),
         solution.filters,
         solution.weights,
         oracle=oracle,

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from convcvx.budget import NEVER, Deadline
 from convcvx.errors import InputError
 from convcvx.fused import Fused
 from convcvx.images import Images
@@ -70,6 +71,8 @@ class Responses:
     ----------
     n, n_positions, n_cells, dim : int
         n images, K positions and P pooling cells an image, r entries a filter.
+    deadline : Deadline
+        A pass that goes on beyond it raises `OutOfTime`.
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class Responses:
                 f"images must have {embedding.channels} channels as the embedding has; got {images.shape[1]}"
             )
         self.embedding, self.pooling = embedding, pooling or Pooling()
+        self.deadline = NEVER
         self.device = torch.device(device)
         self.images: Images = images.to(self.device)
         self.n = len(images)
@@ -124,7 +128,13 @@ class Responses:
             return self._on(images)
         changed = {"dtype": dtype or self.dtype, "patch_dtype": patch_dtype or dtype or self.patch_dtype}
         images = self.images if images is None else images
-        return Responses(images, self.embedding, self.pooling, **self.options | changed)
+        return Responses(images, self.embedding, self.pooling, **self.options | changed).until(self.deadline)
+
+    def until(self, deadline: Deadline) -> Responses:
+        """The same map, with passes that end by `deadline`."""
+        other = self.__class__.__new__(self.__class__)
+        other.__dict__ |= self.__dict__ | {"deadline": deadline}
+        return other
 
     def _on(self, images: Images) -> Responses:
         """The same map on other images of this size: every mini-batch is such, so nothing of the map is made again."""
@@ -148,6 +158,7 @@ class Responses:
 
     def rows(self, where: slice | Tensor) -> Tensor:
         """(b, K, h) raw patch rows of some images."""
+        self.deadline.check()
         return self.embedding.spec.rows(self.images[where].to(self.dtype))
 
     def patches(self, images: Tensor, positions: Tensor) -> Tensor:
@@ -185,11 +196,14 @@ class Responses:
 
     def _each(self, work: Callable[[slice], Result], start: int, stop: int) -> Iterator[Result]:
         """`work` on each span of the images from `start` to `stop`, in their order, on all cores."""
-        if self.device.type != "cpu":
-            return map(work, [slice(start, stop)])
-        size = max(SPAN, min(LARGEST_SPAN, (stop - start) // SPANS))
+        size = max(SPAN, min(LARGEST_SPAN, (stop - start) // SPANS)) if self.device.type == "cpu" else stop - start
         spans = [slice(first, min(first + size, stop)) for first in range(start, stop, size)]
-        return map(work, spans) if len(spans) == 1 else each(work, spans)
+        return (map if len(spans) == 1 else each)(work, self._timely(spans))
+
+    def _timely(self, spans: list[slice]) -> Iterator[slice]:
+        for span in spans:
+            self.deadline.check()
+            yield span
 
     def _zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=torch.float64, device=self.device)
