@@ -37,14 +37,19 @@ class Deadline:
     at: float = math.inf
 
     @classmethod
-    def after(cls, seconds: float | None) -> Deadline:
-        """So many seconds from now; never for None."""
-        return NEVER if seconds is None else cls(clock() + seconds)
+    def after(cls, seconds: float | None, spent: float = 0.0) -> Deadline:
+        """So many seconds from now, less those `spent`; never for None."""
+        return NEVER if seconds is None else cls(clock() + seconds - spent)
 
     @property
     def left(self) -> float:
         """Seconds; zero once it has passed."""
         return max(0.0, self.at - clock()) if self.at < math.inf else math.inf
+
+    @property
+    def limit(self) -> float | None:
+        """The same as a `time_limit`: None where there is none, and never zero."""
+        return max(self.left, 1e-9) if self.at < math.inf else None
 
     @property
     def passed(self) -> bool:
@@ -59,9 +64,9 @@ class Deadline:
         """When so much of the time left is over."""
         return Deadline(clock() + fraction * self.left) if self.at < math.inf else self
 
-    def sooner(self, seconds: float | None) -> Deadline:
-        """This one, or so many seconds from now if that is sooner."""
-        return Deadline(min(self.at, Deadline.after(seconds).at))
+    def sooner(self, other: Deadline) -> Deadline:
+        """The sooner of two."""
+        return min(self, other, key=lambda deadline: deadline.at)
 
     def later(self, seconds: float) -> Deadline:
         """This one, or so many seconds from now if that is later."""
@@ -108,8 +113,7 @@ class Budget:
 
     def deadline(self, problem: Problem, earlier: float = 0.0) -> Deadline:
         """When a training on `problem` that begins now has to be over, `earlier` seconds having gone before."""
-        left = None if self.time_limit is None else self.time_limit - earlier
-        return problem.deadline.sooner(left)
+        return problem.deadline.sooner(Deadline.after(self.time_limit, spent=earlier))
 
     def ends(self, record: dict[str, Any], deadline: Deadline) -> str | None:
         """The status of a training that ends with the round of `record`; None if it goes on."""

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convcvx.errors import InputError
+from convcvx.budget import NEVER, Deadline
+from convcvx.errors import InputError, check_positive
 from convcvx.foreign import Layers, read_network
 from convcvx.images import Images
 from convcvx.oracles import get_oracle
@@ -39,6 +40,8 @@ LARGE = 1e11
 """Products n·K·h·m of a pass over all images from which on certifying in float64 would take minutes."""
 LIGHT_STARTS = 64
 """Filters of the network, those with the largest weights, that a light search is given."""
+HALF = 0.5
+"""Share of the time left for the network's own dual point, where there is another one to try."""
 FLOAT32_ROUNDING = 1e-4
 """Taken off the lower bound, as a share of the objective, when the responses are float32."""
 
@@ -88,12 +91,14 @@ class Certificate:
 
     @property
     def meaning(self) -> str:
-        """The scope in words; for a local search also how much of the landscape it saw."""
+        """The scope in words; for a local search also how much of the landscape it saw; what cut the search short."""
+        cut = "; the time limit cut it short" if self.search.get("stopped") == "time_limit" else ""
         if not {"starts", "basins", "unseen_mass"} <= set(self.search):
-            return SCOPES[self.scope]
+            return SCOPES[self.scope] + cut
         return (
             f"{SCOPES[self.scope]} ({self.search['starts']} climbs ended in {self.search['basins']} distinct maxima; "
             f"another climb would find a new one with probability about {self.search['unseen_mass']:.2f}, Good-Turing)"
+            f"{cut}"
         )
 
     def with_bound_of(self, other: Certificate) -> Certificate:
@@ -149,6 +154,7 @@ def certify(
     device: str = "cpu",
     responses: Callable[..., Responses] = Responses,
     dual_point: Tensor | None = None,
+    time_limit: float | None = None,
 ) -> Certificate:
     """Certify any two-layer convolutional ReLU network at weight decay `beta`.
 
@@ -174,12 +180,15 @@ def certify(
     dual_point : Tensor (n, c), optional
         Another dual point than the network's residual, tried where that leaves a gap above `tol` and the oracle is
         rigorous. It counts for what is proved of it here, whoever made it.
+    time_limit : float, optional
+        Seconds after which the bound is the one proved, or estimated, by then; `search` and `meaning` say so.
 
     Raises
     ------
     InputError
         For a network of another form, or data that do not fit it.
     """
+    deadline = Deadline.after(None if time_limit is None else check_positive("time_limit", time_limit))
     layers = read_network(network)
     bounds = images.aminmax() if len(images) else ()
     if not all(bool(part.isfinite().all()) for part in (*bounds, *network.parameters())):
@@ -202,6 +211,7 @@ def certify(
     filters = embedding.filters(layers.convolution.weight.detach().cpu(), None if bias is None else bias.detach().cpu())
     weights = layers.classifier.weight.detach().cpu().double().unflatten(1, (len(filters), -1)).permute(1, 2, 0)
     _check_forward(network, layers, problem, filters, weights)
+    problem = problem.until(deadline)
     return certify_parameters(problem, filters, weights, oracle=oracle, tol=tol, seed=seed, dual_point=dual_point)
 
 
@@ -253,8 +263,9 @@ def certify_parameters(
 
     Everything is computed in float64, but for a local search beyond `LARGE`: that is a light one, which starts from the
     filters with the largest weights, and responses are computed in the problem's own arithmetic, their sums in float64.
-    A proof is always in float64.
+    A proof is always in float64. At the deadline of `problem` the search for filters ends, with what it has by then.
     """
+    deadline, problem = problem.deadline, problem.until(NEVER)  # whose passes for the objective have to be made
     search = get_oracle(oracle, problem, tol=tol, thorough=True) if isinstance(oracle, str) else oracle
     products = problem.n * problem.responses.n_positions * problem.responses.embedding.basis.shape[1] * len(filters)
     large = products > LARGE and search.name == "local"
@@ -270,25 +281,25 @@ def certify_parameters(
     target = problem.beta * (1 + 0.5 * tol)
     # A heuristic may search in the arithmetic at hand: what it finds is measured in float64 below.
     found = search(
-        given if search.name == "local" else problem,
+        (given if search.name == "local" else problem).until(deadline if dual_point is None else deadline.share(HALF)),
         residual,
         starts=starts,
         n_filters=16,
         seed=seed,
         target=target,
     )
-    if found.scope == "heuristic":
+    if found.scope == "heuristic" and len(found.values):
         candidates = torch.cat([found.filters, starts])
         values = problem.responses.correlate(candidates, residual).flatten(1).norm(dim=1)
         found = replace(found, filters=candidates, values=values)
     dual = problem.dual(residual, found.g_max)
     if found.scope == "global" and found.g_max <= target and primal - dual > tol * primal:
         # The proof stopped where Z is feasible; where g stays below β a longer Z would be too, and bound better.
-        found = search(problem, residual, starts=starts, n_filters=16, seed=seed, target=0.0)
+        found = search(problem.until(deadline), residual, starts=starts, n_filters=16, seed=seed, target=0.0)
         dual = problem.dual(residual, found.g_max)
     if dual_point is not None and found.scope == "global" and primal - dual > tol * primal:
         other = problem.in_domain(_checked(dual_point, problem))
-        again = search(problem, other, starts=starts, n_filters=1, seed=seed, target=target)
+        again = search(problem.until(deadline), other, starts=starts, n_filters=1, seed=seed, target=target)
         if again.scope == "global" and problem.dual(other, again.g_max) > dual:
             found, dual = again, problem.dual(other, again.g_max)
     dual = max(dual - rounding * primal, 0.0)  # no loss is negative, whatever rounding takes off

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from convcvx.budget import LEAST, NEVER, Deadline
 from convcvx.certificate import Certificate, certify
 from convcvx.config import TrainConfig
 from convcvx.data import Dataset
@@ -25,7 +26,7 @@ from convcvx.responses import Responses
 from convcvx.runs import Run
 from convcvx.sharding import Team
 from convcvx.solution import Solution
-from convcvx.training import Plan, find_beta_max, solve_problem
+from convcvx.training import TRAINING, Plan, find_beta_max, solve_problem
 
 
 def train_job(
@@ -54,6 +55,8 @@ def train_job(
     checkpoint = run.load_state() if resume else None
     resumed = checkpoint is not None
     earlier = checkpoint.history[-1]["seconds"] if checkpoint and checkpoint.history else 0.0
+    deadline = Deadline.after(config.time_limit, spent=earlier + perf_counter() - began)
+    problem = problem.until(deadline)
     with run.started(config, resume=resume):
         run.save_embedding(problem.responses.embedding)
         alone = "" if team.size == 1 else f", {team.size} processes"
@@ -69,7 +72,8 @@ def train_job(
         "loss": config.loss,
         "beta": problem.beta,
     }
-    certificate = _certify(network, train, config, problem.beta, responses.embedding, solution.dual_point, team)
+    left = deadline.later(LEAST * (config.time_limit or 0.0))
+    certificate = _certify(network, train, config, problem.beta, responses.embedding, solution.dual_point, team, left)
     run.save_result(network, certificate)
     network.to(responses.device)  # where it is scored
     metrics = certificate_summary(certificate) | {
@@ -104,7 +108,8 @@ def _solve(
 ) -> tuple[Problem, Solution]:
     """The problem with its β, and its solution, checkpointed into `run`."""
     if config.dictionary is not None and checkpoint is None:
-        checkpoint = start_from_dictionary(config, problem, run, report, began)
+        in_time = problem.until(problem.deadline.share(TRAINING))
+        checkpoint = start_from_dictionary(config, in_time, run, report, began)
     if run.beta_max is None:
         run.save_beta_max(find_beta_max(problem, _named_oracle(plan.oracle, config), config.seed))
     problem = problem.with_beta(run_beta(run, config))
@@ -136,11 +141,13 @@ def certify_job(
     like: Run | None = None,
     data: Data | None = None,
     dual_point: Tensor | None = None,
+    deadline: Deadline = NEVER,
 ) -> dict[str, Any]:
     """Certify the network at `path` on the training data of `config`; returns what `--json` prints.
 
     The network of the run `like` is certified as well: the better of the two lower bounds counts. `data` stand in for
-    those that `config` names. `dual_point` as in `certify`; one for another number of images is of no use.
+    those that `config` names. `dual_point` as in `certify`; one for another number of images is of no use. The search
+    for a bound ends by `deadline`; the `time_limit` of `config` is that of the training.
     """
     began = perf_counter()
     train, test, _ = data or load_data(config)
@@ -150,12 +157,13 @@ def certify_job(
         raise InputError("beta is not known for this network; pass --beta, or --like RUN")
     if dual_point is not None and len(dual_point) != len(train.images):
         dual_point = None
-    certificate = _certify(network, train, config, beta, embedding, dual_point)
+    own = deadline if like is None else deadline.share(0.5)
+    certificate = _certify(network, train, config, beta, embedding, dual_point, deadline=own)
     if like is not None:
         rival = two_layer_cnn(like.model_file)
         if not network.same_problem(rival):
             raise InputError(f"the network in {path} is of another architecture than {like.folder}; certify it alone")
-        certificate = certificate.with_bound_of(_certify(rival, train, config, beta, embedding))
+        certificate = certificate.with_bound_of(_certify(rival, train, config, beta, embedding, deadline=deadline))
     return certificate_summary(certificate) | {
         "n_filters": certificate.n_filters,
         "train_accuracy": _score(network, train),
@@ -174,6 +182,7 @@ def _certify(
     embedding: PatchEmbedding | None,
     dual_point: Tensor | None = None,
     team: Team | None = None,
+    deadline: Deadline = NEVER,
 ) -> Certificate:
     return certify(
         network,
@@ -189,6 +198,7 @@ def _certify(
         device=pick_device(config.device),
         responses=team.responses if team else Responses,
         dual_point=dual_point,
+        time_limit=deadline.limit,
     )
 
 
@@ -222,6 +232,7 @@ def _score(network: TwoLayerCNN, dataset: Dataset) -> float | None:
 
 
 def _status(solution: Solution, certificate: Certificate, tol: float) -> str:
-    if certificate.rel_gap <= tol:
+    guessed = certificate.scope == "heuristic" and certificate.search.get("stopped") == "time_limit"
+    if certificate.rel_gap <= tol and not guessed:
         return "converged"
     return "gap_above_tol" if solution.status == "converged" else solution.status

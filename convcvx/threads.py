@@ -11,6 +11,7 @@ from functools import cache, wraps
 from typing import Any, TypeVar
 
 import torch
+from threadpoolctl import ThreadpoolController
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -39,10 +40,17 @@ def _workers(count: int) -> ThreadPoolExecutor:
 os.register_at_fork(after_in_child=_workers.cache_clear)  # a forked process has none of the threads
 
 
-def sparing_threads(function: Callable[..., Result]) -> Callable[..., Result]:
-    """Let `function`, whose first argument is a `Problem`, keep torch to one core if that problem is small.
+@cache
+def _libraries() -> ThreadpoolController:
+    """Those with threads of their own, found once."""
+    return ThreadpoolController()
 
-    On small operations torch's threads wait for each other more than they work: on busy cores, ten times as long.
+
+def sparing_threads(function: Callable[..., Result]) -> Callable[..., Result]:
+    """Let `function`, whose first argument is a `Problem`, run on one core if that problem is small.
+
+    In small operations the threads of torch and BLAS wait for each other more than they work: on busy cores, ten times
+    as long.
     """
 
     @wraps(function)
@@ -52,7 +60,8 @@ def sparing_threads(function: Callable[..., Result]) -> Callable[..., Result]:
             return function(problem, *arguments, **options)
         torch.set_num_threads(1)
         try:
-            return function(problem, *arguments, **options)
+            with _libraries().limit(limits=1, user_api="blas"):
+                return function(problem, *arguments, **options)
         finally:
             torch.set_num_threads(threads)
 

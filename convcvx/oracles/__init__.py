@@ -74,8 +74,8 @@ def get_oracle(
     if name == "exact":
         return ExactOracle()
     if name == "branch-and-bound":
-        effort = {"far_tol": 0.0, "share": 1.0} if thorough else {"far_tol": 0.1, "share": CALL_SHARE}
-        return BranchAndBoundOracle(rel_tol=max(0.25 * tol, 1e-8), time_limit=CALL_SECONDS, **effort)
+        far_tol, share = (0.0, 1.0) if thorough else (0.1, CALL_SHARE)
+        return BranchAndBoundOracle(max(0.25 * tol, 1e-8), CALL_SECONDS, far_tol=far_tol, share=share)
     if name == "copositive":
         return CopositiveOracle()
     if name == "sampled":

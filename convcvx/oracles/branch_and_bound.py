@@ -54,6 +54,7 @@ mathematics and the allowance are the same; what differs is the order of sums, o
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -136,7 +137,7 @@ class BranchAndBoundOracle:
             return OracleResult.unfinished(problem, "global", time.perf_counter() - began)
         points = None if starts is None else (starts.double().cpu() @ charged.frame.T).numpy()
         device = problem.responses.device
-        options = {"n_filters": n_filters, "seed": seed, "target": target, "began": began}
+        options: dict[str, Any] = {"n_filters": n_filters, "seed": seed, "target": target, "began": began}
         return self.maximise(charged, points, **options, device=device, deadline=deadline)
 
     def maximise(
@@ -170,8 +171,7 @@ class BranchAndBoundOracle:
             first = np.random.default_rng(seed).standard_normal((4 * d, d))
             incumbents.climb(first if starts is None else np.concatenate([first, starts]), 0)
             incumbents.climb(incumbents.points[:4], 6)
-            if self.time_limit is not None:
-                deadline = deadline.sooner(self.time_limit - (time.perf_counter() - began))
+            deadline = deadline.sooner(Deadline.after(self.time_limit, spent=time.perf_counter() - began))
             goal = Goal(self.rel_tol, self.far_tol, target - charged.slack, deadline, self.max_cones)
             search = self.search(charged, tree, incumbents, goal, self.device or device)
             bound, cones, entries, stopped = search.run()

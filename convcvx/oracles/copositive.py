@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,7 +69,7 @@ class CopositiveOracle:
         except OutOfTime:
             return OracleResult.unfinished(problem, "global", time.perf_counter() - began)
         points = np.zeros((0, len(charged.frame))) if starts is None else (starts.double() @ charged.frame.T).numpy()
-        options = {"n_filters": n_filters, "seed": seed, "target": target, "began": began}
+        options: dict[str, Any] = {"n_filters": n_filters, "seed": seed, "target": target, "began": began}
         return self.maximise(charged, points, **options, deadline=problem.deadline)
 
     def maximise(

@@ -101,13 +101,13 @@ class ExactOracle:
         check_count("n_filters", n_filters)
         began = time.perf_counter()
         count, rank = charged.rows.shape
+        stopped: dict[str, str] = {}
         if count == 0 or rank == 0:
-            bound, visited, points, unit, stopped = 0.0, 0, np.zeros((0, rank)), 1.0, {}
+            bound, visited, points, unit = 0.0, 0, np.zeros((0, rank)), 1.0
         else:
             _refuse(count, rank)
             charged, unit = _scaled(charged)
             search = _Search.of(charged, n_filters, deadline)
-            stopped = {}
             try:
                 search.flat(search.whole, 0)
                 bound = search.bound + search.unseen

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -256,10 +257,12 @@ def _unit(tensors: Tensor) -> Tensor:
 
 def distinct(filters: Tensor, values: Tensor, limit: int, cosine: float) -> Tensor:
     """Indices of up to `limit` filters, best first, no two of them closer than `cosine`."""
+    rows, free = filters.numpy(), np.ones(len(filters), dtype=bool)
     chosen: list[int] = []
     for index in values.argsort(descending=True).tolist():
         if len(chosen) == limit:
             break
-        if not chosen or float((filters[chosen] @ filters[index]).max()) < cosine:
+        if free[index]:
             chosen.append(index)
+            free &= rows @ rows[index] < cosine
     return torch.as_tensor(chosen, dtype=torch.long)

@@ -132,7 +132,7 @@ def solve_program(
         When there is no time for an iterate.
     """
     check_choice("backend", backend, BACKENDS)
-    deadline = problem.deadline.sooner(time_limit)
+    deadline = problem.deadline.sooner(Deadline.after(time_limit))
     scaled = cp.Variable((problem.n, problem.n_outputs))
     posed = []
     for cone in cones.cones:

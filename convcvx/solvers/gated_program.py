@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convcvx.budget import OutOfTime
+from convcvx.budget import Deadline, OutOfTime
 from convcvx.errors import check_choice
 from convcvx.gates import GatedResponses
 from convcvx.problem import Problem
@@ -88,7 +88,7 @@ def solve_gated(
         When there is not even time for a first iterate.
     """
     began = perf_counter()
-    problem = problem.until(problem.deadline.sooner(time_limit))
+    problem = problem.until(problem.deadline.sooner(Deadline.after(time_limit)))
     measure = NORMS[check_choice("norm", norm, NORMS)]
     axes, metric = _principal(problem, gates) if measure.proximal is not None else (None, None)
     history: list[tuple[float, float, float]] = []
