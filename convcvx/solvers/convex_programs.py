@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from convcvx.arrangements import Cell, cells, count_bound, facets, sample_patterns, unpack_patterns
-from convcvx.budget import Deadline
+from convcvx.budget import Deadline, OutOfTime, clock
 from convcvx.errors import InputError, check_choice
 from convcvx.oracles._patch_rows import span
 from convcvx.oracles.copositive import rounded
@@ -42,6 +42,8 @@ from convcvx.problem import Problem
 BACKENDS = ("clarabel", "scs")
 WARN_ENTRIES, MAX_ENTRIES = 5 * 10**6, 5 * 10**7
 """Coefficients |D|·n·P·c·r of the program: about a minute, and more than memory or patience hold."""
+COMPILING = 12
+"""So many times as long as posing its constraints cvxpy takes to compile a program, and nothing can interrupt it."""
 NEGLIGIBLE = 1e-7
 """Share of the penalty below which a cone's neurons are an interior point's rounding."""
 
@@ -135,9 +137,12 @@ def solve_program(
     deadline = problem.deadline.sooner(Deadline.after(time_limit))
     scaled = cp.Variable((problem.n, problem.n_outputs))
     posed = []
+    began = clock()
     for cone in cones.cones:
         deadline.check()
         posed.append(_ScalarCone(cone, scaled) if _is_scalar(problem) else _RelaxedCone(cone, scaled))
+    if deadline.left < COMPILING * (clock() - began):
+        raise OutOfTime
     constraints = [constraint for cone in posed for constraint in cone.constraints]
     if problem.intercept:
         constraints.append(cp.sum(scaled, axis=0) == 0)
@@ -156,7 +161,8 @@ def solve_program(
         raise InputError(f"backend={backend!r} stopped with {program.status!r}; raise time_limit or try the other one")
     sizes = np.array([cone.size for cone in posed])
     alive = [cone for cone, size in zip(posed, sizes, strict=True) if size > NEGLIGIBLE * sizes.sum()]
-    filters, weights = _network(problem, cones.frame, [cone.neurons(problem.beta) for cone in alive])
+    neurons = [cone.neurons(problem.beta) for cone in alive if not problem.deadline.passed]
+    filters, weights = _network(problem, cones.frame, neurons)
     return ProgramResult(float(program.value), problem.beta * torch.as_tensor(scaled.value), filters, weights)
 
 
