@@ -1,11 +1,82 @@
-"""How far a training goes: to a tolerance, or until filters, rounds or time run out."""
+"""How far a training goes: to a tolerance, or until filters, rounds or time run out.
+
+A `Deadline` is made once, where a call begins, and travels with its `Problem`: every pass over the images looks at it,
+and so does every loop without passes that can be long. What is cut short raises `OutOfTime`; whoever can still give a
+valid answer catches it: a solver keeps the network that it had, an oracle the bound that is proved by then.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
 
 from convcvx.errors import check_count, check_positive
+
+if TYPE_CHECKING:
+    from convcvx.problem import Problem
+
+
+clock = perf_counter
+"""What deadlines go by."""
+
+
+class OutOfTime(Exception):
+    """A deadline passed before this was done. Never leaves the package."""
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """When a call has to be over: `at`, by `clock`.
+
+    >>> NEVER.passed, NEVER.left, Deadline.after(0.0).passed
+    (False, inf, True)
+    """
+
+    at: float = math.inf
+
+    @classmethod
+    def after(cls, seconds: float | None, spent: float = 0.0) -> Deadline:
+        """So many seconds from now, less those `spent`; never for None."""
+        return NEVER if seconds is None else cls(clock() + seconds - spent)
+
+    @property
+    def left(self) -> float:
+        """Seconds; zero once it has passed."""
+        return max(0.0, self.at - clock()) if self.at < math.inf else math.inf
+
+    @property
+    def limit(self) -> float | None:
+        """The same as a `time_limit`: None where there is none, and never zero."""
+        return max(self.left, 1e-9) if self.at < math.inf else None
+
+    @property
+    def passed(self) -> bool:
+        return self.at < math.inf and clock() >= self.at
+
+    def check(self) -> None:
+        """Raise `OutOfTime` once it has passed."""
+        if self.passed:
+            raise OutOfTime
+
+    def share(self, fraction: float) -> Deadline:
+        """When so much of the time left is over."""
+        return Deadline(clock() + fraction * self.left) if self.at < math.inf else self
+
+    def sooner(self, other: Deadline) -> Deadline:
+        """The sooner of two."""
+        return min(self, other, key=lambda deadline: deadline.at)
+
+    def later(self, seconds: float) -> Deadline:
+        """This one, or so many seconds from now if that is later."""
+        return Deadline(max(self.at, clock() + seconds)) if self.at < math.inf else self
+
+
+NEVER = Deadline()
+
+LEAST = 0.05
+"""Share of a time limit that a certificate gets in any case, be it late."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +90,7 @@ class Budget:
     max_filters : int, optional
     max_rounds : int
     time_limit : seconds, optional
-        Looked at between rounds.
+        Those of earlier sessions of a resumed training count. The deadline of the problem holds besides.
 
     Raises
     ------
@@ -40,13 +111,19 @@ class Budget:
         if self.time_limit is not None:
             check_positive("time_limit", self.time_limit)
 
-    def ends(self, record: dict[str, Any]) -> str | None:
-        """The status of a training that ends with the round of `record`; None if it goes on."""
-        return "converged" if record["rel_gap"] <= self.tol else self.exhausted(record)
+    def deadline(self, problem: Problem, earlier: float = 0.0) -> Deadline:
+        """When a training on `problem` that begins now has to be over, `earlier` seconds having gone before."""
+        return problem.deadline.sooner(Deadline.after(self.time_limit, spent=earlier))
 
-    def exhausted(self, record: dict[str, Any]) -> str | None:
+    def ends(self, record: dict[str, Any], deadline: Deadline) -> str | None:
+        """The status of a training that ends with the round of `record`; None if it goes on."""
+        # What a search that was cut short did not find is no sign of an optimum.
+        believed = record["scope"] != "heuristic" or not deadline.passed
+        return "converged" if record["rel_gap"] <= self.tol and believed else self.exhausted(record, deadline)
+
+    def exhausted(self, record: dict[str, Any], deadline: Deadline) -> str | None:
         """The same, whatever the gap."""
-        if self.time_limit is not None and record["seconds"] >= self.time_limit:
+        if deadline.passed:
             return "time_limit"
         return "max_rounds" if record["round"] >= self.max_rounds else None
 

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from convcvx.errors import InputError
+from convcvx.budget import NEVER, Deadline
+from convcvx.errors import InputError, check_positive
 from convcvx.evaluate import outputs_of
 from convcvx.foreign import Layers, read_network
 from convcvx.images import Images, read_images, read_tensor
@@ -26,6 +27,7 @@ from convcvx.oracles.local import LocalOracle
 from convcvx.patches import PatchEmbedding
 from convcvx.problem import Problem, relative_gap
 from convcvx.responses import Responses
+from convcvx.threads import sparing_threads
 from convcvx.units import Units, times
 
 SCOPES = {
@@ -38,6 +40,8 @@ LARGE = 1e11
 """Products n·K·h·m of a pass over all images from which on certifying in float64 would take minutes."""
 LIGHT_STARTS = 64
 """Filters of the network, those with the largest weights, that a light search is given."""
+HALF = 0.5
+"""Share of the time left for the network's own dual point, where there is another one to try."""
 FLOAT32_ROUNDING = 1e-4
 """Taken off the lower bound, as a share of the objective, when the responses are float32."""
 
@@ -96,15 +100,17 @@ class Certificate:
 
     @property
     def meaning(self) -> str:
-        """The scope in words, and the filters meant; for a local search also how much of the landscape it saw."""
+        """The scope in words, and the filters meant; of a local search also what it saw; what cut the search short."""
         said = SCOPES[self.scope]
         if self.filter_rank != self.filter_size:
             said += f"; among networks whose filters are of rank {self.filter_rank} of {self.filter_size}"
+        cut = "; the time limit cut it short" if self.search.get("stopped") == "time_limit" else ""
         if not {"starts", "basins", "unseen_mass"} <= set(self.search):
-            return said
+            return said + cut
         return (
             f"{said} ({self.search['starts']} climbs ended in {self.search['basins']} distinct maxima; "
             f"another climb would find a new one with probability about {self.search['unseen_mass']:.2f}, Good-Turing)"
+            f"{cut}"
         )
 
     def with_bound_of(self, other: Certificate) -> Certificate:
@@ -159,6 +165,7 @@ def certify(
     seed: int = 0,
     device: str = "cpu",
     dual_point: Tensor | None = None,
+    time_limit: float | None = None,
 ) -> Certificate:
     """Certify any two-layer convolutional ReLU network at weight decay `beta`.
 
@@ -182,6 +189,8 @@ def certify(
     dual_point : Tensor (n, c), optional
         Another dual point than the network's residual, tried where that leaves a gap above `tol` and the oracle is
         rigorous. It counts for what is proved of it here, whoever made it.
+    time_limit : float, optional
+        Seconds after which the bound is the one proved, or estimated, by then; `search` and `meaning` say so.
 
     Raises
     ------
@@ -189,6 +198,7 @@ def certify(
         For a network of another form, one that computes anything else than its layers in their order, or data that do
         not fit it.
     """
+    deadline = Deadline.after(None if time_limit is None else check_positive("time_limit", time_limit))
     layers = read_network(network)
     read, classes = read_images(images), read_tensor("targets", targets)
     if not all(bool(part.isfinite().all()) for part in network.parameters()):
@@ -201,6 +211,7 @@ def certify(
     made = Responses(read, embedding, layers.pooling, device=device)
     intercept = layers.classifier.bias is not None
     problem = Problem.build(made, classes, beta, loss, intercept, n_classes or layers.classifier.out_features)
+    problem = problem.until(deadline)
     certificate = certify_on(problem, network, oracle=oracle, tol=tol, seed=seed, dual_point=dual_point)
     return units.certificate(certificate)
 
@@ -215,6 +226,7 @@ def certify_on(
     dual_point: Tensor | None = None,
 ) -> Certificate:
     """As `certify`, on a `problem` that is there already: its images, embedding, pooling and β are believed."""
+    deadline, problem = problem.deadline, problem.until(NEVER)  # what is read and checked has to be
     layers, embedding = read_network(network), problem.responses.embedding
     features = layers.convolution.out_channels * problem.responses.n_cells
     if layers.classifier.in_features != features:
@@ -231,6 +243,7 @@ def certify_on(
     weights = layers.classifier.weight.detach().cpu().double().unflatten(1, (len(filters), -1)).permute(1, 2, 0)
     _check_forward(network, layers, problem, filters, weights)
     own = None if layers.classifier.bias is None else layers.classifier.bias.detach().cpu()
+    problem = problem.until(deadline)
     return certify_parameters(problem, filters, weights, own, oracle=oracle, tol=tol, seed=seed, dual_point=dual_point)
 
 
@@ -289,6 +302,7 @@ def judged(
     return filters, weights, predictions
 
 
+@sparing_threads
 def certify_parameters(
     problem: Problem,
     filters: Tensor,
@@ -306,8 +320,10 @@ def certify_parameters(
 
     Everything is computed in float64, but for a local search beyond `LARGE`: that is a light one, which starts from the
     filters with the largest weights, and responses are computed in the problem's own arithmetic, their sums in float64.
-    A proof is always in float64, and rounding is on the safe side of it: docs/certificates.md.
+    A proof is always in float64, and rounding is on the safe side of it: docs/certificates.md. At the deadline of
+    `problem` the search for filters ends, with what it has by then.
     """
+    deadline, problem = problem.deadline, problem.until(NEVER)  # whose passes for the objective have to be made
     search = get_oracle(oracle, problem, tol=tol, thorough=True) if isinstance(oracle, str) else oracle
     products = problem.n * problem.responses.n_positions * problem.responses.embedding.basis.shape[1] * len(filters)
     large = products > LARGE and search.name == "local"
@@ -322,25 +338,25 @@ def certify_parameters(
     target = problem.beta * (1 + 0.5 * tol)
     # A heuristic may search in the arithmetic at hand: what it finds is measured in float64 below.
     found = search(
-        given if search.name == "local" else problem,
+        (given if search.name == "local" else problem).until(deadline if dual_point is None else deadline.share(HALF)),
         residual,
         starts=starts,
         n_filters=16,
         seed=seed,
         target=target,
     )
-    if found.scope == "heuristic":
+    if found.scope == "heuristic" and len(found.values):
         candidates = torch.cat([found.filters, starts])
         values = problem.responses.correlate(candidates, residual).flatten(1).norm(dim=1)
         found = replace(found, filters=candidates, values=values)
     dual = problem.dual(residual, found.g_max)
     if found.scope == "global" and found.g_max <= target and primal - dual > tol * primal:
         # The proof stopped where Z is feasible; where g stays below β a longer Z would be too, and bound better.
-        found = search(problem, residual, starts=starts, n_filters=16, seed=seed, target=0.0)
+        found = search(problem.until(deadline), residual, starts=starts, n_filters=16, seed=seed, target=0.0)
         dual = problem.dual(residual, found.g_max)
     if dual_point is not None and found.scope == "global" and primal - dual > tol * primal:
         other = problem.in_domain(_checked(dual_point, problem))
-        again = search(problem, other, starts=starts, n_filters=1, seed=seed, target=target)
+        again = search(problem.until(deadline), other, starts=starts, n_filters=1, seed=seed, target=target)
         if again.scope == "global" and problem.dual(other, again.g_max) > dual:
             found, dual = again, problem.dual(other, again.g_max)
     if found.scope != "heuristic":  # the network's own objective is known to rounding only, which is part of the gap

@@ -27,6 +27,8 @@ from convcvx.solvers.rounds import record_of
 
 DICTIONARY_TOL = 1e-2
 """Relative gap over the dictionary to which its weights are fitted."""
+SLIDE_TIME = 0.7
+"""Share of the time left that the descent may take: the weights of its filters are to be fitted."""
 SLIDE_DECAY = 5.0
 """The β of the descent over the one at which the dictionary has the least loss on held-out images: filters that slide
 fit closer than drawn ones do. A β that was asked for is kept."""
@@ -43,7 +45,8 @@ def start_from_dictionary(config: TrainConfig, problem: Problem, run: Run, repor
     else:
         start, beta, state = found
     if config.slide:
-        slid = _slide(config, problem, start, beta, state, run, report)
+        in_time = problem.until(problem.deadline.share(SLIDE_TIME))
+        slid = _slide(config, in_time, start, beta, state, run, report)
         fit = _fit(normalize(slid.filters), config, problem, report, beta=None if _tuned(config) else beta)
     report.begin(f"weights of these filters optimal to {fit.rel_gap:.1e}; no other filter was looked at")
     # Over the dictionary max g is beta; of networks with other filters nothing is known yet.

@@ -19,7 +19,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from convcvx.budget import Budget
+from convcvx.budget import Budget, Deadline
 from convcvx.errors import InputError, check_positive, is_count
 from convcvx.functional import patches_to_images, train
 from convcvx.network import TwoLayerCNN
@@ -104,6 +104,8 @@ class _ConvexCNN(BaseEstimator):
         ConvergenceWarning
             When the certified gap is above `tol`.
         """
+        budget = Budget(self.tol, self.max_filters, self.max_rounds, self.time_limit)
+        deadline = Deadline.after(self.time_limit)
         X, y = validate_data(self, X, y, dtype=DTYPES, **self._checks_of_y)
         targets = self._encode(y)
         seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max - 1)
@@ -111,9 +113,8 @@ class _ConvexCNN(BaseEstimator):
         images, spec = self._images(X), self._spec()
         units = Units.of(images, targets, self.loss, spec)
         images, targets = units.reduced("images", images), units.reduced("targets", targets)
-        problem = build_problem(images, targets, spec=spec, **options)
+        problem = build_problem(images, targets, spec=spec, **options).until(deadline)
         problem = problem.with_beta(self._choose_beta(problem, units, seed))
-        budget = Budget(self.tol, self.max_filters, self.max_rounds, self.time_limit)
         solution, self.certificate_ = train(problem, units, budget, solver=self.solver, oracle=self.oracle, seed=seed)
         self.solution_ = solution
         self.beta_ = self.certificate_.beta
@@ -213,7 +214,7 @@ solver, oracle : str
 tol : float
     Relative gap (primal - dual) / primal to reach.
 max_filters, max_rounds, time_limit : int, int, float; optional
-    Budgets; the time in seconds.
+    Budgets; the time in seconds, that of the certificate included.
 random_state : int, RandomState instance or None
     Seeds the search for filters.
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from convcvx.budget import Budget
+from convcvx.budget import LEAST, Budget, Deadline
 from convcvx.certificate import Certificate, certify_parameters
 from convcvx.errors import InputError, check_count, check_positive
 from convcvx.images import read_tensor
@@ -66,7 +66,7 @@ def solve(
     tol : float
         Relative gap (primal - dual) / primal to reach.
     max_filters, max_rounds, time_limit : int, int, float
-        Budgets; the time in seconds.
+        Budgets; the time in seconds, that of the certificate included.
     start : Solution, optional
         Warm start.
 
@@ -94,9 +94,10 @@ def solve(
     >>> solution.certificate.scope, bool(solution.certificate.rel_gap < 1e-4)
     ('global', True)
     """
-    problem, units = _in_units(patches, targets, pooling=pooling, loss=loss, intercept=intercept, device=device)
-    problem = problem.with_beta(units.reduced_beta(beta))
     budget = Budget(tol, max_filters, max_rounds, time_limit)
+    deadline = Deadline.after(time_limit)
+    problem, units = _in_units(patches, targets, pooling=pooling, loss=loss, intercept=intercept, device=device)
+    problem = problem.with_beta(units.reduced_beta(beta)).until(deadline)
     options: dict[str, Any] = {"solver": solver, "oracle": oracle, "seed": seed, "start": start, "callback": callback}
     solution, certificate = train(problem, units, budget, **options)
     warn_short_of(certificate, solution, tol)
@@ -114,7 +115,7 @@ def train(
     start: Solution | None = None,
     callback: Callback | None = None,
 ) -> tuple[Solution, Certificate]:
-    """Solve and certify a `problem` in `units`; `start`, `callback` and what comes back are out of them."""
+    """Solve and certify a `problem` in `units` by its deadline; `start`, `callback` and the results are out of them."""
 
     def told(solution: Solution) -> None:
         assert callback is not None
@@ -130,7 +131,7 @@ def train(
         callback=None if callback is None else told,
     ).shifted(problem.offset)
     certificate = certify_parameters(
-        problem,
+        problem.until(problem.deadline.later(LEAST * (budget.time_limit or 0.0))),
         solution.filters,
         solution.weights,
         solution.intercept,
@@ -207,7 +208,7 @@ def path(
         betas = [float(b) for b in np.geomspace(first, last, n_betas if top else 1)]
     start = options.pop("start", None)
     for beta in betas:
-        at_beta = problem.with_beta(units.reduced_beta(beta))
+        at_beta = problem.with_beta(units.reduced_beta(beta)).until(Deadline.after(budget.time_limit))
         start, certificate = train(at_beta, units, budget, start=start, **options)
         warn_short_of(certificate, start, budget.tol)
         yield start

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from convcvx.budget import LEAST, NEVER, Deadline
 from convcvx.certificate import Certificate, certify, certify_on
 from convcvx.config import TrainConfig
 from convcvx.data import Dataset
@@ -34,7 +35,7 @@ from convcvx.resolve import (
 from convcvx.runs import Run
 from convcvx.sharding import Team
 from convcvx.solution import Solution
-from convcvx.training import Plan, find_beta_max, solve_problem
+from convcvx.training import TRAINING, Plan, find_beta_max, solve_problem
 
 
 def train_job(
@@ -83,6 +84,8 @@ def _train(
     checkpoint = run.load_state() if resume else None
     resumed = checkpoint is not None
     earlier = checkpoint.history[-1]["seconds"] if checkpoint and checkpoint.history else 0.0
+    deadline = Deadline.after(config.time_limit, spent=earlier + perf_counter() - began)
+    problem = problem.until(deadline)
     with run.started(config, origin, resume=resume):
         run.save_embedding(problem.responses.embedding)
         if checkpoint is not None:
@@ -107,7 +110,7 @@ def _train(
     network.to(responses.device)  # where it is checked and scored
     try:
         certificate = certify_on(
-            problem,
+            problem.until(deadline.later(LEAST * (config.time_limit or 0.0))),
             network,
             oracle=_named_oracle(config.oracle, config),
             tol=config.tol,
@@ -149,7 +152,8 @@ def _solve(
 ) -> tuple[Problem, Solution]:
     """The problem with its β, and its solution, checkpointed into `run`."""
     if config.dictionary is not None and checkpoint is None:
-        checkpoint = start_from_dictionary(config, problem, run, report, began)
+        in_time = problem.until(problem.deadline.share(TRAINING))
+        checkpoint = start_from_dictionary(config, in_time, run, report, began)
     if run.beta_max is None:
         run.save_beta_max(find_beta_max(problem, _named_oracle(plan.oracle, config), config.seed))
     problem = problem.with_beta(run_beta(run, config))
@@ -181,12 +185,14 @@ def certify_job(
     like: Run | None = None,
     data: Data | None = None,
     dual_point: Tensor | None = None,
+    deadline: Deadline = NEVER,
 ) -> dict[str, Any]:
     """Certify the network at `path` on the training data of `config`; returns what `--json` prints.
 
     The network of the run `like` is certified as well: the better of the two lower bounds counts. `data` stand in for
     those that `config` names. `embedding` is what a run has stored, and is fitted anew; None for a network without a
-    run. `dual_point` as in `certify`; one for another number of images is of no use.
+    run. `dual_point` as in `certify`; one for another number of images is of no use. The search for a bound ends by
+    `deadline`; the `time_limit` of `config` is that of the training.
     """
     began = perf_counter()
     train, test, _ = data or load_data(config)
@@ -198,12 +204,13 @@ def certify_job(
         dual_point = None
     if embedding is not None:
         embedding = fitted_embedding(config, train.images, embedding)
-    certificate = _certify(network, train, config, beta, embedding, dual_point)
+    own = deadline if like is None else deadline.share(0.5)
+    certificate = _certify(network, train, config, beta, embedding, dual_point, own)
     if like is not None:
         rival = two_layer_cnn(like.model_file)
         if not network.same_problem(rival):
             raise InputError(f"the network in {path} is of another architecture than {like.folder}; certify it alone")
-        certificate = certificate.with_bound_of(_certify(rival, train, config, beta, embedding))
+        certificate = certificate.with_bound_of(_certify(rival, train, config, beta, embedding, deadline=deadline))
     return certificate_summary(certificate) | {
         "n_filters": certificate.n_filters,
         "train_accuracy": _score(network, train),
@@ -222,6 +229,7 @@ def _certify(
     beta: float,
     embedding: PatchEmbedding | None,
     dual_point: Tensor | None = None,
+    deadline: Deadline = NEVER,
 ) -> Certificate:
     return certify(
         network,
@@ -236,6 +244,7 @@ def _certify(
         seed=config.seed,
         device=pick_device(config.device),
         dual_point=dual_point,
+        time_limit=deadline.limit,
     )
 
 
@@ -271,6 +280,7 @@ def _score(network: TwoLayerCNN, dataset: Dataset) -> float | None:
 
 
 def _status(solution: Solution, certificate: Certificate, tol: float) -> str:
-    if certificate.rel_gap <= tol:
+    guessed = certificate.scope == "heuristic" and certificate.search.get("stopped") == "time_limit"
+    if certificate.rel_gap <= tol and not guessed:
         return "converged"
     return "gap_above_tol" if solution.status == "converged" else solution.status

@@ -78,6 +78,7 @@ class PatternCones:
         normals: list[list[np.ndarray]] = [[] for _ in range(q * m)]
         offsets: list[list[float]] = [[] for _ in range(q * m)]
         for _ in range(MAX_PASSES):
+            self._responses.deadline.check()
             added: set[int] = set()
             tolerance = 0.1 * MARGIN * torch.maximum(scale, current.norm(dim=2))
             for rows, sides in self._chunks(q * m):
@@ -91,6 +92,7 @@ class PatternCones:
             if not added:
                 break
             for k in added:
+                self._responses.deadline.check()
                 point = points[k // m, k % m].numpy()
                 nearest, error = _least_distance(point, np.array(normals[k]), np.array(offsets[k]))
                 current[k // m, k % m], off[k // m, k % m] = torch.from_numpy(nearest), error

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from convcvx.budget import Deadline
 from convcvx.errors import InputError, check_positive
 from convcvx.losses import Loss, encode_targets, get_loss
 from convcvx.responses import Responses
@@ -25,6 +26,8 @@ SAMPLE_BYTES = 1 << 30
 """Size of a sample's images in float32."""
 FAR = 8.0
 """Real targets further from zero than so many standard deviations are centred: squares of them would drown the rest."""
+SMALL = 3e5
+"""Patch entries n·K·h up to which a pass costs more in calls than in arithmetic: threads and batches only add to it."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +87,23 @@ class Problem:
     def with_beta(self, beta: float) -> Problem:
         return replace(self, beta=check_positive("beta", beta))
 
+    @property
+    def deadline(self) -> Deadline:
+        """When work on it has to be over."""
+        return self.responses.deadline
+
+    def until(self, deadline: Deadline) -> Problem:
+        """The same problem, to be worked on until `deadline` only; see `convcvx.budget`."""
+        return replace(self, responses=self.responses.until(deadline))
+
     def with_dtype(self, dtype: torch.dtype) -> Problem:
         """The same problem with its passes in another arithmetic."""
         return replace(self, responses=self.responses.to(dtype=dtype))
+
+    @property
+    def is_small(self) -> bool:
+        """Whether calls are what a pass over the images costs."""
+        return self.n * self.responses.n_positions * self.responses.embedding.basis.shape[1] <= SMALL
 
     @property
     def largest_sample(self) -> int:

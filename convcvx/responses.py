@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from convcvx.budget import NEVER, Deadline
 from convcvx.devices import pick_device
 from convcvx.errors import InputError
 from convcvx.fused import Fused
@@ -77,6 +78,8 @@ class Responses:
     kept : dict
         What was worked out once from these images, embedding and pooling; the copies that `to` makes of the same map in
         another arithmetic share it. The images must not change.
+    deadline : Deadline
+        A pass that goes on beyond it raises `OutOfTime`.
     """
 
     def __init__(
@@ -97,6 +100,7 @@ class Responses:
                 f"images must have {embedding.channels} channels as the embedding has; got {images.shape[1]}"
             )
         self.embedding, self.pooling = embedding, pooling or Pooling()
+        self.deadline = NEVER
         self.device = torch.device(pick_device(device))
         self.images: Images = images.to(self.device)
         self.n = len(images)
@@ -138,6 +142,13 @@ class Responses:
         )
         if images is None:
             other.kept = self.kept
+        return other.until(self.deadline)
+
+    def until(self, deadline: Deadline) -> Responses:
+        """The same map, with passes that end by `deadline`."""
+        other = self.__class__.__new__(self.__class__)
+        other.__dict__ |= self.__dict__ | {"deadline": deadline}
+        return other
         return other
 
     def _on(self, images: Images) -> Responses:
@@ -162,6 +173,7 @@ class Responses:
 
     def rows(self, where: slice | Tensor) -> Tensor:
         """(b, K, h) raw patch rows of some images."""
+        self.deadline.check()
         return self.embedding.spec.rows(self.images[where].to(self.dtype))
 
     def patches(self, images: Tensor, positions: Tensor) -> Tensor:
@@ -212,11 +224,14 @@ class Responses:
 
     def _each(self, work: Callable[[slice], Result], start: int, stop: int) -> Iterator[Result]:
         """`work` on each span of the images from `start` to `stop`, in their order, on all cores."""
-        if self.device.type != "cpu":
-            return map(work, [slice(start, stop)])
-        size = max(SPAN, min(LARGEST_SPAN, (stop - start) // SPANS))
+        size = max(SPAN, min(LARGEST_SPAN, (stop - start) // SPANS)) if self.device.type == "cpu" else stop - start
         spans = [slice(first, min(first + size, stop)) for first in range(start, stop, size)]
-        return map(work, spans) if len(spans) == 1 else each(work, spans)
+        return (map if len(spans) == 1 else each)(work, self._timely(spans))
+
+    def _timely(self, spans: list[slice]) -> Iterator[slice]:
+        for span in spans:
+            self.deadline.check()
+            yield span
 
     def _zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=torch.float64, device=self.device)

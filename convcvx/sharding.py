@@ -27,6 +27,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from convcvx.budget import Deadline
 from convcvx.errors import InputError, WorkerError
 from convcvx.images import Images
 from convcvx.patches import PatchEmbedding, PatchSpec
@@ -212,24 +213,34 @@ class ShardedResponses(Responses):
             return plain
         sharded = ShardedResponses(self._team, plain.images, plain.embedding, plain.pooling, **plain.options)
         sharded.kept = plain.kept
-        return sharded
+        return sharded.until(self.deadline)
+
+    def until(self, deadline: Deadline) -> Responses:
+        """As in `Responses`; a pass that has begun is never left, lest the processes fall out of step."""
+        other = super().until(deadline)
+        other.__dict__["_built"] = self  # while it lives the team keeps the shares
+        return other
 
     def predict(self, filters: Tensor, weights: Tensor, intercept: Tensor) -> Tensor:
         """As in `Responses`."""
+        self.deadline.check()
         return torch.cat(self._team.collect("predict", lambda _: (self._key, filters, weights, intercept)))
 
     def gram(self, filters: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """As in `Responses`."""
+        self.deadline.check()
         gram, moments = self._team.sum("gram", lambda rank: (self._key, self._rows(targets, rank), filters))
         return gram.div_(self.n), moments.div_(self.n)
 
     def correlate(self, filters: Tensor, dual: Tensor) -> Tensor:
         """As in `Responses`."""
+        self.deadline.check()
         (total,) = self._team.sum("correlate", lambda rank: (self._key, self._rows(dual, rank), filters))
         return total
 
     def ascent(self, filters: Tensor, dual: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
         """As in `Responses`."""
+        self.deadline.check()
         total, slope = self._team.sum("ascent", lambda rank: (self._key, self._rows(dual, rank), filters, directions))
         return total, slope
 

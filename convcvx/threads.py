@@ -7,10 +7,11 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from functools import cache
-from typing import TypeVar
+from functools import cache, wraps
+from typing import Any, TypeVar
 
 import torch
+from threadpoolctl import ThreadpoolController
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -43,6 +44,34 @@ def _workers(count: int) -> ThreadPoolExecutor:
 
 if hasattr(os, "register_at_fork"):  # Windows does not fork
     os.register_at_fork(after_in_child=_workers.cache_clear)  # a forked process has none of the threads
+
+
+@cache
+def _libraries() -> ThreadpoolController:
+    """Those with threads of their own, found once."""
+    return ThreadpoolController()
+
+
+def sparing_threads(function: Callable[..., Result]) -> Callable[..., Result]:
+    """Let `function`, whose first argument is a `Problem`, run on one core if that problem is small.
+
+    In small operations the threads of torch and BLAS wait for each other more than they work: on busy cores, ten times
+    as long.
+    """
+
+    @wraps(function)
+    def spared(problem: Any, *arguments: Any, **options: Any) -> Result:
+        threads = torch.get_num_threads()
+        if threads == 1 or not problem.is_small:
+            return function(problem, *arguments, **options)
+        torch.set_num_threads(1)
+        try:
+            with _libraries().limit(limits=1, user_api="blas"):
+                return function(problem, *arguments, **options)
+        finally:
+            torch.set_num_threads(threads)
+
+    return spared
 
 
 def each(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convcvx.budget import Budget
+from convcvx.budget import NEVER, Budget
 from convcvx.certificate import Certificate
 from convcvx.errors import ConvergenceWarning, check_count
 from convcvx.images import Images
 from convcvx.losses import encode_targets
-from convcvx.oracles import Oracle, get_oracle, pick_oracle
+from convcvx.oracles import LocalOracle, Oracle, get_oracle, pick_oracle
 from convcvx.oracles.sampled import N_GATES
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.pooling import Pooling
@@ -24,6 +24,12 @@ from convcvx.problem import Problem
 from convcvx.responses import Responses
 from convcvx.solution import Callback, Solution
 from convcvx.solvers import SOLVERS, pick_solver
+from convcvx.threads import sparing_threads
+
+BEGINNING, TRAINING = 0.15, 0.75
+"""Shares of the time left that the search for beta_max and the training take; what remains is for the certificate."""
+FIRST_LOOK = LocalOracle(n_climbers=8, n_steps=4, n_batches=1)
+"""The search for beta_max where there is no time for one: a few passes."""
 
 ROUNDINGS = 8.0
 """Units of rounding that a response is off by, and a target."""
@@ -58,16 +64,23 @@ def build_problem(
     return Problem.build(made, torch.as_tensor(targets), beta, loss, intercept, n_classes)
 
 
+@sparing_threads
 def find_beta_max(problem: Problem, oracle: str | Oracle = "auto", seed: int = 0) -> float:
     """max g at the best constant predictor: at or above this β the network without filters is optimal.
 
-    With the local oracle it is the largest g found; a rigorous one gives an upper bound within 0.1 %. What rounding
-    alone can make of constant images or targets counts as 0: no filter helps then, at any β.
+    With the local oracle it is the largest g found; a rigorous one gives an upper bound within 0.1 %. Where a deadline
+    cuts the search short it is the largest g found by either. What rounding alone can make of constant images or
+    targets counts as 0: no filter helps then, at any β.
     """
     dual_point = problem.dual_point(problem.constant_predictions())
     search = get_oracle(oracle, problem, tol=4e-3, thorough=True) if isinstance(oracle, str) else oracle
-    found = search(problem, dual_point, seed=seed).g_max
-    return found if found > _rounding_of_g(problem, dual_point) else 0.0
+    found = search(problem.until(problem.deadline.share(BEGINNING)), dual_point, seed=seed)
+    g_max = found.g_max
+    if found.cut_short:
+        if not len(found.values):
+            found = FIRST_LOOK(problem.until(NEVER), dual_point, seed=seed)
+        g_max = float(found.values.max())
+    return g_max if g_max > _rounding_of_g(problem.until(NEVER), dual_point) else 0.0
 
 
 def _rounding_of_g(problem: Problem, dual_point: Tensor) -> float:
@@ -110,6 +123,7 @@ class Plan:
         return f"solver {self.solver} ({self.reasons[0]}), oracle {self.oracle} ({self.reasons[1]})"
 
 
+@sparing_threads
 def solve_problem(
     problem: Problem,
     budget: Budget = Budget(),
@@ -121,7 +135,11 @@ def solve_problem(
     callback: Callback | None = None,
     gates: int = N_GATES,
 ) -> Solution:
-    """Train on `problem`; the certificate is left to the caller. `gates` are for solver gated and oracle sampled."""
+    """Train on `problem`; the certificate is left to the caller, as is a share of the time until the deadline.
+
+    `gates` are for solver gated and oracle sampled.
+    """
+    problem = problem.until(problem.deadline.share(TRAINING))
     check_count("gates", gates)
     solver, _ = pick_solver(solver, problem)
     extra: dict[str, Any] = {"n_gates": gates} if solver == "gated" else {}

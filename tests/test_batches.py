@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
+from convcvx.budget import NEVER
 from convcvx.errors import InputError
 from convcvx.oracles import _batches
 from convcvx.oracles._batched_cones import Entries, form_bounds
@@ -40,7 +41,7 @@ def batched(charged: ChargedRows, device: str = "cpu") -> BatchedSearch:
     tree = RowTree.build(charged)
     incumbents = Incumbents(charged, tree, 4)
     incumbents.climb(np.random.default_rng(0).standard_normal((4, charged.rows.shape[1])), 0)
-    return BatchedSearch(charged, tree, incumbents, Goal(1e-2, 0.0, 0.0, None, None), device)
+    return BatchedSearch(charged, tree, incumbents, Goal(1e-2, 0.0, 0.0, NEVER, None), device)
 
 
 def undropped(charged: ChargedRows, device: str = "cpu") -> BatchedSearch:
@@ -269,7 +270,7 @@ def test_each_device_has_its_search(monkeypatch):
     tree = RowTree.build(charged)
     incumbents = Incumbents(charged, tree, 4)
     incumbents.climb(np.eye(2), 0)
-    arguments = charged, tree, incumbents, Goal(1e-2, 0.0, 0.0, None, None)
+    arguments = charged, tree, incumbents, Goal(1e-2, 0.0, 0.0, NEVER, None)
     assert isinstance(BranchAndBoundOracle.search(*arguments, "cpu"), BlockSearch)
     monkeypatch.setattr("convcvx.oracles.branch_and_bound.BatchedSearch", lambda *given: given[-1])
     assert BranchAndBoundOracle.search(*arguments, "cuda") == "cuda"

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from convcvx.budget import Deadline
 from convcvx.cli import options as o
 from convcvx.cli.output import finish, guard, open_console, print_summary
 from convcvx.config import TrainConfig
@@ -45,6 +46,7 @@ def certify(
     oracle: o.Oracle = TrainConfig.oracle,
     gates: o.Gates = TrainConfig.gates,
     tol: o.Tol = TrainConfig.tol,
+    time_limit: o.TimeLimit = TrainConfig.time_limit,
     seed: o.Seed = TrainConfig.seed,
     device: o.Device = TrainConfig.device,
     json_output: o.Json = False,
@@ -69,8 +71,9 @@ def certify(
             given.pop(name, None)
         run = _source_run(network, like)
         own = TrainConfig() if run is None else with_run_settings(run)
-        settings = replace(own, **given)
+        settings = replace(replace(own, time_limit=None), **given)  # a run's limit was that of its training
         settings.check()
+        deadline = Deadline.after(settings.time_limit)
         source = replace(settings, seed=own.seed)  # another seed is one for the search: the same images are held out
         path = Run.open(network).model_file if network.is_dir() else network
         embedding = None if run is None else _stored_embedding(run)
@@ -89,6 +92,7 @@ def certify(
             like=rival,
             data=features or images,
             dual_point=None if state is None else state.dual_point,
+            deadline=deadline,
         )
         print_summary(console, metrics)
         if metrics["assumed"]:

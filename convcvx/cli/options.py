@@ -82,7 +82,9 @@ Gates = Annotated[
 Tol = Annotated[float, _option(SOLVE, "Relative gap (primal - dual) / primal to reach; else exit status 3.")]
 MaxFilters = Annotated[int | None, _option(SOLVE, "Budget of filters; none by default.")]
 MaxRounds = Annotated[int, _option(SOLVE, "Budget of rounds.")]
-TimeLimit = Annotated[float | None, _option(SOLVE, "Seconds after which no new round starts.")]
+TimeLimit = Annotated[
+    float | None, _option(SOLVE, "Seconds for the whole call, its certificate included; of a stack, for each stage.")
+]
 Dictionary = Annotated[
     int | None, _option(SOLVE, "Start from the optimum over N filters taken from the patches before any training.")
 ]

@@ -19,8 +19,9 @@ ORACLES = ("auto", "exact", "branch-and-bound", "copositive", "sampled", "local"
 """What `oracle=` and `--oracle` take."""
 FEW_CELLS, FEW_DIMENSIONS = 5_000, 6
 """Cells up to which, and rank up to which, `auto` searches the whole arrangement: about a second a call."""
-CALL_SECONDS = 600.0
-"""Time limit of one branch-and-bound call, gathering included; the best bound proved by then is used."""
+CALL_SECONDS, CALL_SHARE = 600.0, 0.25
+"""Time limit of one branch-and-bound call, gathering included; the best bound proved by then is used. And the share of
+what is left of a training's own limit that a call takes: its bound comes step by step, and rounds are to follow."""
 
 __all__ = [
     "ORACLES",
@@ -73,8 +74,8 @@ def get_oracle(
     if name == "exact":
         return ExactOracle()
     if name == "branch-and-bound":
-        far_tol = 0.0 if thorough else 0.1
-        return BranchAndBoundOracle(rel_tol=max(0.25 * tol, 1e-8), time_limit=CALL_SECONDS, far_tol=far_tol)
+        far_tol, share = (0.0, 1.0) if thorough else (0.1, CALL_SHARE)
+        return BranchAndBoundOracle(max(0.25 * tol, 1e-8), CALL_SECONDS, far_tol=far_tol, share=share)
     if name == "copositive":
         return CopositiveOracle()
     if name == "sampled":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import heapq
 import itertools
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from convcvx.budget import Deadline
 from convcvx.oracles._cones import OUT_OF_ROOM, search
 from convcvx.oracles._row_tree import RowTree
 from convcvx.oracles.base import ChargedRows, largest
@@ -38,7 +38,7 @@ class Goal:
     rel_tol: float
     far_tol: float
     target: float
-    deadline: float | None
+    deadline: Deadline
     max_cones: int | None
 
     def threshold(self, best: float) -> float:
@@ -47,7 +47,7 @@ class Goal:
         return max(best * (1 + max(self.rel_tol, min(self.far_tol, far))), self.target)
 
     def stopped(self, cones: int) -> str | None:
-        if self.deadline is not None and time.perf_counter() >= self.deadline:
+        if self.deadline.passed:
             return "time_limit"
         return "max_cones" if self.max_cones is not None and cones >= self.max_cones else None
 

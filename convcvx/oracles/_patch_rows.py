@@ -10,6 +10,7 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from convcvx._jit import njit
+from convcvx.budget import NEVER
 from convcvx.errors import InputError
 from convcvx.oracles._row_tree import Division
 from convcvx.patches import RANK_TOLERANCE
@@ -130,7 +131,7 @@ class PatchRows:
     @staticmethod
     def size(responses: Responses, n_outputs: int) -> int:
         """Bytes that the rows and their charges take, about, judged by the first images."""
-        sample = responses.to(images=responses.images[:SAMPLE])
+        sample = responses.to(images=responses.images[:SAMPLE]).until(NEVER)
         share = float((sample.rows(slice(0, SAMPLE)) != 0).any(dim=2).double().mean())
         pool = responses.pooling.matrix(*responses.map_size)
         entries = responses.n_positions if pool is None else int(pool.count_nonzero())

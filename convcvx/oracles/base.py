@@ -56,8 +56,19 @@ class OracleResult:
     @property
     def g_max(self) -> float:
         """What the dual point is scaled by: the proved bound, or the best value found when there is none."""
-        best = float(self.values.max()) if len(self.values) else 0.0
+        best = float(self.values.max()) if len(self.values) else math.inf  # a search that saw nothing bounds nothing
         return best if self.scope == "heuristic" else self.upper_bound
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether a deadline ended the search."""
+        return self.stats.get("stopped") == "time_limit"
+
+    @classmethod
+    def unfinished(cls, problem: Problem, scope: str, seconds: float, bound: float = math.inf) -> OracleResult:
+        """What is left of a search that the deadline ended before it had found anything."""
+        filters = torch.zeros(0, problem.responses.dim, dtype=torch.float64)
+        return cls(filters, filters.sum(dim=1), bound, scope, {"stopped": "time_limit", "seconds": seconds})
 
 
 class Oracle(Protocol):
@@ -76,6 +87,9 @@ class Oracle(Protocol):
         target: float = 0.0,
     ) -> OracleResult:
         """Return up to `n_filters` distinct filters, best first.
+
+        Once the deadline of `problem` has passed: those found by then, and the bound proved by then, though it be
+        infinite; `stats` then says that it `stopped` by "time_limit".
 
         `starts` (q, r) are filters worth starting from (the current ones). A rigorous oracle may stop as soon as
         it has proved a bound <= `target`, a heuristic one as soon as it has found a filter above it.

@@ -54,11 +54,13 @@ mathematics and the allowance are the same; what differs is the order of sums, o
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from convcvx.budget import NEVER, Deadline, OutOfTime
 from convcvx.errors import InputError, check_choice, check_count, check_positive
 from convcvx.oracles._batches import BatchedSearch
 from convcvx.oracles._blocks import BlockSearch, Goal, Incumbents
@@ -78,12 +80,14 @@ class BranchAndBoundOracle:
     rel_tol : float
         The search stops at a bound <= (1 + rel_tol) times the best g found, or <= the `target` of the call.
     time_limit : float, optional
-        Seconds after which the best bound proved so far is returned, and used.
+        Seconds after which the best bound proved so far is returned, and used; as at the deadline of the problem.
     max_cones : int, optional
         Likewise, in cones.
     far_tol : float
         As long as g is found far above the `target`, a tenth of its relative excess takes the place of `rel_tol`, but
         no more than this: a solver that has far to go needs no digits.
+    share : float
+        Of the time left to the problem a call takes no more than this.
     device : {"cpu", "cuda"}, optional
         Where cones are bounded, by default where the problem's images are: on a CPU one after another in compiled
         threads, on a GPU in batches. The proof is the same; the order in which a GPU adds differs from run to run, and
@@ -105,11 +109,13 @@ class BranchAndBoundOracle:
         max_cones: int | None = None,
         far_tol: float = 0.0,
         device: str | None = None,
+        share: float = 1.0,
     ) -> None:
         self.rel_tol = check_positive("rel_tol", rel_tol)
         self.time_limit = None if time_limit is None else check_positive("time_limit", time_limit, zero=True)
         self.max_cones = None if max_cones is None else check_count("max_cones", max_cones, minimum=0)
         self.far_tol = check_positive("far_tol", far_tol, zero=True)
+        self.share = check_positive("share", share)
         self.device = None if device is None else check_choice("device", device, ("cpu", "cuda"))
 
     def __call__(
@@ -124,10 +130,15 @@ class BranchAndBoundOracle:
     ) -> OracleResult:
         """As `Oracle` says; `stats` holds cones, seconds, rank, rel_gap_of_bound and why the search stopped."""
         began = time.perf_counter()
-        charged = ChargedRows.build(problem, dual_point)
+        deadline = problem.deadline.share(self.share)
+        try:
+            charged = ChargedRows.build(problem.until(deadline), dual_point)
+        except OutOfTime:
+            return OracleResult.unfinished(problem, "global", time.perf_counter() - began)
         points = None if starts is None else (starts.double().cpu() @ charged.frame.T).numpy()
         device = problem.responses.device
-        return self.maximise(charged, points, n_filters=n_filters, seed=seed, target=target, began=began, device=device)
+        options: dict[str, Any] = {"n_filters": n_filters, "seed": seed, "target": target, "began": began}
+        return self.maximise(charged, points, **options, device=device, deadline=deadline)
 
     def maximise(
         self,
@@ -139,11 +150,12 @@ class BranchAndBoundOracle:
         target: float = 0.0,
         began: float | None = None,
         device: torch.device | str = "cpu",
+        deadline: Deadline = NEVER,
     ) -> OracleResult:
         """The same for rows already charged, and `starts` (q, d) in their coordinates.
 
-        `began`, by `time.perf_counter`, is when the time limit starts to run; `device` is the one to use if the
-        oracle was given none.
+        `began`, by `time.perf_counter`, is when the time limit starts to run, and the `deadline` holds besides;
+        `device` is the one to use if the oracle was given none.
         """
         check_count("n_filters", n_filters)
         began = time.perf_counter() if began is None else began
@@ -158,7 +170,7 @@ class BranchAndBoundOracle:
             first = np.random.default_rng(seed).standard_normal((4 * d, d))
             incumbents.climb(first if starts is None else np.concatenate([first, starts]), 0)
             incumbents.climb(incumbents.points[:4], 6)
-            deadline = None if self.time_limit is None else began + self.time_limit
+            deadline = deadline.sooner(Deadline.after(self.time_limit, spent=time.perf_counter() - began))
             goal = Goal(self.rel_tol, self.far_tol, charged.target(target), deadline, self.max_cones)
             search = self.search(charged, tree, incumbents, goal, self.device or device)
             bound, cones, entries, stopped = search.run()

@@ -16,12 +16,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import sparse
 from torch import Tensor
 
 from convcvx.arrangements import Cell, cell_batches, count_bound, facets, unpack_patterns
+from convcvx.budget import NEVER, Deadline, OutOfTime
 from convcvx.errors import InputError, check_count
 from convcvx.oracles._blocks import Incumbents
 from convcvx.oracles._row_tree import RowTree
@@ -61,9 +63,13 @@ class CopositiveOracle:
         `looseness` is bound / best g found - 1: zero to rounding where the relaxation is tight.
         """
         began = time.perf_counter()
-        charged = ChargedRows.build(problem, dual_point)
+        try:
+            charged = ChargedRows.build(problem, dual_point)
+        except OutOfTime:
+            return OracleResult.unfinished(problem, "global", time.perf_counter() - began)
         points = np.zeros((0, len(charged.frame))) if starts is None else (starts.double() @ charged.frame.T).numpy()
-        return self.maximise(charged, points, n_filters=n_filters, seed=seed, target=target, began=began)
+        options: dict[str, Any] = {"n_filters": n_filters, "seed": seed, "target": target, "began": began}
+        return self.maximise(charged, points, **options, deadline=problem.deadline)
 
     def maximise(
         self,
@@ -74,8 +80,11 @@ class CopositiveOracle:
         seed: int = 0,
         target: float = 0.0,
         began: float = 0.0,
+        deadline: Deadline = NEVER,
     ) -> OracleResult:
         """The same for rows already charged, and `starts` (q, d) in their coordinates.
+
+        Of cells not listed by the `deadline` only Σ‖x_k‖‖s_k‖ is known, of those not relaxed ‖M‖.
 
         Raises
         ------
@@ -97,8 +106,8 @@ class CopositiveOracle:
             random = np.random.default_rng(seed).standard_normal((8 * rank, rank))
             incumbents.climb(np.concatenate([random, starts]), 30)
             search = _Search(charged, incumbents, target)
-            search.list_cells()
-            search.relax_cells()
+            search.list_cells(deadline)
+            search.relax_cells(deadline)
             bound, visited, relaxed = search.bound(), search.visited, search.relaxed
             incumbents.climb(incumbents.points[:n_filters], 30)
             points = incumbents.points[:n_filters]
@@ -109,7 +118,7 @@ class CopositiveOracle:
             "rank": rank,
             "looseness": charged.looseness(bound, values),
             "seconds": time.perf_counter() - began,
-        }
+        } | ({"stopped": "time_limit"} if deadline.passed else {})
         return charged.result(points, values, bound, stats)
 
 
@@ -146,9 +155,12 @@ class _Search:
         """Cells below this need no closer look: g attains it, or it is all that is asked."""
         return max(float(self.incumbents.values.max(initial=0.0)), self.target)
 
-    def list_cells(self) -> None:
+    def list_cells(self, deadline: Deadline) -> None:
         """Keep the cells whose top singular value is above what is known."""
         for batch in cell_batches(self.rows, 1024):
+            if deadline.passed:
+                self.proved = self.total * 1.001  # of all that is left, rounded up
+                return
             active = unpack_patterns(batch.packed, len(self.rows))
             self.visited += len(active)
             self.overshoot = max(self.overshoot, batch.overshoot)
@@ -162,12 +174,12 @@ class _Search:
                 _Suspect(bounds[i], matrices[i], Cell(active[i], batch.interiors[i])) for i in np.flatnonzero(suspects)
             ]
 
-    def relax_cells(self) -> None:
+    def relax_cells(self, deadline: Deadline) -> None:
         """Relax the kept cells, those with the largest bound first."""
         self.incumbents.climb(self.incumbents.points[:4], 30)
         for suspect in sorted(self.suspects, key=lambda s: -s.bound):
             bound = suspect.bound
-            if not bound <= self.known:
+            if not bound <= self.known and not deadline.passed:
                 self.relaxed += 1
                 refined, direction = relax(suspect.matrix, facets(self.rows, suspect.cell), self.overshoot)
                 self.incumbents.climb(np.stack([direction, -direction]), 5)

@@ -22,6 +22,7 @@ import numpy as np
 from torch import Tensor
 
 from convcvx.arrangements import cell_batches, complement, count_bound, unpack_patterns
+from convcvx.budget import NEVER, Deadline, OutOfTime
 from convcvx.errors import InputError, check_count
 from convcvx.oracles._spheres import INSIDE, cell_sweep
 from convcvx.oracles._sweeps import DISTINCT, UNIT, circle_sweep, lines, offer
@@ -82,10 +83,14 @@ class ExactOracle:
         target: float = 0.0,
     ) -> OracleResult:
         """Return up to `n_filters` local maxima, best first; `starts`, `seed` and `target` are not needed."""
-        return self.maximise(ChargedRows.build(problem, dual_point), n_filters)
+        began = time.perf_counter()
+        try:
+            return self.maximise(ChargedRows.build(problem, dual_point), n_filters, problem.deadline)
+        except OutOfTime:
+            return OracleResult.unfinished(problem, "global", time.perf_counter() - began)
 
-    def maximise(self, charged: ChargedRows, n_filters: int = 1) -> OracleResult:
-        """The same for rows already charged.
+    def maximise(self, charged: ChargedRows, n_filters: int = 1, deadline: Deadline = NEVER) -> OracleResult:
+        """The same for rows already charged. Of cells not visited by the `deadline` only Σ‖x_k‖‖s_k‖ is known.
 
         Raises
         ------
@@ -96,15 +101,20 @@ class ExactOracle:
         began = time.perf_counter()
         charged = charged.scaled()
         count, rank = charged.rows.shape
+        stopped: dict[str, str] = {}
         bound, visited, points = 0.0, 0, np.zeros((0, rank))
         if count and rank:
             _refuse(count, rank)
-            search = _Search.of(charged, n_filters)
-            search.flat(search.whole, 0)
-            bound, visited = search.bound + search.unseen + _rounding(charged), search.visited
+            search = _Search.of(charged, n_filters, deadline)
+            try:
+                search.flat(search.whole, 0)
+                bound = search.bound + search.unseen
+            except OutOfTime:
+                bound, stopped = _total(charged), {"stopped": "time_limit"}
+            bound, visited = bound + _rounding(charged), search.visited
             points = search.points()
         points, values = _best(charged, points, n_filters)
-        stats = {"cells": visited, "rank": rank, "seconds": time.perf_counter() - began}
+        stats = {"cells": visited, "rank": rank, "seconds": time.perf_counter() - began} | stopped
         found = charged.result(points, values, bound, stats)
         return replace(found, filters=found.filters / found.filters.norm(dim=1, keepdim=True))
 
@@ -135,21 +145,21 @@ class _Flat:
 class _Search:
     """The running bound, without what `_rounding` adds, and the local maxima (g², u) found so far."""
 
-    def __init__(self, whole: _Flat, n_cells: int, n_filters: int) -> None:
-        self.whole, self.n_cells = whole, n_cells
+    def __init__(self, whole: _Flat, n_cells: int, n_filters: int, deadline: Deadline) -> None:
+        self.whole, self.n_cells, self.deadline = whole, n_cells, deadline
         # With one filter wanted, nothing below the bound is looked at.
         self.peaks = np.zeros((1 if n_filters == 1 else 2 * n_filters + 8, 1 + whole.rows.shape[1]))
         self.bound, self.visited = 0.0, 0
         self.unseen = 0.0  # what g can gain on slivers that the enumeration passed over
 
     @classmethod
-    def of(cls, charged: ChargedRows, n_filters: int) -> _Search:
+    def of(cls, charged: ChargedRows, n_filters: int, deadline: Deadline = NEVER) -> _Search:
         norms = np.linalg.norm(charged.rows, axis=1)
         rows, charges = charged.rows, charged.charges
         if rows.shape[1] > 2:
             rows, charges = rows / norms[:, None], charges * norms[:, None]
         whole = _Flat(rows, charged.cells, charges, np.arange(len(rows)), np.eye(rows.shape[1]))
-        return cls(whole, charged.n_cells, n_filters)
+        return cls(whole, charged.n_cells, n_filters, deadline)
 
     def points(self) -> np.ndarray:
         """The local maxima, best first."""
@@ -162,6 +172,7 @@ class _Search:
 
     def flat(self, flat: _Flat, first: int) -> None:
         """Search a flat and, for the hyperplanes of rows from `first` on, all flats below it."""
+        self.deadline.check()
         if len(flat.rows) == 0:
             return
         if flat.rows.shape[1] <= 2:
@@ -188,6 +199,7 @@ class _Search:
     def _sphere(self, flat: _Flat) -> None:
         peaks = self._places(3)
         for k in range(len(flat.rows)):
+            self.deadline.check()
             args = flat.rows, flat.cells, flat.charges, k, self.n_cells
             self.bound, arcs = cell_sweep(*args, self.bound, peaks)
             self.visited += arcs
@@ -211,6 +223,7 @@ class _Search:
         total = float(np.linalg.norm(flat.charges, axis=1).sum())
         noise = (n + 4) * UNIT * total  # in M, and so in its singular values
         for batch in cell_batches(flat.rows, 512):
+            self.deadline.check()
             active = unpack_patterns(batch.packed, n)
             self.visited += len(active)
             self.unseen = max(self.unseen, batch.overshoot * total)
@@ -283,10 +296,14 @@ def _refuse(count: int, rank: int) -> None:
 def _rounding(charged: ChargedRows) -> float:
     """What angles, products and projections can hide: see the notes of `ExactOracle`."""
     count, rank = charged.rows.shape
-    total = float((np.linalg.norm(charged.rows, axis=1) * np.linalg.norm(charged.charges, axis=1)).sum())
     projections = sum(4 * m + m * m**0.5 + 16 for m in range(3, rank + 1))
     share = (24 + projections) * UNIT + (3 * count * UNIT) ** 2
-    return share * total * 1.001
+    return share * _total(charged)
+
+
+def _total(charged: ChargedRows) -> float:
+    """Σ‖x_k‖‖s_k‖, which g exceeds nowhere, rounded up."""
+    return float((np.linalg.norm(charged.rows, axis=1) * np.linalg.norm(charged.charges, axis=1)).sum()) * 1.001
 
 
 def _best(charged: ChargedRows, points: np.ndarray, n_filters: int) -> tuple[np.ndarray, np.ndarray]:

@@ -12,13 +12,17 @@ where it ends on all.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from convcvx.budget import OutOfTime
 from convcvx.oracles.base import OracleResult
 from convcvx.problem import Problem
 
@@ -40,6 +44,8 @@ ENOUGH = 1.5
 """Climbs end early when one is so many times above the target, except in a thorough search."""
 LENGTH, LONGER, SHORTER, MOMENTUM = 0.25, 1.5, 0.25, 0.9
 """Length of a climb's first step, its factors after a rise and a fall, and the share of a rise that is repeated."""
+Found = tuple[Tensor, Tensor]
+"""Filters (q, r) and their g (q,)."""
 
 
 @dataclass(frozen=True)
@@ -80,38 +86,21 @@ class LocalOracle:
         """See `Oracle`; stops early once a filter above `target` is found. Proves nothing."""
         began = perf_counter()
         random = torch.Generator().manual_seed(seed)
-        sample, sampled_dual = self._sample(problem, dual_point, starts, random)
-        preconditioner = _inverse_root(problem.responses.patch_moment())
-        # On a sample climbs are cheap; what they lead to is measured on all images.
-        n_climbers = self.n_climbers if sample is problem else MORE * self.n_climbers
-        persistent = (self.persistent or self.thorough) and sample is problem
-        n_batches = self.n_batches * (PERSISTENT if persistent else 1)
-        climbed: list[tuple[Tensor, Tensor]] = []
-        measured: list[tuple[Tensor, Tensor]] = []
-        for batch in range(n_batches):
-            candidates = self._starts(problem, n_climbers, preconditioner, random)
-            if batch == 0 and starts is not None and len(starts):
-                known = _unit(starts.double())
-                heights = sample.responses.correlate(known, sampled_dual).flatten(1).norm(dim=1)
-                candidates = torch.cat([known[distinct(known, heights, n_climbers, cosine=0.9)], candidates])
-            at = candidates, sample.responses.correlate(candidates, sampled_dual)
-            filters, values, towards = self._climb(sample, sampled_dual, preconditioner, *at, target, self.n_steps)
-            climbed.append((filters, values))
-            if sample is not problem:
-                order = distinct(filters, values, max(self.n_climbers, n_filters), DISTINCT)
-                best, rest = order[:POLISHED], filters[order[POLISHED:]]
-                n_steps = self.n_steps if self.thorough else POLISH
-                at = filters[best], towards[best]
-                ends, tops, _ = self._climb(problem, dual_point, preconditioner, *at, target, n_steps)
-                filters = torch.cat([ends, rest])
-                values = torch.cat([tops, problem.responses.correlate(rest, dual_point).flatten(1).norm(dim=1)])
-            measured.append((filters, values))
-            if not self.thorough and float(values.max()) > target:
-                break
+        climbed: list[Found] = []
+        measured: list[Found] = []
+        stats: dict[str, Any] = {}
+        try:
+            for ends, tops in self._batches(problem, dual_point, starts, n_filters, random, target):
+                climbed.append(ends)
+                measured.append(tops)
+        except OutOfTime:
+            stats["stopped"] = "time_limit"
+        if not measured:
+            return OracleResult.unfinished(problem, "heuristic", perf_counter() - began)
         filters, values = (torch.cat(parts) for parts in zip(*climbed, strict=True))
         basins = distinct(filters, values, len(filters), cosine=DISTINCT)
         hits = (filters[basins] @ filters.T > DISTINCT).sum(dim=1)
-        stats = {
+        stats |= {
             "starts": len(filters),
             "basins": len(basins),
             # Good (1953): the mass of local maxima not seen is about the share of those seen once.
@@ -121,6 +110,47 @@ class LocalOracle:
         filters, values = (torch.cat(parts) for parts in zip(*measured, strict=True))
         best = distinct(filters, values, n_filters, cosine=DISTINCT)
         return OracleResult(filters[best], values[best], float("inf"), "heuristic", stats)
+
+    def _batches(
+        self,
+        problem: Problem,
+        dual_point: Tensor,
+        starts: Tensor | None,
+        n_filters: int,
+        random: torch.Generator,
+        target: float,
+    ) -> Iterator[tuple[Found, Found]]:
+        """Yield where climbs ended, on the images that they climbed on, and filters whose g on all images is known."""
+        sample, sampled_dual = self._sample(problem, dual_point, starts, random)
+        preconditioner = _inverse_root(problem.responses.patch_moment())
+        # On a sample climbs are cheap; what they lead to is measured on all images.
+        n_climbers = self.n_climbers if sample is problem else MORE * self.n_climbers
+        persistent = (self.persistent or self.thorough) and sample is problem
+        n_batches = self.n_batches * (PERSISTENT if persistent else 1)
+        if problem.is_small:  # a step of a few climbers costs as much as one of many
+            n_climbers, n_batches = n_climbers * n_batches, 1
+        for batch in range(n_batches):
+            candidates = self._starts(problem, n_climbers, preconditioner, random)
+            if batch == 0 and starts is not None and len(starts):
+                known = _unit(starts.double())
+                heights = sample.responses.correlate(known, sampled_dual).flatten(1).norm(dim=1)
+                candidates = torch.cat([known[distinct(known, heights, n_climbers, cosine=0.9)], candidates])
+            at = candidates, sample.responses.correlate(candidates, sampled_dual)
+            filters, values, towards = self._climb(sample, sampled_dual, preconditioner, *at, target, self.n_steps)
+            ends, rest = (filters, values), filters[:0]
+            if sample is not problem:
+                order = distinct(filters, values, max(self.n_climbers, n_filters), DISTINCT)
+                best, rest = order[:POLISHED], filters[order[POLISHED:]]
+                n_steps = self.n_steps if self.thorough else POLISH
+                at = filters[best], towards[best]
+                filters, values, _ = self._climb(problem, dual_point, preconditioner, *at, target, n_steps)
+            yield ends, (filters, values)
+            if len(rest):
+                heights = problem.responses.correlate(rest, dual_point).flatten(1).norm(dim=1)
+                yield (rest[:0], heights[:0]), (rest, heights)
+                values = torch.cat([values, heights])
+            if not self.thorough and float(values.max()) > target:
+                return
 
     def _starts(self, problem: Problem, size: int, preconditioner: Tensor, random: torch.Generator) -> Tensor:
         """(q, r) unit starts: half patches of random images, of either sign, half Gaussian directions, whitened."""
@@ -168,7 +198,12 @@ class LocalOracle:
         lengths = torch.full((len(filters), 1), LENGTH, dtype=torch.float64)
         idle = 0
         for step in range(n_steps):
-            correlations, slope = problem.responses.ascent(trial, dual_point, towards)
+            try:
+                correlations, slope = problem.responses.ascent(trial, dual_point, towards)
+            except OutOfTime:
+                if step == 0:
+                    raise
+                break
             values = correlations.flatten(1).norm(dim=1)
             better = (values >= best_values)[:, None]
             rose = values.max() > best_values.max() * (1 + 1e-7) or bool((values > best_values * (1 + 1e-4)).any())
@@ -222,10 +257,12 @@ def _unit(tensors: Tensor) -> Tensor:
 
 def distinct(filters: Tensor, values: Tensor, limit: int, cosine: float) -> Tensor:
     """Indices of up to `limit` filters, best first, no two of them closer than `cosine`."""
+    rows, free = filters.numpy(), np.ones(len(filters), dtype=bool)
     chosen: list[int] = []
     for index in values.argsort(descending=True).tolist():
         if len(chosen) == limit:
             break
-        if not chosen or float((filters[chosen] @ filters[index]).max()) < cosine:
+        if free[index]:
             chosen.append(index)
+            free &= rows @ rows[index] < cosine
     return torch.as_tensor(chosen, dtype=torch.long)

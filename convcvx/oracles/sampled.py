@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from convcvx.budget import NEVER, OutOfTime
 from convcvx.errors import check_count
 from convcvx.gates import GatedResponses, sample_gates
 from convcvx.oracles._patch_rows import UNIT, embedding_errors, lengths
@@ -64,7 +65,20 @@ class SampledOracle:
     ) -> OracleResult:
         """See `Oracle`; `seed` plays no part, the program is fixed. `starts` add their own patterns to it."""
         began = perf_counter()
-        problem = problem.with_dtype(torch.float64)
+        try:
+            return self._answer(problem.with_dtype(torch.float64), dual_point, starts, n_filters, target, began)
+        except OutOfTime:
+            return OracleResult.unfinished(problem, "sampled", perf_counter() - began)
+
+    def _answer(
+        self,
+        problem: Problem,
+        dual_point: Tensor,
+        starts: Tensor | None,
+        n_filters: int,
+        target: float,
+        began: float,
+    ) -> OracleResult:
         gates = self.gates(problem).double()
         sampled = len(gates)
         gates = gates if starts is None else torch.cat([gates, starts.double()])
@@ -76,7 +90,12 @@ class SampledOracle:
         bounds = sizes[:, 0].clone()
         relaxed = float(bounds.max())
         open_ = (bounds > target).nonzero()[:, 0] if relaxed > target else bounds.argmax()[None]
-        filters, values, tight = _search(problem, gates[open_], pulls[open_], vectors[open_])
+        stopped: dict[str, str] = {}
+        try:
+            filters, values, tight = _search(problem, gates[open_], pulls[open_], vectors[open_])
+        except OutOfTime:  # the bounds without cones stand
+            filters, values, tight = gates[:0], bounds[:0], bounds[open_]
+            stopped = {"stopped": "time_limit"}
         if pulls.shape[2] == 1:
             bounds[open_] = torch.minimum(bounds[open_], tight)
         best = distinct(filters, values, n_filters, cosine=1 - 1e-9)
@@ -86,8 +105,8 @@ class SampledOracle:
             "seed": self.seed if self._gates is None else None,
             "bound_without_cones": float(np.ldexp(relaxed, exponent)),
             "seconds": perf_counter() - began,
-        }
-        bound = largest(float(bounds.max()) * (1 + 1e-12) + rounding(problem, dual_point, dual_error))
+        } | stopped
+        bound = largest(float(bounds.max()) * (1 + 1e-12) + rounding(problem.until(NEVER), dual_point, dual_error))
         values = torch.from_numpy(np.ldexp(values[best].numpy(), exponent))
         return OracleResult(filters[best], values, raised(bound, exponent), "sampled", stats)
 

@@ -36,14 +36,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convcvx.budget import Budget
+from convcvx.budget import Budget, OutOfTime
 from convcvx.errors import InputError
 from convcvx.gates import embedded_rows
 from convcvx.oracles.base import Oracle
 from convcvx.problem import Problem, relative_gap
 from convcvx.solution import Callback, Solution
 from convcvx.solvers.master import solve_master
-from convcvx.solvers.rounds import record_of
+from convcvx.solvers.rounds import predicted, record_of
 
 EXACT = 1e-7
 """Relative deviation that passes for rounding in the tests of the conditions."""
@@ -107,7 +107,8 @@ def closed_form(
 
     The filters are ±u_k, their weights optimal. The only history record holds the network's own objective, the proved
     lower bound, and the conditions under `closed_form`. Status "conditions" means that the two differ by more than
-    `budget.tol`. `oracle` helps to decide whether the data are spike-free; rounds, time and `start` play no part.
+    `budget.tol`. `oracle` helps to decide whether the data are spike-free; rounds and `start` play no part. Where the
+    time ends before the analysis does, the bound is zero and there are no conditions.
 
     Raises
     ------
@@ -115,21 +116,28 @@ def closed_form(
         For another loss than the squared one.
     """
     began = perf_counter()
-    form = analyse(problem, oracle, seed)
-    filters = torch.cat([form.filters, -form.filters])[: budget.max_filters]
+    problem = problem.until(budget.deadline(problem))
+    value, spike_free, extra = 0.0, False, {}
     solution = Solution.empty(problem.responses.dim, problem.responses.n_cells, problem.n_outputs)
     predictions = problem.constant_predictions()
     solution = replace(solution, intercept=predictions[0].clone())
-    if len(filters):
-        result = solve_master(problem, filters, tol=min(0.01 * budget.tol, 1e-8))
-        solution = solution.with_parameters(filters, result.weights, result.intercept)
-        predictions = problem.responses.predict(solution.filters, solution.weights, solution.intercept)
+    status = "conditions"
+    try:
+        form = analyse(problem, oracle, seed)
+        value, spike_free, extra = form.value, bool(form.spike_free), {"closed_form": form.to_dict()}
+        filters = torch.cat([form.filters, -form.filters])[: budget.max_filters]
+        if len(filters):
+            result = solve_master(problem, filters, tol=min(0.01 * budget.tol, 1e-8))
+            solution = solution.with_parameters(filters, result.weights, result.intercept)
+            predictions = predicted(problem, solution)
+    except OutOfTime:
+        status = "time_limit"
     objective = problem.primal(predictions, solution.weights)
     # What is proved is less than the value by what the tests of the conditions let pass.
-    proved = form.value * (1 - (4 * EXACT if form.spike_free else ROUNDING))
+    proved = value * (1 - (4 * EXACT if spike_free else ROUNDING))
     record = record_of(solution, objective, proved, problem.beta, "global", perf_counter() - began)
-    status = "converged" if relative_gap(objective, form.value) <= budget.tol else "conditions"
-    solution = replace(solution, history=[record | {"closed_form": form.to_dict()}], status=status)
+    status = "converged" if relative_gap(objective, value) <= budget.tol else status
+    solution = replace(solution, history=[record | extra], status=status)
     if callback is not None:
         callback(solution)
     return solution
@@ -141,9 +149,12 @@ def closed_form_holds(problem: Problem) -> bool:
     several = responses.n_positions * responses.n_cells > 1
     if problem.loss.name != "squared" or several or problem.n > responses.dim + problem.intercept:
         return False
-    scale = float(problem.targets.norm() * _linear_rows(problem).norm()) / problem.n
-    # Signs that fit for all components that are more than rounding fit for those above any threshold.
-    form = analyse(problem.with_beta(max(EXACT * scale, 1e-300)))
+    try:
+        scale = float(problem.targets.norm() * _linear_rows(problem).norm()) / problem.n
+        # Signs that fit for all components that are more than rounding fit for those above any threshold.
+        form = analyse(problem.with_beta(max(EXACT * scale, 1e-300)))
+    except OutOfTime:
+        return False
     return form.whitened and form.linear_is == "optimum"
 
 

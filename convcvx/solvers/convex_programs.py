@@ -21,6 +21,7 @@ that is λ_max(M_DᵀM_D + F_DᵀN_D F_D) ≤ 1: the bound of `convcvx.oracles.c
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ import torch
 from torch import Tensor
 
 from convcvx.arrangements import Cell, cells, count_bound, facets, sample_patterns, unpack_patterns
+from convcvx.budget import Deadline, OutOfTime, clock
 from convcvx.errors import InputError, check_choice
 from convcvx.oracles._patch_rows import span
 from convcvx.oracles.copositive import rounded
@@ -40,6 +42,8 @@ from convcvx.problem import Problem
 BACKENDS = ("clarabel", "scs")
 WARN_ENTRIES, MAX_ENTRIES = 5 * 10**6, 5 * 10**7
 """Coefficients |D|·n·P·c·r of the program: about a minute, and more than memory or patience hold."""
+COMPILING = 12
+"""So many times as long as posing its constraints cvxpy takes to compile a program, and nothing can interrupt it."""
 NEGLIGIBLE = 1e-7
 """Share of the penalty below which a cone's neurons are an interior point's rounding."""
 
@@ -111,6 +115,8 @@ def solve_program(
 ) -> ProgramResult:
     """Solve the finite program over `cones`: exactly posed for P·c = 1, relaxed otherwise.
 
+    At the deadline of the problem an interior point stops with the iterate that it has.
+
     Parameters
     ----------
     backend : {"clarabel", "scs"}
@@ -118,16 +124,25 @@ def solve_program(
     tol : float
         The backend's own tolerance, absolute and relative.
     time_limit : float, optional
-        Seconds for the backend.
+        Seconds; the deadline of the problem holds besides.
 
     Raises
     ------
     InputError
         When the backend returns nothing.
+    OutOfTime
+        When there is no time for an iterate.
     """
     check_choice("backend", backend, BACKENDS)
+    deadline = problem.deadline.sooner(Deadline.after(time_limit))
     scaled = cp.Variable((problem.n, problem.n_outputs))
-    posed = [_ScalarCone(cone, scaled) if _is_scalar(problem) else _RelaxedCone(cone, scaled) for cone in cones.cones]
+    posed = []
+    began = clock()
+    for cone in cones.cones:
+        deadline.check()
+        posed.append(_ScalarCone(cone, scaled) if _is_scalar(problem) else _RelaxedCone(cone, scaled))
+    if deadline.left < COMPILING * (clock() - began):
+        raise OutOfTime
     constraints = [constraint for cone in posed for constraint in cone.constraints]
     if problem.intercept:
         constraints.append(cp.sum(scaled, axis=0) == 0)
@@ -140,16 +155,18 @@ def solve_program(
         objective = cp.sum(cp.entr(probabilities)) / problem.n
         constraints.append(cp.sum(scaled, axis=1) == 0)
     program = cp.Problem(cp.Maximize(objective), constraints)
-    _run(program, backend, tol, time_limit)
+    _run(program, backend, tol, deadline)
     if scaled.value is None:
+        deadline.check()
         raise InputError(f"backend={backend!r} stopped with {program.status!r}; raise time_limit or try the other one")
     sizes = np.array([cone.size for cone in posed])
     alive = [cone for cone, size in zip(posed, sizes, strict=True) if size > NEGLIGIBLE * sizes.sum()]
-    filters, weights = _network(problem, cones.frame, [cone.neurons(problem.beta) for cone in alive])
+    neurons = [cone.neurons(problem.beta) for cone in alive if not problem.deadline.passed]
+    filters, weights = _network(problem, cones.frame, neurons)
     return ProgramResult(float(program.value), problem.beta * torch.as_tensor(scaled.value), filters, weights)
 
 
-def _run(program: cp.Problem, backend: str, tol: float, time_limit: float | None) -> None:
+def _run(program: cp.Problem, backend: str, tol: float, deadline: Deadline) -> None:
     """Solve to `tol`; if the backend fails, more loosely, then by the other one: the bound judges the answer."""
     last = max(tol, 1e-8)
     attempts: list[tuple[str, float, dict[str, Any]]] = [
@@ -163,15 +180,18 @@ def _run(program: cp.Problem, backend: str, tol: float, time_limit: float | None
         many: dict[str, Any] = {"max_iters": 200_000}
         attempts = [("scs", tol, many), ("scs", 1e3 * tol, many), ("clarabel", last, {})]
     for name, reached, settings in attempts:
+        deadline.check()
         options: dict = dict.fromkeys(("tol_gap_abs", "tol_gap_rel", "tol_feas"), reached) | settings
-        limit = {} if time_limit is None else {"time_limit": time_limit}
+        limit = "time_limit"
         if name == "scs":
             options = {"eps_abs": reached, "eps_rel": reached} | settings
-            limit = {} if time_limit is None else {"time_limit_secs": time_limit}
+            limit = "time_limit_secs"
+        if deadline.left < math.inf:
+            options[limit] = deadline.left
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of inaccurate answers
-                program.solve(solver=name.upper(), **options, **limit)
+                program.solve(solver=name.upper(), **options)
             return
         except cp.SolverError as error:
             reason = error
@@ -297,5 +317,6 @@ def _cones(problem: Problem, rows: np.ndarray, unit: np.ndarray, listed: Iterato
     pool = problem.responses.pooling.matrix(*problem.responses.map_size)
     weights = np.eye(rows.shape[1]) if pool is None else pool.numpy()
     for cell in listed:
+        problem.deadline.check()
         active = rows * (rows @ cell.interior > 0)[:, :, None]
         yield Cone(facets(unit, cell), np.einsum("pk,nkd->npd", weights, active))

@@ -16,18 +16,22 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from convcvx.budget import Budget
-from convcvx.oracles.base import Oracle
+from convcvx.budget import Budget, OutOfTime
+from convcvx.oracles.base import Oracle, OracleResult
 from convcvx.oracles.copositive import CopositiveOracle
 from convcvx.problem import Problem
 from convcvx.solution import Callback, Solution
 from convcvx.solvers.master import solve_master
-from convcvx.solvers.rounds import begin, record_of
+from convcvx.solvers.rounds import begin, predicted, record_of
 from convcvx.solvers.slide import slide
 from convcvx.solvers.sparsify import sparsify
 
 if TYPE_CHECKING:
     from convcvx.solvers.convex_programs import ProgramResult
+
+
+PROGRAM = 0.7
+"""Share of the time left that the program may take: its network is to be polished, its bound to be proved."""
 
 
 def copositive(
@@ -60,30 +64,41 @@ def copositive(
 
     began = perf_counter()
     solution, earlier = begin(problem, start)
-    cones = Cones.all(problem)
-    accuracy = max(1e-3 * budget.tol, 1e-9)
-    program = solve_program(problem, cones, backend=backend, tol=accuracy, time_limit=budget.time_limit)
-    dual_point = problem.in_domain(program.dual_point)
-    bound = CopositiveOracle()(
-        problem, dual_point, starts=program.filters, n_filters=max(1, 2 * len(cones.cones)), seed=seed
-    )
-    solution = _polish(problem, solution, program, bound.filters, seed)
-    kept = budget.room(0, solution.n_filters)
-    cut = kept < solution.n_filters
-    if cut:
-        largest = solution.weights.flatten(1).norm(dim=1).argsort(descending=True)[:kept]
-        solution = _fit(problem, solution, solution.filters[largest], None)
-    predictions = problem.responses.predict(solution.filters, solution.weights, solution.intercept)
+    problem = problem.until(budget.deadline(problem, earlier))
+    dual_point = problem.dual_point(_predictions(problem, solution))
+    bound, extra, status = OracleResult.unfinished(problem, "global", 0.0), {}, "relaxation_gap"
+    try:
+        cones = Cones.all(problem)
+        accuracy = max(1e-3 * budget.tol, 1e-9)
+        program = solve_program(problem.until(problem.deadline.share(PROGRAM)), cones, backend=backend, tol=accuracy)
+        dual_point, extra = problem.in_domain(program.dual_point), {"relaxation": program.value}
+        bound = CopositiveOracle()(
+            problem, dual_point, starts=program.filters, n_filters=max(1, 2 * len(cones.cones)), seed=seed
+        )
+        solution = _polish(problem, solution, program, bound.filters, seed)
+        kept = budget.room(0, solution.n_filters)
+        if kept < solution.n_filters:
+            status = "max_filters"
+            largest = solution.weights.flatten(1).norm(dim=1).argsort(descending=True)[:kept]
+            solution = _fit(problem, solution, solution.filters[largest], None)
+    except OutOfTime:
+        status = "time_limit"
+    predictions = _predictions(problem, solution)
+    if solution.n_filters == 0:
+        solution = replace(solution, intercept=predictions[0].clone())
     objective, lower_bound = problem.primal(predictions, solution.weights), problem.dual(dual_point, bound.g_max)
     solution = replace(solution, rounds=1)
     seconds = earlier + perf_counter() - began
     record = record_of(solution, objective, lower_bound, bound.g_max, bound.scope, seconds)
-    status = "converged" if record["rel_gap"] <= budget.tol else "max_filters" if cut else "relaxation_gap"
-    history = [record | {"relaxation": program.value}]
-    solution = replace(solution, history=history, status=status, dual_point=dual_point)
+    status = "converged" if record["rel_gap"] <= budget.tol else "time_limit" if problem.deadline.passed else status
+    solution = replace(solution, history=[record | extra], status=status, dual_point=dual_point)
     if callback is not None:
         callback(solution)
     return solution
+
+
+def _predictions(problem: Problem, solution: Solution) -> Tensor:
+    return predicted(problem, solution) if solution.n_filters else problem.constant_predictions()
 
 
 def _polish(problem: Problem, solution: Solution, program: ProgramResult, maximisers: Tensor, seed: int) -> Solution:
@@ -94,9 +109,12 @@ def _polish(problem: Problem, solution: Solution, program: ProgramResult, maximi
     filters = torch.cat([solution.filters, program.filters, maximisers])
     idle = program.weights.new_zeros(len(maximisers), *program.weights.shape[1:])
     fitted = _fit(problem, solution, filters, torch.cat([solution.weights, program.weights, idle]))
-    slid = slide(problem, fitted, seed, accuracy=1e-12)
-    slid = _fit(problem, slid, slid.filters, slid.weights)
-    best = min((fitted, slid), key=lambda network: _objective(problem, network))
+    try:
+        slid = slide(problem, fitted, seed, accuracy=1e-12)
+        slid = _fit(problem, slid, slid.filters, slid.weights)
+        best = min((fitted, slid), key=lambda network: _objective(problem, network))
+    except OutOfTime:
+        best = fitted
     return sparsify(problem, best) if best.n_filters > problem.targets.numel() else best
 
 
@@ -107,5 +125,4 @@ def _fit(problem: Problem, solution: Solution, filters: Tensor, weights: Tensor 
 
 
 def _objective(problem: Problem, solution: Solution) -> float:
-    predictions = problem.responses.predict(solution.filters, solution.weights, solution.intercept)
-    return problem.primal(predictions, solution.weights)
+    return problem.primal(predicted(problem, solution), solution.weights)

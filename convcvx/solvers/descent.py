@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from convcvx.budget import NEVER
 from convcvx.mirror import MirrorPairs
 from convcvx.problem import Problem
 from convcvx.responses import Responses
@@ -57,7 +58,7 @@ def descend(
     state: State | None = None,
     after_epoch: Callable[[State, str], None] = lambda state, text: None,
 ) -> Solution:
-    """Descend from `solution`; the objective is not guaranteed to fall.
+    """Descend from `solution`; the objective is not guaranteed to fall. At the deadline it ends where it is.
 
     Parameters
     ----------
@@ -95,10 +96,11 @@ def descend(
     descent = _Descent(coordinates.start, (filter_rate, weight_rate, weight_rate), len(images), random)
     if state is not None:
         descent.load(state)
+    deadline, problem = problem.deadline, problem.until(NEVER)  # a mini-batch takes no time
     problem = replace(
         problem, responses=problem.responses.to(patch_dtype=patch_dtype or _fast_dtype(problem.responses))
     )
-    while (step := len(descent.values)) < steps:
+    while (step := len(descent.values)) < steps and not deadline.passed:
         seen = _moved(problem.sample(images[descent.draw(batch)]), crops, random)
         value, slopes = balanced_gradients(seen, coordinates.network(descent.parts))
         warmth = min(1.0, max(0.0, (step + 1 - still) / (warm_up - still)))

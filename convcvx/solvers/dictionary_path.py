@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from convcvx.budget import Deadline, OutOfTime
 from convcvx.errors import InputError
 from convcvx.problem import Problem
 from convcvx.solution import Solution
@@ -136,11 +137,17 @@ def fit_dictionaries(
     lasso = DictionaryLasso(gram, features)
     unseen = torch.empty(int(held.sum()), features.size, dtype=features.dtype, device=features.device)
     filled = 0
-    for where, block in features.batches():
-        out = held[where]
-        gram.add(block[~out], problem.targets[where][~out])
-        unseen[filled : filled + int(out.sum())] = block[out]
-        filled += int(out.sum())
+    try:
+        for where, block in features.batches():
+            out = held[where]
+            gram.add(block[~out], problem.targets[where][~out])
+            unseen[filled : filled + int(out.sum())] = block[out]
+            filled += int(out.sum())
+    except OutOfTime:
+        raise InputError(
+            f"time_limit ended before {features.size:,} features of {problem.n:,} images were known; raise it, or use "
+            "a smaller dictionary or fewer images"
+        ) from None
     beta_max = lasso.beta_max()
     if beta_max == 0:
         raise InputError("no filter of the dictionary tells anything of the targets; lower the threshold")
@@ -150,7 +157,8 @@ def fit_dictionaries(
     choices: list[tuple[float, Point | None]]
     if beta is None:
         targets = problem.targets[held]
-        tried = list(_path(lasso, unseen, targets.to(features.device), beta_max, tol, score))
+        on_device = targets.to(features.device)
+        tried = list(_path(lasso, unseen, on_device, beta_max, tol, score, problem.deadline))
         gram.add(unseen, targets)
         # Best first: what the images kept can just bear, all of them may not.
         choices = [(record["beta"], start) for record, start in sorted(tried, key=lambda step: score(step[0]))]
@@ -178,11 +186,19 @@ def held_out(n: int, tune: float, versions: int = 1) -> Tensor:
 
 
 def _path(
-    lasso: DictionaryLasso, block: Tensor, targets: Tensor, beta_max: float, tol: float, score: Score
+    lasso: DictionaryLasso,
+    block: Tensor,
+    targets: Tensor,
+    beta_max: float,
+    tol: float,
+    score: Score,
+    deadline: Deadline,
 ) -> Iterator[tuple[dict[str, Any], Point]]:
-    """Records of decreasing β, and the weights there, until the held-out images are predicted worse."""
+    """Records of decreasing β, and the weights there, until held-out images are predicted worse or the time is over."""
     point, best, since = None, (float("inf"), float("inf")), 0
     for ratio in RATIOS:
+        if point is not None and deadline.passed:
+            return
         point = lasso.solve(ratio * beta_max, point, tol, PATH_ITER)
         if math.isinf(point.objective):
             return

@@ -22,11 +22,11 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from convcvx.budget import Budget
+from convcvx.budget import Budget, Deadline, OutOfTime
 from convcvx.oracles.base import Oracle
 from convcvx.problem import Problem
 from convcvx.solution import Callback, Solution
-from convcvx.solvers.rounds import begin, consult
+from convcvx.solvers.rounds import begin, consult, predicted
 from convcvx.solvers.sparsify import sparsify
 
 SAME = 1e-12
@@ -50,27 +50,31 @@ def frank_wolfe(
     """
     began = perf_counter()
     solution, earlier = begin(problem, start)
-    predictions = problem.responses.predict(solution.filters, solution.weights, solution.intercept)
+    problem = problem.until(budget.deadline(problem, earlier))
+    predictions = predicted(problem, solution)
     if solution.n_filters == 0:
         predictions = problem.constant_predictions()
         solution = replace(solution, intercept=predictions[0].clone())
     while True:
         found, record, point = consult(problem, oracle, solution, predictions, n_filters=1, tol=budget.tol, seed=seed)
         record["seconds"] = earlier + perf_counter() - began
-        status = _status(record, solution, budget)
+        status = _status(record, solution, budget, problem.deadline)
         solution = replace(solution, history=[*solution.history, record], status=status, dual_point=point)
         if callback is not None:
             callback(solution)
         if status != "running":
             return solution
-        solution, predictions = _step(problem, solution, predictions, found.filters[:1])
+        try:
+            solution, predictions = _step(problem, solution, predictions, found.filters[:1])
+        except OutOfTime:
+            return replace(solution, status="time_limit")
         if solution.n_filters > 2 * problem.targets.numel():
             solution = sparsify(problem, solution)
 
 
-def _status(record: dict, solution: Solution, budget: Budget) -> str:
+def _status(record: dict, solution: Solution, budget: Budget, deadline: Deadline) -> str:
     """ "running", or why to stop."""
-    if status := budget.ends(record):
+    if status := budget.ends(record, deadline):
         return status
     if not budget.room(solution.n_filters, 1):
         return "max_filters"
@@ -122,6 +126,7 @@ def search_plane(
     point = torch.cat([torch.tensor([1.0, 0.0]).double(), intercept[: len(directions) - 2]])
     best = value(point)
     for _ in range(100):
+        problem.deadline.check()
         predictions = torch.tensordot(point, directions, dims=1)
         residual = problem.loss.gradient(predictions, problem.targets) / problem.n
         gradient = (directions * residual).sum(dim=(1, 2)) + slopes

@@ -20,7 +20,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from convcvx.budget import Budget
+from convcvx.budget import Budget, Deadline, OutOfTime
 from convcvx.oracles.base import Oracle
 from convcvx.oracles.sampled import N_GATES, SampledOracle
 from convcvx.pattern_cones import PatternCones
@@ -28,10 +28,12 @@ from convcvx.problem import Problem
 from convcvx.solution import Callback, Solution
 from convcvx.solvers.gated_program import GatedResult, solve_gated
 from convcvx.solvers.master import solve_master
-from convcvx.solvers.rounds import record_of
+from convcvx.solvers.rounds import predicted, record_of
 
 MAX_FILTERS = 256
 """Filters that the decomposition hands to the master, those of the largest singular values first."""
+RELAXED = 0.5
+"""Share of the time left that the gated program may take."""
 NEGLIGIBLE = 1e-6
 """Singular values below this share of the largest are rounding."""
 
@@ -62,23 +64,29 @@ def gated(
     sample = oracle if isinstance(oracle, SampledOracle) else SampledOracle(n_gates, seed)
     gates = sample.gates(problem)
     sample = SampledOracle(seed=sample.seed, gates=gates)
-    half = None if budget.time_limit is None else 0.5 * budget.time_limit
-    relaxed = solve_gated(problem, gates, tol=budget.tol, time_limit=half)
-    solution = decompose(problem, gates, relaxed, budget.max_filters or MAX_FILTERS)
-    extra = {"gated_primal": relaxed.primal, "gated_dual": relaxed.dual, "gated_iterations": relaxed.iterations}
+    problem = problem.until(budget.deadline(problem))
+    solution = Solution.empty(problem.responses.dim, problem.responses.n_cells, problem.n_outputs)
+    proved, extra = 0.0, {}  # no loss is negative
+    try:
+        relaxed = solve_gated(problem.until(problem.deadline.share(RELAXED)), gates, tol=budget.tol)
+        proved = relaxed.dual
+        extra = {"gated_primal": relaxed.primal, "gated_dual": relaxed.dual, "gated_iterations": relaxed.iterations}
+        solution = decompose(problem, gates, relaxed, budget.max_filters or MAX_FILTERS)
+    except OutOfTime:
+        pass
     while True:
         solution, predictions = _master(problem, solution, 0.01 * budget.tol)
         dual_point = problem.dual_point(predictions)
         target = problem.beta * (1 + 0.1 * budget.tol)
         found = sample(problem, dual_point, n_filters=64, target=target)
         # The gated optimum is a lower bound of the same program, whatever this dual point gives.
-        lower_bound = max(problem.dual(dual_point, found.g_max), relaxed.dual)
+        lower_bound = max(problem.dual(dual_point, found.g_max), proved)
         objective = problem.primal(predictions, solution.weights)
         record = record_of(solution, objective, lower_bound, found.g_max, found.scope, perf_counter() - began) | extra
         violating = found.filters[found.values > target]
         violating = violating[: budget.room(solution.n_filters, len(violating))]
         solution = replace(solution, history=[*solution.history, record])
-        status = _status(record, solution, violating, budget)
+        status = _status(record, solution, violating, budget, problem.deadline)
         solution = replace(solution, status=status)
         if status != "running":
             break
@@ -121,17 +129,20 @@ def decompose(problem: Problem, gates: Tensor, relaxed: GatedResult, max_filters
 def _master(problem: Problem, solution: Solution, tol: float) -> tuple[Solution, Tensor]:
     """The optimal weights of the filters at hand, and the predictions with them."""
     if solution.n_filters:
-        result = solve_master(problem, solution.filters, solution.weights, solution.intercept, tol=tol)
-        solution = solution.with_parameters(solution.filters, result.weights, result.intercept)
+        try:
+            result = solve_master(problem, solution.filters, solution.weights, solution.intercept, tol=tol)
+            solution = solution.with_parameters(solution.filters, result.weights, result.intercept)
+        except OutOfTime:
+            pass  # weights that are not optimal are weights
     if not solution.n_filters:
         predictions = problem.constant_predictions()
         return replace(solution, intercept=predictions[0].clone()), predictions
-    return solution, problem.responses.predict(solution.filters, solution.weights, solution.intercept)
+    return solution, predicted(problem, solution)
 
 
-def _status(record: dict, solution: Solution, violating: Tensor, budget: Budget) -> str:
+def _status(record: dict, solution: Solution, violating: Tensor, budget: Budget, deadline: Deadline) -> str:
     """ "running", or why to stop."""
-    if status := budget.ends(record):
+    if status := budget.ends(record, deadline):
         return status
     if not len(violating):
         return "stalled" if budget.room(solution.n_filters, 1) else "max_filters"
@@ -142,7 +153,7 @@ def _status(record: dict, solution: Solution, violating: Tensor, budget: Budget)
 
 def _judged(problem: Problem, oracle: Oracle, solution: Solution, tol: float, seed: int, began: float) -> Solution:
     """One more record by the oracle that was asked for: the sampled gap is no statement about the network."""
-    predictions = problem.responses.predict(solution.filters, solution.weights, solution.intercept)
+    predictions = predicted(problem, solution)
     if not solution.n_filters:
         predictions = problem.constant_predictions()
     dual_point = problem.dual_point(predictions)

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from convcvx.budget import Deadline, OutOfTime
 from convcvx.errors import check_choice
 from convcvx.gates import GatedResponses
 from convcvx.problem import Problem
@@ -79,33 +80,45 @@ def solve_gated(
     ----------
     norm : {"nuclear", "columns", "frobenius"}
     time_limit : float, optional
-        Seconds.
+        Seconds; the deadline of the problem holds besides.
+
+    Raises
+    ------
+    OutOfTime
+        When there is not even time for a first iterate.
     """
     began = perf_counter()
+    problem = problem.until(problem.deadline.sooner(Deadline.after(time_limit)))
     measure = NORMS[check_choice("norm", norm, NORMS)]
     axes, metric = _principal(problem, gates) if measure.proximal is not None else (None, None)
     history: list[tuple[float, float, float]] = []
     weights = torch.zeros(len(gates), 0, problem.responses.n_cells * problem.n_outputs, dtype=torch.float64)
-    for rank in _levels(metric, problem.responses.dim):
-        last = rank == problem.responses.dim
-        features = GatedResponses(problem.responses, gates, None if axes is None else axes[:rank])
-        smooth = _pick(problem, features)
-        start = torch.nn.functional.pad(weights, (0, 0, 0, rank - weights.shape[1]))
-        descent = _Descent(smooth, measure, problem.beta, start, None if metric is None else metric[:rank])
-        while True:
-            descent.evaluate()
-            history.append((perf_counter() - began, descent.primal, descent.dual if last else 0.0))
-            seconds, primal, dual = history[-1]
-            late = time_limit is not None and seconds > time_limit
-            if late or len(history) > max_iter or primal - dual <= tol * primal or (not last and _slow(history)):
-                break
-            descent.step()
-        weights = descent.weights
-        if late:
-            break
+    reached: tuple[int, _Streamed | _Gram, Tensor, Tensor] | None = None
+    try:
+        for rank in _levels(metric, problem.responses.dim):
+            last = rank == problem.responses.dim
+            features = GatedResponses(problem.responses, gates, None if axes is None else axes[:rank])
+            smooth = _pick(problem, features)
+            start = torch.nn.functional.pad(weights, (0, 0, 0, rank - weights.shape[1]))
+            descent = _Descent(smooth, measure, problem.beta, start, None if metric is None else metric[:rank])
+            while True:
+                descent.evaluate()
+                history.append((perf_counter() - began, descent.primal, descent.dual if last else 0.0))
+                _, primal, dual = history[-1]
+                reached = rank, smooth, descent.weights, descent.image
+                if len(history) > max_iter or primal - dual <= tol * primal or (not last and _slow(history)):
+                    break
+                problem.deadline.check()
+                descent.step()
+            weights = descent.weights
+    except OutOfTime:
+        if reached is None:
+            raise
+    assert reached is not None
+    rank, smooth, weights, image = reached
     return GatedResult(
         (weights if axes is None else axes[:rank].T @ weights).unflatten(2, (-1, problem.n_outputs)),
-        smooth.intercept(weights, descent.image),
+        smooth.intercept(weights, image),
         primal,
         dual,
         (primal - dual) / max(primal, 1e-300),

@@ -44,6 +44,7 @@ def solve_squared(
     sizes = newton.norms(matrix)
     best, best_matrix, rel_gap, iteration = np.inf, matrix, np.inf, 0
     for iteration in range(max_iter + 1):
+        problem.deadline.check()
         objective, dual = newton.primal_dual(matrix)
         if objective <= best * (1 + ROUNDING):
             best, best_matrix = objective, matrix

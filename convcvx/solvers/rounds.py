@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from convcvx.budget import NEVER
 from convcvx.errors import InputError
 from convcvx.oracles.base import Oracle, OracleResult
 from convcvx.oracles.local import DISTINCT, LocalOracle, distinct
@@ -34,11 +35,17 @@ def begin(problem: Problem, start: Solution | None) -> tuple[Solution, float]:
         return Solution.empty(problem.responses.dim, problem.responses.n_cells, problem.n_outputs), 0.0
     _check_shapes(problem, start)
     if start.history:
-        predictions = problem.responses.predict(start.filters, start.weights, start.intercept)
+        predictions = predicted(problem, start)
         last = start.history[-1]
         if math.isclose(problem.primal(predictions, start.weights), last["objective"], rel_tol=1e-6):
             return replace(start, history=start.history[:-1]), last["seconds"]
     return replace(start, history=[], rounds=0, dual_point=None), 0.0
+
+
+def predicted(problem: Problem, solution: Solution) -> Tensor:
+    """(n, c), however late it is: without them nothing is known of a network."""
+    network = solution.filters, solution.weights, solution.intercept
+    return problem.until(NEVER).responses.predict(*network)
 
 
 def _check_shapes(problem: Problem, start: Solution) -> None:
@@ -77,7 +84,7 @@ def consult(
     found = oracle(problem, dual_point, **where, target=problem.beta * (1 + 0.5 * tol), seed=seed)
     claim = (1 - tol) * objective
     for attempt in range(CONFIRMATIONS if confirm else 0):
-        if found.scope != "heuristic" or problem.dual(dual_point, found.g_max) < claim:
+        if found.scope != "heuristic" or problem.dual(dual_point, found.g_max) < claim or problem.deadline.passed:
             break
         refuting = _refuting(problem, dual_point, claim, found.g_max)
         again = _persistent(oracle)(problem, dual_point, **where, target=refuting, seed=seed + 1 + attempt)

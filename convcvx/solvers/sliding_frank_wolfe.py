@@ -17,18 +17,18 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from convcvx.budget import Budget
+from convcvx.budget import Budget, OutOfTime
 from convcvx.oracles.base import Oracle, OracleResult
 from convcvx.problem import Problem
 from convcvx.solution import Callback, Solution
 from convcvx.solvers.master import solve_master
-from convcvx.solvers.rounds import begin, consult
+from convcvx.solvers.rounds import begin, consult, predicted
 from convcvx.solvers.slide import slide
 
 SAMPLE_FACTOR, SAMPLE_SIZE = 4, 2000
 """Each sample is so many times smaller than the next, the last than the data; none has fewer images than this."""
-SAMPLE_ROUNDS, SAMPLE_TOL = 8, 0.03
-"""Rounds on a sample at most, and the gap to which they could lead."""
+SAMPLE_ROUNDS, SAMPLE_TOL, SAMPLE_TIME = 8, 0.03, 0.5
+"""Rounds on a sample at most, the gap to which they could lead, and the share of the time that all samples may take."""
 SAMPLE_NOISE = 2.0
 """Standard errors of the objective, as an estimate of that on all images, that a round on a sample has to gain."""
 REFIT_TOL = 1e-3
@@ -67,14 +67,18 @@ def sliding_frank_wolfe(
     began = perf_counter()
     levels = _levels(problem, start, seed)
     solution, earlier = begin(levels[0], start)
+    deadline = budget.deadline(problem, earlier)
+    rehearsal = deadline.share(SAMPLE_TIME)
     resumed = earlier > 0
-    for level in levels:
+    for images in levels:
+        sampled = images is not problem
+        level = images.until(rehearsal if sampled else deadline)
         if not resumed:
             solution = _refit(level, solution)
-        resumed, sampled = False, level is not problem
+        resumed = False
         allowed = _on_sample(budget) if sampled else budget
         while True:
-            predictions = level.responses.predict(solution.filters, solution.weights, solution.intercept)
+            predictions = predicted(level, solution)
             if solution.n_filters == 0:
                 predictions = level.constant_predictions()
                 solution = replace(solution, intercept=predictions[0].clone())
@@ -88,7 +92,7 @@ def sliding_frank_wolfe(
                 record["images"], status = level.n, "running"
                 done = _sample_spent(record, solution, level, predictions, allowed)
             else:
-                status = _status(record, solution, allowed)
+                status = _status(record, solution, allowed, level)
                 done = status != "running"
             solution = replace(solution, history=[*solution.history, record], status=status, dual_point=point)
             if callback is not None:
@@ -115,18 +119,22 @@ def _levels(problem: Problem, start: Solution | None, seed: int) -> list[Problem
 def _refit(problem: Problem, solution: Solution) -> Solution:
     """The weights that the filters of another problem have on this one: with stale ones an oracle is led astray."""
     solution = replace(solution, history=[], rounds=0, status="running", dual_point=None)
-    return _master(problem, solution, solution.filters, REFIT_TOL)[1] if solution.n_filters else solution
+    if solution.n_filters == 0:
+        return solution
+    try:
+        return _master(problem, solution, solution.filters, REFIT_TOL)[1]
+    except OutOfTime:
+        return solution
 
 
 def _on_sample(budget: Budget) -> Budget:
     """What rounds on a sample may use of it."""
-    half = None if budget.time_limit is None else 0.5 * budget.time_limit
-    return replace(budget, tol=SAMPLE_TOL, max_rounds=min(budget.max_rounds, SAMPLE_ROUNDS), time_limit=half)
+    return replace(budget, tol=SAMPLE_TOL, max_rounds=min(budget.max_rounds, SAMPLE_ROUNDS))
 
 
 def _sample_spent(record: dict, solution: Solution, sample: Problem, predictions: Tensor, budget: Budget) -> bool:
     """Whether another round on a sample would be wasted, as sampling hides what it gains."""
-    if budget.exhausted(record):
+    if budget.exhausted(record, sample.deadline):
         return True
     losses = sample.loss.value(predictions, sample.targets)
     noise = SAMPLE_NOISE * float(losses.std()) / sample.n**0.5
@@ -138,9 +146,9 @@ def _nearly_full(solution: Solution, budget: Budget) -> bool:
     return budget.max_filters is not None and solution.n_filters >= FULL * budget.max_filters
 
 
-def _status(record: dict, solution: Solution, budget: Budget) -> str:
+def _status(record: dict, solution: Solution, budget: Budget, problem: Problem) -> str:
     """ "running", or why to stop."""
-    if status := budget.ends(record):
+    if status := budget.ends(record, problem.deadline):
         return status
     gap = record["rel_gap"] * record["objective"]
     falls = [earlier["objective"] - record["objective"] for earlier in solution.history[-PATIENCE:]]
@@ -165,13 +173,16 @@ def _round(problem: Problem, solution: Solution, found: OracleResult, budget: Bu
     violating = violating[: budget.room(solution.n_filters, len(violating))]
     # Rough weights are enough for new filters to slide from.
     rough = max(accuracy, min(0.1 * gap / objective, fall))
-    best.offer(*_master(problem, solution, torch.cat([solution.filters, violating]), rough))
     steps = FULL_STEPS if _nearly_full(solution, budget) and "images" not in record else 0
-    slid = slide(problem, best.solution, seed + 1000 * solution.rounds, accuracy=1e-3 * gap, steps=steps)
-    best.offer(*_master(problem, slid, slid.filters, accuracy))
-    merged = _merge(best.solution)
-    if merged.n_filters < best.solution.n_filters:
-        best.offer(*_master(problem, merged, merged.filters, accuracy), slack=1e-12)
+    try:
+        best.offer(*_master(problem, solution, torch.cat([solution.filters, violating]), rough))
+        slid = slide(problem, best.solution, seed + 1000 * solution.rounds, accuracy=1e-3 * gap, steps=steps)
+        best.offer(*_master(problem, slid, slid.filters, accuracy))
+        merged = _merge(best.solution)
+        if merged.n_filters < best.solution.n_filters:
+            best.offer(*_master(problem, merged, merged.filters, accuracy), slack=1e-12)
+    except OutOfTime:
+        pass  # the best network until then is what the round has led to
     return replace(best.solution, rounds=solution.rounds + 1)
 
 

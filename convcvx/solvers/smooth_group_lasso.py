@@ -49,6 +49,7 @@ def solve_smooth(
     settled = False  # whether Newton's method has converged at this ε
     result = MasterResult(weights, intercept, np.inf, np.inf, 0)
     for iteration in range(max_iter + 1):
+        problem.deadline.check()
         objective, dual = state.primal_dual()
         rel_gap = (objective - dual) / max(objective, 1e-300)
         if rel_gap <= tol or (result.rel_gap > tol and objective <= result.objective):
@@ -196,6 +197,7 @@ class _State:
         energy = first = float((residual * z).sum() + (residual_shift * z_shift).sum())
         measured = self.curvature
         for iteration in range(40):
+            problem.deadline.check()
             if energy <= 1e-6 * first or energy <= 0:
                 break
             data, penalty, image_shift = product(direction, direction_shift)
