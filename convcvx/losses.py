@@ -275,11 +275,14 @@ def get_loss(name: str) -> Loss:
     return LOSSES[check_choice("loss", name, LOSSES)]
 
 
-def encode_targets(targets: Tensor | np.ndarray, loss: str, n_classes: int | None = None) -> Tensor:
+def encode_targets(
+    targets: Tensor | np.ndarray, loss: str, n_classes: int | None = None, *, intercept: bool = True
+) -> Tensor:
     """Integer classes (n,) or (n, 1) to one-hot (n, c) float64; real targets (n,) or (n, c) to (n, c) float64.
 
     c is `n_classes`, and then the classes are 0..c-1; without it the number of distinct ids, which stand for the
-    classes in their order, as in scikit-learn.
+    classes in their order, as in scikit-learn. Without an `intercept` rows that all name one class are a problem as any
+    other; with one nothing is left to train.
 
     Raises
     ------
@@ -309,7 +312,11 @@ def encode_targets(targets: Tensor | np.ndarray, loss: str, n_classes: int | Non
     real = torch.from_numpy(array.astype(np.float64).reshape(len(array), -1))
     if not bool(real.isfinite().all()):
         raise InputError("targets must be finite; found NaN or infinity")
-    if real.shape[1] > 1 and torch.equal(real[:1].sort().values[0], torch.eye(real.shape[1]).double()[-1]):
+    if (
+        intercept
+        and real.shape[1] > 1
+        and torch.equal(real[:1].sort().values[0], torch.eye(real.shape[1]).double()[-1])
+    ):
         _check_two(1 + int((real != real[0]).any()), int(real[0].argmax()), n_classes)
     if loss == "cross-entropy":
         mass = real.sum(dim=1, keepdim=True)

@@ -68,7 +68,7 @@ class Problem:
     ) -> Problem:
         """Check the parts and put them together; `targets` and `n_classes` as `encode_targets` reads them."""
         get_loss(loss)
-        encoded = encode_targets(targets, loss, n_classes)
+        encoded = encode_targets(targets, loss, n_classes, intercept=intercept)
         check_targets(encoded, loss)
         if len(encoded) != responses.n:
             raise InputError(f"targets must have one row an image, {responses.n}; got {len(encoded)}")

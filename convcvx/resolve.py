@@ -66,7 +66,9 @@ def training_problem(
         )
     if config.crops >= min(image_shape(train)[1:]):
         raise InputError(f"crops must be smaller than the images, {image_shape(train)[1:]}; got {config.crops}")
-    encode_targets(train.targets, config.loss, train.n_classes or None)  # before the pass over the images
+    encode_targets(
+        train.targets, config.loss, train.n_classes or None, intercept=config.intercept
+    )  # before the pass over the images
     fitted = fitted_embedding(config, train.images, embedding, team)
     if fitted.cancellation > LARGEST_CANCELLATION:
         raise InputError(

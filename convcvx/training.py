@@ -58,7 +58,7 @@ def build_problem(
     `responses` makes its `Responses`; `Team.responses` for images that several processes share. With `flips` the
     embedding is that of the images and their mirror images.
     """
-    encode_targets(targets, loss, n_classes)  # bad targets fail before the pass over the images
+    encode_targets(targets, loss, n_classes, intercept=intercept)  # bad targets fail before the pass over the images
     embedding = embedding or PatchEmbedding.fit(images, spec or PatchSpec(), flips=flips)
     made = responses(images, embedding, Pooling.of(pooling), dtype=dtype, device=device)
     return Problem.build(made, torch.as_tensor(targets), beta, loss, intercept, n_classes)
