@@ -119,17 +119,11 @@ class TwoLayerCNN(nn.Sequential):
 
     def forward(self, images: Tensor) -> Tensor:
         """(n, C, H, W) to (n, c); raise `InputError` for images without a batch or of another dtype."""
-        if images.ndim != 4:
-            remedy = "one image is images[None]" if images.ndim == 3 else "reshape them"
-            raise InputError(f"images must be (n, channels, height, width); got {tuple(images.shape)}: {remedy}")
-        weight = self[4].weight
-        if images.dtype != weight.dtype and not torch.is_autocast_enabled(images.device.type):
-            scale = " / 255" if images.dtype == torch.uint8 else ""
-            raise InputError(
-                f"images must have the network's dtype, {weight.dtype}; got {images.dtype}: pass "
-                f"images.to({weight.dtype}){scale}"
-            )
-        return super().forward(images)
+        if not torch.jit.is_scripting():  # which knows no f-strings of shapes
+            _check_images(images, self[4].weight.dtype)  # type: ignore[arg-type]
+        for layer in self:
+            images = layer(images)
+        return images
 
     @classmethod
     def of_shape(
@@ -217,6 +211,17 @@ class TwoLayerCNN(nn.Sequential):
     def export_onnx(self, path: str | Path) -> None:
         """Write one ONNX file for any number of images (needs `pip install convcvx[onnx]`); see `convcvx.export`."""
         export(self, self.image_shape, path, "onnx")
+
+
+def _check_images(images: Tensor, dtype: torch.dtype) -> None:
+    if images.ndim != 4:
+        remedy = "one image is images[None]" if images.ndim == 3 else "reshape them"
+        raise InputError(f"images must be (n, channels, height, width); got {tuple(images.shape)}: {remedy}")
+    if images.dtype != dtype and not torch.is_autocast_enabled(images.device.type):
+        scale = " / 255" if images.dtype == torch.uint8 else ""
+        raise InputError(
+            f"images must have the network's dtype, {dtype}; got {images.dtype}: pass images.to({dtype}){scale}"
+        )
 
 
 def network_state(

@@ -83,8 +83,16 @@ def test_a_forged_space_is_found_out_by_whatever_reads_it(how, run, honest):
         lambda: certified(honest, like=run),
         lambda: train_job(run.config, run, Quiet(), resume=True),
     ):
-        with pytest.raises(RunError, match="holds another filter space"):
+        with pytest.raises(RunError, match=r"holds another filter space|has NaN or infinity"):
             action()
+
+
+def test_a_basis_that_is_no_number_is_in_no_space(honest):
+    stored = honest.load_embedding()
+    broken = replace(stored, basis=stored.basis * float("nan"))
+    assert stored.same_space(rotated(stored))
+    assert not stored.same_space(broken)
+    assert not broken.same_space(stored)
 
 
 def test_negative_control_a_rotation_is_the_same_space(run, honest):
@@ -163,7 +171,7 @@ def test_a_network_that_fails_its_check_leaves_what_was_trained(tmp_path, monkey
     def refuse(*_, **__):
         raise InputError("the network's outputs are not those of its layers")
 
-    monkeypatch.setattr("convcvx.job.certify", refuse)
+    monkeypatch.setattr("convcvx.job.certify_on", refuse)
     with pytest.raises(RunError, match=r"not those of its layers; what was trained is kept in .*state.safetensors"):
         trained(tmp_path / "run")
     monkeypatch.undo()
