@@ -268,7 +268,7 @@ class Trial:
             slopes = np.abs(errors.astype(float)).sum(axis=1)
         else:
             losses = [
-                float(judge._cross_entropy(f, y)) for f, y in zip(problem.outputs(network), problem.truth, strict=True)
+                float(judge.cross_entropy(f, y)) for f, y in zip(problem.outputs(network), problem.truth, strict=True)
             ]
             slopes = np.minimum(2.0, 2 * np.array(losses))
         return mpf(CONDITIONED * float((slopes * terms).mean()))
