@@ -234,7 +234,7 @@ class Problem:
         if self.loss == "squared":
             errors = outputs - self.truth
             return real((errors * errors).sum() / (2 * self.n))
-        return mpmath.fsum(_cross_entropy(f, y) for f, y in zip(outputs, self.truth, strict=True)) / self.n
+        return mpmath.fsum(cross_entropy(f, y) for f, y in zip(outputs, self.truth, strict=True)) / self.n
 
     def g_squared(self, u: np.ndarray, dual_point: np.ndarray) -> Fraction:
         """g(u)² / ‖u‖² for one filter (h,) and a dual point (n, c)."""
@@ -253,7 +253,7 @@ def _windows(length: int, size: int, stride: int) -> list[range]:
     return [range(start, start + size) for start in range(0, length - size + 1, stride)]
 
 
-def _cross_entropy(outputs: np.ndarray, target: np.ndarray) -> mpf:
+def cross_entropy(outputs: np.ndarray, target: np.ndarray) -> mpf:
     """Σ_k y_k log Σ_l exp(f_l - f_k): no term is negative, so none cancels, and a tiny loss keeps its digits."""
     terms = []
     for k in np.flatnonzero(target):
