@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from convcvx.arrays import as_tensor
 from convcvx.budget import Budget
 from convcvx.certificate import certify_parameters
 from convcvx.errors import InputError, check_count, check_positive
@@ -182,7 +182,7 @@ def path(
 
 def patches_to_images(patches: Tensor | np.ndarray) -> Tensor:
     """(n, d) or (n, K, d) to the (n, d, K, 1) images whose 1x1 patches are these rows, in float64."""
-    array = torch.as_tensor(patches).double()
+    array = as_tensor("patches", patches).double()
     if array.ndim == 2:
         array = array[:, None]
     if array.ndim != 3 or 0 in array.shape:
