@@ -57,13 +57,10 @@ def compare_job(run: Run, config: CompareConfig) -> dict[str, Any]:
     assert settings.beta is not None  # the run's own
     problem = training_problem(settings, train, run.load_embedding()).with_beta(settings.beta)
     n_filters = config.filters or max(1, convex["n_filters"])
+    batch = min(config.batch, problem.n)
     check_memory(
-        3
-        * 4
-        * min(config.batch, problem.n)
-        * problem.responses.n_positions
-        * n_filters,  # responses, rectified, and their slopes
-        f"a step on {min(config.batch, problem.n)} images with {n_filters} filters",
+        3 * 4 * batch * problem.responses.n_positions * n_filters,  # responses, rectified, and their slopes
+        f"a step on {batch} images with {n_filters} filters",
         "lower filters or batch",
     )
     twin, trainings = _twin(problem, config, n_filters, convex, train, test)
