@@ -229,9 +229,13 @@ def folders(data: st.DataObject) -> None:
         root = write_images(Path(name, "set"))
         for _ in range(data.draw(st.integers(1, 6))):
             place = Path(root, *data.draw(st.lists(WORDS, min_size=1, max_size=4)))
-            kind = data.draw(st.sampled_from(["folder", "file", "image", "link", "pipe", "gone"]))
+            kind = data.draw(st.sampled_from(["folder", "file", "image", "link", "pipe"]))
             try:
+                if not place.parent.resolve().is_relative_to(root.resolve()):
+                    continue  # a link leads out of here
                 place.parent.mkdir(parents=True, exist_ok=True)
+                if os.path.lexists(place):
+                    place.unlink()  # and not written to: a pipe would wait for a reader
                 if kind == "folder":
                     place.mkdir()
                 elif kind == "file":
@@ -241,12 +245,10 @@ def folders(data: st.DataObject) -> None:
                     Image.new(data.draw(st.sampled_from(["L", "RGB", "RGBA", "1", "P", "I;16"])), size).save(place)
                 elif kind == "link":
                     place.symlink_to(data.draw(st.sampled_from([".", "..", "../..", "0.png", "a", "/", "nowhere"])))
-                elif kind == "pipe":
-                    os.mkfifo(place)
                 else:
-                    shutil.rmtree(place)
+                    os.mkfifo(place)
             except (OSError, ValueError):
-                continue  # something is there already, or Pillow does not know the ending
+                continue  # a folder is there, or Pillow does not know the ending
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DataWarning)
             taken_or_refused(lambda: load(root))
