@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from convcvx.arrays import as_tensor
 from convcvx.budget import NEVER, Deadline
 from convcvx.errors import InputError, check_positive
 from convcvx.evaluate import outputs_of
 from convcvx.foreign import Layers, read_network
-from convcvx.images import Images, read_images, read_tensor
+from convcvx.images import Images, read_images
 from convcvx.oracles import get_oracle
 from convcvx.oracles.base import Oracle
 from convcvx.oracles.local import LocalOracle
@@ -200,7 +201,7 @@ def certify(
     """
     deadline = Deadline.after(None if time_limit is None else check_positive("time_limit", time_limit))
     layers = read_network(network)
-    read, classes = read_images(images), read_tensor("targets", targets)
+    read, classes = read_images(images), as_tensor("targets", targets)
     if not all(bool(part.isfinite().all()) for part in network.parameters()):
         raise InputError("the network's weights must be finite; found NaN or infinity")
     units = Units.of(read, classes, loss, embedding.spec if embedding else layers.spec)

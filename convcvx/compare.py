@@ -18,6 +18,7 @@ from convcvx.config import MOST_FILTERS, check_ranges, ranged
 from convcvx.data import Dataset
 from convcvx.errors import InputError, RunError, check_choice
 from convcvx.evaluate import accuracy, predict
+from convcvx.memory import check_memory
 from convcvx.problem import Problem
 from convcvx.progress import peak_memory_mb
 from convcvx.resolve import run_data, training_problem, with_run_settings
@@ -57,6 +58,12 @@ def compare_job(run: Run, config: CompareConfig) -> dict[str, Any]:
     assert settings.beta is not None  # the run's own
     problem = training_problem(settings, train, run.load_embedding()).with_beta(settings.beta)
     n_filters = config.filters or max(1, convex["n_filters"])
+    batch = min(config.batch, problem.n)
+    check_memory(
+        3 * 4 * batch * problem.responses.n_positions * n_filters,  # responses, rectified, and their slopes
+        f"a step on {batch} images with {n_filters} filters",
+        "lower filters or batch",
+    )
     twin, trainings = _twin(problem, config, n_filters, convex, train, test)
     finetune = None
     if config.finetune and convex["n_filters"]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from convcvx.array_files import KEYS, read_arrays, read_npz
+from convcvx.arrays import as_array, as_tensor
 from convcvx.data_sources import DOWNLOADS, Source, read_digits, read_download
 from convcvx.errors import DataError, InputError, check_count, one_line, shown
 from convcvx.image_folder import read_folder
@@ -166,9 +167,9 @@ def check_targets(targets: Any, n: int, names: tuple[str, str] = ("images", "tar
 
     Integers of shape (n, 1) are classes, floats of shape (n,) real values with c = 1. Messages use `names`.
     """
-    y = targets.detach().cpu().numpy() if isinstance(targets, Tensor) else np.asarray(targets)
+    y = as_array(names[1], targets, DataError)
     name, real, width = names[1], y.dtype.kind == "f", math.prod(y.shape[1:])
-    if y.dtype.kind not in "biuf" or y.ndim not in (1, 2) or width < 1 or (width > 1 and not real):
+    if y.ndim not in (1, 2) or width < 1 or (width > 1 and not real):
         raise DataError(f"{name} must be (n,) integer classes or (n, c) floats; got {y.dtype} {y.shape}")
     if len(y) != n:
         raise DataError(f"{names[0]} has {n} images but {name} has {len(y)} labels: give each image one")
@@ -186,7 +187,8 @@ def check_images(
     """
     name = names[0]
     if not isinstance(images, StreamedImages):
-        images = torch.as_tensor(images)
+        images = as_tensor(name, images, DataError)
+        images = images if images.is_floating_point() else images.float()
     if images.ndim != 4:
         raise DataError(f"{name} must be (n, channels, height, width); got {tuple(images.shape)}")
     if images.numel() == 0:

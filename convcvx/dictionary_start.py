@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 
 from convcvx.config import DEFAULT_BETA_RATIO, TrainConfig
 from convcvx.dictionary import dictionary
+from convcvx.memory import check_memory
 from convcvx.mirror import MirrorPairs
 from convcvx.problem import Problem
 from convcvx.progress import Report
@@ -62,6 +63,14 @@ def start_from_dictionary(config: TrainConfig, problem: Problem, run: Run, repor
 
 def _filters(config: TrainConfig, problem: Problem) -> Tensor:
     assert config.dictionary is not None
+    responses = problem.responses
+    size = config.dictionary // (2 if config.flips else 1) * responses.n_cells
+    if responses.device.type == "cpu":
+        check_memory(
+            2 * responses.dtype.itemsize * size**2,  # the Gram matrix and its factor
+            f"a dictionary of {config.dictionary} filters pooled to {responses.n_cells} cells",
+            "ask for fewer filters or cells",
+        )
     return dictionary(
         problem.responses,
         config.dictionary,

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from convcvx.arrays import as_tensor
 from convcvx.budget import LEAST, Budget, Deadline
 from convcvx.certificate import Certificate, certify_parameters
 from convcvx.errors import InputError, check_count, check_positive
-from convcvx.images import read_tensor
 from convcvx.oracles import Oracle
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
@@ -197,9 +197,7 @@ def path(
     given = {name: options.pop(name) for name in ("pooling", "loss", "intercept", "device") if name in options}
     budget = Budget(**{field.name: options.pop(field.name) for field in fields(Budget) if field.name in options})
     # of their own: whoever takes one solution after another may change his arrays in between
-    problem, units = _in_units(
-        read_tensor("patches", patches).clone(), read_tensor("targets", targets).clone(), **given
-    )
+    problem, units = _in_units(as_tensor("patches", patches).clone(), as_tensor("targets", targets).clone(), **given)
     if betas is None:
         check_count("n_betas", n_betas)
         check_positive("ratio", ratio)
@@ -217,7 +215,7 @@ def path(
 
 def patches_to_images(patches: Tensor | np.ndarray) -> Tensor:
     """(n, d) or (n, K, d) to the (n, d, K, 1) images whose 1x1 patches are these rows, in float64."""
-    array = read_tensor("patches", patches).double()
+    array = as_tensor("patches", patches).double()
     if array.ndim == 2:
         array = array[:, None]
     if array.ndim != 3 or 0 in array.shape:

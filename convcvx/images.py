@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from convcvx.arrays import as_tensor
 from convcvx.errors import InputError
 
 
@@ -102,7 +103,7 @@ def read_images(images: Images | np.ndarray) -> Images:
     UserWarning
         When images are uint8: networks mostly take [0, 1].
     """
-    read: Images = images if isinstance(images, StreamedImages) else read_tensor("images", images)
+    read: Images = images if isinstance(images, StreamedImages) else as_tensor("images", images)
     if isinstance(read, Tensor) and read.ndim == 3:
         read = read[:, None]
     if read.ndim != 4 or 0 in read.shape:
@@ -114,21 +115,3 @@ def read_images(images: Images | np.ndarray) -> Images:
             "images are uint8 and taken as 0 to 255; divide them by 255 for a network that takes [0, 1]", stacklevel=3
         )
     return read
-
-
-def read_tensor(name: str, values: object) -> Tensor:
-    """A tensor of real numbers from what torch or numpy can read; raise `InputError`, naming it, for anything else."""
-    try:
-        if isinstance(values, Tensor):
-            tensor = values.detach()
-        elif isinstance(values, list | tuple) or hasattr(values, "__array__"):
-            tensor = torch.from_numpy(np.require(values, requirements=["C", "W"]))
-        else:
-            raise TypeError
-    except (TypeError, ValueError, RuntimeError):
-        raise InputError(
-            f"{name} must be a tensor or an array of numbers; got {type(values).__name__}: stack what it holds"
-        ) from None
-    if tensor.is_complex():
-        raise InputError(f"{name} must be real numbers; got {tensor.dtype}: take the real part")
-    return tensor

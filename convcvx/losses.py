@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from convcvx.arrays import as_array
 from convcvx.errors import InputError, check_choice
 from convcvx.intercepts import best_shift
 from convcvx.rounding import SAFE, TINY, UNIT, total
@@ -290,14 +291,9 @@ def encode_targets(
         For NaN, classes out of range, a single class, or real targets under the cross-entropy that are no
         probabilities.
     """
-    try:
-        array = np.asarray(targets.detach().cpu() if isinstance(targets, Tensor) else targets)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"targets must be an array of numbers: {error}") from None
+    array = as_array("targets", targets)
     if array.ndim not in (1, 2) or array.size == 0:
         raise InputError(f"targets must be (n,) classes or (n, c) real values; got shape {array.shape}")
-    if array.dtype.kind not in "biuf":
-        raise InputError(f"targets must be whole or real numbers; got {array.dtype}: number the classes")
     if array.dtype.kind != "f" and (array.ndim == 1 or array.shape[1] == 1):
         ids, places = np.unique(array, return_inverse=True)
         _check_two(len(ids), ids[0], n_classes)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from convcvx.arrays import as_tensor
 from convcvx.errors import InputError, is_count, shown
 
 Line = tuple[tuple[int, int], ...]
@@ -93,10 +94,7 @@ class Pooling:
 
     @classmethod
     def _from_matrix(cls, value: Any) -> Pooling:
-        try:
-            weights = torch.as_tensor(value, dtype=torch.float64)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"pooling must be a (P, K) matrix; {error}") from None
+        weights = as_tensor("pooling", value).double()
         if weights.ndim != 2:
             raise InputError(f"pooling must be a (P, K) matrix; got shape {tuple(weights.shape)}")
         if not bool((weights >= 0).all()) or not bool(weights.isfinite().all()):

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from convcvx.arrays import as_tensor
 from convcvx.budget import NEVER, Budget
 from convcvx.certificate import Certificate
 from convcvx.errors import ConvergenceWarning, check_count
@@ -61,7 +62,7 @@ def build_problem(
     encode_targets(targets, loss, n_classes, intercept=intercept)  # bad targets fail before the pass over the images
     embedding = embedding or PatchEmbedding.fit(images, spec or PatchSpec(), flips=flips)
     made = responses(images, embedding, Pooling.of(pooling), dtype=dtype, device=device)
-    return Problem.build(made, torch.as_tensor(targets), beta, loss, intercept, n_classes)
+    return Problem.build(made, as_tensor("targets", targets), beta, loss, intercept, n_classes)
 
 
 @sparing_threads

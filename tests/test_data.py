@@ -215,7 +215,7 @@ NAN, BIG = np.full((12, 5, 4), np.nan), np.full((12, 5, 4), 255.0)
         ({"y_train": np.zeros((12, 1, 1), int)}, "y_train must be (n,) integer classes or (n, c) floats"),
         (
             {"y_train": np.array(["cat"] * 12)},
-            "y_train must be (n,) integer classes or (n, c) floats; got <U3",
+            "y_train must be whole or real numbers; got <U3: number the classes",
         ),
         ({"y_train": np.full(12, np.nan), "y_test": np.zeros(6)}, "y_train has NaN or infinite values"),
         ({"y_train": np.zeros(12)}, "y_train is float64 (12,) but y_test is int64 (6,): make them alike"),

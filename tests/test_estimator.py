@@ -173,6 +173,7 @@ def test_short_of_tol_warns(plane):
         ({"stride": 2, "pool": "none"}, "stride, pool needs images"),
         ({"image_shape": (1, 8)}, r"image_shape must be \(channels, height, width\).*got \(1, 8\)"),
         ({"image_shape": 64}, "image_shape must be .*got 64"),
+        ({"image_shape": (8, 8, 1)}, r"seems to be \(height, width, channels\): pass \(1, 8, 8\)"),
         ({"image_shape": (1, 8, 7)}, "needs X with 56 columns; got 64"),
         ({"image_shape": (1, 8, 8), "kernel_size": 9}, "kernel_size 9x9 is larger"),
         ({"beta": 0.0}, "beta must be a positive float; got 0.0"),

@@ -12,8 +12,10 @@ import os
 import shutil
 import tempfile
 import warnings
+import zlib
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from time import process_time
 
@@ -43,7 +45,7 @@ from convcvx.runs import Run
 from convcvx.training import build_problem
 
 DIGITS = Path(__file__).parents[1] / "checkpoints" / "digits"
-FEW, MANY = 60, 420
+FEW, MANY = 25, 340
 """Inputs of each kind, in the quick run and in the slow one."""
 SECONDS, MEGABYTES = 20.0, 1500.0
 """What one input may take of the processor, and all of them of memory."""
@@ -75,11 +77,13 @@ def stopped_before_training(monkeypatch):
 
 def taken_or_refused(use: Callable[[], object]) -> None:
     """Run `use`: it ends, or refuses with an error of convcvx on one line."""
+    said = "refused"
     try:
         use()
     except ConvcvxError as error:
-        assert str(error).strip()
-        assert "\n" not in str(error)
+        said = str(error)
+    assert said.strip()
+    assert "\n" not in said
 
 
 # Arrays
@@ -173,12 +177,8 @@ def files(data: st.DataObject) -> None:
             file.write_bytes(gzip.compress(content) if file.suffix == ".gz" else content)
         file.write_bytes(mutated(data, file.read_bytes()))
         if kind == "idx":
-            try:
+            with suppress(ValueError, OSError, EOFError, zlib.error):  # for its caller to put into words
                 taken_or_refused(lambda: read_idx(file))
-            except (ValueError, OSError, EOFError):
-                pass  # for its caller to put into words
-            except Exception as error:
-                assert type(error).__module__ == "zlib"
         else:
             taken_or_refused(lambda: load(source))
 
@@ -229,9 +229,13 @@ def folders(data: st.DataObject) -> None:
         root = write_images(Path(name, "set"))
         for _ in range(data.draw(st.integers(1, 6))):
             place = Path(root, *data.draw(st.lists(WORDS, min_size=1, max_size=4)))
-            kind = data.draw(st.sampled_from(["folder", "file", "image", "link", "pipe", "gone"]))
+            kind = data.draw(st.sampled_from(["folder", "file", "image", "link", "pipe"]))
             try:
+                if not place.parent.resolve().is_relative_to(root.resolve()):
+                    continue  # a link leads out of here
                 place.parent.mkdir(parents=True, exist_ok=True)
+                if os.path.lexists(place):
+                    place.unlink()  # and not written to: a pipe would wait for a reader
                 if kind == "folder":
                     place.mkdir()
                 elif kind == "file":
@@ -241,12 +245,10 @@ def folders(data: st.DataObject) -> None:
                     Image.new(data.draw(st.sampled_from(["L", "RGB", "RGBA", "1", "P", "I;16"])), size).save(place)
                 elif kind == "link":
                     place.symlink_to(data.draw(st.sampled_from([".", "..", "../..", "0.png", "a", "/", "nowhere"])))
-                elif kind == "pipe":
-                    os.mkfifo(place)
                 else:
-                    shutil.rmtree(place)
+                    os.mkfifo(place)
             except (OSError, ValueError):
-                continue  # something is there already, or Pillow does not know the ending
+                continue  # a folder is there, or Pillow does not know the ending
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DataWarning)
             taken_or_refused(lambda: load(root))
@@ -257,8 +259,8 @@ def folders(data: st.DataObject) -> None:
 VALUES = st.one_of(
     st.integers().map(str),
     st.floats().map(str),
-    st.sampled_from(["", "0", "-1", "nan", "inf", "1e-300", "1e300", "9" * 400, "3x3", "0x4", "²", "٣", "x" * 300, "none",
-                     "yes", "3,3", "window:2,1", "global", "auto", "squared", "cuda", "digits", "a\0b", "~nobody/x"]),
+    st.sampled_from(["", "0", "-1", "nan", "inf", "1e-300", "1e300", "9" * 400, "3x3", "0x4", "²", "٣", "x" * 300,
+                     "none", "yes", "3,3", "window:2,1", "global", "auto", "squared", "cuda", "digits", "a\0b", "~x"]),
     st.text(max_size=6),
 )  # fmt: skip
 NUMERIC = [name for name in TrainConfig().to_dict() if name not in ("data", "data_dir", "paired")]
@@ -266,8 +268,8 @@ COMMANDS = {
     "train": [name for name in NUMERIC if name not in ("whiten", "contrast", "hidden_bias", "intercept", "flips")],
     "certify": ["limit", "stride", "padding", "pool", "beta", "loss", "oracle", "gates", "tol", "seed", "device"],
     "compare": ["optimizer", "epochs", "seeds", "batch", "filters", "device"],
-    "stack": ["stages", "kernel_size", "stride", "pool", "rank", "whiten", "beta_ratio", "channels", "downsample", "heads",
-              "slide", "crops", "flips", "dictionary", "shifts", "validation", "tol"],
+    "stack": ["stages", "kernel_size", "stride", "pool", "rank", "whiten", "beta_ratio", "channels", "downsample",
+              "heads", "slide", "crops", "flips", "dictionary", "shifts", "validation", "tol"],
 }  # fmt: skip
 
 

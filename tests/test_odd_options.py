@@ -51,6 +51,7 @@ def refused(*arguments: object, command: str = "train") -> str:
         (["--dictionary", "9", "--slide", "1", "--crops", "8"], "crops must be smaller than the images, (8, 8); got 8"),
         (["--gates", "1000000000"], "gates must be at most 100000; got 1000000000"),
         (["--dictionary", "100000000"], "dictionary must be at most 100000; got 100000000"),
+        (["--dictionary", "90000", "--pool", "4"], "GiB are free: ask for fewer filters or cells"),
         (["--dictionary-source", "nonsense"], "dictionary_source must be one of patches, kmeans; got 'nonsense'"),
         (["--beta", "1e-300"], "beta must be at least 1e-30; got 1e-300"),
         (["--beta", "1e300"], "beta must be at most 1e+30; got 1e+300"),

@@ -64,8 +64,8 @@ REFUSED = {
     "one image": (IMAGES[0, 0], r"got shape \(5, 5\)"),
     "a loader": (LOADER, "images must be a tensor or an array of numbers; got DataLoader"),
     "a data set": (LOADER.dataset, "got TensorDataset"),
-    "text": (np.array([["a"]]), "images must be a tensor or an array of numbers"),
-    "complex": (IMAGES + 1j, "images must be real numbers; got torch.complex64"),
+    "text": (np.array([["a"]]), "images must be whole or real numbers"),
+    "complex": (IMAGES + 1j, "images must be whole or real numbers; got complex64"),
     "NaN": (np.full(SHAPE, np.nan), "images must be finite"),
     "nothing": (None, "got NoneType"),
 }
