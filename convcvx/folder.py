@@ -92,6 +92,11 @@ class Folder(Files):
         except (OSError, RuntimeError) as error:  # a loop of links
             raise RunError(f"cannot find {self.folder}: {error}; choose another --out") from None
 
+    @property
+    def displaced(self) -> bool:
+        """Whether an interrupted --overwrite has left parts of it elsewhere."""
+        return bool(self._find_places().elsewhere)
+
     @contextmanager
     def held(self) -> Iterator[None]:
         """Own the folder, with others kept out; a replacement that a kill left halfway is brought to its end first."""

@@ -45,7 +45,7 @@ class Contents:
 
     def free(self, folder: Path, but: Collection[str] = ()) -> bool:
         """Whether there is no `folder`, or nothing in it but files called `but` and what a kill leaves half written."""
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             return not os.path.lexists(folder)
         return all(path.name in but or self._leftover(path) for path in folder.iterdir())
 
@@ -106,9 +106,18 @@ class Places:
     place : path
         The folder of the run, links resolved.
     contents : Contents
+
+    Raises
+    ------
+    RunError
+        For a name longer than file systems allow.
     """
 
     def __init__(self, place: Path, contents: Contents) -> None:
+        if (size := len(os.fsencode(place.name))) > LONGEST_NAME:
+            raise RunError(
+                f"{place.name[:20]}... is a name of {size} bytes, file systems allow {LONGEST_NAME}: shorten it"
+            )
         self.place, self._contents = place, contents
         self.staged, self.replaced = self._beside("new"), self._beside("replaced")
 
@@ -130,7 +139,7 @@ class Places:
     @property
     def elsewhere(self) -> list[Path]:
         """Where parts of an interrupted replacement lie."""
-        return [path for path in (self.staged, self.replaced) if path.is_dir()]
+        return [path for path in (self.staged, self.replaced) if os.path.isdir(path)]
 
     def stage(self) -> Path:
         """An empty place for a run that is to replace the one here."""

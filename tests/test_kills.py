@@ -11,10 +11,7 @@ import functools
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -159,7 +156,7 @@ def content(folder: Path) -> dict[str, Any]:
         elif path.suffix == ".safetensors":
             found[str(path.relative_to(folder))] = load_file(path)
         elif path.is_file():
-            found[str(path.relative_to(folder))] = path.read_text()
+            found[str(path.relative_to(folder))] = path.read_bytes()
     return found
 
 
@@ -234,8 +231,7 @@ def test_a_run_goes_on_from_a_sample_of_file_operations(tmp_path, reference, rep
 def finished_runs(root: Path, *known: dict[str, Any]) -> list[int]:
     """Which of the `known` runs lie complete below `root`, anywhere."""
     found = [content(path) for path in root.iterdir() if path.is_dir()]
-    for run in found:
-        run.pop("notes.txt", None)
+    found = [{name: part for name, part in run.items() if name[0] != "." and name != "notes.txt"} for run in found]
     return [number for number, run in enumerate(known) if any(alike(run, other) for other in found)]
 
 
@@ -273,7 +269,9 @@ def check_replacement(tmp_path: Path, replayed: None, reference: Any, first: ran
 
 
 def check_kept(root: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """The old run or the new one is there, complete, in its place or in one of those that messages name."""
     assert finished_runs(root, old, new)
+    assert all(path.name in ("run", ".run.new", ".run.replaced", ".run.lock") for path in root.iterdir())
     assert [path.read_text() for path in root.rglob("notes.txt")] == ["mine"]
 
 
@@ -281,7 +279,7 @@ def check_settled(root: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
     """One finished run in its place, and nothing beside it."""
     assert os.listdir(root) == ["run"]
     run = content(root / "run")
-    assert run.pop("notes.txt") == "mine"
+    assert run.pop("notes.txt") == b"mine"
     assert alike(run, old) or alike(run, new)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -94,7 +95,7 @@ def _source_run(network: Path, like: Path | None) -> Run | None:
     """The run whose data, model and beta are meant."""
     if like is not None:
         return Run.open(like)
-    if network.is_dir():
+    if os.path.isdir(network) or Run(network).displaced:
         return Run.open(network)
     in_run = network.name == "model.safetensors" and (network.parent / "config.json").exists()
     return Run.open(network.parent) if in_run else None
