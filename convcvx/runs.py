@@ -46,7 +46,7 @@ FILES = {
 class Run(Folder):
     """One run folder."""
 
-    CONTENTS = Contents(FILES)
+    KIND, CONTENTS = "run", Contents("config.json", FILES)
 
     @staticmethod
     def _knows(options: Any) -> bool:

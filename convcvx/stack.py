@@ -44,8 +44,9 @@ from convcvx.stacked_network import Link, StackedCNN, stacked_cnn
 class StackRun(Folder):
     """The folder of a stack: options, data, metrics, model, the features under way, and a run folder for each stage."""
 
-    KIND, OPTIONS = "stack", "stack.json"
+    KIND = "stack"
     CONTENTS = Contents(
+        "stack.json",
         (
             *("stack.json", "environment.json", "data.json", "metrics.json", "model.safetensors", "report.html"),
             *(f"features-{name}.{kind}" for name in PARTS for kind in ("f16", "new")),
@@ -60,7 +61,7 @@ class StackRun(Folder):
 
     @property
     def config(self) -> StackConfig:
-        stored = self._read_json(self.OPTIONS)
+        stored = self._read_json(self.CONTENTS.options)
         stages = tuple(TrainConfig.from_dict(stage) for stage in stored.pop("stages"))
         heads = stored.get("heads") or ("mean" if stored.get("ensemble") else "last")  # as earlier versions said it
         return StackConfig(stages, tuple(stored["channels"]), tuple(stored["downsample"]), heads)

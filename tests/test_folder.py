@@ -110,7 +110,7 @@ def test_moving_on_removes_files_of_ours_only(old, new, tmp_path_factory):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(folder.name)
         folder.mkdir(exist_ok=True)
-    contents = Contents(FILES, {r"stage-\d+": Contents(FILES)})
+    contents = Contents("config.json", FILES, {r"stage-\d+": Run.CONTENTS})
     contents.carry(root / "old", root / "new")
     contents.clear(root / "old")
     assert not (root / "old").exists()
@@ -298,7 +298,7 @@ def test_of_images_on_disk_a_sample_is_looked_at():
 
 
 def test_a_place_has_other_places_for_names_that_are_too_long():
-    short, long = (Places(Path("/tmp") / name, Contents(())) for name in ("run", "n" * 250))
+    short, long = (Places(Path("/tmp") / name, Run.CONTENTS) for name in ("run", "n" * 250))
     assert short.staged.name == ".run.new"
     assert len({long.staged, long.replaced, long.place}) == 3
     assert all(len(path.name) <= 255 for path in (long.staged, long.replaced))
