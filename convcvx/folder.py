@@ -62,8 +62,8 @@ class Folder(Files):
             return
         if not self.CONTENTS.free(self.folder) and not self._ours:
             raise RunError(
-                f"{self.folder} is not empty and no {self.KIND} folder (it has no {self.CONTENTS.options} of convcvx); choose "
-                f"another --out, or remove it{left}"
+                f"{self.folder} is not empty and no {self.KIND} folder (it has no {self.CONTENTS.options} of convcvx); "
+                f"choose another --out, or remove it{left}"
             )
         if not overwrite:
             raise RunError(
