@@ -290,7 +290,7 @@ def check_settled(root: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
 def test_two_kills_around_overwrite_lose_nothing(tmp_path, reference, replayed):
     kills = check_replacement(tmp_path, reference, range(1, 1000), 5)
     print(f"--overwrite killed {kills} times: 0 lost")
-    assert kills > 1000
+    assert kills > 500
 
 
 def test_a_sample_of_kills_around_overwrite_loses_nothing(tmp_path, reference, replayed):
