@@ -25,7 +25,7 @@ PACKAGES = ("convcvx", "torch", "numpy", "numba", "scipy", "scikit-learn")
 
 
 class Folder(Files):
-    """A folder of files; one with `OPTIONS` in it has begun.
+    """A folder of files; one with the options of a run in it has begun.
 
     Parameters
     ----------
@@ -40,10 +40,9 @@ class Folder(Files):
         Where it lies: beside `out` while it is to replace what is there.
     """
 
-    KIND, OPTIONS = "run", "config.json"
+    KIND, CONTENTS = "folder", Contents("", ())
     METRICS: ClassVar[Any] = {}
     """Form of metrics.json, as `reading` has it."""
-    CONTENTS = Contents(())
 
     def __init__(self, folder: str | Path, out: Path | None = None) -> None:
         super().__init__(Path(folder))
@@ -65,8 +64,8 @@ class Folder(Files):
             return
         if not self.CONTENTS.free(self.folder) and not self._ours:
             raise RunError(
-                f"{self.folder} is not empty and no {self.KIND} folder (it has no {self.OPTIONS} of convcvx); choose "
-                f"another --out, or remove it{left}"
+                f"{self.folder} is not empty and no {self.KIND} folder (it has no {self.CONTENTS.options} of convcvx); "
+                f"choose another --out, or remove it{left}"
             )
         if not overwrite:
             raise RunError(
@@ -77,10 +76,10 @@ class Folder(Files):
     def _ours(self) -> bool:
         """Whether the options are those of a run, and not a copy of them among files of somebody else's."""
         try:
-            known = self.begun and self._knows(self._read_json(self.OPTIONS, {}))
+            known = self.begun and self._knows(self._read_json(self.CONTENTS.options, {}))
         except RunError:
             return False
-        others = [path for path in self.folder.iterdir() if path.name != self.OPTIONS]
+        others = [path for path in self.folder.iterdir() if path.name != self.CONTENTS.options]
         return known and (not others or any(self.CONTENTS.own(path) or self.CONTENTS.within(path) for path in others))
 
     @staticmethod
@@ -93,6 +92,11 @@ class Folder(Files):
             return Places(self.folder.resolve(), self.CONTENTS)
         except (OSError, RuntimeError) as error:  # a loop of links
             raise RunError(f"cannot find {self.folder}: {error}; choose another --out") from None
+
+    @property
+    def displaced(self) -> bool:
+        """Whether an interrupted --overwrite has left parts of it elsewhere."""
+        return bool(self._find_places().elsewhere)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -120,7 +124,7 @@ class Folder(Files):
         To be called while it is held. If an interrupted --overwrite has begun, that is what goes on.
         """
         assert self._places is not None
-        if resume and (self._places.staged / self.OPTIONS).is_file():
+        if resume and self.CONTENTS.begun(self._places.staged):
             self.folder = self._places.staged
         if resume and self.begun:
             return True
@@ -156,7 +160,7 @@ class Folder(Files):
         """Options, machine and data, as far as they are not known."""
         with explained(f"cannot clear {self.folder}"):
             self.CONTENTS.clear_leftovers(self.folder)
-        begins = self.CONTENTS.free(self.folder, but=(self.OPTIONS, ENVIRONMENT))
+        begins = self.CONTENTS.free(self.folder, but=(self.CONTENTS.options, ENVIRONMENT))
         self.save_config(config)
         if not (self.folder / ENVIRONMENT).exists():
             self._write_json(ENVIRONMENT, environment())
@@ -193,11 +197,11 @@ class Folder(Files):
             known.check(origin, self.out)
 
     def save_config(self, config: Any) -> None:
-        self._write_json(self.OPTIONS, config.to_dict())
+        self._write_json(self.CONTENTS.options, config.to_dict())
 
     @property
     def begun(self) -> bool:
-        return os.path.isfile(self.folder / self.OPTIONS)
+        return self.CONTENTS.begun(self.folder)
 
     @property
     def finished(self) -> bool:
@@ -210,7 +214,7 @@ class Folder(Files):
         if not run.begun:
             left = " and ".join(map(str, run._find_places().elsewhere))
             remedy = f"; an interrupted --overwrite left {left}: --resume puts a run back in its place" if left else ""
-            raise RunError(f"{folder} is no {run.KIND} folder: it has no {run.OPTIONS}{remedy}")
+            raise RunError(f"{folder} is no {run.KIND} folder: it has no {run.CONTENTS.options}{remedy}")
         return run
 
     def save_report(self, html: str) -> Path:

@@ -35,17 +35,25 @@ class Contents:
 
     Parameters
     ----------
+    options : name
+        Of the file with which a run begins.
     files : names
+        Of all its files.
     folders : mapping
         Regular expressions of names, and the contents of those folders.
     """
 
+    options: str
     files: Collection[str]
     folders: Mapping[str, Contents] = field(default_factory=dict)
 
+    def begun(self, folder: Path) -> bool:
+        """Whether there is a run in `folder`, as far as a name can say."""
+        return os.path.isfile(folder / self.options)
+
     def free(self, folder: Path, but: Collection[str] = ()) -> bool:
         """Whether there is no `folder`, or nothing in it but files called `but` and what a kill leaves half written."""
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             return not os.path.lexists(folder)
         return all(path.name in but or self._leftover(path) for path in folder.iterdir())
 
@@ -65,8 +73,11 @@ class Contents:
         return next((inner for pattern, inner in self.folders.items() if re.fullmatch(pattern, path.name)), None)
 
     def clear(self, folder: Path) -> None:
-        """Remove our files from `folder`, and the folder itself if nothing else is in it."""
-        for path in sorted(folder.iterdir()):
+        """Remove our files from `folder`, and the folder itself if nothing else is in it.
+
+        The options go first: what is left when a kill strikes is no run.
+        """
+        for path in sorted(folder.iterdir(), key=lambda path: (path.name != self.options, path)):
             if inner := self.within(path):
                 inner.clear(path)
             elif self.own(path):
@@ -106,9 +117,18 @@ class Places:
     place : path
         The folder of the run, links resolved.
     contents : Contents
+
+    Raises
+    ------
+    RunError
+        For a name longer than file systems allow.
     """
 
     def __init__(self, place: Path, contents: Contents) -> None:
+        if (size := len(os.fsencode(place.name))) > LONGEST_NAME:
+            raise RunError(
+                f"{place.name[:20]}... is a name of {size} bytes, file systems allow {LONGEST_NAME}: shorten it"
+            )
         self.place, self._contents = place, contents
         self.staged, self.replaced = self._beside("new"), self._beside("replaced")
 
@@ -130,7 +150,7 @@ class Places:
     @property
     def elsewhere(self) -> list[Path]:
         """Where parts of an interrupted replacement lie."""
-        return [path for path in (self.staged, self.replaced) if path.is_dir()]
+        return [path for path in (self.staged, self.replaced) if os.path.isdir(path)]
 
     def stage(self) -> Path:
         """An empty place for a run that is to replace the one here."""
@@ -145,9 +165,9 @@ class Places:
         """Take the steps that are left: put a staged run that is finished in place, and let go of the one before."""
         if _finished(self.staged):
             self._exchange()
-        elif self.staged.is_dir() and self._contents.free(self.staged):
+        elif self.staged.is_dir() and not self._contents.begun(self.staged):
             self._contents.clear(self.staged)
-        if self.replaced.is_dir() and self._contents.free(self.place):
+        if self._contents.begun(self.replaced) and self._contents.free(self.place):
             if self.place.is_dir():
                 self._contents.clear(self.place)
             self.replaced.rename(self.place)

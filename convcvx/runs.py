@@ -56,7 +56,7 @@ FILES = {
 class Run(Folder):
     """One run folder."""
 
-    CONTENTS = Contents(FILES)
+    KIND, CONTENTS = "run", Contents("config.json", FILES)
     METRICS: ClassVar[Any] = {
         **dict.fromkeys(("primal", "dual", "rel_gap", "seconds"), float),
         **dict.fromkeys(("scope", "meaning", "status"), str),

@@ -44,9 +44,10 @@ from convcvx.stacked_network import Link, StackedCNN, stacked_cnn
 class StackRun(Folder):
     """The folder of a stack: options, data, metrics, model, the features under way, and a run folder for each stage."""
 
-    KIND, OPTIONS = "stack", "stack.json"
+    KIND = "stack"
     METRICS: ClassVar[Any] = {"stages": [Run.METRICS | {"stage": int, "kept": bool}], "heads?": str}
     CONTENTS = Contents(
+        "stack.json",
         (
             *("stack.json", "environment.json", "data.json", "metrics.json", "model.safetensors", "report.html"),
             *(f"features-{name}.{kind}" for name in PARTS for kind in ("f16", "new")),
@@ -62,11 +63,11 @@ class StackRun(Folder):
     @property
     def config(self) -> StackConfig:
         form = {"stages": [{}], "channels": [int], "downsample": [int], "heads?": str, "ensemble?": bool}
-        stored = self._read_json(self.OPTIONS, form)
+        stored = self._read_json(self.CONTENTS.options, form)
         try:
             stages = tuple(TrainConfig.from_dict(stage) for stage in stored["stages"])
         except InputError as error:
-            raise RunError(f"{self.folder / self.OPTIONS} is not as convcvx writes it: {error}") from None
+            raise RunError(f"{self.folder / self.CONTENTS.options} is not as convcvx writes it: {error}") from None
         heads = stored.get("heads") or ("mean" if stored.get("ensemble") else "last")  # as earlier versions said it
         return StackConfig(stages, tuple(stored["channels"]), tuple(stored["downsample"]), heads)
 

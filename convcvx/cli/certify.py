@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -110,7 +111,7 @@ def _source_run(network: Path, like: Path | None) -> Run | None:
     """The run whose data, model and beta are meant."""
     if like is not None:
         return Run.open(like)
-    if network.is_dir():
+    if os.path.isdir(network) or Run(network).displaced:
         return Run.open(network)
     in_run = network.name == "model.safetensors" and (network.parent / "config.json").exists()
     return Run.open(network.parent) if in_run else None
