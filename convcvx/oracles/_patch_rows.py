@@ -51,11 +51,11 @@ class PatchRows:
 
     Notes
     -----
-    *Remainders.* With ε = 2⁻⁵³, an embedded row e = B x of a patch is computed with an error of `_errors`. Of the
-    computed ê the coordinates v = F ê are kept; the rest ê - Fᵀv is measured, with an error of (d + 1)ε‖F‖_F‖v‖, where
-    ‖F‖_F = √d. A filter u has coordinates F u, longer than u by a factor of ‖F‖₂ <= 1 + ‖FFᵀ - I‖_F. To make v a unit
-    row and a weight takes 2ε, the weight w_pk itself 4ε, and m members of a row add up their charges with (m + 1)ε,
-    each time of w_pk‖v‖. Products that underflow add less than `TINY`.
+    *Remainders.* With ε = 2⁻⁵³, an embedded row e = B x of a patch is off by `embedding_errors`. Of the computed ê the
+    coordinates v = F ê are kept; the rest ê - Fᵀv is measured, with an error of (d + 1)ε‖F‖_F‖v‖, where ‖F‖_F = √d. A
+    filter u has coordinates F u, longer than u by a factor of ‖F‖₂ <= 1 + ‖FFᵀ - I‖_F. To make v a unit row and a
+    weight takes 2ε, the weight w_pk itself 4ε, and m members of a row add up their charges with (m + 1)ε, each time of
+    w_pk‖v‖. Products that underflow add less than `TINY`.
     """
 
     rows: np.ndarray
