@@ -52,11 +52,11 @@ class PatchRows:
 
     Notes
     -----
-    *Remainders.* With ε = 2⁻⁵³, an embedded row e = B x of a patch is computed with an error of `_errors`. Of the
-    computed ê the coordinates v = F ê are kept; the rest ê - Fᵀv is measured, with an error of (d + 1)ε‖F‖_F‖v‖, where
-    ‖F‖_F = √d. A filter u has coordinates F u, longer than u by a factor of ‖F‖₂ <= 1 + ‖FFᵀ - I‖_F. To make v a unit
-    row and a weight takes 2ε, the weight w_pk itself 4ε, and m members of a row add up their charges with (m + 1)ε,
-    each time of w_pk‖v‖. Products that underflow add less than `TINY`.
+    *Remainders.* With ε = 2⁻⁵³, an embedded row e = B x of a patch is off by `embedding_errors`. Of the computed ê the
+    coordinates v = F ê are kept; the rest ê - Fᵀv is measured, with an error of (d + 1)ε‖F‖_F‖v‖, where ‖F‖_F = √d. A
+    filter u has coordinates F u, longer than u by a factor of ‖F‖₂ <= 1 + ‖FFᵀ - I‖_F. To make v a unit row and a
+    weight takes 2ε, the weight w_pk itself 4ε, and m members of a row add up their charges with (m + 1)ε, each time of
+    w_pk‖v‖. Products that underflow add less than `TINY`.
     """
 
     rows: np.ndarray
@@ -153,9 +153,10 @@ def lengths(rows: Tensor) -> Tensor:
     extreme = ~((norms > 1e-140) & (norms < 1e140))
     if bool(extreme.any()):
         part = rows[extreme].numpy()
-        exponents = np.frexp(np.abs(part).max(axis=-1, initial=0.0))[1]
-        scaled = np.linalg.norm(np.ldexp(part, -exponents[:, None]), axis=-1)
-        norms[extreme] = torch.from_numpy(np.ldexp(scaled, exponents))
+        if part.any():
+            exponents = np.frexp(np.abs(part).max(axis=-1, initial=0.0))[1]
+            scaled = np.linalg.norm(np.ldexp(part, -exponents[:, None]), axis=-1)
+            norms[extreme] = torch.from_numpy(np.ldexp(scaled, exponents))
     return norms
 
 
@@ -163,14 +164,14 @@ def embedding_errors(responses: Responses, where: slice, raw: Tensor) -> Tensor:
     """(b, K): how far the embedded rows B x may be off, computed in float64 from `raw` patch rows x (b, K, h).
 
     The terms b_rj x_j of a coordinate may be far larger than their sum, as where whitening takes a mean off; in
-    whatever order they are added, it is off by (h + 1)ε Σ_j |b_rj||x_j|.
+    whatever order they are added, it is off by (h + 1)ε Σ_j |b_rj||x_j|, the row by no more than all coordinates are.
 
     Contrast normalisation q / D(q), D² = ‖q‖²/s + contrast, of a centred patch of s pixels, |pixel| <= M, is rounded
     before. Their mean is off by sεM, which with the rounding of the differences puts q off by (s + 3)εM√s; the map
     has a derivative of at most 1/D <= 1/√contrast; and D and the quotient are off by (s/2 + 7)ε of the result.
     """
     spec, basis = responses.embedding.spec, responses.embedding.basis
-    errors = (basis.shape[1] + 1) * UNIT * lengths(raw.abs() @ basis.abs().T)
+    errors = raw.abs() @ ((basis.shape[1] + 1) * UNIT * basis.abs().sum(dim=0))
     if spec.contrast is not None:
         s = basis.shape[1] - spec.constant
         largest = responses.images[where].double().abs().flatten(1).amax(dim=1).cpu()[:, None]

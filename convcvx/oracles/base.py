@@ -22,8 +22,8 @@ from convcvx.problem import Problem
 
 CHUNK = 1 << 15
 """Rows of one product."""
-NEAR_ONE = 8
-"""Rows with a largest entry between 2^-8 and 2^8, unit ones among them, are left as they are."""
+NEAR_ONE = 32
+"""Rows with a largest entry between 2^-32 and 2^32, unit ones among them, are left as they are, and so are charges."""
 SMALLEST = 2.0**-1074
 """The smallest float64: what one underflow loses at most."""
 
@@ -153,24 +153,26 @@ class ChargedRows:
         return cls(patches.rows, patches.cells, charges, *shared, exponent).scaled()
 
     def scaled(self) -> ChargedRows:
-        """The same with charges, and rows that are far from unit length, brought to scale 1 by powers of two.
+        """The same with charges, and rows that are far from unit length, brought to about 1 by powers of two.
 
         No product of them over- or underflows then but where it is of no account: beside the largest charge, which is
-        1/2 at least, what underflows is below 1e-150, far less than any oracle allows for rounding.
+        2^-32 at least, what underflows is below 1e-100, far less than any oracle allows for rounding.
 
         Raises
         ------
         InputError
             For rows or charges with NaN or infinity.
         """
-        if not (np.isfinite(self.rows).all() and np.isfinite(self.charges).all()):
-            raise InputError("images and dual_point must be finite; found NaN or infinity in patches or their charges")
-        lengths = np.frexp(np.abs(self.rows).max(axis=1, initial=0.0))[1]
-        lengths[np.abs(lengths) <= NEAR_ONE] = 0
-        sizes = np.frexp(np.abs(self.charges).max(axis=1, initial=0.0))[1] + lengths
-        loaded = self.charges.any(axis=1)
-        shift = int(sizes[loaded].max()) if loaded.any() else 0
-        if shift == 0 and not lengths.any():
+        shift, lengths = math.frexp(largest_entry(self.charges))[1], np.zeros(1, np.int64)
+        if self.division is None:  # the rows of a division are unit
+            largest_entry(self.rows)
+            lengths = np.frexp(np.abs(self.rows).max(axis=1, initial=0.0))[1]
+            lengths[np.abs(lengths) <= NEAR_ONE] = 0
+        if lengths.any():
+            loaded = self.charges.any(axis=1)
+            sizes = np.frexp(np.abs(self.charges).max(axis=1, initial=0.0))[1] + lengths
+            shift = int(sizes[loaded].max()) if loaded.any() else 0
+        elif abs(shift) <= NEAR_ONE:
             return self
         return replace(
             self,
@@ -224,18 +226,18 @@ class ChargedRows:
         return np.sqrt((self.correlate(coordinates) ** 2).sum(axis=(1, 2)))
 
 
-def at_scale_one(array: np.ndarray) -> tuple[np.ndarray, int]:
-    """`array` over 2^k, its largest entry between 1/2 and 1, and k.
+def at_scale_one(dual_point: np.ndarray) -> tuple[np.ndarray, int]:
+    """`dual_point` over 2^k, its largest entry between 1/2 and 1, and k; `InputError` for NaN and infinity."""
+    exponent = math.frexp(largest_entry(dual_point))[1]
+    return np.ldexp(dual_point, -exponent), exponent
 
-    Raises
-    ------
-    InputError
-        For a dual point, which `array` is, with NaN or infinity.
-    """
-    if not np.isfinite(array).all():
-        raise InputError("dual_point must be finite; found NaN or infinity")
-    exponent = int(np.frexp(np.abs(array).max(initial=0.0))[1])
-    return np.ldexp(array, -exponent), exponent
+
+def largest_entry(array: np.ndarray) -> float:
+    """The largest modulus in `array`; `InputError` for NaN and infinity, which no proof begins with."""
+    top = max(float(array.max(initial=0.0)), -float(array.min(initial=0.0)))
+    if not top < math.inf:
+        raise InputError("images and dual_point must be finite; found NaN or infinity in patches or their charges")
+    return top
 
 
 def largest(*bounds: float) -> float:

@@ -183,7 +183,7 @@ class _Search:
                 self.relaxed += 1
                 refined, direction = relax(suspect.matrix, facets(self.rows, suspect.cell), self.overshoot)
                 self.incumbents.climb(np.stack([direction, -direction]), 5)
-                bound = min(refined, bound)
+                bound = min(bound, refined)
             self.proved = largest(self.proved, bound)
 
 
