@@ -8,6 +8,7 @@ neuron is first balanced (‖u_j‖ = ‖V_j‖, which never raises the objectiv
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -92,7 +93,10 @@ class Certificate:
     @property
     def meaning(self) -> str:
         """The scope in words; for a local search also how much of the landscape it saw; what cut the search short."""
-        cut = "; the time limit cut it short" if self.search.get("stopped") == "time_limit" else ""
+        stopped = self.search.get("stopped") == "time_limit"
+        if stopped and self.g_max == math.inf:
+            return "no bound but zero, which no loss is below: the time limit left no time for a search"
+        cut = "; the time limit cut it short" if stopped else ""
         if not {"starts", "basins", "unseen_mass"} <= set(self.search):
             return SCOPES[self.scope] + cut
         return (

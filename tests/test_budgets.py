@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
+from functools import cache
 
 import pytest
 import torch
@@ -63,9 +64,13 @@ def g(problem: Problem, filters: torch.Tensor, dual_point: torch.Tensor) -> torc
     return problem.responses.correlate(filters, dual_point).flatten(1).norm(dim=1)
 
 
-def optimum(problem: Problem) -> float:
-    solution = solve_problem(problem, Budget(tol=1e-7), oracle="exact")
-    return solution.history[-1]["lower_bound"]
+@cache
+def small(loss: str) -> tuple[Problem, float, float]:
+    """A problem, and two numbers between which its optimum lies."""
+    problem = flat_problem(n=8, n_patches=1, dim=2, n_outputs=2, loss=loss)
+    record = solve_problem(problem, Budget(tol=1e-4), oracle="exact").history[-1]
+    assert record["rel_gap"] <= 1e-4
+    return problem, record["lower_bound"], record["objective"]
 
 
 # -- deadlines ----------------------------------------------------------------------------------------
@@ -74,7 +79,7 @@ def optimum(problem: Problem) -> float:
 def test_a_deadline_passes_and_its_shares_before_it(clock):
     deadline = Deadline.after(10)
     assert deadline.at == 11
-    assert 11 - 3 <= deadline.share(0.5).at - 0.5 * deadline.left < deadline.at
+    assert clock.now < deadline.share(0.5).at < deadline.share(0.9).at < deadline.at
     assert not deadline.passed
     clock.now = 20
     assert deadline.passed
@@ -126,8 +131,8 @@ def test_an_oracle_that_is_cut_short_claims_no_more_than_it_has_proved(name, lim
         assert found.upper_bound >= highest * (1 - 1e-9)
     if limit < 1:
         assert found.cut_short
-        assert found.g_max == math.inf
-        assert problem.dual(dual_point, found.g_max) == 0.0
+        assert found.g_max > 2 * highest
+        assert name in ("exact", "copositive") or problem.dual(dual_point, found.g_max) == 0.0
 
 
 def test_negative_control_an_oracle_with_time_is_not_cut_short():
@@ -148,8 +153,7 @@ def test_negative_control_an_oracle_with_time_is_not_cut_short():
 def test_a_solver_out_of_time_still_gives_a_network_and_a_true_certificate(solver, loss, limit, clock):
     if solver == "closed-form" and loss != "squared":
         pytest.skip("the closed form is of the squared loss")
-    problem = flat_problem(n=8, n_patches=1, dim=2, n_outputs=2, loss=loss)
-    least = optimum(problem)
+    problem, lowest, highest = small(loss)
     constant = problem.primal(problem.constant_predictions(), torch.zeros(0, 1, 2, dtype=torch.float64))
     began = clock.now
     deadline = Deadline.after(limit)
@@ -157,12 +161,13 @@ def test_a_solver_out_of_time_still_gives_a_network_and_a_true_certificate(solve
     certificate = certify_parameters(problem.until(deadline), solution.filters, solution.weights, oracle="exact")
     assert clock.now - began <= limit + PATIENCE
     assert certificate.scope == "global"
-    assert certificate.dual <= least * (1 + 1e-9) <= certificate.primal * (1 + 1e-6)
+    assert certificate.dual <= highest
+    assert certificate.primal >= lowest
     assert certificate.primal <= constant * (1 + 1e-9)
-    assert solution.history and solution.history[-1]["lower_bound"] <= least * (1 + 1e-6)
+    assert solution.history[-1]["lower_bound"] <= highest
     if limit < 1:
         assert solution.status == "time_limit"
-        assert "the time limit cut it short" in certificate.meaning
+        assert "the time limit" in certificate.meaning
 
 
 @pytest.mark.parametrize("name", ORACLES)
@@ -217,7 +222,7 @@ def test_certify_takes_a_time_limit_and_says_when_it_has_cut_the_search_short(cl
     images, targets = torch.randn(8, 1, 3, 3), torch.arange(8) % 2
     whole = convcvx.certify(network, images, targets, 0.05, oracle="local")
     short = convcvx.certify(network, images, targets, 0.05, oracle="local", time_limit=0.5)
-    assert "cut it short" in short.meaning and "cut it short" not in whole.meaning
+    assert "left no time" in short.meaning and "time" not in whole.meaning
     assert short.primal == pytest.approx(whole.primal)
     assert short.dual == 0.0 < whole.dual
     with pytest.raises(InputError, match="time_limit must be a positive float; got 0"):
