@@ -9,7 +9,7 @@ neuron is first balanced (‖u_j‖ = ‖V_j‖, which never raises the objectiv
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -41,6 +41,10 @@ LARGE = 1e11
 """Products n·K·h·m of a pass over all images from which on certifying in float64 would take minutes."""
 LIGHT_STARTS = 64
 """Filters of the network, those with the largest weights, that a light search is given."""
+HOPELESS = 0.5
+"""Estimated gap from which on the search at the end of a training is left: it finds larger g only, and a larger gap."""
+CONFIRMING = 12
+"""Batches of climbs behind a gap that a solver believes: two persistent searches."""
 HALF = 0.5
 """Share of the time left for the network's own dual point, where there is another one to try."""
 FLOAT32_ROUNDING = 1e-4
@@ -97,6 +101,8 @@ class Certificate:
         if stopped and self.g_max == math.inf:
             return "no bound but zero, which no loss is below: the time limit left no time for a search"
         cut = "; the time limit cut it short" if stopped else ""
+        if self.search.get("stopped") == "hopeless":
+            cut = "; the search ended early: it shows a gap that is large and would only grow"
         if not {"starts", "basins", "unseen_mass"} <= set(self.search):
             return SCOPES[self.scope] + cut
         return (
@@ -159,6 +165,7 @@ def certify(
     responses: Callable[..., Responses] = Responses,
     dual_point: Tensor | None = None,
     time_limit: float | None = None,
+    training: Sequence[dict[str, Any]] | None = None,
 ) -> Certificate:
     """Certify any two-layer convolutional ReLU network at weight decay `beta`.
 
@@ -186,6 +193,10 @@ def certify(
         rigorous. It counts for what is proved of it here, whoever made it.
     time_limit : float, optional
         Seconds after which the bound is the one proved, or estimated, by then; `search` and `meaning` say so.
+    training : sequence of dict, optional
+        The history of a training that ends with this certificate: the local search of oracle "auto" or "local" then
+        costs about a fifth of the training's own searches, and ends where the gap it shows is hopeless; `meaning` says
+        so. Without it the search makes its full effort.
 
     Raises
     ------
@@ -215,8 +226,8 @@ def certify(
     filters = embedding.filters(layers.convolution.weight.detach().cpu(), None if bias is None else bias.detach().cpu())
     weights = layers.classifier.weight.detach().cpu().double().unflatten(1, (len(filters), -1)).permute(1, 2, 0)
     _check_forward(network, layers, problem, filters, weights)
-    problem = problem.until(deadline)
-    return certify_parameters(problem, filters, weights, oracle=oracle, tol=tol, seed=seed, dual_point=dual_point)
+    problem, options = problem.until(deadline), {"oracle": oracle, "tol": tol, "seed": seed, "dual_point": dual_point}
+    return certify_parameters(problem, filters, weights, training=training, **options)
 
 
 @torch.no_grad()
@@ -260,10 +271,11 @@ def certify_parameters(
     tol: float = 1e-4,
     seed: int = 0,
     dual_point: Tensor | None = None,
+    training: Sequence[dict[str, Any]] | None = None,
 ) -> Certificate:
     """Certify filters (m, r) of any norm with weights (m, P, c) on `problem`; b is re-optimised.
 
-    `dual_point` (n, c) is a second chance for the lower bound, as in `certify`.
+    `dual_point` (n, c) is a second chance for the lower bound, and `training` caps a local search, as in `certify`.
 
     Everything is computed in float64, but for a local search beyond `LARGE`: that is a light one, which starts from the
     filters with the largest weights, and responses are computed in the problem's own arithmetic, their sums in float64.
@@ -282,6 +294,9 @@ def certify_parameters(
         starts = filters[weights.flatten(1).norm(dim=1).argsort(descending=True)[:LIGHT_STARTS]]
         search = LocalOracle(n_climbers=8, n_steps=6, n_batches=1, thorough=True)
         rounding = FLOAT32_ROUNDING
+    if training is not None and isinstance(search, LocalOracle) and isinstance(oracle, str):
+        hopeless = _height(problem, residual, (1 - HOPELESS) * primal)
+        search = replace(search, max_batches=_fair_batches(training, problem.n, tol), hopeless=hopeless)
     target = problem.beta * (1 + 0.5 * tol)
     # A heuristic may search in the arithmetic at hand: what it finds is measured in float64 below.
     found = search(
@@ -323,6 +338,25 @@ def certify_parameters(
         search=found.stats,
         train_accuracy=float((predictions.argmax(dim=1) == problem.targets.argmax(dim=1)).double().mean()),
     )
+
+
+def _fair_batches(training: Sequence[dict[str, Any]], n: int, tol: float) -> int:
+    """Batches of climbs that cost a fifth of those that a training on `n` images went through, counted, not timed."""
+    batches = sum(record.get("images", n) / n for record in training)
+    if training and training[-1]["rel_gap"] <= tol:
+        batches += CONFIRMING
+    return max(1, math.ceil(batches / 5))
+
+
+def _height(problem: Problem, dual_point: Tensor, value: float) -> float:
+    """The g, nearly, from which on the dual value is below `value`; infinite beyond a hundred times β."""
+    low, high = problem.beta, 100 * problem.beta
+    if problem.dual(dual_point, high) >= value:
+        return math.inf
+    for _ in range(6):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if problem.dual(dual_point, middle) >= value else (low, middle)
+    return high
 
 
 def _checked(dual_point: Tensor, problem: Problem) -> Tensor:

@@ -120,6 +120,7 @@ class _ConvexCNN(BaseEstimator):
             tol=self.tol,
             seed=seed + 1,
             dual_point=solution.dual_point,
+            training=solution.history,
         )
         self.beta_ = problem.beta
         self.solution_ = replace(solution, certificate=self.certificate_)

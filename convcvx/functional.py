@@ -119,6 +119,7 @@ def solve(
         tol=tol,
         seed=seed + 1,
         dual_point=solution.dual_point,
+        training=solution.history,
     )
     warn_short_of(certificate, solution, tol)
     return replace(solution, certificate=certificate)

@@ -73,7 +73,17 @@ def train_job(
         "beta": problem.beta,
     }
     left = deadline.later(LEAST * (config.time_limit or 0.0))
-    certificate = _certify(network, train, config, problem.beta, responses.embedding, solution.dual_point, team, left)
+    certificate = _certify(
+        network,
+        train,
+        config,
+        problem.beta,
+        responses.embedding,
+        solution.dual_point,
+        team,
+        deadline=left,
+        training=solution.history,
+    )
     run.save_result(network, certificate)
     network.to(responses.device)  # where it is scored
     metrics = certificate_summary(certificate) | {
@@ -183,6 +193,7 @@ def _certify(
     dual_point: Tensor | None = None,
     team: Team | None = None,
     deadline: Deadline = NEVER,
+    training: list[dict[str, Any]] | None = None,
 ) -> Certificate:
     return certify(
         network,
@@ -199,6 +210,7 @@ def _certify(
         responses=team.responses if team else Responses,
         dual_point=dual_point,
         time_limit=deadline.limit,
+        training=training,
     )
 
 

@@ -1,4 +1,4 @@
-"""Time limits: by a clock that goes forward a second whenever somebody looks at it, so that no test waits or is timed."""
+"""Time limits, by a clock that goes forward a second whenever somebody looks at it: no test waits or is timed."""
 
 from __future__ import annotations
 
@@ -95,8 +95,8 @@ def test_what_never_ends_never_looks_at_the_clock(monkeypatch):
         raise AssertionError("nobody needs to know the time")
 
     monkeypatch.setattr("convcvx.budget.clock", fail)
-    assert NEVER.left == math.inf and NEVER.limit is None and not NEVER.passed
-    assert NEVER.share(0.5) is NEVER and NEVER.later(1) is NEVER and NEVER.sooner(NEVER) == NEVER
+    assert (NEVER.left, NEVER.limit, NEVER.passed) == (math.inf, None, False)
+    assert {NEVER.share(0.5), NEVER.later(1), NEVER.sooner(NEVER)} == {NEVER}
     problem = flat_problem()
     solution = solve_problem(problem, Budget(tol=1e-3))
     certificate = certify_parameters(problem, solution.filters, solution.weights, tol=1e-3)
@@ -222,7 +222,8 @@ def test_certify_takes_a_time_limit_and_says_when_it_has_cut_the_search_short(cl
     images, targets = torch.randn(8, 1, 3, 3), torch.arange(8) % 2
     whole = convcvx.certify(network, images, targets, 0.05, oracle="local")
     short = convcvx.certify(network, images, targets, 0.05, oracle="local", time_limit=0.5)
-    assert "left no time" in short.meaning and "time" not in whole.meaning
+    assert "left no time" in short.meaning
+    assert "time" not in whole.meaning
     assert short.primal == pytest.approx(whole.primal)
     assert short.dual == 0.0 < whole.dual
     with pytest.raises(InputError, match="time_limit must be a positive float; got 0"):
@@ -243,6 +244,36 @@ def test_solve_and_the_estimators_end_in_time(limit, clock):
             certificate = call()
             assert clock.now - began <= limit + 2 * PATIENCE
             assert 0 <= certificate.dual <= certificate.primal
+
+
+def test_the_search_at_the_end_of_a_training_costs_a_share_of_it_and_a_search_by_hand_its_full_effort():
+    problem = flat_problem(n=30, n_patches=2, dim=4, n_outputs=3, beta=0.05)
+    solution = solve_problem(problem, Budget(tol=1e-2), oracle="local")
+    network = solution.filters, solution.weights
+    options = {"oracle": "local", "tol": 1e-2}
+    starts = {
+        rounds: certify_parameters(problem, *network, training=rounds * solution.history[:1], **options).search[
+            "starts"
+        ]
+        for rounds in (1, 6, 11, 1000)
+    }
+    by_hand = certify_parameters(problem, *network, **options)
+    assert starts[1] < starts[6] < starts[11] < starts[1000] == by_hand.search["starts"]
+    assert "stopped" not in by_hand.search
+
+
+def test_a_hopeless_search_is_left_and_the_certificate_says_so():
+    """A network far from the optimum has a large gap, whatever else a search finds; one near it has not (control)."""
+    problem = flat_problem(n=30, n_patches=2, dim=4, n_outputs=3, beta=1e-3)
+    good = solve_problem(problem, Budget(tol=1e-2), oracle="local")
+    for solution, hopeless in ((good, False), (solve_problem(problem, Budget(max_filters=1), oracle="local"), True)):
+        network = solution.filters, solution.weights
+        certificate = certify_parameters(problem, *network, oracle="local", training=solution.history)
+        full = certify_parameters(problem, *network, oracle="local")
+        assert ("the search ended early" in certificate.meaning) == hopeless
+        assert "ended early" not in full.meaning
+        assert (certificate.rel_gap > 0.5) == hopeless
+        assert certificate.dual >= full.dual * (1 - 0.05)
 
 
 def test_small_problems_keep_torch_to_one_core_and_give_the_others_back():
