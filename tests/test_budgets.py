@@ -252,10 +252,8 @@ def test_the_search_at_the_end_of_a_training_costs_a_share_of_it_and_a_search_by
     network = solution.filters, solution.weights
     options = {"oracle": "local", "tol": 1e-2}
     starts = {
-        rounds: certify_parameters(problem, *network, training=rounds * solution.history[:1], **options).search[
-            "starts"
-        ]
-        for rounds in (1, 6, 11, 1000)
+        n: certify_parameters(problem, *network, training=n * solution.history[:1], **options).search["starts"]
+        for n in (1, 6, 11, 1000)
     }
     by_hand = certify_parameters(problem, *network, **options)
     assert starts[1] < starts[6] < starts[11] < starts[1000] == by_hand.search["starts"]
