@@ -8,6 +8,8 @@ neuron is first balanced (‖u_j‖ = ‖V_j‖, which never raises the objectiv
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -41,6 +43,10 @@ LARGE = 1e11
 """Products n·K·h·m of a pass over all images from which on certifying in float64 would take minutes."""
 LIGHT_STARTS = 64
 """Filters of the network, those with the largest weights, that a light search is given."""
+HOPELESS = 0.5
+"""Estimated gap from which on the search at the end of a training is left: it finds larger g only, and a larger gap."""
+CONFIRMING = 12
+"""Batches of climbs behind a gap that a solver believes: two persistent searches."""
 HALF = 0.5
 """Share of the time left for the network's own dual point, where there is another one to try."""
 FLOAT32_ROUNDING = 1e-4
@@ -105,7 +111,12 @@ class Certificate:
         said = SCOPES[self.scope]
         if self.filter_rank != self.filter_size:
             said += f"; among networks whose filters are of rank {self.filter_rank} of {self.filter_size}"
-        cut = "; the time limit cut it short" if self.search.get("stopped") == "time_limit" else ""
+        stopped = self.search.get("stopped") == "time_limit"
+        if stopped and self.g_max == math.inf:
+            return "no bound but zero, which no loss is below: the time limit left no time for a search"
+        cut = "; the time limit cut it short" if stopped else ""
+        if self.search.get("stopped") == "hopeless":
+            cut = "; the search ended early: it shows a gap that is large and would only grow"
         if not {"starts", "basins", "unseen_mass"} <= set(self.search):
             return said + cut
         return (
@@ -225,8 +236,14 @@ def certify_on(
     tol: float = 1e-4,
     seed: int = 0,
     dual_point: Tensor | None = None,
+    training: Sequence[dict[str, Any]] | None = None,
 ) -> Certificate:
-    """As `certify`, on a `problem` that is there already: its images, embedding, pooling and β are believed."""
+    """As `certify`, on a `problem` that is there already: its images, embedding, pooling and β are believed.
+
+    `training` is the history of a training that ends with this certificate: the local search of oracle "auto" or
+    "local" then costs about a fifth of the training's own searches, and ends where the gap it shows is hopeless;
+    `meaning` says so. Without it the search makes its full effort.
+    """
     deadline, problem = problem.deadline, problem.until(NEVER)  # what is read and checked has to be
     layers, embedding = read_network(network), problem.responses.embedding
     features = layers.convolution.out_channels * problem.responses.n_cells
@@ -244,8 +261,8 @@ def certify_on(
     weights = layers.classifier.weight.detach().cpu().double().unflatten(1, (len(filters), -1)).permute(1, 2, 0)
     _check_forward(network, layers, problem, filters, weights)
     own = None if layers.classifier.bias is None else layers.classifier.bias.detach().cpu()
-    problem = problem.until(deadline)
-    return certify_parameters(problem, filters, weights, own, oracle=oracle, tol=tol, seed=seed, dual_point=dual_point)
+    options: dict[str, Any] = {"oracle": oracle, "tol": tol, "seed": seed, "dual_point": dual_point}
+    return certify_parameters(problem.until(deadline), filters, weights, own, training=training, **options)
 
 
 def _in_units(network: nn.Module, units: Units) -> nn.Module:
@@ -314,10 +331,12 @@ def certify_parameters(
     tol: float = 1e-4,
     seed: int = 0,
     dual_point: Tensor | None = None,
+    training: Sequence[dict[str, Any]] | None = None,
 ) -> Certificate:
     """Certify filters (m, r) of any norm with weights (m, P, c) on `problem`; b is re-optimised, from `intercept` (c,).
 
-    `dual_point` (n, c) is a second chance for the lower bound, as in `certify`.
+    `dual_point` (n, c) is a second chance for the lower bound, and `training` caps a local search, as in
+    `certify_on`.
 
     Everything is computed in float64, but for a local search beyond `LARGE`: that is a light one, which starts from the
     filters with the largest weights, and responses are computed in the problem's own arithmetic, their sums in float64.
@@ -336,6 +355,9 @@ def certify_parameters(
     if large:
         starts = filters[weights.flatten(1).norm(dim=1).argsort(descending=True)[:LIGHT_STARTS]]
         search = LocalOracle(n_climbers=8, n_steps=6, n_batches=1, thorough=True)
+    if training is not None and isinstance(search, LocalOracle) and isinstance(oracle, str):
+        hopeless = _height(problem, residual, (1 - HOPELESS) * primal)
+        search = replace(search, max_batches=_fair_batches(training, problem.n, tol), hopeless=hopeless)
     target = problem.beta * (1 + 0.5 * tol)
     # A heuristic may search in the arithmetic at hand: what it finds is measured in float64 below.
     found = search(
@@ -353,8 +375,9 @@ def certify_parameters(
     dual = problem.dual(residual, found.g_max)
     if found.scope == "global" and found.g_max <= target and primal - dual > tol * primal:
         # The proof stopped where Z is feasible; where g stays below β a longer Z would be too, and bound better.
-        found = search(problem.until(deadline), residual, starts=starts, n_filters=16, seed=seed, target=0.0)
-        dual = problem.dual(residual, found.g_max)
+        again = search(problem.until(deadline), residual, starts=starts, n_filters=16, seed=seed, target=0.0)
+        if again.g_max < found.g_max:
+            found, dual = again, problem.dual(residual, again.g_max)
     if dual_point is not None and found.scope == "global" and primal - dual > tol * primal:
         other = problem.in_domain(_checked(dual_point, problem))
         again = search(problem.until(deadline), other, starts=starts, n_filters=1, seed=seed, target=target)
@@ -383,6 +406,25 @@ def certify_parameters(
         filter_rank=problem.responses.embedding.dim,
         filter_size=problem.responses.embedding.size,
     )
+
+
+def _fair_batches(training: Sequence[dict[str, Any]], n: int, tol: float) -> int:
+    """Batches of climbs that cost a fifth of those that a training on `n` images went through, counted, not timed."""
+    batches = sum(record.get("images", n) / n for record in training)
+    if training and training[-1]["rel_gap"] <= tol:
+        batches += CONFIRMING
+    return max(1, math.ceil(batches / 5))
+
+
+def _height(problem: Problem, dual_point: Tensor, value: float) -> float:
+    """The g, nearly, from which on the dual value is below `value`; infinite beyond a hundred times β."""
+    low, high = problem.beta, 100 * problem.beta
+    if problem.dual(dual_point, high) >= value:
+        return math.inf
+    for _ in range(6):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if problem.dual(dual_point, middle) >= value else (low, middle)
+    return high
 
 
 def _checked(dual_point: Tensor, problem: Problem) -> Tensor:

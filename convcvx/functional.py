@@ -139,6 +139,7 @@ def train(
         tol=budget.tol,
         seed=seed + 1,
         dual_point=solution.dual_point,
+        training=solution.history,
     )
     solution = units.solution(replace(solution, certificate=certificate))
     return solution, units.certificate(certificate)

@@ -116,6 +116,7 @@ def _train(
             tol=config.tol,
             seed=config.seed,
             dual_point=solution.dual_point,
+            training=solution.history,
         )
     except InputError as error:
         raise RunError(f"{error}; what was trained is kept in {run.folder / 'state.safetensors'}") from None

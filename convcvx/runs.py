@@ -76,7 +76,7 @@ class Run(Folder):
         try:
             return TrainConfig.from_dict(stored)
         except InputError as error:
-            raise RunError(f"{self.folder / self.OPTIONS} is not as convcvx writes it: {error}") from None
+            raise RunError(f"{self.folder / self.CONTENTS.options} is not as convcvx writes it: {error}") from None
 
     def continued(self, given: dict[str, Any]) -> TrainConfig:
         """The stored options, with what was `given` explicitly; only budgets may differ."""

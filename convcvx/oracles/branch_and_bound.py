@@ -132,7 +132,9 @@ class BranchAndBoundOracle:
         began = time.perf_counter()
         deadline = problem.deadline.share(self.share)
         try:
+            deadline.check()
             charged = ChargedRows.build(problem.until(deadline), dual_point)
+            deadline.check()  # the tree over the rows takes seconds for a million of them
         except OutOfTime:
             return OracleResult.unfinished(problem, "global", time.perf_counter() - began)
         points = None if starts is None else (starts.double().cpu() @ charged.frame.T).numpy()

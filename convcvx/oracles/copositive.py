@@ -177,9 +177,11 @@ class _Search:
     def relax_cells(self, deadline: Deadline) -> None:
         """Relax the kept cells, those with the largest bound first."""
         self.incumbents.climb(self.incumbents.points[:4], 30)
+        late = False
         for suspect in sorted(self.suspects, key=lambda s: -s.bound):
             bound = suspect.bound
-            if not bound <= self.known and not deadline.passed:
+            late = late or deadline.passed
+            if not bound <= self.known and not late:
                 self.relaxed += 1
                 refined, direction = relax(suspect.matrix, facets(self.rows, suspect.cell), self.overshoot)
                 self.incumbents.climb(np.stack([direction, -direction]), 5)

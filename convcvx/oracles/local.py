@@ -12,6 +12,7 @@ where it ends on all.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from time import perf_counter
@@ -64,6 +65,10 @@ class LocalOracle:
         Be persistent, and go on when a batch has found a violation: for certificates.
     persistent : bool
         Go through more batches before no violation is believed.
+    max_batches : int, optional
+        Go through no more than these, thorough or not.
+    hopeless : float
+        Stop once a g above this is found, thorough or not: what else there is to find changes nothing any more.
     """
 
     name = "local"
@@ -72,6 +77,8 @@ class LocalOracle:
     n_batches: int = 2
     thorough: bool = False
     persistent: bool = False
+    max_batches: int | None = None
+    hopeless: float = math.inf
 
     def __call__(
         self,
@@ -109,6 +116,8 @@ class LocalOracle:
         }
         filters, values = (torch.cat(parts) for parts in zip(*measured, strict=True))
         best = distinct(filters, values, n_filters, cosine=DISTINCT)
+        if float(values.max()) > self.hopeless:
+            stats.setdefault("stopped", "hopeless")
         return OracleResult(filters[best], values[best], float("inf"), "heuristic", stats)
 
     def _batches(
@@ -127,6 +136,7 @@ class LocalOracle:
         n_climbers = self.n_climbers if sample is problem else MORE * self.n_climbers
         persistent = (self.persistent or self.thorough) and sample is problem
         n_batches = self.n_batches * (PERSISTENT if persistent else 1)
+        n_batches = n_batches if self.max_batches is None else min(n_batches, self.max_batches)
         if problem.is_small:  # a step of a few climbers costs as much as one of many
             n_climbers, n_batches = n_climbers * n_batches, 1
         for batch in range(n_batches):
@@ -149,7 +159,7 @@ class LocalOracle:
                 heights = problem.responses.correlate(rest, dual_point).flatten(1).norm(dim=1)
                 yield (rest[:0], heights[:0]), (rest, heights)
                 values = torch.cat([values, heights])
-            if not self.thorough and float(values.max()) > target:
+            if float(values.max()) > (self.hopeless if self.thorough else target):
                 return
 
     def _starts(self, problem: Problem, size: int, preconditioner: Tensor, random: torch.Generator) -> Tensor:
@@ -214,7 +224,8 @@ class LocalOracle:
             towards = torch.where(better[:, :, None], _unit(correlations), towards)
             trial = _unit(best + lengths * _uphill(best, gradients, preconditioner) + MOMENTUM * moved)
             # Far from the optimum the filters found so far will do; near it a climb goes to its end.
-            enough = not self.thorough and step >= 3 and bool(best_values.max() > ENOUGH * target)
+            limit = self.hopeless if self.thorough else ENOUGH * target
+            enough = step >= 3 and bool(best_values.max() > limit)
             idle = 0 if rose else idle + 1
             if enough or idle == IDLE:
                 break

@@ -20,7 +20,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from convcvx.budget import Budget, Deadline, OutOfTime
+from convcvx.budget import NEVER, Budget, Deadline, OutOfTime
 from convcvx.oracles.base import Oracle
 from convcvx.oracles.sampled import N_GATES, SampledOracle
 from convcvx.pattern_cones import PatternCones
@@ -62,7 +62,7 @@ def gated(
     """
     began = perf_counter()
     sample = oracle if isinstance(oracle, SampledOracle) else SampledOracle(n_gates, seed)
-    gates = sample.gates(problem)
+    gates = sample.gates(problem.until(NEVER))
     sample = SampledOracle(seed=sample.seed, gates=gates)
     problem = problem.until(budget.deadline(problem))
     solution = Solution.empty(problem.responses.dim, problem.responses.n_cells, problem.n_outputs)

@@ -1,0 +1,293 @@
+"""Time limits, by a clock that goes forward a second whenever somebody looks at it: no test waits or is timed."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from functools import cache
+
+import pytest
+import torch
+from conftest import flat_problem
+from torch import nn
+
+import convcvx
+from convcvx.budget import NEVER, Budget, Deadline, OutOfTime
+from convcvx.certificate import certify_parameters
+from convcvx.errors import InputError
+from convcvx.oracles import (
+    BranchAndBoundOracle,
+    CopositiveOracle,
+    ExactOracle,
+    LocalOracle,
+    OracleResult,
+    SampledOracle,
+)
+from convcvx.problem import Problem
+from convcvx.solvers import SOLVERS
+from convcvx.threads import sparing_threads
+from convcvx.training import find_beta_max, solve_problem
+
+ORACLES = {
+    "exact": ExactOracle(),
+    "branch-and-bound": BranchAndBoundOracle(rel_tol=1e-6),
+    "copositive": CopositiveOracle(),
+    "sampled": SampledOracle(20),
+    "local": LocalOracle(),
+}
+LIMITS = (0.5, 2, 5, 12, 30, 80)
+"""Looks at the clock after which time is over: before, in and between the parts of a call."""
+PATIENCE = 40
+"""Looks that a call may still take after that: one in each loop that it has to leave."""
+
+
+@dataclass
+class Clock:
+    """Goes forward a second a look."""
+
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        self.now += 1.0
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("convcvx.budget.clock", clock)
+    return clock
+
+
+def g(problem: Problem, filters: torch.Tensor, dual_point: torch.Tensor) -> torch.Tensor:
+    return problem.responses.correlate(filters, dual_point).flatten(1).norm(dim=1)
+
+
+@cache
+def small(loss: str) -> tuple[Problem, float, float]:
+    """A problem, and two numbers between which its optimum lies."""
+    problem = flat_problem(n=8, n_patches=1, dim=2, n_outputs=2, loss=loss)
+    record = solve_problem(problem, Budget(tol=1e-4), oracle="exact").history[-1]
+    assert record["rel_gap"] <= 1e-4
+    return problem, record["lower_bound"], record["objective"]
+
+
+# -- deadlines ----------------------------------------------------------------------------------------
+
+
+def test_a_deadline_passes_and_its_shares_before_it(clock):
+    deadline = Deadline.after(10)
+    assert deadline.at == 11
+    assert clock.now < deadline.share(0.5).at < deadline.share(0.9).at < deadline.at
+    assert not deadline.passed
+    clock.now = 20
+    assert deadline.passed
+    assert deadline.left == 0
+    assert deadline.limit == 1e-9
+    assert deadline.later(5).at == clock.now + 5
+    with pytest.raises(OutOfTime):
+        deadline.check()
+
+
+def test_what_never_ends_never_looks_at_the_clock(monkeypatch):
+    def fail() -> float:
+        raise AssertionError("nobody needs to know the time")
+
+    monkeypatch.setattr("convcvx.budget.clock", fail)
+    assert (NEVER.left, NEVER.limit, NEVER.passed) == (math.inf, None, False)
+    assert {NEVER.share(0.5), NEVER.later(1), NEVER.sooner(NEVER)} == {NEVER}
+    problem = flat_problem()
+    solution = solve_problem(problem, Budget(tol=1e-3))
+    certificate = certify_parameters(problem, solution.filters, solution.weights, tol=1e-3)
+    assert certificate.rel_gap <= 1e-3
+    assert "stopped" not in certificate.search
+
+
+def test_the_copies_of_a_problem_end_when_it_does(clock):
+    problem = flat_problem().until(Deadline.after(0))
+    one = torch.zeros(1, problem.responses.dim, dtype=torch.float64)
+    for copy in (problem, problem.with_beta(1.0), problem.with_dtype(torch.float32), problem.sample(torch.arange(4))):
+        with pytest.raises(OutOfTime):
+            copy.responses.matrix(one)
+    assert problem.until(NEVER).responses.matrix(one).shape == (problem.n, 1, 1)
+
+
+# -- oracles ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+@pytest.mark.parametrize("name", ORACLES)
+def test_an_oracle_that_is_cut_short_claims_no_more_than_it_has_proved(name, limit, clock):
+    problem = flat_problem(n=10, n_patches=2, dim=3, n_outputs=2)
+    dual_point = problem.dual_point(problem.constant_predictions())
+    highest = ExactOracle()(problem, dual_point).upper_bound
+    began = clock.now
+    found = ORACLES[name](problem.until(Deadline.after(limit)), dual_point, n_filters=4, target=0.0)
+    assert clock.now - began <= limit + PATIENCE
+    torch.testing.assert_close(found.values, g(problem, found.filters, dual_point), rtol=1e-9, atol=1e-12)
+    assert bool((found.values <= highest).all())
+    if found.scope == "global":
+        assert found.upper_bound >= highest * (1 - 1e-9)
+    if limit < 1:
+        assert found.cut_short
+        assert found.g_max > 2 * highest
+        assert name in ("exact", "copositive") or problem.dual(dual_point, found.g_max) == 0.0
+
+
+def test_negative_control_an_oracle_with_time_is_not_cut_short():
+    problem = flat_problem(n=10, n_patches=2, dim=3, n_outputs=2)
+    dual_point = problem.dual_point(problem.constant_predictions())
+    for oracle in ORACLES.values():
+        found = oracle(problem, dual_point, target=0.0)
+        assert not found.cut_short
+        assert found.g_max < math.inf
+
+
+# -- solvers and certificates -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+@pytest.mark.parametrize("loss", ["squared", "cross-entropy"])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_solver_out_of_time_still_gives_a_network_and_a_true_certificate(solver, loss, limit, clock):
+    if solver == "closed-form" and loss != "squared":
+        pytest.skip("the closed form is of the squared loss")
+    problem, lowest, highest = small(loss)
+    constant = problem.primal(problem.constant_predictions(), torch.zeros(0, 1, 2, dtype=torch.float64))
+    began = clock.now
+    deadline = Deadline.after(limit)
+    solution = solve_problem(problem.until(deadline), Budget(tol=1e-9), solver=solver, oracle="exact")
+    certificate = certify_parameters(problem.until(deadline), solution.filters, solution.weights, oracle="exact")
+    assert clock.now - began <= limit + PATIENCE
+    assert certificate.scope == "global"
+    assert certificate.dual <= highest
+    assert certificate.primal >= lowest
+    assert certificate.primal <= constant * (1 + 1e-9)
+    assert solution.history[-1]["lower_bound"] <= highest
+    if limit < 1:
+        assert solution.status == "time_limit"
+        assert "the time limit" in certificate.meaning
+
+
+@pytest.mark.parametrize("name", ORACLES)
+def test_a_training_with_any_oracle_ends_with_its_time(name, clock):
+    problem = flat_problem(n=8, n_patches=1, dim=2, n_outputs=2)
+    began = clock.now
+    solution = solve_problem(problem, Budget(tol=1e-12, time_limit=60), oracle=ORACLES[name])
+    assert clock.now - began <= 60 + PATIENCE
+    assert solution.status in ("time_limit", "stalled", "converged")
+
+
+def test_a_gap_that_a_cut_search_shows_is_not_believed(clock):
+    """A local search that found nothing for want of time has shown nothing."""
+
+    class Blind(LocalOracle):
+        def __call__(self, problem: Problem, dual_point: torch.Tensor, **options: object) -> OracleResult:
+            clock.now += 100
+            filters = torch.ones(1, problem.responses.dim, dtype=torch.float64)
+            return OracleResult(filters, torch.zeros(1, dtype=torch.float64), math.inf, "heuristic")
+
+    problem = flat_problem()
+    for limit, status in ((50.0, "time_limit"), (1e6, "converged")):
+        assert solve_problem(problem, Budget(tol=0.99, time_limit=limit), oracle=Blind()).status == status
+
+
+def test_a_resumed_training_has_the_time_that_is_left(clock):
+    problem = flat_problem()
+    first = solve_problem(problem, Budget(tol=1e-9, max_rounds=1))
+    spent = first.history[-1]["seconds"]
+    assert Budget(time_limit=spent + 5).deadline(problem, spent).left <= 5
+    again = solve_problem(problem, Budget(tol=1e-9, time_limit=spent), start=first)
+    assert again.status == "time_limit"
+    assert again.n_filters == first.n_filters
+
+
+def test_beta_max_is_found_in_any_time(clock):
+    problem = flat_problem(n=10, n_patches=2, dim=3, n_outputs=2)
+    highest = find_beta_max(problem, ExactOracle())
+    for name, oracle in ORACLES.items():
+        for limit in LIMITS:
+            found = find_beta_max(problem.until(Deadline.after(limit)), oracle)
+            assert 0 < found < math.inf, (name, limit)
+            assert found <= highest * 1.5 or name in ("copositive", "sampled"), (name, limit)
+
+
+# -- what users call ----------------------------------------------------------------------------------
+
+
+def test_certify_takes_a_time_limit_and_says_when_it_has_cut_the_search_short(clock):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 2, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2))
+    images, targets = torch.randn(8, 1, 3, 3), torch.arange(8) % 2
+    whole = convcvx.certify(network, images, targets, 0.05, oracle="local")
+    short = convcvx.certify(network, images, targets, 0.05, oracle="local", time_limit=0.5)
+    assert "left no time" in short.meaning
+    assert "time" not in whole.meaning
+    assert short.primal == pytest.approx(whole.primal)
+    assert short.dual == 0.0 < whole.dual
+    with pytest.raises(InputError, match="time_limit must be a positive float; got 0"):
+        convcvx.certify(network, images, targets, 0.05, time_limit=0)
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+def test_solve_and_the_estimators_end_in_time(limit, clock):
+    x = torch.randn(20, 3, generator=torch.Generator().manual_seed(0)).double()
+    y = (x[:, 0] > x[:, 1].abs()).long()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for call in (
+            lambda: convcvx.solve(x, y, 1e-3, tol=1e-9, oracle="local", time_limit=limit).certificate,
+            lambda: convcvx.ConvexCNNClassifier(tol=1e-9, time_limit=limit).fit(x.numpy(), y.numpy()).certificate_,
+        ):
+            began = clock.now
+            certificate = call()
+            assert clock.now - began <= limit + 2 * PATIENCE
+            assert 0 <= certificate.dual <= certificate.primal
+
+
+def test_the_search_at_the_end_of_a_training_costs_a_share_of_it_and_a_search_by_hand_its_full_effort():
+    problem = flat_problem(n=30, n_patches=2, dim=4, n_outputs=3, beta=0.05)
+    solution = solve_problem(problem, Budget(tol=1e-2), oracle="local")
+    network = solution.filters, solution.weights
+    options = {"oracle": "local", "tol": 1e-2}
+    starts = {
+        n: certify_parameters(problem, *network, training=n * solution.history[:1], **options).search["starts"]
+        for n in (1, 6, 11, 1000)
+    }
+    by_hand = certify_parameters(problem, *network, **options)
+    assert starts[1] < starts[6] < starts[11] < starts[1000] == by_hand.search["starts"]
+    assert "stopped" not in by_hand.search
+
+
+def test_a_hopeless_search_is_left_and_the_certificate_says_so():
+    """A network far from the optimum has a large gap, whatever else a search finds; one near it has not (control)."""
+    problem = flat_problem(n=30, n_patches=2, dim=4, n_outputs=3, beta=1e-3)
+    good = solve_problem(problem, Budget(tol=1e-2), oracle="local")
+    for solution, hopeless in ((good, False), (solve_problem(problem, Budget(max_filters=1), oracle="local"), True)):
+        network = solution.filters, solution.weights
+        certificate = certify_parameters(problem, *network, oracle="local", training=solution.history)
+        full = certify_parameters(problem, *network, oracle="local")
+        assert ("the search ended early" in certificate.meaning) == hopeless
+        assert "ended early" not in full.meaning
+        assert (certificate.rel_gap > 0.5) == hopeless
+        assert certificate.dual >= full.dual * (1 - 0.05)
+
+
+def test_small_problems_keep_torch_to_one_core_and_give_the_others_back():
+    seen = []
+
+    @sparing_threads
+    def work(problem: Problem) -> None:
+        seen.append(torch.get_num_threads())
+        raise OutOfTime
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(OutOfTime):
+            work(flat_problem())
+        assert seen == [1]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
