@@ -65,12 +65,12 @@ def check_positive(name: str, value: float, *, zero: bool = False, maximum: floa
     return number
 
 
-def check_count(name: str, value: int, *, minimum: int = 1, maximum: float = math.inf) -> int:
+def check_count(name: str, value: int, *, minimum: int = 1, maximum: float = WORD) -> int:
     """Return `value` as an int; raise `InputError` unless it is a whole number from `minimum` to `maximum`."""
     if not is_count(value, minimum):
         raise InputError(f"{name} must be a whole number >= {minimum}; got {shown(value)}")
     if value > (largest := min(maximum, WORD)):
-        raise InputError(f"{name} must be at most {largest:.0f}; got {shown(value)}")
+        raise InputError(f"{name} must be at most {largest}; got {shown(value)}")
     return int(value)
 
 

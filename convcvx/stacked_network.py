@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from convcvx.errors import RunError, one_line
 from convcvx.export import export
 from convcvx.network import ARCHITECTURE, Architecture, TwoLayerCNN
-from convcvx.reading import check_form, open_tensors
+from convcvx.reading import form_fault, open_tensors
 
 DESCRIPTION = {
     "stages": [ARCHITECTURE],
@@ -119,7 +119,8 @@ def stacked_cnn(path: str | Path) -> StackedCNN:
     path = Path(path)
     path = path / "model.safetensors" if path.is_dir() else path
     state, described = open_tensors(path)
-    check_form(described, DESCRIPTION, path)
+    if fault := form_fault(described, DESCRIPTION):
+        raise RunError(f"cannot read a stacked network from {path}: {fault}")
     try:
         stages = [Architecture.from_dict(stage) for stage in described["stages"]]
 

@@ -58,9 +58,11 @@ def told(request):
     before = peak_memory_mb()
     yield
     assert peak_memory_mb() - before < MEGABYTES
-    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
-    if reporter is not None and not request.session.testsfailed:
-        reporter.write_line(f"\nfuzzed {COUNTED.total()} inputs: 0 faults ({dict(COUNTED)})")
+    plugins = request.config.pluginmanager
+    if plugins.get_plugin("terminalreporter") is None or request.session.testsfailed:  # a process of several has none
+        return
+    with plugins.get_plugin("capturemanager").global_and_fixture_disabled():
+        print(f"\nfuzzed {COUNTED.total()} inputs: 0 faults ({dict(COUNTED)})", flush=True)
 
 
 @pytest.fixture(autouse=True)

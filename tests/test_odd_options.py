@@ -63,7 +63,7 @@ def refused(*arguments: object, command: str = "train") -> str:
         (["--validation", "1"], "validation must be a fraction between 0 and 1"),
         (["--seed", "-1"], "seed must be a whole number >= 0; got -1"),
         (["--limit", "0"], "limit must be a whole number >= 1; got 0"),
-        (["--rank", "100000000000000000000"], "rank must be at most the patch size, 9"),
+        (["--rank", "100000000000000000000"], "rank must be at most 9223372036854775807; got 1"),
     ],
 )
 def test_options_out_of_bounds_are_refused(tmp_path, options, said):
