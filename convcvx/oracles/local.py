@@ -137,10 +137,11 @@ class LocalOracle:
         persistent = (self.persistent or self.thorough) and sample is problem
         n_batches = self.n_batches * (PERSISTENT if persistent else 1)
         n_batches = n_batches if self.max_batches is None else min(n_batches, self.max_batches)
-        if problem.is_small:  # a step of a few climbers costs as much as one of many
-            n_climbers, n_batches = n_climbers * n_batches, 1
+        # On a small problem a step of a few climbers costs as much as one of many: many batches climb at once.
+        together, n_batches = (n_batches, 1) if persistent and problem.is_small else (1, n_batches)
         for batch in range(n_batches):
-            candidates = self._starts(problem, n_climbers, preconditioner, random)
+            drawn = [self._starts(problem, n_climbers, preconditioner, random) for _ in range(together)]
+            candidates = torch.cat(drawn)
             if batch == 0 and starts is not None and len(starts):
                 known = _unit(starts.double())
                 heights = sample.responses.correlate(known, sampled_dual).flatten(1).norm(dim=1)
