@@ -26,6 +26,8 @@ DISTINCT = 0.999
 """Filters with a larger cosine count as one."""
 FINENESS = {2: 0.06, 3: 0.05}
 """Mean distance of a bundle's rows over the diameter of a cone, by d: measured; it moves time, not the bound."""
+ROUNDED = 8.0
+"""Allowances for rounding by which the bound on the smallest cone is above g: the vertices' own, and their mixture's."""
 SERIAL_ROWS = 20_000
 """Rows up to which one thread does the search, deterministically: it takes seconds at most."""
 BUDGET = 10_000
@@ -143,15 +145,19 @@ class Search:
         self.fold = self.tree.fold(charged.n_cells)
         self.fineness = FINENESS.get(self.rank, 0.03)
         self.allowance = _allowance(self.tree.weight, len(charged.rows), self.fold.size, self.rank)
-        self.threshold = np.array([goal.threshold(float(incumbents.values[0]))])
+        self.threshold = np.array([self._enough(float(incumbents.values[0]))])
         self.pruned, self.cones, self.entries = 0.0, 0, 0
         self.stopped: str | None = None
+
+    def _enough(self, best: float) -> float:
+        """The bound up to which cones need no further division: beside the allowance no bound comes down any more."""
+        return max(self.goal.threshold(best), best + ROUNDED * self.allowance)
 
     def raise_threshold(self, value: float, points: np.ndarray) -> None:
         """Climb from (q, d) points, the best of which has g >= `value`, if that is news."""
         if value > self.incumbents.values[0] * (1 + 1e-9):
             self.incumbents.climb(points, 3)
-            self.threshold[0] = max(self.threshold[0], self.goal.threshold(float(self.incumbents.values[0])))
+            self.threshold[0] = max(self.threshold[0], self._enough(float(self.incumbents.values[0])))
 
     def outcome(self, still_open: float) -> tuple[float, int, int, str]:
         """The proved bound, the numbers of cones and entries looked at, and why the search stopped."""

@@ -150,7 +150,7 @@ def lengths(rows: Tensor) -> Tensor:
     before, by a power of two each."""
     rows = rows.cpu()
     norms = rows.norm(dim=-1)
-    extreme = ~((norms > 1e-140) & (norms < 1e140)) & (torch.linalg.vector_norm(rows, 1, dim=-1) != 0)
+    extreme = ~((norms > 1e-140) & (norms < 1e140)) & (rows.abs() @ rows.new_ones(rows.shape[-1]) != 0)
     if bool(extreme.any()):
         part = rows[extreme].numpy()
         exponents = np.frexp(np.abs(part).max(axis=-1, initial=0.0))[1]
@@ -163,16 +163,14 @@ def embedding_errors(responses: Responses, where: slice, raw: Tensor) -> Tensor:
     """(b, K): how far the embedded rows B x may be off, computed in float64 from `raw` patch rows x (b, K, h).
 
     The terms b_rj x_j of a coordinate may be far larger than their sum, as where whitening takes a mean off; in
-    whatever order they are added, it is off by (h + 1)ε Σ_j |b_rj||x_j|, the row by no more than all coordinates are:
-    (h + 1)ε ‖x‖₁ times the largest Σ_r |b_rj|.
+    whatever order they are added, it is off by (h + 1)ε Σ_j |b_rj||x_j|, the row by no more than all coordinates are.
 
     Contrast normalisation q / D(q), D² = ‖q‖²/s + contrast, of a centred patch of s pixels, |pixel| <= M, is rounded
     before. Their mean is off by sεM, which with the rounding of the differences puts q off by (s + 3)εM√s; the map
     has a derivative of at most 1/D <= 1/√contrast; and D and the quotient are off by (s/2 + 7)ε of the result.
     """
     spec, basis = responses.embedding.spec, responses.embedding.basis
-    share = (basis.shape[1] + 1) * UNIT * float(basis.abs().sum(dim=0).max())
-    errors = share * torch.linalg.vector_norm(raw, 1, dim=-1)
+    errors = raw.abs() @ ((basis.shape[1] + 1) * UNIT * basis.abs().sum(dim=0))
     if spec.contrast is not None:
         s = basis.shape[1] - spec.constant
         largest = responses.images[where].double().abs().flatten(1).amax(dim=1).cpu()[:, None]
