@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 # torch loads; whoever imports torch first, or sets the variable, decides for himself.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from convcvx.certificate import Certificate, certify
+from convcvx.certificate import Certificate
+from convcvx.certifying import certify
 from convcvx.functional import beta_max, path, solve
 from convcvx.network import TwoLayerCNN, TwoLayerCNN_Weights, two_layer_cnn
 from convcvx.patches import PatchSpec

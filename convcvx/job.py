@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from convcvx.budget import LEAST, NEVER, Deadline
-from convcvx.certificate import Certificate, certify, certify_on
+from convcvx.certificate import Certificate
+from convcvx.certifying import certify, certify_on
 from convcvx.config import TrainConfig
 from convcvx.data import Dataset
 from convcvx.dictionary_start import start_from_dictionary

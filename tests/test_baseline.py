@@ -8,9 +8,9 @@ import pytest
 import torch
 from conftest import flat_problem, random_parameters
 
+from convcvx import certify
 from convcvx.baseline import OPTIMIZERS, RATE_STEP, Twin, train_twin, tune_rate
 from convcvx.budget import Budget
-from convcvx.certificate import certify
 from convcvx.data import load
 from convcvx.errors import InputError
 from convcvx.patches import PatchSpec

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from convcvx.certificate import certify
+from convcvx import certify
 from convcvx.compare import CompareConfig, compare_job
 from convcvx.data import load, split
 from convcvx.errors import InputError, RunError
