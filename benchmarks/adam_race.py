@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from convcvx.budget import Budget
-from convcvx.data import load
+from convcvx.data.datasets import load
 
 BETA, KERNEL, POOL, WIDTH, BATCH = 1e-3, 5, 4, 100, 128
 RATES = {"adam": (1e-3, 3e-3, 1e-2, 3e-2), "sgd": (0.01, 0.03, 0.1, 0.3)}
@@ -144,7 +144,7 @@ def run_convcvx(images: Tensor, onehot: Tensor, save: Callable) -> None:
     """From images to the network: every round is a snapshot, the clock runs from before the patches are looked at."""
     from convcvx.patches import PatchSpec
     from convcvx.solution import Solution
-    from convcvx.training import build_problem, solve_problem
+    from convcvx.training.plan import build_problem, solve_problem
 
     clock = Clock()
     spec = PatchSpec((KERNEL, KERNEL))

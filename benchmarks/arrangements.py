@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from machine import machine
 
-from convcvx.arrangements import cell_batches, count_bound
+from convcvx.arrangements.cells import cell_batches, count_bound
 
 CASES = [(2000, 2), (20_000, 2), (500, 3), (1000, 3), (2000, 3), (60, 4), (20, 5), (14, 6)]
 RESULTS = Path(__file__).parent / "results"

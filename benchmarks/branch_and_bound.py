@@ -21,13 +21,13 @@ import torch
 from machine import machine
 
 from convcvx.budget import Budget
-from convcvx.data import load
+from convcvx.data.datasets import load
 from convcvx.oracles.base import OracleResult
 from convcvx.oracles.branch_and_bound import BranchAndBoundOracle
 from convcvx.oracles.local import LocalOracle
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.problem import Problem
-from convcvx.responses import Responses
+from convcvx.responses.passes import Responses
 from convcvx.solvers.sliding_frank_wolfe import sliding_frank_wolfe
 
 CASES = [

@@ -3,7 +3,7 @@
     python benchmarks/convolutions.py
 
 Random images, float32. A pass is the pooled responses and the gradient in the kernels; the ways alternate, the best of
-ten rounds counts. From this table come `LARGEST` and `WASTE` of convcvx/fused.py. Writes
+ten rounds counts. From this table come `LARGEST` and `WASTE` of convcvx/responses/fused.py. Writes
 benchmarks/results/convolutions.md.
 """
 
@@ -15,11 +15,11 @@ from time import perf_counter
 import torch
 from machine import machine
 
-from convcvx.fused import Fused
 from convcvx.patches import PatchSpec
 from convcvx.pooling import Pooling
-from convcvx.responses import CHUNK_BYTES, LARGEST_SPAN
-from convcvx.unrolled import Unrolled
+from convcvx.responses.fused import Fused
+from convcvx.responses.passes import CHUNK_BYTES, LARGEST_SPAN
+from convcvx.responses.unrolled import Unrolled
 
 CASES = (
     ((1, 28, 28), PatchSpec(5), "4", 20),

@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from machine import machine
 
-from convcvx.data import load
+from convcvx.data.datasets import load
 from convcvx.patches import PatchSpec
-from convcvx.solvers.gated_program import solve_gated
-from convcvx.training import build_problem
+from convcvx.solvers.programs.gated import solve_gated
+from convcvx.training.plan import build_problem
 
 try:
     import scnn

@@ -10,7 +10,7 @@ import argparse
 import numpy as np
 from sklearn.linear_model import RidgeClassifierCV
 
-from convcvx.data import load
+from convcvx.data.datasets import load
 
 
 def main() -> None:

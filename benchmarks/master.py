@@ -24,12 +24,12 @@ import torch
 from machine import machine
 from torch import Tensor
 
-from convcvx.data import load
-from convcvx.dictionary import dictionary
+from convcvx.data.datasets import load
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
-from convcvx.solvers.group_lasso import GramNewton
-from convcvx.training import build_problem, find_beta_max
+from convcvx.solvers.dictionary.filters import dictionary
+from convcvx.solvers.master.squared import GramNewton
+from convcvx.training.plan import build_problem, find_beta_max
 
 RESULT = Path(__file__).parent / "results" / "master.md"
 IMAGES, CASES, GAPS = 8000, ((50, 1e-2), (50, 1e-3), (200, 1e-2), (200, 1e-3)), (1e-2, 1e-4, 1e-6)

@@ -24,10 +24,10 @@ def measure(data_dir: str, n: int) -> None:
     """Print the resident size with the images loaded, and the peak of the passes, in MiB."""
     import torch
 
-    from convcvx.data import load
+    from convcvx.data.datasets import load
     from convcvx.patches import PatchSpec
-    from convcvx.progress import peak_memory_mb
-    from convcvx.training import build_problem
+    from convcvx.training.plan import build_problem
+    from convcvx.training.progress import peak_memory_mb
 
     train, _ = load("mnist", data_dir, n)
     problem = build_problem(train.images, train.targets, spec=PatchSpec((5, 5)), pooling=4, dtype=torch.float32)

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.pooling import Pooling
-from convcvx.responses import Responses
+from convcvx.responses.passes import Responses
 
 CASES = (("MNIST", (1, 28, 28), 5, 4, 64), ("MNIST", (1, 28, 28), 5, 4, 200), ("CIFAR-10", (3, 32, 32), 6, 3, 200))
 N = {"cpu": 2048, "cuda": 32768}

@@ -25,9 +25,9 @@ from adam_race import BETA, KERNEL, POOL
 from machine import machine
 
 from convcvx.budget import Budget
-from convcvx.data import load
+from convcvx.data.datasets import load
 from convcvx.patches import PatchSpec
-from convcvx.training import build_problem, solve_problem
+from convcvx.training.plan import build_problem, solve_problem
 
 RESULT = Path(__file__).parent / "results" / "rounds.md"
 TOL = 2e-2

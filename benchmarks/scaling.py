@@ -26,11 +26,11 @@ from machine import machine
 from matplotlib.figure import Figure
 
 from convcvx.budget import Budget
-from convcvx.data import load
+from convcvx.data.datasets import load
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
-from convcvx.solvers.master import solve_master
-from convcvx.training import build_problem, solve_problem
+from convcvx.solvers.master.table import solve_master
+from convcvx.training.plan import build_problem, solve_problem
 
 RESULTS = Path(__file__).parent / "results"
 IMAGES, KERNEL, FILTERS, SIDE = 8000, 5, 64, 28

@@ -42,7 +42,7 @@ def networks(name: str, problem, limit: float) -> Iterator[tuple[float, object]]
     from convcvx.budget import Budget
     from convcvx.oracles import ExactOracle
     from convcvx.solvers import SOLVERS
-    from convcvx.solvers.convex_programs import Cones, solve_program
+    from convcvx.solvers.programs.convex import Cones, solve_program
 
     if name in SOLVERS:
         seen: list[tuple[float, object]] = []
@@ -67,12 +67,12 @@ def measure(name: str, n: int, limit: float) -> None:
     """Print one JSON object a network: seconds, and the judge's objective and lower bound."""
     import torch
 
-    from convcvx.data import spiral
+    from convcvx.data.datasets import spiral
     from convcvx.errors import InputError
-    from convcvx.functional import patches_to_images
     from convcvx.oracles import ExactOracle
     from convcvx.patches import PatchSpec
-    from convcvx.training import build_problem, find_beta_max
+    from convcvx.training.functional import patches_to_images
+    from convcvx.training.plan import build_problem, find_beta_max
 
     def built(n: int):
         x, y = spiral(n)

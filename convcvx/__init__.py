@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from convcvx.certificate import Certificate
-from convcvx.certifying import certify
-from convcvx.functional import beta_max, path, solve
-from convcvx.network import TwoLayerCNN, TwoLayerCNN_Weights, two_layer_cnn
+from convcvx.network.certify import certify
+from convcvx.network.two_layer import TwoLayerCNN, TwoLayerCNN_Weights, two_layer_cnn
 from convcvx.patches import PatchSpec
 from convcvx.pooling import Pooling
 from convcvx.solution import Solution
+from convcvx.training.functional import beta_max, path, solve
 
 if TYPE_CHECKING:
     from convcvx.estimator import ConvexCNNClassifier, ConvexCNNRegressor

@@ -21,7 +21,7 @@ from torch.func import functional_call
 
 from convcvx.certificate import judged
 from convcvx.errors import check_choice, check_count, check_positive
-from convcvx.network import TwoLayerCNN, network_state
+from convcvx.network.two_layer import TwoLayerCNN, network_state
 from convcvx.problem import Problem
 from convcvx.solution import Solution
 

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from convcvx.budget import NEVER
 from convcvx.errors import InputError
+from convcvx.machine.threads import sparing_threads
 from convcvx.oracles import get_oracle
 from convcvx.oracles.base import Oracle
 from convcvx.oracles.local import LocalOracle
 from convcvx.problem import Problem, relative_gap
-from convcvx.threads import sparing_threads
 
 SCOPES = {
     "global": "a proof: no network of any width has an objective below the lower bound",

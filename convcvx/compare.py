@@ -14,17 +14,17 @@ from typing import Any
 import torch
 
 from convcvx.baseline import BATCH, OPTIMIZERS, Training, train_twin, tune_rate
-from convcvx.config import MOST_FILTERS, check_ranges, ranged
-from convcvx.data import Dataset
+from convcvx.data.datasets import Dataset
 from convcvx.errors import InputError, RunError, check_choice
-from convcvx.evaluate import accuracy, predict
-from convcvx.memory import check_memory
+from convcvx.machine.memory import check_memory
+from convcvx.network.evaluate import accuracy, predict
 from convcvx.problem import Problem
-from convcvx.progress import peak_memory_mb
-from convcvx.resolve import run_data, training_problem, with_run_settings
-from convcvx.runs import Run
 from convcvx.solution import Solution
-from convcvx.stack import stage_data
+from convcvx.stack.jobs import stage_data
+from convcvx.training.options import MOST_FILTERS, check_ranges, ranged
+from convcvx.training.progress import peak_memory_mb
+from convcvx.training.resolve import run_data, training_problem, with_run_settings
+from convcvx.training.run import Run
 
 
 @dataclass(frozen=True)

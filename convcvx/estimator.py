@@ -21,12 +21,12 @@ from torch import Tensor
 
 from convcvx.budget import Budget, Deadline
 from convcvx.errors import InputError, check_positive, is_count
-from convcvx.functional import patches_to_images, train
-from convcvx.network import TwoLayerCNN
+from convcvx.network.two_layer import TwoLayerCNN
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
-from convcvx.responses import Responses
-from convcvx.training import beta_at, build_problem, find_beta_max, warn_short_of
+from convcvx.responses.passes import Responses
+from convcvx.training.functional import patches_to_images, train
+from convcvx.training.plan import beta_at, build_problem, find_beta_max, warn_short_of
 from convcvx.units import Units
 
 DTYPES = (np.float64, np.float32)

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from convcvx.data.images import Images
 from convcvx.errors import InputError, check_count, check_positive, is_count
-from convcvx.images import Images
-from convcvx.memory import check_memory
+from convcvx.machine.memory import check_memory
 
 CHUNK, CHUNK_BYTES = 256, 32 << 20
 """Images, and bytes of them and their patch rows in float64, that are gathered at once."""

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convcvx.arrays import as_tensor
+from convcvx.data.arrays import as_tensor
 from convcvx.errors import InputError, is_count, shown
 
 Line = tuple[tuple[int, int], ...]

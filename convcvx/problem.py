@@ -17,8 +17,8 @@ from torch import Tensor
 
 from convcvx.budget import Deadline
 from convcvx.errors import InputError, check_positive
-from convcvx.losses import Loss, encode_targets, get_loss
-from convcvx.responses import Responses
+from convcvx.losses.table import Loss, encode_targets, get_loss
+from convcvx.responses.passes import Responses
 from convcvx.rounding import SAFE, UNIT
 from convcvx.units import check_targets
 

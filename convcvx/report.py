@@ -14,9 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from convcvx.network import two_layer_cnn
-from convcvx.runs import Run
-from convcvx.stack import StackRun
+from convcvx.network.two_layer import two_layer_cnn
+from convcvx.stack.jobs import StackRun
+from convcvx.training.run import Run
 
 INK, RIVAL, BOUND = "#1b5e9b", "#c2571a", "#555555"
 MOST_FILTERS = 100

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from convcvx.data.images import Images, StreamedImages
 from convcvx.errors import InputError, check_positive
-from convcvx.images import Images, StreamedImages
 from convcvx.patches import PatchSpec
 from convcvx.solution import Solution
 

@@ -17,10 +17,10 @@ from matplotlib.figure import Figure
 from convcvx.baseline import OPTIMIZERS, train_twin, tune_rate
 from convcvx.budget import Budget
 from convcvx.certificate import certify_parameters
-from convcvx.data import load
+from convcvx.data.datasets import load
 from convcvx.patches import PatchSpec
 from convcvx.report import INK, RIVAL, png
-from convcvx.training import build_problem, find_beta_max, solve_problem
+from convcvx.training.plan import build_problem, find_beta_max, solve_problem
 
 RESULTS = Path(__file__).parent / "results"
 N, EPOCHS, BATCH, SEEDS, TOL = 300, 50, 16, 3, 2e-3

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from convcvx.arrangements import count_cells
+from convcvx.arrangements.cells import count_cells
 from convcvx.budget import Budget
 from convcvx.certificate import certify_parameters
-from convcvx.data import load
+from convcvx.data.datasets import load
 from convcvx.oracles.base import ChargedRows
 from convcvx.oracles.branch_and_bound import BranchAndBoundOracle
 from convcvx.oracles.enumerate import ExactOracle
@@ -30,7 +30,7 @@ from convcvx.patches import PatchSpec
 from convcvx.report import BOUND, INK, RIVAL, png
 from convcvx.solvers.sliding_frank_wolfe import sliding_frank_wolfe
 from convcvx.solvers.sparsify import sparsify
-from convcvx.training import build_problem, find_beta_max
+from convcvx.training.plan import build_problem, find_beta_max
 
 RESULTS = Path(__file__).parent / "results"
 IMAGES = {2: (8, 16, 32, 64, 128, 256, 512, 1024, 1437), 3: (4, 8, 16, 32, 64, 128), 4: (2, 3, 4, 5, 6, 8)}

@@ -12,7 +12,7 @@ from pathlib import Path
 from time import perf_counter
 
 import convcvx
-from convcvx.data import spiral
+from convcvx.data.datasets import spiral
 
 RESULT = Path(__file__).parent / "results" / "spiral.md"
 

@@ -19,11 +19,11 @@ from spiral import spiral
 
 import convcvx
 from convcvx.baseline import train_twin, tune_rate
-from convcvx.functional import patches_to_images
 from convcvx.patches import PatchSpec
 from convcvx.report import BOUND, INK, RIVAL, png
-from convcvx.solvers.convex_programs import Cones, solve_program
-from convcvx.training import build_problem
+from convcvx.solvers.programs.convex import Cones, solve_program
+from convcvx.training.functional import patches_to_images
+from convcvx.training.plan import build_problem
 
 RESULTS = Path(__file__).parent / "results"
 WIDTHS, SEEDS, EPOCHS, BATCH = (5, 15, 50, 100, 300), 5, 1000, 10

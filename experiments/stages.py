@@ -23,15 +23,15 @@ from matplotlib.figure import Figure
 from convcvx.baseline import tune_rate
 from convcvx.budget import Budget
 from convcvx.certificate import judged
-from convcvx.data import Dataset, load
-from convcvx.evaluate import accuracy, predict
-from convcvx.features import fit_link, stream_features
-from convcvx.network import TwoLayerCNN
+from convcvx.data.datasets import Dataset, load
+from convcvx.network.evaluate import accuracy, predict
+from convcvx.network.two_layer import TwoLayerCNN
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
 from convcvx.report import INK, RIVAL, png
-from convcvx.resolve import image_shape
-from convcvx.training import build_problem, find_beta_max, solve_problem
+from convcvx.stack.features import fit_link, stream_features
+from convcvx.training.plan import build_problem, find_beta_max, solve_problem
+from convcvx.training.resolve import image_shape
 
 RESULTS = Path(__file__).parent / "results"
 N, EPOCHS, CHANNELS, DOWNSAMPLE = 2000, 15, 16, 2

@@ -19,17 +19,17 @@ import torch
 from torch import Tensor
 
 from convcvx.baseline import tune_rate
-from convcvx.data import load
-from convcvx.dictionary import dictionary
-from convcvx.evaluate import accuracy, predict
-from convcvx.functional import patches_to_images
-from convcvx.network import TwoLayerCNN
+from convcvx.data.datasets import load
+from convcvx.network.evaluate import accuracy, predict
+from convcvx.network.two_layer import TwoLayerCNN
 from convcvx.oracles import LocalOracle
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
-from convcvx.responses import Responses
+from convcvx.responses.passes import Responses
 from convcvx.solvers.closed_form import analyse, closed_form, whitened
-from convcvx.training import build_problem
+from convcvx.solvers.dictionary.filters import dictionary
+from convcvx.training.functional import patches_to_images
+from convcvx.training.plan import build_problem
 
 RESULT = Path(__file__).parent / "results" / "svd.md"
 N, N_TEST, PATCHES = 1000, 5000, 400

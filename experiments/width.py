@@ -18,13 +18,13 @@ from matplotlib.figure import Figure
 from convcvx.baseline import train_twin, tune_rate
 from convcvx.budget import Budget
 from convcvx.certificate import certify_parameters, judged
-from convcvx.data import load
-from convcvx.evaluate import accuracy, predict
-from convcvx.network import TwoLayerCNN
+from convcvx.data.datasets import load
+from convcvx.network.evaluate import accuracy, predict
+from convcvx.network.two_layer import TwoLayerCNN
 from convcvx.patches import PatchSpec
 from convcvx.report import BOUND, INK, RIVAL, png
-from convcvx.resolve import image_shape
-from convcvx.training import build_problem, find_beta_max, solve_problem
+from convcvx.training.plan import build_problem, find_beta_max, solve_problem
+from convcvx.training.resolve import image_shape
 
 RESULTS = Path(__file__).parent / "results"
 N, EPOCHS, RATIO = 2000, 15, 1e-3

@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from convcvx.functional import patches_to_images
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
-from convcvx.training import build_problem
+from convcvx.training.functional import patches_to_images
+from convcvx.training.plan import build_problem
 
 torch.set_num_threads(1)  # the problems here are too small for more
 

@@ -17,8 +17,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_flatten, tree_map
 
-from convcvx import evaluate
-from convcvx.solvers import gram
+from convcvx.network import evaluate
+from convcvx.solvers.master import gram
 
 BRIDGES = {"aten._to_copy.default", "aten.copy_.default"}
 """Operations from one device to the other."""

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from convcvx.certificate import Certificate, certify_parameters
-from convcvx.functional import patches_to_images
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
-from convcvx.training import build_problem
+from convcvx.training.functional import patches_to_images
+from convcvx.training.plan import build_problem
 
 WIDTH = 1e-4
 """Angle of the cone that holds the global filter: a share of 1e-8 of all directions."""

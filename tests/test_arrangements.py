@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.optimize import linprog
 
-from convcvx.arrangements import cell_batches, cells, count_bound, count_cells, sample_patterns, unpack_patterns
+from convcvx.arrangements.cells import cell_batches, cells, count_bound, count_cells, sample_patterns, unpack_patterns
 from convcvx.errors import InputError
 
 

@@ -11,12 +11,12 @@ from conftest import flat_problem, random_parameters
 from convcvx import certify
 from convcvx.baseline import OPTIMIZERS, RATE_STEP, Twin, train_twin, tune_rate
 from convcvx.budget import Budget
-from convcvx.data import load
+from convcvx.data.datasets import load
 from convcvx.errors import InputError
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
 from convcvx.solution import Solution
-from convcvx.training import build_problem, solve_problem
+from convcvx.training.plan import build_problem, solve_problem
 
 SPECS = [
     PatchSpec((3, 3)),

@@ -17,7 +17,7 @@ from convcvx.oracles.enumerate import ExactOracle
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.pooling import Pooling
 from convcvx.problem import Problem
-from convcvx.responses import Responses
+from convcvx.responses.passes import Responses
 
 
 def charge(rows: np.ndarray, charges: np.ndarray, cells: np.ndarray | None = None) -> ChargedRows:

@@ -16,6 +16,7 @@ import convcvx
 from convcvx.budget import NEVER, Budget, Deadline, OutOfTime
 from convcvx.certificate import certify_parameters
 from convcvx.errors import InputError
+from convcvx.machine.threads import sparing_threads
 from convcvx.oracles import (
     BranchAndBoundOracle,
     CopositiveOracle,
@@ -26,8 +27,7 @@ from convcvx.oracles import (
 )
 from convcvx.problem import Problem
 from convcvx.solvers import SOLVERS
-from convcvx.threads import sparing_threads
-from convcvx.training import find_beta_max, solve_problem
+from convcvx.training.plan import find_beta_max, solve_problem
 
 ORACLES = {
     "exact": ExactOracle(),

@@ -19,12 +19,12 @@ from convcvx import Certificate, certify
 from convcvx.budget import Budget
 from convcvx.certificate import SCOPES, certify_parameters
 from convcvx.errors import InputError
-from convcvx.network import TwoLayerCNN
+from convcvx.network.two_layer import TwoLayerCNN
 from convcvx.oracles import ExactOracle
 from convcvx.patches import PatchSpec
 from convcvx.pooling import Pooling
-from convcvx.runs import Run
-from convcvx.training import build_problem, solve_problem
+from convcvx.training.plan import build_problem, solve_problem
+from convcvx.training.run import Run
 
 BETA = 0.003
 SHAPE = (1, 4, 5)
@@ -242,7 +242,7 @@ import convcvx.certificate
 found = [name for name in sys.modules if name.startswith("convcvx.") and "solve" in name or "training" in name]
 found += [name for name in ("cvxpy", "scs", "clarabel") if name in sys.modules]
 assert "convcvx.certificate" in sys.modules and not [n for n in found if n.startswith("convcvx") or "." not in n], found
-import convcvx.solvers.master
+import convcvx.solvers.master.table
 assert "convcvx.solvers" in sys.modules  # negative control
 """
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from convcvx.cli.output import open_console
-from convcvx.data import load
-from convcvx.progress import Progress
+from convcvx.data.datasets import load
+from convcvx.training.progress import Progress
 
 TRAIN_KEYS = {
     *("primal", "dual", "rel_gap", "scope", "beta", "beta_max", "n_filters"),

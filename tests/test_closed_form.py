@@ -8,14 +8,14 @@ import torch
 from conftest import flat_problem
 
 from convcvx.budget import Budget
-from convcvx.data import spiral
+from convcvx.data.datasets import spiral
 from convcvx.errors import InputError
-from convcvx.functional import patches_to_images
 from convcvx.oracles import ExactOracle
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
 from convcvx.solvers.closed_form import analyse, whitened
-from convcvx.training import build_problem, solve_problem
+from convcvx.training.functional import patches_to_images
+from convcvx.training.plan import build_problem, solve_problem
 
 
 def plain(x: np.ndarray, y: np.ndarray, beta: float = 0.02, intercept: bool = False, loss: str = "squared") -> Problem:

@@ -15,11 +15,11 @@ import pytest
 
 from convcvx.compare import CompareConfig, compare_job, reached
 from convcvx.errors import InputError, RunError
-from convcvx.job import certify_job
-from convcvx.network import two_layer_cnn
+from convcvx.network.two_layer import two_layer_cnn
 from convcvx.report import write_report
-from convcvx.resolve import with_run_settings
-from convcvx.runs import Run
+from convcvx.training.jobs import certify_job
+from convcvx.training.resolve import with_run_settings
+from convcvx.training.run import Run
 
 DIGITS = Path(__file__).parents[1] / "checkpoints" / "digits"
 

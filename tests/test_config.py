@@ -8,12 +8,12 @@ import pytest
 from typer.testing import CliRunner
 
 from convcvx.cli import app
-from convcvx.config import PRESETS, TrainConfig
 from convcvx.errors import InputError, RunError
-from convcvx.job import train_job
-from convcvx.runs import Run
-from convcvx.sharding import LAUNCHED, Team
-from convcvx.stack_config import StackConfig
+from convcvx.responses.team import LAUNCHED, Team
+from convcvx.stack.options import StackConfig
+from convcvx.training.jobs import train_job
+from convcvx.training.options import PRESETS, TrainConfig
+from convcvx.training.run import Run
 
 SMALL = {"limit": 120, "kernel_size": "4", "pool": "2", "beta_ratio": 0.05, "max_rounds": 1, "tol": 0.01}
 TUNED = SMALL | {"beta_ratio": None, "dictionary": 6, "max_rounds": 0, "tune": 0.2, "slide": 3.0}

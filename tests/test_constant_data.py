@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import convcvx
 from convcvx import ConvexCNNClassifier, ConvexCNNRegressor
 from convcvx.cli import app
-from convcvx.training import beta_at, build_problem, find_beta_max
+from convcvx.training.plan import beta_at, build_problem, find_beta_max
 
 RANDOM = np.random.default_rng(0)
 X, Y = RANDOM.standard_normal((30, 2)), RANDOM.standard_normal(30)

@@ -11,17 +11,17 @@ import torch
 from conftest import flat_problem
 
 import convcvx
-from convcvx.arrangements import cells, facets
+from convcvx.arrangements.cells import cells, facets
 from convcvx.budget import NEVER, Budget, Deadline
 from convcvx.certificate import certify_parameters
 from convcvx.errors import ConvergenceWarning, InputError
 from convcvx.oracles import CopositiveOracle, ExactOracle
 from convcvx.oracles import copositive as relaxation
 from convcvx.problem import Problem
-from convcvx.solvers.convex_programs import Cones, _run, check_size, factorise, solve_program
 from convcvx.solvers.copositive import copositive
+from convcvx.solvers.programs.convex import Cones, _run, check_size, factorise, solve_program
 from convcvx.solvers.sliding_frank_wolfe import sliding_frank_wolfe
-from convcvx.training import solve_problem
+from convcvx.training.plan import solve_problem
 
 # The oracle
 

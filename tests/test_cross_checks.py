@@ -9,15 +9,15 @@ import pytest
 import torch
 from conftest import flat_problem
 
-from convcvx import data
 from convcvx.budget import Budget
+from convcvx.data import datasets as data
 from convcvx.oracles import BranchAndBoundOracle, ExactOracle
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
-from convcvx.solvers.convex_programs import Cones, solve_program
 from convcvx.solvers.copositive import copositive
+from convcvx.solvers.programs.convex import Cones, solve_program
 from convcvx.solvers.sliding_frank_wolfe import sliding_frank_wolfe
-from convcvx.training import build_problem, find_beta_max, solve_problem
+from convcvx.training.plan import build_problem, find_beta_max, solve_problem
 
 AGREE = 1e-5
 MAX_CONES = 400

@@ -13,23 +13,23 @@ from safetensors.torch import save as save_safetensors
 
 from convcvx.budget import Budget
 from convcvx.certificate import certify_parameters
-from convcvx.data import load
-from convcvx.dictionary import dictionary
-from convcvx.features import fit_link, stream_features
-from convcvx.gates import GatedResponses, sample_gates
-from convcvx.images import StreamedImages
-from convcvx.mirror import MirrorPairs
-from convcvx.network import TwoLayerCNN
+from convcvx.data.datasets import load
+from convcvx.data.images import StreamedImages
+from convcvx.network.two_layer import TwoLayerCNN
 from convcvx.oracles import BranchAndBoundOracle
 from convcvx.patches import PatchEmbedding, PatchSpec
+from convcvx.responses.gated import GatedResponses, sample_gates
+from convcvx.responses.mirror import MirrorPairs
 from convcvx.solution import Solution
-from convcvx.solvers.coordinates import balanced_gradients
-from convcvx.solvers.descent import descend
-from convcvx.solvers.dictionary_path import fit_dictionary
-from convcvx.solvers.slide import slide_lbfgs
-from convcvx.stack import StackRun, stack_job
-from convcvx.stack_config import StackConfig
-from convcvx.training import build_problem, solve_problem
+from convcvx.solvers.dictionary.filters import dictionary
+from convcvx.solvers.dictionary.path import fit_dictionary
+from convcvx.solvers.slide.coordinates import balanced_gradients
+from convcvx.solvers.slide.descent import descend
+from convcvx.solvers.slide.slide import slide_lbfgs
+from convcvx.stack.features import fit_link, stream_features
+from convcvx.stack.jobs import StackRun, stack_job
+from convcvx.stack.options import StackConfig
+from convcvx.training.plan import build_problem, solve_problem
 from tests.conftest import random_parameters
 from tests.test_batches import both_on_every_cone
 from tests.test_branch_and_bound import random_rows

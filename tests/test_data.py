@@ -1,4 +1,4 @@
-"""convcvx.data: every source, every refusal with its message, and downloads that break half-way."""
+"""convcvx.data.datasets: every source, every refusal with its message, and downloads that break half-way."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ import pytest
 import torch
 from PIL import Image
 
-from convcvx import data, data_sources
 from convcvx._compat import import_torchvision
-from convcvx.data import check_images, check_targets, load, split
+from convcvx.data import datasets as data
+from convcvx.data import sources as data_sources
+from convcvx.data.augment import randomly_moved, shifted
+from convcvx.data.datasets import check_images, check_targets, load, split
 from convcvx.errors import DataError, InputError
-from convcvx.shifts import randomly_moved, shifted
 
 
 def keras_arrays(n=12, n_test=6, shape=(5, 4), n_classes=3):
@@ -84,7 +85,7 @@ def test_digits_is_a_fixed_stratified_split():
 
 
 def test_digits_and_npz_do_not_import_torchvision(save):
-    code = f"import sys; from convcvx.data import load; load('digits'); load({str(save())!r})\n"
+    code = f"import sys; from convcvx.data.datasets import load; load('digits'); load({str(save())!r})\n"
     code += "assert 'torchvision' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 

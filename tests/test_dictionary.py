@@ -8,15 +8,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from convcvx.data import load
-from convcvx.dictionary import SOURCES, dictionary
+from convcvx.data.augment import VERSIONS, shifted
+from convcvx.data.datasets import load
 from convcvx.errors import InputError
-from convcvx.mirror import mirror
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
-from convcvx.shifts import VERSIONS, shifted
-from convcvx.solvers.dictionary_lasso import DictionaryLasso
-from convcvx.solvers.dictionary_path import (
+from convcvx.responses.mirror import mirror
+from convcvx.solvers.dictionary.filters import SOURCES, dictionary
+from convcvx.solvers.dictionary.lasso import DictionaryLasso
+from convcvx.solvers.dictionary.path import (
     PATH_ITER,
     PATIENCE,
     RATIOS,
@@ -25,8 +25,8 @@ from convcvx.solvers.dictionary_path import (
     fit_dictionaries,
     fit_dictionary,
 )
-from convcvx.solvers.master import solve_master
-from convcvx.training import build_problem
+from convcvx.solvers.master.table import solve_master
+from convcvx.training.plan import build_problem
 
 SPEC = PatchSpec((3, 3), hidden_bias=True, contrast=0.01, whiten=0.1)
 
@@ -92,7 +92,7 @@ def test_single_precision_finds_the_same_optimum(problem):
 
 def test_weight_decay_that_is_lost_in_single_precision_ends_the_path(problem, monkeypatch):
     """More features than images leave the Gram matrix singular: what float32 makes of it is not taken for a network."""
-    monkeypatch.setattr("convcvx.solvers.dictionary_path.PATIENCE", 50)
+    monkeypatch.setattr("convcvx.solvers.dictionary.path.PATIENCE", 50)
     rough = problem.with_dtype(torch.float32)
     filters = dictionary(problem.responses, 200)
     fit = fit_dictionary(rough, filters, tune=0.2)

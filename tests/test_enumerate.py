@@ -11,15 +11,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convcvx.arrangements import cells
+from convcvx.arrangements._predicates import determinant_sign, minor_sign, parallel_sign
+from convcvx.arrangements.cells import cells
 from convcvx.errors import InputError
-from convcvx.oracles._predicates import determinant_sign, minor_sign, parallel_sign
 from convcvx.oracles.base import ChargedRows
 from convcvx.oracles.enumerate import ExactOracle
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.pooling import Pooling
 from convcvx.problem import Problem
-from convcvx.responses import Responses
+from convcvx.responses.passes import Responses
 
 TIGHT = {1: 1e-12, 2: 1e-12, 3: 1e-11, 4: 1e-9, 5: 1e-9}
 """How far the bound may lie above the best filter, by rank."""

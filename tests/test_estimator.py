@@ -21,7 +21,7 @@ from convcvx.certificate import certify_parameters
 from convcvx.errors import ConvergenceWarning, InputError
 from convcvx.estimator import ConvexCNNClassifier, ConvexCNNRegressor
 from convcvx.patches import PatchSpec
-from convcvx.training import build_problem, find_beta_max
+from convcvx.training.plan import build_problem, find_beta_max
 
 EASY = {"beta_ratio": 0.1, "random_state": 0}
 QUICK = {"beta_ratio": 0.1, "tol": 0.1}

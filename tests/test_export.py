@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 
 from convcvx.cli import app
 from convcvx.errors import InputError, RunError
-from convcvx.export import FORMATS, export
-from convcvx.network import Architecture, TwoLayerCNN, two_layer_cnn
-from convcvx.stacked_network import Link, StackedCNN
+from convcvx.network.export import FORMATS, export
+from convcvx.network.two_layer import Architecture, TwoLayerCNN, two_layer_cnn
+from convcvx.stack.network import Link, StackedCNN
 
 PLAIN = Architecture((2, 9, 8), 5, 3, (3, 2), stride=(2, 1), padding=(1, 0), pool="2x3", hidden_bias=True)
 CONTRAST = replace(PLAIN, contrast=0.1, pool="window:3,2", intercept=False)

@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from convcvx.config import TrainConfig
 from convcvx.errors import InputError, RunError
-from convcvx.job import certify_job, train_job
 from convcvx.patches import PatchEmbedding, PatchSpec
-from convcvx.resolve import fitted_embedding, load_data, with_run_settings
-from convcvx.runs import Run
+from convcvx.training.jobs import certify_job, train_job
+from convcvx.training.options import TrainConfig
+from convcvx.training.resolve import fitted_embedding, load_data, with_run_settings
+from convcvx.training.run import Run
 
 CONFIG = TrainConfig(limit=30, kernel_size="3", stride="2", pool="2", rank=2, beta_ratio=0.3, tol=0.1, device="cpu")
 
@@ -171,7 +171,7 @@ def test_a_network_that_fails_its_check_leaves_what_was_trained(tmp_path, monkey
     def refuse(*_, **__):
         raise InputError("the network's outputs are not those of its layers")
 
-    monkeypatch.setattr("convcvx.job.certify_on", refuse)
+    monkeypatch.setattr("convcvx.training.jobs.certify_on", refuse)
     with pytest.raises(RunError, match=r"not those of its layers; what was trained is kept in .*state.safetensors"):
         trained(tmp_path / "run")
     monkeypatch.undo()

@@ -18,15 +18,15 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
 from convcvx.cli import app
-from convcvx.config import TrainConfig
-from convcvx.data import Dataset
+from convcvx.data.datasets import Dataset
+from convcvx.data.images import StreamedImages
 from convcvx.errors import DataError, RunError
-from convcvx.images import StreamedImages
-from convcvx.lock import locked
-from convcvx.origin import Origin
-from convcvx.places import Contents, Places
-from convcvx.runs import FILES, Run
-from convcvx.stack import StackRun
+from convcvx.stack.jobs import StackRun
+from convcvx.storage.lock import locked
+from convcvx.storage.places import Contents, Places
+from convcvx.training.options import TrainConfig
+from convcvx.training.origin import Origin
+from convcvx.training.run import FILES, Run
 
 SMALL = "--limit 40 --stride 2 --rank 2 --pool 2 --beta-ratio .1 --tol .1"
 CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "digits"
@@ -134,7 +134,7 @@ def test_a_second_process_is_told_that_the_first_one_works_there(run):
 def test_a_lock_ends_with_its_process_however_that_ends(tmp_path):
     place, file = tmp_path / "run", tmp_path / ".run.lock"
     program = (
-        "import os, pathlib, signal; from convcvx.lock import locked\n"
+        "import os, pathlib, signal; from convcvx.storage.lock import locked\n"
         f"with locked(pathlib.Path({str(place)!r}), pathlib.Path({str(file)!r})):\n"
         "    print('locked', flush=True); os.kill(os.getpid(), signal.SIGSTOP)"
     )

@@ -19,7 +19,7 @@ from convcvx.solution import Solution
 from convcvx.solvers.frank_wolfe import frank_wolfe, search_plane
 from convcvx.solvers.sliding_frank_wolfe import sliding_frank_wolfe
 from convcvx.solvers.sparsify import sparsify
-from convcvx.training import solve_problem
+from convcvx.training.plan import solve_problem
 
 CASES = [
     {"loss": "squared"},

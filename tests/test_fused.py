@@ -15,10 +15,10 @@ from llvmlite import binding
 from torch import Tensor
 
 from convcvx.errors import InputError
-from convcvx.fused import Fused
 from convcvx.patches import PatchSpec
 from convcvx.pooling import Pooling
-from convcvx.unrolled import Unrolled
+from convcvx.responses.fused import Fused
+from convcvx.responses.unrolled import Unrolled
 
 SHAPE = (2, 11, 16)
 POOLS = ("global", "2", "4x3", "1x5", "window:3,2", "window:2", "window:4x7,2x3", "2x16")
@@ -109,7 +109,7 @@ def test_it_is_chosen_where_it_is_faster(spec, pool, dtype, suits):
 
 NARROW = """
 import torch
-from convcvx._fused_kernels import lanes
+from convcvx.responses._fused_kernels import lanes
 from convcvx.patches import PatchSpec
 from test_fused import Fused, Unrolled, difference, everything
 assert lanes(4) == 8 and lanes(8) == 4

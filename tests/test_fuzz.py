@@ -29,20 +29,20 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import convcvx.compare
-import convcvx.job
+import convcvx.training.jobs
 from convcvx.cli import app
-from convcvx.config import TrainConfig
-from convcvx.data import check_images, check_targets, load
+from convcvx.data.datasets import check_images, check_targets, load
+from convcvx.data.idx_files import NAMES, read_idx
+from convcvx.data.image_folder import ENDINGS
 from convcvx.errors import ConvcvxError, DataWarning, InputError
-from convcvx.functional import patches_to_images
-from convcvx.idx_files import NAMES, read_idx
-from convcvx.image_folder import ENDINGS
-from convcvx.losses import encode_targets
-from convcvx.network import two_layer_cnn
+from convcvx.losses.table import encode_targets
+from convcvx.network.two_layer import two_layer_cnn
 from convcvx.pooling import Pooling
-from convcvx.progress import peak_memory_mb
-from convcvx.runs import Run
-from convcvx.training import build_problem
+from convcvx.training.functional import patches_to_images
+from convcvx.training.options import TrainConfig
+from convcvx.training.plan import build_problem
+from convcvx.training.progress import peak_memory_mb
+from convcvx.training.run import Run
 
 DIGITS = Path(__file__).parents[1] / "checkpoints" / "digits"
 FEW, MANY = 25, 340

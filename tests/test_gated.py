@@ -11,21 +11,21 @@ import torch
 from conftest import flat_problem, random_parameters
 from torch import Tensor
 
-from convcvx.arrangements import cells
+from convcvx.arrangements.cells import cells
 from convcvx.budget import Budget
 from convcvx.certificate import certify_parameters
-from convcvx.functional import patches_to_images
-from convcvx.gates import GatedResponses, embedded_rows, sample_gates
 from convcvx.oracles import ExactOracle, SampledOracle
 from convcvx.oracles.base import OracleResult
+from convcvx.oracles.pattern_cones import PatternCones
 from convcvx.patches import PatchSpec
-from convcvx.pattern_cones import PatternCones
 from convcvx.problem import Problem
-from convcvx.solvers import gated_program
-from convcvx.solvers.gate_norms import NORMS
+from convcvx.responses.gated import GatedResponses, embedded_rows, sample_gates
 from convcvx.solvers.gated import decompose, gated
-from convcvx.solvers.gated_program import solve_gated
-from convcvx.training import build_problem, solve_problem
+from convcvx.solvers.programs import gated as gated_program
+from convcvx.solvers.programs.gated import solve_gated
+from convcvx.solvers.programs.norms import NORMS
+from convcvx.training.functional import patches_to_images
+from convcvx.training.plan import build_problem, solve_problem
 
 
 def all_gates(problem: Problem) -> Tensor:
@@ -68,8 +68,8 @@ def test_features_recomputed_on_every_pass_are_those_kept(monkeypatch):
     gates = sample_gates(problem.responses, 6)
     weights = torch.randn(len(gates), 3, 2, 3, dtype=torch.float64)
     kept = GatedResponses(problem.responses, gates).apply(weights)
-    monkeypatch.setattr("convcvx.gates.CACHE_BYTES", 0)
-    monkeypatch.setattr("convcvx.gates.CHUNK_BYTES", {"cpu": 2000})
+    monkeypatch.setattr("convcvx.responses.gated.CACHE_BYTES", 0)
+    monkeypatch.setattr("convcvx.responses.gated.CHUNK_BYTES", {"cpu": 2000})
     torch.testing.assert_close(GatedResponses(problem.responses, gates).apply(weights), kept)
 
 

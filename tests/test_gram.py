@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from convcvx.solvers.gram import STRIPE, Gram
+from convcvx.solvers.master.gram import STRIPE, Gram
 
 SIZE = 2 * STRIPE["cpu"] + 37  # more than one stripe, the last one ragged
 

@@ -33,7 +33,7 @@ from convcvx.errors import InputError
 from convcvx.oracles import BranchAndBoundOracle, CopositiveOracle, ExactOracle
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.problem import Problem
-from convcvx.training import build_problem
+from convcvx.training.plan import build_problem
 
 pytestmark = pytest.mark.filterwarnings("ignore::convcvx.errors.ConvergenceWarning")
 

@@ -21,12 +21,12 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-import convcvx.job
-import convcvx.resolve
+import convcvx.training.jobs
+import convcvx.training.resolve
 from convcvx.cli import app
-from convcvx.config import TrainConfig
-from convcvx.data import Dataset
+from convcvx.data.datasets import Dataset
 from convcvx.problem import Problem
+from convcvx.training.options import TrainConfig
 
 TRAIN = "train --limit 40 --stride 2 --rank 2 --pool 2 --beta-ratio .1 --tol .1"
 OTHER = "train --limit 40 --stride 2 --rank 2 --pool 2 --beta-ratio .3 --tol .1"

@@ -8,16 +8,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from convcvx import data
 from convcvx.budget import Budget
-from convcvx.dictionary import dictionary
+from convcvx.data import datasets as data
 from convcvx.oracles import LocalOracle
 from convcvx.oracles.local import PERSISTENT, calibrate
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
-from convcvx.responses import Responses
+from convcvx.responses.passes import Responses
 from convcvx.solvers import sliding_frank_wolfe
-from convcvx.training import build_problem
+from convcvx.solvers.dictionary.filters import dictionary
+from convcvx.training.plan import build_problem
 
 
 @pytest.fixture

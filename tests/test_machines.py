@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from convcvx.errors import InputError
-from convcvx.runs import Run
-from convcvx.sharding import LAUNCHED, Team
+from convcvx.responses.team import LAUNCHED, Team
+from convcvx.training.run import Run
 
 PACKAGE = Path(__file__).parents[1] / "convcvx"
 TRAIN = ["train", "--limit", "30", "--stride", "2", "--pool", "2", "--rank", "2", "--beta-ratio", "0.2", "--tol", "0.1"]

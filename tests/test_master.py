@@ -9,13 +9,13 @@ import torch
 from conftest import flat_problem, random_parameters
 from torch import Tensor
 
-from convcvx.data import load
-from convcvx.losses import LOSSES
+from convcvx.data.datasets import load
+from convcvx.losses.table import LOSSES
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
-from convcvx.solvers import group_lasso
-from convcvx.solvers.master import MasterResult, solve_master
-from convcvx.training import build_problem
+from convcvx.solvers.master import squared as group_lasso
+from convcvx.solvers.master.table import MasterResult, solve_master
+from convcvx.training.plan import build_problem
 
 
 def reference(problem: Problem, filters: Tensor) -> float:

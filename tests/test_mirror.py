@@ -6,17 +6,17 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from convcvx.data import load
-from convcvx.dictionary import dictionary
+from convcvx.data.datasets import load
 from convcvx.errors import InputError, RunError
-from convcvx.mirror import MirrorPairs, mirror
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
-from convcvx.runs import Run
-from convcvx.solvers.coordinates import balanced_gradients
-from convcvx.solvers.descent import _fast_dtype, descend
-from convcvx.solvers.dictionary_path import fit_dictionary, held_out
-from convcvx.training import build_problem
+from convcvx.responses.mirror import MirrorPairs, mirror
+from convcvx.solvers.dictionary.filters import dictionary
+from convcvx.solvers.dictionary.path import fit_dictionary, held_out
+from convcvx.solvers.slide.coordinates import balanced_gradients
+from convcvx.solvers.slide.descent import _fast_dtype, descend
+from convcvx.training.plan import build_problem
+from convcvx.training.run import Run
 
 SPEC = PatchSpec((3, 3), hidden_bias=True, whiten=0.1)
 
@@ -159,7 +159,7 @@ def test_a_descent_that_goes_astray_begins_anew_with_lower_rates(problem, start,
     assert lines[-1].startswith("epoch 10 of 10")
     assert "rates times 0." in lines[-1]
     assert torch.equal(descend(problem, start, 0, 10, **options, state=clone(states[-5])).filters, slid.filters)
-    monkeypatch.setattr("convcvx.solvers.descent.ASTRAY", float("inf"))
+    monkeypatch.setattr("convcvx.solvers.slide.descent.ASTRAY", float("inf"))
     torn = descend(problem, start, 0, 10, **options)
     values = [balanced_gradients(problem, (s.filters, s.weights, s.intercept))[0] for s in (slid, torn)]
     assert values[0] < 0.5 * values[1]

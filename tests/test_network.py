@@ -15,16 +15,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from convcvx import TwoLayerCNN, TwoLayerCNN_Weights, two_layer_cnn
-from convcvx.data import load
+from convcvx.data.datasets import load
 from convcvx.errors import InputError, RunError
-from convcvx.evaluate import HIDDEN_SIZE, accuracy, confusion, mean_loss, predict
-from convcvx.foreign import assumed, foreign_network
-from convcvx.network import Architecture, Weights, read_weights
+from convcvx.network.evaluate import HIDDEN_SIZE, accuracy, confusion, mean_loss, predict
+from convcvx.network.foreign import assumed, foreign_network
+from convcvx.network.two_layer import Architecture, Weights, read_weights
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.pooling import Pooling
-from convcvx.responses import Responses
+from convcvx.responses.passes import Responses
 from convcvx.solution import Solution
-from convcvx.stacked_network import Link, StackedCNN
+from convcvx.stack.network import Link, StackedCNN
 
 SHAPE = (2, 9, 8)
 

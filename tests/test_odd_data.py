@@ -21,9 +21,9 @@ import pytest
 import torch
 from PIL import Image
 
-from convcvx import array_files, idx_files, image_folder
 from convcvx._compat import import_torchvision
-from convcvx.data import load
+from convcvx.data import array_files, idx_files, image_folder
+from convcvx.data.datasets import load
 from convcvx.errors import DataError, DataWarning
 
 CIFAR10 = import_torchvision().datasets.CIFAR10
@@ -150,7 +150,7 @@ def test_sizes_are_looked_at_before_anything_is_decoded(folder, monkeypatch):
     for file in folder.rglob("*.png"):
         if file != folder / "test/b/1.png":
             file.write_bytes((folder / "test/b/1.png").read_bytes())
-    monkeypatch.setattr("convcvx.memory.available_memory", lambda: 1 << 30)
+    monkeypatch.setattr("convcvx.machine.memory.available_memory", lambda: 1 << 30)
     assert "8 images of 13000x13000 needs 6.3 GiB of memory, 1 GiB are free" in refusal(folder)
 
 
@@ -205,7 +205,7 @@ def test_labels_are_counted_before_images_are_unpacked(tmp_path, monkeypatch):
 
 def test_images_that_do_not_fit_in_memory_are_refused_before_they_are_unpacked(tmp_path, monkeypatch):
     np.savez_compressed(tmp_path / "set.npz", **arrays(200, (300, 300)))
-    monkeypatch.setattr("convcvx.memory.available_memory", lambda: 1 << 27)
+    monkeypatch.setattr("convcvx.machine.memory.available_memory", lambda: 1 << 27)
     monkeypatch.setattr(np, "load", None)
     assert "unpacked needs 0.168 GiB of memory, 0.125 GiB are free: give fewer images" in refusal(tmp_path / "set.npz")
 
@@ -214,7 +214,7 @@ def test_a_limit_of_the_address_space_is_kept(tmp_path):
     np.savez_compressed(tmp_path / "set.npz", **arrays(200, (300, 300)))  # 0.17 GiB with what is made of it
     source = """
 import resource, sys
-from convcvx.data import DataError, load
+from convcvx.data.datasets import DataError, load
 used = 4096 * int(open("/proc/self/statm").read().split()[0])
 for limit in (100, 1000):
     resource.setrlimit(resource.RLIMIT_AS, (used + (limit << 20), -1))

@@ -12,10 +12,10 @@ import pytest
 from typer.testing import CliRunner
 
 from convcvx.cli import app
-from convcvx.config import TrainConfig, parse_pair
 from convcvx.errors import InputError
 from convcvx.pooling import Pooling
-from convcvx.reading import json_text
+from convcvx.storage.reading import json_text
+from convcvx.training.options import TrainConfig, parse_pair
 
 DIGITS = Path(__file__).parents[1] / "checkpoints" / "digits"
 

@@ -15,13 +15,13 @@ from torch import nn
 
 from convcvx.budget import Budget
 from convcvx.errors import InputError
-from convcvx.functional import patches_to_images
-from convcvx.network import ContrastConv2d
+from convcvx.network.two_layer import ContrastConv2d
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.pooling import Pooling
 from convcvx.problem import Problem
-from convcvx.responses import Responses
-from convcvx.training import find_beta_max, solve_problem
+from convcvx.responses.passes import Responses
+from convcvx.training.functional import patches_to_images
+from convcvx.training.plan import find_beta_max, solve_problem
 
 MODES = [
     PatchSpec(3),

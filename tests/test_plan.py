@@ -12,13 +12,13 @@ from typer.testing import CliRunner
 from convcvx.budget import Budget
 from convcvx.cli import app
 from convcvx.errors import InputError
-from convcvx.functional import patches_to_images
 from convcvx.oracles import SampledOracle, get_oracle
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
 from convcvx.solvers.closed_form import whitened
 from convcvx.solvers.copositive import copositive
-from convcvx.training import Plan, build_problem, solve_problem
+from convcvx.training.functional import patches_to_images
+from convcvx.training.plan import Plan, build_problem, solve_problem
 
 
 def one_hot_rows(n: int, d: int, *, intercept: bool = False, loss: str = "squared") -> Problem:
@@ -131,6 +131,6 @@ def test_a_hopeless_program_is_refused_on_the_command_line(tmp_path):
 
 
 def test_a_long_one_is_warned_of(monkeypatch):
-    monkeypatch.setattr("convcvx.solvers.convex_programs.WARN_ENTRIES", 100)
+    monkeypatch.setattr("convcvx.solvers.programs.convex.WARN_ENTRIES", 100)
     with pytest.warns(UserWarning, match="this takes minutes to hours"):
         copositive(flat_problem(6, n_patches=1), get_oracle("exact", flat_problem(6)))

@@ -14,11 +14,11 @@ from typer.testing import CliRunner
 
 from convcvx.cli import app
 from convcvx.errors import RunError
-from convcvx.network import read_weights, two_layer_cnn
-from convcvx.reading import form_fault, open_tensors
-from convcvx.runs import Run
-from convcvx.stack import StackRun
-from convcvx.stacked_network import stacked_cnn
+from convcvx.network.two_layer import read_weights, two_layer_cnn
+from convcvx.stack.jobs import StackRun
+from convcvx.stack.network import stacked_cnn
+from convcvx.storage.reading import form_fault, open_tensors
+from convcvx.training.run import Run
 
 DIGITS = Path(__file__).parents[1] / "checkpoints" / "digits"
 OTHER_JSON = ["[]", "5", "null", "true", '"text"', "{}", "[{}]", '{"a": 1}', "NaN", "", "{", "\xff"]

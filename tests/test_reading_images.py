@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from convcvx import certify, solve
+from convcvx.data.images import StreamedImages, read_images
 from convcvx.errors import InputError
-from convcvx.images import StreamedImages, read_images
 
 SHAPE = (20, 1, 5, 5)
 IMAGES = np.random.default_rng(0).random(SHAPE).astype(np.float32)

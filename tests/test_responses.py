@@ -13,7 +13,7 @@ from torch import Tensor
 from convcvx.errors import InputError
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.pooling import Pooling
-from convcvx.responses import Responses
+from convcvx.responses.passes import Responses
 
 N, M, C = 7, 4, 3
 CASES = {
@@ -188,7 +188,7 @@ def test_chunks_do_not_matter(case, chunk_bytes):
 
 def test_blocks_do_not_matter(monkeypatch):
     whole = everything(responses("grid"))
-    monkeypatch.setattr("convcvx.responses.BLOCK_BYTES", 400)
+    monkeypatch.setattr("convcvx.responses.passes.BLOCK_BYTES", 400)
     r = responses("grid")
     assert len(list(r.blocks(parameters(r)[0]))) == 4  # two images at a time
     assert difference(everything(r), whole) < 1e-11
@@ -234,7 +234,7 @@ def test_faint_contrast_outlasts_float32():
 
 
 def test_where_whitening_would_be_lost_in_float32_the_default_is_float64(monkeypatch):
-    monkeypatch.setattr("convcvx.responses.PRECISE_SIZE", 0)
+    monkeypatch.setattr("convcvx.responses.passes.PRECISE_SIZE", 0)
     r, error = far_from_zero(PatchSpec(3, whiten=1e-7))
     assert error > 1e-5
     assert Responses(r.images, r.embedding).dtype == torch.float64
@@ -244,11 +244,11 @@ def test_where_whitening_would_be_lost_in_float32_the_default_is_float64(monkeyp
 
 MEMORY = """
 import sys, torch
-import convcvx.responses
-from convcvx.progress import peak_memory_mb
+import convcvx.responses.passes
+from convcvx.training.progress import peak_memory_mb
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.pooling import Pooling
-from convcvx.responses import Responses
+from convcvx.responses.passes import Responses
 torch.set_num_threads(1)
 images, chunk_bytes = torch.rand(8000, 1, 28, 28), int(sys.argv[2]) or None
 if sys.argv[1] == "unrolled":

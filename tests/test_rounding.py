@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 import convcvx
 from convcvx.certificate import certify_parameters, judged
-from convcvx.intercepts import best_shift
-from convcvx.losses import LOSSES, get_loss
+from convcvx.losses.intercepts import best_shift
+from convcvx.losses.table import LOSSES, get_loss
 from convcvx.oracles.base import OracleResult
 from convcvx.problem import relative_gap
 from convcvx.rounding import total

@@ -30,8 +30,8 @@ from convcvx.oracles.copositive import relax
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.pooling import Pooling
 from convcvx.problem import Problem
-from convcvx.responses import Responses
-from convcvx.training import build_problem
+from convcvx.responses.passes import Responses
+from convcvx.training.plan import build_problem
 from convcvx.units import Units
 
 UP, DOWN = 498, -498

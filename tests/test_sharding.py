@@ -17,16 +17,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
-from convcvx import sharding, shares
 from convcvx.budget import Budget
 from convcvx.certificate import certify_parameters
+from convcvx.data.images import StreamedImages
 from convcvx.errors import InputError, WorkerError
-from convcvx.images import StreamedImages
 from convcvx.patches import PatchEmbedding, PatchSpec
-from convcvx.responses import Responses
-from convcvx.sharding import ShardedResponses, Team
-from convcvx.shares import add, segments, share
-from convcvx.training import build_problem, solve_problem
+from convcvx.responses import shares
+from convcvx.responses import team as sharding
+from convcvx.responses.passes import Responses
+from convcvx.responses.shares import add, segments, share
+from convcvx.responses.team import ShardedResponses, Team
+from convcvx.training.plan import build_problem, solve_problem
 from tests.conftest import random_parameters
 
 # -- the arithmetic, in this process ------------------------------------------------------------------

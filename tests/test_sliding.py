@@ -13,21 +13,21 @@ from conftest import flat_problem, random_parameters
 from torch import Tensor
 
 import convcvx
-from convcvx import data
 from convcvx.budget import Budget
 from convcvx.certificate import certify_parameters
-from convcvx.data import spiral
+from convcvx.data import datasets as data
+from convcvx.data.datasets import spiral
 from convcvx.errors import ConvergenceWarning, InputError
 from convcvx.oracles import ExactOracle
 from convcvx.oracles.base import OracleResult
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
 from convcvx.solution import Solution
-from convcvx.solvers.coordinates import _factor
-from convcvx.solvers.descent import descend
-from convcvx.solvers.master import solve_master
+from convcvx.solvers.master.table import solve_master
 from convcvx.solvers.rounds import _refuting, consult
-from convcvx.training import build_problem, find_beta_max, solve_problem
+from convcvx.solvers.slide.coordinates import _factor
+from convcvx.solvers.slide.descent import descend
+from convcvx.training.plan import build_problem, find_beta_max, solve_problem
 
 
 def slow(*values):
@@ -154,7 +154,7 @@ def test_the_objective_never_rises_on_digits(digits, loss):
 
 
 def test_mini_batch_sliding_keeps_the_objective_falling(digits, monkeypatch):
-    monkeypatch.setattr("convcvx.solvers.slide.DETERMINISTIC_FLOPS", 0)
+    monkeypatch.setattr("convcvx.solvers.slide.slide.DETERMINISTIC_FLOPS", 0)
     problem = build_problem(*digits, spec=PatchSpec(3, stride=2), pooling="2", dtype=torch.float32)
     problem = problem.with_beta(0.02 * find_beta_max(problem))
     solution = solve_problem(problem, Budget(max_rounds=3, max_filters=30))
@@ -196,7 +196,7 @@ def test_stopping_short_warns_with_gap_tol_and_remedy(options, status):
 
 def test_a_full_budget_is_spent_on_filters_that_a_long_descent_hardly_improves(monkeypatch):
     """Rounds of two epochs each stopped far above what their own filters can do, by 22 % here."""
-    monkeypatch.setattr("convcvx.solvers.slide.DETERMINISTIC_FLOPS", 0)  # as on larger data
+    monkeypatch.setattr("convcvx.solvers.slide.slide.DETERMINISTIC_FLOPS", 0)  # as on larger data
     train, _ = data.load("digits")
     problem = build_problem(train.images, train.targets, 1e-3, spec=PatchSpec((3, 3), padding=(1, 1)), pooling=4)
     solution = solve_problem(problem, Budget(max_filters=4))

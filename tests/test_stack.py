@@ -16,17 +16,17 @@ import torch.nn.functional as F
 
 from convcvx import certify
 from convcvx.compare import CompareConfig, compare_job
-from convcvx.data import load, split
+from convcvx.data.datasets import load, split
 from convcvx.errors import InputError, RunError
-from convcvx.features import feature_shape, fit_link, stream_features
-from convcvx.job import certify_job
-from convcvx.network import Architecture, TwoLayerCNN, two_layer_cnn
+from convcvx.network.two_layer import Architecture, TwoLayerCNN, two_layer_cnn
 from convcvx.report import write_stack_report
-from convcvx.resolve import with_run_settings
-from convcvx.runs import Run
-from convcvx.stack import StackRun, stack_job, stage_data
-from convcvx.stack_config import StackConfig
-from convcvx.stacked_network import StackedCNN, stacked_cnn
+from convcvx.stack.features import feature_shape, fit_link, stream_features
+from convcvx.stack.jobs import StackRun, stack_job, stage_data
+from convcvx.stack.network import StackedCNN, stacked_cnn
+from convcvx.stack.options import StackConfig
+from convcvx.training.jobs import certify_job
+from convcvx.training.resolve import with_run_settings
+from convcvx.training.run import Run
 
 OPTIONS = {
     "data": "digits",
@@ -301,7 +301,7 @@ def test_a_damaged_model_is_one_error(two, tmp_path):
 def test_real_targets_are_judged_by_their_loss(tmp_path, monkeypatch):
     data = load("digits", limit=200)
     train, test = (replace(part, targets=part.targets.double()[:, None], classes=()) for part in data)
-    monkeypatch.setattr("convcvx.stack.load_data", lambda config: (train, test, test))
+    monkeypatch.setattr("convcvx.stack.jobs.load_data", lambda config: (train, test, test))
     _, result = stacked(tmp_path / "run", stages=1, rank="none", beta_ratio=0.1)
     assert result["test_accuracy"] is None
     assert result["stages"][0]["score"] < 0

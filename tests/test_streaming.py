@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from convcvx.data import KEYS, load, split
+from convcvx.data.datasets import KEYS, load, split
+from convcvx.data.images import StreamedImages
 from convcvx.errors import DataError, InputError
-from convcvx.evaluate import predict
-from convcvx.images import StreamedImages
+from convcvx.network.evaluate import predict
 from convcvx.patches import PatchEmbedding, PatchSpec
-from convcvx.training import build_problem
+from convcvx.training.plan import build_problem
 
 MIB = 2**20
 
@@ -104,9 +104,9 @@ def test_validation_is_refused(tmp_path):
 MEASURE = """
 import re, sys, threading, time
 import torch
-from convcvx.data import load
+from convcvx.data.datasets import load
 from convcvx.patches import PatchSpec
-from convcvx.training import build_problem
+from convcvx.training.plan import build_problem
 
 def anonymous():
     return int(re.search(r"RssAnon:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) / 1024

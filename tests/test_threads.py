@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from convcvx.threads import _workers, each
+from convcvx.machine.threads import _workers, each
 
 
 @pytest.fixture(params=[1, 3])

@@ -13,13 +13,13 @@ import typer
 from convcvx.budget import Deadline
 from convcvx.cli import options as o
 from convcvx.cli.output import finish, guard, open_console, print_summary
-from convcvx.config import TrainConfig
 from convcvx.errors import RunError
-from convcvx.job import certify_job
 from convcvx.patches import PatchEmbedding
-from convcvx.resolve import load_data, run_data, with_run_settings
-from convcvx.runs import Run
-from convcvx.stack import stage_data
+from convcvx.stack.jobs import stage_data
+from convcvx.training.jobs import certify_job
+from convcvx.training.options import TrainConfig
+from convcvx.training.resolve import load_data, run_data, with_run_settings
+from convcvx.training.run import Run
 
 Network = Annotated[
     Path,

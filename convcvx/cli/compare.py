@@ -13,7 +13,7 @@ from convcvx.baseline import OPTIMIZERS
 from convcvx.cli import options as o
 from convcvx.cli.output import finish, guard, open_console
 from convcvx.compare import CompareConfig, compare_job
-from convcvx.runs import Run
+from convcvx.training.run import Run
 
 Folder = Annotated[Path, typer.Argument(help="A finished run folder.", metavar="RUN")]
 Optimizer = Annotated[str, typer.Option(help=f"{' or '.join(OPTIMIZERS)}; SGD has momentum 0.9.")]

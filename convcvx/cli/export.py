@@ -10,12 +10,12 @@ import typer
 from convcvx.cli import options as o
 from convcvx.cli.output import finish, guard, open_console
 from convcvx.errors import check_choice
-from convcvx.export import FORMATS
-from convcvx.export import export as write
-from convcvx.network import two_layer_cnn
-from convcvx.runs import Run
-from convcvx.stack import StackRun
-from convcvx.stacked_network import stacked_cnn
+from convcvx.network.export import FORMATS
+from convcvx.network.export import export as write
+from convcvx.network.two_layer import two_layer_cnn
+from convcvx.stack.jobs import StackRun
+from convcvx.stack.network import stacked_cnn
+from convcvx.training.run import Run
 
 Folder = Annotated[Path, typer.Argument(help="The folder of a finished run or stack.", metavar="RUN")]
 To = Annotated[str, typer.Option(help="onnx (needs pip install 'convcvx[onnx]') or torch (for torch.export.load).")]

@@ -9,12 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
-from convcvx.config import DEFAULT_BETA_RATIO, PRESETS
-from convcvx.dictionary import SOURCES
 from convcvx.errors import InputError, one_line, shown
 from convcvx.oracles import ORACLES
-from convcvx.reading import is_a
 from convcvx.solvers import SOLVERS
+from convcvx.solvers.dictionary.filters import SOURCES
+from convcvx.storage.reading import is_a
+from convcvx.training.options import DEFAULT_BETA_RATIO, PRESETS
 
 DATA, MODEL, SOLVE, OUTPUT = "Data", "Model", "Solver", "Output"
 

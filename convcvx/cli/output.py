@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 
 from convcvx.errors import ConvcvxError, WorkerError, one_line
-from convcvx.reading import json_text
+from convcvx.storage.reading import json_text
 
 OUT_OF_MEMORY = re.compile("out of memory|allocate memory|not enough memory")
 """What torch says in a RuntimeError when memory is short."""

@@ -9,8 +9,8 @@ import typer
 
 from convcvx.cli import options as o
 from convcvx.cli.output import finish, guard, open_console
-from convcvx.runs import Run
-from convcvx.stack import StackRun
+from convcvx.stack.jobs import StackRun
+from convcvx.training.run import Run
 
 Folder = Annotated[Path, typer.Argument(help="The folder of a finished run or stack.", metavar="RUN")]
 

@@ -11,12 +11,12 @@ from rich.table import Table
 
 from convcvx.cli import options as o
 from convcvx.cli.output import cost, finish, guard, open_console
-from convcvx.config import TrainConfig
 from convcvx.errors import InputError
-from convcvx.progress import Progress
-from convcvx.sharding import Team
-from convcvx.stack import StackRun, stack_job
-from convcvx.stack_config import StackConfig
+from convcvx.responses.team import Team
+from convcvx.stack.jobs import StackRun, stack_job
+from convcvx.stack.options import StackConfig
+from convcvx.training.options import TrainConfig
+from convcvx.training.progress import Progress
 
 STAGES = "Stages (one value, or one a stage by commas)"
 VALIDATION = 0.1

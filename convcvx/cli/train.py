@@ -8,11 +8,11 @@ import typer
 
 from convcvx.cli import options as o
 from convcvx.cli.output import finish, guard, open_console, print_summary
-from convcvx.config import TrainConfig
-from convcvx.job import train_job
-from convcvx.progress import Progress
-from convcvx.runs import Run
-from convcvx.sharding import Team
+from convcvx.responses.team import Team
+from convcvx.training.jobs import train_job
+from convcvx.training.options import TrainConfig
+from convcvx.training.progress import Progress
+from convcvx.training.run import Run
 
 
 def train(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from convcvx.arrangements import count_bound
+from convcvx.arrangements.cells import count_bound
 from convcvx.errors import check_choice
 from convcvx.oracles._patch_rows import MAX_BYTES, PatchRows
 from convcvx.oracles.base import ChargedRows, Oracle, OracleResult

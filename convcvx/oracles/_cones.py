@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from convcvx._jit import njit
+from convcvx.machine.jit import njit
 
 OPTIONS: dict[str, Any] = {
     "nogil": True,

@@ -9,12 +9,12 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from convcvx._jit import njit
 from convcvx.budget import NEVER
 from convcvx.errors import InputError
+from convcvx.machine.jit import njit
 from convcvx.oracles._row_tree import Division
 from convcvx.patches import RANK_TOLERANCE
-from convcvx.responses import Responses
+from convcvx.responses.passes import Responses
 
 MAX_BYTES = 8 << 30
 """What a rigorous oracle may take for patch rows and charges."""

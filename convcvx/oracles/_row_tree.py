@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from convcvx._jit import njit
-from convcvx.threads import cores
+from convcvx.machine.jit import njit
+from convcvx.machine.threads import cores
 
 if TYPE_CHECKING:
     from convcvx.oracles.base import ChargedRows

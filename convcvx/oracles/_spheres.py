@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from convcvx._jit import njit
-from convcvx.oracles._predicates import crossings
+from convcvx.arrangements._predicates import crossings
+from convcvx.machine.jit import njit
 from convcvx.oracles._sweeps import UNIT, add_outer, offer
 
 FAINT = 1e-100

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from convcvx._jit import njit
+from convcvx.machine.jit import njit
 
 UNIT = 2.0**-53
 """Unit roundoff of float64."""

@@ -22,7 +22,7 @@ import numpy as np
 from scipy import sparse
 from torch import Tensor
 
-from convcvx.arrangements import Cell, cell_batches, count_bound, facets, unpack_patterns
+from convcvx.arrangements.cells import Cell, cell_batches, count_bound, facets, unpack_patterns
 from convcvx.budget import NEVER, Deadline, OutOfTime
 from convcvx.errors import InputError, check_count
 from convcvx.oracles._blocks import Incumbents

@@ -21,7 +21,7 @@ from math import comb
 import numpy as np
 from torch import Tensor
 
-from convcvx.arrangements import cell_batches, complement, count_bound, unpack_patterns
+from convcvx.arrangements.cells import cell_batches, complement, count_bound, unpack_patterns
 from convcvx.budget import NEVER, Deadline, OutOfTime
 from convcvx.errors import InputError, check_count
 from convcvx.oracles._spheres import INSIDE, cell_sweep

@@ -20,12 +20,12 @@ from torch import Tensor
 
 from convcvx.budget import NEVER, OutOfTime
 from convcvx.errors import check_count
-from convcvx.gates import GatedResponses, sample_gates
 from convcvx.oracles._patch_rows import UNIT, embedding_errors, lengths
 from convcvx.oracles.base import OracleResult, at_scale_one, largest, raised
 from convcvx.oracles.local import distinct
-from convcvx.pattern_cones import PatternCones
+from convcvx.oracles.pattern_cones import PatternCones
 from convcvx.problem import Problem
+from convcvx.responses.gated import GatedResponses, sample_gates
 
 N_GATES = 100
 """Patterns sampled by default."""

@@ -38,11 +38,11 @@ from torch import Tensor
 
 from convcvx.budget import Budget, OutOfTime
 from convcvx.errors import InputError
-from convcvx.gates import embedded_rows
 from convcvx.oracles.base import Oracle
 from convcvx.problem import Problem, relative_gap
+from convcvx.responses.gated import embedded_rows
 from convcvx.solution import Callback, Solution
-from convcvx.solvers.master import solve_master
+from convcvx.solvers.master.table import solve_master
 from convcvx.solvers.rounds import predicted, record_of
 
 EXACT = 1e-7

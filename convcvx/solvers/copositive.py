@@ -21,13 +21,13 @@ from convcvx.oracles.base import Oracle, OracleResult
 from convcvx.oracles.copositive import CopositiveOracle
 from convcvx.problem import Problem
 from convcvx.solution import Callback, Solution
-from convcvx.solvers.master import solve_master
+from convcvx.solvers.master.table import solve_master
 from convcvx.solvers.rounds import begin, predicted, record_of
-from convcvx.solvers.slide import slide
+from convcvx.solvers.slide.slide import slide
 from convcvx.solvers.sparsify import sparsify
 
 if TYPE_CHECKING:
-    from convcvx.solvers.convex_programs import ProgramResult
+    from convcvx.solvers.programs.convex import ProgramResult
 
 
 PROGRAM = 0.7
@@ -60,7 +60,7 @@ def copositive(
     InputError
         For a problem with too many activation cones.
     """
-    from convcvx.solvers.convex_programs import Cones, solve_program  # here: cvxpy is slow to import
+    from convcvx.solvers.programs.convex import Cones, solve_program  # here: cvxpy is slow to import
 
     began = perf_counter()
     solution, earlier = begin(problem, start)

@@ -22,12 +22,12 @@ from torch import Tensor
 
 from convcvx.budget import NEVER, Budget, Deadline, OutOfTime
 from convcvx.oracles.base import Oracle
+from convcvx.oracles.pattern_cones import PatternCones
 from convcvx.oracles.sampled import N_GATES, SampledOracle
-from convcvx.pattern_cones import PatternCones
 from convcvx.problem import Problem
 from convcvx.solution import Callback, Solution
-from convcvx.solvers.gated_program import GatedResult, solve_gated
-from convcvx.solvers.master import solve_master
+from convcvx.solvers.master.table import solve_master
+from convcvx.solvers.programs.gated import GatedResult, solve_gated
 from convcvx.solvers.rounds import predicted, record_of
 
 MAX_FILTERS = 256

@@ -1,0 +1,23 @@
+"""Data sets: names, files and folders to images and targets."""
+
+from convcvx.data.datasets import (
+    KEYS,
+    DataError,
+    Dataset,
+    check_images,
+    check_targets,
+    load,
+    spiral,
+    split,
+)
+
+__all__ = [
+    "KEYS",
+    "DataError",
+    "Dataset",
+    "check_images",
+    "check_targets",
+    "load",
+    "spiral",
+    "split",
+]

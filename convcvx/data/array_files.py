@@ -1,0 +1,121 @@
+"""Data sets of arrays: .npz files and folders of .npy files. Headers are read and compared before any data are.
+
+Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.lib import format as npy
+
+from convcvx.errors import DataError, one_line
+from convcvx.machine.memory import check_memory
+
+KEYS = ("x_train", "y_train", "x_test", "y_test")
+Arrays = dict[str, np.ndarray]
+"""Images and targets by these keys, images NHW or NHWC."""
+
+
+def read_npz(path: Path) -> Arrays:
+    if not path.is_file():
+        raise DataError(f"{path} does not exist: give an .npz file with {', '.join(KEYS)}")
+    try:
+        forms = _forms_in_zip(path)
+    except Exception as error:  # of zip, zlib, numpy's header: no closed list is documented
+        raise DataError(f"{path} is no complete .npz file: write it again ({one_line(error)})") from None
+    if missing := [key for key in KEYS if key not in forms]:
+        raise DataError(f"{path} lacks {', '.join(missing)}: add them; it holds {', '.join(forms) or 'nothing'}")
+    check_forms(forms, path)
+    check_memory(
+        # As they are stored, and images once more in float32.
+        sum(forms[key].nbytes + 4 * forms[key].size * key.startswith("x") for key in KEYS),
+        f"{path} unpacked",
+        "give fewer images, or save the arrays as .npy files in a folder: such images stay on disk",
+        DataError,
+    )
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {key: file[key] for key in KEYS}
+    except Exception as error:
+        raise DataError(f"{path} is no complete .npz file: write it again ({one_line(error)})") from None
+
+
+def read_arrays(root: Path) -> Arrays:
+    """The .npy files of a folder, images on a memory map."""
+    files = {key: root / f"{key}.npy" for key in KEYS}
+    if missing := [file.name for file in files.values() if not file.is_file()]:
+        raise DataError(f"{root} lacks {', '.join(missing)}: add them")
+    arrays = {}
+    for key, file in files.items():
+        try:
+            with file.open("rb") as opened:
+                form = _form(opened)
+            # There is no map of nothing; a file that is shorter than its header says has none either.
+            mapped = form.size and not form.dtype.hasobject
+            arrays[key] = np.load(file, mmap_mode="r", allow_pickle=False) if mapped else form
+        except Exception as error:
+            raise DataError(f"{file} is no complete .npy file: write it again ({one_line(error)})") from None
+    check_forms(arrays, root)
+    labels = sum(array.nbytes for key, array in arrays.items() if key.startswith("y"))
+    check_memory(labels, f"y_train and y_test in {root}", "give fewer of them", DataError)
+    return {key: array if key.startswith("x") else np.array(array) for key, array in arrays.items()}
+
+
+def check_forms(arrays: Arrays, place: Path) -> None:
+    """Raise `DataError` for dtypes and shapes that no data set has; looks at no entry."""
+    for key in KEYS:
+        if arrays[key].dtype.hasobject:
+            raise DataError(f"{key} of {place} holds Python objects, which are never unpickled: save plain arrays")
+    for part in ("train", "test"):
+        x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
+        check_pixels(x, f"x_{part}")
+        if y.ndim and len(x) != len(y):
+            raise DataError(f"x_{part} has {len(x)} images but y_{part} has {len(y)} labels: give each image one")
+
+
+def check_pixels(x: np.ndarray, key: str) -> None:
+    """Raise `DataError` unless dtype and shape are those of images NHW or NHWC."""
+    if x.ndim not in (3, 4):
+        raise DataError(f"{key} must be (n, height, width) or (n, height, width, channels); got {x.shape}")
+    if x.dtype != np.uint8 and x.dtype.kind != "f":
+        raise DataError(f"{key} must be uint8, or float in [0, 1]; got {x.dtype}: convert it")
+    if x.ndim == 4 and _channels_first(*x.shape[1:]):
+        raise DataError(
+            f"{key} must have its channels last; got {x.shape}: transpose it with (0, 2, 3, 1), or, if that is what "
+            f"{x.shape[3]} means, lay an edge of zeros around the images"
+        )
+
+
+def _channels_first(first: int, second: int, third: int) -> bool:
+    """Whether the axes of an image seem to be channels, height, width: few, many, many, or a square after another."""
+    return third > 4 and (first <= 4 or first != second == third)
+
+
+def _forms_in_zip(path: Path) -> Arrays:
+    """What the headers in an .npz file promise, and the names of its other members."""
+    forms: Arrays = {}
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            key = member.filename.removesuffix(".npy")
+            forms[key] = np.zeros(0)
+            if key in KEYS:
+                with archive.open(member) as file:
+                    forms[key] = _form(file)
+                    size = file.tell() + forms[key].nbytes
+                if size != member.file_size and not forms[key].dtype.hasobject:
+                    raise ValueError(f"{key} promises {size} bytes and has {member.file_size}")
+    return forms
+
+
+def _form(file: IO[bytes]) -> np.ndarray:
+    """An array of zeros that takes no memory, of the dtype and the shape in the header of an .npy file."""
+    version = npy.read_magic(file)
+    if version not in ((1, 0), (2, 0)):  # later ones are for names of fields
+        raise ValueError(f"its format {version} is not one of plain arrays")
+    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    shape, _, dtype = read(file)
+    return np.broadcast_to(np.zeros((), dtype), shape)

@@ -1,0 +1,239 @@
+"""Data sets to pairs of `Dataset`: images float32 NCHW in [0, 1], targets classes 0..c-1 or real values.
+
+What `data_sources` reads is checked and converted here. Images on a memory map stay in their file.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from convcvx.data.array_files import KEYS, read_arrays, read_npz
+from convcvx.data.arrays import as_array, as_tensor
+from convcvx.data.image_folder import read_folder
+from convcvx.data.images import Images, StreamedImages, to_floats
+from convcvx.data.sources import DOWNLOADS, Source, read_digits, read_download
+from convcvx.errors import DataError, InputError, check_count, one_line, shown
+
+OVERSHOOT = 1e-6
+"""How far pixels in [0, 1] may lie outside: what float32 leaves of a division by 255, or of resizing."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Images with their targets.
+
+    Parameters
+    ----------
+    images : Tensor or StreamedImages (n, C, H, W) float32 in [0, 1]
+    targets : Tensor
+        (n,) int64 classes 0..c-1, or (n, c) float64 real values.
+    classes : tuple of str
+        Names of the classes, shared by training and test set; () for real targets.
+    name : str
+    """
+
+    images: Images
+    targets: Tensor
+    classes: tuple[str, ...]
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes, with those that a `limit` left without images; 0 for real targets."""
+        return len(self.classes)
+
+
+def default_data_dir() -> Path:
+    """The `datasets/` folder of a source checkout, otherwise `./datasets`."""
+    root = Path(__file__).resolve().parents[1]  # in site-packages, `datasets` is another project's package
+    return root / "datasets" if (root / "pyproject.toml").is_file() else Path("datasets")
+
+
+def load(
+    name: str | os.PathLike[str],
+    data_dir: str | os.PathLike[str] | None = None,
+    limit: int | None = None,
+    *,
+    download: bool = True,
+) -> tuple[Dataset, Dataset]:
+    """Load the training and the test set called `name`.
+
+    Parameters
+    ----------
+    name : str or path
+        `digits`: scikit-learn's 1,797 embedded 8x8 digits, split with seed 0 and by class into 1,437 and 360.
+        `mnist`, `fashion-mnist`, `cifar10`, `cifar100`: from `data_dir`.
+        FILE.npz: x_train, y_train, x_test, y_test; images NHW or NHWC, uint8 or float in [0, 1]; integer y
+        are classes, float y real targets.
+        FOLDER: train/CLASS/IMAGE and test/CLASS/IMAGE, 8-bit images of the formats in `image_folder.FORMATS`; their
+        EXIF orientation is honoured, and what is transparent is laid on white. Or x_train.npy, y_train.npy,
+        x_test.npy, y_test.npy, as in an .npz file: such images stay on disk and are read a chunk at a time. (Write
+        `./mnist` for a folder called like a set.)
+    data_dir : path, optional
+        Holds the downloaded sets in torchvision's layout, or as NAME.npz; see `default_data_dir`.
+    limit : int, optional
+        Keep the first `limit` training images; the test set stays whole. A folder has its images by class, so
+        its training images are shuffled first, with seed 0.
+    download : bool
+        Download a set that `data_dir` lacks.
+
+    Raises
+    ------
+    DataError
+        For a set that is missing, damaged or unfit for training.
+
+    Examples
+    --------
+    >>> train, test = load("digits")
+    >>> train.images.shape, test.images.shape
+    (torch.Size([1437, 1, 8, 8]), torch.Size([360, 1, 8, 8]))
+    """
+    limit = None if limit is None else check_count("limit", limit)
+    try:
+        path = Path(name).expanduser()
+        root = default_data_dir() if data_dir is None else Path(data_dir).expanduser()
+        called, source = _read(name, path, root, limit, download)
+    except (OSError, RuntimeError) as error:  # paths that are too long, users that are not there, links to themselves
+        raise DataError(f"cannot read data {shown(str(name))}: give another path ({one_line(error)})") from None
+    return _assemble(called, source, limit)
+
+
+def _read(
+    name: str | os.PathLike[str], path: Path, root: Path, limit: int | None, download: bool
+) -> tuple[str, Source]:
+    """What the data set is called, and its arrays and classes."""
+    if name == "digits":
+        return "digits", read_digits()
+    if name in DOWNLOADS:
+        return str(name), read_download(str(name), root, download)
+    if path.is_dir() and any(path.glob("[xy]_*.npy")):
+        return path.resolve().name, (read_arrays(path), None)
+    if path.is_dir():
+        return path.resolve().name, read_folder(path, limit)
+    if path.suffix == ".npz":
+        return path.stem, (read_npz(path), None)
+    known = ", ".join(["digits", *DOWNLOADS])
+    raise DataError(f"data must be {known}, an .npz file or a folder of images or .npy files; got {shown(str(name))}")
+
+
+def split(dataset: Dataset, validation: float = 0.1, seed: int = 0) -> tuple[Dataset, Dataset]:
+    """Hold out the fraction `validation` of the images, by class; both parts keep the order of the images."""
+    from sklearn.model_selection import train_test_split  # a second to import, which other data need not wait for
+
+    if not 0 < validation < 1:
+        raise InputError(f"validation must be a fraction between 0 and 1; got {validation!r}")
+    if isinstance(dataset.images, StreamedImages):
+        raise InputError(f"validation cannot be held out of images that stay on disk, as those of {dataset.name} do")
+    rows, by_class = np.arange(len(dataset)), dataset.targets.numpy() if dataset.classes else None
+    try:
+        parts = train_test_split(rows, test_size=validation, random_state=seed, stratify=by_class)
+    except ValueError as error:
+        wish = f"cannot hold out {validation:g} of {len(dataset)} images by class"
+        raise DataError(f"{dataset.name}: {wish}; give more images ({one_line(error)})") from None
+    kept, held_out = (torch.from_numpy(np.sort(part)) for part in parts)
+    return (
+        replace(dataset, images=dataset.images[kept], targets=dataset.targets[kept]),
+        replace(dataset, images=dataset.images[held_out], targets=dataset.targets[held_out]),
+    )
+
+
+def spiral(n: int = 60, n_classes: int = 3, noise: float = 0.2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Points (n, 2) on noisy spiral arms and their classes (n,): the toy problem of Sahiner et al. 2021.
+
+    >>> x, y = spiral(60)
+    >>> x.shape, np.bincount(y).tolist()
+    ((60, 2), [20, 20, 20])
+    """
+    random, arm = np.random.default_rng(seed), check_count("n", n, minimum=n_classes) // n_classes
+    radius = np.linspace(0.1, 1, arm)
+    angles = [np.linspace(4 * k, 4 * (k + 1), arm) + noise * random.normal(size=arm) for k in range(n_classes)]
+    points = [np.stack([radius * np.sin(angle), radius * np.cos(angle)], axis=1) for angle in angles]
+    return np.concatenate(points), np.repeat(np.arange(n_classes), arm)
+
+
+def check_targets(targets: Any, n: int, names: tuple[str, str] = ("images", "targets")) -> Tensor:
+    """Targets of `n` images as (n,) int64 classes or (n, c) float64 real values, else a `DataError`.
+
+    Integers of shape (n, 1) are classes, floats of shape (n,) real values with c = 1. Messages use `names`.
+    """
+    y = as_array(names[1], targets, DataError)
+    name, real, width = names[1], y.dtype.kind == "f", math.prod(y.shape[1:])
+    if y.ndim not in (1, 2) or width < 1 or (width > 1 and not real):
+        raise DataError(f"{name} must be (n,) integer classes or (n, c) floats; got {y.dtype} {y.shape}")
+    if len(y) != n:
+        raise DataError(f"{names[0]} has {n} images but {name} has {len(y)} labels: give each image one")
+    if not np.isfinite(y).all():
+        raise DataError(f"{name} has NaN or infinite values: repair them or remove their images")
+    return torch.from_numpy(y.reshape(n, width).astype(np.float64) if real else y.reshape(n).astype(np.int64))
+
+
+def check_images(
+    images: Any, targets: Any, names: tuple[str, str] = ("images", "targets"), *, training: bool = True
+) -> tuple[Images, Tensor]:
+    """Check images (n, C, H, W) and their targets and return them as tensors; raise `DataError` if unfit.
+
+    A single class is an error only with `training`. The range of the pixels is left to the caller.
+    """
+    name = names[0]
+    if not isinstance(images, StreamedImages):
+        images = as_tensor(name, images, DataError)
+        images = images if images.is_floating_point() else images.float()
+    if images.ndim != 4:
+        raise DataError(f"{name} must be (n, channels, height, width); got {tuple(images.shape)}")
+    if images.numel() == 0:
+        raise DataError(f"{name} is empty, {tuple(images.shape)}: give at least one image")
+    if not all(math.isfinite(value) for value in images.aminmax()):  # NaN propagates
+        bad = sum(int((~part.flatten(1).isfinite().all(dim=1)).sum()) for part in images.split(1024))
+        raise DataError(f"{name} has NaN or infinite pixels in {bad} images: repair or remove them")
+    targets = check_targets(targets, len(images), names)
+    if training and not targets.is_floating_point() and bool((targets == targets[0]).all()):
+        advice = "training needs two or more: raise the limit, shuffle or extend the set"
+        raise DataError(f"{names[1]} has a single class in {len(targets)} images; {advice}")
+    return images, targets
+
+
+def _assemble(name: str, source: Source, limit: int | None) -> tuple[Dataset, Dataset]:
+    arrays, classes = source
+    x = {part: _to_nhwc(arrays[f"x_{part}"]) for part in ("train", "test")}
+    y = {part: check_targets(arrays[f"y_{part}"], len(x[part]), (f"x_{part}", f"y_{part}")) for part in x}
+    for key, pair in (("x", x), ("y", y)):
+        if pair["train"].shape[1:] != pair["test"].shape[1:]:  # integer y are (n,), real y (n, c)
+            found = (f"{k} is {arrays[k].dtype} {arrays[k].shape}" for k in KEYS if k.startswith(key))
+            raise DataError(f"{' but '.join(found)}: make them alike")
+    if y["train"].is_floating_point():
+        classes = ()
+    else:
+        labels = y["train"].unique() if classes is None else torch.arange(len(classes))
+        for part in y:
+            if unknown := y[part][~torch.isin(y[part], labels)].unique().tolist()[:5]:
+                raise DataError(f"y_{part} has labels that are no training class: {unknown}; drop their images")
+            y[part] = torch.searchsorted(labels, y[part])
+        classes = classes or tuple(str(label) for label in labels.tolist())
+
+    sets = []
+    for part, rows in (("train", slice(limit)), ("test", slice(None))):
+        names = f"x_{part}", f"y_{part}"
+        pixels = x[part][rows]
+        images = StreamedImages(pixels) if isinstance(pixels, np.memmap) else to_floats(pixels)
+        images, targets = check_images(images, y[part][rows], names, training=part == "train")
+        low, high = (value.item() for value in images.aminmax())
+        if low < -OVERSHOOT or high > 1 + OVERSHOOT:
+            raise DataError(f"x_{part} must be uint8 or lie in [0, 1]; got [{low}, {high}]: rescale it")
+        images = images if low >= 0 and high <= 1 else images.clamp(0, 1)
+        sets.append(Dataset(images, targets, classes, name))
+    return sets[0], sets[1]
+
+
+def _to_nhwc(x: np.ndarray) -> np.ndarray:
+    return x[..., None] if x.ndim == 3 else x

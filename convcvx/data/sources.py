@@ -1,0 +1,105 @@
+"""Where data sets come from: every source read into the Keras convention, x_train, y_train, x_test, y_test.
+
+Images are NHW or NHWC. No file of unknown checksum is unpickled; a download that breaks leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import sys
+import tarfile
+import tempfile
+import zlib
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convcvx._compat import import_torchvision
+from convcvx.data.array_files import KEYS, read_npz
+from convcvx.data.idx_files import read_idx_folder
+from convcvx.errors import DataError, one_line
+
+Source = tuple[dict[str, np.ndarray], tuple[str, ...] | None]
+"""Arrays by these keys and the class names; None: the labels in y_train are the classes."""
+
+DOWNLOADS = {
+    "mnist": ("MNIST", "MNIST/raw"),
+    "fashion-mnist": ("FashionMNIST", "FashionMNIST/raw"),
+    "cifar10": ("CIFAR10", "cifar-10-batches-py"),
+    "cifar100": ("CIFAR100", "cifar-100-python"),
+}
+"""Name of a set: its class in `torchvision.datasets` and the folder where that class keeps its files."""
+
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+TIMEOUT = 10.0
+"""Seconds that a download waits for a silent server."""
+
+
+def read_digits() -> Source:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    x, y = (digits.images / 16).astype(np.float32), digits.target
+    x_train, x_test, y_train, y_test = train_test_split(x, y, test_size=360, random_state=0, stratify=y)
+    return dict(zip(KEYS, (x_train, y_train, x_test, y_test), strict=True)), tuple("0123456789")
+
+
+def read_download(name: str, root: Path, download: bool) -> Source:
+    class_name, subfolder = DOWNLOADS[name]
+    folder, npz = root / subfolder, root / f"{name}.npz"
+    present = folder.is_dir() and any(folder.iterdir())
+    if not present and npz.is_file():
+        return read_npz(npz), CIFAR10 if name == "cifar10" else None
+    cls = getattr(import_torchvision().datasets, class_name)
+    packed = root / getattr(cls, "filename", "")  # CIFAR comes as one archive
+    if not present and not packed.is_file() and not download:
+        raise DataError(f"{name} is not in {root}: allow its download, or give the --data-dir that holds it")
+    if not present:
+        try:
+            _download(cls, root, subfolder, packed if packed.is_file() else None)
+        except (OSError, RuntimeError, HTTPException, EOFError, zlib.error, tarfile.TarError) as error:
+            advice = f"try again with a network, give the --data-dir that holds it, or put {npz.name} there"
+            raise DataError(f"{name} could not be downloaded to {root}: {advice} ({one_line(error)})") from None
+    try:
+        return _read_download(name, cls, root, folder)
+    except DataError:
+        raise
+    except Exception as error:  # what batches of another kind hold has no bounds
+        advice = "delete that folder and run again to download it again"
+        raise DataError(f"{name} in {folder} is damaged: {advice} ({one_line(error)})") from None
+
+
+def _read_download(name: str, cls: Any, root: Path, folder: Path) -> Source:
+    if "mnist" in name:
+        return read_idx_folder(folder), tuple(label.split(" - ")[0] for label in cls.classes)  # MNIST says "0 - zero"
+    train, test = cls(root, train=True), cls(root, train=False)  # which compare checksums, then unpickle
+    arrays = (train.data, train.targets, test.data, test.targets)
+    return {key: np.asarray(array) for key, array in zip(KEYS, arrays, strict=True)}, tuple(train.classes)
+
+
+def _download(cls: Any, root: Path, subfolder: str, packed: Path | None) -> None:
+    """Download beside the final place, or take what is `packed`, and move the finished folder there.
+
+    No half-written set can remain.
+    """
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as scratch:
+            if packed is not None:
+                if not import_torchvision().datasets.utils.check_integrity(packed, cls.tgz_md5):
+                    raise OSError(f"{packed} is damaged: delete it")
+                shutil.copyfile(packed, Path(scratch) / packed.name)
+            with contextlib.redirect_stdout(sys.stderr):  # standard output belongs to --json
+                cls(scratch, download=True)
+            (root / subfolder).mkdir(parents=True, exist_ok=True)
+            (root / subfolder).rmdir()  # empty, as the caller made sure
+            (Path(scratch) / subfolder).rename(root / subfolder)
+    finally:
+        socket.setdefaulttimeout(timeout)

@@ -1,0 +1,25 @@
+"""Trained networks as torch modules, ours and those of others."""
+
+from convcvx.network.two_layer import (
+    ARCHITECTURE,
+    Architecture,
+    ContrastConv2d,
+    TwoLayerCNN,
+    TwoLayerCNN_Weights,
+    Weights,
+    network_state,
+    read_weights,
+    two_layer_cnn,
+)
+
+__all__ = [
+    "ARCHITECTURE",
+    "Architecture",
+    "ContrastConv2d",
+    "TwoLayerCNN",
+    "TwoLayerCNN_Weights",
+    "Weights",
+    "network_state",
+    "read_weights",
+    "two_layer_cnn",
+]

@@ -1,0 +1,169 @@
+"""Certify a network, whoever trained it: read it layer by layer, check that it computes what its layers stand for.
+
+Any Conv2d → ReLU → average pooling → Linear qualifies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from convcvx.budget import NEVER, Deadline
+from convcvx.certificate import Certificate, certify_parameters
+from convcvx.data.arrays import as_tensor
+from convcvx.data.images import Images, read_images
+from convcvx.errors import InputError, check_positive
+from convcvx.network.evaluate import outputs_of
+from convcvx.network.foreign import Layers, read_network
+from convcvx.oracles.base import Oracle
+from convcvx.patches import PatchEmbedding
+from convcvx.problem import Problem
+from convcvx.responses.passes import Responses
+from convcvx.units import Units, times
+
+FORWARD = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+"""How far a network's outputs may lie from those of its layers in exact arithmetic, as a share of the largest of them,
+by the arithmetic of the network: many times what rounding makes of them, and little beside a layer too many."""
+
+
+def certify(
+    network: nn.Module,
+    images: Images | np.ndarray,
+    targets: Tensor | np.ndarray,
+    beta: float,
+    *,
+    loss: str = "squared",
+    oracle: str | Oracle = "auto",
+    tol: float = 1e-4,
+    embedding: PatchEmbedding | None = None,
+    n_classes: int | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    dual_point: Tensor | None = None,
+    time_limit: float | None = None,
+) -> Certificate:
+    """Certify any two-layer convolutional ReLU network at weight decay `beta`.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Conv2d → ReLU → average pooling (or none) → Flatten → Linear. Biases are used as they are there: one on
+        the convolution counts as a regularised hidden bias, one on the linear layer as the free intercept.
+    images : Tensor, ndarray or StreamedImages (n, C, H, W), or (n, H, W) with one channel
+        Training images, as the network takes them.
+    targets : Tensor or ndarray
+        (n,) classes or (n, c) real values.
+    beta : float
+        torch's `weight_decay` under a mean-reduced loss.
+    loss : {"squared", "cross-entropy"}
+    oracle : {"auto", "exact", "branch-and-bound", "copositive", "sampled", "local"}
+    tol : float
+        Gap at which a rigorous oracle may stop refining its bound.
+    embedding : PatchEmbedding, optional
+        For models with whitening or a low-rank patch basis: in their space filters have their norm.
+    dual_point : Tensor (n, c), optional
+        Another dual point than the network's residual, tried where that leaves a gap above `tol` and the oracle is
+        rigorous. It counts for what is proved of it here, whoever made it.
+    time_limit : float, optional
+        Seconds after which the bound is the one proved, or estimated, by then; `search` and `meaning` say so.
+
+    Raises
+    ------
+    InputError
+        For a network of another form, one that computes anything else than its layers in their order, or data that do
+        not fit it.
+    """
+    deadline = Deadline.after(None if time_limit is None else check_positive("time_limit", time_limit))
+    layers = read_network(network)
+    read, classes = read_images(images), as_tensor("targets", targets)
+    if not all(bool(part.isfinite().all()) for part in network.parameters()):
+        raise InputError("the network's weights must be finite; found NaN or infinity")
+    units = Units.of(read, classes, loss, embedding.spec if embedding else layers.spec)
+    read, classes, beta = units.reduced("images", read), units.reduced("targets", classes), units.reduced_beta(beta)
+    network, dual_point = _in_units(network, units), units.inverse.dual_point(dual_point)
+    if embedding is None:
+        embedding = PatchEmbedding.fit(read, layers.spec)
+    made = Responses(read, embedding, layers.pooling, device=device)
+    intercept = layers.classifier.bias is not None
+    problem = Problem.build(made, classes, beta, loss, intercept, n_classes or layers.classifier.out_features)
+    problem = problem.until(deadline)
+    certificate = certify_on(problem, network, oracle=oracle, tol=tol, seed=seed, dual_point=dual_point)
+    return units.certificate(certificate)
+
+
+def certify_on(
+    problem: Problem,
+    network: nn.Module,
+    *,
+    oracle: str | Oracle = "auto",
+    tol: float = 1e-4,
+    seed: int = 0,
+    dual_point: Tensor | None = None,
+    training: Sequence[dict[str, Any]] | None = None,
+) -> Certificate:
+    """As `certify`, on a `problem` that is there already: its images, embedding, pooling and β are believed.
+
+    `training` is the history of a training that ends with this certificate: the local search of oracle "auto" or
+    "local" then costs about a fifth of the training's own searches, and ends where the gap it shows is hopeless;
+    `meaning` says so. Without it the search makes its full effort.
+    """
+    deadline, problem = problem.deadline, problem.until(NEVER)  # what is read and checked has to be
+    layers, embedding = read_network(network), problem.responses.embedding
+    features = layers.convolution.out_channels * problem.responses.n_cells
+    if layers.classifier.in_features != features:
+        raise InputError(
+            f"the linear layer takes {layers.classifier.in_features} features but {layers.convolution.out_channels} "
+            f"filters pooled to {problem.responses.n_cells} cells give {features}; check pool, stride and padding"
+        )
+    if problem.n_outputs != layers.classifier.out_features:
+        raise InputError(
+            f"the network has {layers.classifier.out_features} outputs but the targets {problem.n_outputs}"
+        )
+    bias = layers.convolution.bias
+    filters = embedding.filters(layers.convolution.weight.detach().cpu(), None if bias is None else bias.detach().cpu())
+    weights = layers.classifier.weight.detach().cpu().double().unflatten(1, (len(filters), -1)).permute(1, 2, 0)
+    _check_forward(network, layers, problem, filters, weights)
+    own = None if layers.classifier.bias is None else layers.classifier.bias.detach().cpu()
+    options: dict[str, Any] = {"oracle": oracle, "tol": tol, "seed": seed, "dual_point": dual_point}
+    return certify_parameters(problem.until(deadline), filters, weights, own, training=training, **options)
+
+
+def _in_units(network: nn.Module, units: Units) -> nn.Module:
+    """The network for images and targets in `units`; in float64 if these are not the usual ones."""
+    if units.ordinary:
+        return network
+    network = deepcopy(network).double()
+    classifier = read_network(network).classifier
+    with torch.no_grad():
+        classifier.weight.copy_(times(classifier.weight.cpu(), units.images - units.targets))
+        if classifier.bias is not None:
+            classifier.bias.copy_(times(classifier.bias.cpu(), -units.targets))
+    return network
+
+
+@torch.no_grad()
+def _check_forward(network: nn.Module, layers: Layers, problem: Problem, filters: Tensor, weights: Tensor) -> None:
+    """Raise `InputError` unless the network computes what its layers, read in order, stand for: on every image."""
+    bias = layers.classifier.bias
+    shift = torch.zeros(problem.n_outputs) if bias is None else bias.detach().cpu()
+    expected = problem.responses.predict(filters, weights, shift)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # whose ten bits would hide what is looked for
+        outputs = outputs_of(network, problem.responses.images).double()
+    dtype = layers.classifier.weight.dtype
+    # An intercept far from zero is rounded once, and says nothing about the layers before it.
+    rounding = 8 * torch.finfo(dtype).eps * float(shift.abs().max())
+    allowed = FORWARD.get(dtype, FORWARD[torch.float32]) * float((expected - shift).abs().max()) + rounding
+    if outputs.shape != expected.shape:
+        raise InputError(f"the network's outputs must be {tuple(expected.shape)}; got {tuple(outputs.shape)}")
+    difference = float((outputs - expected).abs().max())
+    if not difference <= allowed:  # nor is NaN anything that layers stand for
+        raise InputError(
+            "the network's outputs are not those of its Conv2d → ReLU → average pooling → Linear applied in this "
+            f"order: they differ by {difference:.1e}, more than rounding, {allowed:.1e}; certify a plain nn.Sequential "
+            "of them, or network.double() if its arithmetic is too coarse for these images"
+        )

@@ -1,0 +1,59 @@
+"""How good a network is on data: predictions, loss, accuracy, confusion."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from convcvx.data.images import Images
+from convcvx.losses.table import encode_targets, get_loss
+from convcvx.machine.threads import each
+
+HIDDEN_SIZE = {"cpu": 1 << 21, "cuda": 1 << 27}
+"""Entries of the widest layer's maps, at the images' resolution, that are computed at once: larger ones leave the cache
+of a CPU and cost it several times the arithmetic."""
+
+
+def predict(network: nn.Module, images: Images) -> Tensor:
+    """Network outputs (n, c) on the CPU in evaluation mode, computed on the network's own device."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        return outputs_of(network, images)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def outputs_of(network: nn.Module, images: Images) -> Tensor:
+    """Network outputs (n, c) on the CPU in the mode that the network is in, computed on its own device.
+
+    So many images at once that the maps of the widest layer have about `HIDDEN_SIZE` entries.
+    """
+    parameters = list(network.parameters())
+    device, widest = parameters[0].device.type, max(parameter.shape[0] for parameter in parameters)
+    size = max(1, HIDDEN_SIZE[device] // (widest * images.shape[2] * images.shape[3]))
+
+    def outputs(part: Tensor) -> Tensor:
+        with torch.no_grad():
+            return network(part.to(parameters[0])).cpu()
+
+    parts = images.split(size)
+    return torch.cat(list(map(outputs, parts) if device != "cpu" else each(outputs, parts)))
+
+
+def accuracy(predictions: Tensor, targets: Tensor) -> float:
+    """Share of rows whose largest output is the class."""
+    return float((predictions.argmax(dim=1) == targets).double().mean())
+
+
+def mean_loss(predictions: Tensor, targets: Tensor, loss: str) -> float:
+    """(1/n) Σ ℓ(f_i, y_i)."""
+    encoded = encode_targets(targets, loss, predictions.shape[1])
+    return float(get_loss(loss).value(predictions.double(), encoded).mean())
+
+
+def confusion(predictions: Tensor, targets: Tensor) -> Tensor:
+    """(c, c) counts: row the true class, column the predicted one."""
+    c = predictions.shape[1]
+    return torch.bincount(targets * c + predictions.argmax(dim=1), minlength=c * c).view(c, c)

@@ -1,0 +1,328 @@
+"""The trained network as an ordinary torch module, built and loaded the way torchvision models are.
+
+`TwoLayerCNN` is an `nn.Sequential` of convolution, ReLU, average pooling, Flatten and Linear: without contrast
+normalisation its state dict fits the plain `nn.Sequential` and back. Files are safetensors; nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from convcvx.errors import InputError, RunError, one_line
+from convcvx.network.export import export
+from convcvx.patches import PatchEmbedding, PatchSpec
+from convcvx.pooling import Pooling
+from convcvx.solution import Solution
+from convcvx.storage.reading import check_form, form_fault, open_tensors
+
+
+class ContrastConv2d(nn.Conv2d):
+    """A convolution of contrast-normalised patches: each patch x acts as (x - mean) / sqrt(variance + contrast)."""
+
+    def __init__(self, *args: Any, contrast: float, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.contrast = contrast
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(n, C, H, W) to (n, m, H', W').
+
+        Patches are taken one by one, as `PatchSpec.columns` takes them: a difference of two convolutions would lose the
+        contrast of a bright, flat patch to rounding.
+        """
+        windows = PatchSpec(self.kernel_size, self.stride, self.padding).windows(images)  # type: ignore[arg-type]
+        patches = (windows - windows[:1, :1, :1]).flatten(0, 2)
+        patches = patches - patches.mean(dim=0)
+        patches = patches * (patches.square().mean(dim=0) + self.contrast).rsqrt()
+        response = (self.weight.flatten(1) @ patches.flatten(1)).unflatten(1, patches.shape[1:]).transpose(0, 1)
+        return response if self.bias is None else response + self.bias[:, None, None]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a `TwoLayerCNN` is made of; stored with its weights.
+
+    Attributes
+    ----------
+    image_shape : (int, int, int)
+        Channels, height, width.
+    n_filters, n_outputs : int
+    kernel_size, stride, padding : (int, int)
+    pool : str
+        As `Pooling.of` reads it.
+    hidden_bias, intercept : bool
+        Whether the convolution and the linear layer have a bias.
+    contrast : float or None
+        Local contrast normalisation.
+    """
+
+    image_shape: tuple[int, int, int]
+    n_filters: int
+    n_outputs: int
+    kernel_size: tuple[int, int] = (3, 3)
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    pool: str = "global"
+    hidden_bias: bool = False
+    intercept: bool = True
+    contrast: float | None = None
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Architecture:
+        """Read what JSON made of `asdict`; raise `TypeError` for what it did not make."""
+        if fault := form_fault(values, ARCHITECTURE):
+            raise TypeError(fault)
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**fields)
+
+
+ARCHITECTURE = {
+    "image_shape": [int, int, int],
+    "n_filters": int,
+    "n_outputs": int,
+    **{f"{name}?": [int, int] for name in ("kernel_size", "stride", "padding")},
+    "pool?": str,
+    **{f"{name}?": bool for name in ("hidden_bias", "intercept")},
+    "contrast?": (float, None),
+}
+"""Form of an `Architecture` in JSON."""
+
+
+class TwoLayerCNN(nn.Sequential):
+    """Conv2d, ReLU, average pooling, Flatten, Linear: f(x) = Σ_j Σ_p φ_p(x; u_j) V_j[p,:] + b.
+
+    Takes float images (n, C, H, W) with pixels in [0, 1], as `convcvx.data.datasets` gives them; returns (n, c).
+    """
+
+    def __init__(self, architecture: Architecture) -> None:
+        a = architecture
+        spec = PatchSpec(a.kernel_size, a.stride, a.padding)
+        pooling = Pooling.of(a.pool)
+        cells = pooling.output_size(*spec.output_size(*a.image_shape[1:]))
+        common: dict[str, Any] = {"stride": a.stride, "padding": a.padding, "bias": a.hidden_bias}
+        convolution = (
+            nn.Conv2d(a.image_shape[0], a.n_filters, a.kernel_size, **common)
+            if a.contrast is None
+            else ContrastConv2d(a.image_shape[0], a.n_filters, a.kernel_size, contrast=a.contrast, **common)
+        )
+        linear = nn.Linear(a.n_filters * cells[0] * cells[1], a.n_outputs, bias=a.intercept)
+        super().__init__(convolution, nn.ReLU(inplace=True), pooling.module(), nn.Flatten(), linear)
+        self.architecture = architecture
+        self.meta: dict[str, Any] = {}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(n, C, H, W) to (n, c); raise `InputError` for images without a batch or of another dtype."""
+        if not torch.jit.is_scripting():  # which knows no f-strings of shapes
+            _check_images(images, self[4].weight.dtype)  # type: ignore[arg-type]
+        for layer in self:
+            images = layer(images)
+        return images
+
+    @classmethod
+    def of_shape(
+        cls,
+        embedding: PatchEmbedding,
+        pooling: Pooling,
+        image_shape: tuple[int, int, int],
+        n_filters: int,
+        n_outputs: int,
+        *,
+        intercept: bool = True,
+    ) -> TwoLayerCNN:
+        """The untrained network whose kernels `embedding` and whose maps `pooling` describe.
+
+        Raises
+        ------
+        InputError
+            For a pooling matrix, which no torch layer is.
+        """
+        spec = embedding.spec
+        if pooling.weights is not None:
+            raise InputError(
+                "pool is a matrix, which torch has no layer for: fit with a grid such as 4 or 4x2, with "
+                "window:SIZE,STRIDE or with none to get a network"
+            )
+        return cls(
+            Architecture(
+                image_shape,
+                n_filters,
+                n_outputs,
+                spec.kernel_size,
+                spec.stride,
+                spec.padding,
+                str(pooling),
+                hidden_bias=spec.constant,
+                intercept=intercept,
+                contrast=spec.contrast,
+            )
+        )
+
+    @classmethod
+    def from_solution(
+        cls,
+        solution: Solution,
+        embedding: PatchEmbedding,
+        pooling: Pooling,
+        image_shape: tuple[int, int, int],
+        *,
+        intercept: bool = True,
+    ) -> TwoLayerCNN:
+        """The network of a solution, its neurons balanced, ‖u_j‖ = ‖V_j‖: then weight decay is the convex penalty.
+
+        A solution without filters becomes a network with one zero filter.
+        """
+        filters, weights = solution.filters, solution.weights
+        if solution.n_filters == 0:
+            filters, weights = (
+                torch.zeros(1, embedding.dim).double(),
+                weights.new_zeros(1, *weights.shape[1:]),
+            )
+        scale = weights.flatten(1).norm(dim=1).sqrt()
+        weights = weights / scale.clamp_min(1e-300)[:, None, None]
+        network = cls.of_shape(embedding, pooling, image_shape, len(filters), weights.shape[2], intercept=intercept)
+        state = network_state(embedding, filters * scale[:, None], weights, solution.intercept if intercept else None)
+        network.load_state_dict(state)
+        return network.eval()
+
+    def same_problem(self, other: TwoLayerCNN) -> bool:
+        """Whether both are networks of the same training problem: alike but for their width."""
+        mine, others = (
+            replace(a, n_filters=0, pool=str(Pooling.of(a.pool))) for a in (self.architecture, other.architecture)
+        )
+        return mine == others
+
+    def to_bytes(self) -> bytes:
+        """A self-describing safetensors file: weights, architecture and `meta`."""
+        metadata = {"convcvx": json.dumps({"architecture": asdict(self.architecture), "meta": self.meta})}
+        return save({name: tensor.cpu().contiguous() for name, tensor in self.state_dict().items()}, metadata)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the images it takes."""
+        return self.architecture.image_shape
+
+    def export_onnx(self, path: str | Path) -> None:
+        """Write one ONNX file for any number of images (needs `pip install convcvx[onnx]`); see `export`."""
+        export(self, self.image_shape, path, "onnx")
+
+
+def _check_images(images: Tensor, dtype: torch.dtype) -> None:
+    if images.ndim != 4:
+        remedy = "one image is images[None]" if images.ndim == 3 else "reshape them"
+        raise InputError(f"images must be (n, channels, height, width); got {tuple(images.shape)}: {remedy}")
+    if images.dtype != dtype and not torch.is_autocast_enabled(images.device.type):
+        scale = " / 255" if images.dtype == torch.uint8 else ""
+        raise InputError(
+            f"images must have the network's dtype, {dtype}; got {images.dtype}: pass images.to({dtype}){scale}"
+        )
+
+
+def network_state(
+    embedding: PatchEmbedding, filters: Tensor, weights: Tensor, intercept: Tensor | None
+) -> dict[str, Tensor]:
+    """The state dict of a `TwoLayerCNN` with filters (m, r), weights (m, P, c) and intercept (c,)."""
+    weight, bias = embedding.kernels(filters)
+    state = {"0.weight": weight, "4.weight": weights.permute(2, 0, 1).flatten(1)}
+    state |= {} if bias is None else {"0.bias": bias}
+    return state | ({} if intercept is None else {"4.bias": intercept})
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A weights file with the transforms and metadata that belong to it, as torchvision has them."""
+
+    path: Path
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def architecture(self) -> Architecture:
+        return two_layer_cnn(self.path).architecture
+
+    def transforms(self) -> Callable[[Tensor], Tensor]:
+        """What to do to images before the network: (n, C, H, W) or (C, H, W), uint8 or float in [0, 1]."""
+        shape = self.architecture.image_shape
+
+        def prepare(images: Tensor) -> Tensor:
+            if tuple(images.shape[-3:]) != shape:
+                raise InputError(f"images must be {shape} (channels, height, width); got {tuple(images.shape[-3:])}")
+            return images.float() / 255 if images.dtype == torch.uint8 else images.float()
+
+        return prepare
+
+    def get_state_dict(self) -> dict[str, Tensor]:
+        return read_weights(self.path)[0]
+
+
+class TwoLayerCNN_Weights:
+    """Weights that ship with the package: those of `checkpoints/digits`."""
+
+    DIGITS = Weights(Path(__file__).parent / "weights" / "digits.safetensors", {"data": "digits"})
+    DEFAULT = DIGITS
+
+
+def read_weights(path: str | Path) -> tuple[dict[str, Tensor], Architecture | None, dict[str, Any]]:
+    """State dict, architecture (None for a file that convcvx did not write) and metadata of a safetensors file."""
+    try:
+        state, described = open_tensors(Path(path))
+    except RunError as error:
+        said = str(error).removeprefix(f"cannot read {path}: ")
+        raise RunError(f"cannot read weights from {path}: {said}; name a .safetensors file or a run folder") from None
+    if isinstance(described, dict) and "stages" in described:
+        raise RunError(
+            f"{path} is a stack of networks: load it with convcvx.stacked_network.stacked_cnn, or name one of its "
+            "folders stage-1, stage-2, ..."
+        )
+    for name, tensor in state.items():
+        if tensor.ndim and not tensor.is_floating_point():
+            raise RunError(f"{path} must hold real weights; {name} is {tensor.dtype}: save it as float32")
+    if not isinstance(described, dict) or "architecture" not in described:
+        return state, None, {}
+    meta = check_form(described.get("meta", {}), {}, Path(path))
+    try:
+        architecture = Architecture.from_dict(described["architecture"])
+        with torch.device("meta"):  # takes no memory, however large the described network is
+            expected = {name: tensor.shape for name, tensor in TwoLayerCNN(architecture).state_dict().items()}
+    except (AttributeError, InputError, OverflowError, RuntimeError, TypeError, ZeroDivisionError) as error:
+        what = f"describes an architecture that this version does not know: {one_line(error)}"
+        raise RunError(f"{path} {what}") from None
+    if expected != {name: tensor.shape for name, tensor in state.items()}:
+        raise RunError(f"the weights in {path} do not fit the architecture that it describes")
+    return state, architecture, meta
+
+
+def two_layer_cnn(weights: Weights | str | Path | None = None, **architecture: Any) -> TwoLayerCNN:
+    """Build a `TwoLayerCNN`, from weights or, untrained, from the fields of `Architecture`.
+
+    Parameters
+    ----------
+    weights : Weights, str or path, optional
+        `TwoLayerCNN_Weights.DIGITS`, "DIGITS", a run folder or a .safetensors file.
+
+    >>> two_layer_cnn(image_shape=(1, 8, 8), n_filters=4, n_outputs=10)(torch.zeros(2, 1, 8, 8)).shape
+    torch.Size([2, 10])
+    """
+    if weights is None:
+        return TwoLayerCNN(Architecture(**architecture))
+    if isinstance(weights, str) and hasattr(TwoLayerCNN_Weights, weights):
+        weights = getattr(TwoLayerCNN_Weights, weights)
+    path = weights.path if isinstance(weights, Weights) else Path(weights)
+    path = path / "model.safetensors" if path.is_dir() else path
+    state, stored, meta = read_weights(path)
+    if stored is None:
+        if not architecture:
+            raise InputError(f"{path} does not describe its architecture; pass the fields of Architecture as well")
+        stored = Architecture(**architecture)
+    try:
+        network = TwoLayerCNN(stored)
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise RunError(f"the weights in {path} do not fit the architecture: {' '.join(str(error).split())}") from None
+    network.meta = meta
+    return network.eval()

@@ -1,0 +1,82 @@
+"""The columns of the regression over dictionaries of filters: pooled responses, streamed over the images.
+
+With flips each image stands for itself and its mirror image, and the dictionary for symmetric networks (`MirrorPairs`):
+the sums of each filter's responses and its mirror's are twice the images for half the features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from convcvx.responses.mirror import MirrorPairs
+from convcvx.responses.passes import Responses
+
+BATCH = 1024
+"""Images whose features are multiplied at once."""
+
+
+class Features:
+    """The features of one or several dictionaries side by side; a group is what one filter, or a pair, contributes.
+
+    Parameters
+    ----------
+    responses : sequence of Responses
+        To the same images, or to features of them.
+    filters : sequence of Tensor (m, r)
+    flips : bool
+        Add each filter's responses to those of its mirror image, which comes half the filters later.
+
+    Attributes
+    ----------
+    size, n_groups, copies : int
+        D features in all, in so many groups, each for so many filters.
+    group : Tensor (D,) int64
+        The group of each feature.
+    dtype : torch.dtype
+        The least precise of the responses'.
+    device : torch.device
+        Of the responses, and of everything here.
+
+    Raises
+    ------
+    InputError
+        For flips of images whose patches or pooling cells are not placed symmetrically.
+    """
+
+    def __init__(self, responses: Sequence[Responses], filters: Sequence[Tensor], flips: bool) -> None:
+        self.copies = 2 if flips else 1
+        self._parts = list(zip(responses, filters, strict=True))
+        self._pairs = [MirrorPairs(part) if flips else None for part in responses]
+        counts = [len(part) // self.copies for part in filters]
+        cells = torch.tensor([r.n_cells for r, count in zip(responses, counts, strict=True) for _ in range(count)])
+        self.n_groups = len(cells)
+        self.device = responses[0].device
+        self.group = torch.arange(self.n_groups).repeat_interleave(cells).to(self.device)
+        self.size = len(self.group)
+        self.dtype = min((r.dtype for r in responses), key=lambda dtype: dtype.itemsize)
+
+    def batches(self) -> Iterator[tuple[slice, Tensor]]:
+        """Yield (images, features (b, D)) until all images are through, `BATCH` at a time."""
+        streams = [
+            responses.blocks(filters, BATCH * len(filters) * responses.n_cells * responses.dtype.itemsize)
+            for responses, filters in self._parts
+        ]
+        for blocks in zip(*streams, strict=True):
+            folded = [
+                (block if pairs is None else pairs.fold(block, dim=1)).flatten(1).to(self.dtype)
+                for (_, block), pairs in zip(blocks, self._pairs, strict=True)
+            ]
+            yield blocks[0][0], torch.cat(folded, dim=1) if len(folded) > 1 else folded[0]
+
+    def weights(self, matrix: Tensor) -> tuple[Tensor, ...]:
+        """W (D, c) to the weights (m, P, c) of each dictionary's filters, on the CPU as filters are."""
+        out, first = [], 0
+        for (responses, filters), pairs in zip(self._parts, self._pairs, strict=True):
+            size = len(filters) // self.copies * responses.n_cells
+            weights = matrix[first : first + size].unflatten(0, (-1, responses.n_cells))
+            out.append((weights if pairs is None else pairs.unfold(weights)).cpu())
+            first += size
+        return tuple(out)

@@ -1,0 +1,1 @@
+"""Finite convex programs over activation patterns."""

@@ -1,0 +1,11 @@
+"""Slides: joint descents on filters and weights."""
+
+from convcvx.solvers.slide.slide import (
+    slide,
+    slide_lbfgs,
+)
+
+__all__ = [
+    "slide",
+    "slide_lbfgs",
+]

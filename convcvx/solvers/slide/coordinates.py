@@ -1,0 +1,125 @@
+"""Coordinates in which filters and weights descend together, and the slopes of their objective.
+
+    min  (1/n) Σ_i ℓ(f(x_i), y_i) + (β/2) Σ_j (‖u_j‖² + ‖V_j‖²)
+
+over unconstrained (u, V, b). At balanced neurons, ‖u_j‖ = ‖V_j‖, this is the convex objective. Pooled responses
+are non-negative and highly correlated, so in (u, V, b) itself gradient steps crawl: a descent runs in coordinates
+whitened by the second moments of the patches (for u) and of the centred responses (for V).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from convcvx.problem import Problem
+from convcvx.responses.mirror import MirrorPairs
+from convcvx.solution import Solution
+from convcvx.solvers.dictionary.features import Features
+
+SAMPLE = 2000
+"""Images from which the whitening is estimated: it sets the speed of the descent, not its target."""
+
+
+def balanced_gradients(
+    problem: Problem, network: tuple[Tensor, Tensor, Tensor]
+) -> tuple[float, tuple[Tensor, Tensor, Tensor]]:
+    """Value and gradients of the balanced objective, on the device of the passes as the network is."""
+    filters, weights, intercept = network
+    responses = problem.responses
+    targets = problem.targets.to(responses.device, responses.dtype)
+    losses = torch.zeros(problem.n, dtype=responses.dtype, device=responses.device)
+
+    def residual(predictions: Tensor, where: Tensor) -> Tensor:
+        losses[where] = problem.loss.value(predictions, targets[where])
+        return problem.loss.gradient(predictions, targets[where]) / problem.n
+
+    slopes = responses.gradients(filters, weights, intercept, residual)
+    penalty = 0.5 * problem.beta * float(filters.square().sum() + weights.square().sum())
+    return float(losses.double().mean()) + penalty, (
+        slopes[0] + problem.beta * filters,
+        slopes[1] + problem.beta * weights,
+        slopes[2] * problem.intercept,
+    )
+
+
+def _balanced(solution: Solution) -> tuple[Tensor, Tensor]:
+    scale = solution.weights.flatten(1).norm(dim=1).sqrt()
+    return solution.filters * scale[:, None], solution.weights / scale[:, None, None]
+
+
+class Coordinates:
+    """u = u' A⁻¹, V = B⁻ᵀ V', b = b' - meanᵀ V: with AAᵀ and BBᵀ second moments, the descent is well conditioned.
+
+    They live on the device of the problem's passes, and so do the networks and the gradients that they are given.
+    """
+
+    def __init__(
+        self, problem: Problem, solution: Solution, generator: torch.Generator, pairs: MirrorPairs | None = None
+    ) -> None:
+        self._pairs = pairs
+        device = problem.responses.device
+        filters, weights = (part.to(device) for part in _balanced(solution))
+        images = torch.randperm(problem.n, generator=generator)[:SAMPLE].sort().values
+        sample = problem.sample(images)
+        moment, mean = _moments(Features([sample.responses], [filters], flips=pairs is not None), sample.n)
+        self._mean = mean[:, None] * problem.intercept
+        moment -= self._mean @ self._mean.T
+        if pairs is not None:
+            filters, weights = filters.chunk(2)[0], weights.chunk(2)[0]
+        self._shape = weights.shape
+        weight_factor = _factor(moment, problem.beta)
+        filter_factor = _factor(sample.responses.patch_moment().to(device), 0.0)
+        matrix = weights.flatten(0, 1)
+        intercept = solution.intercept.to(device) + (self._mean.T @ matrix)[0]
+        start = [filters @ filter_factor, weight_factor.T @ matrix, intercept]
+        # The descent needs no more precision than the passes over the images have.
+        dtype = problem.responses.dtype
+        self._mean = self._mean.to(dtype)
+        self._weight_inverse, self._filter_inverse = (
+            _inverse(weight_factor).to(dtype),
+            _inverse(filter_factor).to(dtype),
+        )
+        self.start = [part.to(dtype) for part in start]
+
+    def network(self, parts: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Coordinates to filters (m, r), weights (m, P, c), intercept (c,)."""
+        matrix = self._weight_inverse.T @ parts[1]
+        intercept = parts[2] - (self._mean.T @ matrix)[0]
+        filters, weights = parts[0] @ self._filter_inverse, matrix.view(self._shape)
+        if self._pairs is not None:
+            filters, weights = self._pairs.filters(filters), self._pairs.unfold(weights)
+        return filters, weights, intercept
+
+    def pullback(self, filters: Tensor, weights: Tensor, intercept: Tensor) -> list[Tensor]:
+        """Gradients in the network to gradients in the coordinates."""
+        filters, weights, intercept = (part.to(self._mean) for part in (filters, weights, intercept))
+        if self._pairs is not None:
+            filters, weights = self._pairs.fold_filters(filters), self._pairs.fold(weights)
+        matrix = weights.flatten(0, 1) - self._mean @ intercept[None]
+        return [filters @ self._filter_inverse.T, self._weight_inverse @ matrix, intercept]
+
+
+def _moments(features: Features, n: int) -> tuple[Tensor, Tensor]:
+    """Second moment (D, D) and mean (D,) of features of n images, in float64."""
+    moment = torch.zeros(features.size, features.size, dtype=torch.float64, device=features.device)
+    mean = torch.zeros(features.size, dtype=torch.float64, device=features.device)
+    for _, block in features.batches():
+        moment += block.T @ block
+        mean += block.sum(dim=0)
+    return moment.div_(n), mean.div_(n)
+
+
+def _factor(moment: Tensor, ridge: float) -> Tensor:
+    """The Cholesky factor of moment + ridge, or of more where rounding has left the moment indefinite."""
+    ridge += 1e-6 * float(moment.diagonal().abs().mean()) + 1e-300
+    identity = torch.eye(len(moment)).to(moment)
+    for power in range(6):
+        factor, failed = torch.linalg.cholesky_ex(moment + 10**power * ridge * identity)
+        if not failed:
+            return factor
+    return moment.diagonal().clamp_min(ridge).sqrt().diag()
+
+
+def _inverse(factor: Tensor) -> Tensor:
+    return torch.linalg.solve_triangular(factor, torch.eye(len(factor)).to(factor), upper=False)

@@ -1,0 +1,103 @@
+"""Frozen features: what a trained stage makes of images, for the next stage to train on.
+
+The stage's rectified maps are averaged down and projected on their principal channels, which keeps the patches of
+the next stage small. They are streamed as pooled responses are, which is faster than the torch module, into a
+half-precision file where they are used again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from convcvx.data.images import Images
+from convcvx.network.two_layer import TwoLayerCNN
+from convcvx.patches import PatchEmbedding, PatchSpec
+from convcvx.pooling import Pooling
+from convcvx.responses.passes import SPAN, Responses
+from convcvx.stack.network import Link
+
+LINK_IMAGES = 4000
+"""Images whose maps a link is fitted to, evenly spread."""
+
+
+def fit_link(
+    stage: TwoLayerCNN, images: Images, channels: int, downsample: int, device: str = "cpu", *, paired: bool = False
+) -> Link:
+    """The link that keeps the principal channels of the maps of `stage` on `images`, scaled to mean square 1.
+
+    The directions are eigenvectors of the second moment of the maps, not centred: a stage has no free bias that could
+    take up a mean. At most as many channels as the stage has filters.
+
+    `paired`: the second half of the filters are the mirror images of the first. Either half then gets half of the
+    channels, in the same directions, so that the features of a mirrored image are the mirrored ones, halves swapped.
+    """
+    n_filters = stage.architecture.n_filters
+    copies = 2 if paired else 1
+    channels = min(channels, n_filters) // copies
+    link = Link(n_filters, copies * channels, downsample, paired)
+    sample = images[torch.arange(0, len(images), math.ceil(len(images) / LINK_IMAGES))]
+    moment, count = torch.zeros(n_filters, n_filters, dtype=torch.float64), 0
+    for maps in _maps(stage, downsample, sample, device):
+        rows = maps.movedim(1, -1).flatten(0, -2)
+        moment += (rows.T @ rows).double().cpu()
+        count += len(rows)
+    moment /= copies * count
+    halves = moment.unflatten(0, (copies, -1)).unflatten(2, (copies, -1))
+    eigenvalues, vectors = torch.linalg.eigh(halves.diagonal(dim1=0, dim2=2).sum(dim=2))
+    largest = eigenvalues.argsort(descending=True)[:channels]
+    directions = vectors[:, largest].T
+    # The sign of an eigenvector is arbitrary: fix it, so that a resumed stack goes on with the same features.
+    directions = directions * directions.gather(1, directions.abs().argmax(dim=1, keepdim=True)).sign()
+    scale = eigenvalues[largest].mean().clamp_min(1e-30).sqrt()
+    weight = torch.block_diag(*copies * [directions / scale])
+    link.load_state_dict({"1.weight": weight[:, :, None, None]})
+    return link
+
+
+def stream_features(stage: TwoLayerCNN, link: Link, images: Images, device: str = "cpu") -> Iterator[Tensor]:
+    """The features of the images (n, C, H, W) in half precision, some images at a time."""
+    weight = link.state_dict()["1.weight"].flatten(1).to(device, torch.float32)
+    for maps in _maps(stage, link.downsample, images, device):
+        yield (weight @ maps.flatten(2)).unflatten(2, maps.shape[2:]).half().cpu()
+
+
+def feature_shape(stage: TwoLayerCNN, link: Link, images: Images) -> tuple[int, ...]:
+    """Channels, height and width of the features."""
+    return tuple(next(stream_features(stage, link, images[:1])).shape[1:])
+
+
+def cache_features(file: Path, stage: TwoLayerCNN, link: Link, images: Images, device: str = "cpu") -> Tensor:
+    """The features of all images, float16, mapped from `file`, which may be the one that `images` are mapped from."""
+    shape = feature_shape(stage, link, images)
+    fresh = file.with_suffix(".new")
+    size = len(images) * math.prod(shape)
+    features = torch.from_file(str(fresh), shared=True, size=size, dtype=torch.float16).view(len(images), *shape)
+    filled = 0
+    for part in stream_features(stage, link, images, device):
+        features[filled : filled + len(part)] = part
+        filled += len(part)
+    fresh.replace(file)  # a mapping of the file that was there stays valid until it is let go
+    return features
+
+
+def _maps(stage: TwoLayerCNN, downsample: int, images: Images, device: str) -> Iterator[Tensor]:
+    """The rectified maps (b, m, H, W) of `stage`, averaged down, some images at a time."""
+    a = stage.architecture
+    spec = PatchSpec(a.kernel_size, a.stride, a.padding, hidden_bias=a.hidden_bias, contrast=a.contrast)
+    state = stage.state_dict()
+    kernels = state["0.weight"].flatten(1)
+    if a.hidden_bias:
+        kernels = torch.cat([kernels, state["0.bias"][:, None]], dim=1)
+    size = kernels.shape[1]
+    embedding = PatchEmbedding(spec, a.image_shape[0], torch.eye(size, dtype=torch.float64), size, 1.0)
+    pooling = Pooling("window", (downsample, downsample), (downsample, downsample))
+    responses = Responses(images, embedding, pooling, dtype=torch.float32, device=device)
+    grid = pooling.output_size(*responses.map_size)
+    at_once = SPAN * torch.get_num_threads()
+    for _, block in responses.blocks(kernels, at_once * len(kernels) * responses.n_cells * responses.dtype.itemsize):
+        yield block.unflatten(2, grid)

@@ -1,0 +1,249 @@
+"""Greedy layerwise training (Belilovsky et al. 2019) with convex stages.
+
+Stage s is a two-layer network trained to its certified optimum on frozen features, those of stage s-1; its filters
+are kept, its maps averaged down and projected on their principal channels: the features of stage s+1. A stage that
+does not improve the validation score is dropped, and the stack ends. Each certificate speaks of its own stage on
+the features it was given: it says nothing about networks that train all layers together.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import nn
+
+from convcvx.data.augment import VERSIONS
+from convcvx.data.datasets import Dataset
+from convcvx.errors import InputError, RunError
+from convcvx.network.evaluate import accuracy, mean_loss, predict
+from convcvx.network.two_layer import TwoLayerCNN, two_layer_cnn
+from convcvx.problem import Problem
+from convcvx.solvers.dictionary.path import TUNE
+from convcvx.stack.features import cache_features, feature_shape, fit_link, stream_features
+from convcvx.stack.joint_heads import fit_joint_heads
+from convcvx.stack.network import Link, StackedCNN, stacked_cnn
+from convcvx.stack.options import StackConfig
+from convcvx.storage.places import RESULT, Contents
+from convcvx.training.dictionary_start import DICTIONARY_TOL
+from convcvx.training.folder import Folder
+from convcvx.training.jobs import train_job
+from convcvx.training.options import TrainConfig, is_config
+from convcvx.training.origin import PARTS, Origin
+from convcvx.training.progress import Report, peak_memory_mb
+from convcvx.training.resolve import Data, image_shape, load_data, pick_device, run_data, training_problem
+from convcvx.training.run import Run
+
+
+class StackRun(Folder):
+    """The folder of a stack: options, data, metrics, model, the features under way, and a run folder for each stage."""
+
+    KIND = "stack"
+    METRICS: ClassVar[Any] = {"stages": [Run.METRICS | {"stage": int, "kept": bool}], "heads?": str}
+    CONTENTS = Contents(
+        "stack.json",
+        (
+            *("stack.json", "environment.json", "data.json", "metrics.json", "model.safetensors", "report.html"),
+            *(f"features-{name}.{kind}" for name in PARTS for kind in ("f16", "new")),
+        ),
+        {r"stage-\d+": Run.CONTENTS},
+    )
+
+    @staticmethod
+    def _knows(options: Any) -> bool:
+        stages = options.get("stages") if isinstance(options, dict) else None
+        return isinstance(stages, list) and bool(stages) and all(map(is_config, stages))
+
+    @property
+    def config(self) -> StackConfig:
+        form = {"stages": [{}], "channels": [int], "downsample": [int], "heads?": str, "ensemble?": bool}
+        stored = self._read_json(self.CONTENTS.options, form)
+        try:
+            stages = tuple(TrainConfig.from_dict(stage) for stage in stored["stages"])
+        except InputError as error:
+            raise RunError(f"{self.folder / self.CONTENTS.options} is not as convcvx writes it: {error}") from None
+        heads = stored.get("heads") or ("mean" if stored.get("ensemble") else "last")  # as earlier versions said it
+        return StackConfig(stages, tuple(stored["channels"]), tuple(stored["downsample"]), heads)
+
+    def stage(self, number: int) -> Run:
+        """The run folder of stage 1, 2, ..."""
+        name = f"stage-{number}"
+        return Run(self.folder / name, self.out / name)
+
+    def cache(self, name: str) -> Path:
+        return self.folder / f"features-{name}.f16"
+
+    def save_result(self, model: StackedCNN, metrics: dict[str, Any]) -> None:
+        """The last of a stack: with it the stack is finished."""
+        self._write("model.safetensors", model.to_bytes())
+        self._remove(*(self.cache(name).name for name in PARTS))
+        self._write_json(RESULT, metrics)
+        self.settle()
+
+
+def stack_job(config: StackConfig, run: StackRun, report: Report, *, resume: bool = False) -> dict[str, Any]:
+    """Train stage after stage into `run`, with `resume` from where it was; returns what `--json` prints.
+
+    A resumed stack keeps the stages that it finished.
+    """
+    with run.held():
+        return _train(config, run, report, resume)
+
+
+def _train(config: StackConfig, run: StackRun, report: Report, resume: bool) -> dict[str, Any]:
+    began = perf_counter()
+    first = config.stages[0]
+    source = run.located(first) if resume else first
+    data = load_data(source)
+    origin = Origin.of(source, data)
+    if resume:
+        run.check_data(origin)
+    if data[2] is None:
+        raise InputError("validation must be above 0: it decides whether a stage is kept")
+    config.check_shapes(image_shape(data[0]))
+    device = pick_device(first.device)
+    with run.started(config, origin, resume=resume):
+        report.begin(f"stacking into {run.place}")
+        model, records = _train_stages(config, run, data, origin, report, device)
+    model.meta = {"data": first.data, "classes": list(data[0].classes), "loss": first.loss}
+    result = {
+        "stages": records,
+        "n_stages": len(model.stages),
+        "heads": config.heads,
+        **_accuracies(model.to(device), data),
+        "seconds": perf_counter() - began,
+        "peak_memory_mb": peak_memory_mb(),
+        "status": "converged" if all(r["status"] == "converged" for r in records if r["kept"]) else "gap_above_tol",
+        "out": str(run.out),
+    }
+    run.save_result(model.cpu(), result)
+    return result
+
+
+def _train_stages(
+    config: StackConfig, run: StackRun, data: Data, origin: Origin, report: Report, device: str
+) -> tuple[StackedCNN, list[dict[str, Any]]]:
+    """The stack of the stages that are kept, and what to record of each stage."""
+    first, validation = config.stages[0], data[2]
+    stages: list[TwoLayerCNN] = []
+    links: list[Link] = []
+    records: list[dict[str, Any]] = []
+    problems: list[Problem] = []
+    features, cached, best = data, 0.0, -math.inf
+    model = None
+    for number, stage_config in enumerate(config.stages, start=1):
+        if number > 1:
+            channels, downsample = config.channels[number - 2], config.downsample[number - 2]
+            link = fit_link(stages[-1], features[0].images, channels, downsample, device, paired=stage_config.paired)
+            features, cached = _cache(run, features, stages[-1], link, report, device)
+            links.append(link)
+        metrics = _train_stage(run.stage(number), stage_config, features, origin, report)
+        stages.append(two_layer_cnn(run.stage(number).folder))
+        if config.heads == "joint":
+            problems.append(training_problem(stage_config, features[0], run.stage(number).load_embedding()))
+        if config.heads == "joint" and number > 1:
+            candidate, joint = _join(config, stages, links, problems, report)
+            metrics |= joint
+            score = _score(candidate.to(device), validation, first.loss)
+        else:
+            candidate = StackedCNN(stages, links, ensemble=config.heads != "last")
+            score = _score(stages[-1].to(device), features[2], first.loss)
+        kept = score > best
+        records.append({"stage": number, "kept": kept, "score": score, "cache_mb": cached} | metrics)
+        if not kept:
+            report.begin(f"stage {number} is dropped: validation {score:.4f}, not above {best:.4f} of the stage before")
+            break
+        best, model = score, candidate
+    assert model is not None
+    return model, records
+
+
+def _join(
+    config: StackConfig, stages: list[TwoLayerCNN], links: list[Link], problems: list[Problem], report: Report
+) -> tuple[StackedCNN, dict[str, Any]]:
+    """The stack with joint heads, and what to record of their fit."""
+    first = config.stages[0]
+    versions, tune = VERSIONS if first.shifts else 1, max(stage.tune for stage in config.stages) or TUNE
+    model, fit = fit_joint_heads(
+        stages, links, problems, tune=tune, versions=versions, flips=first.flips, tol=DICTIONARY_TOL
+    )
+    error = next(step["held_out_error"] for step in fit.path if step["beta"] == fit.beta)
+    report.begin(
+        f"joint heads of {len(stages)} stages: beta {fit.beta:.3g}, held-out error {error:.2%}, objective "
+        f"{fit.objective:.5g}, optimal over these filters to {fit.rel_gap:.1e}"
+    )
+    record = {f"joint_{name}": getattr(fit, name) for name in ("beta", "objective", "rel_gap")}
+    return model, record | {"joint_held_out_error": error}
+
+
+def _train_stage(run: Run, config: TrainConfig, data: Data, origin: Origin, report: Report) -> dict[str, Any]:
+    """Train, go on with, or just read one stage."""
+    with run.held():
+        if run.begun and run.finished:
+            return run.metrics
+        return train_job(config, run, report, resume=run.begun, data=data, origin=origin)
+
+
+def _score(network: nn.Module, dataset: Dataset | None, loss: str) -> float:
+    """What must rise from stage to stage: accuracy, or minus the loss for real targets."""
+    assert dataset is not None
+    outputs = predict(network, dataset.images)
+    if dataset.n_classes:
+        return accuracy(outputs, dataset.targets)
+    return -mean_loss(outputs, dataset.targets, loss)
+
+
+def _accuracies(model: StackedCNN, data: Data) -> dict[str, float | None]:
+    """Of the whole model on the images themselves."""
+    names = ("train_accuracy", "test_accuracy", "validation_accuracy")
+    return {
+        name: accuracy(predict(model, part.images), part.targets) if part is not None and part.n_classes else None
+        for name, part in zip(names, data, strict=True)
+    }
+
+
+def _cache(
+    run: StackRun, data: Data, stage: TwoLayerCNN, link: Link, report: Report, device: str
+) -> tuple[Data, float]:
+    """The data with their features for images, in half precision on disk; and the size in MB."""
+    parts = [part for part in data if part is not None]
+    shape = feature_shape(stage, link, data[0].images)
+    size = sum(map(len, parts)) * math.prod(shape) * 2
+    report.begin(f"features {'x'.join(map(str, shape))}, {size / 1e6:.0f} MB in half precision on disk")
+    if size > (free := shutil.disk_usage(run.folder).free):
+        raise RunError(f"{run.folder} has {free / 1e6:.0f} MB free for {size / 1e6:.0f} MB of features; lower channels")
+    train, test, validation = (
+        replace(part, images=cache_features(run.cache(name), stage, link, part.images, device))
+        for name, part in zip(PARTS, parts, strict=True)
+    )
+    return (train, test, validation), size / 1e6
+
+
+def stage_data(run: Run, images: Data | None = None) -> Data | None:
+    """The features that a stage of a stack was trained on, from the images anew; None for a run that is no stage.
+
+    The images are those of the run, or `images`.
+    """
+    stack, name = StackRun(run.folder.parent), re.fullmatch(r"stage-(\d+)", run.folder.name)
+    if not stack.begun or name is None:
+        return None
+    model, number = stacked_cnn(stack.folder), int(name[1])
+    if number > len(model.stages):
+        raise RunError(f"stage {number} was dropped: its features are not kept")
+    train, test, validation = images or run_data(run, run.config)
+    assert validation is not None
+
+    def seen(part: Dataset) -> Dataset:
+        images = part.images
+        for k in range(number - 1):
+            stage, link = cast(TwoLayerCNN, model.stages[k]), cast(Link, model.links[k])
+            images = torch.cat(list(stream_features(stage, link, images)))
+        return replace(part, images=images)
+
+    return seen(train), seen(test), seen(validation)

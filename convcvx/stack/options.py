@@ -1,0 +1,178 @@
+"""Everything that defines a stack: the options of its stages, which may differ from stage to stage, and its links."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from convcvx.errors import InputError, check_choice, check_count, shown
+from convcvx.pooling import Pooling
+from convcvx.training.options import BUDGETS, LARGEST_SIDE, MOST_FILTERS, TrainConfig, check_unchanged
+
+HEADS = ("last", "mean", "joint")
+MOST_STAGES = 100
+"""Beyond, even to read their options takes its time."""
+
+
+def _yes(text: str) -> bool:
+    """Read yes or no."""
+    return {"yes": True, "true": True, "no": False, "false": False}[text.lower()]
+
+
+VARIED: dict[str, Callable[[str], Any]] = {
+    "kernel_size": str,
+    "stride": str,
+    "padding": str,
+    "pool": str,
+    "rank": int,
+    "whiten": _yes,
+    "whiten_epsilon": float,
+    "contrast": _yes,
+    "contrast_epsilon": float,
+    "beta_ratio": float,
+    "max_filters": int,
+    "dictionary": int,
+    "threshold": float,
+    "slide": float,
+    "crops": int,
+    "flips": _yes,
+}
+"""Options of `TrainConfig` that may differ from stage to stage, and how to read one value."""
+
+
+@dataclass(frozen=True)
+class StackConfig:
+    """The options of `convcvx stack`.
+
+    Attributes
+    ----------
+    stages : tuple of TrainConfig
+    channels : tuple of int
+        Principal channels of each stage's maps that the next one sees; as many as filters, if those are fewer.
+    downsample : tuple of int
+        Windows by which each stage's maps are averaged down.
+    heads : str
+        "last" uses the head of the last stage; "mean" averages those of all stages; "joint" fits all anew, together,
+        after every stage: a stage then has to make them better, not to be better alone.
+    """
+
+    stages: tuple[TrainConfig, ...]
+    channels: tuple[int, ...]
+    downsample: tuple[int, ...]
+    heads: str = "last"
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def of(
+        cls,
+        n_stages: int,
+        options: dict[str, Any],
+        channels: str = "32",
+        downsample: str = "2",
+        heads: str = "last",
+    ) -> StackConfig:
+        """Read options of which those in `VARIED` may have a value a stage, by commas; "none" is no value."""
+        return cls._read(n_stages, options, channels, downsample, heads)._checked()
+
+    @classmethod
+    def _read(cls, n_stages: int, options: dict[str, Any], channels: Any, downsample: Any, heads: str) -> StackConfig:
+        check_count("stages", n_stages, maximum=MOST_STAGES)
+        check_choice("heads", heads, HEADS)
+        varied = {name: _spread(name, options[name], n_stages, VARIED[name]) for name in VARIED if name in options}
+        stages = [
+            TrainConfig.from_dict(options | {name: values[s] for name, values in varied.items()})
+            for s in range(n_stages)
+        ]
+        if any(stage.dictionary is not None for stage in stages):  # a stage without one has no β to tune
+            stages = [replace(stage, tune=stage.tune if stage.dictionary else 0.0) for stage in stages]
+        links = max(1, n_stages - 1)
+        return cls(
+            tuple(stages),
+            tuple(check_count("channels", k, maximum=MOST_FILTERS) for k in _spread("channels", channels, links, int)),
+            tuple(
+                check_count("downsample", k, maximum=LARGEST_SIDE)
+                for k in _spread("downsample", downsample, links, int)
+            ),
+            heads,
+        )
+
+    def _checked(self) -> StackConfig:
+        """These options with what follows from them, if they go together."""
+        stages = list(self.stages)
+        for s in range(1, len(stages)):
+            if stages[s].flips:
+                before = stages[s - 1]
+                if not (before.flips and before.dictionary is not None and before.max_rounds == 0):
+                    raise InputError(
+                        f"flips of stage {s + 1} need filters in mirror pairs in the stage before: give that flips, a "
+                        "dictionary and max_rounds 0"
+                    )
+                if (width := self.channels[s - 1]) % 2:
+                    raise InputError(f"flips of stage {s + 1} need an even number of channels; got {width}")
+                stages[s] = replace(stages[s], paired=True)
+        if self.heads == "joint" and (stages[0].loss != "squared" or len({stage.flips for stage in stages}) > 1):
+            raise InputError(
+                f"joint heads need the squared loss, and flips of all stages or of none; got loss {stages[0].loss!r}, "
+                f"flips {', '.join('yes' if stage.flips else 'no' for stage in stages)}"
+            )
+        for stage in stages:
+            stage.check()
+        return replace(self, stages=tuple(stages))
+
+    def continued(self, given: dict[str, Any]) -> StackConfig:
+        """These options with what was `given` explicitly, as for `of`; only budgets may differ."""
+        own = {"channels": 1, "downsample": 1, "heads": self.heads}
+        options = {name: value for name, value in given.items() if name not in own and name != "stages"}
+        n_stages = given.get("stages", len(self.stages))
+        asked = StackConfig._read(n_stages, options, **{name: given.get(name, own[name]) for name in own})
+        for name in own:
+            if name in given:
+                check_unchanged(name, getattr(self, name), getattr(asked, name))
+        check_unchanged("stages", len(self.stages), len(asked.stages))
+        for ours, theirs in zip(self.stages, asked.stages, strict=True):
+            for name in options:
+                check_unchanged(name, getattr(ours, name), getattr(theirs, name))
+        budgets = [name for name in options if name in BUDGETS]
+        stages = [
+            replace(ours, **{name: getattr(theirs, name) for name in budgets})
+            for ours, theirs in zip(self.stages, asked.stages, strict=True)
+        ]
+        return replace(self, stages=tuple(stages))._checked()
+
+    def check_shapes(self, image_shape: tuple[int, int, int]) -> None:
+        """Raise `InputError` if a stage does not fit the features that the one before will leave it."""
+        _, *size = image_shape
+        for number, stage in enumerate(self.stages, start=1):
+            try:
+                maps = stage.patch_spec().output_size(*size)
+                Pooling.of(stage.pool).output_size(*maps)
+            except InputError as error:
+                raise InputError(f"stage {number}, on {size[0]}x{size[1]} features: {error}") from None
+            if number < len(self.stages):
+                if self.stages[number].flips and maps[1] % self.downsample[number - 1]:
+                    raise InputError(
+                        f"flips of stage {number + 1} need a downsample that divides the width of the maps before, "
+                        f"{maps[1]}; got {self.downsample[number - 1]}"
+                    )
+                size = [length // self.downsample[number - 1] for length in maps]
+
+
+def _counts(name: str, given: Any, count: int, maximum: int) -> tuple[int, ...]:
+    """`count` whole numbers from 1 to `maximum`, written as for `_spread`."""
+    return tuple(check_count(name, number, maximum=maximum) for number in _spread(name, given, count, int))
+
+
+def _spread(name: str, given: Any, count: int, read: Callable[[str], Any]) -> list[Any]:
+    """`count` values from one value, or from `count` of them separated by commas."""
+    texts = [text.strip() for text in (given if isinstance(given, str) else shown(given)).split(",")]
+    texts = texts * count if len(texts) == 1 else texts
+    if len(texts) != count:
+        raise InputError(f"{name} must be one value, or {count} by commas; got {shown(given)}")
+    try:
+        return [None if text.lower() == "none" and read in (int, float) else read(text) for text in texts]
+    except (KeyError, ValueError):
+        kind = "yes or no" if read is _yes else f"{read.__name__}s"
+        raise InputError(f"{name} must be {kind}, one value or {count} by commas; got {shown(given)}") from None

@@ -1,0 +1,1 @@
+"""Files and folders that survive kills: written whole, locked, exchanged, read strictly."""

@@ -1,0 +1,226 @@
+"""Training on given patches: `solve` at one β, `path` along several, `beta_max` where they begin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from convcvx.budget import LEAST, Budget, Deadline
+from convcvx.certificate import Certificate, certify_parameters
+from convcvx.data.arrays import as_tensor
+from convcvx.errors import InputError, check_count, check_positive
+from convcvx.oracles import Oracle
+from convcvx.patches import PatchSpec
+from convcvx.problem import Problem
+from convcvx.solution import Callback, Solution
+from convcvx.training.plan import beta_at, build_problem, find_beta_max, solve_problem, warn_short_of
+from convcvx.units import Units
+
+
+def solve(
+    patches: Tensor | np.ndarray,
+    targets: Tensor | np.ndarray,
+    beta: float,
+    *,
+    pooling: Any = None,
+    loss: str = "squared",
+    intercept: bool = True,
+    solver: str = "auto",
+    oracle: str | Oracle = "auto",
+    tol: float = 1e-4,
+    max_filters: int | None = None,
+    max_rounds: int = 100,
+    time_limit: float | None = None,
+    seed: int = 0,
+    start: Solution | None = None,
+    callback: Callback | None = None,
+    device: str = "cpu",
+) -> Solution:
+    """Train a two-layer ReLU network on given patches to the global optimum, with a certificate.
+
+        min  (1/n) Σ_i ℓ(f(x_i), y_i) + β Σ_j ‖V_j‖_F    over ‖u_j‖ = 1, any number of neurons j,
+        f(x_i) = Σ_j Σ_p Σ_k w_pk (x_ik·u_j)_+ V_j[p,:] + b
+
+    which is weight decay β on the network's weights under a mean-reduced loss (Sahiner et al. 2021).
+
+    Parameters
+    ----------
+    patches : array (n, d) or (n, K, d)
+        One row, or K patch rows, a sample.
+    targets : array (n,) of classes or (n, c) of real values
+        Any whole numbers are classes: output k is for the k-th smallest of them.
+    beta : float
+        Weight decay.
+    pooling : array (P, K), optional
+        Non-negative pooling weights; None is global average pooling.
+    loss : {"squared", "cross-entropy"}
+        ½‖f - y‖², or softmax cross-entropy.
+    intercept : bool
+        Train an unpenalised output bias.
+    solver : {"auto", "sliding-fw", "frank-wolfe", "copositive", "gated", "closed-form"}
+    oracle : {"auto", "exact", "branch-and-bound", "copositive", "sampled", "local"} or Oracle
+    tol : float
+        Relative gap (primal - dual) / primal to reach.
+    max_filters, max_rounds, time_limit : int, int, float
+        Budgets; the time in seconds, that of the certificate included.
+    start : Solution, optional
+        Warm start.
+
+    Returns
+    -------
+    Solution
+        `.filters` (m, d) of unit norm, `.weights` (m, P, c), `.intercept` (c,), `.certificate`, `.history`.
+
+    Raises
+    ------
+    InputError
+        For arrays of the wrong shape, NaN, or parameters out of range; for data so far from size one that float64
+        does not hold the objective or the weights.
+
+    Warns
+    -----
+    ConvergenceWarning
+        When the certificate's gap is above `tol`.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> x = rng.normal(size=(30, 2))
+    >>> solution = solve(x, (x[:, 0] > abs(x[:, 1])).astype(int), beta=0.01)
+    >>> solution.certificate.scope, bool(solution.certificate.rel_gap < 1e-4)
+    ('global', True)
+    """
+    budget = Budget(tol, max_filters, max_rounds, time_limit)
+    deadline = Deadline.after(time_limit)
+    problem, units = _in_units(patches, targets, pooling=pooling, loss=loss, intercept=intercept, device=device)
+    problem = problem.with_beta(units.reduced_beta(beta)).until(deadline)
+    options: dict[str, Any] = {"solver": solver, "oracle": oracle, "seed": seed, "start": start, "callback": callback}
+    solution, certificate = train(problem, units, budget, **options)
+    warn_short_of(certificate, solution, tol)
+    return solution
+
+
+def train(
+    problem: Problem,
+    units: Units,
+    budget: Budget,
+    *,
+    solver: str = "auto",
+    oracle: str | Oracle = "auto",
+    seed: int = 0,
+    start: Solution | None = None,
+    callback: Callback | None = None,
+) -> tuple[Solution, Certificate]:
+    """Solve and certify a `problem` in `units` by its deadline; `start`, `callback` and the results are out of them."""
+
+    def told(solution: Solution) -> None:
+        assert callback is not None
+        callback(units.solution(solution.shifted(problem.offset)))
+
+    solution = solve_problem(
+        problem,
+        budget,
+        solver=solver,
+        oracle=oracle,
+        seed=seed,
+        start=None if start is None else units.inverse.solution(start).shifted(-problem.offset),
+        callback=None if callback is None else told,
+    ).shifted(problem.offset)
+    certificate = certify_parameters(
+        problem.until(problem.deadline.later(LEAST * (budget.time_limit or 0.0))),
+        solution.filters,
+        solution.weights,
+        solution.intercept,
+        oracle=oracle,
+        tol=budget.tol,
+        seed=seed + 1,
+        dual_point=solution.dual_point,
+        training=solution.history,
+    )
+    solution = units.solution(replace(solution, certificate=certificate))
+    return solution, units.certificate(certificate)
+
+
+def _in_units(patches: Any, targets: Any, **options: Any) -> tuple[Problem, Units]:
+    """The problem of these data, its β still open, in units in which they are of size one."""
+    images = patches_to_images(patches)
+    units = Units.of(images, targets, options.get("loss", "squared"))
+    images, targets = units.reduced("images", images), units.reduced("targets", targets)
+    return build_problem(images, targets, spec=PatchSpec((1, 1)), **options), units
+
+
+def beta_max(
+    patches: Tensor | np.ndarray,
+    targets: Tensor | np.ndarray,
+    *,
+    pooling: Any = None,
+    loss: str = "squared",
+    intercept: bool = True,
+    oracle: str | Oracle = "auto",
+    seed: int = 0,
+) -> float:
+    """The β from which on the optimal network has no filters; parameters as in `solve`.
+
+    0 for constant patches (with an intercept) or targets: no filter helps at any β.
+    """
+    problem, units = _in_units(patches, targets, pooling=pooling, loss=loss, intercept=intercept)
+    return units.of_g(find_beta_max(problem, oracle, seed))
+
+
+def path(
+    patches: Tensor | np.ndarray,
+    targets: Tensor | np.ndarray,
+    betas: Sequence[float] | None = None,
+    *,
+    n_betas: int = 10,
+    ratio: float = 1e-3,
+    **options: Any,
+) -> Iterator[Solution]:
+    """Solutions along a decreasing sequence of β, each started from the one before.
+
+    Parameters
+    ----------
+    betas : sequence of float, optional
+        By default `n_betas` values from beta_max down to `ratio`·beta_max, evenly spaced in the logarithm; just one,
+        `ratio`, where beta_max is 0.
+    **options
+        As for `solve`.
+
+    Yields
+    ------
+    Solution
+        One a β, in the order of `betas`; `.certificate.beta` says which.
+    """
+    given = {name: options.pop(name) for name in ("pooling", "loss", "intercept", "device") if name in options}
+    budget = Budget(**{field.name: options.pop(field.name) for field in fields(Budget) if field.name in options})
+    # of their own: whoever takes one solution after another may change his arrays in between
+    problem, units = _in_units(as_tensor("patches", patches).clone(), as_tensor("targets", targets).clone(), **given)
+    if betas is None:
+        check_count("n_betas", n_betas)
+        check_positive("ratio", ratio)
+        top = units.of_g(find_beta_max(problem, options.get("oracle", "auto"), options.get("seed", 0)))
+        first, last = top or ratio, beta_at(ratio, top)  # where no filter helps, one β will do
+        betas = [float(b) for b in np.geomspace(first, last, n_betas if top else 1)]
+    start = options.pop("start", None)
+    for beta in betas:
+        at_beta = problem.with_beta(units.reduced_beta(beta)).until(Deadline.after(budget.time_limit))
+        start, certificate = train(at_beta, units, budget, start=start, **options)
+        warn_short_of(certificate, start, budget.tol)
+        yield start
+        start = replace(start, history=[], rounds=0, status="running", certificate=None)
+
+
+def patches_to_images(patches: Tensor | np.ndarray) -> Tensor:
+    """(n, d) or (n, K, d) to the (n, d, K, 1) images whose 1x1 patches are these rows, in float64."""
+    array = as_tensor("patches", patches).double()
+    if array.ndim == 2:
+        array = array[:, None]
+    if array.ndim != 3 or 0 in array.shape:
+        raise InputError(f"patches must be a non-empty (n, d) or (n, K, d) array; got shape {tuple(array.shape)}")
+    if not bool(array.isfinite().all()):
+        raise InputError("patches must be finite; found NaN or infinity; drop or impute those samples")
+    return array.transpose(1, 2)[..., None]

@@ -1,0 +1,117 @@
+"""Where the data of a run came from, and by what to know them again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convcvx.data.datasets import Dataset
+from convcvx.data.images import StreamedImages
+from convcvx.data.sources import DOWNLOADS
+from convcvx.errors import DataError, RunError
+from convcvx.training.options import TrainConfig
+
+PARTS = ("train", "test", "validation")
+"""The sets of a run, in their order."""
+STREAMED_IMAGES = 512
+"""Of images that stay on disk so many are looked at, evenly spread, the first and the last among them: to read them all
+takes as long as a pass of the training."""
+AT_ONCE = 1024
+"""Images whose bytes are hashed at a time."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a run keeps of its data.
+
+    Parameters
+    ----------
+    options, paths : dict
+        `data` and `data_dir` as they were given, and the absolute paths of those that are one.
+    sets : dict
+        By the name of the set its shape, and a hash of its images, targets and classes; of `STREAMED_IMAGES` images
+        for data that stay on disk.
+    """
+
+    options: dict[str, str | None]
+    paths: dict[str, str]
+    sets: dict[str, dict[str, Any]]
+
+    @classmethod
+    def of(cls, config: TrainConfig, data: Sequence[Dataset | None]) -> Origin:
+        """Of the sets `data`, which `config` names: training, test and, if there is one, validation set."""
+        options = {"data": config.data, "data_dir": config.data_dir}
+        return cls(
+            options,
+            {
+                name: str(Path(given).expanduser().resolve())
+                for name, given in options.items()
+                if given is not None and given not in ("digits", *DOWNLOADS)
+            },
+            {name: _fingerprint(part) for name, part in zip(PARTS, data, strict=True) if part is not None},
+        )
+
+    @classmethod
+    def from_dict(cls, values: Any, file: Path) -> Origin:
+        """Of what `to_dict` gave, read from `file`."""
+        records = [values, *values.values(), *values.get("sets", {}).values()] if _is_record(values) else [None]
+        if not all(map(_is_record, records)) or values.keys() != {field.name for field in fields(cls)}:
+            raise RunError(f"{file} does not say what the run was trained on: remove it to go on without that check")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def located(self, config: TrainConfig) -> TrainConfig:
+        """`config` with what it says of the data as absolute paths, as far as it says what was said then."""
+        found: dict[str, Any] = {
+            name: path
+            for name, path in self.paths.items()
+            if getattr(config, name) == self.options.get(name) and os.path.exists(path)
+        }
+        return replace(config, **found)
+
+    @property
+    def name(self) -> str | None:
+        """Of the data, or where they lie."""
+        return self.paths.get("data", self.options.get("data"))
+
+    def check(self, now: Origin, run: Path) -> None:
+        """Raise `DataError` unless the data that `now` describes are those that `run` was trained on."""
+        for name, known in self.sets.items():
+            if now.sets.get(name) != known:
+                raise DataError(
+                    f"{now.name} is not what {run} was trained on: its {name} set is {_said(now.sets.get(name))}, but "
+                    f"was {_said(known)} in {self.name}; bring that back, or certify on other data by naming --data"
+                )
+
+
+def _is_record(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _fingerprint(dataset: Dataset) -> dict[str, Any]:
+    images, streamed = dataset.images, isinstance(dataset.images, StreamedImages)
+    looked_at = images[_spread(len(images))] if streamed else images
+    digest = blake2b(digest_size=16)
+    for part in [*looked_at.split(AT_ONCE), *dataset.targets.split(AT_ONCE)]:
+        digest.update(part.cpu().contiguous().numpy())
+    digest.update("\n".join(dataset.classes).encode(errors="surrogateescape"))
+    return {"shape": list(images.shape), "streamed": streamed, "blake2b": digest.hexdigest()}
+
+
+def _spread(n: int) -> Tensor:
+    return torch.linspace(0, n - 1, min(n, STREAMED_IMAGES), dtype=torch.float64).round().long()
+
+
+def _said(known: dict[str, Any] | None) -> str:
+    if known is None:
+        return "missing"
+    return f"{'x'.join(map(str, known.get('shape', [])))}, blake2b {known.get('blake2b')}"

@@ -1,0 +1,180 @@
+"""The main path: images → patch embedding → problem → solver ⇄ oracle → certificate."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from convcvx.budget import NEVER, Budget
+from convcvx.certificate import Certificate
+from convcvx.data.arrays import as_tensor
+from convcvx.data.images import Images
+from convcvx.errors import ConvergenceWarning, check_count
+from convcvx.losses.table import encode_targets
+from convcvx.machine.threads import sparing_threads
+from convcvx.oracles import LocalOracle, Oracle, get_oracle, pick_oracle
+from convcvx.oracles.sampled import N_GATES
+from convcvx.patches import PatchEmbedding, PatchSpec
+from convcvx.pooling import Pooling
+from convcvx.problem import Problem
+from convcvx.responses.passes import Responses
+from convcvx.solution import Callback, Solution
+from convcvx.solvers import SOLVERS, pick_solver
+
+BEGINNING, TRAINING = 0.15, 0.75
+"""Shares of the time left that the search for beta_max and the training take; what remains is for the certificate."""
+FIRST_LOOK = LocalOracle(n_climbers=8, n_steps=4, n_batches=1)
+"""The search for beta_max where there is no time for one: a few passes."""
+
+ROUNDINGS = 8.0
+"""Units of rounding that a response is off by, and a target."""
+ROUNDING_SAMPLE = 1024
+"""Images by which rounding is judged: it need not be known to a digit."""
+
+
+def build_problem(
+    images: Images,
+    targets: Tensor | np.ndarray,
+    beta: float = 1.0,
+    *,
+    spec: PatchSpec | None = None,
+    embedding: PatchEmbedding | None = None,
+    pooling: Any = None,
+    loss: str = "squared",
+    intercept: bool = True,
+    n_classes: int | None = None,
+    dtype: torch.dtype | None = None,
+    device: str = "cpu",
+    responses: Callable[..., Responses] = Responses,
+    flips: bool = False,
+) -> Problem:
+    """The `Problem` of (n, C, H, W) images: fit the embedding (unless given) and put the parts together.
+
+    `responses` makes its `Responses`; `Team.responses` for images that several processes share. With `flips` the
+    embedding is that of the images and their mirror images.
+    """
+    encode_targets(targets, loss, n_classes, intercept=intercept)  # bad targets fail before the pass over the images
+    embedding = embedding or PatchEmbedding.fit(images, spec or PatchSpec(), flips=flips)
+    made = responses(images, embedding, Pooling.of(pooling), dtype=dtype, device=device)
+    return Problem.build(made, as_tensor("targets", targets), beta, loss, intercept, n_classes)
+
+
+@sparing_threads
+def find_beta_max(problem: Problem, oracle: str | Oracle = "auto", seed: int = 0) -> float:
+    """max g at the best constant predictor: at or above this β the network without filters is optimal.
+
+    With the local oracle it is the largest g found; a rigorous one gives an upper bound within 0.1 %. Where a deadline
+    cuts the search short it is the largest g found by either. What rounding alone can make of constant images or
+    targets counts as 0: no filter helps then, at any β.
+    """
+    dual_point = problem.dual_point(problem.constant_predictions())
+    search = get_oracle(oracle, problem, tol=4e-3, thorough=True) if isinstance(oracle, str) else oracle
+    found = search(problem.until(problem.deadline.share(BEGINNING)), dual_point, seed=seed)
+    g_max = found.g_max
+    if found.cut_short:
+        if not len(found.values):
+            found = FIRST_LOOK(problem.until(NEVER), dual_point, seed=seed)
+        g_max = float(found.values.max())
+    return g_max if g_max > _rounding_of_g(problem.until(NEVER), dual_point) else 0.0
+
+
+def _rounding_of_g(problem: Problem, dual_point: Tensor) -> float:
+    """How far rounding alone may take g, or a bound on it, from 0; by a sample of the images.
+
+    g sums φ(x_i) Z_i. Responses are rounded in their own arithmetic, sums over all N patches in float64, and Z_i is
+    itself a difference of rounded targets. A patch x has (x·u)_+ <= Σ (x·e)_+ over the axes e, both ways.
+    """
+    step = -(-problem.n // ROUNDING_SAMPLE)
+    sample = problem if step == 1 else problem.sample(torch.arange(0, problem.n, step))
+    single, double = torch.finfo(problem.responses.dtype).eps, torch.finfo(torch.float64).eps
+    share = ROUNDINGS * single + 2 * problem.n * problem.responses.n_positions * double
+    sizes = share * dual_point.norm(dim=1) + ROUNDINGS * double * problem.targets.norm(dim=1) / problem.n
+    axes = torch.eye(problem.responses.dim, dtype=torch.float64)
+    sums = sample.responses.correlate(torch.cat([axes, -axes]), sizes[::step, None])
+    return step * float(sums.sum(dim=0).norm())
+
+
+def beta_at(ratio: float, beta_max: float) -> float:
+    """The β at this share of beta_max; the share itself where that is 0: the zero network is optimal at every β."""
+    return ratio * beta_max or ratio
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The solver and the oracle for a problem, and why these."""
+
+    solver: str
+    oracle: str
+    reasons: tuple[str, str]
+
+    @classmethod
+    def of(cls, problem: Problem, solver: str = "auto", oracle: str = "auto") -> Plan:
+        """What `solver` and `oracle`, "auto" perhaps, stand for on `problem`."""
+        picked, why = pick_solver(solver, problem)
+        searched, because = pick_oracle(oracle, problem)
+        return cls(picked, searched, (why, because))
+
+    def __str__(self) -> str:
+        return f"solver {self.solver} ({self.reasons[0]}), oracle {self.oracle} ({self.reasons[1]})"
+
+
+@sparing_threads
+def solve_problem(
+    problem: Problem,
+    budget: Budget = Budget(),
+    *,
+    solver: str = "auto",
+    oracle: str | Oracle = "auto",
+    seed: int = 0,
+    start: Solution | None = None,
+    callback: Callback | None = None,
+    gates: int = N_GATES,
+) -> Solution:
+    """Train on `problem`; the certificate is left to the caller, as is a share of the time until the deadline.
+
+    `gates` are for solver gated and oracle sampled.
+    """
+    problem = problem.until(problem.deadline.share(TRAINING))
+    check_count("gates", gates)
+    solver, _ = pick_solver(solver, problem)
+    extra: dict[str, Any] = {"n_gates": gates} if solver == "gated" else {}
+    solution = SOLVERS[solver](
+        problem,
+        get_oracle(oracle, problem, tol=budget.tol, gates=gates) if isinstance(oracle, str) else oracle,
+        budget,
+        seed=seed,
+        start=start,
+        callback=callback,
+        **extra,
+    )
+    responses = problem.responses
+    return replace(solution, embedding=responses.embedding, pooling=responses.pooling)
+
+
+def warn_short_of(certificate: Certificate, solution: Solution, tol: float) -> None:
+    """Warn when the certified gap is above `tol`, saying why and what to try."""
+    if certificate.rel_gap <= tol:
+        return
+    remedies = {
+        "converged": "a second, longer search found more than the solver's; raise tol, or name an exact oracle",
+        "max_filters": "raise max_filters",
+        "max_rounds": "raise max_rounds",
+        "time_limit": "raise time_limit",
+        "relaxation_gap": "the relaxation is not tight here; use solver='sliding-fw', or raise tol",
+        "stalled": "raise tol, or name an exact oracle",
+        "sampled": "the sampled program is solved, the network is not: sample more gates, or use solver='sliding-fw'",
+        "conditions": "the closed form is a bound on these data, no optimum: use solver='sliding-fw'",
+    }
+    remedy = remedies.get(solution.status, "solve in float64, or raise tol")
+    warnings.warn(
+        f"relative gap {certificate.rel_gap:.2e} ({certificate.scope}) is above tol {tol:.2e} after "
+        f"{solution.rounds} rounds, stopped by {solution.status}: {remedy}",
+        ConvergenceWarning,
+        stacklevel=3,
+    )

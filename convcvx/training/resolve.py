@@ -1,0 +1,138 @@
+"""From the options to what they stand for: the data, the device, the problem, its β."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+
+from convcvx.data.augment import shifted
+from convcvx.data.datasets import Dataset, load, split
+from convcvx.data.images import Images
+from convcvx.errors import InputError, RunError
+from convcvx.losses.table import encode_targets
+from convcvx.machine.devices import pick_device
+from convcvx.patches import PatchEmbedding
+from convcvx.problem import Problem
+from convcvx.responses.passes import Responses
+from convcvx.responses.team import Team
+from convcvx.training.options import DEFAULT_BETA_RATIO, TrainConfig
+from convcvx.training.origin import Origin
+from convcvx.training.plan import beta_at, build_problem
+from convcvx.training.run import Run
+
+LARGEST_CANCELLATION = 1000.0
+"""`PatchEmbedding.cancellation` up to which a float32 network is right to 1e-4, which is what its check asks for."""
+
+Data = tuple[Dataset, Dataset, Dataset | None]
+"""Training set, test set, and the validation set if one is split off."""
+
+
+def load_data(config: TrainConfig) -> Data:
+    """The data that `config` names."""
+    train, test = load(config.data, config.data_dir, config.limit)
+    validation = None
+    if config.validation:
+        train, validation = split(train, config.validation, config.seed)
+    return shifted(train, config.shifts) if config.shifts else train, test, validation
+
+
+def run_data(run: Run, config: TrainConfig, *, check: bool = True) -> Data:
+    """The images that `run` was trained on, found by its options `config`; with `check` a `DataError` if others are."""
+    source = run.located(config)
+    data = load_data(source)
+    if check:
+        run.check_data(Origin.of(source, data))
+    return data
+
+
+def training_images(config: TrainConfig) -> Images:
+    """What a worker of a `Team` reads."""
+    return load_data(config)[0].images
+
+
+def image_shape(dataset: Dataset) -> tuple[int, int, int]:
+    channels, height, width = dataset.images.shape[1:]
+    return channels, height, width
+
+
+def training_problem(
+    config: TrainConfig, train: Dataset, embedding: PatchEmbedding | None = None, team: Team | None = None
+) -> Problem:
+    """The training problem, its beta still open; a resumed run goes on with the `embedding` that it has."""
+    spec = config.patch_spec()
+    if any(padding >= size for padding, size in zip(spec.padding, spec.kernel_size, strict=True)):
+        raise InputError(
+            f"padding must be smaller than kernel_size {config.kernel_size}, lest patches see nothing but it; got "
+            f"{config.padding}"
+        )
+    if config.crops >= min(image_shape(train)[1:]):
+        raise InputError(f"crops must be smaller than the images, {image_shape(train)[1:]}; got {config.crops}")
+    encode_targets(
+        train.targets, config.loss, train.n_classes or None, intercept=config.intercept
+    )  # before the pass over the images
+    fitted = fitted_embedding(config, train.images, embedding, team)
+    if fitted.cancellation > LARGEST_CANCELLATION:
+        raise InputError(
+            f"whiten_epsilon {config.whiten_epsilon:g} leaves patches {fitted.cancellation:.0f} times their spread "
+            "from zero: no float32 network, as is exported, can tell them apart; raise it, or subtract the mean image"
+        )
+    return build_problem(
+        train.images,
+        train.targets,
+        embedding=fitted,
+        pooling=config.pool,
+        loss=config.loss,
+        intercept=config.intercept,
+        n_classes=train.n_classes or None,
+        device=pick_device(config.device),
+        responses=team.responses if team else Responses,
+    )
+
+
+def fitted_embedding(
+    config: TrainConfig, images: Images, stored: PatchEmbedding | None = None, team: Team | None = None
+) -> PatchEmbedding:
+    """The space of filters that `config` stands for on the training images; `stored`, of a run, if it is that one.
+
+    The basis says how long a filter is, and so what the objective is: one that only a file vouches for proves nothing.
+
+    Raises
+    ------
+    RunError
+        When `stored` is another space.
+    """
+    spec = config.patch_spec()
+    if config.dictionary is not None:
+        fresh = PatchEmbedding.fit(images, spec, flips=config.flips)
+    elif team is not None:
+        fresh = team.fit(images, spec)
+    else:
+        alone = Team()
+        alone.share_out(images, training_images, config)
+        fresh = alone.fit(images, spec)
+    if stored is None:
+        return fresh
+    if not stored.same_space(fresh):
+        pairs = zip(asdict(stored.spec).items(), asdict(spec).values(), strict=True)
+        other = [f"{name} {theirs}, not {ours}" for (name, theirs), ours in pairs if theirs != ours]
+        raise RunError(
+            "embedding.safetensors holds another filter space than these options on these images give "
+            f"({', '.join(other) or 'the same options, another basis'}); use the run's own data and options"
+        )
+    return replace(fresh, basis=stored.basis)  # in which the run's filters are written
+
+
+def run_beta(run: Run, config: TrainConfig) -> float:
+    """The weight decay of `run`: the one chosen for its dictionary, or what its options say."""
+    if (chosen := run.chosen_beta) is not None:
+        return chosen
+    if config.beta is not None:
+        return config.beta
+    if (beta_max := run.beta_max) is None:
+        raise RunError(f"{run.folder} has not got as far as its beta: finish it with --resume")
+    return beta_at(DEFAULT_BETA_RATIO if config.beta_ratio is None else config.beta_ratio, beta_max)
+
+
+def with_run_settings(run: Run) -> TrainConfig:
+    """The options of a finished run, its resolved beta among them."""
+    config = run.config
+    return replace(config, beta=run_beta(run, config), beta_ratio=None)
