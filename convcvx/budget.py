@@ -10,13 +10,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from convcvx.errors import check_count, check_positive
-
-if TYPE_CHECKING:
-    from convcvx.problem import Problem
-
 
 clock = perf_counter
 """What deadlines go by."""
@@ -111,9 +107,9 @@ class Budget:
         if self.time_limit is not None:
             check_positive("time_limit", self.time_limit)
 
-    def deadline(self, problem: Problem, earlier: float = 0.0) -> Deadline:
-        """When a training on `problem` that begins now has to be over, `earlier` seconds having gone before."""
-        return problem.deadline.sooner(Deadline.after(self.time_limit, spent=earlier))
+    def deadline(self, latest: Deadline, earlier: float = 0.0) -> Deadline:
+        """When a training that begins now has to be over: by `latest`, `earlier` seconds having gone before."""
+        return latest.sooner(Deadline.after(self.time_limit, spent=earlier))
 
     def ends(self, record: dict[str, Any], deadline: Deadline) -> str | None:
         """The status of a training that ends with the round of `record`; None if it goes on."""

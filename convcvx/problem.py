@@ -20,10 +20,11 @@ from convcvx.errors import InputError, check_positive
 from convcvx.losses.table import Loss, encode_targets, get_loss
 from convcvx.responses.passes import Responses
 from convcvx.rounding import SAFE, UNIT
-from convcvx.units import check_targets
 
 SAMPLE_BYTES = 1 << 30
 """Size of a sample's images in float32."""
+SINGLE = 100
+"""Where there are no units, targets may go up and down to 2^±100, which float32 holds."""
 FAR = 8.0
 """Real targets further from zero than so many standard deviations are centred: squares of them would drown the rest."""
 SMALL = 3e5
@@ -69,7 +70,7 @@ class Problem:
         """Check the parts and put them together; `targets` and `n_classes` as `encode_targets` reads them."""
         get_loss(loss)
         encoded = encode_targets(targets, loss, n_classes, intercept=intercept)
-        check_targets(encoded, loss)
+        _check_size(encoded, loss)
         if len(encoded) != responses.n:
             raise InputError(f"targets must have one row an image, {responses.n}; got {len(encoded)}")
         offset = _offset(encoded) if intercept and loss == "squared" else 0.0
@@ -188,3 +189,12 @@ def _offset(targets: Tensor) -> Tensor:
     if bool(((targets == 0) | (targets == 1)).all()):  # classes, however rare
         return torch.zeros_like(mean)
     return torch.where(mean.abs() > FAR * (targets - mean).square().mean(dim=0).sqrt(), mean, 0.0)
+
+
+def _check_size(targets: Tensor, loss: str) -> None:
+    """Raise `InputError` for real targets whose squares leave float32 no room."""
+    largest = float(targets.abs().max())
+    if loss == "squared" and abs(math.frexp(largest)[1]) > SINGLE:
+        raise InputError(
+            f"targets must have a largest entry between 2^-{SINGLE} and 2^{SINGLE}; got {largest:.3g}: divide them"
+        )

@@ -30,8 +30,6 @@ FIXED = 200
 """Images that have their scale, beside a bias or an epsilon, may go up and down to 2^±200, where fourth powers end."""
 LARGEST = 500
 """Targets may go up and down to 2^±500: the objective, which has their square, is a float64 then."""
-SINGLE = 100
-"""Where there are no units, targets may go up and down to 2^±100, which float32 holds."""
 SMALLEST_NORMAL = float(np.finfo(float).tiny)
 
 
@@ -210,13 +208,3 @@ def times(data: Tensor, exponent: int) -> Tensor:
     """`data` (float64, on the CPU) times 2^exponent."""
     with np.errstate(over="ignore", under="ignore"):
         return torch.as_tensor(np.ldexp(data.numpy(), exponent))
-
-
-def check_targets(targets: Tensor, loss: str) -> None:
-    """Raise `InputError` for real targets that are too extreme for a problem without units."""
-    exponent = _exponent(targets) if loss == "squared" else 0
-    if abs(exponent) > SINGLE:
-        raise InputError(
-            f"targets must have a largest entry between 2^-{SINGLE} and 2^{SINGLE}, got "
-            f"{float(targets.abs().max()):.3g}: divide them by it"
-        )

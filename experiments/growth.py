@@ -23,8 +23,8 @@ from convcvx.arrangements.cells import count_cells
 from convcvx.budget import Budget
 from convcvx.certificate import certify_parameters
 from convcvx.data.datasets import load
-from convcvx.oracles.base import ChargedRows
 from convcvx.oracles.branch_and_bound import BranchAndBoundOracle
+from convcvx.oracles.charged_rows import ChargedRows
 from convcvx.oracles.enumerate import ExactOracle
 from convcvx.patches import PatchSpec
 from convcvx.report import BOUND, INK, RIVAL, png

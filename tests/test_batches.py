@@ -15,8 +15,8 @@ from convcvx.oracles._batches import BatchedSearch
 from convcvx.oracles._blocks import BlockSearch, Goal, Incumbents
 from convcvx.oracles._cones import collapse, cone_bound, enclose, form_bound
 from convcvx.oracles._row_tree import RowTree
-from convcvx.oracles.base import ChargedRows
 from convcvx.oracles.branch_and_bound import BranchAndBoundOracle
+from convcvx.oracles.charged_rows import ChargedRows
 from convcvx.oracles.enumerate import ExactOracle
 from tests.test_branch_and_bound import (
     agrees,

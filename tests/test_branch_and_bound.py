@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from convcvx.errors import InputError
 from convcvx.oracles._blocks import Incumbents, Workspace
 from convcvx.oracles._row_tree import RowTree
-from convcvx.oracles.base import ChargedRows, OracleResult
+from convcvx.oracles.base import OracleResult
 from convcvx.oracles.branch_and_bound import BranchAndBoundOracle
+from convcvx.oracles.charged_rows import ChargedRows
 from convcvx.oracles.enumerate import ExactOracle
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.pooling import Pooling

@@ -197,7 +197,7 @@ def test_a_resumed_training_has_the_time_that_is_left(clock):
     problem = flat_problem()
     first = solve_problem(problem, Budget(tol=1e-9, max_rounds=1))
     spent = first.history[-1]["seconds"]
-    assert Budget(time_limit=spent + 5).deadline(problem, spent).left <= 5
+    assert Budget(time_limit=spent + 5).deadline(problem.deadline, spent).left <= 5
     again = solve_problem(problem, Budget(tol=1e-9, time_limit=spent), start=first)
     assert again.status == "time_limit"
     assert again.n_filters == first.n_filters

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from convcvx.arrangements._predicates import determinant_sign, minor_sign, parallel_sign
 from convcvx.arrangements.cells import cells
 from convcvx.errors import InputError
-from convcvx.oracles.base import ChargedRows
+from convcvx.oracles.charged_rows import ChargedRows
 from convcvx.oracles.enumerate import ExactOracle
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.pooling import Pooling

@@ -25,7 +25,7 @@ from convcvx.oracles._cones import form_bound
 from convcvx.oracles._patch_rows import PatchRows, lengths
 from convcvx.oracles._spheres import cell_sweep
 from convcvx.oracles._sweeps import circle_sweep, lines
-from convcvx.oracles.base import largest, raised
+from convcvx.oracles.charged_rows import largest, raised
 from convcvx.oracles.copositive import relax
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.pooling import Pooling

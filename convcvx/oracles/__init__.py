@@ -7,8 +7,9 @@ import math
 from convcvx.arrangements.cells import count_bound
 from convcvx.errors import check_choice
 from convcvx.oracles._patch_rows import MAX_BYTES, PatchRows
-from convcvx.oracles.base import ChargedRows, Oracle, OracleResult
+from convcvx.oracles.base import Oracle, OracleResult
 from convcvx.oracles.branch_and_bound import BranchAndBoundOracle, check_rank
+from convcvx.oracles.charged_rows import ChargedRows
 from convcvx.oracles.copositive import CopositiveOracle
 from convcvx.oracles.enumerate import ExactOracle
 from convcvx.oracles.local import LocalOracle

@@ -11,7 +11,7 @@ from convcvx.oracles._batched_cones import Cones, Entries, Kept, form_bounds, ha
 from convcvx.oracles._blocks import Goal, Incumbents, Search
 from convcvx.oracles._cones import CURVATURE, FAINT, NARROWEST
 from convcvx.oracles._row_tree import RowTree
-from convcvx.oracles.base import ChargedRows, largest
+from convcvx.oracles.charged_rows import ChargedRows, largest
 
 ROUND_BYTES = {"cuda": 1 << 31, "cpu": 1 << 26}
 """What a round may take, about: a GPU wants millions of entries at a time, a core no more than its cache holds."""

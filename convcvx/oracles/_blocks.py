@@ -16,7 +16,7 @@ from convcvx.budget import Deadline
 from convcvx.machine.threads import cores
 from convcvx.oracles._cones import OUT_OF_ROOM, search
 from convcvx.oracles._row_tree import RowTree
-from convcvx.oracles.base import ChargedRows, largest
+from convcvx.oracles.charged_rows import ChargedRows, largest
 
 ENTRIES = 1 << 16
 """Rows or bundles that the local search looks at, about."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from convcvx.budget import NEVER
 from convcvx.errors import InputError
 from convcvx.machine.jit import njit
-from convcvx.oracles._row_tree import Division
+from convcvx.oracles._division import Division
 from convcvx.patches import RANK_TOLERANCE
 from convcvx.responses.passes import Responses
 

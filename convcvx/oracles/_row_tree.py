@@ -5,69 +5,17 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from convcvx.machine.jit import njit
 from convcvx.machine.threads import cores
+from convcvx.oracles._division import Division
+from convcvx.oracles.charged_rows import ChargedRows
 
-if TYPE_CHECKING:
-    from convcvx.oracles.base import ChargedRows
-
-BUCKET = 16
-"""Rows below which a bundle is not divided into bundles, but into its rows."""
 TASKS = 16
 """Subtrees a thread that are summed up independently."""
-
-
-@dataclass(frozen=True)
-class Division:
-    """How rows are divided into bundles: geometry alone, whatever their charges.
-
-    Entries 0..N-1 are the rows, in the order `order` puts them; entries N.. are bundles of rows of one cell.
-
-    Attributes
-    ----------
-    order : ndarray (N,)
-    spans : ndarray (nodes, 2) int64
-        The rows [low, high) of a bundle.
-    children : ndarray (nodes, 2) int64
-        First entry and number of entries a bundle is divided into; they are consecutive.
-    roots : ndarray int32
-        The entries that hold everything, one bundle or row a cell.
-    """
-
-    order: np.ndarray
-    spans: np.ndarray
-    children: np.ndarray
-    roots: np.ndarray
-
-    @classmethod
-    def of(cls, rows: np.ndarray, cells: np.ndarray) -> Division:
-        """Halve the rows (N, d) of each cell again and again."""
-        order = np.argsort(cells, kind="stable")
-        starts = np.flatnonzero(np.diff(cells[order], prepend=-1))
-        permutation, *parts = _divide(rows[order], starts, np.append(starts[1:], len(rows)), BUCKET)
-        return cls(order[permutation], *parts)
-
-    def sorted(self) -> Division:
-        """The same for rows that have been put in order."""
-        return Division(np.arange(len(self.order)), self.spans, self.children, self.roots)
-
-    def forest(self, n_trees: int) -> tuple[list[int], list[int]]:
-        """Disjoint bundles that hold all others, about `n_trees`, but for those in a second list, parents first."""
-        n = len(self.order)
-        trees, above = [int(root) - n for root in self.roots if root >= n], []
-        while trees and len(trees) < n_trees:
-            largest = max(trees, key=lambda node: self.spans[node, 1] - self.spans[node, 0])
-            first = int(self.children[largest, 0])
-            if first < n:
-                break
-            trees.remove(largest)
-            trees += [first - n, first + 1 - n]
-            above.append(largest)
-        return trees, above
 
 
 @dataclass(frozen=True)
@@ -142,72 +90,6 @@ class RowTree:
             first = int(division.children[node, 0]) - n
             spreads[node] = sums(node, np.stack([spreads.pop(first), spreads.pop(first + 1)]))
         return cls(table, moments, np.concatenate([cells, cells[division.spans[:, 0]]]), division)
-
-
-@njit(cache=True)
-def _select(values, order, low, high, middle):
-    """Quickselect: reorder order[low:high] so that values below position `middle` are not larger than above."""
-    high -= 1
-    while low < high:
-        pivot = values[order[(low + high) // 2]]
-        i, j = low, high
-        while i <= j:
-            while values[order[i]] < pivot:
-                i += 1
-            while values[order[j]] > pivot:
-                j -= 1
-            if i <= j:
-                order[i], order[j] = order[j], order[i]
-                i += 1
-                j -= 1
-        if middle <= j:
-            high = j
-        elif middle >= i:
-            low = i
-        else:
-            return
-
-
-@njit(cache=True)
-def _divide(points, starts, stops, bucket):
-    """Halve each [start, stop) along its widest coordinate until `bucket` rows are left."""
-    n, d = points.shape
-    order = np.arange(n)
-    limit = 2 * (len(starts) + n // max(1, (bucket + 1) // 2)) + 2
-    spans = np.empty((limit, 2), np.int64)
-    children = np.empty((limit, 2), np.int64)
-    roots = np.empty(len(starts), np.int32)
-    count = 0
-    for r in range(len(starts)):
-        if stops[r] - starts[r] == 1:
-            roots[r] = starts[r]
-        else:
-            spans[count] = starts[r], stops[r]
-            roots[r] = n + count
-            count += 1
-    node = 0
-    while node < count:
-        low, high = spans[node]
-        if high - low <= bucket:
-            children[node] = low, high - low
-            node += 1
-            continue
-        axis, widest = 0, -1.0
-        for j in range(d):
-            smallest, largest = np.inf, -np.inf
-            for t in range(low, high):
-                x = points[order[t], j]
-                smallest, largest = min(smallest, x), max(largest, x)
-            if largest - smallest > widest:
-                axis, widest = j, largest - smallest
-        middle = (low + high) // 2
-        _select(points[:, axis], order, low, high, middle)
-        children[node] = n + count, 2
-        spans[count] = low, middle
-        spans[count + 1] = middle, high
-        count += 2
-        node += 1
-    return order, spans[:count].copy(), children[:count].copy(), roots
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})

@@ -65,7 +65,8 @@ from convcvx.errors import InputError, check_choice, check_count, check_positive
 from convcvx.oracles._batches import BatchedSearch
 from convcvx.oracles._blocks import BlockSearch, Goal, Incumbents
 from convcvx.oracles._row_tree import RowTree
-from convcvx.oracles.base import ChargedRows, OracleResult
+from convcvx.oracles.base import OracleResult
+from convcvx.oracles.charged_rows import ChargedRows
 from convcvx.problem import Problem
 
 MAX_RANK = 16

@@ -28,7 +28,8 @@ from convcvx.errors import InputError, check_count
 from convcvx.oracles._blocks import Incumbents
 from convcvx.oracles._row_tree import RowTree
 from convcvx.oracles._sweeps import UNIT
-from convcvx.oracles.base import ChargedRows, OracleResult, largest
+from convcvx.oracles.base import OracleResult
+from convcvx.oracles.charged_rows import ChargedRows, largest
 from convcvx.problem import Problem
 
 MAX_CELLS = 200_000

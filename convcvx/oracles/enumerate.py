@@ -26,7 +26,8 @@ from convcvx.budget import NEVER, Deadline, OutOfTime
 from convcvx.errors import InputError, check_count
 from convcvx.oracles._spheres import INSIDE, cell_sweep
 from convcvx.oracles._sweeps import DISTINCT, UNIT, circle_sweep, lines, offer
-from convcvx.oracles.base import ChargedRows, OracleResult
+from convcvx.oracles.base import OracleResult
+from convcvx.oracles.charged_rows import ChargedRows
 from convcvx.problem import Problem
 
 MAX_ARCS = 2 * 10**8

@@ -21,7 +21,8 @@ from torch import Tensor
 from convcvx.budget import NEVER, OutOfTime
 from convcvx.errors import check_count
 from convcvx.oracles._patch_rows import UNIT, embedding_errors, lengths
-from convcvx.oracles.base import OracleResult, at_scale_one, largest, raised
+from convcvx.oracles.base import OracleResult
+from convcvx.oracles.charged_rows import at_scale_one, largest, raised
 from convcvx.oracles.local import distinct
 from convcvx.oracles.pattern_cones import PatternCones
 from convcvx.problem import Problem

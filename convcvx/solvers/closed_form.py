@@ -116,7 +116,7 @@ def closed_form(
         For another loss than the squared one.
     """
     began = perf_counter()
-    problem = problem.until(budget.deadline(problem))
+    problem = problem.until(budget.deadline(problem.deadline))
     value, spike_free, extra = 0.0, False, {}
     solution = Solution.empty(problem.responses.dim, problem.responses.n_cells, problem.n_outputs)
     predictions = problem.constant_predictions()

@@ -64,7 +64,7 @@ def copositive(
 
     began = perf_counter()
     solution, earlier = begin(problem, start)
-    problem = problem.until(budget.deadline(problem, earlier))
+    problem = problem.until(budget.deadline(problem.deadline, earlier))
     dual_point = problem.dual_point(_predictions(problem, solution))
     bound, extra, status = OracleResult.unfinished(problem, "global", 0.0), {}, "relaxation_gap"
     try:

@@ -50,7 +50,7 @@ def frank_wolfe(
     """
     began = perf_counter()
     solution, earlier = begin(problem, start)
-    problem = problem.until(budget.deadline(problem, earlier))
+    problem = problem.until(budget.deadline(problem.deadline, earlier))
     predictions = predicted(problem, solution)
     if solution.n_filters == 0:
         predictions = problem.constant_predictions()

@@ -64,7 +64,7 @@ def gated(
     sample = oracle if isinstance(oracle, SampledOracle) else SampledOracle(n_gates, seed)
     gates = sample.gates(problem.until(NEVER))
     sample = SampledOracle(seed=sample.seed, gates=gates)
-    problem = problem.until(budget.deadline(problem))
+    problem = problem.until(budget.deadline(problem.deadline))
     solution = Solution.empty(problem.responses.dim, problem.responses.n_cells, problem.n_outputs)
     proved, extra = 0.0, {}  # no loss is negative
     try:

@@ -67,7 +67,7 @@ def sliding_frank_wolfe(
     began = perf_counter()
     levels = _levels(problem, start, seed)
     solution, earlier = begin(levels[0], start)
-    deadline = budget.deadline(problem, earlier)
+    deadline = budget.deadline(problem.deadline, earlier)
     rehearsal = deadline.share(SAMPLE_TIME)
     resumed = earlier > 0
     for images in levels:

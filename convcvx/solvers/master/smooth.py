@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from convcvx.problem import Problem
-from convcvx.solvers.master.table import MasterResult
+from convcvx.solvers.master.result import MasterResult
 
 CACHE_BYTES = 1 << 30
 """Pooled responses kept between passes; beyond this they are recomputed on every pass."""

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from convcvx.machine.jit import njit
 from convcvx.problem import Problem
-from convcvx.solvers.master.table import MasterResult
+from convcvx.solvers.master.result import MasterResult
 
 ENTERING = 32
 """Filters that a Newton step may give their first weight, unless more than that have some already."""

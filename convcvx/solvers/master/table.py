@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from convcvx.problem import Problem
-
-
-@dataclass(frozen=True)
-class MasterResult:
-    """Weights (m, P, c), intercept (c,), objective, its relative duality gap over these filters, iterations."""
-
-    weights: Tensor
-    intercept: Tensor
-    objective: float
-    rel_gap: float
-    iterations: int
+from convcvx.solvers.master.result import MasterResult
+from convcvx.solvers.master.smooth import solve_smooth
+from convcvx.solvers.master.squared import solve_squared
 
 
 def solve_master(
@@ -30,8 +20,6 @@ def solve_master(
     tol: float = 1e-6,
 ) -> MasterResult:
     """Optimise weights and intercept for `filters` (m, r), warm-started, to the relative duality gap `tol`."""
-    from convcvx.solvers.master.smooth import solve_smooth
-    from convcvx.solvers.master.squared import solve_squared
 
     c = problem.n_outputs
     if weights is None:

@@ -1,0 +1,180 @@
+"""All patch rows with the dual point folded in, brought to scale one: what the rigorous oracles see of a problem."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from convcvx.errors import InputError
+from convcvx.oracles._division import Division
+from convcvx.oracles._patch_rows import TINY, UNIT, UP, PatchRows, check_size
+from convcvx.oracles.base import OracleResult
+from convcvx.problem import Problem
+
+CHUNK = 1 << 15
+"""Rows of one product."""
+NEAR_ONE = 32
+"""Rows with a largest entry between 2^-32 and 2^32, unit ones among them, are left as they are, and so are charges."""
+SMALLEST = 2.0**-1074
+"""The smallest float64: what one underflow loses at most."""
+
+
+@dataclass(frozen=True)
+class ChargedRows:
+    """All patch rows with the dual point folded in, for the rigorous oracles.
+
+        g(u) <= 2^exponent (‖Σ_k (x_k·u)_+ s_k‖ + slack)
+
+    Attributes
+    ----------
+    rows : ndarray (N, d) float64
+        Distinct non-zero patch rows in coordinates of the patch subspace, d = numerical rank of the patches;
+        rows that are positive multiples of one another within a cell are merged into one.
+    cells : ndarray (N,) int
+        Pooling cell of each row.
+    charges : ndarray (N, c) float64
+        w_pk Z_i, over 2^exponent.
+    n_cells : int
+    frame : Tensor (d, r) float64
+        Orthonormal rows: coordinates v stand for the filter `v @ frame`.
+    slack : float
+        What rows and charges do not say of g at most: directions outside the subspace and rounding, as (·)_+ is
+        1-Lipschitz, and what the dual point itself may be off.
+    division : Division, optional
+        How rows in this order fall into bundles, if that is known already.
+    exponent : int
+    """
+
+    rows: np.ndarray
+    cells: np.ndarray
+    charges: np.ndarray
+    n_cells: int
+    frame: Tensor
+    slack: float
+    division: Division | None = None
+    exponent: int = 0
+
+    @classmethod
+    def build(cls, problem: Problem, dual_point: Tensor) -> ChargedRows:
+        """Gather the rows of `problem`, all in memory: for patches of low rank or small data.
+
+        Raises
+        ------
+        InputError
+            When they would not fit in `MAX_BYTES`, or are not finite.
+        """
+        check_size(problem.responses, problem.n_outputs)
+        patches = PatchRows.of(problem.responses)
+        dual, exponent = at_scale_one(dual_point.numpy())
+        charges = patches.incidence @ dual
+        errors = np.ldexp(problem.dual_error(dual_point).numpy(), -exponent)
+        slack = patches.remainders @ np.linalg.norm(dual, axis=1) + patches.reach @ errors
+        # products and scaled charges that underflow, each by SMALLEST at most
+        slack += 2 * SMALLEST * patches.incidence.nnz * dual.shape[1] * dual.any() * (1 + patches.reach.max())
+        shared = patches.n_cells, patches.frame, float(UP * slack), patches.division
+        return cls(patches.rows, patches.cells, charges, *shared, exponent).scaled()
+
+    def scaled(self) -> ChargedRows:
+        """The same with charges, and rows that are far from unit length, brought to about 1 by powers of two.
+
+        No product of them over- or underflows then but where it is of no account: beside the largest charge, which is
+        2^-32 at least, what underflows is below 1e-100, far less than any oracle allows for rounding.
+
+        Raises
+        ------
+        InputError
+            For rows or charges with NaN or infinity.
+        """
+        shift, lengths = math.frexp(largest_entry(self.charges))[1], np.zeros(1, np.int64)
+        if self.division is None:  # the rows of a division are unit
+            largest_entry(self.rows)
+            lengths = np.frexp(np.abs(self.rows).max(axis=1, initial=0.0))[1]
+            lengths[np.abs(lengths) <= NEAR_ONE] = 0
+        if lengths.any():
+            loaded = self.charges.any(axis=1)
+            sizes = np.frexp(np.abs(self.charges).max(axis=1, initial=0.0))[1] + lengths
+            shift = int(sizes[loaded].max()) if loaded.any() else 0
+        elif abs(shift) <= NEAR_ONE:
+            return self
+        return replace(
+            self,
+            rows=np.ldexp(self.rows, -lengths[:, None]) if lengths.any() else self.rows,
+            charges=np.ldexp(self.charges, (lengths - shift)[:, None]),
+            slack=float(np.ldexp(self.slack, -shift)) + SMALLEST * self.charges.size,
+            exponent=self.exponent + shift,
+        )
+
+    def target(self, value: float) -> float:
+        """What the norm of the sum has to stay below for g to stay below `value`."""
+        with np.errstate(over="ignore", under="ignore"):
+            return float(np.ldexp(value, -self.exponent)) - largest(self.slack)
+
+    def looseness(self, bound: float, values: np.ndarray) -> float:
+        """What `bound` with slack has above the best of `values`, as a share of it; 0 where nothing was found."""
+        best = float(values.max(initial=0.0))
+        return (largest(bound, best) + self.slack) / best - 1 if best > 0 else 0.0
+
+    def result(self, points: np.ndarray, values: np.ndarray, bound: float, stats: dict[str, Any]) -> OracleResult:
+        """The proof that the norm of the sum is `bound` at most, and the best points (q, d), where it is `values`.
+
+        What is no number proves nothing: the upper bound is then infinite.
+        """
+        total = (largest(bound, *values) + largest(self.slack)) * (1 + 4 * UNIT)
+        filters = self.lift(points)
+        values = np.ldexp(values, self.exponent)
+        return OracleResult(filters, torch.as_tensor(values), raised(total, self.exponent), "global", stats)
+
+    def lift(self, coordinates: np.ndarray) -> Tensor:
+        """(q, d) coordinates to (q, r) filters."""
+        return torch.as_tensor(coordinates, dtype=torch.float64) @ self.frame
+
+    def correlate(self, coordinates: np.ndarray) -> np.ndarray:
+        """(q, P, c) for (q, d) coordinates, summed directly in float64."""
+        out = np.zeros((len(coordinates), self.n_cells, self.charges.shape[1]))
+        for start in range(0, len(self.rows), CHUNK):
+            part = slice(start, start + CHUNK)
+            responses, charges, cells = (
+                np.maximum(coordinates @ self.rows[part].T, 0),
+                self.charges[part],
+                self.cells[part],
+            )
+            for cell in np.unique(cells):
+                inside = cells == cell
+                out[:, cell] += responses[:, inside] @ charges[inside] if not inside.all() else responses @ charges
+        return out
+
+    def g(self, coordinates: np.ndarray) -> np.ndarray:
+        """‖Σ_k (x_k·v)_+ s_k‖ at (q, d) coordinates v: g without exponent and slack."""
+        return np.sqrt((self.correlate(coordinates) ** 2).sum(axis=(1, 2)))
+
+
+def at_scale_one(dual_point: np.ndarray) -> tuple[np.ndarray, int]:
+    """`dual_point` over 2^k, its largest entry between 1/2 and 1, and k; `InputError` for NaN and infinity."""
+    exponent = math.frexp(largest_entry(dual_point))[1]
+    return np.ldexp(dual_point, -exponent), exponent
+
+
+def largest_entry(array: np.ndarray) -> float:
+    """The largest modulus in `array`; `InputError` for NaN and infinity, which no proof begins with."""
+    top = max(float(array.max(initial=0.0)), -float(array.min(initial=0.0)))
+    if not top < math.inf:
+        raise InputError("images and dual_point must be finite; found NaN or infinity in patches or their charges")
+    return top
+
+
+def largest(*bounds: float) -> float:
+    """The largest of some bounds; infinite if one is NaN, which `max` might pass over."""
+    top = float(np.max(bounds))
+    return math.inf if math.isnan(top) else top
+
+
+def raised(bound: float, exponent: int) -> float:
+    """2^exponent times `bound`, and no less: infinite where float64 ends, and not 0 unless `bound` is."""
+    with np.errstate(over="ignore", under="ignore"):
+        product = float(np.ldexp(bound, exponent))
+    return math.nextafter(product, math.inf) if bound > 0 and product < TINY else product
