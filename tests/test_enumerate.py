@@ -308,7 +308,7 @@ def test_single_patch_and_no_charge() -> None:
     images = torch.zeros(1, 1, 2, 2, dtype=torch.float64)
     images[0, 0, 0, 0] = 0.5
     responses = Responses(images, PatchEmbedding.fit(images, PatchSpec((2, 2))), dtype=torch.float64)
-    problem = Problem.build(responses, torch.tensor([[1.0, 2.0]], dtype=torch.float64), 1.0)
+    problem = Problem.build(responses, torch.tensor([[1.0, 2.0]], dtype=torch.float64), 1.0, intercept=False)
     dual = torch.tensor([[3.0, -4.0]], dtype=torch.float64)
     result = ExactOracle()(problem, dual)
     assert result.upper_bound == pytest.approx(2.5, rel=1e-13)

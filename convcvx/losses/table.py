@@ -3,6 +3,7 @@ dual problem, with an allowance for rounding. Derivations: docs/certificates.md.
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import numpy as np
@@ -253,8 +254,8 @@ class CrossEntropy:
 
 def _length_of_sum(rows: Tensor) -> float:
     """At least ‖Σ_i rows_i‖, for rows (n, c)."""
-    sums = [total(column) for column in rows.T]
-    return sum((abs(value) + error) ** 2 for value, error in sums) ** 0.5 * SAFE
+    sums = (total(column) for column in rows.T)
+    return math.hypot(*(abs(value) + error for value, error in sums)) * SAFE  # whose squares do not underflow
 
 
 def _row_defects(rows: Tensor) -> Tensor:
