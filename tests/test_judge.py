@@ -533,7 +533,7 @@ def scaled_data(seed: int) -> list[Trial]:
         k = -k
         x, beta = 2.0**k, math.ldexp(problem.beta, k + to)
     scaled = replace(problem, images=problem.images * x, targets=problem.targets * y, beta=beta)
-    trial = Trial(scaled, f"scaled {seed} by 2^{k}, 2^{to}", refusable=reach >= 250)
+    trial = Trial(scaled, f"scaled {seed} by 2^{k}, 2^{to}", refusable=reach > 100)  # by parameters there are no units
     oracle, tol = oracle_for(seed, problem)
     weights = np.ldexp(best.weights, to - k)
     if np.isfinite(weights).all():
