@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
+LEANING := closed_form config copositive cross_checks data enumerate estimator export folder machines network odd_data \
+	problem reading_images
 
 .PHONY: demo test test-slow test-lowest test-wheel lint clean
 
@@ -16,9 +18,10 @@ test: $(VENV)/installed-dev
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -q -m slow
 
-# The lowest versions that pyproject.toml allows, in an environment of their own.
+# The lowest versions that pyproject.toml allows, in an environment of their own: the tests that lean on them most.
 test-lowest: $(LOWEST)/installed
-	NUMBA_CACHE_DIR=$(CURDIR)/$(LOWEST)/numba $(LOWEST)/bin/python -m pytest -q -n 2 --dist loadfile -m "not slow"
+	NUMBA_CACHE_DIR=$(CURDIR)/$(LOWEST)/numba $(LOWEST)/bin/python -m pytest -q -n 2 --dist loadfile -m "not slow" \
+		$(LEANING:%=tests/test_%.py)
 
 # What is published, alone in an empty environment.
 test-wheel: $(VENV)/installed-dev
