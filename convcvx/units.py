@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from convcvx.data.arrays import as_tensor
 from convcvx.data.images import Images, StreamedImages
 from convcvx.errors import InputError, check_positive
 from convcvx.patches import PatchSpec
@@ -58,7 +59,7 @@ class Units:
             For data that no units help: targets whose square is no float64, or extreme images that have their scale.
         """
         a = 0 if isinstance(images, StreamedImages) or not len(images) else _exponent(images)  # streams are in [0, 1]
-        real = torch.as_tensor(targets)
+        real = as_tensor("targets", targets)
         b = _exponent(real) if loss == "squared" and real.is_floating_point() and real.numel() else 0
         if abs(b) > LARGEST:
             raise InputError(

@@ -83,3 +83,8 @@ def test_the_command_exports_runs_and_stacks(tmp_path):
     images = torch.rand(4, 1, 8, 8)
     torch.testing.assert_close(FORMATS["torch"].run(str(run / "model.pt2"), images), two_layer_cnn(run)(images))
     assert CliRunner().invoke(app, ["export", str(run / "none")]).exit_code == 2
+
+
+def test_help_names_the_packages_that_onnx_needs():
+    shown = CliRunner().invoke(app, ["export", "--help"], env={"COLUMNS": "200"}).output
+    assert "convcvx[onnx]" in shown

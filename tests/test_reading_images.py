@@ -99,6 +99,14 @@ def test_patches_are_read_as_images_are():
             solve(given, TARGETS, 0.05)
 
 
+def test_targets_are_read_as_images_are():
+    real = ROWS[:, :1]
+    assert torch.equal(solve(ROWS, real.astype(">f8"), 0.05).filters, solve(ROWS, real, 0.05).filters)
+    for given in (LOADER, np.array(["a", "b"] * (len(ROWS) // 2))):
+        with pytest.raises(InputError, match="targets must be"):
+            solve(ROWS, given, 0.05)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_devices_that_are_not_there_are_refused_and_auto_takes_what_there_is():
     for device, message in (("cuda", "torch sees none; use device cpu"), ("tpu", "device must be auto, cpu or cuda")):

@@ -18,7 +18,7 @@ from convcvx.stack.network import stacked_cnn
 from convcvx.training.run import Run
 
 Folder = Annotated[Path, typer.Argument(help="The folder of a finished run or stack.", metavar="RUN")]
-To = Annotated[str, typer.Option(help="onnx (needs pip install 'convcvx[onnx]') or torch (for torch.export.load).")]
+To = Annotated[str, typer.Option(help="onnx (needs pip install 'convcvx\\[onnx]') or torch (for torch.export.load).")]
 
 
 def export(run: Folder, to: To = "onnx", json_output: o.Json = False) -> None:
