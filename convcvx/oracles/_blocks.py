@@ -27,7 +27,7 @@ DISTINCT = 0.999
 FINENESS = {2: 0.06, 3: 0.05}
 """Mean distance of a bundle's rows over the diameter of a cone, by d: measured; it moves time, not the bound."""
 ROUNDED = 8.0
-"""Allowances for rounding by which the bound on the smallest cone is above g: the vertices' own, and their mixture's."""
+"""Allowances for rounding by which the bound on the smallest cone is above g: its vertices' own, and the mixture's."""
 SERIAL_ROWS = 20_000
 """Rows up to which one thread does the search, deterministically: it takes seconds at most."""
 BUDGET = 10_000
