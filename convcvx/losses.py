@@ -14,6 +14,9 @@ from convcvx.errors import InputError, check_choice
 from convcvx.intercepts import best_shift
 from convcvx.rounding import SAFE, TINY, UNIT, total
 
+LARGEST_WHOLE = 2**53
+"""Whole numbers up to this one are float64 as they are: a proof about others would be one about their neighbours."""
+
 
 class Loss(Protocol):
     """A convex, differentiable loss. Arrays are (n, c); `value` and `conjugate` give (n,).
@@ -288,8 +291,8 @@ def encode_targets(
     Raises
     ------
     InputError
-        For NaN, classes out of range, a single class, or real targets under the cross-entropy that are no
-        probabilities.
+        For NaN, classes out of range, a single class, real targets under the cross-entropy that are no probabilities,
+        or whole numbers that float64 would round.
     """
     array = as_array("targets", targets)
     if array.ndim not in (1, 2) or array.size == 0:
@@ -305,6 +308,11 @@ def encode_targets(
             places = array
         classes = torch.from_numpy(places.reshape(-1).astype(np.int64))
         return torch.nn.functional.one_hot(classes, n_classes or len(ids)).double()
+    if array.dtype.kind in "iu" and max(int(array.max()), -int(array.min())) > LARGEST_WHOLE:
+        raise InputError(
+            "targets must be whole numbers up to 2^53, which float64 holds, or a column of classes; got "
+            f"{max(map(int, (array.max(), array.min())), key=abs)}: subtract a number from all of them"
+        )
     real = torch.from_numpy(array.astype(np.float64).reshape(len(array), -1))
     if not bool(real.isfinite().all()):
         raise InputError("targets must be finite; found NaN or infinity")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import convcvx
 from convcvx.certificate import certify_parameters, judged
+from convcvx.errors import InputError
 from convcvx.intercepts import best_shift
 from convcvx.losses import LOSSES, get_loss
 from convcvx.oracles.base import OracleResult
@@ -271,6 +272,15 @@ def test_far_targets_have_the_certificate_of_centred_ones(offset):
         near, far = (convcvx.solve(x, t, 0.05).certificate for t in (spread, y))
         assert far.primal == pytest.approx(near.primal, rel=1e-4)  # to the gap that was asked for
         assert far.dual == pytest.approx(near.dual, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint64])
+def test_whole_targets_that_float64_would_round_are_refused(kind):
+    x = np.random.default_rng(0).normal(size=(6, 2))
+    y = np.arange(12).reshape(6, 2).astype(kind)
+    assert convcvx.solve(x, y + kind(2**53 - 11), 1.0).certificate.scope == "global"
+    with pytest.raises(InputError, match="whole numbers up to 2"):
+        convcvx.solve(x, y + kind(2**53), 1.0)
 
 
 def test_the_intercept_takes_any_offset_of_real_targets():
