@@ -177,7 +177,7 @@ def analyse(problem: Problem, oracle: Oracle | None = None, seed: int = 0) -> Cl
 
     inside = left.T @ targets
     radius = float(sizes[0]) if single and rank else _radius(problem)
-    dropped = float(targets.square().sum() - inside.square().sum())
+    dropped = float((targets - left @ inside).square().sum())  # a difference of squares would be their rounding
     fitted = inside if spike_free else targets
     value = _thresholded(problem, _spectrum(fitted)[0], radius) + (dropped / (2 * problem.n) if spike_free else 0.0)
 
