@@ -102,9 +102,9 @@ class Squared:
         """
         products = dual_point * targets
         overlap, error = total(products)
-        error += 2 * UNIT * float(products.abs().sum()) * SAFE
-        if intercept:
-            error += _length_of_sum(dual_point) * float(targets.mean(dim=0).norm()) * (1 + len(targets) * UNIT)
+        error += 2 * UNIT * float(products.abs().sum()) * SAFE + products.numel() * TINY
+        if intercept:  # targets that cancel have a mean of the size of rounding, and so has its error
+            error += _length_of_sum(dual_point) * _length_of_sum(targets) / len(targets) * SAFE
         square, off = total(dual_point.square())
         square = len(dual_point) * (square + off + UNIT * square + dual_point.numel() * TINY) * SAFE
         overlap = abs(overlap) - error * SAFE
@@ -204,10 +204,12 @@ class CrossEntropy:
         for column, share in zip(dual_point.T, shares, strict=True):
             if share > 0:
                 sum_, error = total(column)
-                worst = max(worst, (abs(sum_) + error + defects) / share * SAFE)
+                worst = max((abs(sum_) + error + defects) / share * SAFE, worst)  # in this order NaN stays
             elif bool((column != 0).any()):
                 return 1.0
-        return worst if worst < 1 else 1.0
+            if not worst < 1:
+                return 1.0
+        return worst
 
     def _mean_entropy(self, surplus: Tensor, targets: Tensor) -> float:
         """A lower bound on (1/n) Σ H(q_i) for q = y - `surplus`, pivots exactly what the other entries leave.

@@ -224,6 +224,15 @@ def test_an_exactly_feasible_point_lies_within_the_error_of_a_dual_point(seed, n
         assert moved <= (allowed[i] * (1 + Fraction(1, 10**6))) ** 2 + Fraction(1, 2**106) * soft
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_dual_point_that_is_no_number_is_all_mixture(value):
+    loss, y = get_loss("cross-entropy"), torch.eye(3).double()
+    point = torch.zeros(3, 3).double()
+    point[1, 2] = value
+    assert loss._mixture(point, y) == 1.0
+    assert loss.dual(point, y, 1.0, True) == 0.0
+
+
 def test_a_bound_that_is_no_number_proves_nothing():
     problem = flat_problem(8)
     point = problem.dual_point(problem.constant_predictions())
