@@ -94,7 +94,7 @@ class Pooling:
 
     @classmethod
     def _from_matrix(cls, value: Any) -> Pooling:
-        weights = as_tensor("pooling", value).double()
+        weights = as_tensor("pooling", value).double().clone()  # of its own: the array may change later
         if weights.ndim != 2:
             raise InputError(f"pooling must be a (P, K) matrix; got shape {tuple(weights.shape)}")
         if not bool((weights >= 0).all()) or not bool(weights.isfinite().all()):

@@ -172,7 +172,7 @@ class Problem:
         """
         if not g_max >= 0:
             return 0.0
-        limit = self.beta / g_max * (1 - 2 * UNIT) if g_max > 0 else float("inf")
+        limit = math.nextafter(self.beta / g_max, 0.0) if g_max > 0 else float("inf")
         value = self.loss.dual(dual_point, self.targets, limit, self.intercept)
         return value if value > 0 else 0.0
 

@@ -21,7 +21,7 @@ from convcvx.certificate import SCOPES, certify_parameters
 from convcvx.errors import InputError
 from convcvx.network.two_layer import TwoLayerCNN
 from convcvx.oracles import ExactOracle
-from convcvx.patches import PatchSpec
+from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.pooling import Pooling
 from convcvx.training.plan import build_problem, solve_problem
 from convcvx.training.run import Run
@@ -510,3 +510,17 @@ def test_a_proof_goes_on_where_a_longer_dual_point_is_feasible():
     assert bounded.dual == pytest.approx(exact.dual, rel=1e-3)
     point = problem.dual_point(problem.responses.predict(other.filters, other.weights, other.intercept))
     assert problem.dual(point, problem.beta) < 0.99 * exact.dual  # what the first proof, of s = 1, is good for
+
+
+@pytest.mark.parametrize("options", [{"stride": 2}, {"padding": 1}, {"kernel_size": (1, 4)}])
+def test_an_embedding_of_other_patches_is_refused_whatever_the_weights(options):
+    network = nn.Sequential(
+        nn.Conv2d(1, 1, 2, bias=False), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 1)
+    )
+    for parameter in network.parameters():
+        nn.init.zeros_(parameter)
+    random = torch.Generator().manual_seed(0)
+    x, y = torch.rand(6, 1, 4, 4, generator=random), torch.rand(6, 1, generator=random)
+    embedding = PatchEmbedding.fit(x, PatchSpec(**{"kernel_size": 2} | options))
+    with pytest.raises(InputError, match=f"the network's {next(iter(options))} is"):
+        certify(network, x, y, 1e-3, embedding=embedding)

@@ -93,6 +93,17 @@ def test_the_value_is_a_lower_bound_on_any_data(intercept, beta):
             assert record["closed_form"]["linear_is"] != "optimum"
 
 
+@pytest.mark.parametrize("beta", [1e-9, 1e-11])
+def test_outputs_that_say_the_same_leave_the_bound_below_the_optimum(beta):
+    """Above all singular values but one, which are 0: rounding of their squares would be worth 1e-8 of the bound."""
+    x = np.concatenate([np.eye(6), np.eye(6)])
+    y = np.tile(x @ np.abs(np.random.default_rng(0).standard_normal((6, 1))), 4)
+    threshold = 12 * beta / 2**0.5
+    exact = (2 * threshold * np.linalg.norm(y) - threshold**2) / 24
+    for oracle in (None, ExactOracle()):
+        assert analyse(plain(x, y, beta), oracle).value == pytest.approx(exact, rel=1e-12, abs=0)
+
+
 def test_whitening_makes_the_rows_orthogonal():
     problem = whitened(gaussian(7, 9))
     rows = problem.responses.rows(slice(0, 7))[:, 0].double() @ problem.responses.embedding.basis.T

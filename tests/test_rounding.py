@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import convcvx
 from convcvx.certificate import certify_parameters, judged
+from convcvx.errors import InputError
 from convcvx.losses.intercepts import best_shift
 from convcvx.losses.table import LOSSES, get_loss
 from convcvx.oracles.base import OracleResult
@@ -223,6 +224,15 @@ def test_an_exactly_feasible_point_lies_within_the_error_of_a_dual_point(seed, n
         assert moved <= (allowed[i] * (1 + Fraction(1, 10**6))) ** 2 + Fraction(1, 2**106) * soft
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_dual_point_that_is_no_number_is_all_mixture(value):
+    loss, y = get_loss("cross-entropy"), torch.eye(3).double()
+    point = torch.zeros(3, 3).double()
+    point[1, 2] = value
+    assert loss._mixture(point, y) == 1.0
+    assert loss.dual(point, y, 1.0, True) == 0.0
+
+
 def test_a_bound_that_is_no_number_proves_nothing():
     problem = flat_problem(8)
     point = problem.dual_point(problem.constant_predictions())
@@ -271,6 +281,15 @@ def test_far_targets_have_the_certificate_of_centred_ones(offset):
         near, far = (convcvx.solve(x, t, 0.05).certificate for t in (spread, y))
         assert far.primal == pytest.approx(near.primal, rel=1e-4)  # to the gap that was asked for
         assert far.dual == pytest.approx(near.dual, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint64])
+def test_whole_targets_that_float64_would_round_are_refused(kind):
+    x = np.random.default_rng(0).normal(size=(6, 2))
+    y = np.arange(12).reshape(6, 2).astype(kind)
+    assert convcvx.solve(x, y + kind(2**53 - 11), 1.0).certificate.scope == "global"
+    with pytest.raises(InputError, match="whole numbers up to 2"):
+        convcvx.solve(x, y + kind(2**53), 1.0)
 
 
 def test_the_intercept_takes_any_offset_of_real_targets():

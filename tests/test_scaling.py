@@ -473,3 +473,13 @@ def test_a_path_gathers_its_rows_once_and_keeps_its_own_data(gathered):
         x *= 2.0
     assert gathered == [len(x)]
     assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_path_keeps_its_own_pooling():
+    """With rows of the pooling that was and predictions of the one that is, the proof would be of neither."""
+    random = np.random.default_rng(0)
+    x, y, pooling = random.normal(size=(10, 3, 2)), random.normal(size=(10, 1)), np.array([[1.0, 0.5, 0.25]])
+    for solution in convcvx.path(x, y, [0.05, 0.05], pooling=pooling, tol=1e-4):
+        assert solution.certificate.primal == pytest.approx(0.6512, abs=2e-4)
+        assert solution.certificate.rel_gap <= 1e-4
+        pooling *= 8.0

@@ -18,7 +18,7 @@ from convcvx.certificate import certify_parameters
 from convcvx.data import datasets as data
 from convcvx.data.datasets import spiral
 from convcvx.errors import ConvergenceWarning, InputError
-from convcvx.oracles import ExactOracle
+from convcvx.oracles import BranchAndBoundOracle, ExactOracle
 from convcvx.oracles.base import OracleResult
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
@@ -366,6 +366,32 @@ def test_the_solution_does_not_depend_on_the_start():
     start = replace(cold, history=[], rounds=0).with_parameters(*random_parameters(problem, 7, scale=0.3))
     warm = solve_problem(problem, Budget(tol=1e-6), start=start)
     assert warm.history[-1]["objective"] == pytest.approx(cold.history[-1]["objective"], rel=2e-6)
+
+
+@pytest.mark.parametrize("scope", ["global", "sampled", "heuristic"])
+def test_only_what_an_earlier_round_proved_stays(scope):
+    problem = flat_problem(9)
+    solution = solve_problem(problem, Budget(tol=1e-2), oracle="exact")
+    last = solution.history[-1]
+    earlier = replace(solution, history=[last | {"scope": scope, "lower_bound": last["objective"]}])
+    predictions = problem.responses.predict(solution.filters, solution.weights, solution.intercept)
+    _, record, point = consult(problem, ExactOracle(), earlier, predictions, n_filters=1, tol=1e-2, seed=0)
+    assert record["scope"] == "global"
+    assert (record["lower_bound"] == last["objective"]) == (scope == "global")
+    assert (point is earlier.dual_point) == (scope == "global")
+
+
+def test_a_start_on_as_many_images_again_leaves_its_bounds_behind():
+    """The objective is the same on images that are there twice, but the dual point has another shape."""
+    random = np.random.default_rng(0)
+    x = random.standard_normal((12, 3))
+    y = (x[:, 0] > np.abs(x[:, 1])).astype(int)
+    start = convcvx.solve(x, y, 0.01, oracle="exact")
+    coarse = BranchAndBoundOracle(rel_tol=0.9, max_cones=0)
+    with pytest.warns(ConvergenceWarning):
+        twice = convcvx.solve(np.tile(x, (2, 1)), np.tile(y, 2), 0.01, start=start, oracle=coarse, max_rounds=1)
+    assert twice.certificate.primal <= start.certificate.primal * (1 + 1e-9)
+    assert twice.history[0]["round"] == 0
 
 
 def test_paths_match_cold_solves():

@@ -15,6 +15,9 @@ from convcvx.errors import InputError, check_choice
 from convcvx.losses.intercepts import best_shift
 from convcvx.rounding import SAFE, TINY, UNIT, total
 
+LARGEST_WHOLE = 2**53
+"""Whole numbers up to this one are float64 as they are: a proof about others would be one about their neighbours."""
+
 
 class Loss(Protocol):
     """A convex, differentiable loss. Arrays are (n, c); `value` and `conjugate` give (n,).
@@ -100,9 +103,9 @@ class Squared:
         """
         products = dual_point * targets
         overlap, error = total(products)
-        error += 2 * UNIT * float(products.abs().sum()) * SAFE
-        if intercept:
-            error += _length_of_sum(dual_point) * float(targets.mean(dim=0).norm()) * (1 + len(targets) * UNIT)
+        error += 2 * UNIT * float(products.abs().sum()) * SAFE + products.numel() * TINY
+        if intercept:  # targets that cancel have a mean of the size of rounding, and so has its error
+            error += _length_of_sum(dual_point) * _length_of_sum(targets) / len(targets) * SAFE
         square, off = total(dual_point.square())
         square = len(dual_point) * (square + off + UNIT * square + dual_point.numel() * TINY) * SAFE
         overlap = abs(overlap) - error * SAFE
@@ -187,7 +190,8 @@ class CrossEntropy:
         kept = 1 - self._mixture(dual_point, targets) * SAFE if intercept else 1.0
         if not kept > 0:
             return 0.0
-        largest = min(1 - 4 * UNIT, limit)  # below 1, which leaves every q_k that rounding could make negative >= 0
+        # Below 1, so that (1 - s) y_k outweighs what rounding, of targets too, could leave of a q_k below 0.
+        largest = min(1 - (4 + 2 * targets.shape[1] ** 2) * UNIT, limit)
         scales = self._scales(dual_point, targets, largest)
         return kept * max(self._mean_entropy(s * len(targets) * dual_point, targets) for s in scales) * (1 - 2 * UNIT)
 
@@ -197,15 +201,19 @@ class CrossEntropy:
         With e = mean(q) - mean(y), t = mean(y) - e (1 - λ)/λ does it, and is >= 0 for λ >= |e_k| / mean(y)_k.
         """
         defects = float(_row_defects(dual_point).sum()) * (1 + len(targets) * UNIT)
-        shares = (targets.mean(dim=0) * (1 - (len(targets) + 2) * UNIT)).tolist()
+        n, c = targets.shape
+        soft = float(((targets != 0).sum(dim=1) != 1).any())  # rows that sum to one but for c roundings
+        shares = (targets.mean(dim=0) * (1 - (n + 2) * UNIT) - soft * c * UNIT).tolist()
         worst = 0.0
         for column, share in zip(dual_point.T, shares, strict=True):
             if share > 0:
                 sum_, error = total(column)
-                worst = max(worst, (abs(sum_) + error + defects) / share * SAFE)
+                worst = max((abs(sum_) + error + defects) / share * SAFE, worst)  # in this order NaN stays
             elif bool((column != 0).any()):
                 return 1.0
-        return worst if worst < 1 else 1.0
+            if not worst < 1:
+                return 1.0
+        return worst
 
     def _mean_entropy(self, surplus: Tensor, targets: Tensor) -> float:
         """A lower bound on (1/n) Σ H(q_i) for q = y - `surplus`, pivots exactly what the other entries leave.
@@ -289,8 +297,8 @@ def encode_targets(
     Raises
     ------
     InputError
-        For NaN, classes out of range, a single class, or real targets under the cross-entropy that are no
-        probabilities.
+        For NaN, classes out of range, a single class, real targets under the cross-entropy that are no probabilities,
+        or whole numbers that float64 would round.
     """
     array = as_array("targets", targets)
     if array.ndim not in (1, 2) or array.size == 0:
@@ -306,6 +314,11 @@ def encode_targets(
             places = array
         classes = torch.from_numpy(places.reshape(-1).astype(np.int64))
         return torch.nn.functional.one_hot(classes, n_classes or len(ids)).double()
+    if array.dtype.kind in "iu" and max(int(array.max()), -int(array.min())) > LARGEST_WHOLE:
+        raise InputError(
+            "targets must be whole numbers up to 2^53, which float64 holds, or a column of classes; got "
+            f"{max(map(int, (array.max(), array.min())), key=abs)}: subtract a number from all of them"
+        )
     real = torch.from_numpy(array.astype(np.float64).reshape(len(array), -1))
     if not bool(real.isfinite().all()):
         raise InputError("targets must be finite; found NaN or infinity")

@@ -114,6 +114,10 @@ def certify_on(
     """
     deadline, problem = problem.deadline, problem.until(NEVER)  # what is read and checked has to be
     layers, embedding = read_network(network), problem.responses.embedding
+    for name in ("kernel_size", "stride", "padding"):  # of a network whose weights are 0 outputs would not tell
+        theirs, ours = getattr(layers.spec, name), getattr(embedding.spec, name)
+        if theirs != ours:
+            raise InputError(f"the network's {name} is {theirs}, that of the embedding {ours}; fit it to the network's")
     features = layers.convolution.out_channels * problem.responses.n_cells
     if layers.classifier.in_features != features:
         raise InputError(

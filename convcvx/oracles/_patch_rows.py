@@ -166,15 +166,16 @@ def embedding_errors(responses: Responses, where: slice, raw: Tensor) -> Tensor:
     whatever order they are added, it is off by (h + 1)ε Σ_j |b_rj||x_j|, the row by no more than all coordinates are.
 
     Contrast normalisation q / D(q), D² = ‖q‖²/s + contrast, of a centred patch of s pixels, |pixel| <= M, is rounded
-    before. Their mean is off by sεM, which with the rounding of the differences puts q off by (s + 3)εM√s; the map
-    has a derivative of at most 1/D <= 1/√contrast; and D and the quotient are off by (s/2 + 7)ε of the result.
+    before. Differences from the first pixel, up to 2M, are off by 2εM, their mean by 2sεM, and taking it off rounds by
+    2εM: q is off by (2s + 4)εM√s; the map has a derivative of at most 1/D <= 1/√contrast; and D and the quotient are
+    off by (s/2 + 7)ε of the result.
     """
     spec, basis = responses.embedding.spec, responses.embedding.basis
     errors = raw.abs() @ ((basis.shape[1] + 1) * UNIT * basis.abs().sum(dim=0))
     if spec.contrast is not None:
         s = basis.shape[1] - spec.constant
         largest = responses.images[where].double().abs().flatten(1).amax(dim=1).cpu()[:, None]
-        off = (s + 3) * (s / spec.contrast) ** 0.5 * largest + (s / 2 + 7) * lengths(raw[..., :s])
+        off = (2 * s + 4) * (s / spec.contrast) ** 0.5 * largest + (s / 2 + 7) * lengths(raw[..., :s])
         errors = errors + UNIT * float(basis[:, :s].norm()) * off
     return torch.where(errors > 0, UP * errors + TINY, 0.0)
 

@@ -149,7 +149,6 @@ class Responses:
         other = self.__class__.__new__(self.__class__)
         other.__dict__ |= self.__dict__ | {"deadline": deadline}
         return other
-        return other
 
     def _on(self, images: Images) -> Responses:
         """The same map on other images of this size: every mini-batch is such, so nothing of the map is made again."""

@@ -177,7 +177,7 @@ def analyse(problem: Problem, oracle: Oracle | None = None, seed: int = 0) -> Cl
 
     inside = left.T @ targets
     radius = float(sizes[0]) if single and rank else _radius(problem)
-    dropped = float(targets.square().sum() - inside.square().sum())
+    dropped = float((targets - left @ inside).square().sum())  # a difference of squares would be their rounding
     fitted = inside if spike_free else targets
     value = _thresholded(problem, _spectrum(fitted)[0], radius) + (dropped / (2 * problem.n) if spike_free else 0.0)
 
@@ -256,13 +256,16 @@ def _centred(problem: Problem, matrix: Tensor) -> Tensor:
 
 
 def _spectrum(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Singular values and right singular vectors (c, c); unit vectors where columns are orthogonal, ties or not."""
+    """Singular values and right singular vectors (c, k); unit vectors where columns are orthogonal, ties or not.
+
+    Not by the eigenvalues of the Gram matrix: the roots of those that are rounding are 1e-8 of the largest.
+    """
     gram = matrix.T @ matrix
     squares = gram.diagonal()
     if float((gram - torch.diag(squares)).norm()) <= 1e-12 * float(squares.sum()):
         return squares.sqrt(), torch.eye(len(gram), dtype=gram.dtype)
-    squares, vectors = torch.linalg.eigh(gram)
-    return squares.clamp_min(0).sqrt(), vectors
+    _, sizes, right = torch.linalg.svd(matrix, full_matrices=False)
+    return sizes, right.T
 
 
 def _thresholded(problem: Problem, spectrum: Tensor, radius: float) -> float:

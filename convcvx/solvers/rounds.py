@@ -34,7 +34,8 @@ def begin(problem: Problem, start: Solution | None) -> tuple[Solution, float]:
     if start is None:
         return Solution.empty(problem.responses.dim, problem.responses.n_cells, problem.n_outputs), 0.0
     _check_shapes(problem, start)
-    if start.history:
+    its_images = start.dual_point is None or start.dual_point.shape == problem.targets.shape
+    if start.history and its_images:
         predictions = predicted(problem, start)
         last = start.history[-1]
         if math.isclose(problem.primal(predictions, start.weights), last["objective"], rel_tol=1e-6):
@@ -74,8 +75,9 @@ def consult(
     """The oracle's answer at `solution`, whose `predictions` (n, c) are given; the round's record, seconds open; Z.
 
     A proved bound stays when a later round proves a worse one: Z is the dual point of the best, None where nothing is
-    proved. A heuristic bound counts for its round only, lest a wrong one stay for ever; a gap within `tol` that it
-    shows is believed only after persistent searches from other starts have not changed it, unless `confirm` is false.
+    proved. A sampled or heuristic bound counts for its round only, lest a wrong one stay for ever; a gap within `tol`
+    that a heuristic one shows is believed only after persistent searches from other starts have not changed it, unless
+    `confirm` is false.
     """
     objective = problem.primal(predictions, solution.weights)
     dual_point = problem.dual_point(predictions)
@@ -91,10 +93,10 @@ def consult(
         found = _united(found, again, n_filters)
     lower_bound = problem.dual(dual_point, found.g_max)
     best_point = dual_point if found.scope == "global" else None
-    if best_point is not None and solution.dual_point is not None:
-        proved = solution.history[-1]["lower_bound"] if solution.history else -math.inf
-        if proved > lower_bound:
-            lower_bound, best_point = proved, solution.dual_point
+    if best_point is not None and solution.dual_point is not None and solution.history:
+        last = solution.history[-1]
+        if last["scope"] == "global" and last["lower_bound"] > lower_bound:
+            lower_bound, best_point = last["lower_bound"], solution.dual_point
     return found, record_of(solution, objective, lower_bound, found.g_max, found.scope), best_point
 
 
