@@ -18,7 +18,7 @@ from torch import Tensor
 from convcvx.budget import Deadline
 from convcvx.errors import InputError, check_positive
 from convcvx.losses import Loss, encode_targets, get_loss
-from convcvx.responses import Responses
+from convcvx.responses import SMALL, Responses
 from convcvx.rounding import SAFE, UNIT
 from convcvx.units import check_targets
 
@@ -26,8 +26,6 @@ SAMPLE_BYTES = 1 << 30
 """Size of a sample's images in float32."""
 FAR = 8.0
 """Real targets further from zero than so many standard deviations are centred: squares of them would drown the rest."""
-SMALL = 3e5
-"""Patch entries n·K·h up to which a pass costs more in calls than in arithmetic: threads and batches only add to it."""
 
 
 @dataclass(frozen=True)

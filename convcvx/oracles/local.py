@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from convcvx.budget import OutOfTime
 from convcvx.oracles.base import OracleResult
@@ -215,9 +214,9 @@ class LocalOracle:
                 if step == 0:
                     raise
                 break
-            values = correlations.flatten(1).norm(dim=1)
+            values = _norms(correlations)
             better = (values >= best_values)[:, None]
-            rose = values.max() > best_values.max() * (1 + 1e-7) or bool((values > best_values * (1 + 1e-4)).any())
+            rose = bool((values > best_values * (1 + 1e-4)).any()) or values.max() > best_values.max() * (1 + 1e-7)
             moved = torch.where(better, trial - best, 0.0)
             best, best_values = torch.where(better, trial, best), torch.maximum(values, best_values)
             gradients = torch.where(better, slope, gradients)
@@ -250,7 +249,7 @@ def _uphill(filters: Tensor, gradients: Tensor, preconditioner: Tensor) -> Tenso
     """Steps (q, r) along the sphere: as long as from the filter to its normed gradient, and preconditioned."""
     power = _tangent(_unit(gradients), filters)
     step = _tangent(power @ preconditioner, filters)
-    return step * (power.norm(dim=1) / step.norm(dim=1).clamp_min(1e-300))[:, None]
+    return step * (_norms(power) / _norms(step).clamp_min(1e-300))[:, None]
 
 
 def _tangent(steps: Tensor, filters: Tensor) -> Tensor:
@@ -264,7 +263,12 @@ def _inverse_root(moment: Tensor) -> Tensor:
 
 def _unit(tensors: Tensor) -> Tensor:
     """(q, r) filters or (q, P, c) correlations, scaled to norm one each."""
-    return normalize(tensors.flatten(1), eps=1e-300).view_as(tensors)
+    return tensors / _norms(tensors).clamp_min(1e-300).view(-1, *[1] * (tensors.ndim - 1))
+
+
+def _norms(tensors: Tensor) -> Tensor:
+    """(q,) norms of (q, r) filters or (q, P, c) correlations; `Tensor.norm` takes longer to call than to compute."""
+    return torch.linalg.vector_norm(tensors.flatten(1), dim=1)
 
 
 def distinct(filters: Tensor, values: Tensor, limit: int, cosine: float) -> Tensor:

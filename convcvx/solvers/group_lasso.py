@@ -208,6 +208,7 @@ def _bounded_quadratic(hessian, gradient, point):  # pragma: no cover - compiled
             if change != 0.0:
                 point[j] += change
                 largest = max(largest, abs(change))
-                slope += hessian[j] * change
+                for k in range(len(slope)):
+                    slope[k] += hessian[j, k] * change
         if largest <= 1e-13 * point.max():
             break
