@@ -3,9 +3,10 @@
 Nothing here is ever O(n·K·h), but for the patches of a small problem, which are unrolled once and kept: a few images at
 a time are convolved, rectified and pooled before they leave the cache, in the registers of a CPU (`Fused`) or by matrix
 products (`Unrolled`), whichever is faster. Pooled responses, O(n·m·P), are handed out in blocks. Products with as few
-columns as there are outputs are taken transposed, as a few long rows: that is three to five times as fast. On a CPU each core works on spans of images of its own, which scales where
-threads inside one product of this size do not; the spans are summed in their order, so that results do not depend on
-the number of cores. Sums over images are accumulated in float64 whatever the dtype of the arithmetic.
+columns as there are outputs are taken transposed, as a few long rows: that is three to five times as fast. On a CPU
+each core works on spans of images of its own, which scales where threads inside one product of this size do not; the
+spans are summed in their order, so that results do not depend on the number of cores. Sums over images are accumulated
+in float64 whatever the dtype of the arithmetic.
 """
 
 from __future__ import annotations
@@ -163,8 +164,8 @@ class Responses:
     def _on(self, images: Images) -> Responses:
         """The same map on other images of this size: every mini-batch is such, so nothing of the map is made again."""
         other = Responses.__new__(Responses)
-        changed = {"images": images.to(self.device), "n": len(images), "kept": {}}
-        other.__dict__ |= self.__dict__ | changed | {"small": self.small and len(images) <= self.n}
+        other.__dict__ |= self.__dict__ | {"images": images.to(self.device), "n": len(images), "kept": {}}
+        other.small = self.small and len(images) <= self.n
         return other
 
     @property

@@ -25,6 +25,7 @@ from torch import Tensor
 from convcvx.budget import OutOfTime
 from convcvx.oracles.base import OracleResult
 from convcvx.problem import Problem
+from convcvx.responses import Responses
 
 DISTINCT = 0.999
 """Cosine above which two filters count as the same local maximum."""
@@ -130,7 +131,7 @@ class LocalOracle:
     ) -> Iterator[tuple[Found, Found]]:
         """Yield where climbs ended, on the images that they climbed on, and filters whose g on all images is known."""
         sample, sampled_dual = self._sample(problem, dual_point, starts, random)
-        preconditioner = _inverse_root(problem.responses.patch_moment())
+        preconditioner = _preconditioner(problem.responses)
         # On a sample climbs are cheap; what they lead to is measured on all images.
         n_climbers = self.n_climbers if sample is problem else MORE * self.n_climbers
         persistent = (self.persistent or self.thorough) and sample is problem
@@ -256,9 +257,12 @@ def _tangent(steps: Tensor, filters: Tensor) -> Tensor:
     return steps - (steps * filters).sum(dim=1, keepdim=True) * filters
 
 
-def _inverse_root(moment: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh(moment)
-    return vectors * values.rsqrt() @ vectors.T
+def _preconditioner(responses: Responses) -> Tensor:
+    """S^(-1/2) (r, r), worked out once."""
+    if "preconditioner" not in responses.kept:
+        values, vectors = torch.linalg.eigh(responses.patch_moment())
+        responses.kept["preconditioner"] = vectors * values.rsqrt() @ vectors.T
+    return responses.kept["preconditioner"]
 
 
 def _unit(tensors: Tensor) -> Tensor:
