@@ -175,10 +175,10 @@ class Pool:
         if pooling.kind == "grid" and height % pooling.size[0] == 0 and width % pooling.size[1] == 0:
             self._kind = "window"
             self._size = self._stride = height // pooling.size[0], width // pooling.size[1]
-        if self.n_cells == 1:
-            self._kind = "matrix"
-        elif matrix is None or (len(matrix) == height * width and torch.equal(matrix, torch.eye(len(matrix)).double())):
+        if matrix is None or (len(matrix) == height * width and torch.equal(matrix, torch.eye(len(matrix)).double())):
             self._kind = "none"
+        elif self.n_cells == 1:
+            self._kind = "matrix"
         self._matrix = matrix.to(device, dtype) if matrix is not None and self._kind == "matrix" else None
 
     def __call__(self, active: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 from convcvx.budget import Deadline
 from convcvx.errors import InputError, check_positive
 from convcvx.losses.table import Loss, encode_targets, get_loss
-from convcvx.responses.passes import Responses
+from convcvx.responses.passes import SMALL, Responses
 from convcvx.rounding import SAFE, UNIT
 
 SAMPLE_BYTES = 1 << 30
@@ -27,8 +27,6 @@ SINGLE = 100
 """Where there are no units, targets may go up and down to 2^±100, which float32 holds."""
 FAR = 8.0
 """Real targets further from zero than so many standard deviations are centred: squares of them would drown the rest."""
-SMALL = 3e5
-"""Patch entries n·K·h up to which a pass costs more in calls than in arithmetic: threads and batches only add to it."""
 
 
 @dataclass(frozen=True)

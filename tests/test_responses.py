@@ -32,7 +32,7 @@ def images(n: int = N) -> Tensor:
 
 def responses(case: str, **options) -> Responses:
     spec, pool = CASES[case]
-    options = {"dtype": torch.float64, **options}
+    options = {"dtype": torch.float64, "small": False, **options}
     return Responses(images(), PatchEmbedding.fit(images(), spec), Pooling.of(pool), **options)
 
 
@@ -184,6 +184,28 @@ def everything(r: Responses) -> list[Tensor]:
 @pytest.mark.parametrize("chunk_bytes", [1, 5000])
 def test_chunks_do_not_matter(case, chunk_bytes):
     assert difference(everything(responses(case, chunk_bytes=chunk_bytes)), everything(responses(case))) < 1e-11
+
+
+@everywhere
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_patches_that_a_small_problem_keeps_give_the_same(case, dtype, tolerance):
+    streamed, small = (responses(case, dtype=dtype, small=small) for small in (False, True))
+    for _ in range(2):  # made, and made use of
+        assert difference(everything(small), everything(streamed)) < tolerance
+    assert small.kept["columns"]
+    assert difference(everything(small.to(dtype=torch.float64)), everything(streamed)) < 1e-5
+    part = small.to(images=images()[2:5])
+    assert difference(part.matrix(parameters(small)[0]), streamed.matrix(parameters(small)[0])[2:5]) < tolerance
+
+
+def test_few_images_of_many_are_no_small_problem():
+    assert Responses(images(), PatchEmbedding.fit(images(), PatchSpec(3))).small
+    large = responses("grid")
+    for few in (large.to(images=images()[:2]), large.to(images=images()[:2], dtype=torch.float32)):
+        everything(large.to(dtype=torch.float32))
+        assert not few.small
+        assert "columns" not in few.kept
+    assert not responses("grid", small=True).to(images=images(20)).small
 
 
 def test_blocks_do_not_matter(monkeypatch):

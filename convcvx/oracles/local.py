@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from convcvx.budget import OutOfTime
 from convcvx.oracles.base import OracleResult
 from convcvx.problem import Problem
+from convcvx.responses import Responses
 
 DISTINCT = 0.999
 """Cosine above which two filters count as the same local maximum."""
@@ -131,7 +131,7 @@ class LocalOracle:
     ) -> Iterator[tuple[Found, Found]]:
         """Yield where climbs ended, on the images that they climbed on, and filters whose g on all images is known."""
         sample, sampled_dual = self._sample(problem, dual_point, starts, random)
-        preconditioner = _inverse_root(problem.responses.patch_moment())
+        preconditioner = _preconditioner(problem.responses)
         # On a sample climbs are cheap; what they lead to is measured on all images.
         n_climbers = self.n_climbers if sample is problem else MORE * self.n_climbers
         persistent = (self.persistent or self.thorough) and sample is problem
@@ -215,9 +215,9 @@ class LocalOracle:
                 if step == 0:
                     raise
                 break
-            values = correlations.flatten(1).norm(dim=1)
+            values = _norms(correlations)
             better = (values >= best_values)[:, None]
-            rose = values.max() > best_values.max() * (1 + 1e-7) or bool((values > best_values * (1 + 1e-4)).any())
+            rose = bool((values > best_values * (1 + 1e-4)).any()) or values.max() > best_values.max() * (1 + 1e-7)
             moved = torch.where(better, trial - best, 0.0)
             best, best_values = torch.where(better, trial, best), torch.maximum(values, best_values)
             gradients = torch.where(better, slope, gradients)
@@ -250,21 +250,29 @@ def _uphill(filters: Tensor, gradients: Tensor, preconditioner: Tensor) -> Tenso
     """Steps (q, r) along the sphere: as long as from the filter to its normed gradient, and preconditioned."""
     power = _tangent(_unit(gradients), filters)
     step = _tangent(power @ preconditioner, filters)
-    return step * (power.norm(dim=1) / step.norm(dim=1).clamp_min(1e-300))[:, None]
+    return step * (_norms(power) / _norms(step).clamp_min(1e-300))[:, None]
 
 
 def _tangent(steps: Tensor, filters: Tensor) -> Tensor:
     return steps - (steps * filters).sum(dim=1, keepdim=True) * filters
 
 
-def _inverse_root(moment: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh(moment)
-    return vectors * values.rsqrt() @ vectors.T
+def _preconditioner(responses: Responses) -> Tensor:
+    """S^(-1/2) (r, r), worked out once."""
+    if "preconditioner" not in responses.kept:
+        values, vectors = torch.linalg.eigh(responses.patch_moment())
+        responses.kept["preconditioner"] = vectors * values.rsqrt() @ vectors.T
+    return responses.kept["preconditioner"]
 
 
 def _unit(tensors: Tensor) -> Tensor:
     """(q, r) filters or (q, P, c) correlations, scaled to norm one each."""
-    return normalize(tensors.flatten(1), eps=1e-300).view_as(tensors)
+    return tensors / _norms(tensors).clamp_min(1e-300).view(-1, *[1] * (tensors.ndim - 1))
+
+
+def _norms(tensors: Tensor) -> Tensor:
+    """(q,) norms of (q, r) filters or (q, P, c) correlations; `Tensor.norm` takes longer to call than to compute."""
+    return torch.linalg.vector_norm(tensors.flatten(1), dim=1)
 
 
 def distinct(filters: Tensor, values: Tensor, limit: int, cosine: float) -> Tensor:

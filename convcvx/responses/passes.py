@@ -1,11 +1,12 @@
 """Pooled ReLU responses φ_p(x_i; u) = Σ_k w_pk (x_ik·u)_+ and their adjoints, streamed over the images.
 
-Nothing here is ever O(n·K·h): a few images at a time are convolved, rectified and pooled before they leave the cache,
-in the registers of a CPU (`Fused`) or by matrix products (`Unrolled`), whichever is faster. Pooled responses, O(n·m·P),
-are handed out in blocks. Products with as few columns as there are outputs are taken transposed, as a few long rows:
-that is three to five times as fast. On a CPU each core works on spans of images of its own, which scales where
-threads inside one product of this size do not; the spans are summed in their order, so that results do not depend on
-the number of cores. Sums over images are accumulated in float64 whatever the dtype of the arithmetic.
+Nothing here is ever O(n·K·h), but for the patches of a small problem, which are unrolled once and kept: a few images at
+a time are convolved, rectified and pooled before they leave the cache, in the registers of a CPU (`Fused`) or by matrix
+products (`Unrolled`), whichever is faster. Pooled responses, O(n·m·P), are handed out in blocks. Products with as few
+columns as there are outputs are taken transposed, as a few long rows: that is three to five times as fast. On a CPU
+each core works on spans of images of its own, which scales where threads inside one product of this size do not; the
+spans are summed in their order, so that results do not depend on the number of cores. Sums over images are accumulated
+in float64 whatever the dtype of the arithmetic.
 """
 
 from __future__ import annotations
@@ -39,6 +40,10 @@ STRIPE = 512
 """Columns of the Gram matrix computed at a time: of each stripe only what lies on and above the diagonal."""
 MOMENT_SAMPLE = 256
 """Images at most from which the second moment of the patches is estimated."""
+SMALL = 3e5
+"""Patch entries n·K·h up to which a pass costs more in calls than in arithmetic: threads and batches only add to it."""
+KEPT_PARTS = 64
+"""Parts of the images, one a thread at a time, of which a small problem's patches are kept: a few MB in all."""
 PRECISE_SIZE = 2e7
 """Patch entries n·K·h up to which the arithmetic is float64 by default; above, it is float32."""
 PRECISE_CANCELLATION = 200.0
@@ -70,6 +75,9 @@ class Responses:
         "auto", "cpu" or "cuda".
     chunk_bytes : int, optional
         Size of the patch rows and responses in flight.
+    small : bool, optional
+        Whether patches are unrolled once and kept, which saves small problems the calls; by the size of the data by
+        default. Copies on other images take it over: a sample of a large problem is no small one.
 
     Attributes
     ----------
@@ -92,6 +100,7 @@ class Responses:
         patch_dtype: torch.dtype | None = None,
         device: str | torch.device = "cpu",
         chunk_bytes: int | None = None,
+        small: bool | None = None,
     ) -> None:
         if images.ndim != 4 or len(images) == 0:
             raise InputError(f"images must be a non-empty (n, C, H, W) tensor; got shape {tuple(images.shape)}")
@@ -107,12 +116,13 @@ class Responses:
         self.map_size = embedding.spec.output_size(*images.shape[2:])
         self.n_positions = self.map_size[0] * self.map_size[1]
         self.dim = embedding.dim
+        size = self.n * self.n_positions * embedding.basis.shape[1]
         if dtype is None:
-            size = self.n * self.n_positions * embedding.basis.shape[1]
             precise = size <= PRECISE_SIZE or embedding.cancellation > PRECISE_CANCELLATION
             dtype = torch.float64 if precise else torch.float32
         self.dtype, self.patch_dtype = dtype, patch_dtype or dtype
         self.chunk_bytes = chunk_bytes or CHUNK_BYTES[self.device.type]
+        self.small = size <= SMALL if small is None else small
         self.n_cells = math.prod(self.pooling.output_size(*self.map_size))
         self.kept: dict[str, Any] = {}
         self._basis = embedding.basis.to(self.device, dtype)
@@ -122,7 +132,7 @@ class Responses:
         channels, height, width = self.images.shape[1:]
         arguments = self.embedding.spec, self.pooling, (channels, height, width), self.patch_dtype
         exact = Fused.is_exact(self.embedding.spec, self.images, self.patch_dtype)
-        if self.device.type == "cpu" and exact and Fused.suits(*arguments):
+        if not self.small and self.device.type == "cpu" and exact and Fused.suits(*arguments):
             return Fused(*arguments)
         return Unrolled(*arguments, self.device)
 
@@ -154,12 +164,13 @@ class Responses:
         """The same map on other images of this size: every mini-batch is such, so nothing of the map is made again."""
         other = Responses.__new__(Responses)
         other.__dict__ |= self.__dict__ | {"images": images.to(self.device), "n": len(images), "kept": {}}
+        other.small = self.small and len(images) <= self.n
         return other
 
     @property
     def options(self) -> dict[str, Any]:
         """How the passes run: what the constructor takes besides the map and the images."""
-        return {name: getattr(self, name) for name in ("dtype", "patch_dtype", "device", "chunk_bytes")}
+        return {name: getattr(self, name) for name in ("dtype", "patch_dtype", "device", "chunk_bytes", "small")}
 
     # -- one chunk ------------------------------------------------------------------------------------
 
@@ -207,6 +218,11 @@ class Responses:
 
     def patch_moment(self) -> Tensor:
         """(r, r) second moment of the embedded patches, of some images, scaled to unit mean, damped by a hundredth."""
+        if "patch_moment" not in self.kept:
+            self.kept["patch_moment"] = self._patch_moment()
+        return self.kept["patch_moment"]
+
+    def _patch_moment(self) -> Tensor:
         images = torch.arange(0, self.n, -(-self.n // MOMENT_SAMPLE), device=self.device)
         basis = self.embedding.basis
         moment = basis @ second_moment(self.images[images].cpu(), self.embedding.spec) @ basis.T
@@ -216,6 +232,19 @@ class Responses:
 
     def _images(self, where: slice | Tensor) -> Tensor:
         return self.images[where].to(self.dtype)
+
+    def _seen(self, part: slice) -> Tensor:
+        """What the convolution takes of some images: their pixels, or the patches that a small problem keeps."""
+        if not self.small or isinstance(self._convolution, Fused):
+            return self._images(part)
+        kept = self.kept.setdefault("columns", {})
+        key = self.dtype, self.patch_dtype, part.start, part.stop
+        if key in kept:
+            return kept[key]
+        columns = self._convolution.columns(self._images(part))
+        if len(kept) < KEPT_PARTS:
+            kept[key] = columns
+        return columns
 
     def _kernels(self, filters: Tensor) -> Tensor:
         """(m, h), in `patch_dtype`."""
@@ -247,7 +276,7 @@ class Responses:
 
             def fill(span: slice, block: Tensor = block, start: int = start) -> None:
                 for part in self._chunks(m, span):
-                    pooled = self._convolution(self._images(part), kernels)
+                    pooled = self._convolution(self._seen(part), kernels)
                     block[part.start - start : part.stop - start] = pooled.transpose(1, 2)
 
             if m:
@@ -266,7 +295,7 @@ class Responses:
 
         def work(span: slice) -> None:
             for part in self._chunks(m, span):
-                pooled = self._convolution(self._images(part), kernels).to(self.dtype)
+                pooled = self._convolution(self._seen(part), kernels).to(self.dtype)
                 predictions[part] += (matrix @ pooled.flatten(1).T).T
 
         if m:
@@ -304,7 +333,7 @@ class Responses:
         def work(span: slice) -> tuple[Tensor, Tensor]:
             total, slope = self._zeros(dual.shape[1], self.n_cells * m), self._zeros(*kernels.T.shape)
             for part in self._chunks(m, span):
-                pooled, pull_back = self._convolution.vjp(self._images(part), kernels)
+                pooled, pull_back = self._convolution.vjp(self._seen(part), kernels)
                 total += dual[part].T @ pooled.to(self.dtype).flatten(1)
                 slope += pull_back((dual[part] @ towards).unflatten(1, (-1, m)))
             return total, slope
@@ -333,7 +362,7 @@ class Responses:
         def work(span: slice) -> tuple[Tensor, Tensor, Tensor]:
             kernel, weight, bias = self._zeros(*kernels.T.shape), self._zeros(*matrix.shape), self._zeros(*shift.shape)
             for part in self._chunks(m, span):
-                pooled, pull_back = self._convolution.vjp(self._images(part), kernels)
+                pooled, pull_back = self._convolution.vjp(self._seen(part), kernels)
                 pooled = pooled.to(self.dtype).flatten(1)
                 slopes = residual((matrix @ pooled.T).T + shift, images[part])
                 weight += slopes.T @ pooled

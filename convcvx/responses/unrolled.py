@@ -15,6 +15,8 @@ from convcvx.pooling import Pool, Pooling
 class Unrolled:
     """Rectified and pooled products of patches and kernels, and their adjoint, for images of one shape.
 
+    Images are unrolled in each call; what `columns` made of them may be given in their place.
+
     Parameters
     ----------
     spec : PatchSpec
@@ -47,14 +49,14 @@ class Unrolled:
 
     def __call__(self, images: Tensor, kernels: Tensor) -> Tensor:
         """(b, C, H, W) images and (m, h) kernels to (b, P, m) pooled responses."""
-        return self._pool(self._activate(self._columns(images), kernels))
+        return self._pool(self._activate(self.columns(images), kernels))
 
     def vjp(self, images: Tensor, kernels: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """The pooled responses, and the map from slopes (b, P, m) in them to the gradient (h, m) in the kernels.
 
         The map overwrites its argument, and serves once, before the thread's next pass.
         """
-        columns = self._columns(images)
+        columns = self.columns(images)
         active = self._activate(columns, kernels)
 
         def pull_back(slopes: Tensor) -> Tensor:
@@ -62,8 +64,10 @@ class Unrolled:
 
         return self._pool(active), pull_back
 
-    def _columns(self, images: Tensor) -> Tensor:
-        """(h, b·K) patches."""
+    def columns(self, images: Tensor) -> Tensor:
+        """(h, b·K) patches, also of such."""
+        if images.ndim == 2:
+            return images
         # Copying takes less time in few bits; normalising contrast takes more of them.
         images = images if self._spec.contrast is not None else images.to(self._dtype)
         return self._spec.columns(images).to(self._dtype)

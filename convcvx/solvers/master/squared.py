@@ -92,7 +92,7 @@ class GramNewton:
 
     def norms(self, matrix: Tensor) -> Tensor:
         """Frobenius norm of each group (m,)."""
-        return matrix.reshape(-1, self.cells * matrix.shape[1]).norm(dim=1)
+        return torch.linalg.vector_norm(matrix.reshape(-1, self.cells * matrix.shape[1]), dim=1)
 
     def intercept(self, matrix: Tensor) -> Tensor:
         return (self._target_mean - self._mean.T @ matrix)[0]
@@ -208,6 +208,7 @@ def _bounded_quadratic(hessian, gradient, point):  # pragma: no cover - compiled
             if change != 0.0:
                 point[j] += change
                 largest = max(largest, abs(change))
-                slope += hessian[j] * change
+                for k in range(len(slope)):
+                    slope[k] += hessian[j, k] * change
         if largest <= 1e-13 * point.max():
             break

@@ -31,8 +31,9 @@ def balanced_gradients(
     losses = torch.zeros(problem.n, dtype=responses.dtype, device=responses.device)
 
     def residual(predictions: Tensor, where: Tensor) -> Tensor:
-        losses[where] = problem.loss.value(predictions, targets[where])
-        return problem.loss.gradient(predictions, targets[where]) / problem.n
+        aimed = targets if len(where) == problem.n else targets[where]
+        losses[where] = problem.loss.value(predictions, aimed)
+        return problem.loss.gradient(predictions, aimed) / problem.n
 
     slopes = responses.gradients(filters, weights, intercept, residual)
     penalty = 0.5 * problem.beta * float(filters.square().sum() + weights.square().sum())
@@ -61,7 +62,7 @@ class Coordinates:
         device = problem.responses.device
         filters, weights = (part.to(device) for part in _balanced(solution))
         images = torch.randperm(problem.n, generator=generator)[:SAMPLE].sort().values
-        sample = problem.sample(images)
+        sample = problem if len(images) == problem.n else problem.sample(images)
         moment, mean = _moments(Features([sample.responses], [filters], flips=pairs is not None), sample.n)
         self._mean = mean[:, None] * problem.intercept
         moment -= self._mean @ self._mean.T
