@@ -25,7 +25,7 @@ from convcvx.solvers.dictionary.filters import dictionary
 from convcvx.solvers.dictionary.path import fit_dictionary
 from convcvx.solvers.slide.coordinates import balanced_gradients
 from convcvx.solvers.slide.descent import descend
-from convcvx.solvers.slide.slide import slide_lbfgs
+from convcvx.solvers.slide.joint import slide_lbfgs
 from convcvx.stack.features import fit_link, stream_features
 from convcvx.stack.jobs import StackRun, stack_job
 from convcvx.stack.options import StackConfig

@@ -72,8 +72,8 @@ def stopped_before_training(monkeypatch):
     def stop(*_: object, **__: object) -> None:
         raise InputError("good so far")
 
-    monkeypatch.setattr(convcvx.job, "_solve", stop)
-    monkeypatch.setattr(convcvx.job, "_certify", stop)
+    monkeypatch.setattr(convcvx.training.jobs, "_solve", stop)
+    monkeypatch.setattr(convcvx.training.jobs, "_certify", stop)
     monkeypatch.setattr(convcvx.compare, "_twin", stop)
 
 

@@ -102,7 +102,7 @@ sys.addaudithook(DISK)
 
 @pytest.fixture(autouse=True)
 def cheap(monkeypatch) -> None:
-    monkeypatch.setattr(convcvx.resolve, "load", functools.cache(convcvx.resolve.load))
+    monkeypatch.setattr(convcvx.training.resolve, "load", functools.cache(convcvx.training.resolve.load))
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
@@ -116,7 +116,7 @@ def replayed(monkeypatch) -> None:
         def computed(*arguments: Any, **options: Any) -> Any:
             key = [part for part in arguments if isinstance(part, TrainConfig | torch.Size)]
             key += [part.images.shape for part in arguments if isinstance(part, Dataset)]
-            key += [part.responses.images.shape for part in arguments if isinstance(part, Problem)]
+            key += [(part.responses.images.shape, part.beta) for part in arguments if isinstance(part, Problem)]
             if tuple(key) in known:
                 replay(known[tuple(key)], *arguments)
             else:
@@ -132,11 +132,11 @@ def replayed(monkeypatch) -> None:
         run.save_beta_max(solved[2])
         run.save_state(solved[1])
 
-    job_solve, solve_once = convcvx.job._solve, once(solve, write)
-    monkeypatch.setattr(convcvx.job, "_solve", lambda *arguments: solve_once(*arguments)[:2])
-    monkeypatch.setattr(convcvx.job, "_certify", once(convcvx.job._certify))
-    monkeypatch.setattr(convcvx.job, "training_problem", once(convcvx.job.training_problem))
-    monkeypatch.setattr(convcvx.job, "load_data", functools.cache(convcvx.job.load_data))
+    job_solve, solve_once = convcvx.training.jobs._solve, once(solve, write)
+    monkeypatch.setattr(convcvx.training.jobs, "_solve", lambda *arguments: solve_once(*arguments)[:2])
+    monkeypatch.setattr(convcvx.training.jobs, "certify_on", once(convcvx.training.jobs.certify_on))
+    monkeypatch.setattr(convcvx.training.jobs, "training_problem", once(convcvx.training.jobs.training_problem))
+    monkeypatch.setattr(convcvx.training.jobs, "load_data", functools.cache(convcvx.training.jobs.load_data))
 
 
 def lasting(value: Any) -> Any:

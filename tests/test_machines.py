@@ -44,7 +44,7 @@ def test_an_installation_that_cannot_be_written_to_compiles_anew_and_says_so_onc
     for folder in (package, *(path for path in package.rglob("*") if path.is_dir())):
         (folder / "__pycache__").write_text("no folder")
     nowhere = {"HOME": os.devnull, "XDG_CACHE_HOME": os.devnull, "PYTHONPATH": str(tmp_path)}
-    code = "import convcvx, convcvx._rays as r; print(convcvx.__file__, r._dot.stats.cache_path)"
+    code = "import convcvx, convcvx.arrangements._rays as r; print(convcvx.__file__, r._dot.stats.cache_path)"
     done = python("-c", code, **nowhere)
     assert done.stdout.split() == [str(package / "__init__.py"), "None"]
     assert done.stderr.count("compiled code cannot be kept") == 1
@@ -120,9 +120,9 @@ for name in ("fork", "forkpty", "register_at_fork", "getuid", "sched_getaffinity
     del os.__dict__[name]
 for name in ("resource", "fcntl", "pwd", "grp", "termios"):
     sys.modules[name] = None
-import convcvx.cli, convcvx.estimator, convcvx.progress
-convcvx.progress.Path = lambda name: pathlib.Path("no") / name[1:]
-print(convcvx.progress.peak_memory_mb())
+import convcvx.cli, convcvx.estimator, convcvx.training.progress
+convcvx.training.progress.Path = lambda name: pathlib.Path("no") / name[1:]
+print(convcvx.training.progress.peak_memory_mb())
 """
     assert python("-c", code).stdout.strip() == "None"
 

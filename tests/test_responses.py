@@ -274,9 +274,9 @@ from convcvx.responses.passes import Responses
 torch.set_num_threads(1)
 images, chunk_bytes = torch.rand(8000, 1, 28, 28), int(sys.argv[2]) or None
 if sys.argv[1] == "unrolled":
-    convcvx.responses.Fused.suits = lambda *arguments: False
+    convcvx.responses.passes.Fused.suits = lambda *arguments: False
 if chunk_bytes:
-    convcvx.responses.SPAN = convcvx.responses.LARGEST_SPAN = 8000
+    convcvx.responses.passes.SPAN = convcvx.responses.passes.LARGEST_SPAN = 8000
 filters, weights = torch.randn(32, 25), torch.randn(32, 4, 10)
 embedding = PatchEmbedding.fit(images, PatchSpec(5))  # its chunks are not those of the passes
 for n in (500, 8000):

@@ -93,7 +93,7 @@ def planted(loss: str, n_patches: int, pooling, seed: int) -> tuple[Problem, flo
     z = torch.randn(12, 3, generator=random, dtype=torch.float64) * 0.02 / 24
     z = z - z.mean(dim=1, keepdim=True)
     z = torch.cat([z, z])
-    images = convcvx.functional.patches_to_images(patches)
+    images = convcvx.training.functional.patches_to_images(patches)
     blank = build_problem(images, torch.zeros(24, 3), spec=PatchSpec((1, 1)), pooling=pooling, intercept=False)
     found = ExactOracle()(blank, z)
     u = torch.cat([found.filters[:1], -found.filters[:1]])
@@ -154,7 +154,7 @@ def test_the_objective_never_rises_on_digits(digits, loss):
 
 
 def test_mini_batch_sliding_keeps_the_objective_falling(digits, monkeypatch):
-    monkeypatch.setattr("convcvx.solvers.slide.slide.DETERMINISTIC_FLOPS", 0)
+    monkeypatch.setattr("convcvx.solvers.slide.joint.DETERMINISTIC_FLOPS", 0)
     problem = build_problem(*digits, spec=PatchSpec(3, stride=2), pooling="2", dtype=torch.float32)
     problem = problem.with_beta(0.02 * find_beta_max(problem))
     solution = solve_problem(problem, Budget(max_rounds=3, max_filters=30))
@@ -196,7 +196,7 @@ def test_stopping_short_warns_with_gap_tol_and_remedy(options, status):
 
 def test_a_full_budget_is_spent_on_filters_that_a_long_descent_hardly_improves(monkeypatch):
     """Rounds of two epochs each stopped far above what their own filters can do, by 22 % here."""
-    monkeypatch.setattr("convcvx.solvers.slide.slide.DETERMINISTIC_FLOPS", 0)  # as on larger data
+    monkeypatch.setattr("convcvx.solvers.slide.joint.DETERMINISTIC_FLOPS", 0)  # as on larger data
     train, _ = data.load("digits")
     problem = build_problem(train.images, train.targets, 1e-3, spec=PatchSpec((3, 3), padding=(1, 1)), pooling=4)
     solution = solve_problem(problem, Budget(max_filters=4))

@@ -56,7 +56,7 @@ class Dataset:
 
 def default_data_dir() -> Path:
     """The `datasets/` folder of a source checkout, otherwise `./datasets`."""
-    root = Path(__file__).resolve().parents[1]  # in site-packages, `datasets` is another project's package
+    root = Path(__file__).resolve().parents[2]  # in site-packages, `datasets` is another project's package
     return root / "datasets" if (root / "pyproject.toml").is_file() else Path("datasets")
 
 

@@ -263,7 +263,7 @@ class Weights:
 class TwoLayerCNN_Weights:
     """Weights that ship with the package: those of `checkpoints/digits`."""
 
-    DIGITS = Weights(Path(__file__).parent / "weights" / "digits.safetensors", {"data": "digits"})
+    DIGITS = Weights(Path(__file__).parents[1] / "weights" / "digits.safetensors", {"data": "digits"})
     DEFAULT = DIGITS
 
 

@@ -23,7 +23,7 @@ from convcvx.problem import Problem
 from convcvx.solution import Callback, Solution
 from convcvx.solvers.master.table import solve_master
 from convcvx.solvers.rounds import begin, predicted, record_of
-from convcvx.solvers.slide.slide import slide
+from convcvx.solvers.slide.joint import slide
 from convcvx.solvers.sparsify import sparsify
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from convcvx.problem import Problem
 from convcvx.solution import Callback, Solution
 from convcvx.solvers.master.table import solve_master
 from convcvx.solvers.rounds import begin, consult, predicted
-from convcvx.solvers.slide.slide import slide
+from convcvx.solvers.slide.joint import slide
 
 SAMPLE_FACTOR, SAMPLE_SIZE = 4, 2000
 """Each sample is so many times smaller than the next, the last than the data; none has fewer images than this."""

@@ -1,6 +1,6 @@
 """Slides: joint descents on filters and weights."""
 
-from convcvx.solvers.slide.slide import (
+from convcvx.solvers.slide.joint import (
     slide,
     slide_lbfgs,
 )
