@@ -17,7 +17,9 @@ from torch import Tensor
 
 from convcvx.budget import Deadline
 from convcvx.errors import InputError, check_positive
-from convcvx.losses.table import Loss, encode_targets, get_loss
+from convcvx.losses.base import Loss
+from convcvx.losses.table import get_loss
+from convcvx.losses.targets import encode_targets
 from convcvx.responses.passes import SMALL, Responses
 from convcvx.rounding import SAFE, UNIT
 

@@ -35,7 +35,7 @@ from convcvx.data.datasets import check_images, check_targets, load
 from convcvx.data.idx_files import NAMES, read_idx
 from convcvx.data.image_folder import ENDINGS
 from convcvx.errors import ConvcvxError, DataWarning, InputError
-from convcvx.losses.table import encode_targets
+from convcvx.losses.targets import encode_targets
 from convcvx.network.two_layer import two_layer_cnn
 from convcvx.pooling import Pooling
 from convcvx.training.functional import patches_to_images

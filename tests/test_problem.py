@@ -16,7 +16,8 @@ from torch import Tensor
 from convcvx import beta_max
 from convcvx.budget import Budget
 from convcvx.errors import ConvcvxError, InputError
-from convcvx.losses.table import LOSSES, encode_targets, get_loss
+from convcvx.losses.table import LOSSES, get_loss
+from convcvx.losses.targets import encode_targets
 from convcvx.oracles import ExactOracle
 from convcvx.problem import Problem
 from convcvx.training.plan import find_beta_max, solve_problem

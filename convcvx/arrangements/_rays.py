@@ -19,11 +19,10 @@ from typing import Any
 import numpy as np
 
 from convcvx.machine.jit import njit
+from convcvx.rounding import UNIT
 
 TOLERANCE = 1e-10
 """Unit rows and rays with a smaller product touch; cells thinner than this are not told apart."""
-UNIT = 2.0**-53
-"""Unit roundoff of float64."""
 
 
 @dataclass(frozen=True)

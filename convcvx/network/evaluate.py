@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from convcvx.data.images import Images
-from convcvx.losses.table import encode_targets, get_loss
+from convcvx.losses.table import get_loss
+from convcvx.losses.targets import encode_targets
 from convcvx.machine.threads import each
 
 HIDDEN_SIZE = {"cpu": 1 << 21, "cuda": 1 << 27}

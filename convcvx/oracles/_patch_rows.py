@@ -15,18 +15,17 @@ from convcvx.machine.jit import njit
 from convcvx.oracles._division import Division
 from convcvx.patches import RANK_TOLERANCE
 from convcvx.responses.passes import Responses
+from convcvx.rounding import UNIT
 
 MAX_BYTES = 8 << 30
 """What a rigorous oracle may take for patch rows and charges."""
-UNIT = 2.0**-53
-"""Unit roundoff of float64."""
 CHUNK = 256
 """Images unrolled at once."""
 SAMPLE = 256
 """Images from which the share of patches that are not zero is estimated."""
 UP = 1.0 + 1e-9
 """Raises a sum of rounding errors above what computing it rounds off."""
-TINY = float(np.finfo(float).tiny)
+NORMAL = float(np.finfo(float).tiny)
 """More than what the underflows of a few billion products add up to."""
 
 
@@ -56,7 +55,7 @@ class PatchRows:
     coordinates v = F ê are kept; the rest ê - Fᵀv is measured, with an error of (d + 1)ε‖F‖_F‖v‖, where ‖F‖_F = √d. A
     filter u has coordinates F u, longer than u by a factor of ‖F‖₂ <= 1 + ‖FFᵀ - I‖_F. To make v a unit row and a
     weight takes 2ε, the weight w_pk itself 4ε, and m members of a row add up their charges with (m + 1)ε, each time of
-    w_pk‖v‖. Products that underflow add less than `TINY`.
+    w_pk‖v‖. Products that underflow add less than `NORMAL`.
     """
 
     rows: np.ndarray
@@ -177,7 +176,7 @@ def embedding_errors(responses: Responses, where: slice, raw: Tensor) -> Tensor:
         largest = responses.images[where].double().abs().flatten(1).amax(dim=1).cpu()[:, None]
         off = (2 * s + 4) * (s / spec.contrast) ** 0.5 * largest + (s / 2 + 7) * lengths(raw[..., :s])
         errors = errors + UNIT * float(basis[:, :s].norm()) * off
-    return torch.where(errors > 0, UP * errors + TINY, 0.0)
+    return torch.where(errors > 0, UP * errors + NORMAL, 0.0)
 
 
 def check_size(responses: Responses, n_outputs: int) -> None:

@@ -14,7 +14,8 @@ import numpy as np
 
 from convcvx.arrangements._predicates import crossings
 from convcvx.machine.jit import njit
-from convcvx.oracles._sweeps import UNIT, add_outer, offer
+from convcvx.oracles._sweeps import add_outer, offer
+from convcvx.rounding import UNIT
 
 FAINT = 1e-100
 """A matrix this close to a multiple of the identity has no axes to speak of: cubes of its entries underflow."""

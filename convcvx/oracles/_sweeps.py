@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 
 from convcvx.machine.jit import njit
+from convcvx.rounding import UNIT
 
-UNIT = 2.0**-53
-"""Unit roundoff of float64."""
 DISTINCT = 1e-7
 """Points of the unit sphere closer than this are one."""
 

@@ -12,16 +12,15 @@ from torch import Tensor
 
 from convcvx.errors import InputError
 from convcvx.oracles._division import Division
-from convcvx.oracles._patch_rows import TINY, UNIT, UP, PatchRows, check_size
+from convcvx.oracles._patch_rows import NORMAL, UP, PatchRows, check_size
 from convcvx.oracles.base import OracleResult
 from convcvx.problem import Problem
+from convcvx.rounding import TINY, UNIT
 
 CHUNK = 1 << 15
 """Rows of one product."""
 NEAR_ONE = 32
 """Rows with a largest entry between 2^-32 and 2^32, unit ones among them, are left as they are, and so are charges."""
-SMALLEST = 2.0**-1074
-"""The smallest float64: what one underflow loses at most."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +73,8 @@ class ChargedRows:
         charges = patches.incidence @ dual
         errors = np.ldexp(problem.dual_error(dual_point).numpy(), -exponent)
         slack = patches.remainders @ np.linalg.norm(dual, axis=1) + patches.reach @ errors
-        # products and scaled charges that underflow, each by SMALLEST at most
-        slack += 2 * SMALLEST * patches.incidence.nnz * dual.shape[1] * dual.any() * (1 + patches.reach.max())
+        # products and scaled charges that underflow, each by TINY at most
+        slack += 2 * TINY * patches.incidence.nnz * dual.shape[1] * dual.any() * (1 + patches.reach.max())
         shared = patches.n_cells, patches.frame, float(UP * slack), patches.division
         return cls(patches.rows, patches.cells, charges, *shared, exponent).scaled()
 
@@ -105,7 +104,7 @@ class ChargedRows:
             self,
             rows=np.ldexp(self.rows, -lengths[:, None]) if lengths.any() else self.rows,
             charges=np.ldexp(self.charges, (lengths - shift)[:, None]),
-            slack=float(np.ldexp(self.slack, -shift)) + SMALLEST * self.charges.size,
+            slack=float(np.ldexp(self.slack, -shift)) + TINY * self.charges.size,
             exponent=self.exponent + shift,
         )
 
@@ -177,4 +176,4 @@ def raised(bound: float, exponent: int) -> float:
     """2^exponent times `bound`, and no less: infinite where float64 ends, and not 0 unless `bound` is."""
     with np.errstate(over="ignore", under="ignore"):
         product = float(np.ldexp(bound, exponent))
-    return math.nextafter(product, math.inf) if bound > 0 and product < TINY else product
+    return math.nextafter(product, math.inf) if bound > 0 and product < NORMAL else product

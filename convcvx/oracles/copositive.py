@@ -27,10 +27,10 @@ from convcvx.budget import NEVER, Deadline, OutOfTime
 from convcvx.errors import InputError, check_count
 from convcvx.oracles._blocks import Incumbents
 from convcvx.oracles._row_tree import RowTree
-from convcvx.oracles._sweeps import UNIT
 from convcvx.oracles.base import OracleResult
 from convcvx.oracles.charged_rows import ChargedRows, largest
 from convcvx.problem import Problem
+from convcvx.rounding import UNIT
 
 MAX_CELLS = 200_000
 """Cells that are listed: some minutes."""

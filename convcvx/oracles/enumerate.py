@@ -25,10 +25,11 @@ from convcvx.arrangements.cells import cell_batches, complement, count_bound, un
 from convcvx.budget import NEVER, Deadline, OutOfTime
 from convcvx.errors import InputError, check_count
 from convcvx.oracles._spheres import INSIDE, cell_sweep
-from convcvx.oracles._sweeps import DISTINCT, UNIT, circle_sweep, lines, offer
+from convcvx.oracles._sweeps import DISTINCT, circle_sweep, lines, offer
 from convcvx.oracles.base import OracleResult
 from convcvx.oracles.charged_rows import ChargedRows
 from convcvx.problem import Problem
+from convcvx.rounding import UNIT
 
 MAX_ARCS = 2 * 10**8
 """Arcs of great circles that rank 3 and above may sweep: a few minutes."""

@@ -20,13 +20,14 @@ from torch import Tensor
 
 from convcvx.budget import NEVER, OutOfTime
 from convcvx.errors import check_count
-from convcvx.oracles._patch_rows import UNIT, embedding_errors, lengths
+from convcvx.oracles._patch_rows import embedding_errors, lengths
 from convcvx.oracles.base import OracleResult
 from convcvx.oracles.charged_rows import at_scale_one, largest, raised
 from convcvx.oracles.local import distinct
 from convcvx.oracles.pattern_cones import PatternCones
 from convcvx.problem import Problem
 from convcvx.responses.gated import GatedResponses, sample_gates
+from convcvx.rounding import UNIT
 
 N_GATES = 100
 """Patterns sampled by default."""

@@ -16,7 +16,7 @@ from convcvx.certificate import Certificate
 from convcvx.data.arrays import as_tensor
 from convcvx.data.images import Images
 from convcvx.errors import ConvergenceWarning, check_count
-from convcvx.losses.table import encode_targets
+from convcvx.losses.targets import encode_targets
 from convcvx.machine.threads import sparing_threads
 from convcvx.oracles import LocalOracle, Oracle, get_oracle, pick_oracle
 from convcvx.oracles.sampled import N_GATES

@@ -8,7 +8,7 @@ from convcvx.data.augment import shifted
 from convcvx.data.datasets import Dataset, load, split
 from convcvx.data.images import Images
 from convcvx.errors import InputError, RunError
-from convcvx.losses.table import encode_targets
+from convcvx.losses.targets import encode_targets
 from convcvx.machine.devices import pick_device
 from convcvx.patches import PatchEmbedding
 from convcvx.problem import Problem

@@ -37,7 +37,7 @@ def solve_smooth(
     tol: float = 1e-6,
     max_iter: int = 100,
 ) -> MasterResult:
-    """The master under any loss of `convcvx.losses.table`."""
+    """The master under any loss of `convcvx.losses`."""
     shape = len(filters), problem.responses.n_cells
     design = _Design(problem, filters)
     state = _State(problem, design, weights.flatten(0, 1), intercept)
