@@ -268,7 +268,8 @@ def _least_cross_entropy(outputs: np.ndarray, targets: np.ndarray) -> mpf:
     """min over b of the mean cross-entropy of `outputs` + b, to about DIGITS digits.
 
     A class that no target has any of leaves the sum, its b being minus infinity; of the other classes the mean
-    probability must be the frequency. Each b in turn is set by bisection, until Newton's method takes over.
+    probability must be the frequency. Each b in turn is set by bisection, until Newton's method takes over; where that
+    is lost, logits are divided by a large number first, and by less and less.
     """
     n = len(outputs)
     kept = [k for k in range(outputs.shape[1]) if any(targets[:, k])]
@@ -279,10 +280,10 @@ def _least_cross_entropy(outputs: np.ndarray, targets: np.ndarray) -> mpf:
     weights = mpmath.matrix([[real(y) for y in row] for row in targets])
     classes, rows = range(len(kept)), range(n)
 
-    def state(b: mpmath.matrix) -> tuple[mpf, list[list[mpf]]]:
+    def state(b: mpmath.matrix, heat: int) -> tuple[mpf, list[list[mpf]]]:
         value, probabilities = mpf(0), []
         for i in rows:
-            z = [logits[i, k] + b[k] for k in classes]
+            z = [(logits[i, k] + b[k]) / heat for k in classes]
             top = max(z)
             powers = [mpmath.exp(v - top) for v in z]
             total = mpmath.fsum(powers)
@@ -293,33 +294,44 @@ def _least_cross_entropy(outputs: np.ndarray, targets: np.ndarray) -> mpf:
                     value += weights[i, k] * mpmath.log1p(others)
         return value / n, probabilities
 
-    b = mpmath.matrix(_rough_bias(np.array(logits.tolist(), dtype=float), np.array(weights.tolist(), dtype=float)))
-    value, probabilities = state(b)
-    for _ in range(200):
-        slope = mpmath.matrix([mpmath.fsum(probabilities[i][k] - weights[i, k] for i in rows) / n for k in classes])
-        hessian = mpmath.matrix(len(kept) - 1)  # b of the first class is held
-        for k, other in itertools.product(classes[1:], classes[1:]):
-            hessian[k - 1, other - 1] = (
-                mpmath.fsum(probabilities[i][k] * ((k == other) - probabilities[i][other]) for i in rows) / n
-            )
-        try:
-            step = mpmath.lu_solve(hessian, slope[1:])
-        except ZeroDivisionError:
-            break
-        size = mpf(1)
-        while size > mpf(10) ** -30:
-            trial = b.copy()
-            for k in classes[1:]:
-                trial[k] -= size * step[k - 1]
-            trial_value, trial_probabilities = state(trial)
-            if trial_value < value:
+    def newton(b: mpmath.matrix, heat: int) -> tuple[mpmath.matrix, mpf, mpf]:
+        """Where Newton's method from b ends, the value and the largest slope there."""
+        value, probabilities = state(b, heat)
+        for _ in range(200):
+            slope = mpmath.matrix([mpmath.fsum(probabilities[i][k] - weights[i, k] for i in rows) / n for k in classes])
+            hessian = mpmath.matrix(len(kept) - 1)  # b of the first class is held
+            for k, other in itertools.product(classes[1:], classes[1:]):
+                hessian[k - 1, other - 1] = (
+                    mpmath.fsum(probabilities[i][k] * ((k == other) - probabilities[i][other]) for i in rows) / n
+                )
+            try:
+                step = mpmath.lu_solve(hessian, slope[1:])
+            except ZeroDivisionError:
                 break
-            size /= 4
-        else:
-            break
-        gained, b, value, probabilities = value - trial_value, trial, trial_value, trial_probabilities
-        if gained <= value * CERTAIN:
-            break
+            size = mpf(1)
+            while size > mpf(10) ** -30:
+                trial = b.copy()
+                for k in classes[1:]:
+                    trial[k] -= heat * size * step[k - 1]
+                trial_value, trial_probabilities = state(trial, heat)
+                if trial_value < value:
+                    break
+                size /= 4
+            else:
+                break
+            gained, b, value, probabilities = value - trial_value, trial, trial_value, trial_probabilities
+            if gained <= value * CERTAIN:
+                break
+        return b, value, max(abs(part) for part in slope)
+
+    b = mpmath.matrix(_rough_bias(np.array(logits.tolist(), dtype=float), np.array(weights.tolist(), dtype=float)))
+    b, value, slope = newton(b, 1)
+    if slope > mpf(10) ** -12:  # far from all curvature: cool down from where there is some
+        heat = 2 ** max(1, math.ceil(math.log2(float(max(abs(v) for v in logits)))))
+        while heat >= 1:
+            b, cooled, _ = newton(b, heat)
+            heat //= 2
+        value = min(value, cooled)
     return value
 
 
