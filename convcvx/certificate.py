@@ -236,7 +236,8 @@ def certify_parameters(
         dual -= problem.primal_error(predictions, weights)
     elif large:
         dual -= FLOAT32_ROUNDING * primal
-    dual = min(max(dual, 0.0), primal)  # the optimum is neither below zero nor above that of any network
+    # The optimum is neither below zero nor above that of any network; what is no number bounds nothing.
+    dual = min(dual, primal) if dual > 0 else 0.0
     return Certificate(
         primal=primal,
         dual=dual,

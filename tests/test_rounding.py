@@ -21,7 +21,7 @@ from convcvx.errors import InputError
 from convcvx.losses.intercepts import best_shift
 from convcvx.losses.table import LOSSES, get_loss
 from convcvx.oracles.base import OracleResult
-from convcvx.problem import relative_gap
+from convcvx.problem import Problem, relative_gap
 from convcvx.rounding import total
 
 mpmath.mp.dps = 320  # 1 - q has to be right for q of 1e-130
@@ -259,6 +259,12 @@ def test_an_oracle_that_returns_no_number_leaves_the_trivial_bound(bound):
     certificate = certify_parameters(problem, *random_parameters(problem, 3)[:2], oracle=Broken())
     assert certificate.dual == 0.0
     assert certificate.rel_gap == 1.0
+
+
+def test_an_error_of_the_primal_that_is_no_number_leaves_the_trivial_bound(monkeypatch):
+    problem = flat_problem(8)
+    monkeypatch.setattr(Problem, "primal_error", lambda *_: math.nan)
+    assert certify_parameters(problem, *random_parameters(problem, 3)[:2]).dual == 0.0
 
 
 # Whole certificates against known optima
