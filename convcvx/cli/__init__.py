@@ -24,6 +24,7 @@ app = typer.Typer(
     name="convcvx",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode="rich",  # the default of typer has changed, and with it what a bracket in a help text has to be
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
