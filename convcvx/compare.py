@@ -15,34 +15,39 @@ import torch
 
 from convcvx.baseline import BATCH, OPTIMIZERS, Training, train_twin, tune_rate
 from convcvx.data.datasets import Dataset
-from convcvx.errors import InputError, RunError, check_choice
+from convcvx.errors import InputError, RunError
 from convcvx.machine.memory import check_memory
 from convcvx.network.evaluate import accuracy, predict
 from convcvx.problem import Problem
 from convcvx.solution import Solution
 from convcvx.stack.jobs import stage_data
-from convcvx.training.options import MOST_FILTERS, check_ranges, ranged
+from convcvx.training.option import check_options, option, same_as
+from convcvx.training.options import MOST_FILTERS, OPTIONS
 from convcvx.training.progress import peak_memory_mb
 from convcvx.training.resolve import run_data, training_problem, with_run_settings
 from convcvx.training.run import Run
 
+TWIN = "Options"
+"""Panel of `convcvx compare --help`."""
+
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """The options of `convcvx compare`; see `convcvx compare --help` for each."""
+    """The options of `convcvx compare`; each says what it is."""
 
-    optimizer: str = "adam"
-    epochs: int = ranged(10, 1, 1_000_000)
-    seeds: int = ranged(3, 1, 1000)
-    batch: int = ranged(BATCH, 1, 1_000_000)
-    filters: int | None = ranged(None, 1, MOST_FILTERS)
-    finetune: bool = False
-    device: str = "auto"
+    optimizer: str = option("adam", TWIN, f"{' or '.join(OPTIMIZERS)}; SGD has momentum 0.9.", choices=OPTIMIZERS)
+    epochs: int = option(
+        10, TWIN, "Epochs of every training; the learning rate falls as a cosine.", low=1, high=1_000_000
+    )
+    seeds: int = option(3, TWIN, "Trainings at the best learning rate.", low=1, high=1000)
+    batch: int = option(BATCH, TWIN, "Images a step.", low=1, high=1_000_000)
+    filters: int | None = option(None, TWIN, "Width of the twin. [default: that of the run]", low=1, high=MOST_FILTERS)
+    finetune: bool = option(False, TWIN, "Also start the optimiser from the convex solution.")
+    device: str = same_as(OPTIONS["device"])
 
     def check(self) -> None:
         """Raises `InputError` for a value out of range."""
-        check_choice("optimizer", self.optimizer, OPTIMIZERS)
-        check_ranges(self)
+        check_options(self)
 
 
 def compare_job(run: Run, config: CompareConfig) -> dict[str, Any]:

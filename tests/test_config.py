@@ -12,7 +12,8 @@ from convcvx.errors import InputError, RunError
 from convcvx.responses.team import LAUNCHED, Team
 from convcvx.stack.options import StackConfig
 from convcvx.training.jobs import train_job
-from convcvx.training.options import PRESETS, TrainConfig
+from convcvx.training.options import TrainConfig
+from convcvx.training.presets import PRESETS
 from convcvx.training.run import Run
 
 SMALL = {"limit": 120, "kernel_size": "4", "pool": "2", "beta_ratio": 0.05, "max_rounds": 1, "tol": 0.01}

@@ -6,12 +6,12 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from convcvx.budget import Deadline
-from convcvx.cli import options as o
+from convcvx.cli import flags as f
 from convcvx.cli.output import finish, guard, open_console, print_summary
 from convcvx.errors import RunError
 from convcvx.patches import PatchEmbedding
@@ -32,25 +32,17 @@ Network = Annotated[
 Like = Annotated[Path | None, typer.Option(help="Take data, model and beta from this run: certify FILE as its rival.")]
 
 
+@f.takes(
+    *f.flags_of(
+        TrainConfig,
+        (
+            *("data", "data_dir", "limit", "stride", "padding", "pool", "beta", "loss"),
+            *("oracle", "gates", "tol", "time_limit", "seed", "device"),
+        ),
+    )
+)
 def certify(
-    context: typer.Context,
-    network: Network,
-    like: Like = None,
-    data: o.Data = TrainConfig.data,
-    data_dir: o.DataDir = TrainConfig.data_dir,
-    limit: o.Limit = TrainConfig.limit,
-    stride: o.Stride = TrainConfig.stride,
-    padding: o.Padding = TrainConfig.padding,
-    pool: o.Pool = TrainConfig.pool,
-    beta: o.Beta = TrainConfig.beta,
-    loss: o.Loss = TrainConfig.loss,
-    oracle: o.Oracle = TrainConfig.oracle,
-    gates: o.Gates = TrainConfig.gates,
-    tol: o.Tol = TrainConfig.tol,
-    time_limit: o.TimeLimit = TrainConfig.time_limit,
-    seed: o.Seed = TrainConfig.seed,
-    device: o.Device = TrainConfig.device,
-    json_output: o.Json = False,
+    context: typer.Context, network: Network, like: Like = None, *, json_output: f.Json = False, **options: Any
 ) -> None:
     """Say how far a network is from the optimum over all networks of any width, whoever trained it.
 
@@ -67,7 +59,7 @@ def certify(
     """
     console = open_console(json_output)
     with guard(json_output):
-        given = o.flags(context)
+        given = f.flags(context)
         for name in ("network", "like"):
             given.pop(name, None)
         run = _source_run(network, like)

@@ -9,32 +9,16 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from convcvx.baseline import OPTIMIZERS
-from convcvx.cli import options as o
+from convcvx.cli import flags as f
 from convcvx.cli.output import finish, guard, open_console
 from convcvx.compare import CompareConfig, compare_job
 from convcvx.training.run import Run
 
 Folder = Annotated[Path, typer.Argument(help="A finished run folder.", metavar="RUN")]
-Optimizer = Annotated[str, typer.Option(help=f"{' or '.join(OPTIMIZERS)}; SGD has momentum 0.9.")]
-Epochs = Annotated[int, typer.Option(help="Epochs of every training; the learning rate falls as a cosine.")]
-Seeds = Annotated[int, typer.Option(help="Trainings at the best learning rate.")]
-Batch = Annotated[int, typer.Option(help="Images a step.")]
-Filters = Annotated[int | None, typer.Option(help="Width of the twin. [default: that of the run]")]
-Finetune = Annotated[bool, typer.Option("--finetune", help="Also start the optimiser from the convex solution.")]
 
 
-def compare(
-    run: Folder,
-    optimizer: Optimizer = CompareConfig.optimizer,
-    epochs: Epochs = CompareConfig.epochs,
-    seeds: Seeds = CompareConfig.seeds,
-    batch: Batch = CompareConfig.batch,
-    filters: Filters = CompareConfig.filters,
-    finetune: Finetune = CompareConfig.finetune,
-    device: o.Device = CompareConfig.device,
-    json_output: o.Json = False,
-) -> None:
+@f.takes(*f.flags_of(CompareConfig))
+def compare(run: Folder, *, json_output: f.Json = False, **options: Any) -> None:
     """Train a run's twin with SGD or Adam, and say how far from the optimum it ends.
 
     Same data, architecture, width and objective. The learning rate is tuned on full trainings, a grid of ratio √10
@@ -47,7 +31,7 @@ def compare(
     """
     console = open_console(json_output)
     with guard(json_output):
-        result = compare_job(Run.open(run), CompareConfig(optimizer, epochs, seeds, batch, filters, finetune, device))
+        result = compare_job(Run.open(run), CompareConfig(**options))
         _print_table(console, result)
         finish(result, json_output)
 

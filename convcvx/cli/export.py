@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from convcvx.cli import options as o
+from convcvx.cli import flags as f
 from convcvx.cli.output import finish, guard, open_console
 from convcvx.errors import check_choice
 from convcvx.network.export import FORMATS
@@ -21,7 +21,7 @@ Folder = Annotated[Path, typer.Argument(help="The folder of a finished run or st
 To = Annotated[str, typer.Option(help="onnx (needs pip install 'convcvx\\[onnx]') or torch (for torch.export.load).")]
 
 
-def export(run: Folder, to: To = "onnx", json_output: o.Json = False) -> None:
+def export(run: Folder, to: To = "onnx", json_output: f.Json = False) -> None:
     """Write the network of a run or a stack as model.onnx or model.pt2 into its folder, and check what it computes.
 
     One file, which needs convcvx no more and takes any number of images (n, C, H, W), pixels in [0, 1].

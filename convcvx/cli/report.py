@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from convcvx.cli import options as o
+from convcvx.cli import flags as f
 from convcvx.cli.output import finish, guard, open_console
 from convcvx.stack.jobs import StackRun
 from convcvx.training.run import Run
@@ -15,7 +15,7 @@ from convcvx.training.run import Run
 Folder = Annotated[Path, typer.Argument(help="The folder of a finished run or stack.", metavar="RUN")]
 
 
-def report(run: Folder, json_output: o.Json = False) -> None:
+def report(run: Folder, json_output: f.Json = False) -> None:
     """Write report.html into the folder of a run or a stack: certificates, plots, filters, comparisons, in one file.
 
     Example:

@@ -8,11 +8,16 @@ from typing import Any
 
 from convcvx.errors import InputError, check_choice, check_count, shown
 from convcvx.pooling import Pooling
-from convcvx.training.options import BUDGETS, LARGEST_SIDE, MOST_FILTERS, TrainConfig, check_unchanged
+from convcvx.training.option import MODEL, STAGES, option
+from convcvx.training.options import BUDGETS, LARGEST_SIDE, MOST_FILTERS, OPTIONS, TrainConfig, check_unchanged
 
 HEADS = ("last", "mean", "joint")
 MOST_STAGES = 100
 """Beyond, even to read their options takes its time."""
+
+
+VALIDATION = 0.1
+"""Share of the training images that decides whether a stage is kept."""
 
 
 def _yes(text: str) -> bool:
@@ -20,25 +25,31 @@ def _yes(text: str) -> bool:
     return {"yes": True, "true": True, "no": False, "false": False}[text.lower()]
 
 
-VARIED: dict[str, Callable[[str], Any]] = {
-    "kernel_size": str,
-    "stride": str,
-    "padding": str,
-    "pool": str,
-    "rank": int,
-    "whiten": _yes,
-    "whiten_epsilon": float,
-    "contrast": _yes,
-    "contrast_epsilon": float,
-    "beta_ratio": float,
-    "max_filters": int,
-    "dictionary": int,
-    "threshold": float,
-    "slide": float,
-    "crops": int,
-    "flips": _yes,
-}
+READERS: dict[type, Callable[[str], Any]] = {str: str, int: int, float: float, bool: _yes}
+VARIED = {name: READERS[declared.kind] for name, declared in OPTIONS.items() if declared.option.per_stage is not None}
 """Options of `TrainConfig` that may differ from stage to stage, and how to read one value."""
+
+
+@dataclass(frozen=True)
+class StackShape:
+    """How many stages a stack has, and what stands between and after them."""
+
+    stages: int = option(
+        2, STAGES, "Stages at most; they end when the validation score no longer rises.", low=1, high=MOST_STAGES
+    )
+    channels: str = option(
+        "32",
+        STAGES,
+        "Principal channels of a stage's maps that the next one sees; a value a link, one fewer than stages.",
+    )
+    downsample: str = option("2", STAGES, "Window by which a stage's maps are averaged down; a value a link.")
+    heads: str = option(
+        "last",
+        MODEL,
+        "Whose scores count: last, the last stage's; mean, those of all stages, averaged; joint, one head over the "
+        "features of all stages, fitted anew with each.",
+        choices=HEADS,
+    )
 
 
 @dataclass(frozen=True)
@@ -60,7 +71,7 @@ class StackConfig:
     stages: tuple[TrainConfig, ...]
     channels: tuple[int, ...]
     downsample: tuple[int, ...]
-    heads: str = "last"
+    heads: str = StackShape.heads
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -70,9 +81,9 @@ class StackConfig:
         cls,
         n_stages: int,
         options: dict[str, Any],
-        channels: str = "32",
-        downsample: str = "2",
-        heads: str = "last",
+        channels: str = StackShape.channels,
+        downsample: str = StackShape.downsample,
+        heads: str = StackShape.heads,
     ) -> StackConfig:
         """Read options of which those in `VARIED` may have a value a stage, by commas; "none" is no value."""
         return cls._read(n_stages, options, channels, downsample, heads)._checked()
@@ -158,11 +169,6 @@ class StackConfig:
                         f"{maps[1]}; got {self.downsample[number - 1]}"
                     )
                 size = [length // self.downsample[number - 1] for length in maps]
-
-
-def _counts(name: str, given: Any, count: int, maximum: int) -> tuple[int, ...]:
-    """`count` whole numbers from 1 to `maximum`, written as for `_spread`."""
-    return tuple(check_count(name, number, maximum=maximum) for number in _spread(name, given, count, int))
 
 
 def _spread(name: str, given: Any, count: int, read: Callable[[str], Any]) -> list[Any]:

@@ -1,158 +1,227 @@
-"""Everything that defines a training run, as one flat record; presets are partial records."""
+"""Everything that defines a training run, as one flat record."""
 
 from __future__ import annotations
 
-import math
 import re
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from convcvx.budget import Budget
-from convcvx.errors import InputError, check_choice, check_count, check_positive, shown
-from convcvx.losses.table import get_loss
+from convcvx.errors import InputError, check_count, shown
+from convcvx.losses.table import LOSSES
+from convcvx.oracles import ORACLES
 from convcvx.oracles.sampled import N_GATES
 from convcvx.patches import PatchSpec
+from convcvx.solvers import SOLVERS
 from convcvx.solvers.dictionary.filters import SOURCES, check_dictionary
-from convcvx.storage.reading import NAMES, is_a
-
-BUDGETS = ("tol", "max_filters", "max_rounds", "time_limit", "device", "data_dir")
-"""What a resumed run may change: where it stops and where things are, not what it trains."""
+from convcvx.training.option import (
+    DATA,
+    MODEL,
+    NO_FLAG,
+    SOLVER,
+    as_kept,
+    check_options,
+    option,
+    options_of,
+    pool_text,
+    size_text,
+)
 
 DEFAULT_BETA_RATIO = 1e-3
 """Share of beta_max that a run without beta and beta_ratio trains at."""
-
-ACCURACY: dict[str, Any] = {
-    "contrast": True,
-    "whiten": True,
-    "hidden_bias": True,
-    "dictionary_source": "kmeans",
-    "threshold": 0.25,
-    "tune": 0.1,
-    "max_rounds": 0,
-    "tol": 1.0,  # any gap: what these presets are after is accuracy, and β is chosen for it
-}
-"""What the presets for whole data sets share."""
-
-CIFAR10: dict[str, Any] = {
-    "data": "cifar10",
-    **ACCURACY,
-    "kernel_size": "5",
-    "pool": "3",
-    "contrast_epsilon": 1e-2,
-    "flips": True,
-}
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "demo": {
-        "data": "digits",
-        "kernel_size": "3",
-        "padding": "1",
-        "pool": "4",
-        "beta_ratio": 0.01,
-        "tol": 3e-2,
-    },
-    "mnist": {
-        "data": "mnist",
-        **ACCURACY,
-        "contrast": False,
-        "threshold": 0.0,
-        "whiten_epsilon": 0.3,
-        "kernel_size": "14",
-        "padding": "5",
-        "pool": "4",
-        "dictionary": 1000,
-    },
-    "cifar10-fast": {**CIFAR10, "dictionary": 1200},
-    "cifar10": {**CIFAR10, "dictionary": 6000},
-}
-"""`--preset NAME`: a flag or a config file given beside it wins."""
-
-
-KINDS: dict[str, type] = {"str": str, "bool": bool, "int": int, "float": float}
 LARGEST_SIDE = 4096
 """Pixels of a kernel, a stride, a padding or a move of an image: of an image whose patches fit in memory."""
 MOST_FILTERS = 100_000
 """Filters and patterns that can be asked for at once: beyond, their weights alone fill a large machine's memory."""
 
 
-def ranged(default: Any, low: float, high: float = math.inf) -> Any:
-    """A numeric option with the least and the largest value that it may have."""
-    return field(default=default, metadata={"range": (low, high)})
-
-
-def check_ranges(options: Any) -> None:
-    """Raise `InputError` for an option of a dataclass out of its bounds."""
-    for option in fields(options):
-        value = getattr(options, option.name)
-        if value is None or "range" not in option.metadata:
-            continue
-        low, high = option.metadata["range"]
-        if str(option.type).startswith("int"):
-            check_count(option.name, value, minimum=low, maximum=high)
-        else:
-            check_positive(option.name, value, zero=low == 0, maximum=high)
-            if value < low:
-                raise InputError(f"{option.name} must be at least {low:g}; got {shown(value)}")
-
-
 @dataclass(frozen=True)
 class TrainConfig:
-    """The options of `convcvx train`; see `convcvx train --help` for each."""
+    """The options of `convcvx train` and `convcvx.fit`; each says what it is."""
 
-    data: str = "digits"
-    data_dir: str | None = None
-    limit: int | None = ranged(None, 1)
-    validation: float = ranged(0.0, 0, 1)
-    kernel_size: str = "3"
-    stride: str = "1"
-    padding: str = "0"
-    pool: str = "global"
-    hidden_bias: bool = False
-    intercept: bool = True
-    rank: int | None = ranged(None, 1)
-    whiten: bool = False
-    whiten_epsilon: float = ranged(0.1, 1e-12, 1e12)
-    contrast: bool = False
-    contrast_epsilon: float = ranged(1.5e-4, 1e-12, 1e12)
-    beta: float | None = ranged(None, 1e-30, 1e30)
-    beta_ratio: float | None = ranged(None, 1e-12, 1e12)
-    loss: str = "squared"
-    solver: str = "auto"
-    oracle: str = "auto"
-    gates: int = ranged(N_GATES, 1, MOST_FILTERS)
-    tol: float = 1e-4
-    max_filters: int | None = None
-    max_rounds: int = 100
-    time_limit: float | None = None
-    seed: int = ranged(0, 0, 2**32 - 1)
-    device: str = "auto"
-    dictionary: int | None = ranged(None, 1, MOST_FILTERS)
-    dictionary_source: str = "patches"
-    threshold: float = ranged(0.0, 0, 1e6)
-    flips: bool = False
-    shifts: int = ranged(0, 0, LARGEST_SIDE)
-    tune: float = ranged(0.0, 0, 0.5)
-    slide: float = ranged(0.0, 0, 1e6)
-    crops: int = ranged(0, 0, LARGEST_SIDE)
-    paired: bool = False
-    """Set by `convcvx stack`, for features whose channels come in mirror pairs; see `PatchSpec`."""
+    data: str = option(
+        "digits",
+        DATA,
+        "digits, mnist, fashion-mnist, cifar10, cifar100, FILE.npz (Keras keys), or a FOLDER: of train/ and test/ with "
+        "a folder a class, or of x_train.npy, y_train.npy, x_test.npy, y_test.npy, which stay on disk.",
+        any_model=True,
+        command_only=True,
+    )
+    data_dir: str | None = option(
+        None,
+        DATA,
+        "Where data sets lie or are downloaded to.",
+        may_change=True,
+        any_model=True,
+        command_only=True,
+    )
+    limit: int | None = option(None, DATA, "Use the first N training images only.", low=1, any_model=True)
+    validation: float = option(
+        0.0, DATA, "Share of training images held out and scored.", low=0, high=1, any_model=True
+    )
+    flips: bool = option(
+        False,
+        DATA,
+        "With a dictionary: train on the mirror images as well.",
+        per_stage="A later stage with flips needs mirror pairs of filters in the one before.",
+    )
+    shifts: int = option(
+        0,
+        DATA,
+        "Train on the images moved by N pixels left, right, up and down as well.",
+        low=0,
+        high=LARGEST_SIDE,
+        any_model=True,
+    )
+
+    kernel_size: str = option("3", MODEL, "3, or 3x5 (rows x columns).", per_stage="", read=size_text)
+    stride: str = option("1", MODEL, "As in Conv2d.", per_stage="", read=size_text)
+    padding: str = option("0", MODEL, "As in Conv2d, with zeros.", per_stage="", read=size_text)
+    pool: str = option(
+        "global",
+        MODEL,
+        "global; a grid: 4 or 4x2 (AdaptiveAvgPool2d); window:SIZE,STRIDE (AvgPool2d); none.",
+        per_stage="",
+        read=pool_text,
+    )
+    hidden_bias: bool = option(False, MODEL, "A regularised bias in each filter.")
+    intercept: bool = option(True, MODEL, "An unpenalised bias in the output.", any_model=True)
+    rank: int | None = option(
+        None,
+        MODEL,
+        "Restrict filters to the first R principal directions of the patches.",
+        low=1,
+        per_stage="None for all directions.",
+    )
+    whiten: bool = option(False, MODEL, "ZCA-whiten the patches.", per_stage="", strength="whiten_epsilon")
+    whiten_epsilon: float = option(
+        0.1, MODEL, "Added to the eigenvalues of the patches' covariance.", low=1e-12, high=1e12, per_stage=""
+    )
+    contrast: bool = option(
+        False, MODEL, "Normalise each patch to mean 0, variance 1.", per_stage="", strength="contrast_epsilon"
+    )
+    contrast_epsilon: float = option(
+        1.5e-4,
+        MODEL,
+        "Added to the variance; by default 10 on the scale of 0..255.",
+        low=1e-12,
+        high=1e12,
+        per_stage="",
+    )
+    beta: float | None = option(
+        None, MODEL, "Weight decay: torch's weight_decay under a mean-reduced loss.", low=1e-30, high=1e30
+    )
+    beta_ratio: float | None = option(
+        None,
+        MODEL,
+        "Weight decay as a share of beta_max, from which on no filter helps (none of a dictionary, if there is one). "
+        f"[default: {DEFAULT_BETA_RATIO:g} without --beta]",
+        low=1e-12,
+        high=1e12,
+        per_stage="",
+    )
+    loss: str = option("squared", MODEL, f"{' or '.join(LOSSES)}.", choices=LOSSES, any_model=True)
+
+    solver: str = option(
+        "auto",
+        SOLVER,
+        f"auto, {', '.join(SOLVERS)}. sliding-fw reaches the optimum at any size; the others are the paper's own: "
+        "frank-wolfe slow, copositive for small problems, gated for sampled patterns, closed-form for spike-free data.",
+    )
+    oracle: str = option(
+        "auto",
+        SOLVER,
+        f"{', '.join(ORACLES)}. exact is a proof for patches of low rank or few; branch-and-bound a proof for rank 3 "
+        "and up; sampled a proof for sampled activation patterns only; local scales and proves nothing.",
+    )
+    gates: int = option(
+        N_GATES,
+        SOLVER,
+        "Activation patterns to sample, for solver gated and oracle sampled, besides the network's own.",
+        low=1,
+        high=MOST_FILTERS,
+    )
+    tol: float = option(
+        Budget.tol,
+        SOLVER,
+        "Relative gap (primal - dual) / primal to reach; else exit status 3.",
+        may_change=True,
+    )
+    max_filters: int | None = option(
+        Budget.max_filters, SOLVER, "Budget of filters; none by default.", per_stage="", may_change=True
+    )
+    max_rounds: int = option(Budget.max_rounds, SOLVER, "Budget of rounds.", may_change=True)
+    time_limit: float | None = option(
+        Budget.time_limit,
+        SOLVER,
+        "Seconds for the whole call, its certificate included; of a stack, for each stage.",
+        may_change=True,
+        any_model=True,
+    )
+    seed: int = option(0, SOLVER, "Equal seeds give equal results.", low=0, high=2**32 - 1, any_model=True)
+    device: str = option("auto", SOLVER, "auto, cpu or cuda.", may_change=True, any_model=True)
+    dictionary: int | None = option(
+        None,
+        SOLVER,
+        "Start from the optimum over N filters taken from the patches before any training.",
+        low=1,
+        high=MOST_FILTERS,
+        per_stage="None for a stage without.",
+    )
+    dictionary_source: str = option("patches", SOLVER, f"Which filters: {', '.join(SOURCES)}.", choices=SOURCES)
+    threshold: float = option(
+        0.0, SOLVER, "What a patch must exceed to excite a filter of the dictionary.", low=0, high=1e6, per_stage=""
+    )
+    tune: float = option(
+        0.0,
+        SOLVER,
+        "With a dictionary: choose beta on this share of the training images, then train on all of them.",
+        low=0,
+        high=0.5,
+    )
+    slide: float = option(
+        0.0,
+        SOLVER,
+        "With a dictionary: epochs of descent on its filters, before their weights are optimal again.",
+        low=0,
+        high=1e6,
+        per_stage="",
+    )
+    crops: int = option(
+        0,
+        SOLVER,
+        "While filters slide, move each image by up to N pixels at random whenever it is seen.",
+        low=0,
+        high=LARGEST_SIDE,
+        per_stage="Pixels of what the stage sees.",
+    )
+
+    paired: bool = option(
+        False, NO_FLAG, "Set by a stack, for features whose channels come in mirror pairs; see `PatchSpec`."
+    )
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
+    def of(cls, values: dict[str, Any]) -> TrainConfig:
+        """Of what Python or TOML says: whole numbers and pairs for sizes, a number for `whiten` and `contrast`."""
+        return cls.from_dict(as_kept(cls, values))
+
+    @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
-        """Raises `InputError` for a key that is no option, or a value that is not of its kind."""
-        known = {f.name: str(f.type) for f in fields(cls)}
+        """Of what a run keeps.
+
+        Raises
+        ------
+        InputError
+            For a key that is no option, or a value that is not of its kind.
+        """
         for key, value in values.items():
-            if key not in known:
-                raise InputError(f"unknown option {shown(key)}; the options are {', '.join(sorted(known))}")
-            kind = KINDS[known[key].removesuffix(" | None")]
-            # Runs of earlier versions have null for some that are off.
-            absent = value is None and not getattr(cls, key)
-            if not (absent or is_a(value, kind)):
-                raise InputError(f"{key} must be {NAMES[kind]}; got {shown(value)}")
-        return cls(**{key: getattr(cls, key) if value is None else value for key, value in values.items()})
+            if key not in OPTIONS:
+                raise InputError(f"unknown option {shown(key)}; the options are {', '.join(sorted(OPTIONS))}")
+            OPTIONS[key].check_kind(value)
+        return cls(**{key: OPTIONS[key].default if value is None else value for key, value in values.items()})
 
     @property
     def budget(self) -> Budget:
@@ -161,11 +230,9 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raise `InputError` for options that are out of range, or of no use without others."""
-        check_ranges(self)
-        budget = self.budget  # which checks itself, as the next two do
+        check_options(self)
+        budget = self.budget  # which checks itself, as the next one does
         self.patch_spec()
-        get_loss(self.loss)
-        check_choice("dictionary_source", self.dictionary_source, SOURCES)
         if self.beta is not None and self.beta_ratio is not None:
             raise InputError("give --beta or --beta-ratio, not both")
         if self.crops and not self.slide:
@@ -215,10 +282,15 @@ class TrainConfig:
         )
 
 
+OPTIONS = options_of(TrainConfig)
+"""All of them, by name."""
+BUDGETS = tuple(name for name, declared in OPTIONS.items() if declared.option.may_change)
+"""What a resumed run may change."""
+
+
 def is_config(values: Any) -> bool:
     """Whether `values`, read from a file, are the options of a run, of this version or an earlier one."""
-    known = {f.name for f in fields(TrainConfig)}
-    return isinstance(values, dict) and {"data", "kernel_size", "beta", "seed"} <= values.keys() <= known
+    return isinstance(values, dict) and {"data", "kernel_size", "beta", "seed"} <= values.keys() <= OPTIONS.keys()
 
 
 def check_unchanged(name: str, stored: Any, asked: Any) -> None:

@@ -1,0 +1,127 @@
+"""Flags, made from the records that declare options, and the few that only a command line has."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Collection
+from inspect import Parameter, Signature, signature
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from convcvx.errors import InputError, one_line, shown
+from convcvx.training.option import NO_FLAG, STAGES, Declared, as_kept, options_of
+from convcvx.training.options import TrainConfig
+from convcvx.training.presets import PRESETS, preset_options
+
+OUTPUT = "Output"
+
+Out = Annotated[Path | None, typer.Option(help="Run folder. [default: checkpoints/DATA-SEED]", rich_help_panel=OUTPUT)]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last round of --out.", rich_help_panel=OUTPUT)]
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Replace the run in --out when the new one has its result; until then that is in .NAME.new beside it, "
+        "where --resume goes on.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+Preset = Annotated[
+    str | None, typer.Option(help=f"Options that go together: {', '.join(PRESETS)}.", rich_help_panel=OUTPUT)
+]
+Config = Annotated[
+    Path | None, typer.Option(help="A TOML file of options (kernel_size = 5 ...); flags win.", rich_help_panel=OUTPUT)
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object, alone, on standard output.", rich_help_panel=OUTPUT)
+]
+
+APART = ("out", "resume", "overwrite", "preset", "config", "json_output")
+"""Options that say where a command reads and writes, not what it does."""
+
+
+def flags_of(
+    record: Any, only: Collection[str] | None = None, *, by_stage: bool = False, **defaults: Any
+) -> list[Parameter]:
+    """A flag for each option of `record`, or of those in `only`; `defaults` are those of this command.
+
+    With `by_stage` what may differ from stage to stage takes one value a stage.
+    """
+    declared = [o for o in options_of(record).values() if o.option.panel != NO_FLAG]
+    chosen = [o for o in declared if only is None or o.name in only]
+    varied = [o for o in chosen if by_stage and o.option.per_stage is not None]
+    return [_stage_flag(o) for o in varied] + [
+        _flag(o, defaults.get(o.name, o.default)) for o in chosen if o not in varied
+    ]
+
+
+def _flag(declared: Declared, default: Any) -> Parameter:
+    kind: Any = declared.kind | None if declared.optional else declared.kind
+    about = typer.Option(help=declared.option.help, rich_help_panel=declared.option.panel)
+    return Parameter(declared.name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, about])
+
+
+def _stage_flag(declared: Declared) -> Parameter:
+    note = declared.option.per_stage
+    text = "yes or no; as in train." if declared.kind is bool else "As in train."
+    about = typer.Option(help=f"{text} {note}".strip(), rich_help_panel=STAGES)
+    kind: Any = str | None if declared.optional else str
+    default = None if declared.default is None else str(declared.default)
+    if declared.kind is bool:
+        default = "yes" if declared.default else "no"
+    return Parameter(declared.name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, about])
+
+
+def takes(*flags: Parameter) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command these flags in the place of its `**options`, before those that it has by keyword only."""
+
+    def given_to(command: Callable[..., None]) -> Callable[..., None]:
+        hints = get_type_hints(command, include_extras=True)
+        own = [p.replace(annotation=hints[p.name]) for p in signature(command).parameters.values()]
+        first = [p for p in own if p.kind is Parameter.POSITIONAL_OR_KEYWORD]
+        last = [p for p in own if p.kind is Parameter.KEYWORD_ONLY]
+        all_flags = [*first, *flags, *last]
+        command.__signature__ = Signature(all_flags)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in all_flags}
+        return command
+
+    return given_to
+
+
+def out_folder(out: Path | None, resume: bool, overwrite: bool, name: Callable[[], str]) -> Path:
+    """Where a command writes: `out`, or the folder called `name` among the checkpoints."""
+    if resume and overwrite:
+        raise InputError("give --resume or --overwrite, not both")
+    if resume and out is None:
+        raise InputError("--resume needs --out, the folder to go on with")
+    return Path("checkpoints") / name() if out is None else out
+
+
+def given_options(context: typer.Context, preset: str | None = None, file: Path | None = None) -> dict[str, Any]:
+    """The options asked for: those of the preset, overridden by the config file, overridden by flags."""
+    options = {} if preset is None else dict(preset_options(preset))
+    if file is not None:
+        options |= _read_config(file, [name for name in context.params if name not in APART])
+    return options | flags(context)
+
+
+def flags(context: typer.Context) -> dict[str, Any]:
+    """The options of the training that stand on the command line itself."""
+    sources = {name: context.get_parameter_source(name) for name in context.params if name not in APART}
+    return {name: context.params[name] for name, source in sources.items() if source and source.name == "COMMANDLINE"}
+
+
+def _read_config(file: Path, known: list[str]) -> dict[str, Any]:
+    try:
+        if not file.is_file():  # what is no file may never end
+            raise FileNotFoundError("there is no such file")
+        values = tomllib.loads(file.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:  # no TOML, or no text
+        raise InputError(f"cannot read --config {shown(str(file))}: {one_line(error)}") from None
+    values = {name.replace("-", "_"): value for name, value in values.items()}
+    for name in values:
+        if name not in known:
+            raise InputError(f"unknown option {shown(name)} in {file}; the options are {', '.join(sorted(known))}")
+    return as_kept(TrainConfig, values)

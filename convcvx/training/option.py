@@ -1,0 +1,146 @@
+"""An option: declared once, as a field of a record, with all that flags, TOML, Python and documentation say of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+
+from convcvx.errors import InputError, check_choice, check_count, check_positive, is_count, shown
+from convcvx.pooling import Pooling
+from convcvx.storage.reading import NAMES, is_a
+
+KINDS: dict[str, type] = {"str": str, "bool": bool, "int": int, "float": float}
+DATA, MODEL, SOLVER = "Data", "Model", "Solver"
+"""Panels of `--help`."""
+STAGES = "Stages (one value, or one a stage by commas)"
+"""The panel of `convcvx stack --help` for what may differ from stage to stage."""
+NO_FLAG = ""
+"""The panel of what no user sets."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """What is known of an option beside its name, kind and default, which are those of the field.
+
+    Attributes
+    ----------
+    help, panel : str
+        Text and panel of `--help`; the documentation has the same text.
+    low, high : float
+        The least and the largest value.
+    choices : collection of str
+        The values of a text, if those are few.
+    per_stage : str, optional
+        It may differ from stage to stage of a stack; a note for `convcvx stack --help`, or "".
+    may_change : bool
+        A resumed run may change it: where it stops or where things are, not what it trains.
+    any_model : bool
+        It says nothing of the network or of the search for it: what fits the data still does, whatever it is.
+    read : callable, optional
+        Reads what Python or TOML may give in place of the text that runs keep.
+    strength : str, optional
+        For a switch, the option that says how much: Python gives a number for both.
+    command_only : bool
+        Python gives the data themselves.
+    """
+
+    help: str
+    panel: str
+    low: float = -math.inf
+    high: float = math.inf
+    choices: Collection[str] = ()
+    per_stage: str | None = None
+    may_change: bool = False
+    any_model: bool = False
+    read: Callable[[Any], Any] | None = None
+    strength: str | None = None
+    command_only: bool = False
+
+
+@dataclass(frozen=True)
+class Declared:
+    """An option with its name, kind and default; `optional` if it may be None."""
+
+    name: str
+    kind: type
+    optional: bool
+    default: Any
+    option: Option
+
+    def check(self, value: Any) -> None:
+        """Raise `InputError` for a value out of bounds."""
+        about = self.option
+        if value is None:
+            return
+        if about.choices:
+            check_choice(self.name, value, about.choices)
+        if about.low == -math.inf:
+            return
+        if self.kind is int:
+            check_count(self.name, value, minimum=int(about.low), maximum=about.high)
+        else:
+            check_positive(self.name, value, zero=about.low == 0, maximum=about.high)
+            if value < about.low:
+                raise InputError(f"{self.name} must be at least {about.low:g}; got {shown(value)}")
+
+    def check_kind(self, value: Any) -> None:
+        """Raise `InputError` for a value of another kind; None is what runs of earlier versions have for off."""
+        absent = value is None and not self.default
+        if not (absent or is_a(value, self.kind)):
+            raise InputError(f"{self.name} must be {NAMES[self.kind]}; got {shown(value)}")
+
+
+def option(default: Any, panel: str, text: str, **about: Any) -> Any:
+    """The field of a record that declares an option; `about` as for `Option`."""
+    return field(default=default, metadata={"option": Option(text, panel, **about)})
+
+
+def same_as(declared: Declared) -> Any:
+    """The field of another record for an option that is declared already."""
+    return field(default=declared.default, metadata={"option": declared.option})
+
+
+def options_of(record: Any) -> dict[str, Declared]:
+    """The options that a record, a dataclass, declares; a field without `option` is none."""
+    found = {}
+    for declared in fields(record):
+        if "option" in declared.metadata:
+            kind, _, none = str(declared.type).partition(" | ")
+            parts = declared.name, KINDS[kind], bool(none), declared.default, declared.metadata["option"]
+            found[declared.name] = Declared(*parts)
+    return found
+
+
+def check_options(record: Any) -> None:
+    """Raise `InputError` for an option of a record out of its bounds."""
+    for declared in options_of(record).values():
+        declared.check(getattr(record, declared.name))
+
+
+def as_kept(record: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """What Python or TOML gave, as runs keep it: sizes as text, a number for a switch as switch and strength."""
+    kept = {name: value.item() if isinstance(value, np.generic) else value for name, value in given.items()}
+    for name, declared in options_of(record).items():
+        if (value := kept.get(name)) is None:
+            continue
+        if (strength := declared.option.strength) and not isinstance(value, bool):
+            kept |= {name: True, strength: check_positive(name, value)}
+        elif declared.option.read is not None:
+            kept[name] = declared.option.read(value)
+    return kept
+
+
+def size_text(value: Any) -> Any:
+    """3 as "3", (3, 5) as "3x5"; what is neither is left to the check."""
+    if isinstance(value, tuple | list) and len(value) == 2 and all(is_count(part, 0) for part in value):
+        return f"{value[0]}x{value[1]}"
+    return shown(int(value)) if is_count(value, 0) else value
+
+
+def pool_text(value: Any) -> Any:
+    """4 as "4", (4, 2) as "4x2", a `Pooling` as it is written."""
+    return str(value) if isinstance(value, Pooling) else size_text(value)
