@@ -17,10 +17,10 @@ from convcvx.baseline import BATCH, OPTIMIZERS, Training, train_twin, tune_rate
 from convcvx.data.datasets import Dataset
 from convcvx.errors import InputError, RunError
 from convcvx.machine.memory import check_memory
-from convcvx.network.evaluate import accuracy, predict
 from convcvx.problem import Problem
 from convcvx.solution import Solution
 from convcvx.stack.jobs import stage_data
+from convcvx.training.fit import score
 from convcvx.training.option import check_options, option, same_as
 from convcvx.training.options import MOST_FILTERS, OPTIONS
 from convcvx.training.progress import peak_memory_mb
@@ -113,7 +113,7 @@ def _twin(
     n_filters: int,
     convex: dict[str, Any],
     train: Dataset,
-    test: Dataset,
+    test: Dataset | None,
     start: Solution | None = None,
 ) -> tuple[dict[str, Any], list[Training]]:
     """Tune the rate with seed 0, train from the other seeds at the best one, judge; the best seed comes first."""
@@ -152,18 +152,15 @@ def _twin(
     return summary, trainings
 
 
-def _seed_summary(training: Training, train: Dataset, test: Dataset) -> dict[str, Any]:
+def _seed_summary(training: Training, train: Dataset, test: Dataset | None) -> dict[str, Any]:
     network = training.twin.network()
-
-    def score(dataset: Dataset) -> float | None:
-        return accuracy(predict(network, dataset.images), dataset.targets) if dataset.n_classes else None
 
     return {
         "seed": training.seed,
         "objective": _finite(training.objective),
         "objective_as_trained": _finite(training.objective_as_trained),
-        "train_accuracy": score(train),
-        "test_accuracy": score(test),
+        "train_accuracy": score(network, train),
+        "test_accuracy": score(network, test),
         "seconds": training.seconds,
         "core_seconds": training.core_seconds,
         "history": training.history,

@@ -22,6 +22,8 @@ from convcvx.data.images import Images, StreamedImages, to_floats
 from convcvx.data.sources import DOWNLOADS, Source, read_digits, read_download
 from convcvx.errors import DataError, InputError, check_count, one_line, shown
 
+ARRAYS = "arrays"
+"""What data are called that Python gave, so that no name leads back to them."""
 OVERSHOOT = 1e-6
 """How far pixels in [0, 1] may lie outside: what float32 leaves of a division by 255, or of resizing."""
 
@@ -123,6 +125,8 @@ def _read(
         return path.resolve().name, read_folder(path, limit)
     if path.suffix == ".npz":
         return path.stem, (read_npz(path), None)
+    if name == ARRAYS:
+        raise DataError("data were given as arrays: name --data, a file or a folder that holds the same ones")
     known = ", ".join(["digits", *DOWNLOADS])
     raise DataError(f"data must be {known}, an .npz file or a folder of images or .npy files; got {shown(str(name))}")
 

@@ -237,6 +237,7 @@ def stage_data(run: Run, images: Data | None = None) -> Data | None:
     if number > len(model.stages):
         raise RunError(f"stage {number} was dropped: its features are not kept")
     train, test, validation = images or run_data(run, run.config)
+    assert test is not None
     assert validation is not None
 
     def seen(part: Dataset) -> Dataset:

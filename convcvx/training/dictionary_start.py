@@ -7,7 +7,7 @@ chosen anew. The images held out are held out of the descent as well, though the
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 from torch import Tensor
@@ -22,9 +22,9 @@ from convcvx.solvers.dictionary.filters import dictionary
 from convcvx.solvers.dictionary.path import DictionaryFit, Score, by_error, by_loss, fit_dictionary, held_out
 from convcvx.solvers.rounds import record_of
 from convcvx.solvers.slide.descent import State, descend
+from convcvx.training.journal import Descent, Journal
 from convcvx.training.options import DEFAULT_BETA_RATIO, TrainConfig
 from convcvx.training.progress import Report
-from convcvx.training.run import Run
 
 DICTIONARY_TOL = 1e-2
 """Relative gap over the dictionary to which its weights are fitted."""
@@ -35,30 +35,50 @@ SLIDE_DECAY = 5.0
 fit closer than drawn ones do. A β that was asked for is kept."""
 
 
-def start_from_dictionary(config: TrainConfig, problem: Problem, run: Run, report: Report, began: float) -> Solution:
-    """The optimum over the dictionary that `config` asks for, as a checkpoint of `run`, which has its β as well."""
+@dataclass(frozen=True)
+class DictionaryStart:
+    """The optimum over a dictionary, its β, and the β from which on no filter of the dictionary helps."""
+
+    solution: Solution
+    beta: float
+    beta_max: float
+
+
+def start_from_dictionary(
+    config: TrainConfig,
+    problem: Problem,
+    journal: Journal,
+    report: Report,
+    descent: Descent | None = None,
+    began: float = 0.0,
+) -> DictionaryStart:
+    """The optimum over the dictionary that `config` asks for.
+
+    `journal` keeps it as a solution to go on from, and `descent` is one to go on with. The seconds of the history count
+    from `began`.
+    """
     state: State | None = None
-    if (found := run.load_descent()) is None:
+    if descent is None:
         # Where filters go on to slide, the loss chooses: the error is all but flat over decades of β.
         score = by_loss if config.slide else by_error
         fit = _fit(_filters(config, problem), config, problem, report, score=score)
         start, beta = fit.solution, fit.beta
     else:
-        start, beta, state = found
+        start, beta, state = descent
     if config.slide:
         in_time = problem.until(problem.deadline.share(SLIDE_TIME))
-        slid = _slide(config, in_time, start, beta, state, run, report)
+        slid = _slide(config, in_time, start, beta, state, journal, report)
         fit = _fit(normalize(slid.filters), config, problem, report, beta=None if _tuned(config) else beta)
     report.begin(f"weights of these filters optimal to {fit.rel_gap:.1e}; no other filter was looked at")
     # Over the dictionary max g is beta; of networks with other filters nothing is known yet.
     record = record_of(fit.solution, fit.objective, 0.0, fit.beta, "heuristic", perf_counter() - began)
     record["dictionary_gap"] = fit.rel_gap
     solution = replace(fit.solution, history=[record], status="max_rounds")
-    run.save_beta_max(fit.beta_max)
-    run.save_chosen_beta(fit.beta)
-    run.save_state(solution)
-    report(solution, fit.beta)
-    return solution
+    journal.save_beta_max(fit.beta_max)
+    journal.save_chosen_beta(fit.beta)
+    journal.save_state(solution)
+    report(solution.shifted(problem.offset), fit.beta)
+    return DictionaryStart(solution, fit.beta, fit.beta_max)
 
 
 def _filters(config: TrainConfig, problem: Problem) -> Tensor:
@@ -122,7 +142,13 @@ def _fit(
 
 
 def _slide(
-    config: TrainConfig, problem: Problem, start: Solution, beta: float, state: State | None, run: Run, report: Report
+    config: TrainConfig,
+    problem: Problem,
+    start: Solution,
+    beta: float,
+    state: State | None,
+    journal: Journal,
+    report: Report,
 ) -> Solution:
     """Descend from the optimum `start` over a dictionary at `beta`, or go on from `state`."""
     report.begin(
@@ -131,7 +157,7 @@ def _slide(
     )
 
     def after_epoch(state: State, text: str) -> None:
-        run.save_descent(start, beta, state)
+        journal.save_descent(start, beta, state)
         report.begin(text)
 
     seen = ~held_out(problem.n, config.tune if _tuned(config) else 0.0, _versions(config))

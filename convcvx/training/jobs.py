@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from time import perf_counter, process_time
+from time import perf_counter
 from typing import Any
 
 from torch import Tensor
 
-from convcvx.budget import LEAST, NEVER, Deadline
+from convcvx.budget import NEVER, Deadline
 from convcvx.certificate import Certificate
 from convcvx.data.datasets import Dataset
 from convcvx.errors import InputError, RunError
-from convcvx.network.certify import certify, certify_on
-from convcvx.network.evaluate import accuracy, mean_loss, predict
+from convcvx.network.certify import certify
 from convcvx.network.foreign import assumed, foreign_network
 from convcvx.network.two_layer import TwoLayerCNN, read_weights, two_layer_cnn
-from convcvx.oracles import Oracle, SampledOracle
 from convcvx.patches import PatchEmbedding
 from convcvx.problem import Problem
 from convcvx.responses.team import Team
-from convcvx.solution import Solution
-from convcvx.training.dictionary_start import start_from_dictionary
+from convcvx.training.fit import Clock, Fit, certificate_summary, finish, score
+from convcvx.training.journal import Checkpoint
+from convcvx.training.optimise import named_oracle, optimise
 from convcvx.training.options import TrainConfig
 from convcvx.training.origin import Origin
-from convcvx.training.plan import TRAINING, Plan, find_beta_max, solve_problem
+from convcvx.training.plan import Plan
 from convcvx.training.progress import Report, peak_memory_mb
 from convcvx.training.resolve import (
     Data,
@@ -32,7 +32,6 @@ from convcvx.training.resolve import (
     image_shape,
     load_data,
     pick_device,
-    run_beta,
     training_images,
     training_problem,
 )
@@ -49,133 +48,78 @@ def train_job(
     data: Data | None = None,
     origin: Origin | None = None,
 ) -> dict[str, Any]:
-    """Train as `config` says, checkpointing every round into `run`; returns what `--json` prints.
+    """Train as `config` says, checkpointing every round into `run`; returns what `--json` prints."""
+    return train_into(run, config, report, team, resume=resume, data=data, origin=origin).metrics
+
+
+def train_into(
+    run: Run,
+    config: TrainConfig,
+    report: Report,
+    team: Team | None = None,
+    *,
+    resume: bool = False,
+    data: Data | None = None,
+    origin: Origin | None = None,
+) -> Fit:
+    """Train as `config` says, checkpointing every round into `run`.
 
     The processes of `team` share the images. `data` stand in for those that `config` names, and come from `origin`.
     Nothing is written before data and options have been found good; what only training shows to be bad leaves the
     folder as it was. No other process can work in the folder meanwhile.
     """
+    clock, team = Clock.now(), team or Team()
     with run.held():
-        return _train(config, run, report, team or Team(), resume, data, origin)
+        config.check()
+        source = run.located(config) if resume else config
+        if data is None:
+            data = load_data(source)
+            origin = Origin.of(source, data)
+        if resume and origin is not None:
+            run.check_data(origin)
+        team.share_out(data[0].images, training_images, source)
+        checkpoint = run.checkpoint if resume else Checkpoint()
+        clock = replace(clock, earlier=checkpoint.seconds)
+        problem, plan = prepare(config, data[0], checkpoint, team, spent=clock.seconds)
+        with run.started(config, origin, resume=resume):
+            run.save_embedding(problem.responses.embedding)
+            if checkpoint.solution is not None:
+                run.follow(checkpoint.solution)
+            alone = "" if team.size == 1 else f", {team.size} processes"
+            report.begin(f"training on {config.data} into {run.place}{alone}\n{plan}")
+            optimised = optimise(problem, plan.applied(config), report, run, checkpoint, began=clock.began)
+        try:
+            fit = finish(optimised, config, plan, data, clock, origin)
+        except InputError as error:
+            raise RunError(f"{error}; what was trained is kept in {run.folder / 'state.safetensors'}") from None
+        fit.write_result(run)
+        return replace(fit, metrics=fit.metrics | {"out": str(run.out)})
 
 
-def _train(
-    config: TrainConfig,
-    run: Run,
-    report: Report,
-    team: Team,
-    resume: bool,
-    data: Data | None,
-    origin: Origin | None,
-) -> dict[str, Any]:
-    began, cores = perf_counter(), process_time()
+def train_in_memory(config: TrainConfig, data: Data, report: Report, origin: Origin | None = None) -> Fit:
+    """The same, without a folder."""
+    clock = Clock.now()
     config.check()
-    source = run.located(config) if resume else config
-    if data is None:
-        data = load_data(source)
-        origin = Origin.of(source, data)
-    if resume and origin is not None:
-        run.check_data(origin)
-    train, test, validation = data
-    team.share_out(train.images, training_images, source)
-    problem = training_problem(config, train, run.load_embedding() if resume else None, team)
-    plan = Plan.of(problem, config.solver, config.oracle)
-    if config.dictionary is not None and team.size > 1:
-        raise InputError(f"a dictionary is fitted by one process; got {team.size}: train without torchrun")
-    checkpoint = run.load_state() if resume else None
-    resumed = checkpoint is not None
-    earlier = checkpoint.history[-1]["seconds"] if checkpoint and checkpoint.history else 0.0
-    deadline = Deadline.after(config.time_limit, spent=earlier + perf_counter() - began)
-    problem = problem.until(deadline)
-    with run.started(config, origin, resume=resume):
-        run.save_embedding(problem.responses.embedding)
-        if checkpoint is not None:
-            run.follow(checkpoint)
-        alone = "" if team.size == 1 else f", {team.size} processes"
-        report.begin(f"training on {config.data} into {run.place}{alone}\n{plan}")
-        problem, solution = _solve(config, problem, plan, checkpoint, run, report, began)
-    responses = problem.responses
-    network = TwoLayerCNN.from_solution(
-        solution.shifted(problem.offset),
-        responses.embedding,
-        responses.pooling,
-        image_shape(train),
-        intercept=config.intercept,
-    )
-    network.meta = {
-        "data": config.data,
-        "classes": list(train.classes),
-        "loss": config.loss,
-        "beta": problem.beta,
-    }
-    network.to(responses.device)  # where it is checked and scored
-    try:
-        certificate = certify_on(
-            problem.until(deadline.later(LEAST * (config.time_limit or 0.0))),
-            network,
-            oracle=_named_oracle(config.oracle, config),
-            tol=config.tol,
-            seed=config.seed,
-            dual_point=solution.dual_point,
-            training=solution.history,
-        )
-    except InputError as error:
-        raise RunError(f"{error}; what was trained is kept in {run.folder / 'state.safetensors'}") from None
-    run.save_result(network, certificate)
-    metrics = certificate_summary(certificate) | {
-        "beta_max": run.beta_max,
-        "n_filters": solution.n_filters,
-        "train_accuracy": certificate.train_accuracy if train.n_classes else None,
-        "test_accuracy": _score(network, test),
-        "validation_accuracy": _score(network, validation) if validation else None,
-        "seconds": earlier + perf_counter() - began,
-        "core_seconds": None if resumed else process_time() - cores,
-        "peak_memory_mb": peak_memory_mb(),
-        "status": _status(solution, certificate, config.tol),
-        "solver": plan.solver,
-        "rounds": solution.rounds,
-        "patch_rank": certificate.patch_rank,
-        "out": str(run.out),
-    }
-    if not train.n_classes:
-        metrics["test_loss"] = mean_loss(predict(network, test.images), test.targets, config.loss)
-    run.save_metrics(metrics)
-    return metrics
+    problem, plan = prepare(config, data[0])
+    report.begin(f"training on {config.data}\n{plan}")
+    optimised = optimise(problem, plan.applied(config), report, began=clock.began)
+    return finish(optimised, config, plan, data, clock, origin)
 
 
-def _solve(
+def prepare(
     config: TrainConfig,
-    problem: Problem,
-    plan: Plan,
-    checkpoint: Solution | None,
-    run: Run,
-    report: Report,
-    began: float,
-) -> tuple[Problem, Solution]:
-    """The problem with its β, and its solution, checkpointed into `run`."""
-    if config.dictionary is not None and checkpoint is None:
-        in_time = problem.until(problem.deadline.share(TRAINING))
-        checkpoint = start_from_dictionary(config, in_time, run, report, began)
-    if run.beta_max is None:
-        run.save_beta_max(find_beta_max(problem, _named_oracle(plan.oracle, config), config.seed))
-    problem = problem.with_beta(run_beta(run, config))
-
-    def after_round(solution: Solution) -> None:
-        run.save_state(solution)
-        report(solution, problem.beta)
-
-    if config.dictionary is not None and checkpoint is not None and config.max_rounds == 0:
-        return problem, checkpoint  # the dictionary alone, without the solver's passes over all images
-    return problem, solve_problem(
-        problem,
-        config.budget,
-        solver=plan.solver,
-        oracle=plan.oracle,
-        gates=config.gates,
-        seed=config.seed,
-        start=checkpoint,
-        callback=after_round,
-    )
+    train: Dataset,
+    checkpoint: Checkpoint = Checkpoint(),
+    team: Team | None = None,
+    *,
+    spent: float = 0.0,
+) -> tuple[Problem, Plan]:
+    """The training problem, its β still open and `spent` seconds of its time gone, and how it is solved."""
+    problem = training_problem(config, train, checkpoint.embedding, team)
+    if config.dictionary is not None and team is not None and team.size > 1:
+        raise InputError(f"a dictionary is fitted by one process; got {team.size}: train without torchrun")
+    plan = Plan.of(problem, config.solver, config.oracle)
+    return problem.until(Deadline.after(config.time_limit, spent=spent)), plan
 
 
 def certify_job(
@@ -215,8 +159,8 @@ def certify_job(
         certificate = certificate.with_bound_of(_certify(rival, train, config, beta, embedding, deadline=deadline))
     return certificate_summary(certificate) | {
         "n_filters": certificate.n_filters,
-        "train_accuracy": _score(network, train),
-        "test_accuracy": _score(network, test),
+        "train_accuracy": score(network, train),
+        "test_accuracy": score(network, test),
         "seconds": perf_counter() - began,
         "peak_memory_mb": peak_memory_mb(),
         "status": "converged" if certificate.rel_gap <= config.tol else "gap_above_tol",
@@ -239,7 +183,7 @@ def _certify(
         train.targets,
         beta,
         loss=config.loss,
-        oracle=_named_oracle(config.oracle, config),
+        oracle=named_oracle(config.oracle, config),
         tol=config.tol,
         embedding=embedding,
         n_classes=train.n_classes or None,
@@ -248,11 +192,6 @@ def _certify(
         dual_point=dual_point,
         time_limit=deadline.limit,
     )
-
-
-def _named_oracle(name: str, config: TrainConfig) -> str | Oracle:
-    """The oracle called `name`, with the gates of `config` where those matter."""
-    return SampledOracle(config.gates) if name == "sampled" else name
 
 
 def _load_network(path: Path, config: TrainConfig, train: Dataset, given: set[str]) -> tuple[TwoLayerCNN, str | None]:
@@ -268,21 +207,3 @@ def _load_network(path: Path, config: TrainConfig, train: Dataset, given: set[st
             f"the network in {path} takes images {architecture.image_shape}, the data have {image_shape(train)}"
         )
     return two_layer_cnn(path), None
-
-
-def certificate_summary(certificate: Certificate) -> dict[str, Any]:
-    """The certificate's part of the printed JSON."""
-    names = ("primal", "dual", "rel_gap", "scope", "meaning", "beta", "loss", "oracle")
-    values = certificate.to_dict()
-    return {name: values[name] for name in names}
-
-
-def _score(network: TwoLayerCNN, dataset: Dataset) -> float | None:
-    return accuracy(predict(network, dataset.images), dataset.targets) if dataset.n_classes else None
-
-
-def _status(solution: Solution, certificate: Certificate, tol: float) -> str:
-    guessed = certificate.scope == "heuristic" and certificate.search.get("stopped") == "time_limit"
-    if certificate.rel_gap <= tol and not guessed:
-        return "converged"
-    return "gap_above_tol" if solution.status == "converged" else solution.status

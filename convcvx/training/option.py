@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, fields
+from inspect import Parameter
 from typing import Any
 
 import numpy as np
@@ -144,3 +145,32 @@ def size_text(value: Any) -> Any:
 def pool_text(value: Any) -> Any:
     """4 as "4", (4, 2) as "4x2", a `Pooling` as it is written."""
     return str(value) if isinstance(value, Pooling) else size_text(value)
+
+
+def parameters(record: Any, **defaults: Any) -> list[Parameter]:
+    """The options of `record` as keyword arguments of a Python function; `defaults` are those of this function.
+
+    Sizes are numbers, and a switch with a strength is one number, or None.
+    """
+    declared = options_of(record).values()
+    strengths = {o.option.strength for o in declared}
+    shown = [o for o in declared if o.option.panel != NO_FLAG and not o.option.command_only and o.name not in strengths]
+    return [Parameter(o.name, Parameter.KEYWORD_ONLY, default=defaults.get(o.name, _python_default(o))) for o in shown]
+
+
+def _python_default(declared: Declared) -> Any:
+    if declared.option.strength:
+        return None
+    by_number = declared.option.read is not None and str(declared.default).isdigit()
+    return int(declared.default) if by_number else declared.default
+
+
+def described(record: Any, parameters: Iterable[Parameter]) -> str:
+    """The options among `parameters` for a docstring, as numpy's style has it."""
+    options = options_of(record)
+    lines = []
+    for parameter in parameters:
+        if (declared := options.get(parameter.name)) is not None:
+            kind = "number or bool" if declared.option.strength else declared.kind.__name__
+            lines += [f"{parameter.name} : {kind}, default {parameter.default!r}", f"    {declared.option.help}"]
+    return "\n".join(lines)

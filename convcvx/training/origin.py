@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convcvx.data.datasets import Dataset
+from convcvx.data.datasets import ARRAYS, Dataset
 from convcvx.data.images import StreamedImages
 from convcvx.data.sources import DOWNLOADS
 from convcvx.errors import DataError, RunError
@@ -53,7 +53,7 @@ class Origin:
             {
                 name: str(Path(given).expanduser().resolve())
                 for name, given in options.items()
-                if given is not None and given not in ("digits", *DOWNLOADS)
+                if given is not None and given not in ("digits", ARRAYS, *DOWNLOADS)
             },
             {name: _fingerprint(part) for name, part in zip(PARTS, data, strict=True) if part is not None},
         )

@@ -26,6 +26,7 @@ from convcvx.problem import Problem
 from convcvx.responses.passes import Responses
 from convcvx.solution import Callback, Solution
 from convcvx.solvers import SOLVERS, pick_solver
+from convcvx.training.options import TrainConfig
 
 BEGINNING, TRAINING = 0.15, 0.75
 """Shares of the time left that the search for beta_max and the training take; what remains is for the certificate."""
@@ -119,6 +120,10 @@ class Plan:
         picked, why = pick_solver(solver, problem)
         searched, because = pick_oracle(oracle, problem)
         return cls(picked, searched, (why, because))
+
+    def applied(self, config: TrainConfig) -> TrainConfig:
+        """`config` with these."""
+        return replace(config, solver=self.solver, oracle=self.oracle)
 
     def __str__(self) -> str:
         return f"solver {self.solver} ({self.reasons[0]}), oracle {self.oracle} ({self.reasons[1]})"

@@ -22,13 +22,17 @@ from convcvx.training.run import Run
 LARGEST_CANCELLATION = 1000.0
 """`PatchEmbedding.cancellation` up to which a float32 network is right to 1e-4, which is what its check asks for."""
 
-Data = tuple[Dataset, Dataset, Dataset | None]
-"""Training set, test set, and the validation set if one is split off."""
+Data = tuple[Dataset, Dataset | None, Dataset | None]
+"""Training set, test set, and the validation set if one is split off; no test set where Python gave none."""
 
 
 def load_data(config: TrainConfig) -> Data:
     """The data that `config` names."""
-    train, test = load(config.data, config.data_dir, config.limit)
+    return arranged(config, *load(config.data, config.data_dir, config.limit))
+
+
+def arranged(config: TrainConfig, train: Dataset, test: Dataset | None) -> Data:
+    """The sets as `config` has them: some images held out, the others shifted as well."""
     validation = None
     if config.validation:
         train, validation = split(train, config.validation, config.seed)
@@ -123,12 +127,19 @@ def fitted_embedding(
 
 def run_beta(run: Run, config: TrainConfig) -> float:
     """The weight decay of `run`: the one chosen for its dictionary, or what its options say."""
-    if (chosen := run.chosen_beta) is not None:
+    chosen, beta_max = run.chosen_beta, run.beta_max
+    if chosen is None and config.beta is None and beta_max is None:
+        raise RunError(f"{run.folder} has not got as far as its beta: finish it with --resume")
+    return beta_of(config, beta_max, chosen)
+
+
+def beta_of(config: TrainConfig, beta_max: float | None, chosen: float | None = None) -> float:
+    """The weight decay that `config` asks for: the one `chosen` for a dictionary, a number, or a share of beta_max."""
+    if chosen is not None:
         return chosen
     if config.beta is not None:
         return config.beta
-    if (beta_max := run.beta_max) is None:
-        raise RunError(f"{run.folder} has not got as far as its beta: finish it with --resume")
+    assert beta_max is not None
     return beta_at(DEFAULT_BETA_RATIO if config.beta_ratio is None else config.beta_ratio, beta_max)
 
 

@@ -16,6 +16,7 @@ from convcvx.solution import Solution
 from convcvx.solvers.slide.descent import State
 from convcvx.storage.places import RESULT, Contents
 from convcvx.training.folder import Folder
+from convcvx.training.journal import Checkpoint, Descent, Journal
 from convcvx.training.options import TrainConfig, check_unchanged, is_config
 
 RECORD = {"objective": (float, None), "lower_bound": (float, None), "rel_gap": (float, None), "seconds": float}
@@ -53,8 +54,8 @@ FILES = {
 """What a run writes; any other file in its folder is the user's."""
 
 
-class Run(Folder):
-    """One run folder."""
+class Run(Folder, Journal):
+    """One run folder: the journal of a training on disk."""
 
     KIND, CONTENTS = "run", Contents("config.json", FILES)
     METRICS: ClassVar[Any] = {
@@ -85,6 +86,13 @@ class Run(Folder):
         for name, value in given.items():
             check_unchanged(name, stored.get(name), value)
         return TrainConfig.from_dict(stored | given)
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """What is known of its training."""
+        return Checkpoint(
+            self.load_embedding(), self.load_state(), self.beta_max, self.chosen_beta, self.load_descent()
+        )
 
     def save_beta_max(self, beta_max: float) -> None:
         """So that a resumed run need not search for it again."""
@@ -164,7 +172,7 @@ class Run(Folder):
         begun = {name: getattr(start, name) for name in ("filters", "weights", "intercept")}
         self._write_tensors("descent.safetensors", begun | state, {"beta": beta})
 
-    def load_descent(self) -> tuple[Solution, float, State] | None:
+    def load_descent(self) -> Descent | None:
         """What `save_descent` was given last; None without a descent under way."""
         if not (self.folder / "descent.safetensors").exists():
             return None
@@ -183,6 +191,15 @@ class Run(Folder):
             self._remove(RESULT, "certificate.json")
         self._write(file.name, model)
         self._write_json("certificate.json", certificate.to_dict())
+
+    @property
+    def certificate(self) -> Certificate:
+        """The one that was saved, as it was."""
+        form = {**dict.fromkeys(("primal", "dual", "rel_gap", "beta"), float), "scope": str, "search": {}}
+        try:
+            return Certificate.from_dict(self._read_json("certificate.json", form))
+        except TypeError as error:
+            raise RunError(f"{self.folder / 'certificate.json'} is of another version of convcvx: {error}") from None
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
         """The last of a run: with it the run is finished."""

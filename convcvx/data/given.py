@@ -1,0 +1,135 @@
+"""Images that Python hands over, in whatever form torch's users have them, as a `Dataset`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import Dataset as TorchDataset
+
+from convcvx.data.arrays import as_array, as_tensor
+from convcvx.data.datasets import ARRAYS, Dataset, check_images, load
+from convcvx.data.images import Images, StreamedImages
+from convcvx.errors import DataError, InputError, shown
+
+
+def given_dataset(images: Any, targets: Any = None) -> tuple[Dataset, Dataset | None]:
+    """A training set and, where there is one, its test set.
+
+    Parameters
+    ----------
+    images : Tensor or ndarray (n, C, H, W) or (n, H, W); StreamedImages; torch Dataset or DataLoader; str or path; pair
+        uint8 pixels are divided by 255, floats taken as they are. A torch `Dataset` gives pairs of an image, PIL or
+        tensor, and its target; a `DataLoader` batches of them. A name or a path is what `convcvx.data.load` takes, and
+        has a test set as well. A pair is (images, targets).
+    targets : Tensor, ndarray or sequence, optional
+        (n,) classes, any whole numbers or texts, or (n, c) real values; None where `images` hold them.
+
+    Raises
+    ------
+    InputError, DataError
+        For anything else, targets that are missing, double or do not fit; NaN and infinity.
+    """
+    if isinstance(images, str | os.PathLike):
+        _check_absent(targets, "a data set that has its own")
+        train, test = load(images)
+        return train, test
+    if isinstance(images, Dataset):
+        _check_absent(targets, "a data set that has its own")
+        return images, None
+    if isinstance(images, tuple | list) and len(images) == 2 and targets is None:
+        images, targets = images
+    elif isinstance(images, DataLoader | TorchDataset):
+        _check_absent(targets, f"a {type(images).__name__}, which has its own")
+        images, targets = _collected(images)
+    if targets is None:
+        raise InputError("targets must be given with an array of images; got None: pass them, or a pair, or a Dataset")
+    pixels = _pixels(images)
+    targets, classes = _classes(targets)
+    pixels, targets = check_images(pixels, targets)
+    return Dataset(pixels, targets, classes, ARRAYS), None
+
+
+def _check_absent(targets: Any, what: str) -> None:
+    if targets is not None:
+        raise InputError(f"targets must be left out beside {what}; got {shown(type(targets).__name__)}")
+
+
+def _pixels(images: Any) -> Images:
+    """(n, C, H, W), floats."""
+    if isinstance(images, StreamedImages):
+        return images
+    pixels = as_tensor("images", images)
+    if pixels.ndim == 3:
+        pixels = pixels[:, None]
+    if pixels.ndim != 4:
+        raise InputError(f"images must be (n, C, H, W) or (n, H, W); got shape {tuple(pixels.shape)}")
+    if pixels.shape[3] in (1, 3) and pixels.shape[1] not in (1, 3):
+        raise InputError(
+            f"images seem to be (n, height, width, channels), {tuple(pixels.shape)}: pass images.permute(0, 3, 1, 2), "
+            "or transpose(0, 3, 1, 2) of an array"
+        )
+    return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
+
+
+def _classes(targets: Any) -> tuple[Any, tuple[str, ...]]:
+    """Targets as classes 0..c-1 with their names, in order; real ones as they are, without."""
+    if isinstance(targets, Tensor):
+        targets = targets.detach().cpu().numpy() if not targets.is_floating_point() else targets
+    elif not hasattr(targets, "dtype"):
+        targets = np.asarray(targets)
+    if isinstance(targets, np.ndarray) and targets.dtype.kind in "USO":
+        targets = targets.astype(str)
+    else:
+        targets = as_array("targets", targets)
+    column = targets[:, 0] if targets.ndim == 2 and targets.shape[1] == 1 else targets
+    if targets.dtype.kind == "f" or column.ndim != 1:
+        return targets, ()
+    labels, places = np.unique(column, return_inverse=True)
+    return places, tuple(map(str, labels.tolist()))
+
+
+def _collected(source: DataLoader | TorchDataset) -> tuple[Tensor, Tensor]:
+    """All images and targets of a torch `Dataset` or `DataLoader`, in the order in which it gives them."""
+    images: list[Tensor] = []
+    targets: list[Tensor] = []
+    batches = isinstance(source, DataLoader)
+    for item in _items(source):
+        if not isinstance(item, tuple | list) or len(item) != 2:
+            raise DataError(f"images must come in pairs (image, target); {type(source).__name__} gives {_kind(item)}")
+        image, target = _image(item[0]), torch.as_tensor(item[1])
+        images.append(image if batches else image[None])
+        targets.append(target if batches else target[None])
+    if not images:
+        raise DataError(f"images is an empty {type(source).__name__}: give at least one image")
+    shapes = {tuple(part.shape[1:]) for part in images}
+    if len(shapes) > 1:
+        raise DataError(f"images must be of one size; got {' and '.join(map(str, sorted(shapes)[:3]))}: resize them")
+    return torch.cat(images), torch.cat(targets)
+
+
+def _items(source: Any) -> Iterable[Any]:
+    if isinstance(source, DataLoader | IterableDataset):
+        return source
+    return (source[i] for i in range(len(source)))
+
+
+def _image(image: Any) -> Tensor:
+    """(C, H, W), or a batch (b, C, H, W), of a tensor, an array or a PIL image."""
+    if isinstance(image, Tensor):
+        return image.detach().cpu()
+    array = np.array(image)
+    if array.dtype == object or array.ndim not in (2, 3):
+        raise DataError(f"images must be tensors, arrays or PIL images; got {_kind(image)}: give the set a transform")
+    if hasattr(image, "getbands"):  # PIL has channels last, or none
+        array = array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def _kind(item: Any) -> str:
+    return f"a {type(item).__name__}" + (f" of {len(item)}" if isinstance(item, tuple | list) else "")

@@ -1,0 +1,149 @@
+"""`convcvx.fit`: from images to a certified network in Python, as `convcvx train` does it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import replace
+from inspect import Parameter, Signature, cleandoc
+from pathlib import Path
+from typing import Any
+
+from convcvx.data.datasets import ARRAYS, Dataset
+from convcvx.data.given import given_dataset
+from convcvx.errors import InputError, check_count, shown
+from convcvx.solution import Callback, Solution
+from convcvx.training.fit import Fit
+from convcvx.training.jobs import train_in_memory, train_into
+from convcvx.training.option import as_kept, described, parameters
+from convcvx.training.options import TrainConfig
+from convcvx.training.origin import Origin
+from convcvx.training.plan import warn_short_of
+from convcvx.training.presets import preset_options
+from convcvx.training.resolve import arranged
+from convcvx.training.run import Run
+
+LOG = logging.getLogger("convcvx")
+
+
+class Told:
+    """Passes on how a training goes: to a callback what it found, to the log what it begins."""
+
+    def __init__(self, callback: Callback | None = None) -> None:
+        self._callback = callback
+
+    def begin(self, text: str) -> None:
+        LOG.info(text)
+
+    def __call__(self, solution: Solution, beta: float) -> None:
+        if self._callback is not None:
+            self._callback(solution)
+
+
+def fit(
+    images: Any,
+    targets: Any = None,
+    *,
+    preset: str | None = None,
+    callback: Callback | None = None,
+    out: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    **options: Any,
+) -> Fit:
+    """Train a two-layer convolutional ReLU network to the optimum of its objective, with a certificate.
+
+        min  (1/n) Σ_i ℓ(f(x_i), y_i) + (β/2) Σ_j (‖u_j‖² + ‖V_j‖²)
+
+    over filters u_j and output weights V_j of any number of neurons (Sahiner et al. 2021). The same as
+    `convcvx train`: same options, same defaults, same result.
+
+    Parameters
+    ----------
+    images : Tensor or ndarray (n, C, H, W) or (n, H, W), torch Dataset or DataLoader, (images, targets), str or path
+        uint8 pixels are divided by 255, floats taken as they are. A name ("mnist") or a path is what `--data` takes.
+    targets : Tensor, ndarray or sequence (n,) of classes, or (n, c) of real values
+        None where `images` hold them.
+    preset : str, optional
+        Options that go together; others given beside it win.
+    callback : callable, optional
+        Called with the `Solution` after every round.
+    out : path, optional
+        A run folder: every round is kept there, and `convcvx train --resume --out` goes on.
+    overwrite : bool
+        Replace the run that is there.
+    {options}
+
+    Returns
+    -------
+    Fit
+        `.network`, an ordinary torch module; `.certificate`; `.solution`; `.history`; `.metrics`; `.save(folder)`.
+
+    Raises
+    ------
+    InputError, DataError
+        ValueErrors, for options out of range and data that are unfit.
+    RunError
+        For a folder that cannot be used.
+
+    Warns
+    -----
+    ConvergenceWarning
+        When the certified gap is above `tol`.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> digits = load_digits()
+    >>> layer = fit(digits.images[:300] / 16, digits.target[:300], pool=2, beta_ratio=0.05, tol=0.05)
+    >>> layer.certificate.rel_gap < 0.05, layer.metrics["train_accuracy"] > 0.8
+    (True, True)
+    """
+    check_names(options)
+    train, test = given_dataset(images, targets)
+    name = str(images) if isinstance(images, str | os.PathLike) else ARRAYS
+    config = chosen_config({"data": name} | as_kept(TrainConfig, options), preset, train)
+    config.check()
+    data = arranged(config, limited(train, config.limit), test)
+    origin, told = Origin.of(config, data), Told(callback)
+    if out is None:
+        found = train_in_memory(config, data, told, origin)
+    else:
+        found = train_into(Run.new(Path(out), overwrite=overwrite), config, told, data=data, origin=origin)
+    warn_short_of(found.certificate, found.solution, config.tol)
+    return found
+
+
+def chosen_config(given: dict[str, Any], preset: str | None, train: Dataset) -> TrainConfig:
+    """The options `given`, those of the preset for the others."""
+    options = {} if preset is None else {k: v for k, v in preset_options(preset).items() if k != "data"}
+    return TrainConfig.from_dict(options | given)
+
+
+def limited(dataset: Dataset, limit: int | None) -> Dataset:
+    """Its first `limit` images."""
+    if limit is None:
+        return dataset
+    rows = slice(check_count("limit", limit))
+    return replace(dataset, images=dataset.images[rows], targets=dataset.targets[rows])
+
+
+OPTIONS = parameters(TrainConfig)
+"""The options of `fit`, as its signature has them."""
+
+
+def check_names(options: dict[str, Any]) -> None:
+    """Raise `InputError` for what is no option of `fit`."""
+    known = sorted(parameter.name for parameter in OPTIONS)
+    for name in options:
+        if name not in known:
+            raise InputError(f"unknown option {shown(name)}; the options are {', '.join(known)}")
+
+
+def announce(function: Any, record: Any, options: list[Parameter]) -> None:
+    """Write the `options` of `record` that a function takes as `**options` into its signature and docstring."""
+    own = [p for p in Signature.from_callable(function).parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
+    function.__signature__ = Signature([*own, *options])
+    function.__doc__ = cleandoc(function.__doc__).replace("{options}", described(record, options))
+
+
+announce(fit, TrainConfig, OPTIONS)

@@ -1,0 +1,192 @@
+"""What a training on images ends with: the exported network, certified and scored."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter, process_time
+from typing import Any
+
+import torch
+
+from convcvx.budget import LEAST
+from convcvx.certificate import Certificate
+from convcvx.data.datasets import Dataset
+from convcvx.errors import RunError
+from convcvx.network.certify import certify_on
+from convcvx.network.evaluate import accuracy, mean_loss, predict
+from convcvx.network.two_layer import TwoLayerCNN, two_layer_cnn
+from convcvx.solution import Solution
+from convcvx.training.optimise import Optimised, named_oracle
+from convcvx.training.options import TrainConfig
+from convcvx.training.origin import Origin
+from convcvx.training.plan import Plan
+from convcvx.training.progress import peak_memory_mb
+from convcvx.training.resolve import Data, image_shape
+from convcvx.training.run import Run
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A trained layer.
+
+    Attributes
+    ----------
+    network : TwoLayerCNN
+        An ordinary torch module: images (n, C, H, W) to (n, c).
+    certificate : Certificate
+        How far `network`, as it is, can be from the optimum, and with which scope.
+    solution : Solution
+        The same network in float64 and in the convex model's variables, its status, and how the solver got there.
+    config : TrainConfig
+        The options.
+    metrics : dict
+        What `convcvx train --json` prints: accuracies, seconds, status and more.
+    origin : Origin, optional
+        By what to know the data again.
+    """
+
+    network: TwoLayerCNN
+    certificate: Certificate
+    solution: Solution
+    config: TrainConfig
+    metrics: dict[str, Any]
+    origin: Origin | None = None
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """One record a round: objective, bound, gap, filters, seconds; see `Solution`."""
+        return self.solution.history
+
+    def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+        """Write a run folder, as `convcvx train --out` does: `convcvx.load` and every command take it.
+
+        Raises
+        ------
+        RunError
+            Where a run is already, unless `overwrite`, or other files are.
+        """
+        run = Run.new(Path(folder), overwrite=overwrite)
+        embedding = self.solution.embedding
+        assert embedding is not None
+        with run.held(), run.started(self.config, self.origin, resume=False):
+            run.save_embedding(embedding)
+            run.save_beta_max(self.metrics["beta_max"])
+            if self.config.dictionary is not None:
+                run.save_chosen_beta(self.certificate.beta)
+            run.save_state(self.solution)
+            self.write_result(run)
+        return Path(folder)
+
+    def write_result(self, run: Run) -> None:
+        """The network, its certificate and the metrics: with them `run` is finished."""
+        run.save_result(self.network, self.certificate)
+        run.save_metrics(self.metrics | {"out": str(run.out)})
+
+    def __str__(self) -> str:
+        scores = {name: self.metrics.get(f"{name}_accuracy") for name in ("train", "validation", "test")}
+        said = [f"{name} accuracy {score:.2%}" for name, score in scores.items() if score is not None]
+        first = ", ".join([f"{self.solution.n_filters} filters", f"status {self.metrics['status']}", *said])
+        return f"{first}\n{self.certificate}"
+
+
+@dataclass(frozen=True)
+class Clock:
+    """When a training began, in seconds by the wall and of all cores, and what earlier sessions took."""
+
+    began: float
+    cores: float
+    earlier: float = 0.0
+
+    @classmethod
+    def now(cls) -> Clock:
+        return cls(perf_counter(), process_time())
+
+    @property
+    def seconds(self) -> float:
+        return self.earlier + perf_counter() - self.began
+
+    @property
+    def core_seconds(self) -> float | None:
+        """None for a training of several sessions."""
+        return None if self.earlier else process_time() - self.cores
+
+
+def finish(
+    optimised: Optimised, config: TrainConfig, plan: Plan, data: Data, clock: Clock, origin: Origin | None = None
+) -> Fit:
+    """Export the solution as a network, certify that, and score it on all sets.
+
+    Raises
+    ------
+    InputError
+        When the network's outputs are not those of the solution: float32 cannot hold it.
+    """
+    problem, solution, train = optimised.problem, optimised.solution, data[0]
+    solution = solution.shifted(problem.offset)
+    responses = problem.responses
+    network = TwoLayerCNN.from_solution(
+        solution, responses.embedding, responses.pooling, image_shape(train), intercept=config.intercept
+    )
+    network.meta = {"data": config.data, "classes": list(train.classes), "loss": config.loss, "beta": problem.beta}
+    network.to(responses.device)  # where it is checked and scored
+    certificate = certify_on(
+        problem.until(problem.deadline.later(LEAST * (config.time_limit or 0.0))),
+        network,
+        oracle=named_oracle(config.oracle, config),
+        tol=config.tol,
+        seed=config.seed,
+        dual_point=solution.dual_point,
+        training=solution.history,
+    )
+    metrics = certificate_summary(certificate) | {
+        "beta_max": optimised.beta_max,
+        "n_filters": solution.n_filters,
+        "train_accuracy": certificate.train_accuracy if train.n_classes else None,
+        "test_accuracy": score(network, data[1]),
+        "validation_accuracy": score(network, data[2]),
+        "seconds": clock.seconds,
+        "core_seconds": clock.core_seconds,
+        "peak_memory_mb": peak_memory_mb(),
+        "status": _status(solution, certificate, config.tol),
+        "solver": plan.solver,
+        "rounds": solution.rounds,
+        "patch_rank": certificate.patch_rank,
+    }
+    if not train.n_classes and data[1] is not None:
+        metrics["test_loss"] = mean_loss(predict(network, data[1].images), data[1].targets, config.loss)
+    return Fit(network, certificate, solution, config, metrics, origin)
+
+
+def load_fit(run: Run) -> Fit:
+    """A finished run as a `Fit`; its certificate is the one that was saved: `convcvx.certify` proves it anew."""
+    metrics, solution, embedding = run.metrics, run.load_state(), run.load_embedding()
+    if solution is None or embedding is None:
+        raise RunError(f"{run.folder} has lost its checkpoint: train it again")
+    network = two_layer_cnn(run.folder)
+    from_network = network.state_dict().get("4.bias", torch.zeros(len(solution.intercept)))
+    if not torch.equal(solution.intercept.float(), from_network):  # targets far from zero were centred
+        solution = solution.shifted(from_network.double() - solution.intercept)
+    return Fit(network, run.certificate, solution, run.config, metrics, run.origin)
+
+
+def score(network: TwoLayerCNN, dataset: Dataset | None) -> float | None:
+    """Accuracy; None for no set, or real targets."""
+    if dataset is None or not dataset.n_classes:
+        return None
+    return accuracy(predict(network, dataset.images), dataset.targets)
+
+
+def certificate_summary(certificate: Certificate) -> dict[str, Any]:
+    """The certificate's part of the printed JSON."""
+    names = ("primal", "dual", "rel_gap", "scope", "meaning", "beta", "loss", "oracle")
+    values = certificate.to_dict()
+    return {name: values[name] for name in names}
+
+
+def _status(solution: Solution, certificate: Certificate, tol: float) -> str:
+    guessed = certificate.scope == "heuristic" and certificate.search.get("stopped") == "time_limit"
+    if certificate.rel_gap <= tol and not guessed:
+        return "converged"
+    return "gap_above_tol" if solution.status == "converged" else solution.status

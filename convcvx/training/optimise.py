@@ -1,0 +1,93 @@
+"""One training, top to bottom: a problem and its options to the β, the solution, and how far β can go.
+
+`fit`, the commands, the stages of a stack, `solve` and the estimators all train by `optimise`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from time import perf_counter
+
+from convcvx.oracles import Oracle, SampledOracle
+from convcvx.problem import Problem
+from convcvx.solution import Solution
+from convcvx.training.dictionary_start import start_from_dictionary
+from convcvx.training.journal import Checkpoint, Journal
+from convcvx.training.options import TrainConfig
+from convcvx.training.plan import TRAINING, find_beta_max, solve_problem
+from convcvx.training.progress import Report
+from convcvx.training.resolve import beta_of
+
+
+@dataclass(frozen=True)
+class Optimised:
+    """A problem with its β, the solution of it, and beta_max where that was looked for."""
+
+    problem: Problem
+    solution: Solution
+    beta_max: float | None
+
+
+def optimise(
+    problem: Problem,
+    config: TrainConfig,
+    report: Report,
+    journal: Journal = Journal(),
+    checkpoint: Checkpoint = Checkpoint(),
+    *,
+    oracle: str | Oracle | None = None,
+    began: float | None = None,
+    beta_max: bool = True,
+) -> Optimised:
+    """Train on `problem`, whose β is still open, by its deadline; the certificate is left to the caller.
+
+    Parameters
+    ----------
+    problem : Problem
+    config : TrainConfig
+        Checked before.
+    report, journal
+        Are told how it goes, and what to keep.
+    checkpoint : Checkpoint
+        What to go on with.
+    oracle : Oracle, optional
+        Instead of the one that `config` names.
+    began : float, optional
+        The `perf_counter` from which the seconds of the history count.
+    beta_max : bool
+        Look for it even where β is given: runs record it.
+    """
+    searching = oracle or named_oracle(config.oracle, config)
+    solution, top, chosen = checkpoint.solution, checkpoint.beta_max, checkpoint.chosen_beta
+    if config.dictionary is not None and solution is None:
+        in_time = problem.until(problem.deadline.share(TRAINING))
+        since = perf_counter() if began is None else began
+        started = start_from_dictionary(config, in_time, journal, report, checkpoint.descent, since)
+        solution, top, chosen = started.solution, started.beta_max, started.beta
+    if top is None and (beta_max or (chosen is None and config.beta is None)):
+        top = find_beta_max(problem, searching, config.seed)
+        journal.save_beta_max(top)
+    problem = problem.with_beta(beta_of(config, top, chosen))
+
+    def after_round(reached: Solution) -> None:
+        journal.save_state(reached)
+        report(reached.shifted(problem.offset), problem.beta)
+
+    if config.dictionary is not None and solution is not None and config.max_rounds == 0:
+        return Optimised(problem, solution, top)  # the dictionary alone, without the solver's passes over all images
+    solution = solve_problem(
+        problem,
+        config.budget,
+        solver=config.solver,
+        oracle=config.oracle if oracle is None else oracle,
+        gates=config.gates,
+        seed=config.seed,
+        start=solution,
+        callback=after_round,
+    )
+    return Optimised(problem, solution, top)
+
+
+def named_oracle(name: str, config: TrainConfig) -> str | Oracle:
+    """The oracle called `name`, with the gates of `config` where those matter."""
+    return SampledOracle(config.gates) if name == "sampled" else name
