@@ -21,11 +21,13 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+import convcvx.training.fit
 import convcvx.training.jobs
 import convcvx.training.resolve
 from convcvx.cli import app
 from convcvx.data.datasets import Dataset
 from convcvx.problem import Problem
+from convcvx.training.journal import Checkpoint
 from convcvx.training.options import TrainConfig
 
 TRAIN = "train --limit 40 --stride 2 --rank 2 --pool 2 --beta-ratio .1 --tol .1"
@@ -125,16 +127,16 @@ def replayed(monkeypatch) -> None:
 
         return computed
 
-    def solve(config, problem, plan, checkpoint, run, *rest):
-        return *job_solve(config, problem, plan, None, run, *rest), run.beta_max
+    def solve(problem, config, report, run, checkpoint, **options):
+        return optimise(problem, config, report, run, Checkpoint(), **options)
 
-    def write(solved, config, problem, plan, checkpoint, run, *rest):
-        run.save_beta_max(solved[2])
-        run.save_state(solved[1])
+    def write(optimised, problem, config, report, run, checkpoint):
+        run.save_beta_max(optimised.beta_max)
+        run.save_state(optimised.solution)
 
-    job_solve, solve_once = convcvx.training.jobs._solve, once(solve, write)
-    monkeypatch.setattr(convcvx.training.jobs, "_solve", lambda *arguments: solve_once(*arguments)[:2])
-    monkeypatch.setattr(convcvx.training.jobs, "certify_on", once(convcvx.training.jobs.certify_on))
+    optimise = convcvx.training.jobs.optimise
+    monkeypatch.setattr(convcvx.training.jobs, "optimise", once(solve, write))
+    monkeypatch.setattr(convcvx.training.fit, "certify_on", once(convcvx.training.fit.certify_on))
     monkeypatch.setattr(convcvx.training.jobs, "training_problem", once(convcvx.training.jobs.training_problem))
     monkeypatch.setattr(convcvx.training.jobs, "load_data", functools.cache(convcvx.training.jobs.load_data))
 

@@ -11,11 +11,11 @@ from typing import Any
 
 from convcvx.data.datasets import ARRAYS, Dataset
 from convcvx.data.given import given_dataset
-from convcvx.errors import InputError, check_count, shown
+from convcvx.errors import check_count
 from convcvx.solution import Callback, Solution
 from convcvx.training.fit import Fit
 from convcvx.training.jobs import train_in_memory, train_into
-from convcvx.training.option import as_kept, described, parameters
+from convcvx.training.option import as_kept, check_names, described, parameters
 from convcvx.training.options import TrainConfig
 from convcvx.training.origin import Origin
 from convcvx.training.plan import warn_short_of
@@ -98,7 +98,7 @@ def fit(
     >>> layer.certificate.rel_gap < 0.05, layer.metrics["train_accuracy"] > 0.8
     (True, True)
     """
-    check_names(options)
+    check_names(options, [parameter.name for parameter in OPTIONS])
     train, test = given_dataset(images, targets)
     name = str(images) if isinstance(images, str | os.PathLike) else ARRAYS
     config = chosen_config({"data": name} | as_kept(TrainConfig, options), preset, train)
@@ -129,14 +129,6 @@ def limited(dataset: Dataset, limit: int | None) -> Dataset:
 
 OPTIONS = parameters(TrainConfig)
 """The options of `fit`, as its signature has them."""
-
-
-def check_names(options: dict[str, Any]) -> None:
-    """Raise `InputError` for what is no option of `fit`."""
-    known = sorted(parameter.name for parameter in OPTIONS)
-    for name in options:
-        if name not in known:
-            raise InputError(f"unknown option {shown(name)}; the options are {', '.join(known)}")
 
 
 def announce(function: Any, record: Any, options: list[Parameter]) -> None:

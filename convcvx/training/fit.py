@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
@@ -17,6 +17,7 @@ from convcvx.errors import RunError
 from convcvx.network.certify import certify_on
 from convcvx.network.evaluate import accuracy, mean_loss, predict
 from convcvx.network.two_layer import TwoLayerCNN, two_layer_cnn
+from convcvx.pooling import Pooling
 from convcvx.solution import Solution
 from convcvx.training.optimise import Optimised, named_oracle
 from convcvx.training.options import TrainConfig
@@ -168,7 +169,9 @@ def load_fit(run: Run) -> Fit:
     from_network = network.state_dict().get("4.bias", torch.zeros(len(solution.intercept)))
     if not torch.equal(solution.intercept.float(), from_network):  # targets far from zero were centred
         solution = solution.shifted(from_network.double() - solution.intercept)
-    return Fit(network, run.certificate, solution, run.config, metrics, run.origin)
+    config = run.config
+    solution = replace(solution, embedding=embedding, pooling=Pooling.of(config.pool))
+    return Fit(network, run.certificate, solution, config, metrics, run.origin)
 
 
 def score(network: TwoLayerCNN, dataset: Dataset | None) -> float | None:

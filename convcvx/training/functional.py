@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from convcvx.budget import LEAST, Budget, Deadline
+from convcvx.budget import LEAST, Deadline
 from convcvx.certificate import Certificate, certify_parameters
 from convcvx.data.arrays import as_tensor
 from convcvx.errors import InputError, check_count, check_positive
@@ -17,7 +17,12 @@ from convcvx.oracles import Oracle
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
 from convcvx.solution import Callback, Solution
-from convcvx.training.plan import beta_at, build_problem, find_beta_max, solve_problem, warn_short_of
+from convcvx.training.journal import Checkpoint
+from convcvx.training.optimise import optimise
+from convcvx.training.option import check_names
+from convcvx.training.options import TrainConfig
+from convcvx.training.plan import beta_at, build_problem, find_beta_max, warn_short_of
+from convcvx.training.progress import SILENT, Report
 from convcvx.units import Units
 
 
@@ -94,12 +99,13 @@ def solve(
     >>> solution.certificate.scope, bool(solution.certificate.rel_gap < 1e-4)
     ('global', True)
     """
-    budget = Budget(tol, max_filters, max_rounds, time_limit)
-    deadline = Deadline.after(time_limit)
+    options: dict[str, Any] = {"loss": loss, "intercept": intercept, "solver": solver, "seed": seed}
+    limits: dict[str, Any] = {"max_filters": max_filters, "max_rounds": max_rounds, "time_limit": time_limit}
+    config = TrainConfig(**options, tol=tol, **limits)
+    deadline = Deadline.after(config.budget.time_limit)
     problem, units = _in_units(patches, targets, pooling=pooling, loss=loss, intercept=intercept, device=device)
-    problem = problem.with_beta(units.reduced_beta(beta)).until(deadline)
-    options: dict[str, Any] = {"solver": solver, "oracle": oracle, "seed": seed, "start": start, "callback": callback}
-    solution, certificate = train(problem, units, budget, **options)
+    config = replace(config, beta=units.reduced_beta(beta))
+    solution, certificate = train(problem.until(deadline), units, config, oracle, start, callback)
     warn_short_of(certificate, solution, tol)
     return solution
 
@@ -107,42 +113,46 @@ def solve(
 def train(
     problem: Problem,
     units: Units,
-    budget: Budget,
-    *,
-    solver: str = "auto",
+    config: TrainConfig,
     oracle: str | Oracle = "auto",
-    seed: int = 0,
     start: Solution | None = None,
     callback: Callback | None = None,
+    report: Report = SILENT,
 ) -> tuple[Solution, Certificate]:
-    """Solve and certify a `problem` in `units` by its deadline; `start`, `callback` and the results are out of them."""
+    """Solve and certify a `problem` in `units`, as the β of `config` is, by its deadline.
 
-    def told(solution: Solution) -> None:
-        assert callback is not None
-        callback(units.solution(solution.shifted(problem.offset)))
-
-    solution = solve_problem(
-        problem,
-        budget,
-        solver=solver,
-        oracle=oracle,
-        seed=seed,
-        start=None if start is None else units.inverse.solution(start).shifted(-problem.offset),
-        callback=None if callback is None else told,
-    ).shifted(problem.offset)
+    `start`, and what `callback` is told and what comes back, are out of them; `report` is told what is in them.
+    """
+    begun = Checkpoint(solution=None if start is None else units.inverse.solution(start).shifted(-problem.offset))
+    optimised = optimise(
+        problem, config, _OutOfUnits(report, callback, units), checkpoint=begun, oracle=oracle, beta_max=False
+    )
+    problem, solution = optimised.problem, optimised.solution.shifted(problem.offset)
     certificate = certify_parameters(
-        problem.until(problem.deadline.later(LEAST * (budget.time_limit or 0.0))),
+        problem.until(problem.deadline.later(LEAST * (config.time_limit or 0.0))),
         solution.filters,
         solution.weights,
         solution.intercept,
         oracle=oracle,
-        tol=budget.tol,
-        seed=seed + 1,
+        tol=config.tol,
+        seed=config.seed,
         dual_point=solution.dual_point,
         training=solution.history,
     )
     solution = units.solution(replace(solution, certificate=certificate))
     return solution, units.certificate(certificate)
+
+
+class _OutOfUnits:
+    """A report that tells a callback what the solution is out of `units`."""
+
+    def __init__(self, report: Report, callback: Callback | None, units: Units) -> None:
+        self.begin, self._report, self._callback, self._units = report.begin, report, callback, units
+
+    def __call__(self, solution: Solution, beta: float) -> None:
+        self._report(solution, beta)
+        if self._callback is not None:
+            self._callback(self._units.solution(solution))
 
 
 def _in_units(patches: Any, targets: Any, **options: Any) -> tuple[Problem, Units]:
@@ -196,22 +206,31 @@ def path(
         One a β, in the order of `betas`; `.certificate.beta` says which.
     """
     given = {name: options.pop(name) for name in ("pooling", "loss", "intercept", "device") if name in options}
-    budget = Budget(**{field.name: options.pop(field.name) for field in fields(Budget) if field.name in options})
+    run = {name: options.pop(name) for name in ("oracle", "start", "callback") if name in options}
+    check_names(options, ("solver", "tol", "max_filters", "max_rounds", "time_limit", "seed"))
+    config = TrainConfig(**options)
     # of their own: whoever takes one solution after another may change his arrays in between
     problem, units = _in_units(as_tensor("patches", patches).clone(), as_tensor("targets", targets).clone(), **given)
     if betas is None:
-        check_count("n_betas", n_betas)
-        check_positive("ratio", ratio)
-        top = units.of_g(find_beta_max(problem, options.get("oracle", "auto"), options.get("seed", 0)))
-        first, last = top or ratio, beta_at(ratio, top)  # where no filter helps, one β will do
-        betas = [float(b) for b in np.geomspace(first, last, n_betas if top else 1)]
-    start = options.pop("start", None)
+        betas = path_betas(problem, units, run.get("oracle", "auto"), config.seed, n_betas, ratio)
     for beta in betas:
-        at_beta = problem.with_beta(units.reduced_beta(beta)).until(Deadline.after(budget.time_limit))
-        start, certificate = train(at_beta, units, budget, start=start, **options)
-        warn_short_of(certificate, start, budget.tol)
-        yield start
-        start = replace(start, history=[], rounds=0, status="running", certificate=None)
+        at_beta = replace(config, beta=units.reduced_beta(beta))
+        in_time = problem.until(Deadline.after(config.budget.time_limit))
+        solution, certificate = train(in_time, units, at_beta, **run)
+        warn_short_of(certificate, solution, config.tol)
+        yield solution
+        run["start"] = replace(solution, history=[], rounds=0, status="running", certificate=None)
+
+
+def path_betas(
+    problem: Problem, units: Units, oracle: str | Oracle, seed: int, n_betas: int, ratio: float
+) -> list[float]:
+    """`n_betas` values from beta_max down to `ratio` times that, out of `units`; see `path`."""
+    check_count("n_betas", n_betas)
+    check_positive("ratio", ratio)
+    top = units.of_g(find_beta_max(problem, oracle, seed))
+    first, last = top or ratio, beta_at(ratio, top)  # where no filter helps, one β will do
+    return [float(beta) for beta in np.geomspace(first, last, n_betas if top else 1)]
 
 
 def patches_to_images(patches: Tensor | np.ndarray) -> Tensor:

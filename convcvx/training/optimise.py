@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 from convcvx.oracles import Oracle, SampledOracle
@@ -74,7 +74,10 @@ def optimise(
         report(reached.shifted(problem.offset), problem.beta)
 
     if config.dictionary is not None and solution is not None and config.max_rounds == 0:
-        return Optimised(problem, solution, top)  # the dictionary alone, without the solver's passes over all images
+        # The dictionary alone, without the solver's passes over all images.
+        responses = problem.responses
+        solution = replace(solution, embedding=responses.embedding, pooling=responses.pooling)
+        return Optimised(problem, solution, top)
     solution = solve_problem(
         problem,
         config.budget,

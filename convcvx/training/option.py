@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from inspect import Parameter
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -116,6 +118,15 @@ def options_of(record: Any) -> dict[str, Declared]:
     return found
 
 
+def check_names(given: Iterable[str], known: Collection[str]) -> None:
+    """Raise `InputError` for what is no option."""
+    for name in given:
+        if name not in known:
+            close = get_close_matches(name, known, 1)
+            meant = f" (is {close[0]} meant?)" if close else ""
+            raise InputError(f"unknown option {shown(name)}{meant}; the options are {', '.join(sorted(known))}")
+
+
 def check_options(record: Any) -> None:
     """Raise `InputError` for an option of a record out of its bounds."""
     for declared in options_of(record).values():
@@ -172,5 +183,6 @@ def described(record: Any, parameters: Iterable[Parameter]) -> str:
     for parameter in parameters:
         if (declared := options.get(parameter.name)) is not None:
             kind = "number or bool" if declared.option.strength else declared.kind.__name__
-            lines += [f"{parameter.name} : {kind}, default {parameter.default!r}", f"    {declared.option.help}"]
+            lines.append(f"{parameter.name} : {kind}, default {parameter.default!r}")
+            lines += wrap(declared.option.help, 112, initial_indent="    ", subsequent_indent="    ")
     return "\n".join(lines)

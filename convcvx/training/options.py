@@ -20,6 +20,7 @@ from convcvx.training.option import (
     NO_FLAG,
     SOLVER,
     as_kept,
+    check_names,
     check_options,
     option,
     options_of,
@@ -217,9 +218,8 @@ class TrainConfig:
         InputError
             For a key that is no option, or a value that is not of its kind.
         """
+        check_names(values, OPTIONS)
         for key, value in values.items():
-            if key not in OPTIONS:
-                raise InputError(f"unknown option {shown(key)}; the options are {', '.join(sorted(OPTIONS))}")
             OPTIONS[key].check_kind(value)
         return cls(**{key: OPTIONS[key].default if value is None else value for key, value in values.items()})
 

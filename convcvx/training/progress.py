@@ -25,6 +25,19 @@ class Report(Protocol):
         ...
 
 
+class Silent:
+    """Tells nobody."""
+
+    def begin(self, text: str) -> None:
+        pass
+
+    def __call__(self, solution: Solution, beta: float) -> None:
+        pass
+
+
+SILENT = Silent()
+
+
 class Progress:
     """Prints a line for each round that `__call__` is given.
 

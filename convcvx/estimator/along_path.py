@@ -1,0 +1,135 @@
+"""Estimators that choose β by cross-validation, along a path of warm starts: one problem a fold, not one a β."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from inspect import Parameter
+from typing import Any, Self
+
+import numpy as np
+from sklearn.base import is_classifier
+from sklearn.metrics import check_scoring
+from sklearn.model_selection import check_cv
+from sklearn.utils import _safe_indexing
+
+from convcvx.budget import Deadline
+from convcvx.errors import InputError, check_positive
+from convcvx.estimator.base import PARAMETERS, ConvexCNN, declare
+from convcvx.estimator.models import ConvexCNNClassifier, ConvexCNNRegressor
+from convcvx.problem import Problem
+from convcvx.training.functional import path_betas
+from convcvx.training.options import TrainConfig
+from convcvx.training.plan import warn_short_of
+from convcvx.units import Units
+
+INSTEAD_OF_BETA = [
+    Parameter(name, Parameter.KEYWORD_ONLY, default=default)
+    for name, default in (("betas", None), ("n_betas", 10), ("ratio", 1e-3), ("cv", 5), ("scoring", None))
+]
+PATH_PARAMETERS = INSTEAD_OF_BETA + [p for p in PARAMETERS if p.name not in ("beta", "beta_ratio", "warm_start")]
+
+
+class _AlongPath(ConvexCNN):
+    """`fit` of a class whose next one in line is the estimator for a single β."""
+
+    beta = beta_ratio = None
+    warm_start = False
+
+    def fit(self, X: Any, y: Any) -> Self:
+        """Score every β of the path on the folds, then train along the path on all of X as far as the best one.
+
+        Raises
+        ------
+        InputError
+            For parameters out of range or that do not fit X.
+
+        Warns
+        -----
+        ConvergenceWarning
+            When the certified gap of the last fit is above `tol`.
+        """
+        problem, units, config = self._problem(X, y)
+        self.betas_ = self._path(problem, units, config)
+        scorer = check_scoring(self, self.scoring)
+        folds = list(check_cv(self.cv, y, classifier=is_classifier(self)).split(X, y))
+        self.scores_ = np.array([self._fold_scores(X, y, train, test, scorer) for train, test in folds])
+        best = int(self.scores_.mean(axis=0).argmax())
+        for _ in self._along(self, problem, units, config, self.betas_[: best + 1]):
+            pass
+        warn_short_of(self.certificate_, self.solution_, self.tol)
+        return self
+
+    def _path(self, problem: Problem, units: Units, config: TrainConfig) -> np.ndarray:
+        if self.betas is None:
+            return np.array(path_betas(problem, units, config.oracle, config.seed, self.n_betas, self.ratio))
+        betas = np.asarray(self.betas, dtype=float)
+        if betas.ndim != 1 or not len(betas):
+            raise InputError(f"betas must be a sequence of positive numbers; got {self.betas!r}")
+        return np.sort([check_positive("betas", beta) for beta in betas])[::-1]
+
+    def _fold_scores(self, X: Any, y: Any, train: np.ndarray, test: np.ndarray, scorer: Any) -> list[float]:
+        model = self._single()
+        parts = model._problem(_safe_indexing(X, train), _safe_indexing(y, train))
+        held_out = _safe_indexing(X, test), _safe_indexing(y, test)
+        return [float(scorer(model, *held_out)) for _ in self._along(model, *parts, self.betas_)]
+
+    def _single(self) -> ConvexCNN:
+        """The estimator for one β with these parameters."""
+        single: Any = type(self).__mro__[2]
+        known = single._get_param_names()
+        return single(**{name: value for name, value in self.get_params(deep=False).items() if name in known})
+
+    @staticmethod
+    def _along(
+        model: ConvexCNN, problem: Problem, units: Units, config: TrainConfig, betas: np.ndarray
+    ) -> Iterator[None]:
+        """Fit `model` at one β after the other, each from the solution before."""
+        start = None
+        for beta in betas:
+            at_beta = replace(config, beta=units.reduced_beta(float(beta)), beta_ratio=None)
+            in_time = problem.until(Deadline.after(config.time_limit))
+            solution, certificate = model._trained(in_time, units, at_beta, start)
+            model._keep(solution, certificate)
+            yield
+            start = replace(solution, history=[], rounds=0, status="running", certificate=None)
+
+
+class ConvexCNNClassifierCV(_AlongPath, ConvexCNNClassifier):
+    """`ConvexCNNClassifier` at the β with the best cross-validated score on a path, each fit started from the last.
+
+    {parameters}
+    betas_ : ndarray (n_betas,)
+        The path, decreasing.
+    scores_ : ndarray (n_folds, n_betas)
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> X, y = load_iris(return_X_y=True)
+    >>> model = ConvexCNNClassifierCV(n_betas=3, ratio=0.01, cv=3, hidden_bias=True, random_state=0).fit(X - 3, y)
+    >>> model.scores_.shape, bool(model.score(X - 3, y) > 0.9)
+    ((3, 3), True)
+    """
+
+
+class ConvexCNNRegressorCV(_AlongPath, ConvexCNNRegressor):
+    """`ConvexCNNRegressor` at the β with the best cross-validated score on a path, each fit started from the last.
+
+    {parameters}
+    betas_ : ndarray (n_betas,)
+        The path, decreasing.
+    scores_ : ndarray (n_folds, n_betas)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.random.default_rng(0).uniform(-2, 2, size=(40, 1))
+    >>> model = ConvexCNNRegressorCV(n_betas=4, cv=3, random_state=0).fit(x, abs(x[:, 0]))
+    >>> bool(model.score(x, abs(x[:, 0])) > 0.99)
+    True
+    """
+
+
+declare(ConvexCNNClassifierCV, PATH_PARAMETERS)
+declare(ConvexCNNRegressorCV, PATH_PARAMETERS)
