@@ -16,7 +16,7 @@ from convcvx.errors import InputError, check_count, check_positive
 from convcvx.oracles import Oracle
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
-from convcvx.solution import Callback, Solution
+from convcvx.solution import Callback, Solution, Status
 from convcvx.training.plan import beta_at, build_problem, find_beta_max, solve_problem, warn_short_of
 from convcvx.units import Units
 
@@ -211,7 +211,7 @@ def path(
         start, certificate = train(at_beta, units, budget, start=start, **options)
         warn_short_of(certificate, start, budget.tol)
         yield start
-        start = replace(start, history=[], rounds=0, status="running", certificate=None)
+        start = replace(start, history=[], rounds=0, status=Status.RUNNING, certificate=None)
 
 
 def patches_to_images(patches: Tensor | np.ndarray) -> Tensor:
