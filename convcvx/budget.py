@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
 
 from convcvx.errors import check_count, check_positive
 
@@ -110,18 +109,6 @@ class Budget:
     def deadline(self, latest: Deadline, earlier: float = 0.0) -> Deadline:
         """When a training that begins now has to be over: by `latest`, `earlier` seconds having gone before."""
         return latest.sooner(Deadline.after(self.time_limit, spent=earlier))
-
-    def ends(self, record: dict[str, Any], deadline: Deadline) -> str | None:
-        """The status of a training that ends with the round of `record`; None if it goes on."""
-        # What a search that was cut short did not find is no sign of an optimum.
-        believed = record["scope"] != "heuristic" or not deadline.passed
-        return "converged" if record["rel_gap"] <= self.tol and believed else self.exhausted(record, deadline)
-
-    def exhausted(self, record: dict[str, Any], deadline: Deadline) -> str | None:
-        """The same, whatever the gap."""
-        if deadline.passed:
-            return "time_limit"
-        return "max_rounds" if record["round"] >= self.max_rounds else None
 
     def room(self, n_filters: int, wanted: int) -> int:
         """How many of `wanted` filters may join the `n_filters` that there are."""

@@ -9,7 +9,7 @@ neuron is first balanced (‖u_j‖ = ‖V_j‖, which never raises the objectiv
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -22,13 +22,8 @@ from convcvx.machine.threads import sparing_threads
 from convcvx.oracles import get_oracle
 from convcvx.oracles.base import Oracle
 from convcvx.oracles.local import LocalOracle
+from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem, relative_gap
-
-SCOPES = {
-    "global": "a proof: no network of any width has an objective below the lower bound",
-    "sampled": "a proof for the sampled activation patterns and the network's own only, not for all networks",
-    "heuristic": "an estimate, not a proof: a multi-start local search found no better filter",
-}
 
 LARGE = 1e11
 """Products n·K·h·m of a pass over all images from which on certifying in float64 would take minutes."""
@@ -56,8 +51,8 @@ class Certificate:
         Lower bound on the optimum over networks of any width, within `scope`.
     rel_gap : float
         (primal - dual) / primal.
-    scope : {"global", "sampled", "heuristic"}
-        What was searched; see `SCOPES`.
+    scope : Scope
+        Or its text: what was searched.
     beta : float
     g_max : float
         What the dual point was scaled by, against β: a true upper bound on max g, over all filters if `scope` is
@@ -78,7 +73,7 @@ class Certificate:
     primal: float
     dual: float
     rel_gap: float
-    scope: str
+    scope: Scope
     beta: float
     g_max: float
     loss: str
@@ -92,10 +87,13 @@ class Certificate:
     filter_rank: int | None = None
     filter_size: int | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scope", Scope(self.scope))
+
     @property
     def meaning(self) -> str:
         """The scope in words, and the filters meant; of a local search also what it saw; what cut the search short."""
-        said = SCOPES[self.scope]
+        said = self.scope.meaning
         if self.filter_rank != self.filter_size:
             said += f"; among networks whose filters are of rank {self.filter_rank} of {self.filter_size}"
         stopped = self.search.get("stopped") == "time_limit"
@@ -128,12 +126,15 @@ class Certificate:
                     f"the lower bound of another problem does not hold here: {name} is {getattr(self, name)!r}, not "
                     f"{getattr(other, name)!r}"
                 )
-        if other.scope == "sampled" or (self.scope == "sampled" and other.scope == "heuristic"):
-            return self
-        if (other.scope == "global", other.dual) <= (self.scope == "global", self.dual):
+        if not (other.scope.shared and other._standing > self._standing):
             return self
         taken = {name: getattr(other, name) for name in ("dual", "scope", "g_max", "oracle", "search")}
         return replace(self, rel_gap=relative_gap(self.primal, other.dual), **taken)
+
+    @property
+    def _standing(self) -> tuple[bool, bool, float]:
+        """By which lower bounds are compared: proofs for all networks, then for some, then estimates."""
+        return self.scope.for_all, self.scope.proved, self.dual
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"meaning": self.meaning}
@@ -143,7 +144,7 @@ class Certificate:
         return cls(**{k: v for k, v in values.items() if k != "meaning"})
 
     def __str__(self) -> str:
-        bound = "lower bound" if self.scope == "global" else f"lower bound ({self.scope})"
+        bound = "lower bound" if self.scope.for_all else f"lower bound ({self.scope})"
         return (
             f"objective {self.primal:.8g}, {bound} {self.dual:.8g}, relative gap {self.rel_gap:.2e}\n"
             f"scope {self.scope}: {self.meaning}"
@@ -180,7 +181,7 @@ def certify_parameters(
     tol: float = 1e-4,
     seed: int = 0,
     dual_point: Tensor | None = None,
-    training: Sequence[dict[str, Any]] | None = None,
+    training: Sequence[Mapping[str, Any]] | None = None,
 ) -> Certificate:
     """Certify filters (m, r) of any norm with weights (m, P, c) on `problem`; b is re-optimised, from `intercept` (c,).
 
@@ -217,22 +218,22 @@ def certify_parameters(
         seed=seed,
         target=target,
     )
-    if found.scope == "heuristic" and len(found.values):
+    if not found.scope.proved and len(found.values):
         candidates = torch.cat([found.filters, starts])
         values = problem.responses.correlate(candidates, residual).flatten(1).norm(dim=1)
         found = replace(found, filters=candidates, values=values)
     dual = problem.dual(residual, found.g_max)
-    if found.scope == "global" and found.g_max <= target and primal - dual > tol * primal:
+    if found.scope.for_all and found.g_max <= target and primal - dual > tol * primal:
         # The proof stopped where Z is feasible; where g stays below β a longer Z would be too, and bound better.
         again = search(problem.until(deadline), residual, starts=starts, n_filters=16, seed=seed, target=0.0)
-        if again.g_max < found.g_max:
+        if again.scope.for_all and again.g_max < found.g_max:
             found, dual = again, problem.dual(residual, again.g_max)
-    if dual_point is not None and found.scope == "global" and primal - dual > tol * primal:
+    if dual_point is not None and found.scope.for_all and primal - dual > tol * primal:
         other = problem.in_domain(_checked(dual_point, problem))
         again = search(problem.until(deadline), other, starts=starts, n_filters=1, seed=seed, target=target)
-        if again.scope == "global" and problem.dual(other, again.g_max) > dual:
+        if again.scope.for_all and problem.dual(other, again.g_max) > dual:
             found, dual = again, problem.dual(other, again.g_max)
-    if found.scope != "heuristic":  # the network's own objective is known to rounding only, which is part of the gap
+    if found.scope.proved:  # the network's own objective is known to rounding only, which is part of the gap
         dual -= problem.primal_error(predictions, weights)
     elif large:
         dual -= FLOAT32_ROUNDING * primal
@@ -258,7 +259,7 @@ def certify_parameters(
     )
 
 
-def _fair_batches(training: Sequence[dict[str, Any]], n: int, tol: float) -> int:
+def _fair_batches(training: Sequence[Mapping[str, Any]], n: int, tol: float) -> int:
     """Batches of climbs that cost a fifth of those that a training on `n` images went through, counted, not timed."""
     batches = sum(record.get("images", n) / n for record in training)
     if training and training[-1]["rel_gap"] <= tol:

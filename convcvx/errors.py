@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from enum import StrEnum
+from typing import Any, NoReturn
 
 WORD = 2**63 - 1
 """The largest whole number that a machine counts with."""
@@ -87,3 +89,21 @@ def check_choice(name: str, value: str, choices: Collection[str]) -> str:
     if not isinstance(value, str) or value not in choices:
         raise InputError(f"{name} must be one of {', '.join(choices)}; got {shown(value)}")
     return value
+
+
+class Word(StrEnum):
+    """One of a few words that mean something: it compares, prints and is stored as its text.
+
+    What is said of a word stands behind its text, as the arguments of `__init__`. Any other text raises `InputError`.
+    """
+
+    def __new__(cls, text: str, *_: Any) -> Word:
+        word = str.__new__(cls, text)
+        word._value_ = text
+        return word
+
+    @classmethod
+    def _missing_(cls, value: object) -> NoReturn:
+        raise InputError(f"{cls.__name__.lower()} must be one of {', '.join(cls)}; got {shown(value)}")
+
+    __repr__ = str.__repr__

@@ -1,18 +1,105 @@
-"""A trained two-layer network in the convex model's own variables, and how the solver got there."""
+"""A trained two-layer network in the convex model's own variables, how the solver got there, and why it stopped."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
+
+from convcvx.errors import Word
+from convcvx.oracles.scope import Scope
 
 if TYPE_CHECKING:
     from convcvx.certificate import Certificate
     from convcvx.patches import PatchEmbedding
     from convcvx.pooling import Pooling
+
+REACHED, SHORT = 0, 3
+"""Exit codes of a command: it did what it was asked to; it stopped short of the tolerance."""
+
+
+class Status(Word):
+    """How a training, or a command, stands, or why it stopped.
+
+    Attributes
+    ----------
+    meaning : str
+        In words.
+    remedy : str
+        What to try where that is short of what was asked for; a command's own words say more where there is none.
+    exit_code : int
+        That of a command that ends with it.
+    """
+
+    CONVERGED = (
+        "converged",
+        "the gap is within tol",
+        "a second, longer search found more than the solver's; raise tol, or name an exact oracle",
+        REACHED,
+    )
+    DONE = "done", "what was asked for is done; there was no gap to close", "", REACHED
+    RUNNING = "running", "the training goes on", "go on with it, or raise tol"
+    MAX_FILTERS = "max_filters", "there is no room for another filter, or none that is worth it", "raise max_filters"
+    MAX_ROUNDS = "max_rounds", "all rounds are used up", "raise max_rounds"
+    TIME_LIMIT = "time_limit", "the time is over", "raise time_limit"
+    STALLED = "stalled", "further rounds no longer lower the objective", "raise tol, or name an exact oracle"
+    RELAXATION_GAP = (
+        "relaxation_gap",
+        "the relaxation is solved, but not tight",
+        "the relaxation is not tight here; use solver='sliding-fw', or raise tol",
+    )
+    SAMPLED = (
+        "sampled",
+        "the program over sampled activation patterns is solved, the network is not optimal",
+        "the sampled program is solved, the network is not: sample more gates, or use solver='sliding-fw'",
+    )
+    CONDITIONS = (
+        "conditions",
+        "the conditions under which the closed form is the optimum do not hold",
+        "the closed form is a bound on these data, no optimum: use solver='sliding-fw'",
+    )
+    GAP_ABOVE_TOL = (
+        "gap_above_tol",
+        "the certified gap is above tol, whatever the training saw",
+        "solve in float64, or raise tol",
+    )
+
+    def __init__(self, text: str, meaning: str = "", remedy: str = "", exit_code: int = SHORT) -> None:
+        self.meaning, self.remedy, self.exit_code = meaning, remedy, exit_code
+
+
+class Round(TypedDict):
+    """What the history keeps of a round; JSON as it is."""
+
+    round: int
+    """Rounds behind the network that the oracle was asked about."""
+    objective: float
+    lower_bound: float
+    """The best one proved by then if the scope is global, else what this round's search shows; never above the
+    objective."""
+    rel_gap: float
+    g_max: float
+    """What the dual point was scaled by."""
+    scope: Scope
+    """Or, from a file, its text."""
+    n_filters: int
+    seconds: float
+    """Since the training began, those of earlier sessions included."""
+    images: NotRequired[int]
+    """Size of the sample, before the solver has come to all images."""
+    relaxation: NotRequired[float]
+    """Of solver copositive: the value of the program that its backend reported."""
+    gated_primal: NotRequired[float]
+    """Of solver gated, here and below: what became of the gated program, in its first round."""
+    gated_dual: NotRequired[float]
+    gated_iterations: NotRequired[int]
+    closed_form: NotRequired[dict[str, Any]]
+    """Of solver closed-form: the conditions."""
+    dictionary_gap: NotRequired[float]
+    """Of a start from a dictionary: how far its weights are from optimal ones."""
 
 
 @dataclass(frozen=True)
@@ -27,15 +114,10 @@ class Solution:
         V_j.
     intercept : Tensor (c,) float64
         b; zero without an intercept.
-    status : str
-        "converged", or what stopped the solver short of `tol`: "max_filters", "max_rounds", "time_limit",
-        "stalled" (rounds that no longer lower the objective), "relaxation_gap" (a relaxation that is not tight),
-        "sampled" (the program over sampled patterns is solved, the network is not optimal), "conditions" (those of the
-        closed form do not hold).
-    history : list of dict
-        One record a round: round, objective, lower_bound, rel_gap, g_max, scope, n_filters, seconds; for a solution of
-        a sample, before the solver has come to all images, also their number, images. The bound is the best one proved
-        by then if the scope is global, else what this round's search shows.
+    status : Status
+        Or, from a file, its text: "converged", or what stopped the solver short of `tol`.
+    history : list of Round
+        One record a round.
     rounds : int
         Rounds behind this solution, those of earlier sessions included.
     certificate : Certificate or None
@@ -48,13 +130,16 @@ class Solution:
     filters: Tensor
     weights: Tensor
     intercept: Tensor
-    status: str = "running"
-    history: list[dict[str, Any]] = field(default_factory=list)
+    status: Status = Status.RUNNING
+    history: list[Round] = field(default_factory=list)
     rounds: int = 0
     certificate: Certificate | None = None
     embedding: PatchEmbedding | None = None
     pooling: Pooling | None = None
     dual_point: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "status", Status(self.status))
 
     @classmethod
     def empty(cls, dim: int, n_cells: int, n_outputs: int) -> Solution:

@@ -19,7 +19,7 @@ from convcvx.data.arrays import as_tensor
 from convcvx.data.images import Images, StreamedImages
 from convcvx.errors import InputError, check_positive
 from convcvx.patches import PatchSpec
-from convcvx.solution import Solution
+from convcvx.solution import Round, Solution
 
 if TYPE_CHECKING:
     from convcvx.certificate import Certificate
@@ -149,13 +149,13 @@ class Units:
             certificate=None if solution.certificate is None else self.certificate(solution.certificate),
         )
 
-    def _record(self, record: dict[str, Any]) -> dict[str, Any]:
-        values = {
+    def _record(self, record: Round) -> Round:
+        return {
+            **record,
             "objective": self._held("objective", record["objective"], 2 * self.targets),
             "lower_bound": self._lowered(record["lower_bound"]),
             "g_max": self.of_g(record["g_max"]),
         }
-        return record | values
 
     def certificate(self, certificate: Certificate) -> Certificate:
         if self.ordinary:

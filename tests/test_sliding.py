@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import replace
 from itertools import pairwise
 
@@ -27,6 +26,8 @@ from convcvx.solvers.master.table import solve_master
 from convcvx.solvers.rounds import _refuting, consult
 from convcvx.solvers.slide.coordinates import _factor
 from convcvx.solvers.slide.descent import descend
+from convcvx.solvers.sliding_frank_wolfe import sliding_frank_wolfe
+from convcvx.solvers.table import SOLVERS
 from convcvx.training.plan import build_problem, find_beta_max, solve_problem
 
 
@@ -288,8 +289,7 @@ def test_a_run_resumes_after_its_budget_is_raised():
 @pytest.fixture
 def sampled_problem(monkeypatch) -> Problem:
     """720 digits, with samples of 180 and of 45 to begin with."""
-    module = importlib.import_module("convcvx.solvers.sliding_frank_wolfe")
-    monkeypatch.setattr(module, "SAMPLE_SIZE", 45)
+    monkeypatch.setitem(SOLVERS, "sliding-fw", replace(sliding_frank_wolfe, sample_size=45))
     train, _ = data.load("digits", limit=720)
     return build_problem(train.images, train.targets, 1e-3, spec=PatchSpec(3, stride=2))
 

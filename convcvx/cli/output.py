@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 
 from convcvx.errors import ConvcvxError, WorkerError, one_line
+from convcvx.solution import Status
 from convcvx.storage.reading import json_text
 
 OUT_OF_MEMORY = re.compile("out of memory|allocate memory|not enough memory")
@@ -63,7 +64,7 @@ def finish(metrics: dict[str, Any], json_output: bool) -> NoReturn:
     """Print the JSON object if asked for, and end with the exit status that `metrics["status"]` stands for."""
     if json_output:
         print(json_text(metrics), flush=True)
-    raise typer.Exit(0 if metrics["status"] in ("converged", "done") else 3)
+    raise typer.Exit(Status(metrics["status"]).exit_code)
 
 
 @contextmanager

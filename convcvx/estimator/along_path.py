@@ -18,6 +18,7 @@ from convcvx.errors import InputError, check_positive
 from convcvx.estimator.base import PARAMETERS, ConvexCNN, declare
 from convcvx.estimator.models import ConvexCNNClassifier, ConvexCNNRegressor
 from convcvx.problem import Problem
+from convcvx.solution import Status
 from convcvx.training.functional import path_betas
 from convcvx.training.options import TrainConfig
 from convcvx.training.plan import warn_short_of
@@ -92,7 +93,7 @@ class _AlongPath(ConvexCNN):
             solution, certificate = model._trained(in_time, units, at_beta, start)
             model._keep(solution, certificate)
             yield
-            start = replace(solution, history=[], rounds=0, status="running", certificate=None)
+            start = replace(solution, history=[], rounds=0, status=Status.RUNNING, certificate=None)
 
 
 class ConvexCNNClassifierCV(_AlongPath, ConvexCNNClassifier):

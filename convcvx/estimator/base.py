@@ -25,7 +25,7 @@ from convcvx.machine.devices import pick_device
 from convcvx.network.two_layer import TwoLayerCNN
 from convcvx.problem import Problem
 from convcvx.responses.passes import Responses
-from convcvx.solution import Solution
+from convcvx.solution import Solution, Status
 from convcvx.training.functional import patches_to_images, train
 from convcvx.training.option import described, parameters
 from convcvx.training.options import TrainConfig
@@ -154,7 +154,7 @@ class ConvexCNN(TransformerMixin, BaseEstimator):
             before = before.with_parameters(
                 space.filters(*before.embedding.kernels(before.filters)), before.weights, before.intercept
             )
-        return replace(before, history=[], rounds=0, status="running", certificate=None, dual_point=None)
+        return replace(before, history=[], rounds=0, status=Status.RUNNING, certificate=None, dual_point=None)
 
     def to_network(self) -> TwoLayerCNN:
         """The fitted network as a torch module; it takes images (n, C, H, W), plain data as (n, n_features, 1, 1)."""

@@ -5,7 +5,7 @@ Any Conv2d → ReLU → average pooling → Linear qualifies.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -104,7 +104,7 @@ def certify_on(
     tol: float = 1e-4,
     seed: int = 0,
     dual_point: Tensor | None = None,
-    training: Sequence[dict[str, Any]] | None = None,
+    training: Sequence[Mapping[str, Any]] | None = None,
 ) -> Certificate:
     """As `certify`, on a `problem` that is there already: its images, embedding, pooling and β are believed.
 

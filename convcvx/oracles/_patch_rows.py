@@ -179,15 +179,6 @@ def embedding_errors(responses: Responses, where: slice, raw: Tensor) -> Tensor:
     return torch.where(errors > 0, UP * errors + NORMAL, 0.0)
 
 
-def check_size(responses: Responses, n_outputs: int) -> None:
-    """Raise `InputError` for more patch rows than a rigorous oracle may gather."""
-    if (size := PatchRows.size(responses, n_outputs)) > MAX_BYTES:
-        raise InputError(
-            f"oracle needs all patches at once, {size / 2**30:.0f} GiB of them; use fewer images, a coarser "
-            "stride, or oracle='local'"
-        )
-
-
 def merge(rows: np.ndarray, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Groups of equal rows of one cell: a member of each, and the group of each row."""
     rows += 0.0  # -0 becomes 0

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
 
 
@@ -29,9 +30,9 @@ class OracleResult:
         g of each.
     upper_bound : float
         A true upper bound on max g over what `scope` says, rounding included; infinite if none was proved.
-    scope : {"global", "sampled", "heuristic"}
-        `global` if and only if `upper_bound` was proved for all filters; `sampled` if for those whose activation
-        pattern is one of a sample; else nothing was proved.
+    scope : Scope
+        Or its text: `global` if and only if `upper_bound` was proved for all filters; `sampled` if for those whose
+        activation pattern is one of a sample; else nothing was proved.
     stats : dict
         What the oracle did: starts, basins, cells, seconds.
     """
@@ -39,14 +40,17 @@ class OracleResult:
     filters: Tensor
     values: Tensor
     upper_bound: float
-    scope: str
+    scope: Scope
     stats: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scope", Scope(self.scope))
 
     @property
     def g_max(self) -> float:
         """What the dual point is scaled by: the proved bound, or the best value found when there is none."""
         best = float(self.values.max()) if len(self.values) else math.inf  # a search that saw nothing bounds nothing
-        return best if self.scope == "heuristic" else self.upper_bound
+        return self.upper_bound if self.scope.proved else best
 
     @property
     def cut_short(self) -> bool:
@@ -54,7 +58,7 @@ class OracleResult:
         return self.stats.get("stopped") == "time_limit"
 
     @classmethod
-    def unfinished(cls, problem: Problem, scope: str, seconds: float, bound: float = math.inf) -> OracleResult:
+    def unfinished(cls, problem: Problem, scope: Scope, seconds: float, bound: float = math.inf) -> OracleResult:
         """What is left of a search that the deadline ended before it had found anything."""
         filters = torch.zeros(0, problem.responses.dim, dtype=torch.float64)
         return cls(filters, filters.sum(dim=1), bound, scope, {"stopped": "time_limit", "seconds": seconds})

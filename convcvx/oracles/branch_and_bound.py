@@ -61,12 +61,14 @@ import torch
 from torch import Tensor
 
 from convcvx.budget import NEVER, Deadline, OutOfTime
-from convcvx.errors import InputError, check_choice, check_count, check_positive
+from convcvx.errors import check_choice, check_count, check_positive
 from convcvx.oracles._batches import BatchedSearch
 from convcvx.oracles._blocks import BlockSearch, Goal, Incumbents
 from convcvx.oracles._row_tree import RowTree
 from convcvx.oracles.base import OracleResult
 from convcvx.oracles.charged_rows import ChargedRows
+from convcvx.oracles.needs import Need
+from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
 
 MAX_RANK = 16
@@ -137,7 +139,7 @@ class BranchAndBoundOracle:
             charged = ChargedRows.build(problem.until(deadline), dual_point)
             deadline.check()  # the tree over the rows takes seconds for a million of them
         except OutOfTime:
-            return OracleResult.unfinished(problem, "global", time.perf_counter() - began)
+            return OracleResult.unfinished(problem, Scope.GLOBAL, time.perf_counter() - began)
         points = None if starts is None else (starts.double().cpu() @ charged.frame.T).numpy()
         device = problem.responses.device
         options: dict[str, Any] = {"n_filters": n_filters, "seed": seed, "target": target, "began": began}
@@ -166,7 +168,8 @@ class BranchAndBoundOracle:
         n, d = charged.rows.shape
         bound, cones, entries, stopped = 0.0, 0, 0, "bound"
         points, values = np.zeros((0, d)), np.zeros(0)
-        check_rank(d)
+        if (instead := _too_high(d)) is not None:
+            raise LOW_RANK.refusal(f"oracle {self.name}", instead)
         if n and d:
             tree = RowTree.build(charged)
             incumbents = Incumbents(charged, tree, n_filters + 3)
@@ -202,10 +205,12 @@ class BranchAndBoundOracle:
         return BlockSearch(charged, tree, incumbents, goal)
 
 
-def check_rank(rank: int) -> None:
-    """Raise `InputError` for patches of a rank that the search cannot begin with."""
-    if rank > MAX_RANK:
-        raise InputError(
-            f"branch and bound begins with 2^(rank - 1) cones: rank must be at most {MAX_RANK}; got patches of rank "
-            f"{rank}: pass a smaller rank, or oracle='local'"
-        )
+def _too_high(rank: int) -> str | None:
+    return f"patches of rank {rank}" if rank > MAX_RANK else None
+
+
+LOW_RANK = Need(
+    f"patches of a rank of {MAX_RANK} at most, as it begins with 2^(rank - 1) cones",
+    lambda problem: _too_high(problem.responses.embedding.patch_rank),
+    "pass a smaller rank, or oracle='local'",
+)

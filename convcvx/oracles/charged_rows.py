@@ -12,8 +12,10 @@ from torch import Tensor
 
 from convcvx.errors import InputError
 from convcvx.oracles._division import Division
-from convcvx.oracles._patch_rows import NORMAL, UP, PatchRows, check_size
+from convcvx.oracles._patch_rows import NORMAL, UP, PatchRows
 from convcvx.oracles.base import OracleResult
+from convcvx.oracles.needs import ROWS_IN_MEMORY, require
+from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
 from convcvx.rounding import TINY, UNIT
 
@@ -67,7 +69,7 @@ class ChargedRows:
         InputError
             When they would not fit in `MAX_BYTES`, or are not finite.
         """
-        check_size(problem.responses, problem.n_outputs)
+        require("oracle", (ROWS_IN_MEMORY,), problem)
         patches = PatchRows.of(problem.responses)
         dual, exponent = at_scale_one(dual_point.numpy())
         charges = patches.incidence @ dual
@@ -126,7 +128,7 @@ class ChargedRows:
         total = (largest(bound, *values) + largest(self.slack)) * (1 + 4 * UNIT)
         filters = self.lift(points)
         values = np.ldexp(values, self.exponent)
-        return OracleResult(filters, torch.as_tensor(values), raised(total, self.exponent), "global", stats)
+        return OracleResult(filters, torch.as_tensor(values), raised(total, self.exponent), Scope.GLOBAL, stats)
 
     def lift(self, coordinates: np.ndarray) -> Tensor:
         """(q, d) coordinates to (q, r) filters."""

@@ -29,6 +29,7 @@ from convcvx.oracles._blocks import Incumbents
 from convcvx.oracles._row_tree import RowTree
 from convcvx.oracles.base import OracleResult
 from convcvx.oracles.charged_rows import ChargedRows, largest
+from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
 from convcvx.rounding import UNIT
 
@@ -67,7 +68,7 @@ class CopositiveOracle:
         try:
             charged = ChargedRows.build(problem, dual_point)
         except OutOfTime:
-            return OracleResult.unfinished(problem, "global", time.perf_counter() - began)
+            return OracleResult.unfinished(problem, Scope.GLOBAL, time.perf_counter() - began)
         points = np.zeros((0, len(charged.frame))) if starts is None else (starts.double() @ charged.frame.T).numpy()
         options: dict[str, Any] = {"n_filters": n_filters, "seed": seed, "target": target, "began": began}
         return self.maximise(charged, points, **options, deadline=problem.deadline)

@@ -28,6 +28,7 @@ from convcvx.oracles._spheres import INSIDE, cell_sweep
 from convcvx.oracles._sweeps import DISTINCT, circle_sweep, lines, offer
 from convcvx.oracles.base import OracleResult
 from convcvx.oracles.charged_rows import ChargedRows
+from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
 from convcvx.rounding import UNIT
 
@@ -89,7 +90,7 @@ class ExactOracle:
         try:
             return self.maximise(ChargedRows.build(problem, dual_point), n_filters, problem.deadline)
         except OutOfTime:
-            return OracleResult.unfinished(problem, "global", time.perf_counter() - began)
+            return OracleResult.unfinished(problem, Scope.GLOBAL, time.perf_counter() - began)
 
     def maximise(self, charged: ChargedRows, n_filters: int = 1, deadline: Deadline = NEVER) -> OracleResult:
         """The same for rows already charged. Of cells not visited by the `deadline` only Σ‖x_k‖‖s_k‖ is known.

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from convcvx.budget import OutOfTime
 from convcvx.oracles.base import OracleResult
+from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
 from convcvx.responses import Responses
 
@@ -103,7 +104,7 @@ class LocalOracle:
         except OutOfTime:
             stats["stopped"] = "time_limit"
         if not measured:
-            return OracleResult.unfinished(problem, "heuristic", perf_counter() - began)
+            return OracleResult.unfinished(problem, Scope.HEURISTIC, perf_counter() - began)
         filters, values = (torch.cat(parts) for parts in zip(*climbed, strict=True))
         basins = distinct(filters, values, len(filters), cosine=DISTINCT)
         hits = (filters[basins] @ filters.T > DISTINCT).sum(dim=1)
@@ -118,7 +119,7 @@ class LocalOracle:
         best = distinct(filters, values, n_filters, cosine=DISTINCT)
         if float(values.max()) > self.hopeless:
             stats.setdefault("stopped", "hopeless")
-        return OracleResult(filters[best], values[best], float("inf"), "heuristic", stats)
+        return OracleResult(filters[best], values[best], float("inf"), Scope.HEURISTIC, stats)
 
     def _batches(
         self,

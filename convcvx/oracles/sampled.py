@@ -25,6 +25,7 @@ from convcvx.oracles.base import OracleResult
 from convcvx.oracles.charged_rows import at_scale_one, largest, raised
 from convcvx.oracles.local import distinct
 from convcvx.oracles.pattern_cones import PatternCones
+from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
 from convcvx.responses.gated import GatedResponses, sample_gates
 from convcvx.rounding import UNIT
@@ -70,7 +71,7 @@ class SampledOracle:
         try:
             return self._answer(problem.with_dtype(torch.float64), dual_point, starts, n_filters, target, began)
         except OutOfTime:
-            return OracleResult.unfinished(problem, "sampled", perf_counter() - began)
+            return OracleResult.unfinished(problem, Scope.SAMPLED, perf_counter() - began)
 
     def _answer(
         self,
@@ -110,7 +111,7 @@ class SampledOracle:
         } | stopped
         bound = largest(float(bounds.max()) * (1 + 1e-12) + rounding(problem.until(NEVER), dual_point, dual_error))
         values = torch.from_numpy(np.ldexp(values[best].numpy(), exponent))
-        return OracleResult(filters[best], values, raised(bound, exponent), "sampled", stats)
+        return OracleResult(filters[best], values, raised(bound, exponent), Scope.SAMPLED, stats)
 
 
 def _search(problem: Problem, gates: Tensor, pulls: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -30,29 +30,26 @@ XXᵀ ∝ I implies spike-free: ‖(CX)^†C(Xu)₊‖ = ‖C(Xu)₊‖/s <= ‖
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from time import perf_counter
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from convcvx.budget import Budget, OutOfTime
+from convcvx.budget import OutOfTime
 from convcvx.errors import InputError
 from convcvx.oracles.base import Oracle
+from convcvx.oracles.needs import ONE_PATCH, SQUARED_LOSS, Need, require
+from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem, relative_gap
 from convcvx.responses.gated import embedded_rows
-from convcvx.solution import Callback, Solution
+from convcvx.solution import Solution, Status
+from convcvx.solvers.loop import Level, Look, Solver
 from convcvx.solvers.master.table import solve_master
 from convcvx.solvers.rounds import predicted, record_of
+from convcvx.solvers.spike_free import EXACT, centred, spike_free
 
-EXACT = 1e-7
-"""Relative deviation that passes for rounding in the tests of the conditions."""
 ROUNDING = 1e-10
 """Share of the value by which singular values and the sums over them can be off."""
-PROBES = 512
-"""Random filters that try to refute spike-freeness."""
-MAX_OUTPUTS = 512
-"""Samples up to which an oracle is asked whether all responses lie in the range of the data."""
 
 
 @dataclass(frozen=True)
@@ -94,53 +91,57 @@ class ClosedForm:
         return {name: value for name, value in asdict(self).items() if name != "filters"}
 
 
-def closed_form(
-    problem: Problem,
-    oracle: Oracle,
-    budget: Budget = Budget(),
-    *,
-    seed: int = 0,
-    start: Solution | None = None,
-    callback: Callback | None = None,
-) -> Solution:
+@dataclass(frozen=True)
+class BySoftThresholding(Solver):
     """The network of the closed form: its optimum where the conditions hold, else a network with a proved bound.
 
-    The filters are ±u_k, their weights optimal. The only history record holds the network's own objective, the proved
-    lower bound, and the conditions under `closed_form`. Status "conditions" means that the two differ by more than
-    `budget.tol`. `oracle` helps to decide whether the data are spike-free; rounds and `start` play no part. Where the
-    time ends before the analysis does, the bound is zero and there are no conditions.
-
-    Raises
-    ------
-    InputError
-        For another loss than the squared one.
+    A single round: the filters are ±u_k, their weights optimal. Its record holds the network's own objective, the
+    proved lower bound, and the conditions under `closed_form`. Status "conditions" means that the two differ by more
+    than the budget's `tol`. The `oracle` helps to decide whether the data are spike-free; `start` plays no part. Where
+    the time ends before the analysis does, the bound is zero and there are no conditions.
     """
-    began = perf_counter()
-    problem = problem.until(budget.deadline(problem.deadline))
-    value, spike_free, extra = 0.0, False, {}
-    solution = Solution.empty(problem.responses.dim, problem.responses.n_cells, problem.n_outputs)
-    predictions = problem.constant_predictions()
-    solution = replace(solution, intercept=predictions[0].clone())
-    status = "conditions"
-    try:
-        form = analyse(problem, oracle, seed)
-        value, spike_free, extra = form.value, bool(form.spike_free), {"closed_form": form.to_dict()}
-        filters = torch.cat([form.filters, -form.filters])[: budget.max_filters]
-        if len(filters):
-            result = solve_master(problem, filters, tol=min(0.01 * budget.tol, 1e-8))
-            solution = solution.with_parameters(filters, result.weights, result.intercept)
-            predictions = predicted(problem, solution)
-    except OutOfTime:
-        status = "time_limit"
-    objective = problem.primal(predictions, solution.weights)
-    # What is proved is less than the value by what the tests of the conditions let pass.
-    proved = value * (1 - (4 * EXACT if spike_free else ROUNDING))
-    record = record_of(solution, objective, proved, problem.beta, "global", perf_counter() - began)
-    status = "converged" if relative_gap(objective, value) <= budget.tol else status
-    solution = replace(solution, history=[record | extra], status=status)
-    if callback is not None:
-        callback(solution)
-    return solution
+
+    name: ClassVar[str] = "closed-form"
+    needs: ClassVar[tuple[Need, ...]] = (SQUARED_LOSS,)
+    resumes: ClassVar[bool] = False
+
+    exact: float = 0.01
+    """Share of tol to which the weights are solved: they leave no gap of their own."""
+    coarsest: float = 1e-8
+    """Gap of the weights at most: they cost next to nothing."""
+
+    def suits(self, problem: Problem) -> str | None:
+        """Where it is the optimum."""
+        if not closed_form_holds(problem):
+            return None
+        return "XXᵀ ∝ I and the signs fit: the soft-thresholded SVD is the optimum of these data"
+
+    def look(self, level: Level, oracle: Oracle, solution: Solution, predictions: Tensor, seed: int) -> Look:
+        """Analyse the data; the record is of the network that follows from it."""
+        problem, budget, form, short = level.problem, level.budget, None, Status.CONDITIONS
+        try:
+            form = analyse(problem, oracle, seed)
+            filters = torch.cat([form.filters, -form.filters])[: budget.max_filters]
+            if len(filters):
+                result = solve_master(problem, filters, tol=min(self.exact * budget.tol, self.coarsest))
+                solution = solution.with_parameters(filters, result.weights, result.intercept)
+                predictions = predicted(problem, solution)
+        except OutOfTime:
+            short = Status.TIME_LIMIT
+        objective = problem.primal(predictions, solution.weights)
+        value = 0.0 if form is None else form.value
+        # What is proved is less than the value by what the tests of the conditions let pass.
+        proved = value * (1 - (4 * EXACT if form is not None and form.spike_free else ROUNDING))
+        record = record_of(solution, objective, proved, problem.beta, Scope.GLOBAL)
+        if form is not None:
+            record["closed_form"] = form.to_dict()
+        # Of what was allowed for rounding nobody need know: where the conditions hold the network is the optimum.
+        short = Status.CONVERGED if relative_gap(objective, value) <= budget.tol else short
+        return Look(solution, predictions, record, None, solution.filters[:0], short)
+
+    def ended(self, level: Level, look: Look) -> Status | None:
+        """The first round is the last."""
+        return look.short
 
 
 def closed_form_holds(problem: Problem) -> bool:
@@ -160,26 +161,25 @@ def closed_form_holds(problem: Problem) -> bool:
 
 def analyse(problem: Problem, oracle: Oracle | None = None, seed: int = 0) -> ClosedForm:
     """Test the conditions on the data and evaluate the closed form."""
-    if problem.loss.name != "squared":
-        raise InputError(f"solver closed-form needs loss 'squared'; got {problem.loss.name!r}; use solver='sliding-fw'")
+    require("solver closed-form", (SQUARED_LOSS,), problem)
     problem = problem.with_dtype(torch.float64)
     single = problem.responses.n_positions == problem.responses.n_cells == 1
     rows = _linear_rows(problem)  # X
-    targets = _centred(problem, problem.targets)
-    left, sizes, right = torch.linalg.svd(_centred(problem, rows), full_matrices=False)
+    targets = centred(problem, problem.targets)
+    left, sizes, right = torch.linalg.svd(centred(problem, rows), full_matrices=False)
     rank = int((sizes > 1e-10 * sizes[0].clamp_min(1e-300)).sum()) if len(sizes) else 0
     left, sizes, right = left[:, :rank], sizes[:rank], right[:rank]
     isotropic = single and (rank == 0 or float(sizes[0] / sizes[-1]) <= 1 + EXACT)
     whitened = isotropic and rank == problem.n - problem.intercept
-    spike_free, ratio = (
-        _spike_free(problem, rows, (left, sizes, right), whitened, oracle, seed) if single else (None, 0.0)
+    is_spike_free, ratio = (
+        spike_free(problem, rows, (left, sizes, right), whitened, oracle, seed) if single else (None, 0.0)
     )
 
     inside = left.T @ targets
     radius = float(sizes[0]) if single and rank else _radius(problem)
     dropped = float((targets - left @ inside).square().sum())  # a difference of squares would be their rounding
-    fitted = inside if spike_free else targets
-    value = _thresholded(problem, _spectrum(fitted)[0], radius) + (dropped / (2 * problem.n) if spike_free else 0.0)
+    fitted = inside if is_spike_free else targets
+    value = _thresholded(problem, _spectrum(fitted)[0], radius) + (dropped / (2 * problem.n) if is_spike_free else 0.0)
 
     spectrum, outputs = _spectrum(inside)
     above = spectrum * radius > problem.n * problem.beta
@@ -194,10 +194,10 @@ def analyse(problem: Problem, oracle: Oracle | None = None, seed: int = 0) -> Cl
         (True, False): "lower bound",
         (False, True): "upper bound",
         (False, False): "no bound",
-    }[bool(spike_free), signs]
+    }[bool(is_spike_free), signs]
     if linear is None:
         meaning = "no bound"
-    return ClosedForm(value, linear, meaning, isotropic, whitened, spike_free, ratio, signs, filters)
+    return ClosedForm(value, linear, meaning, isotropic, whitened, is_spike_free, ratio, signs, filters)
 
 
 def whitened(problem: Problem) -> Problem:
@@ -212,8 +212,7 @@ def whitened(problem: Problem) -> Problem:
         When the rows are dependent or a sample has several patches.
     """
     responses = problem.responses
-    if responses.n_positions != 1:
-        raise InputError(f"whitening of the rows needs one patch a sample; got {responses.n_positions}")
+    require("whitening of the rows", (ONE_PATCH,), problem)
     rows = _linear_rows(problem.with_dtype(torch.float64))
     _, sizes, right = torch.linalg.svd(rows, full_matrices=False)
     if len(sizes) < problem.n or float(sizes[-1]) <= 1e-10 * float(sizes[0]):
@@ -251,10 +250,6 @@ def _radius(problem: Problem) -> float:
     return float(torch.linalg.eigvalsh(moment)[-1].clamp_min(0).sqrt())
 
 
-def _centred(problem: Problem, matrix: Tensor) -> Tensor:
-    return matrix - matrix.mean(dim=0) * problem.intercept
-
-
 def _spectrum(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Singular values and right singular vectors (c, k); unit vectors where columns are orthogonal, ties or not.
 
@@ -271,53 +266,8 @@ def _spectrum(matrix: Tensor) -> tuple[Tensor, Tensor]:
 def _thresholded(problem: Problem, spectrum: Tensor, radius: float) -> float:
     """min_M (1/2n) ‖M - Ỹ‖² + (β/ρ) ‖M‖_* for the singular values of Ỹ."""
     threshold = problem.n * problem.beta / max(radius, 1e-300)
-    terms = torch.where(spectrum <= threshold, spectrum.square(), 2 * threshold * spectrum - threshold**2)
+    terms = torch.where(spectrum <= threshold, spectrum.square(), 2 * threshold * spectrum - threshold * threshold)
     return float(terms.sum()) / (2 * problem.n)
 
 
-def _spike_free(
-    problem: Problem,
-    rows: Tensor,
-    parts: tuple[Tensor, Tensor, Tensor],
-    whitened: bool,
-    oracle: Oracle | None,
-    seed: int,
-) -> tuple[bool | None, float]:
-    """Whether {C(Xu)₊} ⊆ {CXu} over the unit ball, and the largest ratio of norms found.
-
-    Random filters may refute it; XXᵀ ∝ I proves it; else it is a question to the oracle: ‖(CX)^†C(Xu)₊‖ is g(u) at
-    the dual point C(CX)^†ᵀ, what the range misses is g(u) at the projection to its complement.
-    """
-    left, sizes, right = parts
-    if not len(sizes):
-        return True, 0.0
-    random = torch.Generator().manual_seed(seed)
-    probes = torch.randn(PROBES, rows.shape[1], generator=random, dtype=torch.float64)
-    probes = torch.nn.functional.normalize(torch.cat([probes @ right.T @ right, rows[:PROBES], -rows[:PROBES]]))
-    responses = _centred(problem, (rows @ probes.T).clamp_min(0))
-    inside = left.T @ responses
-    ratio = float((inside / sizes[:, None]).norm(dim=0).max())
-    outside = float((responses - left @ inside).norm(dim=0).max())
-    if outside > EXACT * float(sizes[0]):
-        return False, float("inf")
-    if ratio > 1 + EXACT:
-        return False, ratio
-    if whitened:
-        return True, ratio
-    if oracle is None:
-        return None, ratio
-    full = len(sizes) == problem.n - problem.intercept
-    found = oracle(problem, _centred(problem, left / sizes), n_filters=1, seed=seed, target=1.0)
-    ratio = max([ratio, *found.values.tolist()])
-    if ratio > 1 + EXACT:
-        return False, ratio
-    proved = found.scope == "global" and found.upper_bound <= 1 + EXACT
-    if proved and not full:
-        if problem.n > MAX_OUTPUTS:
-            return None, ratio
-        complement = _centred(problem, torch.eye(problem.n, dtype=torch.float64)) - left @ left.T
-        beyond = oracle(problem, complement, n_filters=1, seed=seed, target=EXACT * float(sizes[0]))
-        if any(value > EXACT * float(sizes[0]) for value in beyond.values.tolist()):
-            return False, float("inf")
-        proved = beyond.scope == "global" and beyond.upper_bound <= EXACT * float(sizes[0])
-    return (True if proved else None), ratio
+closed_form = BySoftThresholding()

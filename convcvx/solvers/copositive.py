@@ -9,96 +9,85 @@ beyond. Size is the limit: cells of the arrangement times images.
 
 from __future__ import annotations
 
-from dataclasses import replace
-from time import perf_counter
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
-from convcvx.budget import Budget, OutOfTime
+from convcvx.budget import OutOfTime
 from convcvx.oracles.base import Oracle, OracleResult
 from convcvx.oracles.copositive import CopositiveOracle
+from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
-from convcvx.solution import Callback, Solution
+from convcvx.solution import Solution, Status
+from convcvx.solvers.loop import Level, Look, Solver
 from convcvx.solvers.master.table import solve_master
-from convcvx.solvers.rounds import begin, predicted, record_of
+from convcvx.solvers.rounds import predicted, record_of
 from convcvx.solvers.slide.joint import slide
 from convcvx.solvers.sparsify import sparsify
 
 if TYPE_CHECKING:
     from convcvx.solvers.programs.convex import ProgramResult
 
+ACCURACY = 1e-9
+"""Gap of the weights of the network at hand: far below that of the program."""
 
-PROGRAM = 0.7
-"""Share of the time left that the program may take: its network is to be polished, its bound to be proved."""
 
+@dataclass(frozen=True)
+class Copositive(Solver):
+    """A single round: the program, its network, its bound.
 
-def copositive(
-    problem: Problem,
-    oracle: Oracle,
-    budget: Budget = Budget(),
-    *,
-    seed: int = 0,
-    start: Solution | None = None,
-    callback: Callback | None = None,
-    backend: str = "clarabel",
-) -> Solution:
-    """Train by the relaxation, in a single round; parameters as for the other solvers.
-
-    `oracle` is not asked: the bound is the relaxation's own. Filters of `start` join those of the program. Status
-    "relaxation_gap" says that the relaxation is not tight to `budget.tol`, by the `rel_gap` of the record, whose
-    `relaxation` is the value that the backend reported.
-
-    Parameters
-    ----------
-    backend : {"clarabel", "scs"}
-        What cvxpy solves the program with.
-
-    Raises
-    ------
-    InputError
-        For a problem with too many activation cones.
+    The `oracle` is not asked: the bound is the relaxation's own. Filters of `start` join those of the program. Status
+    "relaxation_gap" says that the relaxation is not tight to the budget's `tol`, by the `rel_gap` of the record, whose
+    `relaxation` is the value that the backend reported. A problem with too many activation cones is an `InputError`.
     """
-    from convcvx.solvers.programs.convex import Cones, solve_program  # here: cvxpy is slow to import
 
-    began = perf_counter()
-    solution, earlier = begin(problem, start)
-    problem = problem.until(budget.deadline(problem.deadline, earlier))
-    dual_point = problem.dual_point(_predictions(problem, solution))
-    bound, extra, status = OracleResult.unfinished(problem, "global", 0.0), {}, "relaxation_gap"
-    try:
-        cones = Cones.all(problem)
-        accuracy = max(1e-3 * budget.tol, 1e-9)
-        program = solve_program(problem.until(problem.deadline.share(PROGRAM)), cones, backend=backend, tol=accuracy)
-        dual_point, extra = problem.in_domain(program.dual_point), {"relaxation": program.value}
-        bound = CopositiveOracle()(
-            problem, dual_point, starts=program.filters, n_filters=max(1, 2 * len(cones.cones)), seed=seed
-        )
-        solution = _polish(problem, solution, program, bound.filters, seed)
-        kept = budget.room(0, solution.n_filters)
-        if kept < solution.n_filters:
-            status = "max_filters"
-            largest = solution.weights.flatten(1).norm(dim=1).argsort(descending=True)[:kept]
-            solution = _fit(problem, solution, solution.filters[largest], None)
-    except OutOfTime:
-        status = "time_limit"
-    predictions = _predictions(problem, solution)
-    if solution.n_filters == 0:
-        solution = replace(solution, intercept=predictions[0].clone())
-    objective, lower_bound = problem.primal(predictions, solution.weights), problem.dual(dual_point, bound.g_max)
-    solution = replace(solution, rounds=1)
-    seconds = earlier + perf_counter() - began
-    record = record_of(solution, objective, lower_bound, bound.g_max, bound.scope, seconds)
-    status = "converged" if record["rel_gap"] <= budget.tol else "time_limit" if problem.deadline.passed else status
-    solution = replace(solution, history=[record | extra], status=status, dual_point=dual_point)
-    if callback is not None:
-        callback(solution)
-    return solution
+    name: ClassVar[str] = "copositive"
 
+    backend: str = "clarabel"
+    """What cvxpy solves the program with: clarabel, an interior point, or scs, ADMM."""
+    program: float = 0.7
+    """Share of the time left that the program may take: its network is to be polished, its bound to be proved."""
+    exact: float = 1e-3
+    """Share of tol that is the backend's own tolerance: its network is to leave no gap of its own."""
 
-def _predictions(problem: Problem, solution: Solution) -> Tensor:
-    return predicted(problem, solution) if solution.n_filters else problem.constant_predictions()
+    def look(self, level: Level, oracle: Oracle, solution: Solution, predictions: Tensor, seed: int) -> Look:
+        """Solve the program; the record is of its network."""
+        from convcvx.solvers.programs.convex import Cones, solve_program  # here: cvxpy is slow to import
+
+        problem, budget = level.problem, level.budget
+        dual_point, bound = problem.dual_point(predictions), OracleResult.unfinished(problem, Scope.GLOBAL, 0.0)
+        value, short = None, Status.RELAXATION_GAP
+        try:
+            cones = Cones.all(problem)
+            in_time = problem.until(problem.deadline.share(self.program))
+            accuracy = max(self.exact * budget.tol, ACCURACY)
+            program = solve_program(in_time, cones, backend=self.backend, tol=accuracy)
+            dual_point, value = problem.in_domain(program.dual_point), program.value
+            bound = CopositiveOracle()(
+                problem, dual_point, starts=program.filters, n_filters=max(1, 2 * len(cones.cones)), seed=seed
+            )
+            solution = _polish(problem, solution, program, bound.filters, seed)
+            if (kept := budget.room(0, solution.n_filters)) < solution.n_filters:
+                short = Status.MAX_FILTERS
+                largest = solution.weights.flatten(1).norm(dim=1).argsort(descending=True)[:kept]
+                solution = _fit(problem, solution, solution.filters[largest], None)
+        except OutOfTime:
+            short = Status.TIME_LIMIT
+        predictions = predicted(problem, solution)
+        objective, lower_bound = problem.primal(predictions, solution.weights), problem.dual(dual_point, bound.g_max)
+        solution = replace(solution, rounds=1, history=[])
+        record = record_of(solution, objective, lower_bound, bound.g_max, bound.scope)
+        if value is not None:
+            record["relaxation"] = value
+        return Look(solution, predictions, record, dual_point, solution.filters[:0], short)
+
+    def ended(self, level: Level, look: Look) -> Status | None:
+        """The first round is the last."""
+        if look.record["rel_gap"] <= level.budget.tol:
+            return Status.CONVERGED
+        return Status.TIME_LIMIT if level.problem.deadline.passed else look.short
 
 
 def _polish(problem: Problem, solution: Solution, program: ProgramResult, maximisers: Tensor, seed: int) -> Solution:
@@ -120,9 +109,12 @@ def _polish(problem: Problem, solution: Solution, program: ProgramResult, maximi
 
 def _fit(problem: Problem, solution: Solution, filters: Tensor, weights: Tensor | None) -> Solution:
     """The solution with `filters` and optimal weights, starting from `weights`."""
-    result = solve_master(problem, filters, weights, solution.intercept, tol=1e-9)
+    result = solve_master(problem, filters, weights, solution.intercept, tol=ACCURACY)
     return solution.with_parameters(filters, result.weights, result.intercept)
 
 
 def _objective(problem: Problem, solution: Solution) -> float:
     return problem.primal(predicted(problem, solution), solution.weights)
+
+
+copositive = Copositive()

@@ -16,93 +16,70 @@ vertices and the current point, hence also over how much the current network shr
 
 from __future__ import annotations
 
-from dataclasses import replace
-from time import perf_counter
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from convcvx.budget import Budget, Deadline, OutOfTime
-from convcvx.oracles.base import Oracle
 from convcvx.problem import Problem
-from convcvx.solution import Callback, Solution
-from convcvx.solvers.rounds import begin, consult, predicted
+from convcvx.solution import Solution, Status
+from convcvx.solvers.loop import Level, Look, Solver
 from convcvx.solvers.sparsify import sparsify
 
-SAME = 1e-12
-"""Distance below which the oracle's filter is one that the network has."""
-STALL = 1e-14
-"""A round that lowers the objective by no more than this share of it has met rounding."""
+NEWTON_STEPS = 100
+"""Steps of a plane search at most; the squared loss takes one or two, and no step is taken that gains nothing."""
+SHORTEST = 1e-8
+"""Share of a Newton step at which it is given up: what is gained by less is rounding."""
 
 
-def frank_wolfe(
-    problem: Problem,
-    oracle: Oracle,
-    budget: Budget = Budget(),
-    *,
-    seed: int = 0,
-    start: Solution | None = None,
-    callback: Callback | None = None,
-) -> Solution:
-    """Train as far as `budget` goes, the gap as the oracle sees it; parameters as for the others.
+@dataclass(frozen=True)
+class FrankWolfe(Solver):
+    """A round adds one neuron at most, so `max_filters` is reached soon; the error falls like 1/round."""
 
-    A round adds one neuron at most, so `max_filters` is reached soon; the error falls like 1/round.
-    """
-    began = perf_counter()
-    solution, earlier = begin(problem, start)
-    problem = problem.until(budget.deadline(problem.deadline, earlier))
-    predictions = predicted(problem, solution)
-    if solution.n_filters == 0:
-        predictions = problem.constant_predictions()
-        solution = replace(solution, intercept=predictions[0].clone())
-    while True:
-        found, record, point = consult(problem, oracle, solution, predictions, n_filters=1, tol=budget.tol, seed=seed)
-        record["seconds"] = earlier + perf_counter() - began
-        status = _status(record, solution, budget, problem.deadline)
-        solution = replace(solution, history=[*solution.history, record], status=status, dual_point=point)
-        if callback is not None:
-            callback(solution)
-        if status != "running":
-            return solution
-        try:
-            solution, predictions = _step(problem, solution, predictions, found.filters[:1])
-        except OutOfTime:
-            return replace(solution, status="time_limit")
-        if solution.n_filters > 2 * problem.targets.numel():
+    name: ClassVar[str] = "frank-wolfe"
+
+    same: float = 1e-12
+    """Distance below which the oracle's filter is one that the network has: its weights change, none is added."""
+    stall: float = 1e-14
+    """Share of the objective: a round that lowers it by no more has met rounding."""
+    crowded: int = 2
+    """Times n·c filters, as many as an optimum needs at most, from which on they are made fewer."""
+
+    def ended(self, level: Level, look: Look) -> Status | None:
+        """As for all solvers; or for want of room or progress."""
+        if (status := super().ended(level, look)) is not None:
+            return status
+        if not level.budget.room(look.solution.n_filters, 1):
+            return Status.MAX_FILTERS
+        history, objective = look.solution.history, look.record["objective"]
+        if history and history[-1]["objective"] - objective <= self.stall * objective:
+            return Status.STALLED
+        return None
+
+    def step(self, level: Level, look: Look, seed: int) -> tuple[Solution, Tensor]:
+        """Towards the best filter, and to where the network should shrink."""
+        problem, solution, predictions = level.problem, look.solution, look.predictions
+        candidate, rounds = look.candidates[:1], solution.rounds + 1
+        if len(candidate) == 0:  # no filter responds to anything: the constant is all there is
+            return replace(solution, rounds=rounds), predictions
+        correlation = problem.responses.correlate(candidate, problem.dual_point(predictions))
+        direction = correlation / correlation.norm().clamp_min(1e-300)
+        atom = problem.responses.predict(candidate, direction, torch.zeros(problem.n_outputs))
+        current = predictions - solution.intercept
+        penalty = float(solution.weights.flatten(1).norm(dim=1).sum())
+        kept, added, intercept = search_plane(problem, current, penalty, atom, solution.intercept)
+
+        filters, weights = solution.filters, kept * solution.weights
+        twins = ((filters - candidate).norm(dim=1) < self.same).nonzero()[:, 0]
+        if len(twins):
+            weights[twins[0]] += added * direction[0]
+        else:
+            filters, weights = torch.cat([filters, candidate]), torch.cat([weights, added * direction])
+        solution = replace(solution.with_parameters(filters, weights, intercept), rounds=rounds)
+        if solution.n_filters > self.crowded * problem.targets.numel():
             solution = sparsify(problem, solution)
-
-
-def _status(record: dict, solution: Solution, budget: Budget, deadline: Deadline) -> str:
-    """ "running", or why to stop."""
-    if status := budget.ends(record, deadline):
-        return status
-    if not budget.room(solution.n_filters, 1):
-        return "max_filters"
-    if solution.history and solution.history[-1]["objective"] - record["objective"] <= STALL * record["objective"]:
-        return "stalled"
-    return "running"
-
-
-def _step(problem: Problem, solution: Solution, predictions: Tensor, candidate: Tensor) -> tuple[Solution, Tensor]:
-    """One step towards the filter `candidate` (1, r); the next solution and its predictions."""
-    rounds = solution.rounds + 1
-    if len(candidate) == 0:  # no filter responds to anything: the constant is all there is
-        return replace(solution, rounds=rounds), predictions
-    correlation = problem.responses.correlate(candidate, problem.dual_point(predictions))
-    direction = correlation / correlation.norm().clamp_min(1e-300)
-    atom = problem.responses.predict(candidate, direction, torch.zeros(problem.n_outputs))
-    current = predictions - solution.intercept
-    penalty = float(solution.weights.flatten(1).norm(dim=1).sum())
-    kept, added, intercept = search_plane(problem, current, penalty, atom, solution.intercept)
-
-    filters, weights = solution.filters, kept * solution.weights
-    twins = ((filters - candidate).norm(dim=1) < SAME).nonzero()[:, 0]
-    if len(twins):
-        weights[twins[0]] += added * direction[0]
-    else:
-        filters, weights = torch.cat([filters, candidate]), torch.cat([weights, added * direction])
-    solution = solution.with_parameters(filters, weights, intercept)
-    return replace(solution, rounds=rounds), kept * current + added * atom + intercept
+        return solution, kept * current + added * atom + intercept
 
 
 def search_plane(
@@ -125,7 +102,7 @@ def search_plane(
 
     point = torch.cat([torch.tensor([1.0, 0.0]).double(), intercept[: len(directions) - 2]])
     best = value(point)
-    for _ in range(100):
+    for _ in range(NEWTON_STEPS):
         problem.deadline.check()
         predictions = torch.tensordot(point, directions, dims=1)
         residual = problem.loss.gradient(predictions, problem.targets) / problem.n
@@ -136,10 +113,13 @@ def search_plane(
         step = torch.zeros_like(point)
         step[free] = -torch.linalg.pinv(hessian[free][:, free], hermitian=True, rtol=1e-14) @ gradient[free]
         size = 1.0
-        while (trial := value(torch.maximum(point + size * step, lowest))) >= best and size > 1e-8:
+        while (trial := value(torch.maximum(point + size * step, lowest))) >= best and size > SHORTEST:
             size *= 0.5
         if trial >= best:
             break
         point, best = torch.maximum(point + size * step, lowest), trial
     shift = point[2:] if problem.intercept else intercept
     return float(point[0]), float(point[1]), shift
+
+
+frank_wolfe = FrankWolfe()

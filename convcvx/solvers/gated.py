@@ -14,93 +14,141 @@ random filters, and sliding Frank-Wolfe the better solver.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from time import perf_counter
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from convcvx.budget import NEVER, Budget, Deadline, OutOfTime
+from convcvx.budget import NEVER, Budget, OutOfTime
 from convcvx.oracles.base import Oracle
 from convcvx.oracles.pattern_cones import PatternCones
 from convcvx.oracles.sampled import N_GATES, SampledOracle
 from convcvx.problem import Problem
-from convcvx.solution import Callback, Solution
+from convcvx.solution import Callback, Solution, Status
+from convcvx.solvers.loop import Level, Look, Solver, drive
 from convcvx.solvers.master.table import solve_master
 from convcvx.solvers.programs.gated import GatedResult, solve_gated
 from convcvx.solvers.rounds import predicted, record_of
 
-MAX_FILTERS = 256
-"""Filters that the decomposition hands to the master, those of the largest singular values first."""
-RELAXED = 0.5
-"""Share of the time left that the gated program may take."""
 NEGLIGIBLE = 1e-6
-"""Singular values below this share of the largest are rounding."""
+"""Share of the largest singular value of a gated network below which one is rounding."""
 
 
-def gated(
-    problem: Problem,
-    oracle: Oracle,
-    budget: Budget = Budget(),
-    *,
-    seed: int = 0,
-    start: Solution | None = None,
-    callback: Callback | None = None,
-    n_gates: int = N_GATES,
-) -> Solution:
-    """Train a ReLU network by the convex program over sampled patterns.
+@dataclass(frozen=True)
+class Gated(Solver):
+    """A ReLU network by the convex program over sampled patterns.
 
-    Parameters as for `sliding_frank_wolfe`. The patterns are those of `oracle` if that is a `SampledOracle`, else
-    `n_gates` drawn with `seed`; another oracle then judges the result, whose status is "sampled" when the sampled
-    program is solved and the network is not. `start` is ignored: the program is convex.
-
-    Returns
-    -------
-    Solution
-        A ReLU network; the objective in its history is the network's own. The first record also holds
-        `gated_primal` and `gated_dual` of the gated program.
+    The patterns are those of the `oracle` if that is a `SampledOracle`, else `n_gates` drawn with `seed`; another
+    oracle then judges the result, whose status is "sampled" when the sampled program is solved and the network is not.
+    `start` is ignored: the program is convex. The objective in the history is that of the ReLU network; the first
+    record also holds `gated_primal` and `gated_dual` of the gated program.
     """
-    began = perf_counter()
-    sample = oracle if isinstance(oracle, SampledOracle) else SampledOracle(n_gates, seed)
-    gates = sample.gates(problem.until(NEVER))
-    sample = SampledOracle(seed=sample.seed, gates=gates)
-    problem = problem.until(budget.deadline(problem.deadline))
-    solution = Solution.empty(problem.responses.dim, problem.responses.n_cells, problem.n_outputs)
-    proved, extra = 0.0, {}  # no loss is negative
-    try:
-        relaxed = solve_gated(problem.until(problem.deadline.share(RELAXED)), gates, tol=budget.tol)
-        proved = relaxed.dual
-        extra = {"gated_primal": relaxed.primal, "gated_dual": relaxed.dual, "gated_iterations": relaxed.iterations}
-        solution = decompose(problem, gates, relaxed, budget.max_filters or MAX_FILTERS)
-    except OutOfTime:
-        pass
-    while True:
-        solution, predictions = _master(problem, solution, 0.01 * budget.tol)
-        dual_point = problem.dual_point(predictions)
-        target = problem.beta * (1 + 0.1 * budget.tol)
-        found = sample(problem, dual_point, n_filters=64, target=target)
-        # The gated optimum is a lower bound of the same program, whatever this dual point gives.
-        lower_bound = max(problem.dual(dual_point, found.g_max), proved)
-        objective = problem.primal(predictions, solution.weights)
-        record = record_of(solution, objective, lower_bound, found.g_max, found.scope, perf_counter() - began) | extra
-        violating = found.filters[found.values > target]
-        violating = violating[: budget.room(solution.n_filters, len(violating))]
-        solution = replace(solution, history=[*solution.history, record])
-        status = _status(record, solution, violating, budget, problem.deadline)
-        solution = replace(solution, status=status)
-        if status != "running":
-            break
+
+    name: ClassVar[str] = "gated"
+    resumes: ClassVar[bool] = False
+
+    n_gates: int = N_GATES
+    """Patterns to sample."""
+    max_filters: int = 256
+    """Filters that the decomposition hands on where the budget has no limit, the largest first: more only cost time."""
+    relaxed: float = 0.5
+    """Share of the time left that the gated program may take."""
+    exact: float = 0.01
+    """Share of tol to which weights are solved: they leave no gap of their own."""
+    target: float = 0.1
+    """Share of tol by which g may be above β: no filter is added for less."""
+    asked: int = 64
+    """Filters that the cones are asked for in a round."""
+    patience: int = 5
+    """Rounds within which the objective has to fall by `stall`."""
+    stall: float = 1e-2
+    """Share of tol times the objective: what is gained by less is not worth the rounds."""
+
+    def __call__(
+        self,
+        problem: Problem,
+        oracle: Oracle,
+        budget: Budget = Budget(),
+        *,
+        seed: int = 0,
+        start: Solution | None = None,
+        callback: Callback | None = None,
+        **settings: Any,
+    ) -> Solution:
+        """Solve the program; then ask the `oracle` what its network is worth, if that looks at other patterns."""
+        solver = replace(self, **settings)
+        sample = oracle if isinstance(oracle, SampledOracle) else SampledOracle(solver.n_gates, seed)
+        sample = SampledOracle(seed=sample.seed, gates=sample.gates(problem.until(NEVER)))
+        problem = problem.until(budget.deadline(problem.deadline))
+        solution = drive(solver, problem, sample, budget, seed=seed, callback=callback)
+        if isinstance(oracle, SampledOracle):
+            return solution
+        solution = _judged(problem, oracle, solution, budget.tol, seed)
         if callback is not None:
             callback(solution)
-        filters = torch.cat([solution.filters, violating])
-        weights = torch.cat([solution.weights, solution.weights.new_zeros(len(violating), *solution.weights.shape[1:])])
+        return solution
+
+    def look(self, level: Level, oracle: Oracle, solution: Solution, predictions: Tensor, seed: int) -> Look:
+        """What the sampled patterns say; in the first round after the gated program."""
+        assert isinstance(oracle, SampledOracle)
+        problem, budget, relaxed = level.problem, level.budget, None
+        if not solution.history:
+            gates = oracle.gates(problem)
+            try:
+                relaxed = solve_gated(problem.until(problem.deadline.share(self.relaxed)), gates, tol=budget.tol)
+                solution = decompose(problem, gates, relaxed, budget.max_filters or self.max_filters)
+            except OutOfTime:
+                pass
+            solution, predictions = self._optimal(level, solution)
+        dual_point = problem.dual_point(predictions)
+        target = problem.beta * (1 + self.target * budget.tol)
+        found = oracle(problem, dual_point, n_filters=self.asked, target=target)
+        # The gated optimum is a lower bound of the same program, whatever this dual point gives; no loss is negative.
+        proved = relaxed.dual if relaxed is not None else 0.0
+        if solution.history:
+            proved = solution.history[0].get("gated_dual", 0.0)
+        lower_bound = max(problem.dual(dual_point, found.g_max), proved)
+        record = record_of(
+            solution, problem.primal(predictions, solution.weights), lower_bound, found.g_max, found.scope
+        )
+        if relaxed is not None:
+            record["gated_primal"], record["gated_dual"] = relaxed.primal, relaxed.dual
+            record["gated_iterations"] = relaxed.iterations
+        violating = found.filters[found.values > target]
+        violating = violating[: budget.room(solution.n_filters, len(violating))]
+        return Look(solution, predictions, record, None, violating)
+
+    def ended(self, level: Level, look: Look) -> Status | None:
+        """As for all solvers; or for want of filters or progress."""
+        if (status := super().ended(level, look)) is not None:
+            return status
+        if not len(look.candidates):
+            return Status.STALLED if level.budget.room(look.solution.n_filters, 1) else Status.MAX_FILTERS
+        record = look.record
+        falls = [earlier["objective"] - record["objective"] for earlier in look.solution.history[-self.patience :]]
+        slow = len(falls) == self.patience and falls[0] <= self.stall * level.budget.tol * record["objective"]
+        return Status.STALLED if slow else None
+
+    def step(self, level: Level, look: Look, seed: int) -> tuple[Solution, Tensor]:
+        """Add the filters of the cones, at their optimal weights."""
+        solution, new = look.solution, look.candidates
+        filters = torch.cat([solution.filters, new])
+        weights = torch.cat([solution.weights, solution.weights.new_zeros(len(new), *solution.weights.shape[1:])])
         solution = replace(solution, filters=filters, weights=weights, rounds=solution.rounds + 1)
-        extra = {}
-    if not isinstance(oracle, SampledOracle):
-        solution = _judged(problem, oracle, solution, budget.tol, seed, began)
-    if callback is not None:
-        callback(solution)
-    return solution
+        return self._optimal(level, solution)
+
+    def _optimal(self, level: Level, solution: Solution) -> tuple[Solution, Tensor]:
+        """The same filters at their optimal weights, and the predictions with them."""
+        problem, tol = level.problem, self.exact * level.budget.tol
+        if solution.n_filters:
+            try:
+                result = solve_master(problem, solution.filters, solution.weights, solution.intercept, tol=tol)
+                solution = solution.with_parameters(solution.filters, result.weights, result.intercept)
+            except OutOfTime:
+                pass  # weights that are not optimal are weights
+        return solution, predicted(problem, solution)
 
 
 def decompose(problem: Problem, gates: Tensor, relaxed: GatedResult, max_filters: int) -> Solution:
@@ -126,44 +174,22 @@ def decompose(problem: Problem, gates: Tensor, relaxed: GatedResult, max_filters
     return replace(solution, filters=solution.filters[largest], weights=solution.weights[largest])
 
 
-def _master(problem: Problem, solution: Solution, tol: float) -> tuple[Solution, Tensor]:
-    """The optimal weights of the filters at hand, and the predictions with them."""
-    if solution.n_filters:
-        try:
-            result = solve_master(problem, solution.filters, solution.weights, solution.intercept, tol=tol)
-            solution = solution.with_parameters(solution.filters, result.weights, result.intercept)
-        except OutOfTime:
-            pass  # weights that are not optimal are weights
-    if not solution.n_filters:
-        predictions = problem.constant_predictions()
-        return replace(solution, intercept=predictions[0].clone()), predictions
-    return solution, predicted(problem, solution)
-
-
-def _status(record: dict, solution: Solution, violating: Tensor, budget: Budget, deadline: Deadline) -> str:
-    """ "running", or why to stop."""
-    if status := budget.ends(record, deadline):
-        return status
-    if not len(violating):
-        return "stalled" if budget.room(solution.n_filters, 1) else "max_filters"
-    falls = [earlier["objective"] - record["objective"] for earlier in solution.history[-6:-1]]
-    slow = len(falls) == 5 and falls[0] <= 1e-2 * budget.tol * record["objective"]
-    return "stalled" if slow else "running"
-
-
-def _judged(problem: Problem, oracle: Oracle, solution: Solution, tol: float, seed: int, began: float) -> Solution:
+def _judged(problem: Problem, oracle: Oracle, solution: Solution, tol: float, seed: int) -> Solution:
     """One more record by the oracle that was asked for: the sampled gap is no statement about the network."""
+    began = perf_counter()
     predictions = predicted(problem, solution)
-    if not solution.n_filters:
-        predictions = problem.constant_predictions()
     dual_point = problem.dual_point(predictions)
     target = problem.beta * (1 + 0.5 * tol)
     found = oracle(problem, dual_point, starts=solution.filters, n_filters=1, seed=seed, target=target)
     objective, lower_bound = problem.primal(predictions, solution.weights), problem.dual(dual_point, found.g_max)
-    record = record_of(solution, objective, lower_bound, found.g_max, found.scope, perf_counter() - began)
+    seconds = solution.history[-1]["seconds"] + perf_counter() - began
+    record = record_of(solution, objective, lower_bound, found.g_max, found.scope, seconds)
     status = solution.status
     if record["rel_gap"] <= tol:
-        status = "converged"
-    elif status == "converged":
-        status = "sampled"
+        status = Status.CONVERGED
+    elif status == Status.CONVERGED:
+        status = Status.SAMPLED
     return replace(solution, history=[*solution.history, record], status=status)
+
+
+gated = Gated()

@@ -1,4 +1,4 @@
-"""What the rounds of every oracle-driven solver share: where to begin, what the oracle says, the record of it."""
+"""What the rounds of all solvers share: where to begin, what the oracle says, the record of it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,16 @@ from convcvx.budget import NEVER
 from convcvx.errors import InputError
 from convcvx.oracles.base import Oracle, OracleResult
 from convcvx.oracles.local import DISTINCT, LocalOracle, distinct
+from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem, relative_gap
-from convcvx.solution import Solution
+from convcvx.solution import Round, Solution
 
 CONFIRMATIONS = 2
-"""Persistent searches before a gap that a heuristic oracle shows is believed."""
+"""Persistent searches before a gap that a heuristic oracle shows is believed: what one finds depends on the
+seed."""
+SAME_OBJECTIVE = 1e-6
+"""Relative difference of objectives up to which a start is a checkpoint of the same problem, not a warm start
+from another: room for passes in float32 that round in another way."""
 
 
 def begin(problem: Problem, start: Solution | None) -> tuple[Solution, float]:
@@ -38,13 +43,15 @@ def begin(problem: Problem, start: Solution | None) -> tuple[Solution, float]:
     if start.history and its_images:
         predictions = predicted(problem, start)
         last = start.history[-1]
-        if math.isclose(problem.primal(predictions, start.weights), last["objective"], rel_tol=1e-6):
+        if math.isclose(problem.primal(predictions, start.weights), last["objective"], rel_tol=SAME_OBJECTIVE):
             return replace(start, history=start.history[:-1]), last["seconds"]
     return replace(start, history=[], rounds=0, dual_point=None), 0.0
 
 
 def predicted(problem: Problem, solution: Solution) -> Tensor:
-    """(n, c), however late it is: without them nothing is known of a network."""
+    """(n, c), without filters those of the best constant; however late it is: nothing is known of a network without."""
+    if solution.n_filters == 0:
+        return problem.constant_predictions()
     network = solution.filters, solution.weights, solution.intercept
     return problem.until(NEVER).responses.predict(*network)
 
@@ -71,7 +78,7 @@ def consult(
     tol: float,
     seed: int,
     confirm: bool = True,
-) -> tuple[OracleResult, dict[str, Any], Tensor | None]:
+) -> tuple[OracleResult, Round, Tensor | None]:
     """The oracle's answer at `solution`, whose `predictions` (n, c) are given; the round's record, seconds open; Z.
 
     A proved bound stays when a later round proves a worse one: Z is the dual point of the best, None where nothing is
@@ -86,23 +93,23 @@ def consult(
     found = oracle(problem, dual_point, **where, target=problem.beta * (1 + 0.5 * tol), seed=seed)
     claim = (1 - tol) * objective
     for attempt in range(CONFIRMATIONS if confirm else 0):
-        if found.scope != "heuristic" or problem.dual(dual_point, found.g_max) < claim or problem.deadline.passed:
+        if found.scope.proved or problem.dual(dual_point, found.g_max) < claim or problem.deadline.passed:
             break
         refuting = _refuting(problem, dual_point, claim, found.g_max)
         again = _persistent(oracle)(problem, dual_point, **where, target=refuting, seed=seed + 1 + attempt)
         found = _united(found, again, n_filters)
     lower_bound = problem.dual(dual_point, found.g_max)
-    best_point = dual_point if found.scope == "global" else None
+    best_point = dual_point if found.scope.for_all else None
     if best_point is not None and solution.dual_point is not None and solution.history:
         last = solution.history[-1]
-        if last["scope"] == "global" and last["lower_bound"] > lower_bound:
+        if Scope(last["scope"]).for_all and last["lower_bound"] > lower_bound:
             lower_bound, best_point = last["lower_bound"], solution.dual_point
     return found, record_of(solution, objective, lower_bound, found.g_max, found.scope), best_point
 
 
 def record_of(
-    solution: Solution, objective: float, lower_bound: float, g_max: float, scope: str, seconds: float = 0.0
-) -> dict[str, Any]:
+    solution: Solution, objective: float, lower_bound: float, g_max: float, scope: Scope, seconds: float = 0.0
+) -> Round:
     """What the history keeps of a round that led to `solution`."""
     return {
         "round": solution.rounds,

@@ -1,9 +1,7 @@
 """Sliding Frank-Wolfe: neurons on demand (Denoyelle, Duval, Peyré and Soubies 2019).
 
 A round asks the oracle for filters with g(u) > β, solves the master over old and new filters, slides all of them
-jointly, solves the master again, merges what coincides and drops what is zero. The objective never rises. A round
-is a function of the solution before it and of the seed alone: a run resumed from a checkpoint repeats exactly
-what the uninterrupted one would have done.
+jointly, solves the master again, merges what coincides and drops what is zero. The objective never rises.
 
 On many images the filters are first looked for on a sample of them, then on a larger one: a sample tells where filters
 belong at a fraction of the cost, as long as a round gains more than what sampling hides.
@@ -11,182 +9,177 @@ belong at a fraction of the cost, as long as a round gains more than what sampli
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
-from time import perf_counter
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from convcvx.budget import Budget, OutOfTime
-from convcvx.oracles.base import Oracle, OracleResult
+from convcvx.oracles.base import Oracle
 from convcvx.problem import Problem
-from convcvx.solution import Callback, Solution
+from convcvx.solution import Round, Solution, Status
+from convcvx.solvers.loop import Level, Look, Solver
 from convcvx.solvers.master.table import solve_master
-from convcvx.solvers.rounds import begin, consult, predicted
+from convcvx.solvers.rounds import consult, predicted
 from convcvx.solvers.slide.joint import slide
 
-SAMPLE_FACTOR, SAMPLE_SIZE = 4, 2000
-"""Each sample is so many times smaller than the next, the last than the data; none has fewer images than this."""
-SAMPLE_ROUNDS, SAMPLE_TOL, SAMPLE_TIME = 8, 0.03, 0.5
-"""Rounds on a sample at most, the gap to which they could lead, and the share of the time that all samples may take."""
-SAMPLE_NOISE = 2.0
-"""Standard errors of the objective, as an estimate of that on all images, that a round on a sample has to gain."""
-REFIT_TOL = 1e-3
-"""Gap of the weights with which filters go over to other images or another β."""
-MERGE_COSINE = 1 - 1e-9
-"""Filters closer than this are tried as one; the merge stands if the objective does not rise."""
-STALL, PATIENCE = 1e-2, 3
-"""Progress is a fall of the objective by this share of the gap, or half the gap, within this many rounds."""
-FULL, STALL_FULL, FULL_STEPS = 0.75, 1e-1, 1000
-"""With this share of the filter budget in use, each round must lower the objective by this share of the gap, and on all
-images slides for so many steps at least: filters that cannot be many have to be good."""
 
+@dataclass(frozen=True)
+class SlidingFrankWolfe(Solver):
+    """Neurons on demand; no setting changes the optimum, only how soon it is reached."""
 
-def sliding_frank_wolfe(
-    problem: Problem,
-    oracle: Oracle,
-    budget: Budget = Budget(),
-    *,
-    seed: int = 0,
-    start: Solution | None = None,
-    callback: Callback | None = None,
-) -> Solution:
-    """Train as far as `budget` goes, the gap as the oracle sees it.
+    name: ClassVar[str] = "sliding-fw"
 
-    Parameters
-    ----------
-    problem : Problem
-    oracle : Oracle
-    budget : Budget
-    seed : int
-    start : Solution, optional
-        Warm start or checkpoint; a checkpoint goes on with its round numbers and history.
-    callback : callable, optional
-        Called with the solution after every round.
-    """
-    began = perf_counter()
-    levels = _levels(problem, start, seed)
-    solution, earlier = begin(levels[0], start)
-    deadline = budget.deadline(problem.deadline, earlier)
-    rehearsal = deadline.share(SAMPLE_TIME)
-    resumed = earlier > 0
-    for images in levels:
-        sampled = images is not problem
-        level = images.until(rehearsal if sampled else deadline)
-        if not resumed:
-            solution = _refit(level, solution)
-        resumed = False
-        allowed = _on_sample(budget) if sampled else budget
-        while True:
-            predictions = predicted(level, solution)
-            if solution.n_filters == 0:
-                predictions = level.constant_predictions()
-                solution = replace(solution, intercept=predictions[0].clone())
-            # As many as there are: growing with the network, so that few rounds suffice.
-            wanted = max(1, budget.room(solution.n_filters, max(16, solution.n_filters)))
-            found, record, point = consult(
-                level, oracle, solution, predictions, n_filters=wanted, tol=allowed.tol, seed=seed, confirm=not sampled
+    fewest: int = 16
+    """Filters that the oracle is asked for at least, else as many as there are: networks grow in few rounds."""
+    exact: float = 0.01
+    """Share of the gap, and of tol, to which the weights are solved that a round ends with: they hide no progress."""
+    after_fall: float = 0.1
+    """The same, as a share of the fall of the objective in the last round, where the bound lags behind the network."""
+    rough: float = 0.1
+    """Share of the gap to which weights are solved before filters slide: enough to slide from."""
+    slide_accuracy: float = 1e-3
+    """Share of the gap below which gains of a slide no longer count."""
+    merge_cosine: float = 1 - 1e-9
+    """Filters closer than this are tried as one; the merge stands if the objective does not rise."""
+    merge_slack: float = 1e-12
+    """Share by which it may rise all the same: rounding."""
+
+    patience: int = 3
+    """Rounds within which there has to be progress."""
+    stall: float = 1e-2
+    """Progress is a fall of the objective by this share of the gap within them, or half the gap."""
+    full: float = 0.75
+    """Share of the filter budget from which on filters count as scarce: what cannot be many has to be good."""
+    stall_full: float = 1e-1
+    """With scarce filters each round has to lower the objective by this share of the gap."""
+    full_steps: int = 1000
+    """With scarce filters a slide on all images takes so many steps at least."""
+
+    sample_factor: int = 4
+    """Each sample of the images is so many times smaller than the next, the last than the data."""
+    sample_size: int = 2000
+    """No sample has fewer images: on 1,000 of MNIST sampling noise alone made g look 50 to 100 times β."""
+    sample_rounds: int = 8
+    """Rounds on a sample at most."""
+    sample_tol: float = 0.03
+    """Gap at which a sample is left: its optimum is not that of all images."""
+    sample_time: float = 0.5
+    """Share of the time that all samples may take together."""
+    sample_noise: float = 2.0
+    """Standard errors of the objective, as an estimate of that on all images, that a round on a sample has to gain."""
+    refit_tol: float = 1e-3
+    """Gap of the weights with which filters go over to other images or another β."""
+
+    def levels(self, problem: Problem, budget: Budget, start: Solution | None, seed: int) -> list[Level]:
+        """Samples to begin with, smallest first, and the problem itself, from where `start` left off."""
+        sizes = [problem.n]
+        while sizes[0] // self.sample_factor >= self.sample_size:
+            sizes.insert(0, sizes[0] // self.sample_factor)
+        sizes = [size for size in sizes[:-1] if size <= problem.largest_sample] + [problem.n]
+        if start is not None:
+            reached = start.history[-1].get("images", problem.n) if start.history else problem.n
+            sizes = [size for size in sizes if size >= reached]
+        order = torch.randperm(problem.n, generator=torch.Generator().manual_seed(seed))
+        samples = [problem.sample(order[:size].sort().values) for size in sizes[:-1]]
+        brief = replace(budget, tol=self.sample_tol, max_rounds=min(budget.max_rounds, self.sample_rounds))
+        return [*(Level(sample, brief, self.sample_time) for sample in samples), Level(problem, budget)]
+
+    def enter(self, level: Level, solution: Solution) -> Solution:
+        """The weights that the filters of another problem have on this one: with stale ones an oracle is led astray."""
+        solution = replace(solution, history=[], rounds=0, status=Status.RUNNING, dual_point=None)
+        if solution.n_filters == 0:
+            return solution
+        try:
+            return _best_weights(level.problem, solution, solution.filters, self.refit_tol)[1]
+        except OutOfTime:
+            return solution
+
+    def look(self, level: Level, oracle: Oracle, solution: Solution, predictions: Tensor, seed: int) -> Look:
+        """The record of a sample tells its size, and its gap is believed at once."""
+        problem, room = level.problem, level.budget.room
+        wanted = max(1, room(solution.n_filters, max(self.fewest, solution.n_filters)))
+        found, record, dual_point = consult(
+            problem,
+            oracle,
+            solution,
+            predictions,
+            n_filters=wanted,
+            tol=level.budget.tol,
+            seed=seed,
+            confirm=not level.is_sample,
+        )
+        if level.is_sample:
+            record["images"] = problem.n
+        violating = found.filters[found.values > problem.beta]
+        violating = violating[: room(solution.n_filters, len(violating))]
+        return Look(solution, predictions, record, dual_point, violating)
+
+    def ended(self, level: Level, look: Look) -> Status | None:
+        """As for all solvers; or for want of progress."""
+        if level.is_sample:
+            return level.limit(look.record) or self._drowned(level.problem, look)
+        if (status := super().ended(level, look)) is not None:
+            return status
+        record, history = look.record, look.solution.history
+        gap = record["rel_gap"] * record["objective"]
+        falls = [earlier["objective"] - record["objective"] for earlier in history[-self.patience :]]
+        if falls and self._scarce(level, look.solution) and falls[-1] <= self.stall_full * gap:
+            return Status.MAX_FILTERS
+        if len(falls) == self.patience and falls[0] <= self.stall * gap:
+            halved = record["rel_gap"] <= 0.5 * history[-self.patience]["rel_gap"]
+            return None if halved else Status.STALLED
+        return None
+
+    def step(self, level: Level, look: Look, seed: int) -> tuple[Solution, Tensor]:
+        """The objective does not rise."""
+        problem, solution, record = level.problem, look.solution, look.record
+        objective, gap = record["objective"], record["objective"] - record["lower_bound"]
+        # Far from the optimum the gap says how exact masters need to be; but the lower bound can lag behind a network
+        # that is nearly optimal, and a master shows no fall of the objective that is smaller than its own error.
+        fall = _last_fall(solution.history)
+        accuracy = max(self.exact * level.budget.tol, min(self.exact * gap / objective, self.after_fall * fall), 1e-12)
+        rough = max(accuracy, min(self.rough * gap / objective, fall))
+        steps = self.full_steps if self._scarce(level, solution) and not level.is_sample else 0
+        best = _Best(objective, solution)
+        try:
+            best.offer(*_best_weights(problem, solution, torch.cat([solution.filters, look.candidates]), rough))
+            slid = slide(
+                problem, best.solution, seed + 1000 * solution.rounds, accuracy=self.slide_accuracy * gap, steps=steps
             )
-            record["seconds"] = earlier + perf_counter() - began
-            if sampled:
-                record["images"], status = level.n, "running"
-                done = _sample_spent(record, solution, level, predictions, allowed)
-            else:
-                status = _status(record, solution, allowed, level)
-                done = status != "running"
-            solution = replace(solution, history=[*solution.history, record], status=status, dual_point=point)
-            if callback is not None:
-                callback(solution)
-            if done:
-                break
-            solution = _round(level, solution, found, allowed, seed)
-    return solution
+            best.offer(*_best_weights(problem, slid, slid.filters, accuracy))
+            merged = _merged(best.solution, self.merge_cosine)
+            if merged.n_filters < best.solution.n_filters:
+                best.offer(*_best_weights(problem, merged, merged.filters, accuracy), slack=self.merge_slack)
+        except OutOfTime:
+            pass  # the best network until then is what the round has led to
+        solution = replace(best.solution, rounds=solution.rounds + 1)
+        return solution, predicted(problem, solution)
+
+    def _drowned(self, sample: Problem, look: Look) -> Status | None:
+        """Whether another round on a sample would be wasted, as sampling hides what it gains."""
+        history, record = look.solution.history, look.record
+        losses = sample.loss.value(look.predictions, sample.targets)
+        noise = self.sample_noise * float(losses.std()) / sample.n**0.5
+        gain = history[-1]["objective"] - record["objective"] if history else math.inf
+        return Status.STALLED if min(gain, record["objective"] - record["lower_bound"]) <= noise else None
+
+    def _scarce(self, level: Level, solution: Solution) -> bool:
+        most = level.budget.max_filters
+        return most is not None and solution.n_filters >= self.full * most
 
 
-def _levels(problem: Problem, start: Solution | None, seed: int) -> list[Problem]:
-    """Samples to begin with, smallest first, and the problem itself, from where `start` left off."""
-    sizes = [problem.n]
-    while sizes[0] // SAMPLE_FACTOR >= SAMPLE_SIZE:
-        sizes.insert(0, sizes[0] // SAMPLE_FACTOR)
-    sizes = [size for size in sizes[:-1] if size <= problem.largest_sample] + [problem.n]
-    if start is not None:
-        reached = start.history[-1].get("images", problem.n) if start.history else problem.n
-        sizes = [size for size in sizes if size >= reached]
-    order = torch.randperm(problem.n, generator=torch.Generator().manual_seed(seed))
-    return [problem.sample(order[:size].sort().values) for size in sizes[:-1]] + [problem]
+def _best_weights(problem: Problem, solution: Solution, filters: Tensor, tol: float) -> tuple[float, Solution]:
+    """The optimal weights over `filters`, of which the first are those of `solution`; its objective and solution."""
+    weights = torch.zeros(len(filters), problem.responses.n_cells, problem.n_outputs, dtype=torch.float64)
+    weights[: solution.n_filters] = solution.weights
+    result = solve_master(problem, filters, weights, solution.intercept, tol=tol)
+    return result.objective, solution.with_parameters(filters, result.weights, result.intercept)
 
 
-def _refit(problem: Problem, solution: Solution) -> Solution:
-    """The weights that the filters of another problem have on this one: with stale ones an oracle is led astray."""
-    solution = replace(solution, history=[], rounds=0, status="running", dual_point=None)
-    if solution.n_filters == 0:
-        return solution
-    try:
-        return _master(problem, solution, solution.filters, REFIT_TOL)[1]
-    except OutOfTime:
-        return solution
-
-
-def _on_sample(budget: Budget) -> Budget:
-    """What rounds on a sample may use of it."""
-    return replace(budget, tol=SAMPLE_TOL, max_rounds=min(budget.max_rounds, SAMPLE_ROUNDS))
-
-
-def _sample_spent(record: dict, solution: Solution, sample: Problem, predictions: Tensor, budget: Budget) -> bool:
-    """Whether another round on a sample would be wasted, as sampling hides what it gains."""
-    if budget.exhausted(record, sample.deadline):
-        return True
-    losses = sample.loss.value(predictions, sample.targets)
-    noise = SAMPLE_NOISE * float(losses.std()) / sample.n**0.5
-    gain = solution.history[-1]["objective"] - record["objective"] if solution.history else float("inf")
-    return min(gain, record["objective"] - record["lower_bound"]) <= noise
-
-
-def _nearly_full(solution: Solution, budget: Budget) -> bool:
-    return budget.max_filters is not None and solution.n_filters >= FULL * budget.max_filters
-
-
-def _status(record: dict, solution: Solution, budget: Budget, problem: Problem) -> str:
-    """ "running", or why to stop."""
-    if status := budget.ends(record, problem.deadline):
-        return status
-    gap = record["rel_gap"] * record["objective"]
-    falls = [earlier["objective"] - record["objective"] for earlier in solution.history[-PATIENCE:]]
-    if falls and _nearly_full(solution, budget) and falls[-1] <= STALL_FULL * gap:
-        return "max_filters"
-    if len(falls) == PATIENCE and falls[0] <= STALL * gap:
-        halved = record["rel_gap"] <= 0.5 * solution.history[-PATIENCE]["rel_gap"]
-        return "running" if halved else "stalled"
-    return "running"
-
-
-def _round(problem: Problem, solution: Solution, found: OracleResult, budget: Budget, seed: int) -> Solution:
-    """One round from `solution`, whose last record says how far it is; the objective does not rise."""
-    record = solution.history[-1]
-    objective, gap = record["objective"], record["objective"] - record["lower_bound"]
-    # Far from the optimum the gap says how exact masters need to be; but the lower bound can lag behind a network that
-    # is nearly optimal, and a master shows no fall of the objective that is smaller than its own error.
-    fall = _last_fall(solution.history)
-    accuracy = max(0.01 * budget.tol, min(0.01 * gap / objective, 0.1 * fall), 1e-12)
-    best = _Best(objective, solution)
-    violating = found.filters[found.values > problem.beta]
-    violating = violating[: budget.room(solution.n_filters, len(violating))]
-    # Rough weights are enough for new filters to slide from.
-    rough = max(accuracy, min(0.1 * gap / objective, fall))
-    steps = FULL_STEPS if _nearly_full(solution, budget) and "images" not in record else 0
-    try:
-        best.offer(*_master(problem, solution, torch.cat([solution.filters, violating]), rough))
-        slid = slide(problem, best.solution, seed + 1000 * solution.rounds, accuracy=1e-3 * gap, steps=steps)
-        best.offer(*_master(problem, slid, slid.filters, accuracy))
-        merged = _merge(best.solution)
-        if merged.n_filters < best.solution.n_filters:
-            best.offer(*_master(problem, merged, merged.filters, accuracy), slack=1e-12)
-    except OutOfTime:
-        pass  # the best network until then is what the round has led to
-    return replace(best.solution, rounds=solution.rounds + 1)
-
-
-def _last_fall(history: list[dict]) -> float:
+def _last_fall(history: list[Round]) -> float:
     """Fall of the objective in the last round, relative; 1 before there was one."""
     if len(history) < 2:
         return 1.0
@@ -206,24 +199,19 @@ class _Best:
             self.objective, self.solution = objective, solution
 
 
-def _master(problem: Problem, solution: Solution, filters: Tensor, tol: float) -> tuple[float, Solution]:
-    """The optimal weights over `filters`, of which the first are those of `solution`; its objective and solution."""
-    weights = torch.zeros(len(filters), problem.responses.n_cells, problem.n_outputs, dtype=torch.float64)
-    weights[: solution.n_filters] = solution.weights
-    result = solve_master(problem, filters, weights, solution.intercept, tol=tol)
-    return result.objective, solution.with_parameters(filters, result.weights, result.intercept)
-
-
-def _merge(solution: Solution) -> Solution:
-    """Replace filters that coincide by their mean, weighted by the norms of their weights."""
+def _merged(solution: Solution, cosine: float) -> Solution:
+    """Replace filters that coincide, closer than `cosine`, by their mean, weighted by the norms of their weights."""
     if solution.n_filters == 0:
         return solution
     filters, weights = solution.filters, solution.weights
     norms = weights.flatten(1).norm(dim=1)
-    close = filters @ filters.T > MERGE_COSINE
+    close = filters @ filters.T > cosine
     leader = close.long().argmax(dim=1)  # the first filter that each coincides with
     merged = torch.zeros_like(filters).index_add_(0, leader, filters * norms[:, None])
     summed = torch.zeros_like(weights).index_add_(0, leader, weights)
     keep = leader.unique()
     merged = merged[keep] / merged[keep].norm(dim=1, keepdim=True)
     return solution.with_parameters(merged, summed[keep], solution.intercept)
+
+
+sliding_frank_wolfe = SlidingFrankWolfe()

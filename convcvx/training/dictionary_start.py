@@ -15,9 +15,10 @@ from torch.nn.functional import normalize
 
 from convcvx.data.augment import VERSIONS
 from convcvx.machine.memory import check_memory
+from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
 from convcvx.responses.mirror import MirrorPairs
-from convcvx.solution import Solution
+from convcvx.solution import Solution, Status
 from convcvx.solvers.dictionary.filters import dictionary
 from convcvx.solvers.dictionary.path import DictionaryFit, Score, by_error, by_loss, fit_dictionary, held_out
 from convcvx.solvers.rounds import record_of
@@ -71,9 +72,9 @@ def start_from_dictionary(
         fit = _fit(normalize(slid.filters), config, problem, report, beta=None if _tuned(config) else beta)
     report.begin(f"weights of these filters optimal to {fit.rel_gap:.1e}; no other filter was looked at")
     # Over the dictionary max g is beta; of networks with other filters nothing is known yet.
-    record = record_of(fit.solution, fit.objective, 0.0, fit.beta, "heuristic", perf_counter() - began)
+    record = record_of(fit.solution, fit.objective, 0.0, fit.beta, Scope.HEURISTIC, perf_counter() - began)
     record["dictionary_gap"] = fit.rel_gap
-    solution = replace(fit.solution, history=[record], status="max_rounds")
+    solution = replace(fit.solution, history=[record], status=Status.MAX_ROUNDS)
     journal.save_beta_max(fit.beta_max)
     journal.save_chosen_beta(fit.beta)
     journal.save_state(solution)

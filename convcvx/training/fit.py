@@ -18,7 +18,7 @@ from convcvx.network.certify import certify_on
 from convcvx.network.evaluate import accuracy, mean_loss, predict
 from convcvx.network.two_layer import TwoLayerCNN, two_layer_cnn
 from convcvx.pooling import Pooling
-from convcvx.solution import Solution
+from convcvx.solution import Round, Solution, Status
 from convcvx.training.optimise import Optimised, named_oracle
 from convcvx.training.options import TrainConfig
 from convcvx.training.origin import Origin
@@ -56,7 +56,7 @@ class Fit:
     origin: Origin | None = None
 
     @property
-    def history(self) -> list[dict[str, Any]]:
+    def history(self) -> list[Round]:
         """One record a round: objective, bound, gap, filters, seconds; see `Solution`."""
         return self.solution.history
 
@@ -188,8 +188,8 @@ def certificate_summary(certificate: Certificate) -> dict[str, Any]:
     return {name: values[name] for name in names}
 
 
-def _status(solution: Solution, certificate: Certificate, tol: float) -> str:
-    guessed = certificate.scope == "heuristic" and certificate.search.get("stopped") == "time_limit"
+def _status(solution: Solution, certificate: Certificate, tol: float) -> Status:
+    guessed = not certificate.scope.proved and certificate.search.get("stopped") == "time_limit"
     if certificate.rel_gap <= tol and not guessed:
-        return "converged"
-    return "gap_above_tol" if solution.status == "converged" else solution.status
+        return Status.CONVERGED
+    return Status.GAP_ABOVE_TOL if solution.status == Status.CONVERGED else solution.status

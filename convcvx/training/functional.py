@@ -16,7 +16,7 @@ from convcvx.errors import InputError, check_count, check_positive
 from convcvx.oracles import Oracle
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
-from convcvx.solution import Callback, Solution
+from convcvx.solution import Callback, Solution, Status
 from convcvx.training.journal import Checkpoint
 from convcvx.training.optimise import optimise
 from convcvx.training.option import check_names
@@ -219,7 +219,7 @@ def path(
         solution, certificate = train(in_time, units, at_beta, **run)
         warn_short_of(certificate, solution, config.tol)
         yield solution
-        run["start"] = replace(solution, history=[], rounds=0, status="running", certificate=None)
+        run["start"] = replace(solution, history=[], rounds=0, status=Status.RUNNING, certificate=None)
 
 
 def path_betas(

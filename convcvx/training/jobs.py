@@ -19,6 +19,7 @@ from convcvx.network.two_layer import TwoLayerCNN, read_weights, two_layer_cnn
 from convcvx.patches import PatchEmbedding
 from convcvx.problem import Problem
 from convcvx.responses.team import Team
+from convcvx.solution import Status
 from convcvx.training.fit import Clock, Fit, certificate_summary, finish, score
 from convcvx.training.journal import Checkpoint
 from convcvx.training.optimise import named_oracle, optimise
@@ -163,7 +164,7 @@ def certify_job(
         "test_accuracy": score(network, test),
         "seconds": perf_counter() - began,
         "peak_memory_mb": peak_memory_mb(),
-        "status": "converged" if certificate.rel_gap <= config.tol else "gap_above_tol",
+        "status": Status.CONVERGED if certificate.rel_gap <= config.tol else Status.GAP_ABOVE_TOL,
         "assumed": unseen,
     }
 

@@ -132,8 +132,8 @@ class TrainConfig:
     oracle: str = option(
         "auto",
         SOLVER,
-        f"{', '.join(ORACLES)}. exact is a proof for patches of low rank or few; branch-and-bound a proof for rank 3 "
-        "and up; sampled a proof for sampled activation patterns only; local scales and proves nothing.",
+        f"auto, {', '.join(ORACLES)}. exact is a proof for patches of low rank or few; branch-and-bound a proof for "
+        "rank 3 and up; sampled a proof for sampled activation patterns only; local scales and proves nothing.",
     )
     gates: int = option(
         N_GATES,

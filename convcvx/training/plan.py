@@ -166,20 +166,9 @@ def warn_short_of(certificate: Certificate, solution: Solution, tol: float) -> N
     """Warn when the certified gap is above `tol`, saying why and what to try."""
     if certificate.rel_gap <= tol:
         return
-    remedies = {
-        "converged": "a second, longer search found more than the solver's; raise tol, or name an exact oracle",
-        "max_filters": "raise max_filters",
-        "max_rounds": "raise max_rounds",
-        "time_limit": "raise time_limit",
-        "relaxation_gap": "the relaxation is not tight here; use solver='sliding-fw', or raise tol",
-        "stalled": "raise tol, or name an exact oracle",
-        "sampled": "the sampled program is solved, the network is not: sample more gates, or use solver='sliding-fw'",
-        "conditions": "the closed form is a bound on these data, no optimum: use solver='sliding-fw'",
-    }
-    remedy = remedies.get(solution.status, "solve in float64, or raise tol")
     warnings.warn(
         f"relative gap {certificate.rel_gap:.2e} ({certificate.scope}) is above tol {tol:.2e} after "
-        f"{solution.rounds} rounds, stopped by {solution.status}: {remedy}",
+        f"{solution.rounds} rounds, stopped by {solution.status}: {solution.status.remedy}",
         ConvergenceWarning,
         stacklevel=3,
     )

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from rich.console import Console
 
-from convcvx.solution import Solution
+from convcvx.solution import Round, Solution
 
 HEADER = "round    objective  lower bound       gap   g/beta  filters     time     left"
 
@@ -72,7 +72,7 @@ class Progress:
         )
 
 
-def seconds_left(history: list[dict], tol: float, time_limit: float | None) -> float | None:
+def seconds_left(history: list[Round], tol: float, time_limit: float | None) -> float | None:
     """Extrapolate the fall of log gap over the last rounds to `tol`; None while it does not fall."""
     last = history[-1]
     limit = None if time_limit is None else max(0.0, time_limit - last["seconds"])

@@ -164,7 +164,7 @@ class Run(Folder, Journal):
         parts: dict[str, Any] = tensors | described
         try:
             return Solution(**parts)
-        except TypeError as error:
+        except (InputError, TypeError) as error:
             raise RunError(f"{self.folder / 'state.safetensors'} is of another version of convcvx: {error}") from None
 
     def save_descent(self, start: Solution, beta: float, state: State) -> None:

@@ -1,0 +1,62 @@
+"""What oracles and solvers need of a problem, and the one message about a problem that lacks it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from convcvx.errors import InputError
+from convcvx.oracles._patch_rows import MAX_BYTES, PatchRows
+from convcvx.problem import Problem
+
+
+@dataclass(frozen=True)
+class Need:
+    """Something that not every problem has.
+
+    Attributes
+    ----------
+    what : str
+        In words, behind "needs".
+    lacking : callable
+        What a problem has instead, in words; None where it has what is needed.
+    remedy : str
+        What to do about it.
+    """
+
+    what: str
+    lacking: Callable[[Problem], str | None]
+    remedy: str
+
+    def refusal(self, who: str, instead: str) -> InputError:
+        """The error of whoever has to do with something else."""
+        return InputError(f"{who} needs {self.what}; got {instead}; {self.remedy}")
+
+
+def require(who: str, needs: Iterable[Need], problem: Problem) -> None:
+    """Raise `InputError` for the first of the `needs` of `who` that the problem does not meet."""
+    for need in needs:
+        if (instead := need.lacking(problem)) is not None:
+            raise need.refusal(who, instead)
+
+
+def _other_loss(problem: Problem) -> str | None:
+    return None if problem.loss.name == "squared" else repr(problem.loss.name)
+
+
+def _several_patches(problem: Problem) -> str | None:
+    return None if problem.responses.n_positions == 1 else str(problem.responses.n_positions)
+
+
+def _too_many_rows(problem: Problem) -> str | None:
+    size = PatchRows.size(problem.responses, problem.n_outputs)
+    return None if size <= MAX_BYTES else f"{size / 2**30:.0f} GiB of them"
+
+
+SQUARED_LOSS = Need("loss 'squared'", _other_loss, "use solver='sliding-fw'")
+ONE_PATCH = Need("one patch a sample", _several_patches, "take images that are one patch each")
+ROWS_IN_MEMORY = Need(
+    f"all patches at once, {MAX_BYTES >> 30} GiB of them at most",
+    _too_many_rows,
+    "use fewer images, a coarser stride, or oracle='local'",
+)

@@ -1,0 +1,155 @@
+"""The table of oracles: what `oracle=` and `--oracle` take, what each needs, and which one "auto" stands for.
+
+A new oracle is a file with its class and an entry here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+from convcvx.arrangements.cells import count_bound
+from convcvx.errors import check_choice
+from convcvx.oracles._patch_rows import MAX_BYTES
+from convcvx.oracles.base import Oracle
+from convcvx.oracles.branch_and_bound import LOW_RANK, BranchAndBoundOracle
+from convcvx.oracles.copositive import CopositiveOracle
+from convcvx.oracles.enumerate import ExactOracle
+from convcvx.oracles.local import LocalOracle
+from convcvx.oracles.needs import ROWS_IN_MEMORY, Need, require
+from convcvx.oracles.sampled import N_GATES, SampledOracle
+from convcvx.problem import Problem
+
+FEW_CELLS = 5_000
+"""Cells up to which "auto" searches the whole arrangement: about a second a call."""
+FEW_DIMENSIONS = 6
+"""Rank of the patches up to which it does."""
+CALL_SECONDS = 600.0
+"""Time limit of one call of branch and bound, gathering included; the best bound proved by then is used."""
+CALL_SHARE = 0.25
+"""Share of what is left of a training's own time that such a call takes: its bound comes step by step, and rounds are
+to follow."""
+FAR_TOL = 0.1
+"""Relative error of a bound of branch and bound in training, as long as g is far above β: there is far to go."""
+OWN_TOL = 0.25
+"""Share of tol that branch and bound may be off by near the end: the rest is for the network."""
+FINEST = 1e-8
+"""Relative error that branch and bound is not asked to go below: float64 has room for no more in reasonable time."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What an oracle is made for.
+
+    Attributes
+    ----------
+    tol : float
+        Relative gap to be reached with it.
+    thorough : bool
+        Whether it is for a certificate; else a search may be rougher far from the optimum.
+    gates : int
+        Activation patterns to sample, where that matters.
+    """
+
+    tol: float = 1e-4
+    thorough: bool = False
+    gates: int = N_GATES
+
+
+def _nowhere(problem: Problem) -> str | None:
+    return None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An oracle of the table.
+
+    Attributes
+    ----------
+    make : callable
+        The oracle, for an effort.
+    needs : tuple of Need
+        What a problem must be like.
+    suits : callable
+        Why "auto" picks it for a problem that meets its needs; None where it does not.
+    """
+
+    make: Callable[[Effort], Oracle]
+    needs: tuple[Need, ...] = ()
+    suits: Callable[[Problem], str | None] = _nowhere
+
+
+def _exact_suits(problem: Problem) -> str | None:
+    rank = problem.responses.embedding.patch_rank
+    if rank <= 2:
+        return f"patches of rank {rank} are swept completely"
+    rows = problem.n * problem.responses.n_positions
+    most = count_bound(rows, rank) if rank <= FEW_DIMENSIONS else math.inf
+    if most <= FEW_CELLS:
+        return f"{rows:,} patches of rank {rank} have at most {most:,} activation patterns, searched completely"
+    return None
+
+
+def _branch_and_bound(effort: Effort) -> Oracle:
+    far_tol, share = (0.0, 1.0) if effort.thorough else (FAR_TOL, CALL_SHARE)
+    return BranchAndBoundOracle(max(OWN_TOL * effort.tol, FINEST), CALL_SECONDS, far_tol=far_tol, share=share)
+
+
+def _branch_and_bound_suits(problem: Problem) -> str | None:
+    seconds = problem.responses.embedding.patch_rank == 3
+    return "patches of rank 3 can be bounded in seconds" if seconds else None
+
+
+def _local_suits(problem: Problem) -> str:
+    if ROWS_IN_MEMORY.lacking(problem) is not None:
+        return f"a proof would gather more than {MAX_BYTES >> 30} GiB of patches"
+    rank = problem.responses.embedding.patch_rank
+    return f"patches of rank {rank}: the cost of a proof grows exponentially in the rank"
+
+
+ORACLES: dict[str, Entry] = {
+    "exact": Entry(lambda effort: ExactOracle(), (ROWS_IN_MEMORY,), _exact_suits),
+    "branch-and-bound": Entry(_branch_and_bound, (ROWS_IN_MEMORY, LOW_RANK), _branch_and_bound_suits),
+    "copositive": Entry(lambda effort: CopositiveOracle(), (ROWS_IN_MEMORY,)),
+    "sampled": Entry(lambda effort: SampledOracle(effort.gates)),
+    "local": Entry(lambda effort: LocalOracle(thorough=effort.thorough), suits=_local_suits),
+}
+"""By name; "auto" takes the first that suits, and the last suits everywhere."""
+
+
+def pick_oracle(name: str, problem: Problem) -> tuple[str, str]:
+    """The oracle that `name` stands for on `problem`, and why: `auto` proves where a proof is affordable.
+
+    Raises
+    ------
+    InputError
+        For a name that is none, or a problem that lacks what the oracle needs.
+    """
+    check_choice("oracle", name, ("auto", *ORACLES))
+    if name != "auto":
+        require(f"oracle {name}", ORACLES[name].needs, problem)
+        return name, "as asked"
+
+    @cache
+    def met(need: Need) -> bool:
+        return need.lacking(problem) is None
+
+    for candidate, entry in ORACLES.items():
+        if all(map(met, entry.needs)) and (why := entry.suits(problem)) is not None:
+            return candidate, why
+    raise AssertionError("the last oracle suits everywhere")
+
+
+def get_oracle(
+    name: str, problem: Problem, *, tol: float = 1e-4, thorough: bool = False, gates: int = N_GATES
+) -> Oracle:
+    """The oracle called `name`, "auto" perhaps, for a relative gap of `tol`; options as in `Effort`.
+
+    Raises
+    ------
+    InputError
+        As `pick_oracle` does.
+    """
+    return ORACLES[pick_oracle(name, problem)[0]].make(Effort(tol, thorough, gates))
