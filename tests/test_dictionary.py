@@ -200,3 +200,9 @@ def test_bad_input_is_refused(problem):
     striped = digits(40, spec=PatchSpec((3, 3), (2, 2)), flips=True)
     with pytest.raises(InputError, match="symmetrically"):
         fit_dictionary(striped, dictionary(striped.responses, 2, flips=True), beta=1.0, flips=True)
+
+
+def test_a_dictionary_is_drawn_in_float32_as_in_float64(problem):
+    """Large data compute in float32: patches, and their norms, are then of two precisions."""
+    rough = dictionary(problem.with_dtype(torch.float32).responses, 12, threshold=0.25)
+    assert torch.allclose(rough, dictionary(problem.responses, 12, threshold=0.25), atol=1e-5)

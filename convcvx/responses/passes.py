@@ -204,7 +204,7 @@ class Responses:
         norms = []
         for part in images.to(self.device).split(size):
             rows = self.rows(part).double().cpu()
-            norms.append((rows if basis is None else rows @ basis.T).norm(dim=2))
+            norms.append((rows if basis is None else rows @ basis.double().T).norm(dim=2))
         return torch.cat(norms)
 
     def reach(self) -> Tensor:
