@@ -11,6 +11,7 @@ import torch
 from convcvx.data.augment import VERSIONS, shifted
 from convcvx.data.datasets import load
 from convcvx.errors import InputError
+from convcvx.losses.shares import Shares
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
 from convcvx.responses.mirror import mirror
@@ -129,6 +130,7 @@ def test_flips_are_twice_the_images():
         problem.with_beta(0.01),
         responses=problem.responses.to(images=torch.cat([images, images.flip(3)])),
         targets=problem.targets.repeat(2, 1),
+        shares=Shares.equal(200),
     )
     reference = solve_master(twice, filters, tol=1e-8)
     assert reference.objective * (1 - 1e-8) <= fit.objective < reference.objective * (1 + 5e-3)

@@ -137,7 +137,7 @@ def _sample_spent(record: dict, solution: Solution, sample: Problem, predictions
     if budget.exhausted(record, sample.deadline):
         return True
     losses = sample.loss.value(predictions, sample.targets)
-    noise = SAMPLE_NOISE * float(losses.std()) / sample.n**0.5
+    noise = SAMPLE_NOISE * sample.shares.standard_error(losses)
     gain = solution.history[-1]["objective"] - record["objective"] if solution.history else float("inf")
     return min(gain, record["objective"] - record["lower_bound"]) <= noise
 

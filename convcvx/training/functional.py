@@ -39,13 +39,15 @@ def solve(
     start: Solution | None = None,
     callback: Callback | None = None,
     device: str = "cpu",
+    sample_weight: Any = None,
 ) -> Solution:
     """Train a two-layer ReLU network on given patches to the global optimum, with a certificate.
 
         min  (1/n) Σ_i ℓ(f(x_i), y_i) + β Σ_j ‖V_j‖_F    over ‖u_j‖ = 1, any number of neurons j,
         f(x_i) = Σ_j Σ_p Σ_k w_pk (x_ik·u_j)_+ V_j[p,:] + b
 
-    which is weight decay β on the network's weights under a mean-reduced loss (Sahiner et al. 2021).
+    which is weight decay β on the network's weights under a mean-reduced loss (Sahiner et al. 2021); `sample_weight`
+    makes the mean a weighted one.
 
     Parameters
     ----------
@@ -69,6 +71,9 @@ def solve(
         Budgets; the time in seconds, that of the certificate included.
     start : Solution, optional
         Warm start.
+    sample_weight : array (n,), optional
+        What each sample counts for, in any unit: the mean loss is Σ_i w_i ℓ_i / Σ_i w_i, so that a weight of 2 is worth
+        the sample twice, and one of 0 leaves it out (also of `dual_point`, whose rows are those of the others).
 
     Returns
     -------
@@ -96,7 +101,8 @@ def solve(
     """
     budget = Budget(tol, max_filters, max_rounds, time_limit)
     deadline = Deadline.after(time_limit)
-    problem, units = _in_units(patches, targets, pooling=pooling, loss=loss, intercept=intercept, device=device)
+    given: dict[str, Any] = {"pooling": pooling, "loss": loss, "intercept": intercept, "device": device}
+    problem, units = _in_units(patches, targets, sample_weight=sample_weight, **given)
     problem = problem.with_beta(units.reduced_beta(beta)).until(deadline)
     options: dict[str, Any] = {"solver": solver, "oracle": oracle, "seed": seed, "start": start, "callback": callback}
     solution, certificate = train(problem, units, budget, **options)
@@ -162,12 +168,14 @@ def beta_max(
     intercept: bool = True,
     oracle: str | Oracle = "auto",
     seed: int = 0,
+    sample_weight: Any = None,
 ) -> float:
     """The β from which on the optimal network has no filters; parameters as in `solve`.
 
     0 for constant patches (with an intercept) or targets: no filter helps at any β.
     """
-    problem, units = _in_units(patches, targets, pooling=pooling, loss=loss, intercept=intercept)
+    given: dict[str, Any] = {"pooling": pooling, "loss": loss, "intercept": intercept, "sample_weight": sample_weight}
+    problem, units = _in_units(patches, targets, **given)
     return units.of_g(find_beta_max(problem, oracle, seed))
 
 
@@ -195,7 +203,8 @@ def path(
     Solution
         One a β, in the order of `betas`; `.certificate.beta` says which.
     """
-    given = {name: options.pop(name) for name in ("pooling", "loss", "intercept", "device") if name in options}
+    own = "pooling", "loss", "intercept", "device", "sample_weight"
+    given = {name: options.pop(name) for name in own if name in options}
     budget = Budget(**{field.name: options.pop(field.name) for field in fields(Budget) if field.name in options})
     # of their own: whoever takes one solution after another may change his arrays in between
     problem, units = _in_units(as_tensor("patches", patches).clone(), as_tensor("targets", targets).clone(), **given)
