@@ -1,6 +1,6 @@
 """The twin: the same network, width and objective, trained by torch's SGD or Adam.
 
-    min  (1/n) Σ_i ℓ(f(x_i), y_i) + (β/2) (‖U‖² + ‖V‖²)
+    min  Σ_i s_i ℓ(f(x_i), y_i) + (β/2) (‖U‖² + ‖V‖²)
 
 over filters U (m, r) and weights V (m, P, c) in the problem's own space, so that rank, whitening and hidden bias
 mean the same to both; the output bias is not penalised. Learning rates are tuned, seeds repeated, and what is
@@ -116,7 +116,7 @@ class Twin(nn.Module):
             return problem.primal(predictions, weights)
         predictions = problem.responses.predict(filters, weights, intercept)
         decay = float(filters.square().sum() + weights.square().sum())
-        return float(problem.loss.value(predictions, problem.targets).mean()) + 0.5 * problem.beta * decay
+        return problem.mean_loss(predictions) + 0.5 * problem.beta * decay
 
     @property
     def filters_used(self) -> int:
@@ -215,7 +215,8 @@ def _steps(
     for _ in range(epochs):
         for chosen in torch.randperm(problem.n, generator=random).to(images.device).split(batch):
             descent.zero_grad()
-            loss.value(twin(images[chosen].float()), targets[chosen]).mean().backward()
+            values = loss.value(twin(images[chosen].float()), targets[chosen])
+            problem.shares.estimate(chosen).mean(values).backward()
             descent.step()
             schedule.step()
         yield

@@ -46,7 +46,7 @@ class Certificate:
     Attributes
     ----------
     primal : float
-        (1/n) Σ ℓ(f_i, y_i) + β Σ_j ‖V_j‖_F at unit filters.
+        Σ_i s_i ℓ(f_i, y_i) + β Σ_j ‖V_j‖_F at unit filters; s_i = 1/n without weights of the images.
     dual : float
         Lower bound on the optimum over networks of any width, within `scope`.
     rel_gap : float
@@ -166,7 +166,7 @@ def judged(
     predictions = problem.responses.predict(filters, weights, torch.zeros(problem.n_outputs))
     if problem.intercept:
         own = None if intercept is None else intercept.double() - problem.offset
-        predictions = predictions + problem.loss.best_intercept(predictions, problem.targets, own)
+        predictions = predictions + problem.best_intercept(predictions, own)
     return filters, weights, predictions
 
 

@@ -1,16 +1,17 @@
 """The training problem: primal, dual and dual scaling. Solvers on a Gram matrix write them in its terms.
 
-    min  (1/n) Σ_i ℓ(f(x_i), y_i) + β Σ_j ‖V_j‖_F,      f(x) = Σ_j Σ_p φ_p(x; u_j) V_j[p,:] + b,  ‖u_j‖ = 1
-    max  -(1/n) Σ_i ℓ*(-n Z_i, y_i)   over Z with  max_{‖u‖≤1} g(u) ≤ β  (and Σ_i Z_i = 0 with an intercept)
+    min  Σ_i s_i ℓ(f(x_i), y_i) + β Σ_j ‖V_j‖_F,      f(x) = Σ_j Σ_p φ_p(x; u_j) V_j[p,:] + b,  ‖u_j‖ = 1
+    max  -Σ_i s_i ℓ*(-Z_i / s_i, y_i)   over Z with  max_{‖u‖≤1} g(u) ≤ β  (and Σ_i Z_i = 0 with an intercept)
 
-where g(u) = ‖Σ_i φ(x_i; u) Z_iᵀ‖_F: the semi-infinite dual of Sahiner et al., ICLR 2021, with pooling and intercept
-added.
+where g(u) = ‖Σ_i φ(x_i; u) Z_iᵀ‖_F: the semi-infinite dual of Sahiner et al., ICLR 2021, with pooling, intercept and
+weights of images added. The shares s_i of the images are 1/n each unless weights say otherwise.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from torch import Tensor
 from convcvx.budget import Deadline
 from convcvx.errors import InputError, check_positive
 from convcvx.losses.base import Loss
+from convcvx.losses.shares import Shares
 from convcvx.losses.table import get_loss
 from convcvx.losses.targets import encode_targets
 from convcvx.responses.passes import SMALL, Responses
@@ -40,6 +42,8 @@ class Problem:
     responses : Responses
     targets : Tensor (n, c) float64
         One-hot classes or real values, the latter less `offset`.
+    shares : Shares
+        What each image counts for.
     beta : float
         Weight decay of torch for a mean-reduced loss.
     loss : Loss
@@ -52,6 +56,7 @@ class Problem:
 
     responses: Responses
     targets: Tensor
+    shares: Shares
     beta: float
     loss: Loss
     intercept: bool = True
@@ -66,15 +71,20 @@ class Problem:
         loss: str = "squared",
         intercept: bool = True,
         n_classes: int | None = None,
+        sample_weight: Any = None,
     ) -> Problem:
-        """Check the parts and put them together; `targets` and `n_classes` as `encode_targets` reads them."""
+        """Check the parts and put them together; `targets` and `n_classes` as `encode_targets` reads them.
+
+        `sample_weight` (n,) has what each image counts for, in any unit, and no zeros: see `counted`.
+        """
         get_loss(loss)
         encoded = encode_targets(targets, loss, n_classes, intercept=intercept)
         _check_size(encoded, loss)
         if len(encoded) != responses.n:
             raise InputError(f"targets must have one row an image, {responses.n}; got {len(encoded)}")
+        shares = Shares.of(sample_weight, responses.n)
         offset = _offset(encoded) if intercept and loss == "squared" else 0.0
-        return cls(responses, encoded - offset, check_positive("beta", beta), get_loss(loss), intercept, offset)
+        return cls(responses, encoded - offset, shares, check_positive("beta", beta), get_loss(loss), intercept, offset)
 
     @property
     def n(self) -> int:
@@ -112,14 +122,34 @@ class Problem:
         return max(1, SAMPLE_BYTES // (4 * self.responses.images.shape[1:].numel()))
 
     def sample(self, images: Tensor) -> Problem:
-        """The same problem on some of its images (indices)."""
+        """The same problem on some of its images (indices), whose shares keep their proportion."""
+        return self._on(images, self.shares.sample(images))
+
+    def batch(self, images: Tensor) -> Problem:
+        """The same on images (indices) drawn alike, whose mean loss and slopes estimate those on all without bias."""
+        return self._on(images, self.shares.estimate(images))
+
+    def _on(self, images: Tensor, shares: Shares) -> Problem:
         responses = self.responses.to(images=self.responses.images[images.to(self.responses.device)])
-        return replace(self, responses=responses, targets=self.targets[images])
+        return replace(self, responses=responses, targets=self.targets[images], shares=shares)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Σ_i s_i values_i, for `values` (n, ...) image by image: every mean over images is this one."""
+        return self.shares.mean(values)
+
+    def mean_loss(self, predictions: Tensor) -> float:
+        """Σ_i s_i ℓ(f_i, y_i) for f = `predictions` (n, c)."""
+        return float(self.mean(self.loss.value(predictions, self.targets)))
+
+    def best_intercept(self, predictions: Tensor, start: Tensor | None = None) -> Tensor:
+        """The (c,) shift of `predictions` with the least mean loss, never above that at `start`; else 0."""
+        if not self.intercept:
+            return torch.zeros(self.n_outputs, dtype=torch.float64)
+        return self.loss.best_intercept(predictions, self.targets, self.shares, start)
 
     def primal(self, predictions: Tensor, weights: Tensor) -> float:
-        """(1/n) Σ ℓ(f_i, y_i) + β Σ_j ‖V_j‖_F for f = `predictions` (n, c) and V = `weights` (m, P, c)."""
-        data_term = float(self.loss.value(predictions, self.targets).mean())
-        return data_term + self.beta * float(weights.flatten(1).norm(dim=1).sum())
+        """Σ_i s_i ℓ(f_i, y_i) + β Σ_j ‖V_j‖_F for f = `predictions` (n, c) and V = `weights` (m, P, c)."""
+        return self.mean_loss(predictions) + self.beta * float(weights.flatten(1).norm(dim=1).sum())
 
     def primal_error(self, predictions: Tensor, weights: Tensor) -> float:
         """How much `primal` is off at most, for float64 predictions of unit filters with these weights.
@@ -131,23 +161,23 @@ class Problem:
         responses = self.responses
         terms = sum(responses.embedding.basis.shape) + responses.n_positions + weights.shape[0] * weights.shape[1] + 8
         errors = terms * UNIT * responses.reach() * decay + 2 * UNIT * predictions.norm(dim=1)
-        value = float(self.loss.value_error(errors, predictions, self.targets).mean())
-        off = value + self.n * UNIT * self.loss.value(predictions, self.targets).mean()
-        return (float(off) + (weights.numel() + 4) * UNIT * self.beta * decay) * SAFE
+        value = float(self.mean(self.loss.value_error(errors, predictions, self.targets)))
+        off = value + (self.n + self.shares.roundings) * UNIT * self.mean_loss(predictions)
+        return (off + (weights.numel() + 4) * UNIT * self.beta * decay) * SAFE
 
     def constant_predictions(self) -> Tensor:
         """(n, c): the best predictor without filters."""
         zero = torch.zeros_like(self.targets)
-        return zero + self.loss.best_intercept(zero, self.targets) if self.intercept else zero
+        return zero + self.best_intercept(zero)
 
     def residual(self, predictions: Tensor) -> Tensor:
-        """Z = -∇_f ℓ / n (n, c)."""
-        return self.loss.gradient(predictions, self.targets) / -self.n
+        """Z_i = -s_i ∇_f ℓ (n, c)."""
+        return -self.shares.times(self.loss.gradient(predictions, self.targets))
 
     def dual_point(self, predictions: Tensor) -> Tensor:
         """The residual Z at `predictions`, the intercept re-optimised if there is one; as `in_domain` leaves it."""
         if self.intercept:
-            predictions = predictions + self.loss.best_intercept(predictions, self.targets)
+            predictions = predictions + self.best_intercept(predictions)
         return self.in_domain(self.residual(predictions))
 
     def in_domain(self, dual_point: Tensor) -> Tensor:
@@ -155,14 +185,14 @@ class Problem:
 
         Both to rounding: what that leaves is in `dual_error`. Only max g <= β is left to the scaling of `dual`.
         """
-        return self.loss.in_domain(dual_point, self.targets, self.intercept)
+        return self.loss.in_domain(dual_point, self.targets, self.shares, self.intercept)
 
     def dual_error(self, dual_point: Tensor) -> Tensor:
         """(n,): bounds on ‖Ẑ_i - Z_i‖, where Ẑ is the exactly feasible point for which Z = `dual_point` stands.
 
         A proved bound on max g is one for Ẑ: Σ_i ‖φ(x_i; u)‖ times this is part of it.
         """
-        return self.loss.dual_error(dual_point, self.targets, self.intercept)
+        return self.loss.dual_error(dual_point, self.targets, self.shares, self.intercept)
 
     def dual(self, dual_point: Tensor, g_max: float) -> float:
         """The largest dual value over scalings s·Z with s·g_max <= β, rounded down; no loss is below zero.
@@ -173,7 +203,7 @@ class Problem:
         if not g_max >= 0:
             return 0.0
         limit = math.nextafter(self.beta / g_max, 0.0) if g_max > 0 else float("inf")
-        value = self.loss.dual(dual_point, self.targets, limit, self.intercept)
+        value = self.loss.dual(dual_point, self.targets, self.shares, limit, self.intercept)
         return value if value > 0 else 0.0
 
 

@@ -1,6 +1,6 @@
 """An independent judge of networks, lower bounds and oracles, in exact arithmetic; it shares no code with convcvx.
 
-    objective = (1/n) Σ_i ℓ(f(x_i), y_i) + β Σ_j ‖u_j‖ ‖V_j‖_F,    f(x) = Σ_j Σ_p Σ_k w_pk (x_k·u_j)_+ V_j[p,:] + b
+    objective = Σ_i s_i ℓ(f(x_i), y_i) + β Σ_j ‖u_j‖ ‖V_j‖_F,    f(x) = Σ_j Σ_p Σ_k w_pk (x_k·u_j)_+ V_j[p,:] + b
 
 Every float64 is a rational number, so responses, outputs, squared losses and g² are computed as rationals, without any
 rounding; roots, logarithms and exponentials are taken by mpmath to `DIGITS` digits. What the judge computes is the
@@ -119,6 +119,8 @@ class Problem:
     kernel, stride, padding : (int, int)
     pool : "none", ("grid", (rows, columns)), ("window", (size, stride)) or an array (P, K)
         Grids as `AdaptiveAvgPool2d` has them, square windows as `AvgPool2d`.
+    weights : (n,), optional
+        What each image counts for: s_i = w_i / Σ w, 1/n without them.
     """
 
     images: np.ndarray
@@ -131,6 +133,7 @@ class Problem:
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int] = (0, 0)
     pool: str | tuple | np.ndarray = ("grid", (1, 1))
+    weights: np.ndarray | None = None
 
     @property
     def n(self) -> int:
@@ -191,6 +194,12 @@ class Problem:
         targets = Exact.of(self.targets).fractions()
         return targets if self.loss == "squared" else targets / targets.sum(axis=1, keepdims=True)
 
+    @cached_property
+    def shares(self) -> np.ndarray:
+        """(n,) s_i as rationals: they add up to one exactly."""
+        counts = Exact.of(np.ones(self.n) if self.weights is None else self.weights).fractions()
+        return counts / counts.sum()
+
     def responses(self, filters: np.ndarray) -> Exact:
         """(n, m, P) pooled responses φ of filters (m, h)."""
         exact = Exact.of(self.patches)
@@ -224,17 +233,19 @@ class Problem:
         if not self.intercept:
             loss = self.mean_loss(outputs)
         elif self.loss == "squared":
-            loss = self.mean_loss(outputs + (self.truth - outputs).sum(axis=0) / Fraction(self.n))
+            loss = self.mean_loss(outputs + self.shares @ (self.truth - outputs))
         else:
-            loss = _least_cross_entropy(outputs, self.truth)
+            counted = self.shares > 0
+            loss = _least_cross_entropy(outputs[counted], self.truth[counted], self.shares[counted])
         return loss + self.penalty(network)
 
     def mean_loss(self, outputs: np.ndarray) -> mpf:
-        """(1/n) Σ ℓ of rational outputs (n, c)."""
+        """Σ s_i ℓ of rational outputs (n, c)."""
         if self.loss == "squared":
             errors = outputs - self.truth
-            return real((errors * errors).sum() / (2 * self.n))
-        return mpmath.fsum(cross_entropy(f, y) for f, y in zip(outputs, self.truth, strict=True)) / self.n
+            return real((self.shares @ (errors * errors)).sum() / 2)
+        losses = map(cross_entropy, outputs, self.truth)
+        return mpmath.fsum(real(share) * loss for share, loss in zip(self.shares, losses, strict=True))
 
     def g_squared(self, u: np.ndarray, dual_point: np.ndarray) -> Fraction:
         """g(u)² / ‖u‖² for one filter (h,) and a dual point (n, c)."""
@@ -264,7 +275,7 @@ def cross_entropy(outputs: np.ndarray, target: np.ndarray) -> mpf:
     return mpmath.fsum(terms)
 
 
-def _least_cross_entropy(outputs: np.ndarray, targets: np.ndarray) -> mpf:
+def _least_cross_entropy(outputs: np.ndarray, targets: np.ndarray, shares: np.ndarray) -> mpf:
     """min over b of the mean cross-entropy of `outputs` + b, to about DIGITS digits.
 
     A class that no target has any of leaves the sum, its b being minus infinity; of the other classes the mean
@@ -278,7 +289,7 @@ def _least_cross_entropy(outputs: np.ndarray, targets: np.ndarray) -> mpf:
     outputs, targets = outputs[:, kept], targets[:, kept]
     logits = mpmath.matrix([[real(f) for f in row] for row in outputs - outputs[:, :1]])
     weights = mpmath.matrix([[real(y) for y in row] for row in targets])
-    classes, rows = range(len(kept)), range(n)
+    classes, rows, share = range(len(kept)), range(n), [real(s) for s in shares]
 
     def state(b: mpmath.matrix, heat: int) -> tuple[mpf, list[list[mpf]]]:
         value, probabilities = mpf(0), []
@@ -291,18 +302,20 @@ def _least_cross_entropy(outputs: np.ndarray, targets: np.ndarray) -> mpf:
             for k in classes:
                 if weights[i, k]:
                     others = mpmath.fsum(mpmath.exp(z[other] - z[k]) for other in classes if other != k)
-                    value += weights[i, k] * mpmath.log1p(others)
-        return value / n, probabilities
+                    value += share[i] * weights[i, k] * mpmath.log1p(others)
+        return value, probabilities
 
     def newton(b: mpmath.matrix, heat: int) -> tuple[mpmath.matrix, mpf, mpf]:
         """Where Newton's method from b ends, the value and the largest slope there."""
         value, probabilities = state(b, heat)
         for _ in range(200):
-            slope = mpmath.matrix([mpmath.fsum(probabilities[i][k] - weights[i, k] for i in rows) / n for k in classes])
+            slope = mpmath.matrix(
+                [mpmath.fsum(share[i] * (probabilities[i][k] - weights[i, k]) for i in rows) for k in classes]
+            )
             hessian = mpmath.matrix(len(kept) - 1)  # b of the first class is held
             for k, other in itertools.product(classes[1:], classes[1:]):
-                hessian[k - 1, other - 1] = (
-                    mpmath.fsum(probabilities[i][k] * ((k == other) - probabilities[i][other]) for i in rows) / n
+                hessian[k - 1, other - 1] = mpmath.fsum(
+                    share[i] * probabilities[i][k] * ((k == other) - probabilities[i][other]) for i in rows
                 )
             try:
                 step = mpmath.lu_solve(hessian, slope[1:])
@@ -324,7 +337,8 @@ def _least_cross_entropy(outputs: np.ndarray, targets: np.ndarray) -> mpf:
                 break
         return b, value, max(abs(part) for part in slope)
 
-    b = mpmath.matrix(_rough_bias(np.array(logits.tolist(), dtype=float), np.array(weights.tolist(), dtype=float)))
+    rough = (np.array(part.tolist(), dtype=float) for part in (logits, weights, shares))
+    b = mpmath.matrix(_rough_bias(*rough))
     b, value, slope = newton(b, 1)
     if slope > mpf(10) ** -12:  # far from all curvature: cool down from where there is some
         heat = 2 ** max(1, math.ceil(math.log2(float(max(abs(v) for v in logits)))))
@@ -335,9 +349,9 @@ def _least_cross_entropy(outputs: np.ndarray, targets: np.ndarray) -> mpf:
     return value
 
 
-def _rough_bias(logits: np.ndarray, targets: np.ndarray) -> list[float]:
+def _rough_bias(logits: np.ndarray, targets: np.ndarray, shares: np.ndarray) -> list[float]:
     """Each class in turn gets the b at which its mean probability is its frequency, by bisection in float64."""
-    frequencies, b = targets.mean(axis=0), np.zeros(logits.shape[1])
+    frequencies, b = shares @ targets, np.zeros(logits.shape[1])
     reach = 2 * np.abs(logits).max() + 80
     for _ in range(60):
         before = b.copy()
@@ -348,7 +362,7 @@ def _rough_bias(logits: np.ndarray, targets: np.ndarray) -> list[float]:
             low, high = -2 * reach, 2 * reach
             for _ in range(70):
                 middle = 0.5 * (low + high)
-                mean = (1 / (1 + np.exp(np.clip(against - middle, -700, 700)))).mean()
+                mean = shares @ (1 / (1 + np.exp(np.clip(against - middle, -700, 700))))
                 low, high = (middle, high) if mean < frequencies[k] else (low, middle)
             b[k] = 0.5 * (low + high)
         b -= b[0]
@@ -365,7 +379,7 @@ def polished(problem: Problem, network: Network, steps: int = 400) -> Network:
 
     At the optimum of its own width its excess is of second order in the rounding of the slopes, far below it.
     """
-    n, c, m = problem.n, problem.n_outputs, len(network.filters)
+    c, m, share = problem.n_outputs, len(network.filters), problem.shares.astype(float)[:, None]
     if m == 0:
         return network
     patches = problem.patches
@@ -387,12 +401,12 @@ def polished(problem: Problem, network: Network, steps: int = 400) -> Network:
         responses = np.einsum("pk,nkm->nmp", pool, np.maximum(raw, 0))
         f = np.einsum("nmp,mpc->nc", responses, v) + b
         if problem.loss == "squared":
-            loss, slope = 0.5 * ((f - truth) ** 2).sum() / n, (f - truth) / n
+            loss, slope = 0.5 * (share * (f - truth) ** 2).sum(), share * (f - truth)
         else:
             top = f.max(axis=1, keepdims=True)
             total = np.exp(f - top).sum(axis=1, keepdims=True)
-            loss = ((top + np.log(total) - f) * truth).sum() / n
-            slope = (np.exp(f - top) / total - truth) / n
+            loss = (share * (top + np.log(total) - f) * truth).sum()
+            slope = share * (np.exp(f - top) / total - truth)
         back = np.einsum("pk,nc,mpc->nkm", pool, slope, v) * (raw > 0)
         slopes = [
             np.einsum("nkm,nkh->mh", back, patches) + problem.beta * u,

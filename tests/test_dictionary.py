@@ -11,6 +11,7 @@ import torch
 from convcvx.data.augment import VERSIONS, shifted
 from convcvx.data.datasets import load
 from convcvx.errors import InputError
+from convcvx.losses.shares import Shares
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
 from convcvx.responses.mirror import mirror
@@ -129,6 +130,7 @@ def test_flips_are_twice_the_images():
         problem.with_beta(0.01),
         responses=problem.responses.to(images=torch.cat([images, images.flip(3)])),
         targets=problem.targets.repeat(2, 1),
+        shares=Shares.equal(200),
     )
     reference = solve_master(twice, filters, tol=1e-8)
     assert reference.objective * (1 - 1e-8) <= fit.objective < reference.objective * (1 + 5e-3)
@@ -200,3 +202,9 @@ def test_bad_input_is_refused(problem):
     striped = digits(40, spec=PatchSpec((3, 3), (2, 2)), flips=True)
     with pytest.raises(InputError, match="symmetrically"):
         fit_dictionary(striped, dictionary(striped.responses, 2, flips=True), beta=1.0, flips=True)
+
+
+def test_a_dictionary_is_drawn_in_float32_as_in_float64(problem):
+    """Large data compute in float32: patches, and their norms, are then of two precisions."""
+    rough = dictionary(problem.with_dtype(torch.float32).responses, 12, threshold=0.25)
+    assert torch.allclose(rough, dictionary(problem.responses, 12, threshold=0.25), atol=1e-5)

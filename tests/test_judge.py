@@ -83,6 +83,7 @@ def built(problem: judge.Problem) -> Problem:
         pooling=pool,
         loss=problem.loss,
         intercept=problem.intercept,
+        sample_weight=problem.weights,
     )
 
 
@@ -178,6 +179,7 @@ class Trial:
                 made, images = module(problem, network), torch.as_tensor(problem.images)
                 if single:
                     made, images = made.float(), images.float()
+                common["sample_weight"] = problem.weights
                 return convcvx.certify(made, images, targets, problem.beta, loss=problem.loss, **common)
             filters, weights = torch.as_tensor(network.filters), torch.as_tensor(network.weights)
             return certify_parameters(built(problem), filters, weights, **common)
@@ -204,6 +206,7 @@ class Trial:
                 oracle=oracle,
                 tol=tol,
                 max_rounds=max_rounds,
+                sample_weight=problem.weights,
                 **options,
             )
 
@@ -268,14 +271,14 @@ class Trial:
         if problem.loss == "squared":
             outputs = problem.outputs(network)
             errors = outputs - problem.truth
-            errors = errors - errors.sum(axis=0) / problem.n if problem.intercept else errors
+            errors = errors - problem.shares @ errors if problem.intercept else errors
             slopes = np.abs(errors.astype(float)).sum(axis=1)
         else:
             losses = [
                 float(judge.cross_entropy(f, y)) for f, y in zip(problem.outputs(network), problem.truth, strict=True)
             ]
             slopes = np.minimum(2.0, 2 * np.array(losses))
-        return mpf(CONDITIONED * float((slopes * terms).mean()))
+        return mpf(CONDITIONED * float(problem.shares.astype(float) @ (slopes * terms)))
 
 
 def show(value: mpf) -> str:
@@ -299,9 +302,9 @@ def random_network(problem: judge.Problem, random: np.random.Generator, m: int, 
 
 def constant_residual(problem: judge.Problem) -> np.ndarray:
     """Z (n, c) at the best constant predictor."""
-    y = problem.truth.astype(float)
-    start = y.mean(axis=0) if problem.intercept else 0.0 if problem.loss == "squared" else 1 / problem.n_outputs
-    return (y - start) / problem.n
+    y, share = problem.truth.astype(float), problem.shares.astype(float)
+    start = share @ y if problem.intercept else 0.0 if problem.loss == "squared" else 1 / problem.n_outputs
+    return (y - start) * share[:, None]
 
 
 def g_of(problem: judge.Problem, dual_point: np.ndarray, u: np.ndarray) -> float:
@@ -438,6 +441,28 @@ def solved_problems(seed: int) -> list[Trial]:
         best = trial.polish(number)
         trial.certify(best, "exact", 1e-9)
         trial.certify(best, oracle, tol)
+    return [trial]
+
+
+def weighted_problems(seed: int) -> list[Trial]:
+    """Images that count for whole numbers, zero among them, over many decades, or one for all others."""
+    random = np.random.default_rng(6_500 + seed)
+    problem = random_problem(6_500 + seed)
+    n = problem.n
+    kinds = [random.integers(0, 4, n), 10 ** random.uniform(-12, 12, n), np.where(np.arange(n) == 0, 1e6, 0.1)]
+    weights = kinds[seed % 3].astype(float)
+    counted = problem.targets[weights > 0]
+    if not len(counted) or (counted == counted[0]).all():  # one class is no problem
+        weights = np.maximum(weights, 0.5)
+    problem = at_ratio(replace(problem, weights=weights), 10 ** random.uniform(-3, 0))
+    trial = Trial(problem, f"weighted {seed}")
+    oracle, tol = oracle_for(seed, problem)
+    if problem.kernel == (1, 1) and not problem.hidden_bias:
+        trial.solve(oracle, max(tol, 1e-3), max_rounds=4)
+    network = trial.add(random_network(problem, random, 4, 10 ** random.uniform(-1, 1)))
+    trial.certify(network, oracle, tol)
+    trial.certify(trial.polish(network), oracle, tol)
+    trial.certify(0, oracle, tol)
     return [trial]
 
 
@@ -637,6 +662,7 @@ FAMILIES = {
     "trained networks": Family(trained_networks, 2, 40, 4),
     "solved problems": Family(solved_problems, 4, 40, 3),
     "tampered networks": Family(tampered_networks, 3, 30, 1),
+    "weighted images": Family(weighted_problems, 6, 60, 3),
     "confident networks": Family(confident_networks, 5, 60, 2),
     "one class": Family(one_class_networks, 6, 60, 1),
     "offset targets": Family(offset_targets, 8, 60, 2),
@@ -682,6 +708,19 @@ def test_no_certificate_claims_more_than_is_true(family: str, seeds: range, caps
     expected = FAMILIES[family].certificates * len(seeds)
     assert len(claims) + refused >= expected
     assert refused <= len(claims)
+
+
+def test_negative_control_certificates_that_know_no_weights_are_false() -> None:
+    """Where one image of two counts for all others, the mean over both is another objective."""
+    faults = []
+    for seed in range(2):
+        trial = weighted_problems(3 * seed + 2)[0]
+        plain = Trial(replace(trial.problem, weights=None), trial.name)
+        for network in trial.networks[1:]:
+            plain.certify(plain.add(network))
+        trial.claims = [(oracle, number, claim) for oracle, number, claim in plain.claims]
+        faults.append(len(trial.verdict()))
+    assert min(faults) > 0
 
 
 # --- Optima that are formulas -----------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.functional import normalize
@@ -110,7 +112,7 @@ def test_images_held_out_do_not_pull_on_the_filters(problem, start):
     assert int(unseen.sum()) == 20
     wrong = problem.targets.clone()
     wrong[unseen] = wrong[unseen].roll(3, dims=1)
-    spoiled = Problem(problem.responses, wrong, problem.beta, problem.loss, problem.intercept)
+    spoiled = replace(problem, targets=wrong)
     seen = (~unseen).nonzero().flatten()
     expected = descend(problem, start, 0, 2, images=seen).filters
     assert torch.equal(descend(spoiled, start, 0, 2, images=seen).filters, expected)

@@ -16,6 +16,7 @@ from torch import Tensor
 from convcvx import beta_max
 from convcvx.budget import Budget
 from convcvx.errors import ConvcvxError, InputError
+from convcvx.losses.shares import Shares
 from convcvx.losses.table import LOSSES, get_loss
 from convcvx.losses.targets import encode_targets
 from convcvx.oracles import ExactOracle
@@ -96,7 +97,7 @@ def test_gradients_and_curvature(name):
 @pytest.mark.parametrize("scale", [0, 1, 30, 100])
 def test_the_best_intercept_is_stationary_and_best(name, scale):
     loss, f, target = get_loss(name), rows(30, 3, 0, scale), encode_targets(torch.arange(30) % 3, name)
-    shift = loss.best_intercept(f, target)
+    shift = loss.best_intercept(f, target, Shares.equal(30))
     best = loss.value(f + shift, target).mean()
     assert float(loss.gradient(f + shift, target).mean(dim=0).abs().max()) < 1e-8 * (1 + scale)
     for seed in range(5):
@@ -208,7 +209,7 @@ def test_weak_duality_for_arbitrary_networks(case, m, scale):
         filters, weights, intercept = random_parameters(problem, 3, 1000 + seed, size)
         predictions = problem.responses.predict(filters, weights, intercept)
         if problem.intercept:
-            predictions = predictions + problem.loss.best_intercept(predictions, problem.targets)
+            predictions = predictions + problem.best_intercept(predictions)
         assert bound <= problem.primal(predictions, weights) * (1 + 1e-12)
     constant = problem.constant_predictions()
     assert bound <= problem.primal(constant, torch.zeros(0, problem.responses.n_cells, 3)) * (1 + 1e-12)

@@ -19,6 +19,7 @@ import convcvx
 from convcvx.certificate import certify_parameters, judged
 from convcvx.errors import InputError
 from convcvx.losses.intercepts import best_shift
+from convcvx.losses.shares import Shares
 from convcvx.losses.table import LOSSES, get_loss
 from convcvx.oracles.base import OracleResult
 from convcvx.problem import Problem, relative_gap
@@ -54,8 +55,13 @@ def test_a_sum_that_cancels_has_a_bound_that_says_so():
 # The intercept
 
 
-def objective(f: Tensor, y: Tensor) -> float:
-    return float(get_loss("cross-entropy").value(f, y).mean())
+def shares_of(n: int, weighted: bool, seed: int) -> Shares:
+    """1/n each, or by weights over six decades."""
+    return Shares.of(10 ** (2 * draws(n, 1, seed + 3)[:, 0]).clamp(-3, 3) if weighted else None, n)
+
+
+def objective(f: Tensor, y: Tensor, shares: Shares) -> float:
+    return float(shares.mean(get_loss("cross-entropy").value(f, y)))
 
 
 @settings(deadline=None, max_examples=100)
@@ -65,27 +71,31 @@ def objective(f: Tensor, y: Tensor) -> float:
     scale=st.sampled_from([0.1, 3.0, 50.0, 1000.0]),
     shift=st.sampled_from([0.0, 10.0, 1000.0]),
     seed=st.integers(0, 10**6),
+    weighted=st.booleans(),
 )
-@example(n=2, c=2, scale=0.0, shift=40.0, seed=0)
-def test_the_best_intercept_is_found_from_any_start(n, c, scale, shift, seed):
+@example(n=2, c=2, scale=0.0, shift=40.0, seed=0, weighted=False)
+def test_the_best_intercept_is_found_from_any_start(n, c, scale, shift, seed, weighted):
     """No coordinate step, long or short, and no other start lead lower; nor is its own start any better."""
     loss, random = get_loss("cross-entropy"), torch.Generator().manual_seed(seed)
     f, start = scale * draws(n, c, seed), shift * draws(1, c, seed + 1)[0]
     y = nn.functional.one_hot(torch.randint(c, (n,), generator=random), c).double()
-    b = loss.best_intercept(f, y, start)
-    best = objective(f + b, y)
-    assert best <= objective(f + start, y)
-    assert best == pytest.approx(objective(f + loss.best_intercept(f, y), y), rel=1e-7, abs=1e-12)
+    shares = shares_of(n, weighted, seed)
+    b = loss.best_intercept(f, y, shares, start)
+    best = objective(f + b, y, shares)
+    assert best <= objective(f + start, y, shares)
+    assert best == pytest.approx(objective(f + loss.best_intercept(f, y, shares), y, shares), rel=1e-7, abs=1e-12)
     for step in (1e-4, 1e-2, 1.0, 100.0):
         for direction in torch.cat([torch.eye(c), -torch.eye(c)]).double():
-            assert objective(f + b + step * direction, y) >= best * (1 - 1e-9) - 1e-12
+            assert objective(f + b + step * direction, y, shares) >= best * (1 - 1e-9) - 1e-12
 
 
 def test_negative_control_newton_from_zero_alone_does_not_find_it():
     """The case that was lost: the sum of two logits has to be shifted by 40, where all probabilities are 0 or 1."""
     f, y = torch.tensor([[0.0, 35.0], [0.0, 45.0]]).double(), torch.eye(2).double()
-    assert objective(f + best_shift(get_loss("cross-entropy"), f, y), y) == pytest.approx(0.0067153, rel=1e-4)
-    assert objective(f, y) > 10
+    shares = Shares.equal(2)
+    shift = best_shift(get_loss("cross-entropy"), f, y, shares)
+    assert objective(f + shift, y, shares) == pytest.approx(0.0067153, rel=1e-4)
+    assert objective(f, y, shares) > 10
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -125,28 +135,40 @@ def test_networks_trained_by_adam_are_judged_at_no_more_than_their_own_objective
 # The dual
 
 
-def exact_dual_value(point: Tensor, targets: Tensor, s: Fraction, intercept: bool) -> Fraction:
+def exact_shares(shares: Shares) -> list[Fraction]:
+    counts = exact(shares.counts)
+    return [count / sum(counts) for count in counts]
+
+
+def exact_dual_value(point: Tensor, targets: Tensor, shares: Shares, s: Fraction, intercept: bool) -> Fraction:
     """The squared loss's dual value at s times the exactly centred point."""
-    n, c = point.shape
+    share = exact_shares(shares)
     z = [[Fraction(v) for v in row] for row in point.tolist()]
     if intercept:
-        mean = [sum(row[k] for row in z) / n for k in range(c)]
-        z = [[v - mean[k] for k, v in enumerate(row)] for row in z]
+        sums = [sum(column) for column in zip(*z, strict=True)]
+        z = [[v - share[i] * sums[k] for k, v in enumerate(row)] for i, row in enumerate(z)]
     y = [[Fraction(v) for v in row] for row in targets.tolist()]
     overlap = sum(a * b for p, q in zip(z, y, strict=True) for a, b in zip(p, q, strict=True))
-    square = sum(a * a for row in z for a in row)
-    return s * overlap - s * s * n * square / 2
+    square = sum(a * a / share[i] for i, row in enumerate(z) for a in row)
+    return s * overlap - s * s * square / 2
 
 
 @settings(deadline=None, max_examples=60)
-@given(seed=st.integers(0, 10**6), n=st.integers(1, 20), scale=st.sampled_from([1e-8, 1.0, 1e8]), fit=st.floats(0, 1))
-def test_the_squared_dual_value_is_below_the_exact_one(seed, n, scale, fit):
+@given(
+    seed=st.integers(0, 10**6),
+    n=st.integers(1, 20),
+    scale=st.sampled_from([1e-8, 1.0, 1e8]),
+    fit=st.floats(0, 1),
+    weighted=st.booleans(),
+)
+def test_the_squared_dual_value_is_below_the_exact_one(seed, n, scale, fit, weighted):
     """At the best exact scaling; near a fit of all targets, overlap and square cancel."""
-    loss = get_loss("squared")
+    loss, shares = get_loss("squared"), shares_of(n, weighted, seed)
     targets = draws(n, 2, seed)
-    point = loss.in_domain((targets - fit * (targets + 1e-9 * draws(n, 2, seed + 1))) * scale, targets, True)
-    got = loss.dual(point, targets, math.inf, True)
-    z = exact_dual_value(point, targets, Fraction(1), True), exact_dual_value(point, targets, Fraction(2), True)
+    residual = shares.times(targets - fit * (targets + 1e-9 * draws(n, 2, seed + 1))) * n * scale
+    point = loss.in_domain(residual, targets, shares, True)
+    got = loss.dual(point, targets, shares, math.inf, True)
+    z = [exact_dual_value(point, targets, shares, Fraction(s), True) for s in (1, 2)]
     # value(s) = a s - b s²/2: from values at 1 and 2.
     b = z[0] * 2 - z[1]
     a = z[0] + b / 2
@@ -155,16 +177,16 @@ def test_the_squared_dual_value_is_below_the_exact_one(seed, n, scale, fit):
     assert Fraction(got) >= best * (1 - Fraction(1, 10**9)) - Fraction(1, 10**12) * Fraction(scale)
 
 
-def exact_entropies(point: Tensor, targets: Tensor, s: float) -> mpmath.mpf:
-    """(1/n) Σ H(y - s n Z) with each row's largest entry what the others leave."""
-    n = len(point)
+def exact_entropies(point: Tensor, targets: Tensor, shares: Shares, s: float) -> mpmath.mpf:
+    """Σ_i s_i H(y_i - s Z_i / s_i) with each row's largest entry what the others leave."""
     value = mpmath.mpf(0)
-    for z, y in zip(point.tolist(), targets.tolist(), strict=True):
-        q = [mpmath.mpf(b) - mpmath.mpf(s) * n * mpmath.mpf(a) for a, b in zip(z, y, strict=True)]
+    for z, y, exact_share in zip(point.tolist(), targets.tolist(), exact_shares(shares), strict=True):
+        share = mpmath.mpf(exact_share.numerator) / exact_share.denominator
+        q = [mpmath.mpf(b) - mpmath.mpf(s) / share * mpmath.mpf(a) for a, b in zip(z, y, strict=True)]
         p = max(range(len(q)), key=lambda k: q[k])
         q[p] = 1 - sum(v for k, v in enumerate(q) if k != p)
-        value -= sum(v * mpmath.log(v) for v in q if v > 0)
-    return value / n
+        value -= share * sum(v * mpmath.log(v) for v in q if v > 0)
+    return value
 
 
 @settings(deadline=None, max_examples=60)
@@ -174,44 +196,52 @@ def exact_entropies(point: Tensor, targets: Tensor, s: float) -> mpmath.mpf:
     c=st.integers(2, 5),
     scale=st.sampled_from([0.3, 3.0, 20.0, 60.0, 300.0]),
     intercept=st.booleans(),
+    weighted=st.booleans(),
 )
-def test_the_entropy_of_a_dual_point_is_below_the_exact_one(seed, n, c, scale, intercept):
+def test_the_entropy_of_a_dual_point_is_below_the_exact_one(seed, n, c, scale, intercept, weighted):
     """Also of confident networks, whose entropy is a millionth of rounding of 1 away from zero."""
     loss, random = get_loss("cross-entropy"), torch.Generator().manual_seed(seed)
     y = nn.functional.one_hot(torch.randint(c, (n,), generator=random), c).double()
-    f = draws(n, c, seed) + scale * y
-    point = loss.in_domain(loss.gradient(f, y) / -n, y, intercept)
-    got = loss.dual(point, y, 0.9, intercept)
-    exact_value = max(exact_entropies(point, y, s) for s in (0.0, *loss._scales(point, y, 0.9)))
+    f, shares = draws(n, c, seed) + scale * y, shares_of(n, weighted, seed)
+    point = loss.in_domain(-shares.times(loss.gradient(f, y)), y, shares, intercept)
+    got = loss.dual(point, y, shares, 0.9, intercept)
+    exact_value = max(exact_entropies(point, y, shares, s) for s in (0.0, *loss._scales(point, y, shares, 0.9)))
     assert mpmath.mpf(got) <= exact_value
     assert got >= float(exact_value) * (1 - 1e-9)
 
 
 @settings(deadline=None, max_examples=40)
-@given(seed=st.integers(0, 10**6), n=st.integers(2, 12), scale=st.sampled_from([1.0, 30.0]), soft=st.booleans())
-def test_an_exactly_feasible_point_lies_within_the_error_of_a_dual_point(seed, n, scale, soft):
+@given(
+    seed=st.integers(0, 10**6),
+    n=st.integers(2, 12),
+    scale=st.sampled_from([1.0, 30.0]),
+    soft=st.booleans(),
+    weighted=st.booleans(),
+)
+def test_an_exactly_feasible_point_lies_within_the_error_of_a_dual_point(seed, n, scale, soft, weighted):
     """Built in fractions: rows in the simplex, columns with the mean of the targets, by the mixture that is claimed."""
     loss, random = get_loss("cross-entropy"), torch.Generator().manual_seed(seed)
     y = nn.functional.one_hot(torch.arange(n) % 3, 3).double()
     if soft:
         y = convcvx.losses.encode_targets((y + torch.rand(n, 3, generator=random)).softmax(dim=1), "cross-entropy")
-    f = scale * draws(n, 3, seed)
-    point = loss.in_domain(loss.gradient(f + loss.best_intercept(f, y), y) / -n, y, True)
-    allowed = [Fraction(e) for e in loss.dual_error(point, y, True).tolist()]
+    f, shares = scale * draws(n, 3, seed), shares_of(n, weighted, seed)
+    w = exact_shares(shares)
+    point = loss.in_domain(-shares.times(loss.gradient(f + loss.best_intercept(f, y, shares), y)), y, shares, True)
+    allowed = [Fraction(e) for e in loss.dual_error(point, y, shares, True).tolist()]
     exact_y = [[Fraction(v) for v in row] for row in y.tolist()]
     for row in exact_y:
         top = max(range(3), key=lambda k: row[k])
         row[top] = 1 - sum(v for k, v in enumerate(row) if k != top)
     z = [[Fraction(v) for v in row] for row in point.tolist()]
     s = 1 - Fraction(1, 2**50)
-    q = [[b - s * n * a for a, b in zip(*pair, strict=True)] for pair in zip(z, exact_y, strict=True)]
+    q = [[b - s / w[i] * a for a, b in zip(z[i], exact_y[i], strict=True)] for i in range(n)]
     for row in q:
         top = max(range(3), key=lambda k: row[k])
         row[top] = 1 - sum(v for k, v in enumerate(row) if k != top)
         assert min(row) >= 0
-    mean_y = [sum(row[k] for row in exact_y) / n for k in range(3)]
-    excess = [sum(row[k] for row in q) / n - mean_y[k] for k in range(3)]
-    share = Fraction(loss._mixture(point, y))
+    mean_y = [sum(w[i] * row[k] for i, row in enumerate(exact_y)) for k in range(3)]
+    excess = [sum(w[i] * row[k] for i, row in enumerate(q)) - mean_y[k] for k in range(3)]
+    share = Fraction(loss._mixture(point, y, shares))
     if share == 0:
         assert not any(excess)
         return
@@ -220,7 +250,7 @@ def test_an_exactly_feasible_point_lies_within_the_error_of_a_dual_point(seed, n
     assert sum(t) == 1
     for i, row in enumerate(q):
         mixed = [(1 - share) * a + share * b for a, b in zip(row, t, strict=True)]
-        moved = sum(((y_k - m) / n - s * a) ** 2 for y_k, m, a in zip(exact_y[i], mixed, z[i], strict=True))
+        moved = sum(((y_k - m) * w[i] - s * a) ** 2 for y_k, m, a in zip(exact_y[i], mixed, z[i], strict=True))
         assert moved <= (allowed[i] * (1 + Fraction(1, 10**6))) ** 2 + Fraction(1, 2**106) * soft
 
 
@@ -229,8 +259,8 @@ def test_a_dual_point_that_is_no_number_is_all_mixture(value):
     loss, y = get_loss("cross-entropy"), torch.eye(3).double()
     point = torch.zeros(3, 3).double()
     point[1, 2] = value
-    assert loss._mixture(point, y) == 1.0
-    assert loss.dual(point, y, 1.0, True) == 0.0
+    assert loss._mixture(point, y, Shares.equal(3)) == 1.0
+    assert loss.dual(point, y, Shares.equal(3), 1.0, True) == 0.0
 
 
 def test_a_bound_that_is_no_number_proves_nothing():

@@ -9,13 +9,16 @@ from typing import Protocol
 
 from torch import Tensor
 
+from convcvx.losses.shares import Shares
+
 
 class Loss(Protocol):
     """A convex, differentiable loss. Arrays are (n, c); `value` and `conjugate` give (n,).
 
-    The last three methods are its part of the dual problem, max -(1/n) Σ ℓ*(-n Z_i, y_i). A dual point in floating
-    point meets its linear constraints only nearly. It stands for an exact one beside it, Ẑ, which meets them all:
-    `dual_error` bounds how far away that is, and `dual` bounds the dual value of Ẑ.
+    The last three methods are its part of the dual problem, max -Σ_i s_i ℓ*(-Z_i / s_i, y_i), s_i the images' `shares`
+    of the mean loss. A dual point in floating point meets its linear constraints only nearly. It stands for an exact
+    one beside it, Ẑ, which meets them all: `dual_error` bounds how far away that is, and `dual` bounds the dual value
+    of Ẑ.
     """
 
     name: str
@@ -32,7 +35,9 @@ class Loss(Protocol):
         """ℓ*(s) = sup_f s·f - ℓ(f, y); infinite outside its domain."""
         ...
 
-    def best_intercept(self, predictions: Tensor, targets: Tensor, start: Tensor | None = None) -> Tensor:
+    def best_intercept(
+        self, predictions: Tensor, targets: Tensor, shares: Shares, start: Tensor | None = None
+    ) -> Tensor:
         """The (c,) shift of all predictions that minimises the mean loss, which is never above that at `start` (c,)."""
         ...
 
@@ -40,14 +45,14 @@ class Loss(Protocol):
         """(n,): how much `value` is off at most, for predictions that are off by at most `errors` (n,) in norm."""
         ...
 
-    def in_domain(self, dual_point: Tensor, targets: Tensor, intercept: bool) -> Tensor:
+    def in_domain(self, dual_point: Tensor, targets: Tensor, shares: Shares, intercept: bool) -> Tensor:
         """A point near Z = `dual_point` whose dual value is finite, with Σ_i Z_i = 0 if there is an intercept."""
         ...
 
-    def dual_error(self, dual_point: Tensor, targets: Tensor, intercept: bool) -> Tensor:
+    def dual_error(self, dual_point: Tensor, targets: Tensor, shares: Shares, intercept: bool) -> Tensor:
         """(n,): bounds on ‖Ẑ_i - Z_i‖, where Ẑ is the exact dual point that Z stands for."""
         ...
 
-    def dual(self, dual_point: Tensor, targets: Tensor, limit: float, intercept: bool) -> float:
+    def dual(self, dual_point: Tensor, targets: Tensor, shares: Shares, limit: float, intercept: bool) -> float:
         """A lower bound on the largest dual value of s·Ẑ over scalings 0 <= s <= `limit`, rounding allowed for."""
         ...

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from convcvx.losses.intercepts import best_shift
+from convcvx.losses.shares import Shares
 from convcvx.rounding import SAFE, TINY, UNIT, total
 
 
@@ -41,9 +42,11 @@ class CrossEntropy:
         entropy = torch.special.xlogy(q.clamp_min(0), q.clamp_min(0)).sum(dim=1)
         return torch.where(inside, entropy, torch.inf)
 
-    def best_intercept(self, predictions: Tensor, targets: Tensor, start: Tensor | None = None) -> Tensor:
+    def best_intercept(
+        self, predictions: Tensor, targets: Tensor, shares: Shares, start: Tensor | None = None
+    ) -> Tensor:
         """By Newton's method; see `best_shift`."""
-        return best_shift(self, predictions, targets, start)
+        return best_shift(self, predictions, targets, shares, start)
 
     def value_error(self, errors: Tensor, predictions: Tensor, targets: Tensor) -> Tensor:
         """ℓ(f + e) <= ℓ(f) + ‖p - y‖‖e‖ + ¼‖e‖²; the terms of ℓ are >= 0 and round a few times each."""
@@ -51,13 +54,13 @@ class CrossEntropy:
         terms = self.value(predictions, targets)
         return slopes * errors + 0.5 * self.curvature * errors.square() + (2 * predictions.shape[1] + 8) * UNIT * terms
 
-    def in_domain(self, dual_point: Tensor, targets: Tensor, intercept: bool) -> Tensor:
-        """Every q_i = y_i - n Z_i in the simplex; a mixture with the class frequencies makes room for the mean shift.
+    def in_domain(self, dual_point: Tensor, targets: Tensor, shares: Shares, intercept: bool) -> Tensor:
+        """Every q_i = y_i - Z_i/s_i in the simplex; a mixture with the class frequencies makes room for the mean shift.
 
         The frequencies' own residual sums to zero.
         """
-        n, frequencies = len(targets), targets.mean(dim=0)
-        q = (targets - n * dual_point).clamp_min(0)
+        frequencies = shares.mean(targets)
+        q = (targets - shares.quotients(dual_point)).clamp_min(0)
         if intercept:  # a class that no target has any of drives its intercept to -infinity
             q = q * (frequencies > 0)
         mass = q.sum(dim=1, keepdim=True)
@@ -65,31 +68,33 @@ class CrossEntropy:
         pivot = q.argmax(dim=1, keepdim=True)
         surplus = _balanced(q - targets, pivot)
         if not intercept:
-            return surplus / -n
-        excess = surplus.mean(dim=0)
+            return -shares.times(surplus)
+        excess = shares.mean(surplus)
         mixture = min(1.0, float((2 * excess.abs() / frequencies.clamp_min(1e-300)).max()))
         surplus = (1 - mixture) * (surplus - excess) + mixture * (frequencies - targets)
-        return _balanced(surplus, pivot) / -n
+        return -shares.times(_balanced(surplus, pivot))
 
-    def dual_error(self, dual_point: Tensor, targets: Tensor, intercept: bool) -> Tensor:
+    def dual_error(self, dual_point: Tensor, targets: Tensor, shares: Shares, intercept: bool) -> Tensor:
         """Ẑ differs from Z in the pivots, by the sums of the rows, and by a mixture: see `_mixture`."""
-        mixed = 2**0.5 * self._mixture(dual_point, targets) / len(targets) if intercept else 0.0
-        return (_row_defects(dual_point) + mixed) * SAFE
+        mixed = 2**0.5 * self._mixture(dual_point, targets, shares) / shares.total if intercept else 0.0
+        return (_row_defects(dual_point) + mixed * shares.counts) * SAFE
 
-    def dual(self, dual_point: Tensor, targets: Tensor, limit: float, intercept: bool) -> float:
-        """(1/n) Σ H(q_i(s)), q(s) = (1 - s) y + s q: concave in s; the best 0 <= s <= 1 is found by bisection.
+    def dual(self, dual_point: Tensor, targets: Tensor, shares: Shares, limit: float, intercept: bool) -> float:
+        """Σ_i s_i H(q_i(s)), q(s) = (1 - s) y + s q: concave in s; the best 0 <= s <= 1 is found by bisection.
 
         By concavity the mixture leaves at least its share 1 - λ of the value.
         """
-        kept = 1 - self._mixture(dual_point, targets) * SAFE if intercept else 1.0
+        kept = 1 - self._mixture(dual_point, targets, shares) * SAFE if intercept else 1.0
         if not kept > 0:
             return 0.0
         # Below 1, so that (1 - s) y_k outweighs what rounding, of targets too, could leave of a q_k below 0.
-        largest = min(1 - (4 + 2 * targets.shape[1] ** 2) * UNIT, limit)
-        scales = self._scales(dual_point, targets, largest)
-        return kept * max(self._mean_entropy(s * len(targets) * dual_point, targets) for s in scales) * (1 - 2 * UNIT)
+        largest = min(1 - (4 + shares.roundings + 2 * targets.shape[1] ** 2) * UNIT, limit)
+        ratios = dual_point / shares.counts[:, None]
+        scales = self._scales(dual_point, targets, shares, largest)
+        values = (self._mean_entropy(s * shares.total * ratios, targets, shares) for s in scales)
+        return kept * max(values) * (1 - 2 * UNIT)
 
-    def _mixture(self, dual_point: Tensor, targets: Tensor) -> float:
+    def _mixture(self, dual_point: Tensor, targets: Tensor, shares: Shares) -> float:
         """λ such that (1 - λ) q_i + λ t, for one t in the simplex, have the mean of the targets; 1 where none is less.
 
         With e = mean(q) - mean(y), t = mean(y) - e (1 - λ)/λ does it, and is >= 0 for λ >= |e_k| / mean(y)_k.
@@ -97,29 +102,33 @@ class CrossEntropy:
         defects = float(_row_defects(dual_point).sum()) * (1 + len(targets) * UNIT)
         n, c = targets.shape
         soft = float(((targets != 0).sum(dim=1) != 1).any())  # rows that sum to one but for c roundings
-        shares = (targets.mean(dim=0) * (1 - (n + 2) * UNIT) - soft * c * UNIT).tolist()
+        slack = (n + 2 + shares.roundings) * UNIT
+        frequencies = (shares.mean(targets) * (1 - slack) - soft * c * UNIT).tolist()
         worst = 0.0
-        for column, share in zip(dual_point.T, shares, strict=True):
-            if share > 0:
+        for column, frequency in zip(dual_point.T, frequencies, strict=True):
+            if frequency > 0:
                 sum_, error = total(column)
-                worst = max((abs(sum_) + error + defects) / share * SAFE, worst)  # in this order NaN stays
+                worst = max((abs(sum_) + error + defects) / frequency * SAFE, worst)  # in this order NaN stays
             elif bool((column != 0).any()):
                 return 1.0
             if not worst < 1:
                 return 1.0
         return worst
 
-    def _mean_entropy(self, surplus: Tensor, targets: Tensor) -> float:
-        """A lower bound on (1/n) Σ H(q_i) for q = y - `surplus`, pivots exactly what the other entries leave.
+    def _mean_entropy(self, surplus: Tensor, targets: Tensor, shares: Shares) -> float:
+        """A lower bound on Σ_i s_i H(q_i) for q = y - `surplus`, pivots exactly what the other entries leave.
 
-        q_k ≠ pivot is formed with an error of at most δ = ε(4|surplus_k| + 2 q_k). With -q log q =: η(q), that changes
-        a term by at most η(δ), and by at most δ (1 + log 2/q) if δ < q/2. log and log1p are good to 4ε.
+        q_k ≠ pivot is formed with an error of at most δ = ε(4|surplus_k| + 2 q_k), or 8|surplus_k| with weights. With
+        -q log q =: η(q), that changes a term by at most η(δ), and by at most δ (1 + log 2/q) if δ < q/2. log and log1p
+        are good to 4ε.
         """
         n, c = targets.shape
         q = (targets - surplus).clamp_min(0)
         pivot = q.argmax(dim=1, keepdim=True)
         one_hot = (targets != 0).sum(dim=1, keepdim=True) == 1
-        error = UNIT * (4 * surplus.abs() + 2 * q + 2 * c * ~one_hot)  # other targets sum to one but for rounding
+        error = UNIT * (
+            (4 + shares.roundings) * surplus.abs() + 2 * q + 2 * c * ~one_hot
+        )  # other targets sum to one but for rounding
         q, error = q.scatter(1, pivot, 0.0), error.scatter(1, pivot, 0.0)
         rest = q.sum(dim=1)
         left = (1 - rest).clamp_min(UNIT)
@@ -133,17 +142,19 @@ class CrossEntropy:
         )
         off = error.sum(dim=1) + (c + 2) * UNIT * rest
         uncertain = torch.cat([uncertain, (off * (1 + left.log().abs()))[:, None]], dim=1)
-        value, rounding = total(terms)
-        allowance = float(uncertain.sum()) * (1 + n * c * UNIT) + 8 * UNIT * abs(value) + rounding + n * c * TINY
-        return max(0.0, (value - allowance * SAFE) / n * (1 - 2 * UNIT))
+        counts = shares.counts[:, None]
+        value, rounding = total(terms * counts)
+        allowance = float((uncertain * counts).sum()) * (1 + n * c * UNIT)
+        allowance += (8 + shares.roundings) * UNIT * abs(value) + rounding + n * c * TINY
+        return max(0.0, (value - allowance * SAFE) / shares.total * (1 - (2 + shares.roundings) * UNIT))
 
-    def _scales(self, dual_point: Tensor, targets: Tensor, largest: float) -> list[float]:
+    def _scales(self, dual_point: Tensor, targets: Tensor, shares: Shares, largest: float) -> list[float]:
         """Scalings in [0, largest] to try: the end points and, by bisection on the slope, the best inner one."""
-        surplus = len(targets) * dual_point
+        scaled, surplus = shares.total * dual_point, shares.quotients(dual_point)
 
         def slope(scale: float) -> float:
             q = (targets - scale * surplus).clamp_min(1e-300)
-            return float((surplus * (q.log() + 1)).sum())
+            return float((scaled * (q.log() + 1)).sum())
 
         low, high = 0.0, largest
         if slope(largest) >= 0:

@@ -1,4 +1,4 @@
-"""The best intercept of the cross-entropy: min over b of (1/n) Σ_i ℓ(f_i + b, y_i), convex and smooth, from any start.
+"""The best intercept of the cross-entropy: min over b of Σ_i s_i ℓ(f_i + b, y_i), convex and smooth, from any start.
 
 Newton's method is quick near the optimum and lost where all probabilities are 0 or 1, where the curvature vanishes in
 floating point. There the step of iterative scaling, b_k += log(mean y_k / mean p_k), falls all the same (Darroch and
@@ -13,6 +13,8 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from convcvx.losses.shares import Shares
 
 MAX_STEPS = 60
 """Newton steps at one temperature."""
@@ -30,56 +32,61 @@ class _Loss(Protocol):
     def value(self, predictions: Tensor, targets: Tensor) -> Tensor: ...
 
 
-def best_shift(loss: _Loss, predictions: Tensor, targets: Tensor, start: Tensor | None = None) -> Tensor:
+def best_shift(
+    loss: _Loss, predictions: Tensor, targets: Tensor, shares: Shares, start: Tensor | None = None
+) -> Tensor:
     """The (c,) shift b of `predictions` (n, c) with the least mean loss, which is never above that at `start` (c,).
 
     A class that no target has any of gets a shift that makes it vanish: the infimum is at minus infinity.
     """
     start = predictions.new_zeros(predictions.shape[1]) if start is None else start.to(predictions)
-    present = targets.mean(dim=0) > 0
+    present = shares.mean(targets) > 0
     shift = start.clone()
-    shift[present] = _anneal(loss, predictions[:, present], targets[:, present], start[present])
+    shift[present] = _anneal(loss, predictions[:, present], targets[:, present], shares, start[present])
     if not bool(present.all()):
         top = (predictions + shift)[:, present].amax(dim=1, keepdim=True)
         shift[~present] = (top - predictions[:, ~present]).amin(dim=0) - OFF
-    better = loss.value(predictions + shift, targets).mean() <= loss.value(predictions + start, targets).mean()
-    return shift - shift.mean() if better else start
+    shift = shift - shift.mean()  # before the comparison, as it rounds
+    values = [shares.mean(loss.value(predictions + b, targets)) for b in (shift, start)]
+    return shift if values[0] <= values[1] else start
 
 
-def _anneal(loss: _Loss, predictions: Tensor, targets: Tensor, shift: Tensor) -> Tensor:
+def _anneal(loss: _Loss, predictions: Tensor, targets: Tensor, shares: Shares, shift: Tensor) -> Tensor:
     """Newton's method at temperature 1, and at falling ones where that does not arrive."""
-    direct, slope = _newton(loss, predictions, targets, shift)
+    direct, slope = _newton(loss, predictions, targets, shares, shift)
     if slope <= STATIONARY:
         return direct
     logits = predictions + direct
     temperature = max(1.0, float(logits.amax() - logits.amin()) / SPREAD)
     shift = direct
     while temperature > 1:
-        shift = _newton(loss, predictions / temperature, targets, shift / temperature)[0] * temperature
+        shift = _newton(loss, predictions / temperature, targets, shares, shift / temperature)[0] * temperature
         temperature /= 2
-    annealed, _ = _newton(loss, predictions, targets, shift)
-    values = [float(loss.value(predictions + b, targets).mean()) for b in (direct, annealed)]
+    annealed, _ = _newton(loss, predictions, targets, shares, shift)
+    values = [float(shares.mean(loss.value(predictions + b, targets))) for b in (direct, annealed)]
     return annealed if values[1] <= values[0] else direct
 
 
-def _newton(loss: _Loss, predictions: Tensor, targets: Tensor, shift: Tensor) -> tuple[Tensor, float]:
+def _newton(loss: _Loss, predictions: Tensor, targets: Tensor, shares: Shares, shift: Tensor) -> tuple[Tensor, float]:
     """The shift where steps of Newton or of iterative scaling no longer lower the loss, and the slope that is left."""
-    frequencies, n = targets.mean(dim=0), len(targets)
-    value = loss.value(predictions + shift, targets).mean()
+    frequencies, counts = shares.mean(targets), shares.counts[:, None]
+    log_counts, log_total = counts.log(), torch.tensor(shares.total).log()
+    value = shares.mean(loss.value(predictions + shift, targets))
     slope = torch.inf
     for _ in range(MAX_STEPS):
         logs = torch.log_softmax(predictions + shift, dim=1)
         probabilities = logs.exp()
-        gradient = probabilities.mean(dim=0) - frequencies
+        mean = shares.mean(probabilities)
+        gradient = mean - frequencies
         slope = float(gradient.abs().max())
-        hessian = torch.diag(probabilities.mean(dim=0)) - probabilities.T @ probabilities / n
+        hessian = torch.diag(mean) - (probabilities * counts).T @ probabilities / shares.total
         newton = -torch.linalg.lstsq(hessian, gradient, driver="gelsd").solution  # singular along 1
         if slope <= STATIONARY and not -float(gradient @ newton) > FALL * float(value):
             return shift, slope
-        trial, lowest = _along(loss, predictions, targets, shift, newton, value)
+        trial, lowest = _along(loss, predictions, targets, shares, shift, newton, value)
         if trial is None or slope > 0.1:  # far out: either step may be the better one
-            scaling = frequencies.log() - (torch.logsumexp(logs, dim=0) - torch.tensor(float(n)).log())
-            other, least = _along(loss, predictions, targets, shift, scaling, lowest)
+            scaling = frequencies.log() - (torch.logsumexp(logs + log_counts, dim=0) - log_total)
+            other, least = _along(loss, predictions, targets, shares, shift, scaling, lowest)
             trial, lowest = (other, least) if other is not None else (trial, lowest)
         if trial is None or not value - lowest > FALL * value:
             return (shift if trial is None else trial), slope
@@ -88,21 +95,21 @@ def _newton(loss: _Loss, predictions: Tensor, targets: Tensor, shift: Tensor) ->
 
 
 def _along(
-    loss: _Loss, predictions: Tensor, targets: Tensor, shift: Tensor, step: Tensor, value: Tensor
+    loss: _Loss, predictions: Tensor, targets: Tensor, shares: Shares, shift: Tensor, step: Tensor, value: Tensor
 ) -> tuple[Tensor | None, Tensor]:
     """The first of shift + step, + step/4, ... with a mean loss below `value`, doubled while that falls; its loss."""
     if not bool(step.isfinite().all()):
         return None, value
     for size in (1.0, 0.25, 0.0625, 1e-3):
         trial = shift + size * step
-        reached = loss.value(predictions + trial, targets).mean()
+        reached = shares.mean(loss.value(predictions + trial, targets))
         if reached < value:
             break
     else:
         return None, value
     while size >= 1:
         further = shift + 2 * size * step
-        beyond = loss.value(predictions + further, targets).mean()
+        beyond = shares.mean(loss.value(predictions + further, targets))
         if not beyond < reached:
             break
         trial, reached, size = further, beyond, 2 * size

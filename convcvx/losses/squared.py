@@ -6,6 +6,7 @@ import math
 
 from torch import Tensor
 
+from convcvx.losses.shares import Shares
 from convcvx.rounding import SAFE, TINY, UNIT, total
 
 
@@ -27,34 +28,39 @@ class Squared:
     def conjugate(self, slopes: Tensor, targets: Tensor) -> Tensor:
         return 0.5 * slopes.square().sum(dim=1) + (slopes * targets).sum(dim=1)
 
-    def best_intercept(self, predictions: Tensor, targets: Tensor, start: Tensor | None = None) -> Tensor:
-        return (targets - predictions).mean(dim=0)
+    def best_intercept(
+        self, predictions: Tensor, targets: Tensor, shares: Shares, start: Tensor | None = None
+    ) -> Tensor:
+        return shares.mean(targets - predictions)
 
     def value_error(self, errors: Tensor, predictions: Tensor, targets: Tensor) -> Tensor:
         """½‖r + e‖² - ½‖r‖² <= ‖r‖‖e‖ + ½‖e‖²; forming ½‖r‖² rounds c + 2 times, relatively."""
         lengths = (predictions - targets).norm(dim=1)
         return lengths * errors + 0.5 * errors.square() + (predictions.shape[1] + 4) * UNIT * lengths.square()
 
-    def in_domain(self, dual_point: Tensor, targets: Tensor, intercept: bool) -> Tensor:
-        return dual_point - dual_point.mean(dim=0) * intercept
+    def in_domain(self, dual_point: Tensor, targets: Tensor, shares: Shares, intercept: bool) -> Tensor:
+        return shares.centred(dual_point) if intercept else dual_point
 
-    def dual_error(self, dual_point: Tensor, targets: Tensor, intercept: bool) -> Tensor:
-        """Ẑ is Z less its exact mean."""
-        shift = _length_of_sum(dual_point) / len(dual_point) if intercept else 0.0
-        return dual_point.new_full((len(dual_point),), shift * SAFE)
+    def dual_error(self, dual_point: Tensor, targets: Tensor, shares: Shares, intercept: bool) -> Tensor:
+        """Ẑ_i is Z_i less its share of the exact sum."""
+        shift = _length_of_sum(dual_point) / shares.total if intercept else 0.0
+        return shift * SAFE * shares.counts
 
-    def dual(self, dual_point: Tensor, targets: Tensor, limit: float, intercept: bool) -> float:
-        """s<Ẑ, Y> - ½ s² n‖Ẑ‖², largest at s = <Ẑ, Y> / (n‖Ẑ‖²); -Ẑ is as feasible as Ẑ.
+    def dual(self, dual_point: Tensor, targets: Tensor, shares: Shares, limit: float, intercept: bool) -> float:
+        """s<Ẑ, Y> - ½ s² ‖Ẑ‖², with ‖Z‖² := Σ_i ‖Z_i‖² / s_i; largest at s = <Ẑ, Y> / ‖Ẑ‖²; -Ẑ is as feasible as Ẑ.
 
         ‖Ẑ‖ <= ‖Z‖, and <Ẑ, Y> = <Z, Y> - <Σ Z_i, mean Y>. Products and targets round once each: 2ε Σ|Z||Y|.
         """
         products = dual_point * targets
         overlap, error = total(products)
         error += 2 * UNIT * float(products.abs().sum()) * SAFE + products.numel() * TINY
-        if intercept:  # targets that cancel have a mean of the size of rounding, and so has its error
-            error += _length_of_sum(dual_point) * _length_of_sum(targets) / len(targets) * SAFE
-        square, off = total(dual_point.square())
-        square = len(dual_point) * (square + off + UNIT * square + dual_point.numel() * TINY) * SAFE
+        if intercept:
+            # targets that cancel have a mean of the size of rounding, and so has its error
+            sums = _length_of_sum(targets * shares.counts[:, None], shares.roundings)
+            error += _length_of_sum(dual_point) * sums / shares.total * SAFE
+        square, off = total(dual_point * (dual_point / shares.counts[:, None]))
+        square = square + off + (1 + shares.roundings) * UNIT * square + dual_point.numel() * TINY
+        square = shares.total * square * SAFE
         overlap = abs(overlap) - error * SAFE
         if not (overlap > 0 and square > 0):
             return 0.0
@@ -62,7 +68,8 @@ class Squared:
         return scale * overlap * (1 - 4 * UNIT) - 0.5 * scale * scale * square * (1 + 4 * UNIT)
 
 
-def _length_of_sum(rows: Tensor) -> float:
-    """At least ‖Σ_i rows_i‖, for rows (n, c)."""
-    sums = (total(column) for column in rows.T)
-    return math.hypot(*(abs(value) + error for value, error in sums)) * SAFE  # whose squares do not underflow
+def _length_of_sum(rows: Tensor, roundings: int = 0) -> float:
+    """At least ‖Σ_i rows_i‖, for rows (n, c) whose entries may have been rounded so many times."""
+    own = (roundings * UNIT * rows.abs().sum(dim=0) * (1 + len(rows) * UNIT)).tolist()
+    bounds = (abs(value) + error + off for (value, error), off in zip(map(total, rows.T), own, strict=True))
+    return math.hypot(*bounds) * SAFE  # whose squares do not underflow

@@ -18,6 +18,7 @@ from convcvx.certificate import Certificate, certify_parameters
 from convcvx.data.arrays import as_tensor
 from convcvx.data.images import Images, read_images
 from convcvx.errors import InputError, check_positive
+from convcvx.losses.shares import counted
 from convcvx.network.evaluate import outputs_of
 from convcvx.network.foreign import Layers, read_network
 from convcvx.oracles.base import Oracle
@@ -46,6 +47,7 @@ def certify(
     device: str = "cpu",
     dual_point: Tensor | None = None,
     time_limit: float | None = None,
+    sample_weight: Any = None,
 ) -> Certificate:
     """Certify any two-layer convolutional ReLU network at weight decay `beta`.
 
@@ -69,6 +71,8 @@ def certify(
     dual_point : Tensor (n, c), optional
         Another dual point than the network's residual, tried where that leaves a gap above `tol` and the oracle is
         rigorous. It counts for what is proved of it here, whoever made it.
+    sample_weight : array (n,), optional
+        What each image counts for, as in `convcvx.solve`; `dual_point` has no rows for those of weight 0.
     time_limit : float, optional
         Seconds after which the bound is the one proved, or estimated, by then; `search` and `meaning` say so.
 
@@ -80,7 +84,7 @@ def certify(
     """
     deadline = Deadline.after(None if time_limit is None else check_positive("time_limit", time_limit))
     layers = read_network(network)
-    read, classes = read_images(images), as_tensor("targets", targets)
+    read, classes, weights = counted(sample_weight, read_images(images), as_tensor("targets", targets))
     if not all(bool(part.isfinite().all()) for part in network.parameters()):
         raise InputError("the network's weights must be finite; found NaN or infinity")
     units = Units.of(read, classes, loss, embedding.spec if embedding else layers.spec)
@@ -90,7 +94,7 @@ def certify(
         embedding = PatchEmbedding.fit(read, layers.spec)
     made = Responses(read, embedding, layers.pooling, device=device)
     intercept = layers.classifier.bias is not None
-    problem = Problem.build(made, classes, beta, loss, intercept, n_classes or layers.classifier.out_features)
+    problem = Problem.build(made, classes, beta, loss, intercept, n_classes or layers.classifier.out_features, weights)
     problem = problem.until(deadline)
     certificate = certify_on(problem, network, oracle=oracle, tol=tol, seed=seed, dual_point=dual_point)
     return units.certificate(certificate)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from convcvx.arrangements.cells import sample_patterns
 from convcvx.errors import check_count
+from convcvx.losses.shares import Shares
 from convcvx.responses.passes import Responses
 
 CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 1 << 28}
@@ -135,14 +136,19 @@ class GatedResponses:
     def _expanded(features: Tensor, gates_open: Tensor | None = None) -> Tensor:
         return features if gates_open is None else (gates_open[:, :, None] * features[:, None]).flatten(1)
 
-    def gram(self, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """(AᵀA / n, AᵀY / n) in float64 for A = [features, 1]; one pass, after which n disappears."""
+    def gram(self, targets: Tensor, shares: Shares | None = None) -> tuple[Tensor, Tensor]:
+        """Means of A_iᵀA_i and A_iᵀY_i in float64 for A = [features, 1], over images that count for their `shares`.
+
+        One pass, after which n disappears.
+        """
+        shares = shares or Shares.equal(self.responses.n)
         size = int(np.prod(self.shape)) + 1
         gram = torch.zeros(size, size, dtype=torch.float64, device=self.gates.device)
         moments = torch.zeros(size, targets.shape[1], dtype=torch.float64, device=self.gates.device)
         for where, parts in self._blocks():
             block = self._expanded(*parts)
             block = torch.cat([block, block.new_ones(len(block), 1)], dim=1)
-            gram += block.T @ block
-            moments += block.T @ targets[where].to(block)
-        return gram.cpu().div_(self.responses.n), moments.cpu().div_(self.responses.n)
+            weighed = block if shares.are_equal else block * shares.counts[where, None].to(block)
+            gram += weighed.T @ block
+            moments += weighed.T @ targets[where].to(block)
+        return gram.cpu().div_(shares.total), moments.cpu().div_(shares.total)

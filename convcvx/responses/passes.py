@@ -22,6 +22,7 @@ from torch import Tensor
 from convcvx.budget import NEVER, Deadline
 from convcvx.data.images import Images
 from convcvx.errors import InputError
+from convcvx.losses.shares import Shares
 from convcvx.machine.devices import pick_device
 from convcvx.machine.threads import each
 from convcvx.patches import PatchEmbedding, second_moment
@@ -204,7 +205,7 @@ class Responses:
         norms = []
         for part in images.to(self.device).split(size):
             rows = self.rows(part).double().cpu()
-            norms.append((rows if basis is None else rows @ basis.T).norm(dim=2))
+            norms.append((rows if basis is None else rows @ basis.double().T).norm(dim=2))
         return torch.cat(norms)
 
     def reach(self) -> Tensor:
@@ -302,20 +303,25 @@ class Responses:
             _exhaust(self._each(work, 0, self.n))
         return predictions.cpu()
 
-    def gram(self, filters: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """(AᵀA / n, AᵀY / n) in float64 for A = [Φ flattened to (n, m·P), 1] and targets Y (n, c)."""
+    def gram(self, filters: Tensor, targets: Tensor, shares: Shares | None = None) -> tuple[Tensor, Tensor]:
+        """Means of A_iᵀA_i and A_iᵀY_i in float64, for A = [Φ flattened to (n, m·P), 1] and targets Y (n, c).
+
+        Over images that count for their `shares`, 1/n each by default.
+        """
+        shares = shares or Shares.equal(self.n)
         size = len(filters) * self.n_cells + 1
         gram, moments = self._zeros(size, size), self._zeros(size, targets.shape[1])
         # Blocks of at least so many images keep the products, not their accumulation, the cost.
         for where, block in self.blocks(filters, max(BLOCK_BYTES, 1024 * size * self.dtype.itemsize)):
             design = torch.cat([block.flatten(1), block.new_ones(len(block), 1)], dim=1)
+            weighed = design if shares.are_equal else design * shares.counts[where, None].to(design)
             for first in range(0, size, STRIPE):
                 stripe = slice(first, first + STRIPE)
-                gram[stripe, first:] += design[:, stripe].T @ design[:, first:]
-            moments += design.T @ targets[where].to(design)
-        gram = gram.cpu().div_(self.n).triu_()
+                gram[stripe, first:] += weighed[:, stripe].T @ design[:, first:]
+            moments += weighed.T @ targets[where].to(design)
+        gram = gram.cpu().div_(shares.total).triu_()
         gram += gram.triu(1).T
-        return gram, moments.cpu().div_(self.n)
+        return gram, moments.cpu().div_(shares.total)
 
     def correlate(self, filters: Tensor, dual: Tensor) -> Tensor:
         """G (m, P, c) float64 with G_j[p] = Σ_i φ_p(x_i; u_j) Z_i, for Z = `dual` (n, c); g(u_j) = ‖G_j‖_F."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from convcvx.data.images import Images
 from convcvx.errors import InputError
+from convcvx.losses.shares import Shares
 from convcvx.patches import PatchEmbedding, PatchSpec, second_moment
 from convcvx.pooling import Pooling
 from convcvx.responses.passes import Responses
@@ -94,10 +95,11 @@ class Share:
     def moment(self, spec: PatchSpec) -> Nodes:
         return self._sum(lambda i: [second_moment(self._parts[i], spec) * len(self._parts[i])])
 
-    def gram(self, key: int, targets: Tensor, filters: Tensor) -> Nodes:
+    def gram(self, key: int, targets: Tensor, counts: Tensor, filters: Tensor) -> Nodes:
         def product(i: int) -> list[Tensor]:
-            responses = self._responses[key][i]
-            return [part.mul_(responses.n) for part in responses.gram(filters, targets[self._places[i]])]
+            responses, place = self._responses[key][i], self._places[i]
+            shares = Shares(counts[place], float(responses.n))
+            return [part.mul_(responses.n) for part in responses.gram(filters, targets[place], shares)]
 
         return self._sum(product)
 

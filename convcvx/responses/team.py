@@ -30,6 +30,7 @@ from torch import Tensor
 from convcvx.budget import Deadline
 from convcvx.data.images import Images
 from convcvx.errors import InputError, WorkerError
+from convcvx.losses.shares import Shares
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.pooling import Pooling
 from convcvx.responses.passes import Residual, Responses
@@ -226,11 +227,14 @@ class ShardedResponses(Responses):
         self.deadline.check()
         return torch.cat(self._team.collect("predict", lambda _: (self._key, filters, weights, intercept)))
 
-    def gram(self, filters: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def gram(self, filters: Tensor, targets: Tensor, shares: Shares | None = None) -> tuple[Tensor, Tensor]:
         """As in `Responses`."""
         self.deadline.check()
-        gram, moments = self._team.sum("gram", lambda rank: (self._key, self._rows(targets, rank), filters))
-        return gram.div_(self.n), moments.div_(self.n)
+        shares = shares or Shares.equal(self.n)
+        gram, moments = self._team.sum(
+            "gram", lambda rank: (self._key, self._rows(targets, rank), self._rows(shares.counts, rank), filters)
+        )
+        return gram.div_(shares.total), moments.div_(shares.total)
 
     def correlate(self, filters: Tensor, dual: Tensor) -> Tensor:
         """As in `Responses`."""

@@ -1,7 +1,8 @@
 """Closed form: the soft-thresholded SVD of the targets, when it is the optimum, and which bound it is when not.
 
 Squared loss; C = I - 11ᵀ/n centres if there is an intercept, else C = I; Ỹ = CY = Σ_k σ_k a_k b_kᵀ; φ(u) (n, P) are
-the pooled responses of a filter. With any ρ >= max {‖Cφ(u)‖_F : ‖u‖ <= 1} and τ = nβ/ρ let
+the pooled responses of a filter. (Images that count for w_i are rows of X, Y and 1 times √w_i, and n is Σ w_i: ReLU is
+positively homogeneous, and what follows holds for these.) With any ρ >= max {‖Cφ(u)‖_F : ‖u‖ <= 1} and τ = nβ/ρ let
 
     value = min_M (1/2n) ‖M - Ỹ‖² + (β/ρ) ‖M‖_*  =  (1/2n) Σ_k {σ_k² if σ_k <= τ else 2τσ_k - τ²},
     M* = Σ_k (σ_k - τ)_+ a_k b_kᵀ.
@@ -46,7 +47,7 @@ from convcvx.solution import Solution, Status
 from convcvx.solvers.loop import Level, Look, Solver
 from convcvx.solvers.master.table import solve_master
 from convcvx.solvers.rounds import predicted, record_of
-from convcvx.solvers.spike_free import EXACT, centred, spike_free
+from convcvx.solvers.spike_free import EXACT, centred, roots, spike_free
 
 ROUNDING = 1e-10
 """Share of the value by which singular values and the sums over them can be off."""
@@ -151,7 +152,7 @@ def closed_form_holds(problem: Problem) -> bool:
     if problem.loss.name != "squared" or several or problem.n > responses.dim + problem.intercept:
         return False
     try:
-        scale = float(problem.targets.norm() * _linear_rows(problem).norm()) / problem.n
+        scale = float((problem.targets * roots(problem)).norm() * _linear_rows(problem).norm()) / problem.shares.total
         # Signs that fit for all components that are more than rounding fit for those above any threshold.
         form = analyse(problem.with_beta(max(EXACT * scale, 1e-300)))
     except OutOfTime:
@@ -165,7 +166,7 @@ def analyse(problem: Problem, oracle: Oracle | None = None, seed: int = 0) -> Cl
     problem = problem.with_dtype(torch.float64)
     single = problem.responses.n_positions == problem.responses.n_cells == 1
     rows = _linear_rows(problem)  # X
-    targets = centred(problem, problem.targets)
+    targets, total = centred(problem, problem.targets * roots(problem)), problem.shares.total
     left, sizes, right = torch.linalg.svd(centred(problem, rows), full_matrices=False)
     rank = int((sizes > 1e-10 * sizes[0].clamp_min(1e-300)).sum()) if len(sizes) else 0
     left, sizes, right = left[:, :rank], sizes[:rank], right[:rank]
@@ -179,16 +180,16 @@ def analyse(problem: Problem, oracle: Oracle | None = None, seed: int = 0) -> Cl
     radius = float(sizes[0]) if single and rank else _radius(problem)
     dropped = float((targets - left @ inside).square().sum())  # a difference of squares would be their rounding
     fitted = inside if is_spike_free else targets
-    value = _thresholded(problem, _spectrum(fitted)[0], radius) + (dropped / (2 * problem.n) if is_spike_free else 0.0)
+    value = _thresholded(problem, _spectrum(fitted)[0], radius) + (dropped / (2 * total) if is_spike_free else 0.0)
 
     spectrum, outputs = _spectrum(inside)
-    above = spectrum * radius > problem.n * problem.beta
+    above = spectrum * radius > total * problem.beta
     directions = (inside @ outputs[:, above] / spectrum[above]).T  # a_k in the basis of the range
     filters = torch.nn.functional.normalize(directions / sizes @ right if rank else rows.new_zeros(0, rows.shape[1]))
     heights = rows @ filters.T
     lowest = torch.minimum(-heights.amin(dim=0), heights.amax(dim=0)) if len(filters) else heights.new_zeros(0)
     signs = single and bool((lowest <= EXACT * heights.abs().amax(dim=0)).all())
-    linear = _thresholded(problem, spectrum, radius) + dropped / (2 * problem.n) if isotropic else None
+    linear = _thresholded(problem, spectrum, radius) + dropped / (2 * total) if isotropic else None
     meaning = {
         (True, True): "optimum",
         (True, False): "lower bound",
@@ -229,12 +230,13 @@ def whitened(problem: Problem) -> Problem:
 
 
 def _linear_rows(problem: Problem) -> Tensor:
-    """(n, r) patch rows pooled without the ReLU, over all cells: X where a sample has one patch."""
+    """(n, r) patch rows pooled without the ReLU, over all cells, times √w_i: X where a sample has one patch."""
     responses = problem.responses
     pool = responses.pooling.matrix(*responses.map_size)
     reach = torch.ones(responses.n_positions).double() if pool is None else pool.sum(dim=0)
     parts = [embedded_rows(responses, slice(i, i + 1024)).cpu() for i in range(0, problem.n, 1024)]
-    return torch.cat([torch.einsum("bkr,k->br", part, reach) for part in parts])
+    rows = torch.cat([torch.einsum("bkr,k->br", part, reach) for part in parts])
+    return rows * roots(problem).to(rows)
 
 
 def _radius(problem: Problem) -> float:
@@ -245,7 +247,8 @@ def _radius(problem: Problem) -> float:
     reach = (pool.sum(dim=1, keepdim=True) * pool).sum(dim=0)
     moment = torch.zeros(responses.dim, responses.dim, dtype=torch.float64)
     for start in range(0, problem.n, 256):
-        rows = embedded_rows(responses, slice(start, min(start + 256, problem.n))).cpu()
+        where = slice(start, min(start + 256, problem.n))
+        rows = embedded_rows(responses, where).cpu() * roots(problem)[where, None]
         moment += torch.einsum("bkr,k,bks->rs", rows, reach, rows)
     return float(torch.linalg.eigvalsh(moment)[-1].clamp_min(0).sqrt())
 
@@ -265,9 +268,9 @@ def _spectrum(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 def _thresholded(problem: Problem, spectrum: Tensor, radius: float) -> float:
     """min_M (1/2n) ‖M - Ỹ‖² + (β/ρ) ‖M‖_* for the singular values of Ỹ."""
-    threshold = problem.n * problem.beta / max(radius, 1e-300)
+    threshold = problem.shares.total * problem.beta / max(radius, 1e-300)
     terms = torch.where(spectrum <= threshold, spectrum.square(), 2 * threshold * spectrum - threshold * threshold)
-    return float(terms.sum()) / (2 * problem.n)
+    return float(terms.sum()) / (2 * problem.shares.total)
 
 
 closed_form = BySoftThresholding()

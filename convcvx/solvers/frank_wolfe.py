@@ -4,7 +4,7 @@ Sahiner et al. 2021 run Frank-Wolfe on the constrained problem: least loss over 
 ‖f‖ = min Σ_j ‖V_j‖ is at most t. Which t belongs to β is not known beforehand, so t becomes a variable (Harchaoui,
 Juditsky and Nemirovski 2015):
 
-    min  (1/n) Σ_i ℓ(f(x_i), y_i) + β t     over  ‖f‖ ≤ t ≤ T,
+    min  Σ_i s_i ℓ(f(x_i), y_i) + β t     over  ‖f‖ ≤ t ≤ T,
 
 whose minimum is that of the penalised problem for every T ≥ ‖f*‖, such as T = objective / β of any network at hand.
 The feasible set is the convex hull of (f, t) = (0, 0) and all (T·φ(·; u) V, T) with ‖u‖ = ‖V‖_F = 1. A linear function
@@ -85,7 +85,7 @@ class FrankWolfe(Solver):
 def search_plane(
     problem: Problem, current: Tensor, penalty: float, atom: Tensor, intercept: Tensor
 ) -> tuple[float, float, Tensor]:
-    """Minimise (1/n) Σ ℓ(s·current + θ·atom + b, y) + β (s·penalty + θ) over s, θ ≥ 0 and b: returns (s, θ, b).
+    """Minimise Σ_i s_i ℓ(s·current + θ·atom + b, y) + β (s·penalty + θ) over s, θ ≥ 0 and b: returns (s, θ, b).
 
     Projected Newton from (1, 0, intercept), with predictions `current`, `atom` (n, c); one step for the squared loss.
     """
@@ -98,17 +98,17 @@ def search_plane(
 
     def value(point: Tensor) -> float:
         predictions = torch.tensordot(point, directions, dims=1)
-        return float(problem.loss.value(predictions, problem.targets).mean() + slopes @ point)
+        return problem.mean_loss(predictions) + float(slopes @ point)
 
     point = torch.cat([torch.tensor([1.0, 0.0]).double(), intercept[: len(directions) - 2]])
     best = value(point)
     for _ in range(NEWTON_STEPS):
         problem.deadline.check()
         predictions = torch.tensordot(point, directions, dims=1)
-        residual = problem.loss.gradient(predictions, problem.targets) / problem.n
-        gradient = (directions * residual).sum(dim=(1, 2)) + slopes
+        gradient = slopes - (directions * problem.residual(predictions)).sum(dim=(1, 2))
         curved = [problem.loss.hessian_product(predictions, direction) for direction in directions]
-        hessian = torch.stack([(directions * c).sum(dim=(1, 2)) for c in curved]) / problem.n
+        counts, total = problem.shares.counts[:, None], problem.shares.total
+        hessian = torch.stack([(directions * (c * counts)).sum(dim=(1, 2)) for c in curved]) / total
         free = (point > lowest) | (gradient < 0)
         step = torch.zeros_like(point)
         step[free] = -torch.linalg.pinv(hessian[free][:, free], hermitian=True, rtol=1e-14) @ gradient[free]

@@ -162,7 +162,7 @@ class SlidingFrankWolfe(Solver):
         """Whether another round on a sample would be wasted, as sampling hides what it gains."""
         history, record = look.solution.history, look.record
         losses = sample.loss.value(look.predictions, sample.targets)
-        noise = self.sample_noise * float(losses.std()) / sample.n**0.5
+        noise = self.sample_noise * sample.shares.standard_error(losses)
         gain = history[-1]["objective"] - record["objective"] if history else math.inf
         return Status.STALLED if min(gain, record["objective"] - record["lower_bound"]) <= noise else None
 

@@ -27,7 +27,8 @@ def spike_free(
     """Whether {C(Xu)₊} ⊆ {CXu} over the unit ball, and the largest ratio of norms found.
 
     Random filters may refute it; XXᵀ ∝ I proves it; else it is a question to the oracle: ‖(CX)^†C(Xu)₊‖ is g(u) at
-    the dual point C(CX)^†ᵀ, what the range misses is g(u) at the projection to its complement.
+    the dual point C(CX)^†ᵀ, what the range misses is g(u) at the projection to its complement; with weights, rows
+    of both times √w_i.
     """
     left, sizes, right = parts
     if not len(sizes):
@@ -48,7 +49,7 @@ def spike_free(
     if oracle is None:
         return None, ratio
     full = len(sizes) == problem.n - problem.intercept
-    found = oracle(problem, centred(problem, left / sizes), n_filters=1, seed=seed, target=1.0)
+    found = oracle(problem, roots(problem) * centred(problem, left / sizes), n_filters=1, seed=seed, target=1.0)
     ratio = max([ratio, *found.values.tolist()])
     if ratio > 1 + EXACT:
         return False, ratio
@@ -57,7 +58,7 @@ def spike_free(
         if problem.n > MAX_OUTPUTS:
             return None, ratio
         complement = centred(problem, torch.eye(problem.n, dtype=torch.float64)) - left @ left.T
-        beyond = oracle(problem, complement, n_filters=1, seed=seed, target=EXACT * float(sizes[0]))
+        beyond = oracle(problem, roots(problem) * complement, n_filters=1, seed=seed, target=EXACT * float(sizes[0]))
         if any(value > EXACT * float(sizes[0]) for value in beyond.values.tolist()):
             return False, float("inf")
         proved = beyond.scope == "global" and beyond.upper_bound <= EXACT * float(sizes[0])
@@ -65,5 +66,11 @@ def spike_free(
 
 
 def centred(problem: Problem, matrix: Tensor) -> Tensor:
-    """C times a matrix (n, q): columns less their means, if there is an intercept."""
-    return matrix - matrix.mean(dim=0) * problem.intercept
+    """C times a matrix (n, q), whose rows are times √w_i: less the weighted means, if there is an intercept."""
+    w = roots(problem)
+    return matrix - w * ((matrix * w).sum(dim=0) / problem.shares.total) * problem.intercept
+
+
+def roots(problem: Problem) -> Tensor:
+    """(n, 1) √w_i, of what images count for."""
+    return problem.shares.roots[:, None]

@@ -44,13 +44,15 @@ def solve(
     start: Solution | None = None,
     callback: Callback | None = None,
     device: str = "cpu",
+    sample_weight: Any = None,
 ) -> Solution:
     """Train a two-layer ReLU network on given patches to the global optimum, with a certificate.
 
         min  (1/n) Σ_i ℓ(f(x_i), y_i) + β Σ_j ‖V_j‖_F    over ‖u_j‖ = 1, any number of neurons j,
         f(x_i) = Σ_j Σ_p Σ_k w_pk (x_ik·u_j)_+ V_j[p,:] + b
 
-    which is weight decay β on the network's weights under a mean-reduced loss (Sahiner et al. 2021).
+    which is weight decay β on the network's weights under a mean-reduced loss (Sahiner et al. 2021); `sample_weight`
+    makes the mean a weighted one.
 
     Parameters
     ----------
@@ -74,6 +76,9 @@ def solve(
         Budgets; the time in seconds, that of the certificate included.
     start : Solution, optional
         Warm start.
+    sample_weight : array (n,), optional
+        What each sample counts for, in any unit: the mean loss is Σ_i w_i ℓ_i / Σ_i w_i, so that a weight of 2 is worth
+        the sample twice, and one of 0 leaves it out (also of `dual_point`, whose rows are those of the others).
 
     Returns
     -------
@@ -103,7 +108,8 @@ def solve(
     limits: dict[str, Any] = {"max_filters": max_filters, "max_rounds": max_rounds, "time_limit": time_limit}
     config = TrainConfig(**options, tol=tol, **limits)
     deadline = Deadline.after(config.budget.time_limit)
-    problem, units = _in_units(patches, targets, pooling=pooling, loss=loss, intercept=intercept, device=device)
+    given: dict[str, Any] = {"pooling": pooling, "loss": loss, "intercept": intercept, "device": device}
+    problem, units = _in_units(patches, targets, sample_weight=sample_weight, **given)
     config = replace(config, beta=units.reduced_beta(beta))
     solution, certificate = train(problem.until(deadline), units, config, oracle, start, callback)
     warn_short_of(certificate, solution, tol)
@@ -172,12 +178,14 @@ def beta_max(
     intercept: bool = True,
     oracle: str | Oracle = "auto",
     seed: int = 0,
+    sample_weight: Any = None,
 ) -> float:
     """The β from which on the optimal network has no filters; parameters as in `solve`.
 
     0 for constant patches (with an intercept) or targets: no filter helps at any β.
     """
-    problem, units = _in_units(patches, targets, pooling=pooling, loss=loss, intercept=intercept)
+    given: dict[str, Any] = {"pooling": pooling, "loss": loss, "intercept": intercept, "sample_weight": sample_weight}
+    problem, units = _in_units(patches, targets, **given)
     return units.of_g(find_beta_max(problem, oracle, seed))
 
 
@@ -205,7 +213,8 @@ def path(
     Solution
         One a β, in the order of `betas`; `.certificate.beta` says which.
     """
-    given = {name: options.pop(name) for name in ("pooling", "loss", "intercept", "device") if name in options}
+    own = "pooling", "loss", "intercept", "device", "sample_weight"
+    given = {name: options.pop(name) for name in own if name in options}
     run = {name: options.pop(name) for name in ("oracle", "start", "callback") if name in options}
     check_names(options, ("solver", "tol", "max_filters", "max_rounds", "time_limit", "seed"))
     config = TrainConfig(**options)

@@ -16,6 +16,7 @@ from convcvx.certificate import Certificate
 from convcvx.data.arrays import as_tensor
 from convcvx.data.images import Images
 from convcvx.errors import ConvergenceWarning, check_count
+from convcvx.losses.shares import counted
 from convcvx.losses.targets import encode_targets
 from convcvx.machine.threads import sparing_threads
 from convcvx.oracles import LocalOracle, Oracle, get_oracle, pick_oracle
@@ -54,16 +55,19 @@ def build_problem(
     device: str = "cpu",
     responses: Callable[..., Responses] = Responses,
     flips: bool = False,
+    sample_weight: Any = None,
 ) -> Problem:
     """The `Problem` of (n, C, H, W) images: fit the embedding (unless given) and put the parts together.
 
     `responses` makes its `Responses`; `Team.responses` for images that several processes share. With `flips` the
     embedding is that of the images and their mirror images.
     """
-    encode_targets(targets, loss, n_classes, intercept=intercept)  # bad targets fail before the pass over the images
+    encoded = encode_targets(targets, loss, n_classes, intercept=intercept)  # fails before the pass over the images
+    images, encoded, weights = counted(sample_weight, images, encoded)
     embedding = embedding or PatchEmbedding.fit(images, spec or PatchSpec(), flips=flips)
     made = responses(images, embedding, Pooling.of(pooling), dtype=dtype, device=device)
-    return Problem.build(made, as_tensor("targets", targets), beta, loss, intercept, n_classes)
+    targets = as_tensor("targets", targets) if len(encoded) == len(targets) else encoded
+    return Problem.build(made, targets, beta, loss, intercept, n_classes, weights)
 
 
 @sparing_threads
@@ -95,7 +99,7 @@ def _rounding_of_g(problem: Problem, dual_point: Tensor) -> float:
     sample = problem if step == 1 else problem.sample(torch.arange(0, problem.n, step))
     single, double = torch.finfo(problem.responses.dtype).eps, torch.finfo(torch.float64).eps
     share = ROUNDINGS * single + 2 * problem.n * problem.responses.n_positions * double
-    sizes = share * dual_point.norm(dim=1) + ROUNDINGS * double * problem.targets.norm(dim=1) / problem.n
+    sizes = share * dual_point.norm(dim=1) + ROUNDINGS * double * problem.shares.times(problem.targets.norm(dim=1))
     axes = torch.eye(problem.responses.dim, dtype=torch.float64)
     sums = sample.responses.correlate(torch.cat([axes, -axes]), sizes[::step, None])
     return step * float(sums.sum(dim=0).norm())

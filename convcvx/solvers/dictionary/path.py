@@ -1,6 +1,6 @@
 """The optimum over a dictionary of thousands of filters, at a β of a path that held-out images choose.
 
-    min_{W, b}  (1/2n) Σ_i ‖A_i W + b - y_i‖² + β Σ_j ‖W_j‖_F,      A = Φ flattened to (n, m·P)
+    min_{W, b}  ½ Σ_i s_i ‖A_i W + b - y_i‖² + β Σ_j ‖W_j‖_F,      A = Φ flattened to (n, m·P)
 
 Every image is visited once: the path, which `DictionaryLasso` solves one β after the other, each warm from the one
 before, needs the Gram matrix of the images kept and the responses of the images held out, which join the Gram matrix
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from convcvx.budget import Deadline, OutOfTime
 from convcvx.errors import InputError
+from convcvx.losses.shares import Shares
 from convcvx.problem import Problem
 from convcvx.solution import Solution
 from convcvx.solvers.dictionary.features import Features
@@ -99,12 +100,13 @@ def fit_dictionaries(
 ) -> DictionaryFit:
     """Optimal weights for dictionaries, at a given β or at the one that held-out images prefer.
 
-        min_{W, b}  (1/2n) Σ_i ‖Σ_s A_si W_s + b - y_i‖² + β Σ_s Σ_j ‖W_sj‖_F
+        min_{W, b}  ½ Σ_i s_i ‖Σ_s A_si W_s + b - y_i‖² + β Σ_s Σ_j ‖W_sj‖_F
 
     Parameters
     ----------
     problems : sequence of Problem
-        On the same images, or on features of them, with the same targets and the squared loss; their β is not used.
+        On the same images, or on features of them, with the same targets, shares and the squared loss; their β is not
+        used.
     filters : sequence of Tensor (m, r)
         The dictionary on each, of unit norm; with `flips`, the second half are the mirror images of the first, as
         `dictionary` gives them.
@@ -135,12 +137,13 @@ def fit_dictionaries(
     held = held_out(problem.n, tune if tuned else 0.0, versions)
     gram = Gram(features.size, problem.n_outputs, features.dtype, features.device, centred=problem.intercept)
     lasso = DictionaryLasso(gram, features)
+    counts = None if problem.shares.are_equal else problem.shares.counts
     unseen = torch.empty(int(held.sum()), features.size, dtype=features.dtype, device=features.device)
     filled = 0
     try:
         for where, block in features.batches():
             out = held[where]
-            gram.add(block[~out], problem.targets[where][~out])
+            gram.add(block[~out], problem.targets[where][~out], None if counts is None else counts[where][~out])
             unseen[filled : filled + int(out.sum())] = block[out]
             filled += int(out.sum())
     except OutOfTime:
@@ -157,9 +160,9 @@ def fit_dictionaries(
     choices: list[tuple[float, Point | None]]
     if beta is None:
         targets = problem.targets[held]
-        on_device = targets.to(features.device)
-        tried = list(_path(lasso, unseen, on_device, beta_max, tol, score, problem.deadline))
-        gram.add(unseen, targets)
+        shares = problem.shares.sample(held)
+        tried = list(_path(lasso, unseen, targets.to(features.device), shares, beta_max, tol, score, problem.deadline))
+        gram.add(unseen, targets, None if counts is None else counts[held])
         # Best first: what the images kept can just bear, all of them may not.
         choices = [(record["beta"], start) for record, start in sorted(tried, key=lambda step: score(step[0]))]
     else:
@@ -189,6 +192,7 @@ def _path(
     lasso: DictionaryLasso,
     block: Tensor,
     targets: Tensor,
+    shares: Shares,
     beta_max: float,
     tol: float,
     score: Score,
@@ -208,9 +212,9 @@ def _path(
             "objective": point.objective,
             "rel_gap": point.rel_gap,
             "n_filters": int((lasso.norms(point.matrix) > 0).sum()) * lasso.features.copies,
-            "held_out_loss": 0.5 * float((predictions - targets).square().sum(dim=1).mean()),
+            "held_out_loss": 0.5 * float(shares.mean((predictions - targets).square().sum(dim=1))),
             # The share of wrong classes; of real targets, which have none, the loss alone decides.
-            "held_out_error": _wrong(predictions, targets),
+            "held_out_error": _wrong(predictions, targets, shares),
         }
         yield record, point
         since = 0 if score(record) < best else since + 1
@@ -219,6 +223,6 @@ def _path(
             return
 
 
-def _wrong(predictions: Tensor, targets: Tensor) -> float:
+def _wrong(predictions: Tensor, targets: Tensor, shares: Shares) -> float:
     one_hot = bool(((targets == 0) | (targets == 1)).all()) and bool((targets.sum(dim=1) == 1).all())
-    return float((predictions.argmax(dim=1) != targets.argmax(dim=1)).double().mean()) if one_hot else 0.0
+    return float(shares.mean((predictions.argmax(dim=1) != targets.argmax(dim=1)).double())) if one_hot else 0.0

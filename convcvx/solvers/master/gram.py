@@ -35,36 +35,43 @@ class Gram:
 
     Attributes
     ----------
-    n : int
-        Images so far.
+    counted : float
+        What the images so far count for: one each, unless told otherwise.
     """
 
     def __init__(
         self, size: int, n_outputs: int, dtype: torch.dtype, device: torch.device | str = "cpu", *, centred: bool
     ) -> None:
-        self.n, self.size, self.centred = 0, size, centred
+        self.counted, self.size, self.centred = 0.0, size, centred
         self._square = torch.zeros(size, size, dtype=dtype, device=device)
         self._diagonal, self._sums, self.shift = torch.zeros(3, size, dtype=torch.float64, device=device)
         self._moments = torch.zeros(size, n_outputs, dtype=torch.float64, device=device)
         self._target_sums = torch.zeros(n_outputs, dtype=torch.float64, device=device)
         self._target_square = 0.0
 
-    def add(self, features: Tensor, targets: Tensor) -> None:
-        """Add images with these `features` (b, D), which are shifted in place, and `targets` (b, c)."""
+    def add(self, features: Tensor, targets: Tensor, counts: Tensor | None = None) -> None:
+        """Add images with these `features` (b, D), which are shifted in place, and `targets` (b, c).
+
+        Image i counts for `counts_i`; for one by default.
+        """
         targets = targets.to(features.device)
-        if self.n == 0 and self.centred:
+        if self.counted == 0 and self.centred:
             self.shift = features.mean(dim=0, dtype=torch.float64)
         features -= self.shift.to(features)
+        weighed, aimed = features, targets
+        if counts is not None:
+            counts = counts.to(features.device)[:, None]
+            weighed, aimed = features * counts.to(features), targets * counts
         for rows, stripe in self._stripes():
-            block = features[:, rows]
-            self._square[rows, : rows.start].addmm_(block.T, features[:, : rows.start])
-            stripe[:, rows] += (block.T @ block).tril_(-1)
-        self._diagonal += features.square().sum(dim=0, dtype=torch.float64)
-        self._sums += features.sum(dim=0, dtype=torch.float64)
-        self._moments += features.T @ targets.to(features.dtype)
-        self._target_sums += targets.sum(dim=0)
-        self._target_square += float(targets.square().sum())
-        self.n += len(features)
+            block = weighed[:, rows].T
+            self._square[rows, : rows.start].addmm_(block, features[:, : rows.start])
+            stripe[:, rows] += (block @ features[:, rows]).tril_(-1)
+        self._diagonal += (weighed * features).sum(dim=0, dtype=torch.float64)
+        self._sums += weighed.sum(dim=0, dtype=torch.float64)
+        self._moments += weighed.T @ targets.to(features.dtype)
+        self._target_sums += aimed.sum(dim=0)
+        self._target_square += float((aimed * targets).sum())
+        self.counted += len(features) if counts is None else float(counts.sum())
 
     @property
     def dtype(self) -> torch.dtype:
@@ -79,21 +86,21 @@ class Gram:
     @property
     def _mean(self) -> Tensor:
         """(D, 1), of the shifted features."""
-        return self._sums[:, None] / self.n * self.centred
+        return self._sums[:, None] / self.counted * self.centred
 
     @property
     def _target_mean(self) -> Tensor:
-        return self._target_sums / self.n * self.centred
+        return self._target_sums / self.counted * self.centred
 
     @property
     def linear(self) -> Tensor:
         """L (D, c), the mean of feature times target."""
-        return self._moments / self.n - self._mean * self._target_mean
+        return self._moments / self.counted - self._mean * self._target_mean
 
     @property
     def total(self) -> float:
         """The mean of ‖target‖²."""
-        return self._target_square / self.n - float(self._target_mean.square().sum())
+        return self._target_square / self.counted - float(self._target_mean.square().sum())
 
     def intercept(self, matrix: Tensor) -> Tensor:
         """(c,) the best intercept beside the weights `matrix` (D, c)."""
@@ -102,26 +109,26 @@ class Gram:
     def times(self, matrix: Tensor) -> Tensor:
         """H W (D, c) for W = `matrix` and H the mean of feature times feature; in the dtype of W."""
         wide = matrix.T.contiguous()  # products with a few long rows are the fast ones
-        result = (self._diagonal / self.n).to(wide) * wide
+        result = (self._diagonal / self.counted).to(wide) * wide
         for rows, stripe in self._stripes():
             left, corner = stripe[:, : rows.start].to(wide), stripe[:, rows].to(wide).tril(-1)
-            result[:, rows] += (wide[:, : rows.start] @ left.T + wide[:, rows] @ (corner + corner.T)) / self.n
-            result[:, : rows.start] += wide[:, rows] @ left / self.n
+            result[:, rows] += (wide[:, : rows.start] @ left.T + wide[:, rows] @ (corner + corner.T)) / self.counted
+            result[:, : rows.start] += wide[:, rows] @ left / self.counted
         mean = self._mean.T.to(wide)
         return (result - (wide @ mean.T) @ mean).T
 
     def factorise(self, ridges: Tensor) -> None:
         """Put a Cholesky factor of H + diag(ridges) into the square, with larger ridges if rounding asks for them."""
         mean = self._mean.to(self._square)
-        floor = ROUNDING * torch.finfo(self.dtype).eps * float(self._diagonal.max()) / self.n
+        floor = ROUNDING * torch.finfo(self.dtype).eps * float(self._diagonal.max()) / self.counted
         ridges = ridges.clamp_min(floor)
         while True:
             for rows, stripe in self._stripes():
-                base = stripe[:, : rows.stop] / self.n
+                base = stripe[:, : rows.stop] / self.counted
                 base.addmm_(mean[rows], mean[: rows.stop].T, alpha=-1)
                 self._square[: rows.start, rows] = base[:, : rows.start].T
                 stripe[:, rows].tril_(-1).add_(base[:, rows].tril(-1).T)
-            diagonal = self._diagonal / self.n - self._mean[:, 0].square() + ridges
+            diagonal = self._diagonal / self.counted - self._mean[:, 0].square() + ridges
             self._square.diagonal().copy_(diagonal)
             if self._cholesky():
                 return

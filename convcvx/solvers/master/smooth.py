@@ -1,6 +1,6 @@
 """The master for any smooth loss: Newton with conjugate gradients on a smoothed group lasso.
 
-    min_{W, b}  (1/n) Σ_i ℓ(A_i W + b, y_i) + β Σ_j √(‖W_j‖² + ε²),       ε ↓ 0
+    min_{W, b}  Σ_i s_i ℓ(A_i W + b, y_i) + β Σ_j √(‖W_j‖² + ε²),       ε ↓ 0
 
 Path following: a few Newton steps an ε, each a preconditioned conjugate gradient solve with the true Hessian of
 the loss. The Hessian of the penalty is linearised with dual variables, as Chan, Golub and Mulet (1999) do for
@@ -77,7 +77,7 @@ class _Design:
         self._responses, self._filters = responses, filters
         size = responses.n * len(filters) * responses.n_cells * responses.dtype.itemsize
         self._cache = list(responses.blocks(filters)) if size <= CACHE_BYTES else None
-        gram, _ = responses.gram(filters, problem.targets)
+        gram, _ = responses.gram(filters, problem.targets, problem.shares)
         self.mean = gram[:-1, -1:] * problem.intercept
         self.gram = gram[:-1, :-1] - self.mean @ self.mean.T
         # About how far below zero an eigenvalue may lie, by the rounding of the responses' products.
@@ -129,7 +129,7 @@ class _State:
     def _centre(self) -> None:
         """Move to the optimal intercept."""
         if self.problem.intercept:
-            change = self.problem.loss.best_intercept(self.predictions, self.problem.targets)
+            change = self.problem.best_intercept(self.predictions)
             self.shift, self.predictions = self.shift + change, self.predictions + change
 
     def primal_dual(self) -> tuple[float, float]:
@@ -160,8 +160,7 @@ class _State:
 
     def _smoothed(self, predictions: Tensor, matrix: Tensor, epsilon: float) -> float:
         penalty = (self.norms(matrix).square() + epsilon**2).sqrt().sum()
-        loss = self.problem.loss.value(predictions, self.problem.targets).mean()
-        return float(loss + self.problem.beta * penalty)
+        return self.problem.mean_loss(predictions) + self.problem.beta * float(penalty)
 
     def newton_step(self, epsilon: float) -> float:
         """One damped Newton step at `epsilon`; returns the decrease that Newton's model promised."""
@@ -176,7 +175,8 @@ class _State:
 
         def product(step: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             """Hessian times (step, shift): its data part, its penalty part, and its intercept part."""
-            curved = problem.loss.hessian_product(self.predictions, design.centred(step) + shift) / problem.n
+            curved = problem.loss.hessian_product(self.predictions, design.centred(step) + shift)
+            curved = problem.shares.times(curved)
             bent = self.duals * inner(units, step) + units * inner(self.duals, step)
             return (
                 design.centred_adjoint(curved),

@@ -1,12 +1,12 @@
 """The master problem: the optimal output weights of a fixed set of filters, a group lasso.
 
-    min_{W, b}  (1/n) Σ_i ℓ(A_i W + b, y_i) + β Σ_j ‖W_j‖_F,      A = Φ flattened to (n, m·P), W_j (P, c)
+    min_{W, b}  Σ_i s_i ℓ(A_i W + b, y_i) + β Σ_j ‖W_j‖_F,      A = Φ flattened to (n, m·P), W_j (P, c)
 
 Pooled responses are non-negative and highly correlated, so AᵀA is badly conditioned and first-order methods
 stall. For the squared loss the norm is smoothed away instead: ‖W_j‖ = min_η ½ (‖W_j‖²/η + η) (Bach et al.
 2012, sec. 5.1), and
 
-    F(η) = min_{W, b}  (1/2n) Σ_i ‖A_i W + b - y_i‖² + ½ Σ_j β (‖W_j‖²/η_j + η_j),     η ≥ 0,
+    F(η) = min_{W, b}  ½ Σ_i s_i ‖A_i W + b - y_i‖² + ½ Σ_j β (‖W_j‖²/η_j + η_j),     η ≥ 0,
 
 is smooth and convex in as many variables as there are filters. With S = -(∂ loss/∂W) / β its gradient is
 ½β (1 - ‖S_j‖²): a zero group enters exactly when it violates dual feasibility. Projected Newton on F costs two
@@ -79,12 +79,12 @@ class GramNewton:
         self.hessian = gram[:-1, :-1] - self._mean @ self._mean.T
         self.linear = moments[:-1] - self._mean @ self._target_mean
         self._last = torch.zeros(0), torch.zeros(0), torch.zeros(0)
-        self._square = float(problem.targets.square().sum(dim=1).mean() - self._target_mean.square().sum())
+        self._square = float(problem.mean(problem.targets.square().sum(dim=1)) - self._target_mean.square().sum())
 
     @classmethod
     def of(cls, problem: Problem, filters: Tensor) -> GramNewton:
         """One pass over the images."""
-        return cls(problem, *problem.responses.gram(filters, problem.targets))
+        return cls(problem, *problem.responses.gram(filters, problem.targets, problem.shares))
 
     def noise(self, dtype: torch.dtype) -> float:
         """How far below zero an eigenvalue of the Gram matrix may lie when it was computed in `dtype`."""
@@ -107,7 +107,7 @@ class GramNewton:
     def primal_dual(self, matrix: Tensor) -> tuple[float, float]:
         """Objective, and the dual value of the scaled residual over these filters (`Problem.dual`, in Gram form)."""
         loss = self._loss(matrix)
-        overlap = self._square - float((matrix * self.linear).sum())  # <Z, Y>; n‖Z‖² is twice the loss
+        overlap = self._square - float((matrix * self.linear).sum())  # <Z, Y>; Σ ‖Z_i‖²/s_i is twice the loss
         largest = float(self.norms(self._pull(matrix)).max()) if len(matrix) else 0.0
         limit = self.beta / largest if largest > 0 else np.inf
         scale = min(max(0.5 * overlap / loss, -limit), limit) if loss > 0 else 0.0

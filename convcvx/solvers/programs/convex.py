@@ -147,12 +147,12 @@ def solve_program(
     if problem.intercept:
         constraints.append(cp.sum(scaled, axis=0) == 0)
     dual = problem.beta * scaled
-    targets = problem.targets.numpy()
+    targets, counts, total = problem.targets.numpy(), problem.shares.counts.numpy(), problem.shares.total
     if problem.loss.name == "squared":
-        objective = cp.sum(cp.multiply(dual, targets)) - 0.5 * problem.n * cp.sum_squares(dual)
+        objective = cp.sum(cp.multiply(dual, targets)) - 0.5 * total * cp.sum_squares(_over(dual, counts**0.5))
     else:
-        probabilities = targets - problem.n * dual
-        objective = cp.sum(cp.entr(probabilities)) / problem.n
+        probabilities = targets - total * _over(dual, counts)
+        objective = cp.sum(_over(cp.entr(probabilities), 1 / counts)) / total
         constraints.append(cp.sum(scaled, axis=1) == 0)
     program = cp.Problem(cp.Maximize(objective), constraints)
     _run(program, backend, tol, deadline)
@@ -164,6 +164,11 @@ def solve_program(
     neurons = [cone.neurons(problem.beta) for cone in alive if not problem.deadline.passed]
     filters, weights = _network(problem, cones.frame, neurons)
     return ProgramResult(float(program.value), problem.beta * torch.as_tensor(scaled.value), filters, weights)
+
+
+def _over(rows: cp.Expression, divisors: np.ndarray) -> cp.Expression:
+    """Each of `rows` (n, c) over its divisor; as they are where that is 1 for all."""
+    return rows if (divisors == 1).all() else cp.multiply(rows, np.tile(1 / divisors[:, None], rows.shape[1]))
 
 
 def _run(program: cp.Problem, backend: str, tol: float, deadline: Deadline) -> None:

@@ -1,7 +1,7 @@
 """The convex program of a gated network: every activation pattern is fixed, only its linear map W_s is trained.
 
-    min_{W, b}  (1/n) Σ_i ℓ(Σ_s Φ^s(x_i) W_s + b, y_i) + β Σ_s ‖W_s‖,     W_s (r, P·c)
-    max_Z  -(1/n) Σ_i ℓ*(-n Z_i, y_i)   over Z with  max_s ‖Σ_i Φ^s(x_i) ⊗ Z_i‖° <= β
+    min_{W, b}  Σ_i s_i ℓ(Σ_s Φ^s(x_i) W_s + b, y_i) + β Σ_s ‖W_s‖,     W_s (r, P·c)
+    max_Z  -Σ_i s_i ℓ*(-Z_i / s_i, y_i)   over Z with  max_s ‖Σ_i Φ^s(x_i) ⊗ Z_i‖° <= β
 
 (the convex gated ReLU problem of Mishkin, Sahiner, Pilanci 2022, with pooling, intercept and vector outputs). With
 the nuclear norm this is weight decay on the gated network's filters and output weights: W_s = Σ_j u_j vec(V_j)ᵀ at
@@ -193,10 +193,11 @@ def _principal(problem: Problem, gates: Tensor) -> tuple[Tensor, Tensor]:
     From a sample of images and gates; centred if there is an intercept.
     """
     images = torch.arange(0, problem.n, -(-problem.n // SAMPLE))
-    responses = problem.responses.to(images=problem.responses.images[images.to(problem.responses.device)])
-    features = GatedResponses(responses, gates[:: max(1, len(gates) // 4)][:4])
+    sample = problem.sample(images)
+    features = GatedResponses(sample.responses, gates[:: max(1, len(gates) // 4)][:4])
     matrix = features.matrix().view(len(images), *features.shape)
-    matrix = matrix - matrix.mean(dim=0) * problem.intercept
+    matrix = matrix - sample.mean(matrix) * problem.intercept
+    matrix = matrix * sample.shares.roots.to(matrix)[:, None, None, None]
     rows = matrix.transpose(2, 3).reshape(-1, features.shape[1])
     moments, axes = torch.linalg.eigh((rows.T @ rows).double() / len(rows))
     moments = moments.flip(0).clamp_min(FLOOR * float(moments[-1])).clamp_min(1e-300)
@@ -217,11 +218,10 @@ class _Streamed:
         return self.features.apply(weights.unflatten(2, (-1, self.problem.n_outputs)))
 
     def _predictions(self, image: Tensor) -> Tensor:
-        problem = self.problem
-        return image + problem.loss.best_intercept(image, problem.targets) if problem.intercept else image
+        return image + self.problem.best_intercept(image)
 
     def value(self, weights: Tensor, image: Tensor) -> float:
-        return float(self.problem.loss.value(self._predictions(image), self.problem.targets).mean())
+        return self.problem.mean_loss(self._predictions(image))
 
     def at(self, weights: Tensor, image: Tensor) -> tuple[float, Tensor, Callable[[float], float]]:
         """Value, -gradient (q, r, P·c), and the dual value as a function of max_s ‖G_s‖°."""
@@ -232,13 +232,12 @@ class _Streamed:
     def curvature(self, direction: Tensor) -> float:
         """A bound on the second derivative along `direction`."""
         image = self.image(direction)
-        image = image - image.mean(dim=0) * self.problem.intercept
-        return self.problem.loss.curvature * float(image.square().sum()) / self.problem.n
+        image = image - self.problem.mean(image) * self.problem.intercept
+        shares = self.problem.shares
+        return self.problem.loss.curvature * float((image.square() * shares.counts[:, None]).sum()) / shares.total
 
     def intercept(self, weights: Tensor, image: Tensor) -> Tensor:
-        problem = self.problem
-        none = torch.zeros(problem.n_outputs, dtype=torch.float64)
-        return problem.loss.best_intercept(image, problem.targets) if problem.intercept else none
+        return self.problem.best_intercept(image)
 
 
 class _Gram:
@@ -247,12 +246,12 @@ class _Gram:
     rounding = 1e-13
 
     def __init__(self, problem: Problem, features: GatedResponses) -> None:
-        gram, moments = features.gram(problem.targets)
+        gram, moments = features.gram(problem.targets, problem.shares)
         self.beta, self.outputs = problem.beta, problem.n_outputs
         self.mean, self.target_mean = gram[:-1, -1:] * problem.intercept, moments[-1:] * problem.intercept
         self.hessian = gram[:-1, :-1] - self.mean @ self.mean.T
         self.linear = moments[:-1] - self.mean @ self.target_mean
-        self.square = float(problem.targets.square().sum(dim=1).mean() - self.target_mean.square().sum())
+        self.square = float(problem.mean(problem.targets.square().sum(dim=1)) - self.target_mean.square().sum())
 
     def _flat(self, weights: Tensor) -> Tensor:
         """(q, r, P·c) to (q·r·P, c)."""
@@ -266,7 +265,7 @@ class _Gram:
 
     def at(self, weights: Tensor, image: Tensor) -> tuple[float, Tensor, Callable[[float], float]]:
         value = self.value(weights, image)
-        overlap = self.square - float((self._flat(weights) * self.linear).sum())  # <Z, Y>; n‖Z‖² is 2 value
+        overlap = self.square - float((self._flat(weights) * self.linear).sum())  # <Z, Y>; Σ ‖Z_i‖²/s_i is 2 value
         return value, (self.linear - image).view_as(weights), lambda g_max: self._dual(value, overlap, g_max)
 
     def _dual(self, value: float, overlap: float, g_max: float) -> float:

@@ -1,6 +1,6 @@
 """Coordinates in which filters and weights descend together, and the slopes of their objective.
 
-    min  (1/n) Σ_i ℓ(f(x_i), y_i) + (β/2) Σ_j (‖u_j‖² + ‖V_j‖²)
+    min  Σ_i s_i ℓ(f(x_i), y_i) + (β/2) Σ_j (‖u_j‖² + ‖V_j‖²)
 
 over unconstrained (u, V, b). At balanced neurons, ‖u_j‖ = ‖V_j‖, this is the convex objective. Pooled responses
 are non-negative and highly correlated, so in (u, V, b) itself gradient steps crawl: a descent runs in coordinates
@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from convcvx.losses.shares import Shares
 from convcvx.problem import Problem
 from convcvx.responses.mirror import MirrorPairs
 from convcvx.solution import Solution
@@ -28,16 +29,17 @@ def balanced_gradients(
     filters, weights, intercept = network
     responses = problem.responses
     targets = problem.targets.to(responses.device, responses.dtype)
+    counts = problem.shares.counts.to(targets)
     losses = torch.zeros(problem.n, dtype=responses.dtype, device=responses.device)
 
     def residual(predictions: Tensor, where: Tensor) -> Tensor:
-        aimed = targets if len(where) == problem.n else targets[where]
+        aimed, count = (targets, counts) if len(where) == problem.n else (targets[where], counts[where])
         losses[where] = problem.loss.value(predictions, aimed)
-        return problem.loss.gradient(predictions, aimed) / problem.n
+        return problem.loss.gradient(predictions, aimed) * count[:, None] / problem.shares.total
 
     slopes = responses.gradients(filters, weights, intercept, residual)
     penalty = 0.5 * problem.beta * float(filters.square().sum() + weights.square().sum())
-    return float(losses.double().mean()) + penalty, (
+    return float(problem.mean(losses.double())) + penalty, (
         slopes[0] + problem.beta * filters,
         slopes[1] + problem.beta * weights,
         slopes[2] * problem.intercept,
@@ -63,7 +65,7 @@ class Coordinates:
         filters, weights = (part.to(device) for part in _balanced(solution))
         images = torch.randperm(problem.n, generator=generator)[:SAMPLE].sort().values
         sample = problem if len(images) == problem.n else problem.sample(images)
-        moment, mean = _moments(Features([sample.responses], [filters], flips=pairs is not None), sample.n)
+        moment, mean = _moments(Features([sample.responses], [filters], flips=pairs is not None), sample.shares)
         self._mean = mean[:, None] * problem.intercept
         moment -= self._mean @ self._mean.T
         if pairs is not None:
@@ -101,14 +103,15 @@ class Coordinates:
         return [filters @ self._filter_inverse.T, self._weight_inverse @ matrix, intercept]
 
 
-def _moments(features: Features, n: int) -> tuple[Tensor, Tensor]:
-    """Second moment (D, D) and mean (D,) of features of n images, in float64."""
+def _moments(features: Features, shares: Shares) -> tuple[Tensor, Tensor]:
+    """Second moment (D, D) and mean (D,) of features of images that count for their `shares`, in float64."""
     moment = torch.zeros(features.size, features.size, dtype=torch.float64, device=features.device)
     mean = torch.zeros(features.size, dtype=torch.float64, device=features.device)
-    for _, block in features.batches():
-        moment += block.T @ block
-        mean += block.sum(dim=0)
-    return moment.div_(n), mean.div_(n)
+    for where, block in features.batches():
+        weighed = block if shares.are_equal else block * shares.counts[where, None].to(block)
+        moment += weighed.T @ block
+        mean += weighed.sum(dim=0)
+    return moment.div_(shares.total), mean.div_(shares.total)
 
 
 def _factor(moment: Tensor, ridge: float) -> Tensor:

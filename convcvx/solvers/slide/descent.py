@@ -89,6 +89,8 @@ def descend(
     coordinates = Coordinates(problem, solution, random, pairs)
     images = torch.arange(problem.n) if images is None else images
     batch = min(batch, len(images))
+    seen = problem.shares.sample(images)  # the objective is the mean over these
+    problem = replace(problem, shares=replace(problem.shares, total=seen.total * problem.n / len(images)))
     epoch = math.ceil(len(images) / batch)
     steps = max(1, math.ceil(epochs * epoch))
     warm_up = min(WARM_UP, math.ceil(0.3 * steps))
@@ -101,8 +103,8 @@ def descend(
         problem, responses=problem.responses.to(patch_dtype=patch_dtype or _fast_dtype(problem.responses))
     )
     while (step := len(descent.values)) < steps and not deadline.passed:
-        seen = _moved(problem.sample(images[descent.draw(batch)]), crops, random)
-        value, slopes = balanced_gradients(seen, coordinates.network(descent.parts))
+        part = _moved(problem.batch(images[descent.draw(batch)]), crops, random)
+        value, slopes = balanced_gradients(part, coordinates.network(descent.parts))
         warmth = min(1.0, max(0.0, (step + 1 - still) / (warm_up - still)))
         descent.step(value, coordinates.pullback(*slopes), warmth * 0.5 * (1 + math.cos(math.pi * step / steps)))
         if descent.astray(still):
