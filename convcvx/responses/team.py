@@ -30,7 +30,7 @@ from torch import Tensor
 from convcvx.budget import Deadline
 from convcvx.data.images import Images
 from convcvx.errors import InputError, WorkerError
-from convcvx.patches import PatchEmbedding, PatchSpec
+from convcvx.patches import Moments, PatchEmbedding, PatchSpec, provisional_mean
 from convcvx.pooling import Pooling
 from convcvx.responses.passes import Residual, Responses
 from convcvx.responses.shares import Nodes, Share, add, images_of, segments, share
@@ -124,8 +124,9 @@ class Team:
 
     def fit(self, images: Images, spec: PatchSpec) -> PatchEmbedding:
         """`PatchEmbedding.fit` on the images that were shared out."""
-        (moment,) = self.sum("moment", lambda _: (spec,))
-        return PatchEmbedding.of_moment(moment / len(images), images.shape[1], spec)
+        about = provisional_mean(images, spec)
+        (moment,) = self.sum("moment", lambda _: (spec, about))
+        return PatchEmbedding.of_moments(Moments.about(about, moment / len(images)), images.shape[1], spec)
 
     def responses(
         self, images: Images, embedding: PatchEmbedding, pooling: Pooling | None = None, **options: Any
@@ -226,10 +227,10 @@ class ShardedResponses(Responses):
         self.deadline.check()
         return torch.cat(self._team.collect("predict", lambda _: (self._key, filters, weights, intercept)))
 
-    def gram(self, filters: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def gram(self, filters: Tensor, targets: Tensor, shift: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """As in `Responses`."""
         self.deadline.check()
-        gram, moments = self._team.sum("gram", lambda rank: (self._key, self._rows(targets, rank), filters))
+        gram, moments = self._team.sum("gram", lambda rank: (self._key, self._rows(targets, rank), filters, shift))
         return gram.div_(self.n), moments.div_(self.n)
 
     def correlate(self, filters: Tensor, dual: Tensor) -> Tensor:
