@@ -9,7 +9,7 @@ and the hidden bias are nothing but this (r, h) basis.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,7 +27,15 @@ WHITENING_PRODUCTS = 5e10
 SAME_SPACE = 1e-6
 """Largest difference of two Gram matrices of a basis, as a share of their largest entry, that rounding may leave."""
 RANK_TOLERANCE = 1e-12
-"""Directions with less than this share of the largest patch second moment do not count towards the rank."""
+"""Directions with less than this share of the largest second moment about the mean do not count towards the rank."""
+ROUNDED = 8.0
+"""Units of rounding of the longest direction, of the square root of the second moment, below which others are none."""
+SAME_ROWS = 1e-15
+"""Share of their length below which the spread of rows is rounding."""
+FAR = 4.0
+"""Rows further from zero than so many times their spread need steps of their own along their mean."""
+DAMPING = 1e-2
+"""Of second moments that steps are conditioned by, as a share of their mean diagonal entry."""
 
 
 def pair(value: Any, name: str, minimum: int = 1) -> tuple[int, int]:
@@ -150,6 +158,8 @@ class PatchEmbedding:
         Numerical rank of the embedded patch matrix; it, not the image, sets the cost of a proof.
     energy : float
         Share of the patches' second moment (variance if whitened) that the basis keeps.
+    distance : float
+        How many times their spread embedded patches lie from zero; 0 where it is not known.
     """
 
     spec: PatchSpec
@@ -157,6 +167,7 @@ class PatchEmbedding:
     basis: Tensor
     patch_rank: int
     energy: float = 1.0
+    distance: float = 0.0
 
     @property
     def dim(self) -> int:
@@ -170,11 +181,11 @@ class PatchEmbedding:
 
     @property
     def cancellation(self) -> float:
-        """How far from zero whitened patches lie, in units of their spread, before their mean is taken off.
+        """How far from zero patches lie, in units of their spread, before whitening takes their mean off, if it does.
 
         What rounding of the patches and of the kernels is multiplied with.
         """
-        return 1.0 if self.spec.whiten is None else float(self.basis[:, -1].abs().max())
+        return max(1.0, self.distance if self.spec.whiten is None else float(self.basis[:, -1].abs().max()))
 
     @classmethod
     def fit(cls, images: Images, spec: PatchSpec, chunk: int = CHUNK, *, flips: bool = False) -> PatchEmbedding:
@@ -184,21 +195,20 @@ class PatchEmbedding:
         # The reported rank is of all patches.
         step = 1 if spec.whiten is None else math.ceil(products / WHITENING_PRODUCTS)
         sample = images[torch.arange(0, len(images), step)] if step > 1 else images
-        moment = second_moment(sample, spec, chunk)
+        moments = Moments.of(sample, spec, chunk)
         if flips:
-            moment = 0.5 * (moment + _mirrored(moment, spec, images.shape[1]))
-        return cls.of_moment(moment, images.shape[1], spec)
+            moments = moments.mirrored(spec, images.shape[1])
+        return cls.of_moments(moments, images.shape[1], spec)
 
     @classmethod
-    def of_moment(cls, moment: Tensor, channels: int, spec: PatchSpec) -> PatchEmbedding:
-        """Fit the basis to images of which the `second_moment` of the patches is known."""
-        size = channels * spec.kernel_size[0] * spec.kernel_size[1]
+    def of_moments(cls, moments: Moments, channels: int, spec: PatchSpec) -> PatchEmbedding:
+        """Fit the basis to images of which the moments of the patches are known."""
+        size = channels * math.prod(spec.kernel_size)
         if spec.rank is not None and spec.rank > size:
             raise InputError(f"rank must be at most the patch size, {size}; got {spec.rank}")
-        basis, energy = _basis(moment, spec, size)
-        eigenvalues = torch.linalg.eigvalsh(basis @ moment @ basis.T)
-        patch_rank = int((eigenvalues > RANK_TOLERANCE * eigenvalues[-1].clamp_min(1e-300)).sum())
-        return cls(spec, channels, basis, patch_rank, energy)
+        basis, energy = _basis(moments, spec)
+        embedded = moments.embedded(basis, spec)
+        return cls(spec, channels, basis, embedded.rank, energy, embedded.distance)
 
     def same_space(self, other: PatchEmbedding) -> bool:
         """Whether filters have the same kernels and the same norms in both, up to a rotation of them."""
@@ -232,54 +242,168 @@ class PatchEmbedding:
         return filters
 
 
-def second_moment(images: Images, spec: PatchSpec, chunk: int = CHUNK) -> Tensor:
-    """(h, h) mean of row rowᵀ over all patch rows, accumulated in float64."""
+@dataclass(frozen=True)
+class Moments:
+    """Mean and covariance of patch rows, each as exact as its own size allows.
+
+    Their sum of squares about zero would drown what tells rows far from zero apart.
+
+    Attributes
+    ----------
+    mean : Tensor (d,) float64
+    covariance : Tensor (d, d) float64
+    """
+
+    mean: Tensor
+    covariance: Tensor
+
+    @classmethod
+    def of(cls, images: Images, spec: PatchSpec, chunk: int = CHUNK) -> Moments:
+        """Those of all patches, without a constant that ends them, with one pass over the images."""
+        about = provisional_mean(images, spec)
+        return cls.about(about, shifted_moment(images, spec, about, chunk))
+
+    @classmethod
+    def of_rows(cls, rows: Tensor) -> Moments:
+        """Those of (N, d) rows in memory."""
+        mean = rows.mean(dim=0)
+        centred = rows - mean
+        return cls(mean, centred.T @ centred / len(rows))
+
+    @classmethod
+    def about(cls, about: Tensor, moment: Tensor) -> Moments:
+        """Those of rows x for which the mean of (x - `about`, 1) times itself is `moment` (d + 1, d + 1)."""
+        shift = moment[-1, :-1]
+        return cls(about + shift, moment[:-1, :-1] - torch.outer(shift, shift))
+
+    def mirrored(self, spec: PatchSpec, channels: int) -> Moments:
+        """Those of the patches and of their mirror images together."""
+        order = spec.mirrored(torch.arange(len(self.mean)).view(channels, *spec.kernel_size)).flatten()
+        half = 0.5 * (self.mean - self.mean[order])
+        covariance = 0.5 * (self.covariance + self.covariance[order][:, order])
+        return Moments(self.mean - half, covariance + torch.outer(half, half))
+
+    def embedded(self, basis: Tensor, spec: PatchSpec) -> Moments:
+        """Those of the patches in the space of a `basis` (r, h), a constant that ends them included."""
+        size = len(self.mean)
+        constant = basis[:, -1] if spec.constant else 0.0
+        return Moments(basis[:, :size] @ self.mean + constant, basis[:, :size] @ self.covariance @ basis[:, :size].T)
+
+    @property
+    def second(self) -> Tensor:
+        """(d, d): the mean of row times row, about zero."""
+        return self.covariance + torch.outer(self.mean, self.mean)
+
+    @property
+    def distance(self) -> float:
+        """How many times their spread the rows lie from zero; 0 for rows that are all the same."""
+        spread = float(self.covariance.diagonal().sum().clamp_min(0).sqrt())
+        length = float(self.mean.norm())
+        return length / spread if spread > SAME_ROWS * length else 0.0
+
+    def directions(self, *, centred: bool = False) -> tuple[Tensor, Tensor]:
+        """Eigenvalues of the second moment, or of the covariance if `centred`, and eigenvectors as rows; largest first.
+
+        The singular values of a root of the second moment: their squares would be of no more than half its digits.
+        """
+        eigenvalues, vectors = torch.linalg.eigh(self.covariance)
+        eigenvalues, vectors = eigenvalues.clamp_min(0).flip(0), vectors.T.flip(0)
+        if centred:
+            return eigenvalues, vectors
+        root = torch.cat([self.mean[None], eigenvalues.sqrt()[:, None] * vectors])
+        _, sizes, vectors = torch.linalg.svd(root, full_matrices=False)
+        return sizes.square(), vectors
+
+    @property
+    def span(self) -> Tensor:
+        """(rank, d) orthonormal rows that span all rows but for rounding, largest directions first."""
+        eigenvalues, vectors = self.directions()
+        spread = float(torch.linalg.eigvalsh(self.covariance)[-1]) if self.distance else float(eigenvalues.max())
+        rounded = (ROUNDED * torch.finfo(eigenvalues.dtype).eps) ** 2 * float(eigenvalues.max())
+        return vectors[eigenvalues > max(RANK_TOLERANCE * spread, rounded, 1e-300)]
+
+    @property
+    def rank(self) -> int:
+        return len(self.span)
+
+    @property
+    def far(self) -> bool:
+        """Whether filters that tell these rows apart are all but orthogonal to their mean."""
+        return self.distance > FAR
+
+    def nearer(self) -> Tensor:
+        """D (d, d): rows D x lie `FAR` mean deviations from zero, where rows x are far; else the identity.
+
+        What a filter has along the mean is, times the length of the mean, a bias. In coordinates w of filters u = w D
+        gradient steps are as good for that bias as for what meets the rows.
+        """
+        shorten = torch.eye(len(self.mean), dtype=torch.float64)
+        if self.far:
+            length = float(self.mean.norm())
+            deviation = float(self.covariance.diagonal().mean().sqrt())
+            towards = self.mean / length
+            shorten -= (1 - FAR * deviation / length) * torch.outer(towards, towards)
+        return shorten
+
+    def damped(self) -> Tensor:
+        """(d, d) second moment of rows that are brought `nearer`, scaled to unit mean, damped by a hundredth."""
+        shorten = self.nearer()
+        moment = Moments(shorten @ self.mean, shorten @ self.covariance @ shorten).second
+        moment = moment / moment.diagonal().mean().clamp_min(1e-300)
+        moment.diagonal().add_(DAMPING)
+        return moment
+
+
+def provisional_mean(images: Images, spec: PatchSpec) -> Tensor:
+    """(d,): the mean patch of the first image, without a constant that ends it."""
+    _image_bytes(images, spec)
+    return replace(spec, hidden_bias=False, whiten=None).columns(images[:1].cpu().double()).mean(dim=1)
+
+
+def shifted_moment(images: Images, spec: PatchSpec, about: Tensor, chunk: int = CHUNK) -> Tensor:
+    """(d + 1, d + 1) mean of row rowᵀ over all rows (patch - `about`, 1), accumulated in float64."""
+    spec = replace(spec, hidden_bias=True)  # which ends rows with a one
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    for part in images.split(min(chunk, max(1, CHUNK_BYTES // _image_bytes(images, spec)))):
+        columns = spec.columns(part.cpu().double())
+        columns[:-1] -= about[:, None]
+        total = total + columns @ columns.T
+        count += columns.shape[1]
+    return total / count
+
+
+def _image_bytes(images: Images, spec: PatchSpec) -> int:
+    """Of an image and its patches in float64, for which there has to be memory."""
     positions = math.prod(spec.output_size(*images.shape[2:]))
-    size = images.shape[1] * math.prod(spec.kernel_size) + spec.constant
+    size = images.shape[1] * math.prod(spec.kernel_size) + 1
     image_bytes = 8 * math.prod(images.shape[1:]) + 8 * positions * size
     check_memory(
         3 * image_bytes + 24 * size**2,  # a copy or two of an image's patches, and of the moment
         f"kernel_size {spec.kernel_size} with stride {spec.stride} and padding {spec.padding} on these images",
         "take a smaller kernel, a larger stride or less padding",
     )
-    total, count = torch.zeros((), dtype=torch.float64), 0
-    for part in images.split(min(chunk, max(1, CHUNK_BYTES // image_bytes))):
-        columns = spec.columns(part.double())
-        total = total + columns @ columns.T
-        count += columns.shape[1]
-    return total / count
+    return image_bytes
 
 
-def _mirrored(moment: Tensor, spec: PatchSpec, channels: int) -> Tensor:
-    """The second moment of the patches flipped left to right."""
-    order = spec.mirrored(torch.arange(len(moment) - spec.constant).view(channels, *spec.kernel_size)).flatten()
-    order = torch.cat([order, torch.arange(len(order), len(moment))])
-    return moment[order][:, order]
-
-
-def _basis(moment: Tensor, spec: PatchSpec, size: int) -> tuple[Tensor, float]:
-    """The (r, h) basis of `spec` for patches of `size` entries with second `moment`, and the energy it keeps."""
-    columns = len(moment)
-    patch_moment = moment[:size, :size]
-    mean = moment[:size, -1] if spec.whiten is not None else torch.zeros(size, dtype=torch.float64)
-    spread = patch_moment - torch.outer(mean, mean)
+def _basis(moments: Moments, spec: PatchSpec) -> tuple[Tensor, float]:
+    """The (r, h) basis of `spec` for patches with these moments, and the energy it keeps."""
+    size = len(moments.mean)
     energy = 1.0
     if spec.rank is None and spec.whiten is None:
         directions = torch.eye(size, dtype=torch.float64)
     else:
-        eigenvalues, vectors = torch.linalg.eigh(spread)
-        order = eigenvalues.argsort(descending=True)[: spec.rank or size]
-        kept, directions = eigenvalues[order].clamp_min(0), vectors[:, order].T.contiguous()
+        eigenvalues, vectors = moments.directions(centred=spec.whiten is not None)
+        kept, directions = eigenvalues[: spec.rank or size], vectors[: spec.rank or size].contiguous()
         # The sign of an eigenvector is arbitrary: fix it, so that equal data give equal filters.
         largest = directions.abs().argmax(dim=1, keepdim=True)
         directions = directions * directions.gather(1, largest).sign()
         energy = float(kept.sum() / eigenvalues.sum().clamp_min(1e-300))
         if spec.whiten is not None:
             directions = directions / (kept + spec.whiten).sqrt()[:, None]
-    basis = torch.zeros(len(directions) + spec.hidden_bias, columns, dtype=torch.float64)
+    basis = torch.zeros(len(directions) + spec.hidden_bias, size + spec.constant, dtype=torch.float64)
     basis[: len(directions), :size] = directions
-    if spec.constant:
-        basis[: len(directions), -1] = -(directions @ mean)
+    if spec.whiten is not None:
+        basis[: len(directions), -1] = -(directions @ moments.mean)
     if spec.hidden_bias:
         basis[-1, -1] = 1.0
     return basis, energy

@@ -13,7 +13,7 @@ from convcvx.budget import NEVER
 from convcvx.errors import InputError
 from convcvx.machine.jit import njit
 from convcvx.oracles._division import Division
-from convcvx.patches import RANK_TOLERANCE
+from convcvx.patches import Moments
 from convcvx.responses.passes import Responses
 from convcvx.rounding import UNIT
 
@@ -83,14 +83,11 @@ class PatchRows:
     @classmethod
     def _gather(cls, responses: Responses) -> PatchRows:
         responses = responses.to(dtype=torch.float64)
-        basis, size = responses.embedding.basis, responses.embedding.dim
-        moment, chunks = torch.zeros(size, size, dtype=torch.float64), range(0, responses.n, CHUNK)
-        for start in chunks:
-            rows = responses.rows(slice(start, start + CHUNK)).cpu().flatten(0, 1) @ basis.T
-            moment += rows.T @ rows
-        if not bool(moment.isfinite().all()):
+        spec, basis, size = responses.embedding.spec, responses.embedding.basis, responses.embedding.dim
+        moments = Moments.of(responses.images, spec).embedded(basis, spec)
+        if not bool(moments.second.isfinite().all()):
             raise InputError("images must have finite patches of finite square; divide them by their largest value")
-        frame = span(moment)
+        frame = moments.span
         d = len(frame)
         skew = float((frame @ frame.T - torch.eye(d, dtype=torch.float64)).norm()) + (size + 2) * d * UNIT
 
@@ -99,7 +96,7 @@ class PatchRows:
         cells, positions = pool.nonzero(as_tuple=True)  # a position may lie in several cells
         weights = pool[cells, positions]
         remainders, parts = torch.zeros(responses.n, dtype=torch.float64), []
-        for start in chunks:
+        for start in range(0, responses.n, CHUNK):
             where = slice(start, start + CHUNK)
             raw = responses.rows(where).cpu()
             rows = raw @ basis.T  # (b, K, r)
@@ -135,13 +132,6 @@ class PatchRows:
         pool = responses.pooling.matrix(*responses.map_size)
         entries = responses.n_positions if pool is None else int(pool.count_nonzero())
         return int(8 * share * responses.n * entries * (4 * responses.dim + 3 * n_outputs + 8))
-
-
-def span(moment: Tensor) -> Tensor:
-    """(d, r) orthonormal rows spanning the numerical row space of rows with second `moment` (r, r)."""
-    eigenvalues, vectors = torch.linalg.eigh(moment)
-    kept = eigenvalues > RANK_TOLERANCE * eigenvalues[-1].clamp_min(1e-300)
-    return vectors[:, kept].T.flip(0).contiguous()
 
 
 def lengths(rows: Tensor) -> Tensor:

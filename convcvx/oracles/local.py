@@ -25,6 +25,7 @@ from torch import Tensor
 from convcvx.budget import OutOfTime
 from convcvx.oracles.base import OracleResult
 from convcvx.oracles.scope import Scope
+from convcvx.patches import Moments
 from convcvx.problem import Problem
 from convcvx.responses import Responses
 
@@ -46,6 +47,9 @@ ENOUGH = 1.5
 """Climbs end early when one is so many times above the target, except in a thorough search."""
 LENGTH, LONGER, SHORTER, MOMENTUM = 0.25, 1.5, 0.25, 0.9
 """Length of a climb's first step, its factors after a rise and a fall, and the share of a rise that is repeated."""
+LINEAR, LINEAR_STARTS = 6.0, 4
+"""Deviations of rows from their mean, along a filter, beyond which it counts as linear on far rows; and how many starts
+are."""
 Found = tuple[Tensor, Tensor]
 """Filters (q, r) and their g (q,)."""
 
@@ -132,7 +136,7 @@ class LocalOracle:
     ) -> Iterator[tuple[Found, Found]]:
         """Yield where climbs ended, on the images that they climbed on, and filters whose g on all images is known."""
         sample, sampled_dual = self._sample(problem, dual_point, starts, random)
-        preconditioner = _preconditioner(problem.responses)
+        metric = Metric.of(problem.responses)
         # On a sample climbs are cheap; what they lead to is measured on all images.
         n_climbers = self.n_climbers if sample is problem else MORE * self.n_climbers
         persistent = (self.persistent or self.thorough) and sample is problem
@@ -141,21 +145,21 @@ class LocalOracle:
         # On a small problem a step of a few climbers costs as much as one of many: many batches climb at once.
         together, n_batches = (n_batches, 1) if persistent and problem.is_small else (1, n_batches)
         for batch in range(n_batches):
-            drawn = [self._starts(problem, n_climbers, preconditioner, random) for _ in range(together)]
+            drawn = [self._starts(problem, n_climbers, metric, random) for _ in range(together)]
             candidates = torch.cat(drawn)
             if batch == 0 and starts is not None and len(starts):
                 known = _unit(starts.double())
                 heights = sample.responses.correlate(known, sampled_dual).flatten(1).norm(dim=1)
                 candidates = torch.cat([known[distinct(known, heights, n_climbers, cosine=0.9)], candidates])
             at = candidates, sample.responses.correlate(candidates, sampled_dual)
-            filters, values, towards = self._climb(sample, sampled_dual, preconditioner, *at, target, self.n_steps)
+            filters, values, towards = self._climb(sample, sampled_dual, metric, *at, target, self.n_steps)
             ends, rest = (filters, values), filters[:0]
             if sample is not problem:
                 order = distinct(filters, values, max(self.n_climbers, n_filters), DISTINCT)
                 best, rest = order[:POLISHED], filters[order[POLISHED:]]
                 n_steps = self.n_steps if self.thorough else POLISH
                 at = filters[best], towards[best]
-                filters, values, _ = self._climb(problem, dual_point, preconditioner, *at, target, n_steps)
+                filters, values, _ = self._climb(problem, dual_point, metric, *at, target, n_steps)
             yield ends, (filters, values)
             if len(rest):
                 heights = problem.responses.correlate(rest, dual_point).flatten(1).norm(dim=1)
@@ -164,7 +168,7 @@ class LocalOracle:
             if float(values.max()) > (self.hopeless if self.thorough else target):
                 return
 
-    def _starts(self, problem: Problem, size: int, preconditioner: Tensor, random: torch.Generator) -> Tensor:
+    def _starts(self, problem: Problem, size: int, metric: Metric, random: torch.Generator) -> Tensor:
         """(q, r) unit starts: half patches of random images, of either sign, half Gaussian directions, whitened."""
         responses, half = problem.responses, size // 2
         basis = responses.embedding.basis
@@ -177,7 +181,7 @@ class LocalOracle:
             patches = responses.patches(images[image], position[:, None])[:, 0].double().cpu() @ basis.T
         signs = torch.randint(2, (len(patches), 1), generator=random) * 2 - 1
         gaussian = torch.randn(size - half, responses.dim, generator=random, dtype=torch.float64)
-        return _unit(torch.cat([patches * signs, gaussian]) @ preconditioner)
+        return metric.starts(patches * signs, gaussian)
 
     def _sample(
         self, problem: Problem, dual_point: Tensor, starts: Tensor | None, random: torch.Generator
@@ -197,7 +201,7 @@ class LocalOracle:
         self,
         problem: Problem,
         dual_point: Tensor,
-        preconditioner: Tensor,
+        metric: Metric,
         filters: Tensor,
         towards: Tensor,
         target: float,
@@ -224,7 +228,7 @@ class LocalOracle:
             gradients = torch.where(better, slope, gradients)
             lengths = torch.where(better, LONGER, SHORTER) * lengths
             towards = torch.where(better[:, :, None], _unit(correlations), towards)
-            trial = _unit(best + lengths * _uphill(best, gradients, preconditioner) + MOMENTUM * moved)
+            trial = _unit(best + lengths * metric.uphill(best, gradients) + MOMENTUM * moved)
             # Far from the optimum the filters found so far will do; near it a climb goes to its end.
             limit = self.hopeless if self.thorough else ENOUGH * target
             enough = step >= 3 and bool(best_values.max() > limit)
@@ -247,23 +251,53 @@ def calibrate(sample: Problem, sampled: Tensor, problem: Problem, dual_point: Te
     return sampled - sample.responses.predict(filters, change[:-1].unflatten(0, (len(filters), -1)), change[-1])
 
 
-def _uphill(filters: Tensor, gradients: Tensor, preconditioner: Tensor) -> Tensor:
-    """Steps (q, r) along the sphere: as long as from the filter to its normed gradient, and preconditioned."""
+class Metric:
+    """In which filters climb: preconditioned by S^(-1/2), and in coordinates w of u = w D where rows are far from zero.
+
+    S and D are those of `Moments.damped` and `Moments.nearer`. Far rows lie on one side of most filters, which are
+    linear on them then, and climb as they are.
+    """
+
+    def __init__(self, patches: Moments) -> None:
+        values, vectors = torch.linalg.eigh(patches.damped())
+        self._precondition = vectors * values.rsqrt() @ vectors.T
+        self._patches, self._nearer = patches, patches.nearer()
+
+    @classmethod
+    def of(cls, responses: Responses) -> Metric:
+        """That of the patches, worked out once."""
+        if "metric" not in responses.kept:
+            responses.kept["metric"] = cls(responses.patch_moments())
+        return responses.kept["metric"]
+
+    def starts(self, patches: Tensor, directions: Tensor) -> Tensor:
+        """(q, r) unit starts from patches, of either sign, and from random directions; of far rows some are linear."""
+        starts = torch.cat([patches @ self._nearer, directions]) @ self._precondition @ self._nearer
+        if self._patches.far:
+            linear = directions[-LINEAR_STARTS:]
+            starts[-LINEAR_STARTS:] = linear * (linear @ self._patches.mean).sign()[:, None]
+        return _unit(starts)
+
+    def uphill(self, filters: Tensor, gradients: Tensor) -> Tensor:
+        """Steps (q, r) along the sphere: as long as from the filter to its normed gradient, and preconditioned."""
+        if not self._patches.far:
+            return _along_sphere(filters, gradients, self._precondition)
+        spread = ((filters @ self._patches.covariance) * filters).sum(dim=1).clamp_min(0).sqrt()
+        linear = (filters @ self._patches.mean > LINEAR * spread)[:, None]
+        nearer = torch.linalg.solve(self._nearer, filters, left=False)
+        steps = _along_sphere(_unit(nearer), gradients @ self._nearer, self._precondition) @ self._nearer
+        plain = _along_sphere(filters, gradients, torch.eye(len(self._nearer), dtype=filters.dtype))
+        return torch.where(linear, plain, _norms(nearer)[:, None] * steps)
+
+
+def _along_sphere(filters: Tensor, gradients: Tensor, precondition: Tensor) -> Tensor:
     power = _tangent(_unit(gradients), filters)
-    step = _tangent(power @ preconditioner, filters)
+    step = _tangent(power @ precondition, filters)
     return step * (_norms(power) / _norms(step).clamp_min(1e-300))[:, None]
 
 
 def _tangent(steps: Tensor, filters: Tensor) -> Tensor:
     return steps - (steps * filters).sum(dim=1, keepdim=True) * filters
-
-
-def _preconditioner(responses: Responses) -> Tensor:
-    """S^(-1/2) (r, r), worked out once."""
-    if "preconditioner" not in responses.kept:
-        values, vectors = torch.linalg.eigh(responses.patch_moment())
-        responses.kept["preconditioner"] = vectors * values.rsqrt() @ vectors.T
-    return responses.kept["preconditioner"]
 
 
 def _unit(tensors: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from convcvx.errors import InputError
 from convcvx.losses.shares import Shares
 from convcvx.machine.devices import pick_device
 from convcvx.machine.threads import each
-from convcvx.patches import PatchEmbedding, second_moment
+from convcvx.patches import Moments, PatchEmbedding
 from convcvx.pooling import Pooling
 from convcvx.responses.fused import Fused
 from convcvx.responses.unrolled import Unrolled
@@ -40,7 +40,9 @@ BLOCK_BYTES = 16 << 20
 STRIPE = 512
 """Columns of the Gram matrix computed at a time: of each stripe only what lies on and above the diagonal."""
 MOMENT_SAMPLE = 256
-"""Images at most from which the second moment of the patches is estimated."""
+"""Images at most from which the moments of the patches are estimated."""
+SHIFT_SAMPLE = 8
+"""Images by which the mean response of a filter is told well enough to be taken off before squares are summed."""
 SMALL = 3e5
 """Patch entries n·K·h up to which a pass costs more in calls than in arithmetic: threads and batches only add to it."""
 KEPT_PARTS = 64
@@ -217,19 +219,13 @@ class Responses:
         weights = torch.ones(self.n_positions).double() if pool is None else pool.sum(dim=0)
         return self.patch_norms(torch.arange(self.n)) @ weights * float(self.embedding.basis.norm())
 
-    def patch_moment(self) -> Tensor:
-        """(r, r) second moment of the embedded patches, of some images, scaled to unit mean, damped by a hundredth."""
-        if "patch_moment" not in self.kept:
-            self.kept["patch_moment"] = self._patch_moment()
-        return self.kept["patch_moment"]
-
-    def _patch_moment(self) -> Tensor:
-        images = torch.arange(0, self.n, -(-self.n // MOMENT_SAMPLE), device=self.device)
-        basis = self.embedding.basis
-        moment = basis @ second_moment(self.images[images].cpu(), self.embedding.spec) @ basis.T
-        moment = moment / moment.diagonal().mean().clamp_min(1e-300)
-        moment.diagonal().add_(1e-2)
-        return moment
+    def patch_moments(self) -> Moments:
+        """Those of the embedded patches, of some images."""
+        if "patch_moments" not in self.kept:
+            images = self.images[torch.arange(0, self.n, -(-self.n // MOMENT_SAMPLE), device=self.device)]
+            spec, basis = self.embedding.spec, self.embedding.basis
+            self.kept["patch_moments"] = Moments.of(images.cpu(), spec).embedded(basis, spec)
+        return self.kept["patch_moments"]
 
     def _images(self, where: slice | Tensor) -> Tensor:
         return self.images[where].to(self.dtype)
@@ -303,10 +299,19 @@ class Responses:
             _exhaust(self._each(work, 0, self.n))
         return predictions.cpu()
 
-    def gram(self, filters: Tensor, targets: Tensor, shares: Shares | None = None) -> tuple[Tensor, Tensor]:
+    def shift(self, filters: Tensor) -> Tensor:
+        """(m·P,) float64: about the mean of the pooled responses, by a few images."""
+        part = slice(0, min(SHIFT_SAMPLE, self.n))
+        pooled = self._convolution(self._images(part), self._kernels(filters))  # (b, P, m)
+        return pooled.double().mean(dim=0).T.flatten().cpu()
+
+    def gram(
+        self, filters: Tensor, targets: Tensor, shares: Shares | None = None, shift: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Means of A_iᵀA_i and A_iᵀY_i in float64, for A = [Φ flattened to (n, m·P), 1] and targets Y (n, c).
 
-        Over images that count for their `shares`, 1/n each by default.
+        Over images that count for their `shares`, 1/n each by default. With a `shift` (m·P,) it is subtracted from Φ:
+        what tells images apart is lost in squares far above it.
         """
         shares = shares or Shares.equal(self.n)
         size = len(filters) * self.n_cells + 1
@@ -314,6 +319,8 @@ class Responses:
         # Blocks of at least so many images keep the products, not their accumulation, the cost.
         for where, block in self.blocks(filters, max(BLOCK_BYTES, 1024 * size * self.dtype.itemsize)):
             design = torch.cat([block.flatten(1), block.new_ones(len(block), 1)], dim=1)
+            if shift is not None:
+                design[:, :-1] -= shift.to(design)
             weighed = design if shares.are_equal else design * shares.counts[where, None].to(design)
             for first in range(0, size, STRIPE):
                 stripe = slice(first, first + STRIPE)

@@ -16,7 +16,7 @@ from torch import Tensor
 from convcvx.data.images import Images
 from convcvx.errors import InputError
 from convcvx.losses.shares import Shares
-from convcvx.patches import PatchEmbedding, PatchSpec, second_moment
+from convcvx.patches import PatchEmbedding, PatchSpec, shifted_moment
 from convcvx.pooling import Pooling
 from convcvx.responses.passes import Responses
 
@@ -92,14 +92,14 @@ class Share:
         outputs = [responses.predict(filters, weights, intercept) for responses in self._responses[key].values()]
         return torch.cat([torch.zeros(0, len(intercept), dtype=torch.float64), *outputs])
 
-    def moment(self, spec: PatchSpec) -> Nodes:
-        return self._sum(lambda i: [second_moment(self._parts[i], spec) * len(self._parts[i])])
+    def moment(self, spec: PatchSpec, about: Tensor) -> Nodes:
+        return self._sum(lambda i: [shifted_moment(self._parts[i], spec, about) * len(self._parts[i])])
 
-    def gram(self, key: int, targets: Tensor, counts: Tensor, filters: Tensor) -> Nodes:
+    def gram(self, key: int, targets: Tensor, counts: Tensor, filters: Tensor, shift: Tensor | None) -> Nodes:
         def product(i: int) -> list[Tensor]:
             responses, place = self._responses[key][i], self._places[i]
             shares = Shares(counts[place], float(responses.n))
-            return [part.mul_(responses.n) for part in responses.gram(filters, targets[place], shares)]
+            return [part.mul_(responses.n) for part in responses.gram(filters, targets[place], shares, shift)]
 
         return self._sum(product)
 

@@ -31,7 +31,7 @@ from convcvx.budget import Deadline
 from convcvx.data.images import Images
 from convcvx.errors import InputError, WorkerError
 from convcvx.losses.shares import Shares
-from convcvx.patches import PatchEmbedding, PatchSpec
+from convcvx.patches import Moments, PatchEmbedding, PatchSpec, provisional_mean
 from convcvx.pooling import Pooling
 from convcvx.responses.passes import Residual, Responses
 from convcvx.responses.shares import Nodes, Share, add, images_of, segments, share
@@ -125,8 +125,9 @@ class Team:
 
     def fit(self, images: Images, spec: PatchSpec) -> PatchEmbedding:
         """`PatchEmbedding.fit` on the images that were shared out."""
-        (moment,) = self.sum("moment", lambda _: (spec,))
-        return PatchEmbedding.of_moment(moment / len(images), images.shape[1], spec)
+        about = provisional_mean(images, spec)
+        (moment,) = self.sum("moment", lambda _: (spec, about))
+        return PatchEmbedding.of_moments(Moments.about(about, moment / len(images)), images.shape[1], spec)
 
     def responses(
         self, images: Images, embedding: PatchEmbedding, pooling: Pooling | None = None, **options: Any
@@ -227,12 +228,14 @@ class ShardedResponses(Responses):
         self.deadline.check()
         return torch.cat(self._team.collect("predict", lambda _: (self._key, filters, weights, intercept)))
 
-    def gram(self, filters: Tensor, targets: Tensor, shares: Shares | None = None) -> tuple[Tensor, Tensor]:
+    def gram(
+        self, filters: Tensor, targets: Tensor, shares: Shares | None = None, shift: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """As in `Responses`."""
         self.deadline.check()
         shares = shares or Shares.equal(self.n)
         gram, moments = self._team.sum(
-            "gram", lambda rank: (self._key, self._rows(targets, rank), self._rows(shares.counts, rank), filters)
+            "gram", lambda rank: (self._key, self._rows(targets, rank), self._rows(shares.counts, rank), filters, shift)
         )
         return gram.div_(shares.total), moments.div_(shares.total)
 

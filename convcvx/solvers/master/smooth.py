@@ -77,9 +77,11 @@ class _Design:
         self._responses, self._filters = responses, filters
         size = responses.n * len(filters) * responses.n_cells * responses.dtype.itemsize
         self._cache = list(responses.blocks(filters)) if size <= CACHE_BYTES else None
-        gram, _ = responses.gram(filters, problem.targets, problem.shares)
-        self.mean = gram[:-1, -1:] * problem.intercept
-        self.gram = gram[:-1, :-1] - self.mean @ self.mean.T
+        shift = responses.shift(filters) if problem.intercept else torch.zeros(len(filters) * responses.n_cells)
+        gram, _ = responses.gram(filters, problem.targets, problem.shares, shift)
+        mean = gram[:-1, -1:] * problem.intercept
+        self.gram = gram[:-1, :-1] - mean @ mean.T
+        self.mean = mean + shift[:, None]
         # About how far below zero an eigenvalue may lie, by the rounding of the responses' products.
         self.noise = torch.finfo(responses.dtype).eps * float(self.gram.norm())
 

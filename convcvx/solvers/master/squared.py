@@ -64,7 +64,7 @@ def solve_squared(
 
 
 class GramNewton:
-    """Projected Newton steps on F(η). Everything is in the Gram matrix (m·P + 1)² of [Φ, 1].
+    """Projected Newton steps on F(η). Everything is in the Gram matrix (m·P + 1)² of [Φ, 1], or of [Φ - shift, 1].
 
     Attributes
     ----------
@@ -72,7 +72,8 @@ class GramNewton:
         Means of response times response and of response times target, centred where there is an intercept.
     """
 
-    def __init__(self, problem: Problem, gram: Tensor, moments: Tensor) -> None:
+    def __init__(self, problem: Problem, gram: Tensor, moments: Tensor, shift: Tensor | float = 0.0) -> None:
+        self._shift = shift
         self.beta, self.cells = problem.beta, problem.responses.n_cells
         # Centring is minimising over the intercept.
         self._mean, self._target_mean = gram[:-1, -1:] * problem.intercept, moments[-1:] * problem.intercept
@@ -84,7 +85,11 @@ class GramNewton:
     @classmethod
     def of(cls, problem: Problem, filters: Tensor) -> GramNewton:
         """One pass over the images."""
-        return cls(problem, *problem.responses.gram(filters, problem.targets, problem.shares))
+        responses, shares = problem.responses, problem.shares
+        if not problem.intercept:
+            return cls(problem, *responses.gram(filters, problem.targets, shares))
+        shift = responses.shift(filters)
+        return cls(problem, *responses.gram(filters, problem.targets, shares, shift), shift)
 
     def noise(self, dtype: torch.dtype) -> float:
         """How far below zero an eigenvalue of the Gram matrix may lie when it was computed in `dtype`."""
@@ -95,7 +100,7 @@ class GramNewton:
         return torch.linalg.vector_norm(matrix.reshape(-1, self.cells * matrix.shape[1]), dim=1)
 
     def intercept(self, matrix: Tensor) -> Tensor:
-        return (self._target_mean - self._mean.T @ matrix)[0]
+        return (self._target_mean - (self._mean.T + self._shift) @ matrix)[0]
 
     def _pull(self, matrix: Tensor) -> Tensor:
         """-∂ loss/∂W."""

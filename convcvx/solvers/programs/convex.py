@@ -35,8 +35,8 @@ from torch import Tensor
 from convcvx.arrangements.cells import Cell, cells, count_bound, facets, sample_patterns, unpack_patterns
 from convcvx.budget import Deadline, OutOfTime, clock
 from convcvx.errors import InputError, check_choice
-from convcvx.oracles._patch_rows import span
 from convcvx.oracles.copositive import rounded
+from convcvx.patches import Moments
 from convcvx.problem import Problem
 
 BACKENDS = ("clarabel", "scs")
@@ -310,7 +310,7 @@ def _rows(problem: Problem) -> tuple[np.ndarray, np.ndarray, Tensor]:
     responses = problem.responses
     raw = torch.cat([responses.rows(slice(i, i + 1024)).double().cpu() for i in range(0, responses.n, 1024)])
     rows = raw @ responses.embedding.basis.T
-    frame = span(torch.einsum("nkr,nks->rs", rows, rows))
+    frame = Moments.of_rows(rows.flatten(0, 1)).span
     coordinates = (rows @ frame.T).numpy()
     flat = coordinates.reshape(rows.shape[0] * rows.shape[1], len(frame))
     norms = np.linalg.norm(flat, axis=1)

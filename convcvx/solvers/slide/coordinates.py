@@ -65,23 +65,24 @@ class Coordinates:
         filters, weights = (part.to(device) for part in _balanced(solution))
         images = torch.randperm(problem.n, generator=generator)[:SAMPLE].sort().values
         sample = problem if len(images) == problem.n else problem.sample(images)
-        moment, mean = _moments(Features([sample.responses], [filters], flips=pairs is not None), sample.shares)
-        self._mean = mean[:, None] * problem.intercept
-        moment -= self._mean @ self._mean.T
+        features = Features([sample.responses], [filters], flips=pairs is not None)
+        moment, mean = _moments(features, sample.shares, centred=problem.intercept)
+        self._mean = mean[:, None]
         if pairs is not None:
             filters, weights = filters.chunk(2)[0], weights.chunk(2)[0]
         self._shape = weights.shape
         weight_factor = _factor(moment, problem.beta)
-        filter_factor = _factor(sample.responses.patch_moment().to(device), 0.0)
+        patches = sample.responses.patch_moments()
+        filter_factor, nearer = _factor(patches.damped().to(device), 0.0), patches.nearer().to(device)
         matrix = weights.flatten(0, 1)
         intercept = solution.intercept.to(device) + (self._mean.T @ matrix)[0]
-        start = [filters @ filter_factor, weight_factor.T @ matrix, intercept]
+        start = [torch.linalg.solve(nearer, filters, left=False) @ filter_factor, weight_factor.T @ matrix, intercept]
         # The descent needs no more precision than the passes over the images have.
         dtype = problem.responses.dtype
         self._mean = self._mean.to(dtype)
         self._weight_inverse, self._filter_inverse = (
             _inverse(weight_factor).to(dtype),
-            _inverse(filter_factor).to(dtype),
+            (_inverse(filter_factor) @ nearer).to(dtype),
         )
         self.start = [part.to(dtype) for part in start]
 
@@ -103,15 +104,20 @@ class Coordinates:
         return [filters @ self._filter_inverse.T, self._weight_inverse @ matrix, intercept]
 
 
-def _moments(features: Features, shares: Shares) -> tuple[Tensor, Tensor]:
-    """Second moment (D, D) and mean (D,) of features of images that count for their `shares`, in float64."""
+def _moments(features: Features, shares: Shares, *, centred: bool) -> tuple[Tensor, Tensor]:
+    """Second moment (D, D) of features of images that count for their `shares`, and zero; or about their mean (D,)
+    and that; in float64."""
     moment = torch.zeros(features.size, features.size, dtype=torch.float64, device=features.device)
-    mean = torch.zeros(features.size, dtype=torch.float64, device=features.device)
+    shift, total = torch.zeros(2, features.size, dtype=torch.float64, device=features.device)
     for where, block in features.batches():
+        if centred and where.start == 0:
+            shift = block.double().mean(dim=0)
+        block = block - shift.to(block)
         weighed = block if shares.are_equal else block * shares.counts[where, None].to(block)
         moment += weighed.T @ block
-        mean += weighed.sum(dim=0)
-    return moment.div_(shares.total), mean.div_(shares.total)
+        total += weighed.sum(dim=0)
+    mean = total / shares.total * centred
+    return moment.div_(shares.total) - torch.outer(mean, mean), mean + shift
 
 
 def _factor(moment: Tensor, ridge: float) -> Tensor:
