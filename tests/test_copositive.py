@@ -8,7 +8,7 @@ import cvxpy as cp
 import numpy as np
 import pytest
 import torch
-from conftest import flat_problem
+from helpers.problems import flat_problem
 
 import convcvx
 from convcvx.arrangements.cells import cells, facets

@@ -8,6 +8,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from helpers.batches import both_on_every_cone
+from helpers.commands import Quiet
+from helpers.problems import random_parameters
+from helpers.rows import random_rows
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
@@ -30,10 +34,6 @@ from convcvx.stack.features import fit_link, stream_features
 from convcvx.stack.jobs import StackRun, stack_job
 from convcvx.stack.options import StackConfig
 from convcvx.training.plan import build_problem, solve_problem
-from tests.conftest import random_parameters
-from tests.test_batches import both_on_every_cone
-from tests.test_branch_and_bound import random_rows
-from tests.test_stack import Quiet
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
 

@@ -8,6 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from helpers.rows import charged
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,12 +24,6 @@ from convcvx.responses.passes import Responses
 
 TIGHT = {1: 1e-12, 2: 1e-12, 3: 1e-11, 4: 1e-9, 5: 1e-9}
 """How far the bound may lie above the best filter, by rank."""
-
-
-def charged(rows, charges, pool=None, n_cells: int = 1, slack: float = 0.0) -> ChargedRows:
-    rows, charges = np.asarray(rows, dtype=float), np.asarray(charges, dtype=float)
-    pool = np.zeros(len(rows), dtype=np.int64) if pool is None else pool
-    return ChargedRows(rows, pool, charges, n_cells, torch.eye(rows.shape[1], dtype=torch.float64), slack)
 
 
 def gaussian(n: int, d: int, c: int, n_cells: int, seed: int, spread: float = 1.0) -> ChargedRows:

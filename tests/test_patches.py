@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import flat_problem
+from helpers.problems import flat_problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn

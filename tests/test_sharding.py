@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.problems import random_parameters
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
@@ -28,7 +29,6 @@ from convcvx.responses.passes import Responses
 from convcvx.responses.shares import add, segments, share
 from convcvx.responses.team import ShardedResponses, Team
 from convcvx.training.plan import build_problem, solve_problem
-from tests.conftest import random_parameters
 
 # -- the arithmetic, in this process ------------------------------------------------------------------
 
