@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from einops import rearrange
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -229,7 +230,7 @@ def network_state(
 ) -> dict[str, Tensor]:
     """The state dict of a `TwoLayerCNN` with filters (m, r), weights (m, P, c) and intercept (c,)."""
     weight, bias = embedding.kernels(filters)
-    state = {"0.weight": weight, "4.weight": weights.permute(2, 0, 1).flatten(1)}
+    state = {"0.weight": weight, "4.weight": rearrange(weights, "m p c -> c (m p)")}
     state |= {} if bias is None else {"0.bias": bias}
     return state | ({} if intercept is None else {"4.bias": intercept})
 
