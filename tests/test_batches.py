@@ -111,7 +111,7 @@ def test_little_room_changes_the_order_alone(monkeypatch):
     charged = random_rows(500, 3, 2, 2)
     roomy = Batched(1e-3).maximise(charged)
     monkeypatch.setattr(_batches, "ROUND_BYTES", {"cpu": 1 << 15})
-    monkeypatch.setattr(_batches, "WAITING", 1)
+    monkeypatch.setattr(_batches, "WAITING_ROUNDS", 1)
     waiting = []
     concatenate = _batches.Cones.concatenate
 

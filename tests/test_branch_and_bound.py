@@ -227,13 +227,13 @@ def test_as_an_oracle(loss):
     embedding = PatchEmbedding.fit(images, PatchSpec(3, rank=3))
     responses = Responses(images, embedding, Pooling.of("2"), dtype=torch.float64)
     problem = Problem.build(responses, torch.tensor(rng.integers(0, 3, 12)), 0.01, loss)
-    dual = problem.dual_point(problem.constant_predictions())
+    dual_point = problem.dual_point(problem.constant_predictions())
     starts = torch.tensor(rng.standard_normal((5, 3)))
-    result = BranchAndBoundOracle(1e-3)(problem, dual, starts=starts, n_filters=2)
+    result = BranchAndBoundOracle(1e-3)(problem, dual_point, starts=starts, n_filters=2)
     assert result.scope == "global"
     assert result.g_max == result.upper_bound
-    direct = responses.correlate(result.filters, dual).flatten(1).norm(dim=1)
+    direct = responses.correlate(result.filters, dual_point).flatten(1).norm(dim=1)
     torch.testing.assert_close(direct, result.values, rtol=1e-9, atol=0)
     random = torch.nn.functional.normalize(torch.tensor(rng.standard_normal((3000, 3))), dim=1)
-    assert float(responses.correlate(random, dual).flatten(1).norm(dim=1).max()) <= result.upper_bound
+    assert float(responses.correlate(random, dual_point).flatten(1).norm(dim=1).max()) <= result.upper_bound
     assert result.upper_bound <= float(result.values[0]) * 1.0011

@@ -60,12 +60,12 @@ def every_pass(p) -> list[torch.Tensor]:
 
     responses, batch = p.responses, torch.arange(0, 300, 7)
     predictions = responses.predict(filters, weights, intercept)
-    dual = p.dual_point(predictions)
+    dual_point = p.dual_point(predictions)
     return [
         predictions,
         *responses.gram(filters, p.targets),
-        responses.correlate(filters, dual),
-        *responses.ascent(filters, dual, weights),
+        responses.correlate(filters, dual_point),
+        *responses.ascent(filters, dual_point, weights),
         *responses.gradients(filters, weights, intercept, residual),
         responses.rows(batch.to(responses.device)).cpu(),
     ]
@@ -91,8 +91,10 @@ def test_gated_features_agree_with_the_cpu(size):
         random = torch.Generator().manual_seed(0)
         features = GatedResponses(p.responses, sample_gates(p.responses, 7, 0))
         weights = torch.randn(*features.shape, p.n_outputs, generator=random, dtype=torch.float64)
-        dual = p.dual_point(p.constant_predictions())
-        passes.append([features.apply(weights), features.adjoint(dual), features.matrix(), *features.gram(p.targets)])
+        dual_point = p.dual_point(p.constant_predictions())
+        passes.append(
+            [features.apply(weights), features.adjoint(dual_point), features.matrix(), *features.gram(p.targets)]
+        )
     for ours, theirs in zip(*passes, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-10 * float(theirs.abs().max()))
 

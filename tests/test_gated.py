@@ -52,12 +52,13 @@ def test_gated_responses_are_linear_adjoint_and_relu_on_their_own_pattern(n_patc
     torch.testing.assert_close(features.apply(own), relu)
     other = GatedResponses(problem.responses, filters.flip(0))
     assert not torch.allclose(other.apply(own), relu)  # negative control
-    z = torch.randn(11, 3, dtype=torch.float64)
-    assert float((features.apply(own) * z).sum()) == pytest.approx(float((own * features.adjoint(z)).sum()))
+    dual_point = torch.randn(11, 3, dtype=torch.float64)
+    pulls = features.adjoint(dual_point)
+    assert float((features.apply(own) * dual_point).sum()) == pytest.approx(float((own * pulls).sum()))
     torch.testing.assert_close(features.matrix() @ own.flatten(0, 2), relu)
-    gram, moments = features.gram(z)
+    gram, moments = features.gram(dual_point)
     torch.testing.assert_close(gram[:-1, :-1], features.matrix().T @ features.matrix() / 11)
-    torch.testing.assert_close(moments[:-1], features.adjoint(z).flatten(0, 2) / 11)
+    torch.testing.assert_close(moments[:-1], pulls.flatten(0, 2) / 11)
 
 
 def test_features_recomputed_on_every_pass_are_those_kept(monkeypatch):

@@ -262,7 +262,7 @@ def test_what_a_dual_point_is_off_by_raises_the_bound(oracle, monkeypatch):
     problem = flat_problem()
     dual_point = problem.dual_point(problem.constant_predictions())
     before = oracle(problem, dual_point).upper_bound
-    monkeypatch.setattr(Problem, "dual_error", lambda self, dual: torch.full((len(dual),), 1e-3, dtype=torch.float64))
+    monkeypatch.setattr(Problem, "dual_error", lambda self, point: torch.full((len(point),), 1e-3, dtype=torch.float64))
     reach = PatchRows.of(problem.responses).reach
     assert oracle(problem, dual_point).upper_bound == pytest.approx(before + 1e-3 * reach.sum(), rel=1e-9)
 
