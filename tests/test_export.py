@@ -10,8 +10,9 @@ import torch
 from helpers.commands import DIGITS, answer, cli, refused, said
 
 from convcvx.errors import InputError, RunError
+from convcvx.network.architecture import Architecture
 from convcvx.network.export import FORMATS, export
-from convcvx.network.two_layer import Architecture, TwoLayerCNN, two_layer_cnn
+from convcvx.network.two_layer import TwoLayerCNN, two_layer_cnn
 from convcvx.stack.network import Link, StackedCNN
 
 PLAIN = Architecture((2, 9, 8), 5, 3, (3, 2), stride=(2, 1), padding=(1, 0), pool="2x3", hidden_bias=True)

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from convcvx import TwoLayerCNN, TwoLayerCNN_Weights, two_layer_cnn
 from convcvx.data.datasets import load
 from convcvx.errors import InputError, RunError
+from convcvx.network.architecture import Architecture
 from convcvx.network.evaluate import HIDDEN_SIZE, accuracy, confusion, mean_loss, predict
 from convcvx.network.foreign import assumed, foreign_network
-from convcvx.network.two_layer import Architecture, Weights, read_weights
+from convcvx.network.two_layer import Weights, read_weights
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.pooling import Pooling
 from convcvx.responses.passes import Responses

@@ -15,7 +15,7 @@ from torch import nn
 
 from convcvx.budget import Budget
 from convcvx.errors import InputError
-from convcvx.network.two_layer import ContrastConv2d
+from convcvx.network.architecture import ContrastConv2d
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.pooling import Pooling
 from convcvx.problem import Problem

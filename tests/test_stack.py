@@ -17,7 +17,8 @@ from convcvx import certify
 from convcvx.compare import CompareConfig, compare_job
 from convcvx.data.datasets import load, split
 from convcvx.errors import InputError, RunError
-from convcvx.network.two_layer import Architecture, TwoLayerCNN, two_layer_cnn
+from convcvx.network.architecture import Architecture
+from convcvx.network.two_layer import TwoLayerCNN, two_layer_cnn
 from convcvx.report import write_stack_report
 from convcvx.stack.features import feature_shape, fit_link, stream_features
 from convcvx.stack.jobs import StackRun, stack_job, stage_data
