@@ -10,6 +10,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
+from helpers.data import Bomb
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -229,11 +230,6 @@ def test_a_missing_file_is_refused(tmp_path):
     for path in (tmp_path / "none.safetensors", tmp_path, "no-such-run"):
         with pytest.raises(RunError, match=r"cannot read weights from .*; name a .safetensors file or a run folder"):
             two_layer_cnn(path)
-
-
-class Bomb:
-    def __reduce__(self):
-        return pytest.fail, ("a pickle was loaded",)
 
 
 def test_no_pickle_is_ever_loaded(tmp_path):

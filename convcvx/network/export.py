@@ -77,6 +77,7 @@ FORMATS = {
     "onnx": Format(".onnx", ("onnx", "onnxscript", "onnxruntime"), _write_onnx, _run_onnx),
     "torch": Format(".pt2", (), _write_torch, _run_torch),
 }
+"""What `--to` takes."""
 
 
 def export(network: nn.Module, image_shape: tuple[int, int, int], path: str | Path, to: str) -> float:

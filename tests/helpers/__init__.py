@@ -1,1 +1,1 @@
-"""What the test files share: `commands` (the command line, trainings), `problems` (small ones), `rows` (of oracles)."""
+"""What the test files share: `commands` (and trainings), `data` sets, `problems`, `rows` and `batches` for oracles."""
