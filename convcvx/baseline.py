@@ -29,15 +29,17 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": lambda groups, rate: torch.optim.SGD(groups, lr=rate, momentum=0.9),
     "adam": lambda groups, rate: torch.optim.Adam(groups, lr=rate),
 }
+"""What makes an optimiser from groups of parameters and a learning rate."""
 USUAL_RATE = {"sgd": 0.1, "adam": 3e-3}
-"""Where the tuning begins."""
+"""Learning rate from which the tuning sets out, by optimiser: what is common for networks of this size."""
 RATE_STEP = math.sqrt(10)
-"""Ratio of neighbouring learning rates."""
+"""Ratio of neighbouring learning rates in the tuning: finer steps hardly change the objective reached."""
 LARGEST_STEP = 6
 """Steps that the tuning may go from the usual rate, up or down."""
 BATCH = 64
+"""Images in a step of the optimiser: what is common."""
 ALIVE = 1e-3
-"""A neuron is in use if its part of the penalty is at least this share of the largest one."""
+"""Part of the penalty that a neuron in use has, at least, as a share of the largest neuron's."""
 
 
 class Twin(nn.Module):

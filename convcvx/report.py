@@ -9,7 +9,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -18,9 +20,20 @@ from convcvx.network.two_layer import two_layer_cnn
 from convcvx.stack.jobs import StackRun
 from convcvx.training.run import Run
 
-INK, RIVAL, BOUND = "#1b5e9b", "#c2571a", "#555555"
+CONVEX_COLOUR = "#1b5e9b"
+"""Of curves of the convex training: blue, as the page's own."""
+TWIN_COLOUR = "#c2571a"
+"""Of curves of the twin: orange, which eyes that see no red tell from blue."""
+BOUND_COLOUR = "#555555"
+"""Of the lower bound: grey, as it is no training."""
+DOTS = 12
+"""Dots of the gallery for an entry of a kernel, across and down."""
+MARGIN = 2
+"""Dots of white around each kernel of the gallery."""
+SMALLEST_GAP = 1e-12
+"""Relative gap that smaller ones are drawn as: a logarithmic axis has no zero."""
 MOST_FILTERS = 100
-"""Filters drawn in the gallery, those with the largest output weights."""
+"""Filters drawn in the gallery, those with the largest output weights: more would be too small to see."""
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 56rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -30,6 +43,7 @@ th { font-weight: 600; }
 img { max-width: 100%; }
 .scope { border-left: 4px solid #1b5e9b; padding-left: 1rem; }
 """
+"""Of the page: readable on any screen, and in print."""
 
 
 def write_report(run: Run) -> Path:
@@ -115,11 +129,11 @@ def convergence_figure(history: list[dict[str, Any]], lower_bound: float, scope:
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     objective, gap = figure.subplots(1, 2)
     seconds = [record["seconds"] for record in history]
-    objective.plot(
-        seconds, [_number(record["objective"]) for record in history], "o-", color=INK, ms=3, label="objective"
-    )
+    objectives = [_number(record["objective"]) for record in history]
+    gaps = [max(_number(record["rel_gap"]), SMALLEST_GAP) for record in history]
+    objective.plot(seconds, objectives, "o-", color=CONVEX_COLOUR, ms=3, label="objective")
     _bound(objective, lower_bound, scope)
-    gap.semilogy(seconds, [max(_number(record["rel_gap"]), 1e-12) for record in history], "o-", color=INK, ms=3)
+    gap.semilogy(seconds, gaps, "o-", color=CONVEX_COLOUR, ms=3)
     for axes, title in ((objective, "objective"), (gap, f"relative gap ({scope})")):
         axes.set(xlabel="seconds", title=title)
         axes.grid(alpha=0.3)
@@ -141,7 +155,7 @@ def comparison_figure(
         [record["seconds"] for record in history],
         [_number(record["objective"]) for record in history],
         "o-",
-        color=INK,
+        color=CONVEX_COLOUR,
         ms=3,
         label="convex",
     )
@@ -149,7 +163,7 @@ def comparison_figure(
         axes.plot(
             [record["seconds"] for record in twin],
             [_number(record["objective"]) for record in twin],
-            color=RIVAL,
+            color=TWIN_COLOUR,
             alpha=0.8,
             label=f"{optimizer}, {len(twins)} seeds" if k == 0 else None,
         )
@@ -163,17 +177,18 @@ def comparison_figure(
 def filters_figure(kernels: Tensor) -> Figure:
     """Kernels (m, C, kh, kw) as pictures, each scaled by its own largest entry; three channels are drawn as RGB."""
     order = kernels.flatten(1).norm(dim=1).argsort(descending=True)[:MOST_FILTERS]
-    kernels = kernels[order]
+    kernels = kernels[order].detach()
     across = math.ceil(math.sqrt(2 * len(kernels)))
     down = math.ceil(len(kernels) / across)
-    figure = Figure(figsize=(9, 9 * down / across + 0.1), layout="constrained")
-    panels = np.atleast_1d(figure.subplots(down, across)).ravel()
-    for panel in panels:
-        panel.set_axis_off()
-    for panel, kernel in zip(panels, kernels, strict=False):
-        scaled = (0.5 + 0.5 * kernel / kernel.abs().max().clamp_min(1e-12)).numpy()
-        picture = scaled.transpose(1, 2, 0) if len(scaled) == 3 else scaled.mean(axis=0)
-        panel.imshow(picture, cmap="gray", vmin=0, vmax=1)
+    scaled = 0.5 + 0.5 * kernels / kernels.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-12)
+    scaled = scaled if scaled.shape[1] == 3 else scaled.mean(dim=1, keepdim=True)
+    tiles = F.pad(repeat(scaled, "m c h w -> m c (h a) (w b)", a=DOTS, b=DOTS), 4 * (MARGIN,), value=1.0)
+    blank = tiles.new_ones(down * across - len(tiles), *tiles.shape[1:])
+    mosaic = rearrange(torch.cat([tiles, blank]), "(down across) c h w -> (down h) (across w) c", across=across)
+    figure = Figure(figsize=(9, 9 * mosaic.shape[0] / mosaic.shape[1] + 0.1), layout="constrained")
+    axes = figure.subplots()
+    axes.set_axis_off()
+    axes.imshow(mosaic.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     return figure
 
 
@@ -184,7 +199,7 @@ def _number(value: float | None) -> float:
 
 def _bound(axes: Axes, lower_bound: float, scope: str) -> None:
     label = "lower bound" if scope == "global" else f"lower bound ({scope})"
-    axes.axhline(lower_bound, color=BOUND, ls="--", lw=1, label=label)
+    axes.axhline(lower_bound, color=BOUND_COLOUR, ls="--", lw=1, label=label)
 
 
 def png(figure: Figure, dpi: int = 110) -> bytes:

@@ -17,9 +17,10 @@ UNIT = 2.0**-53
 TINY = 2.0**-1074
 """Smallest positive float64: what an operation can lose to underflow."""
 BLOCK = 64
-"""Terms that `total` adds in float64 before the sum of the blocks is exact."""
+"""Terms that `total` adds in float64; the sums of these blocks are added exactly. Larger blocks take less time and
+leave a larger error."""
 SAFE = 1 + 8 * UNIT
-"""Factor by which the few operations on a bound are outdone, where it stands for "at most"."""
+"""Factor on a bound of the kind "at most": outweighs the few roundings that computing the bound took off it."""
 
 
 def total(terms: Tensor) -> tuple[float, float]:

@@ -555,12 +555,12 @@ def _peak(rows: list, charges: list, first: tuple, second: tuple, middle: tuple)
 def _charged(problem: Problem, dual_point: np.ndarray) -> tuple[list, list]:
     """Rows that are not zero, as rationals, and their charges w_pk Z_i in the slots of their cells."""
     patches, pool = Exact.of(problem.patches).fractions(), problem.pooling.fractions()
-    z = Exact.of(dual_point).fractions()
+    exact = Exact.of(dual_point).fractions()
     rows, charges = [], []
     for i, k in itertools.product(range(problem.n), range(patches.shape[1])):
         if any(patches[i, k]):
             rows.append(tuple(patches[i, k]))
-            charges.append([pool[p, k] * z[i, j] for p in range(len(pool)) for j in range(z.shape[1])])
+            charges.append([pool[p, k] * exact[i, j] for p in range(len(pool)) for j in range(exact.shape[1])])
     return rows, charges
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from helpers.problems import problem_of
 
 from convcvx.certificate import Certificate, certify_parameters
 from convcvx.patches import PatchSpec
@@ -29,10 +30,7 @@ def hidden_filter(seed: int) -> tuple[Problem, torch.Tensor]:
     rows = [0.6 * second + 0.1 * hidden] + [side - tilt * hidden for side in sides for tilt in (-WIDTH, 0.0, WIDTH)]
     charges = np.array([1.0] + 2 * [1 / WIDTH, -2 / WIDTH, 1 / WIDTH])
     targets = len(rows) * charges[:, None]
-    problem = build_problem(
-        patches_to_images(np.array(rows)), torch.as_tensor(targets), 1.0, spec=PatchSpec((1, 1)), intercept=False
-    )
-    return problem, torch.as_tensor(hidden.copy())
+    return problem_of(np.array(rows), torch.as_tensor(targets), intercept=False), torch.as_tensor(hidden.copy())
 
 
 def certify_empty(problem: Problem, oracle: str) -> Certificate:

@@ -6,17 +6,16 @@ import math
 
 import pytest
 import torch
-from conftest import flat_problem, random_parameters
+from helpers.problems import digits_problem, flat_problem, random_parameters
 
 from convcvx import certify
 from convcvx.baseline import OPTIMIZERS, RATE_STEP, Twin, train_twin, tune_rate
 from convcvx.budget import Budget
-from convcvx.data.datasets import load
 from convcvx.errors import InputError
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
 from convcvx.solution import Solution
-from convcvx.training.plan import build_problem, solve_problem
+from convcvx.training.plan import solve_problem
 
 SPECS = [
     PatchSpec((3, 3)),
@@ -26,15 +25,14 @@ SPECS = [
 ]
 
 
-def digits_problem(spec: PatchSpec = SPECS[0], beta: float = 3e-3, loss: str = "squared", n: int = 200) -> Problem:
-    train, _ = load("digits", limit=n)
-    return build_problem(train.images, train.targets, beta, spec=spec, pooling="2", loss=loss, n_classes=10)
+def digits(spec: PatchSpec = SPECS[0], beta: float = 3e-3, loss: str = "squared", n: int = 200) -> Problem:
+    return digits_problem(n, beta, spec=spec, pooling="2", loss=loss, n_classes=10)
 
 
 @pytest.mark.parametrize("loss", ["squared", "cross-entropy"])
 @pytest.mark.parametrize("spec", SPECS)
 def test_at_equal_weights_the_twin_has_our_objective_and_our_outputs(spec, loss):
-    problem = digits_problem(spec, loss=loss)
+    problem = digits(spec, loss=loss)
     filters, weights, intercept = random_parameters(problem, 5, scale=0.1)
     predictions = problem.responses.predict(filters, weights, intercept)
     twin = Twin(problem, 5, start=Solution(filters, weights, intercept))
@@ -52,7 +50,7 @@ def test_at_equal_weights_the_twin_has_our_objective_and_our_outputs(spec, loss)
 
 
 def test_an_unbalanced_neuron_costs_more_as_trained_but_not_before_the_judge():
-    problem = digits_problem()
+    problem = digits()
     twin = Twin(problem, 6)
     judged, as_trained = twin.objective(problem), twin.objective(problem, balanced=False)
     with torch.no_grad():
@@ -63,7 +61,7 @@ def test_an_unbalanced_neuron_costs_more_as_trained_but_not_before_the_judge():
 
 
 def test_the_gradient_that_the_optimiser_sees_is_that_of_the_objective():
-    problem = digits_problem(SPECS[1], beta=0.05, loss="cross-entropy", n=40)
+    problem = digits(SPECS[1], beta=0.05, loss="cross-entropy", n=40)
     twin = Twin(problem, 3)
     rate = 1e-3
     optimizer = torch.optim.SGD(twin.parameter_groups(problem.beta), lr=rate)
@@ -87,7 +85,7 @@ def test_the_gradient_that_the_optimiser_sees_is_that_of_the_objective():
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_training_descends_and_stays_above_the_lower_bound(optimizer):
-    problem = digits_problem(beta=0.02)
+    problem = digits(beta=0.02)
     solution = solve_problem(problem, Budget(tol=1e-2))
     best, *others = tune_rate(problem, optimizer, 16, epochs=10)
     assert others
@@ -100,7 +98,7 @@ def test_training_descends_and_stays_above_the_lower_bound(optimizer):
 
 
 def test_the_tuned_rate_lies_between_worse_ones():
-    problem = digits_problem(n=100)
+    problem = digits(n=100)
     trainings = tune_rate(problem, "sgd", 8, epochs=2)
     by_rate = {round(math.log(t.rate, RATE_STEP)): t.objective for t in trainings}
     best = min(by_rate, key=lambda k: by_rate[k])
@@ -116,7 +114,7 @@ def test_equal_seeds_give_equal_twins_and_others_do_not():
 
 
 def test_a_diverging_rate_is_infinitely_bad_and_ends_early():
-    problem = digits_problem(n=100)
+    problem = digits(n=100)
     result = train_twin(problem, "sgd", 8, rate=1e6, epochs=4)
     assert result.objective == math.inf
     assert len(result.history) < 5

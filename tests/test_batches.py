@@ -5,97 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from helpers.batches import Batched, batched, both_on_every_cone, undropped
+from helpers.rows import dense_max, largest, random_rows
 
 from convcvx.budget import NEVER
 from convcvx.errors import InputError
 from convcvx.oracles import _batches
 from convcvx.oracles._batched_cones import Entries, form_bounds
-from convcvx.oracles._batches import BatchedSearch
 from convcvx.oracles._blocks import BlockSearch, Goal, Incumbents
-from convcvx.oracles._cones import collapse, cone_bound, enclose, form_bound
+from convcvx.oracles._cones import form_bound
 from convcvx.oracles._row_tree import RowTree
 from convcvx.oracles.branch_and_bound import BranchAndBoundOracle
 from convcvx.oracles.charged_rows import ChargedRows
-from convcvx.oracles.enumerate import ExactOracle
-from tests.test_branch_and_bound import (
-    agrees,
-    awkward_rows,
-    charge,
-    check_early_stops,
-    clustered_rows,
-    dense_max,
-    largest,
-    narrow_cone,
-    random_rows,
-)
-
-
-class Batched(BranchAndBoundOracle):
-    """The search that a GPU gets, wherever it runs."""
-
-    search = staticmethod(BatchedSearch)
-
-
-def batched(charged: ChargedRows, device: str = "cpu") -> BatchedSearch:
-    tree = RowTree.build(charged)
-    incumbents = Incumbents(charged, tree, 4)
-    incumbents.climb(np.random.default_rng(0).standard_normal((4, charged.rows.shape[1])), 0)
-    return BatchedSearch(charged, tree, incumbents, Goal(1e-2, 0.0, 0.0, NEVER, None), device)
-
-
-def undropped(charged: ChargedRows, device: str = "cpu") -> BatchedSearch:
-    """A search that halves every cone."""
-    search = batched(charged, device)
-    search.threshold[0], search.incumbents.values[0] = 0.0, np.inf
-    return search
-
-
-def both_on_every_cone(charged: ChargedRows, rounds: int, device: str = "cpu") -> list[tuple[np.ndarray, np.ndarray]]:
-    """Kept entries, bounds of cone and antipode, and strain of all cones, halved `rounds` times: ours, compiled."""
-    search, out = undropped(charged, device), []
-    cones = search.orthants()
-    table, moments = search.tree.table, search.tree.moments
-    tree = table, moments, search.tree.division.children, search.tree.cells
-    d = search.rank
-    shape = search.fold.shape
-    for _ in range(rounds):
-        edges = (cones.vertices[:, :, None] - cones.vertices[:, None]).square().sum(-1)
-        finest, linear = search.fineness * edges.amax((1, 2)).sqrt(), cones.linear.clone()
-        kept = search.rows.collapse(cones, finest, linear, 1 << 30)
-        bounds, values, strain = search.bound(cones.vertices, kept, linear)
-        counts, low = torch.bincount(kept.owners, minlength=len(cones)), 0
-        for k in range(len(cones)):
-            listed = cones[k : k + 1].entries.cpu().numpy()
-            vertices, odd = cones.vertices[k].cpu().numpy(), cones.linear[k].transpose(0, 1).cpu().numpy().copy()
-            indices, heights = np.zeros(len(listed) + len(table), np.int64), np.zeros((d, len(table)))
-            indices[: len(listed)] = listed
-            n = collapse(tree, indices, 0, len(listed), vertices, float(finest[k]), odd, heights)
-            middle, radius, remainder = np.zeros(shape), np.zeros(shape[:2]), np.zeros(shape[1])
-            bend, gram = np.zeros((d, d)), vertices @ vertices.T
-            mine = kept.entries[low : low + int(counts[k])].cpu().numpy()
-            own = indices[len(listed) :][:n]
-            assert sorted(mine) == sorted(own)
-            np.testing.assert_allclose(linear[k].transpose(0, 1).cpu(), odd, atol=1e-12 * search.tree.weight)
-            enclose(tree, own, heights, vertices, odd, middle, radius, remainder, bend)
-            theirs, tops = [], []
-            for part in (odd, odd - search.fold):
-                best = np.zeros(1 + d)
-                theirs.append(
-                    cone_bound(
-                        tree, own, heights, vertices, gram, part, middle, radius, remainder, search.allowance, best
-                    )
-                )
-                tops.append(best[0])
-            out.append(
-                (
-                    np.concatenate([bounds[k].cpu(), values[k].amax(1).clamp(min=0).cpu(), strain[k].flatten().cpu()]),
-                    np.concatenate([theirs, tops, bend.flatten()]),
-                )
-            )
-            low += int(counts[k])
-        cones = search._divide(cones)
-    return out
 
 
 @pytest.mark.parametrize(("n", "d", "c", "n_cells"), [(40, 2, 3, 2), (400, 3, 5, 1), (300, 4, 2, 3), (100, 5, 1, 2)])
@@ -147,56 +68,6 @@ def test_agrees_with_the_compiled_search(d, n, c, n_cells):
     assert ours.stats["entries"] < 1.5 * theirs.stats["entries"] + 100
 
 
-@settings(max_examples=40, deadline=None)
-@given(awkward_rows())
-def test_bound_on_awkward_rows(arrays):
-    charged = charge(*(arrays[k] for k in (0, 1, 2)))
-    result = Batched(1e-2).maximise(charged)
-    if len(charged.rows) == 0:
-        assert result.upper_bound == 0
-        return
-    assert dense_max(charged, 2000) <= result.upper_bound <= largest(result) * 1.01 * (1 + 1e-9) + 1e-10
-
-
-@settings(max_examples=20, deadline=None)
-@given(clustered_rows())
-def test_agrees_with_enumeration(charged):
-    exact, result = ExactOracle().maximise(charged), Batched(1e-3).maximise(charged)
-    rounding = 1e-10 * np.linalg.norm(charged.charges, axis=1).sum()
-    assert result.stats["stopped"] == "bound"
-    assert agrees(result.upper_bound, exact, 1e-3, rounding)
-    if largest(exact) > 1e-3:
-        assert not agrees(0.98 * result.upper_bound, exact, 1e-3, rounding)  # the control
-        assert not agrees(1.01 * result.upper_bound, exact, 1e-3, rounding)
-
-
-@pytest.mark.parametrize("max_cones", [0, 1, 100])
-@settings(max_examples=15, deadline=None)
-@given(charged=clustered_rows())
-def test_stopped_early_it_is_still_a_bound(charged, max_cones):
-    result = Batched(1e-6, max_cones=max_cones).maximise(charged)
-    assert result.stats["cones"] <= max_cones
-    assert result.upper_bound >= largest(ExactOracle().maximise(charged))
-
-
-def test_stopping_early_gives_a_valid_larger_bound():
-    check_early_stops(Batched)
-
-
-@pytest.mark.parametrize("width", [2e-2, 1e-4])
-def test_narrow_cone_that_local_search_misses(width):
-    charged = narrow_cone(0, width)
-    exact = largest(ExactOracle().maximise(charged))
-    result = Batched(1e-3).maximise(charged)
-    assert exact <= result.upper_bound <= exact * 1.0021
-    assert largest(result) >= exact / 1.0021
-
-
-def test_zero_charges():
-    charged = charge(np.random.default_rng(0).standard_normal((5, 3)), np.zeros((5, 2)))
-    assert Batched().maximise(charged).upper_bound == 0
-
-
 def margin(charged: ChargedRows) -> float:
     """The least by which the bound of a cone or its antipode exceeds g, at random points of many cones."""
     search, rng, least = undropped(charged), np.random.default_rng(0), np.inf
@@ -240,7 +111,7 @@ def test_little_room_changes_the_order_alone(monkeypatch):
     charged = random_rows(500, 3, 2, 2)
     roomy = Batched(1e-3).maximise(charged)
     monkeypatch.setattr(_batches, "ROUND_BYTES", {"cpu": 1 << 15})
-    monkeypatch.setattr(_batches, "WAITING", 1)
+    monkeypatch.setattr(_batches, "WAITING_ROUNDS", 1)
     waiting = []
     concatenate = _batches.Cones.concatenate
 

@@ -9,7 +9,7 @@ from functools import cache
 
 import pytest
 import torch
-from conftest import flat_problem
+from helpers.problems import flat_problem, g
 from torch import nn
 
 import convcvx
@@ -58,10 +58,6 @@ def clock(monkeypatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr("convcvx.budget.clock", clock)
     return clock
-
-
-def g(problem: Problem, filters: torch.Tensor, dual_point: torch.Tensor) -> torch.Tensor:
-    return problem.responses.correlate(filters, dual_point).flatten(1).norm(dim=1)
 
 
 @cache

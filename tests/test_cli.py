@@ -1,4 +1,4 @@
-"""The command line in real processes: contract of the JSON, exit codes, resume after SIGKILL, certify."""
+"""The command line: contract of the JSON, exit codes, certify; in real processes where one is trained and killed."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.commands import answer, cli, said, strict_json
 from safetensors.torch import save_file
 from torch import nn
 
@@ -26,42 +27,21 @@ TRAIN_KEYS = {
     *("primal", "dual", "rel_gap", "scope", "beta", "beta_max", "n_filters"),
     *("train_accuracy", "test_accuracy", "seconds", "peak_memory_mb", "status"),
 }
-SMALL = [
-    "train",
-    "--data",
-    "digits",
-    "--limit",
-    "200",
-    "--pool",
-    "2",
-    "--beta-ratio",
-    "0.05",
-    "--tol",
-    "0.02",
-]
+SMALL = ["train", "--data", "digits", "--limit", "200", "--pool", "2", "--beta-ratio", "0.05", "--tol", "0.02"]
 
 
 def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "convcvx.cli", *map(str, arguments)]
 
 
-def convcvx(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=300)
-    assert done.returncode == code, done.stderr + done.stdout
-    return done
-
-
-def answer(done: subprocess.CompletedProcess[str]) -> dict:
-    """The one JSON object that stands alone on standard output."""
-    lines = done.stdout.splitlines()
-    assert len(lines) == 1
-    return json.loads(lines[0])
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> tuple[Path, dict]:
+    """Trained by a process of its own, whose standard output is the JSON object alone and whose exit status is 0."""
     folder = tmp_path_factory.mktemp("runs") / "small"
-    return folder, answer(convcvx(*SMALL, "--out", folder, "--json"))
+    done = subprocess.run(command(*SMALL, "--out", folder, "--json"), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    return folder, strict_json(line)
 
 
 def test_train_keeps_the_contract(run):
@@ -88,10 +68,10 @@ def test_objective_never_rises(run):
 
 def test_certify_agrees_with_train(run):
     folder, metrics = run
-    again = answer(convcvx("certify", folder, "--tol", "0.05", "--json"))
+    again = answer(cli("certify", folder, "--tol", "0.05", "--json"))
     assert again["primal"] == pytest.approx(metrics["primal"], rel=1e-6)
     assert again["dual"] <= again["primal"]
-    by_file = answer(convcvx("certify", folder / "model.safetensors", "--tol", "0.05", "--json"))
+    by_file = answer(cli("certify", folder / "model.safetensors", "--tol", "0.05", "--json"))
     assert by_file["primal"] == again["primal"]
 
 
@@ -104,7 +84,7 @@ def test_a_tampered_model_is_found_out(run, tmp_path):
         described = file.metadata()
     state["4.weight"] = state["4.weight"] * 1.5
     save_file(state, tmp_path / "model.safetensors", described)
-    tampered = answer(convcvx("certify", tmp_path / "model.safetensors", "--like", folder, "--json", code=3))
+    tampered = answer(cli("certify", tmp_path / "model.safetensors", "--like", folder, "--json", code=3))
     assert tampered["primal"] > metrics["primal"] * (1 + 1e-4)
 
 
@@ -124,15 +104,15 @@ def test_adam_is_further_from_the_optimum(run, tmp_path):
         (error + 0.5 * metrics["beta"] * decay).backward()
         optimizer.step()
     save_file(network.state_dict(), tmp_path / "adam.safetensors")
-    adam = answer(convcvx("certify", tmp_path / "adam.safetensors", "--like", folder, "--json", code=3))
+    adam = answer(cli("certify", tmp_path / "adam.safetensors", "--like", folder, "--json", code=3))
     assert adam["primal"] > metrics["primal"]
     assert adam["dual"] == pytest.approx(metrics["dual"], rel=1e-6)  # the better bound of the two counts
     same = ["--data", "digits", "--limit", "200", "--beta", metrics["beta"]]
-    plain = answer(convcvx("certify", tmp_path / "adam.safetensors", *same, "--json", code=3))
+    plain = answer(cli("certify", tmp_path / "adam.safetensors", *same, "--json", code=3))
     assert plain["primal"] == pytest.approx(adam["primal"], rel=1e-9)
     assert plain["dual"] < adam["dual"]
     other = ["--like", folder, "--pool", "1"]
-    assert "another architecture" in convcvx("certify", write_network(tmp_path, 1), *other, code=2).stderr
+    assert "another architecture" in cli("certify", write_network(tmp_path, 1), *other, code=2).stderr
 
 
 def write_network(folder: Path, pool: int) -> Path:
@@ -145,7 +125,7 @@ def write_network(folder: Path, pool: int) -> Path:
 def test_sigkill_and_resume_give_the_uninterrupted_result(run, tmp_path):
     folder = tmp_path / "killed"
     kill(SMALL, folder, lambda: rounds_done(folder) >= 2)
-    resumed = answer(convcvx(*SMALL, "--out", folder, "--resume", "--json"))
+    resumed = answer(cli(*SMALL, "--out", folder, "--resume", "--json"))
     assert resumed["primal"] == pytest.approx(run[1]["primal"], rel=1e-8)
     assert resumed["rounds"] == run[1]["rounds"]
 
@@ -153,10 +133,10 @@ def test_sigkill_and_resume_give_the_uninterrupted_result(run, tmp_path):
 def test_sigkill_while_filters_slide_and_resume_give_the_uninterrupted_result(tmp_path):
     train = ["train", "--limit", "400", "--pool", "2", "--dictionary", "24", "--tune", "0.1", "--max-rounds", "0"]
     train += ["--slide", "200", "--crops", "1", "--tol", "1"]
-    whole = answer(convcvx(*train, "--out", tmp_path / "whole", "--json"))
+    whole = answer(cli(*train, "--out", tmp_path / "whole", "--json"))
     folder = tmp_path / "killed"
     kill(train, folder, (folder / "descent.safetensors").exists)
-    done = convcvx("train", "--out", folder, "--resume")
+    done = cli("train", "--out", folder, "--resume")
     assert "from where it was" in done.stdout
     assert "epoch 1 of" not in done.stdout
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -187,40 +167,39 @@ def rounds_done(folder: Path) -> int:
 
 def test_resuming_a_finished_run_changes_nothing(run):
     folder, metrics = run
-    again = answer(convcvx("train", "--out", folder, "--resume", "--json"))
+    again = answer(cli("train", "--out", folder, "--resume", "--json"))
     assert again["primal"] == metrics["primal"]
 
 
 def test_resume_refuses_another_problem(run):
-    done = convcvx(*SMALL, "--loss", "cross-entropy", "--out", run[0], "--resume", code=2)
+    done = cli(*SMALL, "--loss", "cross-entropy", "--out", run[0], "--resume", code=2)
     assert "loss" in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 def test_a_run_is_never_overwritten_silently(run):
     before = (run[0] / "model.safetensors").read_bytes()
-    done = convcvx(*SMALL, "--out", run[0], code=2)
+    done = cli(*SMALL, "--out", run[0], code=2)
     assert "--overwrite" in done.stderr
     assert (run[0] / "model.safetensors").read_bytes() == before
 
 
 def test_bad_input_spares_the_run_it_would_have_overwritten(run):
     before = (run[0] / "model.safetensors").read_bytes()
-    convcvx(*SMALL, "--data", "nowhere.npz", "--out", run[0], "--overwrite", code=2)
-    convcvx("train", "--tol", "-1", "--out", run[0], "--resume", code=2)
+    cli(*SMALL, "--data", "nowhere.npz", "--out", run[0], "--overwrite", code=2)
+    cli("train", "--tol", "-1", "--out", run[0], "--resume", code=2)
     assert (run[0] / "model.safetensors").read_bytes() == before
     assert json.loads((run[0] / "config.json").read_text())["tol"] == 0.02
 
 
 def test_overwrite_spares_folders_that_are_no_runs(tmp_path):
     (tmp_path / "precious.txt").write_text("keep me")
-    done = convcvx(*SMALL, "--out", tmp_path, "--overwrite", code=2)
+    done = cli(*SMALL, "--out", tmp_path, "--overwrite", code=2)
     assert "no run folder" in done.stderr
     assert (tmp_path / "precious.txt").exists()
 
 
 def test_stopping_short_of_tol_is_exit_3(tmp_path):
-    done = convcvx(*SMALL[:-1], "1e-6", "--max-rounds", "1", "--out", tmp_path / "short", "--json", code=3)
+    done = cli(*SMALL[:-1], "1e-6", "--max-rounds", "1", "--out", tmp_path / "short", "--json", code=3)
     metrics = answer(done)
     assert metrics["status"] == "max_rounds"
     assert metrics["rel_gap"] > 1e-6
@@ -229,13 +208,13 @@ def test_stopping_short_of_tol_is_exit_3(tmp_path):
 def test_a_config_file_and_flags_that_beat_it(tmp_path):
     file = tmp_path / "options.toml"
     file.write_text('data = "digits"\nlimit = 100\nkernel-size = 5\nbeta_ratio = 0.5\ntol = 0.1\n')
-    convcvx("train", "--config", file, "--beta-ratio", "0.6", "--out", tmp_path / "run")
+    cli("train", "--config", file, "--beta-ratio", "0.6", "--out", tmp_path / "run")
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (config["limit"], config["kernel_size"], config["beta_ratio"]) == (100, "5", 0.6)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--beta", "-1"], "beta must be a positive float; got -1.0"),
         (["--beta", "1", "--beta-ratio", "0.1"], "not both"),
@@ -259,17 +238,16 @@ def test_a_config_file_and_flags_that_beat_it(tmp_path):
         (["--no-such-option"], "No such option"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_2(arguments, said, tmp_path):
-    done = convcvx("train", "--limit", "100", *arguments, "--out", tmp_path / "run", code=2)
-    assert said in " ".join(done.stderr.split())
-    assert "Traceback" not in done.stderr
+def test_bad_input_is_named_and_exit_2(arguments, message, tmp_path):
+    done = cli("train", "--limit", "100", *arguments, "--out", tmp_path / "run", code=2)
+    assert message in " ".join(done.stderr.split())
     assert not (tmp_path / "run").exists()  # the corrected command need not clear anything away
 
 
 def test_cuda_that_is_not_there_is_bad_input(tmp_path):
     if torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
-    assert "cuda" in convcvx("train", "--device", "cuda", "--out", tmp_path / "run", code=2).stderr
+    assert "cuda" in cli("train", "--device", "cuda", "--out", tmp_path / "run", code=2).stderr
 
 
 def test_paths_are_printed_whole_and_as_they_are(capsys, monkeypatch):
@@ -280,40 +258,40 @@ def test_paths_are_printed_whole_and_as_they_are(capsys, monkeypatch):
 
 
 def test_help_teaches():
-    assert "weight_decay" in " ".join(convcvx("train", "--help").stdout.split())
-    assert "certify" in convcvx("--help").stdout
+    assert "weight_decay" in said(cli("train --help"))
+    assert "certify" in said(cli("--help"))
 
 
 def test_an_unfinished_run_cannot_be_certified(tmp_path):
     folder = tmp_path / "run"
-    convcvx(*SMALL, "--out", folder)
+    cli(*SMALL, "--out", folder)
     os.remove(folder / "model.safetensors")
-    assert "--resume" in convcvx("certify", folder, code=2).stderr
+    assert "--resume" in cli("certify", folder, code=2).stderr
 
 
 def test_a_preset_trains_on_the_data_named_beside_it(tmp_path):
     preset = ["train", "--preset", "cifar10-fast", "--data", "digits", "--limit", "150", "--dictionary", "20"]
     small = ["--kernel-size", "3", "--pool", "2"]
-    metrics = answer(convcvx(*preset, *small, "--out", tmp_path / "run", "--json"))
+    metrics = answer(cli(*preset, *small, "--out", tmp_path / "run", "--json"))
     assert metrics["test_accuracy"] > 0.5
     assert metrics["n_filters"] <= 20
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (config["data"], config["flips"], config["beta"]) == ("digits", True, None)
-    again = answer(convcvx("certify", tmp_path / "run", "--tol", "1", "--json"))
+    again = answer(cli("certify", tmp_path / "run", "--tol", "1", "--json"))
     assert again["primal"] == pytest.approx(metrics["primal"], rel=1e-6)
     assert again["beta"] == metrics["beta"]
-    resumed = answer(convcvx(*preset, *small, "--out", tmp_path / "run", "--resume", "--json"))
+    resumed = answer(cli(*preset, *small, "--out", tmp_path / "run", "--resume", "--json"))
     assert resumed["primal"] == pytest.approx(metrics["primal"], rel=1e-9)
 
 
 def test_filters_of_a_dictionary_that_slide_reach_a_lower_objective(tmp_path):
     train = ["train", "--limit", "300", "--pool", "2", "--dictionary", "16", "--max-rounds", "0", "--tol", "1"]
-    drawn = answer(convcvx(*train, "--beta-ratio", "0.01", "--out", tmp_path / "drawn", "--json"))
-    slid = answer(convcvx(*train, "--beta-ratio", "0.01", "--slide", "20", "--out", tmp_path / "slid", "--json"))
+    drawn = answer(cli(*train, "--beta-ratio", "0.01", "--out", tmp_path / "drawn", "--json"))
+    slid = answer(cli(*train, "--beta-ratio", "0.01", "--slide", "20", "--out", tmp_path / "slid", "--json"))
     assert slid["beta"] == drawn["beta"]
     assert slid["primal"] < 0.98 * drawn["primal"]
     assert slid["n_filters"] <= 16
-    done = convcvx(*train, "--tune", "0.2", "--slide", "2", "--crops", "1", "--out", tmp_path / "tuned")
+    done = cli(*train, "--tune", "0.2", "--slide", "2", "--crops", "1", "--out", tmp_path / "tuned")
     assert done.stdout.count("held-out error") > 6  # beta is chosen anew for the filters that slid
     assert "2 epochs of descent" in done.stdout
     assert "epoch 2 of 2: objective" in done.stdout

@@ -5,21 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import flat_problem
+from helpers.problems import flat_problem, problem_of
 
 from convcvx.budget import Budget
 from convcvx.data.datasets import spiral
 from convcvx.errors import InputError
 from convcvx.oracles import ExactOracle
-from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
 from convcvx.solvers.closed_form import analyse, whitened
-from convcvx.training.functional import patches_to_images
-from convcvx.training.plan import build_problem, solve_problem
+from convcvx.training.plan import solve_problem
 
 
-def plain(x: np.ndarray, y: np.ndarray, beta: float = 0.02, intercept: bool = False, loss: str = "squared") -> Problem:
-    return build_problem(patches_to_images(x), y, beta, spec=PatchSpec((1, 1)), intercept=intercept, loss=loss)
+def plain(x: np.ndarray, y: np.ndarray, beta: float = 0.02, intercept: bool = False, **options) -> Problem:
+    return problem_of(x, y, beta, intercept=intercept, **options)
 
 
 def gaussian(n: int, d: int, c: int = 3, seed: int = 0, **options) -> Problem:

@@ -1,17 +1,16 @@
-"""`convcvx compare` and `convcvx report` in real processes, on a copy of the shipped digits run."""
+"""`convcvx compare` and `convcvx report` on a copy of the shipped digits run."""
 
 from __future__ import annotations
 
 import base64
 import json
 import shutil
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from helpers.commands import DIGITS, answer, cli
 
 from convcvx.compare import CompareConfig, compare_job, reached
 from convcvx.errors import InputError, RunError
@@ -21,31 +20,13 @@ from convcvx.training.jobs import certify_job
 from convcvx.training.resolve import with_run_settings
 from convcvx.training.run import Run
 
-DIGITS = Path(__file__).parents[1] / "checkpoints" / "digits"
-
-
-def convcvx(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "convcvx.cli", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == code, done.stderr + done.stdout
-    return done
-
-
-def strict(text: str) -> dict:
-    """One JSON object, alone, without the Infinity and NaN that JSON does not know."""
-
-    def refuse(constant: str) -> None:
-        raise AssertionError(constant)
-
-    return json.loads(text, parse_constant=refuse)
-
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory) -> tuple[Path, dict, str]:
     folder = tmp_path_factory.mktemp("runs") / "digits"
     shutil.copytree(DIGITS, folder)
-    done = convcvx("compare", folder, "--optimizer", "sgd", "--epochs", 4, "--seeds", 2, "--finetune", "--json")
-    return folder, strict(done.stdout), done.stderr
+    done = cli("compare", folder, "--optimizer", "sgd", "--epochs", 4, "--seeds", 2, "--finetune", "--json")
+    return folder, answer(done), done.stderr
 
 
 def test_compare_keeps_the_contract(compared):
@@ -125,7 +106,7 @@ class Tags(HTMLParser):
 
 def test_the_report_is_well_formed_self_contained_and_says_what_the_run_says(compared):
     folder, result, _ = compared
-    path = Path(json.loads(convcvx("report", folder, "--json").stdout)["report"])
+    path = Path(answer(cli("report", folder, "--json"))["report"])
     text = path.read_text()
     ElementTree.fromstring(text)  # raises on any tag that is left open
     with pytest.raises(ElementTree.ParseError):

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
+from helpers.commands import answer, cli
 
 import convcvx
 from convcvx import ConvexCNNClassifier, ConvexCNNRegressor
-from convcvx.cli import app
 from convcvx.training.plan import beta_at, build_problem, find_beta_max
 
 RANDOM = np.random.default_rng(0)
@@ -58,13 +55,11 @@ def test_training_from_a_file_ends_at_once(tmp_path, constant):
     x, y = RANDOM.integers(0, 256, (20, 5, 5), dtype=np.uint8), RANDOM.standard_normal(20)
     x, y = (np.full_like(x, 7), y) if constant == "images" else (x, np.full_like(y, 1e3))
     np.savez(tmp_path / "set.npz", x_train=x, y_train=y, x_test=x, y_test=y)
-    options = ["--data", str(tmp_path / "set.npz"), "--out", str(tmp_path / "run"), "--json"]
-    done = CliRunner().invoke(app, ["train", *options])
-    assert done.exit_code == 0, done.output
-    metrics = json.loads(done.stdout)
+    options = ["--data", tmp_path / "set.npz", "--out", tmp_path / "run", "--json"]
+    metrics = answer(cli("train", *options))
     assert (metrics["beta_max"], metrics["beta"], metrics["n_filters"]) == (0.0, 1e-3, 0)
-    assert CliRunner().invoke(app, ["train", *options, "--resume"]).exit_code == 0
-    assert CliRunner().invoke(app, ["certify", str(tmp_path / "run")]).exit_code == 0
+    cli("train --resume", *options)
+    cli("certify", tmp_path / "run")
 
 
 def test_ids_are_classes_in_their_order():

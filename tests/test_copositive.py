@@ -8,7 +8,7 @@ import cvxpy as cp
 import numpy as np
 import pytest
 import torch
-from conftest import flat_problem
+from helpers.problems import flat_problem
 
 import convcvx
 from convcvx.arrangements.cells import cells, facets
@@ -26,29 +26,30 @@ from convcvx.training.plan import solve_problem
 # The oracle
 
 
-def dual_point(problem, seed: int = 0) -> torch.Tensor:
+def random_dual_point(problem, seed: int = 0) -> torch.Tensor:
     random = torch.Generator().manual_seed(seed)
-    z = torch.randn(problem.n, problem.n_outputs, generator=random, dtype=torch.float64)
-    return z - z.mean(dim=0)
+    point = torch.randn(problem.n, problem.n_outputs, generator=random, dtype=torch.float64)
+    return point - point.mean(dim=0)
 
 
 @pytest.mark.parametrize("dim", [1, 2, 3, 4])
 @pytest.mark.parametrize("pooling", [None, "none"])
 def test_the_relaxed_bound_meets_the_exact_one(dim, pooling):
     problem = flat_problem(6, n_patches=2, dim=dim, pooling=pooling, seed=dim)
-    z = dual_point(problem, dim)
-    exact, found = ExactOracle()(problem, z, n_filters=2), CopositiveOracle()(problem, z, n_filters=2)
+    dual_point = random_dual_point(problem, dim)
+    exact, found = ExactOracle()(problem, dual_point, n_filters=2), CopositiveOracle()(problem, dual_point, n_filters=2)
     assert found.scope == "global"
     assert float(exact.values[0]) <= found.upper_bound <= exact.upper_bound * (1 + 1e-8)
     assert float(found.values[0]) == pytest.approx(float(exact.values[0]), rel=1e-8)
     assert found.stats["looseness"] < 1e-8
-    assert found.upper_bound > 1.01 * float(CopositiveOracle()(problem, 0.9 * z).upper_bound)  # negative control
+    shorter = CopositiveOracle()(problem, 0.9 * dual_point)
+    assert found.upper_bound > 1.01 * float(shorter.upper_bound)  # negative control
 
 
 def test_the_bound_holds_whatever_the_backend_answers(monkeypatch):
     problem = flat_problem(6, n_patches=2, dim=3)
-    z = dual_point(problem)
-    exact = float(ExactOracle()(problem, z).values[0])
+    dual_point = random_dual_point(problem)
+    exact = float(ExactOracle()(problem, dual_point).values[0])
     random = np.random.default_rng(0)
 
     class Liar:
@@ -60,7 +61,7 @@ def test_the_bound_holds_whatever_the_backend_answers(monkeypatch):
             return types.SimpleNamespace(x=np.where(answers > 1, np.nan, answers), z=np.full(self.sizes[1], np.nan))
 
     monkeypatch.setattr("clarabel.DefaultSolver", Liar)
-    found = CopositiveOracle()(problem, z)
+    found = CopositiveOracle()(problem, dual_point)
     assert found.upper_bound >= exact
     assert found.upper_bound > exact * (1 + 1e-3)  # negative control: the lies did arrive
 
@@ -68,7 +69,7 @@ def test_the_bound_holds_whatever_the_backend_answers(monkeypatch):
 def test_too_many_cells_are_refused():
     problem = flat_problem(200, n_patches=3, dim=4)
     with pytest.raises(InputError, match=r"oracle='copositive' would list .* use oracle='branch-and-bound'"):
-        CopositiveOracle()(problem, dual_point(problem))
+        CopositiveOracle()(problem, random_dual_point(problem))
 
 
 def test_certificates_can_rest_on_the_relaxation():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import flat_problem
+from helpers.problems import flat_problem, planted_problem
 
 from convcvx.budget import Budget
 from convcvx.data import datasets as data
@@ -131,27 +131,16 @@ def test_all_roads_lead_to_the_same_optimum_on_mnist(shared_data: Path, r, c, p,
 
 
 def planted(seed: int) -> tuple[Problem, float]:
-    """A problem with a known optimum: a dual point Z first, β = max g, targets that make Z the residual there.
-
-    Rows and Z are invariant under x → -x, hence g(u) = g(-u) and both filters are optimal.
-    """
+    """A problem with a known optimum, of any rank, pooling, loss and number of outputs."""
     random = torch.Generator().manual_seed(seed)
     r, c, p = 1 + seed % 3, 2 + seed % 9, 1 + seed % 4
     loss = ("squared", "cross-entropy")[seed // 2 % 2]
     half = torch.randn(5, p, r, generator=random, dtype=torch.float64)
     blank = flat_problem(10, p, r, c, pooling="none", intercept=False)
     blank.responses.images.copy_(torch.cat([half, -half]).transpose(1, 2)[..., None])
-    z = torch.randn(5, c, generator=random, dtype=torch.float64) * (2e-3 if loss == "squared" else 1e-4)
-    z = torch.cat([z, z]) - z.mean(dim=1, keepdim=True).repeat(2, 1)
-    best = ExactOracle()(blank, z).filters[:1]
-    filters = torch.cat([best, -best])
-    correlations = blank.responses.correlate(filters, z)
-    beta = float(correlations.flatten(1).norm(dim=1).max())
-    weights = correlations / beta * torch.tensor([0.6, 0.2])[:, None, None]
-    predictions = blank.responses.predict(filters, weights, torch.zeros(c))
-    mean = predictions if loss == "squared" else predictions.softmax(dim=1)
-    problem = Problem.build(blank.responses, mean + 10 * z, beta, loss, intercept=False)
-    return problem, problem.primal(predictions, weights)
+    charges = torch.randn(5, c, generator=random, dtype=torch.float64) * (2e-3 if loss == "squared" else 1e-4)
+    charges = charges - charges.mean(dim=1, keepdim=True)
+    return planted_problem(blank, torch.cat([charges, charges]), loss)
 
 
 @pytest.mark.parametrize("seed", [s if s < 16 else pytest.param(s, marks=pytest.mark.slow) for s in range(200)])

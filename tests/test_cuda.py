@@ -8,6 +8,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from helpers.batches import both_on_every_cone
+from helpers.commands import Quiet
+from helpers.problems import random_parameters
+from helpers.rows import random_rows
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
@@ -30,10 +34,6 @@ from convcvx.stack.features import fit_link, stream_features
 from convcvx.stack.jobs import StackRun, stack_job
 from convcvx.stack.options import StackConfig
 from convcvx.training.plan import build_problem, solve_problem
-from tests.conftest import random_parameters
-from tests.test_batches import both_on_every_cone
-from tests.test_branch_and_bound import random_rows
-from tests.test_stack import Quiet
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
 
@@ -60,12 +60,12 @@ def every_pass(p) -> list[torch.Tensor]:
 
     responses, batch = p.responses, torch.arange(0, 300, 7)
     predictions = responses.predict(filters, weights, intercept)
-    dual = p.dual_point(predictions)
+    dual_point = p.dual_point(predictions)
     return [
         predictions,
         *responses.gram(filters, p.targets),
-        responses.correlate(filters, dual),
-        *responses.ascent(filters, dual, weights),
+        responses.correlate(filters, dual_point),
+        *responses.ascent(filters, dual_point, weights),
         *responses.gradients(filters, weights, intercept, residual),
         responses.rows(batch.to(responses.device)).cpu(),
     ]
@@ -91,8 +91,10 @@ def test_gated_features_agree_with_the_cpu(size):
         random = torch.Generator().manual_seed(0)
         features = GatedResponses(p.responses, sample_gates(p.responses, 7, 0))
         weights = torch.randn(*features.shape, p.n_outputs, generator=random, dtype=torch.float64)
-        dual = p.dual_point(p.constant_predictions())
-        passes.append([features.apply(weights), features.adjoint(dual), features.matrix(), *features.gram(p.targets)])
+        dual_point = p.dual_point(p.constant_predictions())
+        passes.append(
+            [features.apply(weights), features.adjoint(dual_point), features.matrix(), *features.gram(p.targets)]
+        )
     for ours, theirs in zip(*passes, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-10 * float(theirs.abs().max()))
 

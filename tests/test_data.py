@@ -6,7 +6,6 @@ import functools
 import gzip
 import hashlib
 import http.server
-import os
 import pickle
 import random
 import socket
@@ -20,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.data import Bomb, keras_arrays, write_images
 from PIL import Image
 
 from convcvx._compat import import_torchvision
@@ -28,16 +28,6 @@ from convcvx.data import sources as data_sources
 from convcvx.data.augment import randomly_moved, shifted
 from convcvx.data.datasets import check_images, check_targets, load, split
 from convcvx.errors import DataError, InputError
-
-
-def keras_arrays(n=12, n_test=6, shape=(5, 4), n_classes=3):
-    rng = np.random.default_rng(0)
-    return {
-        "x_train": rng.integers(0, 256, (n, *shape), dtype=np.uint8),
-        "y_train": np.arange(n) % n_classes,
-        "x_test": rng.integers(0, 256, (n_test, *shape), dtype=np.uint8),
-        "y_test": np.arange(n_test) % n_classes,
-    }
 
 
 @pytest.fixture
@@ -236,11 +226,6 @@ def test_an_empty_training_set_is_refused(save):
     refused("x_train is empty", save(**empty, y_test=np.zeros(6)))
 
 
-class Bomb:
-    def __reduce__(self):
-        return os._exit, (66,)
-
-
 def test_a_file_that_is_no_npz_is_refused_and_never_unpickled(tmp_path, save):
     path = tmp_path / "other.npz"
     for content in (b"", b"nonsense", pickle.dumps(Bomb()), b"PK\x03\x04", b"PK\x05\x06" + bytes(18)):
@@ -301,18 +286,6 @@ def test_check_targets_gives_classes_or_real_values():
 
 
 # Image folders
-
-
-def write_images(root: Path, mode="L", sizes=((6, 5),)):
-    rng = np.random.default_rng(0)
-    for part, count in (("train", 4), ("test", 2)):
-        for label in ("cat", "dog"):
-            (root / part / label).mkdir(parents=True, exist_ok=True)
-            for i in range(count):
-                size = sizes[i % len(sizes)]
-                pixels = rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-                Image.fromarray(pixels).convert(mode).save(root / part / label / f"{i}.png")
-    return root
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("1", 1), ("RGB", 3), ("RGBA", 3), ("P", 3)])

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.problems import digits_problem
 
 from convcvx.data.augment import VERSIONS, shifted
 from convcvx.data.datasets import load
@@ -32,10 +33,8 @@ from convcvx.training.plan import build_problem
 SPEC = PatchSpec((3, 3), hidden_bias=True, contrast=0.01, whiten=0.1)
 
 
-def digits(n: int = 150, *, flips: bool = False, **options) -> Problem:
-    train, _ = load("digits", limit=n)
-    options = {"spec": SPEC, "pooling": 2, "dtype": torch.float64} | options
-    return build_problem(train.images, train.targets, flips=flips, **options)
+def digits(n: int = 150, **options) -> Problem:
+    return digits_problem(n, **{"spec": SPEC, "pooling": 2, "dtype": torch.float64} | options)
 
 
 @pytest.fixture(scope="module")

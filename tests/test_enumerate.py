@@ -8,6 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from helpers.rows import charged
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,12 +24,6 @@ from convcvx.responses.passes import Responses
 
 TIGHT = {1: 1e-12, 2: 1e-12, 3: 1e-11, 4: 1e-9, 5: 1e-9}
 """How far the bound may lie above the best filter, by rank."""
-
-
-def charged(rows, charges, pool=None, n_cells: int = 1, slack: float = 0.0) -> ChargedRows:
-    rows, charges = np.asarray(rows, dtype=float), np.asarray(charges, dtype=float)
-    pool = np.zeros(len(rows), dtype=np.int64) if pool is None else pool
-    return ChargedRows(rows, pool, charges, n_cells, torch.eye(rows.shape[1], dtype=torch.float64), slack)
 
 
 def gaussian(n: int, d: int, c: int, n_cells: int, seed: int, spread: float = 1.0) -> ChargedRows:
@@ -309,11 +304,11 @@ def test_single_patch_and_no_charge() -> None:
     images[0, 0, 0, 0] = 0.5
     responses = Responses(images, PatchEmbedding.fit(images, PatchSpec((2, 2))), dtype=torch.float64)
     problem = Problem.build(responses, torch.tensor([[1.0, 2.0]], dtype=torch.float64), 1.0, intercept=False)
-    dual = torch.tensor([[3.0, -4.0]], dtype=torch.float64)
-    result = ExactOracle()(problem, dual)
+    dual_point = torch.tensor([[3.0, -4.0]], dtype=torch.float64)
+    result = ExactOracle()(problem, dual_point)
     assert result.upper_bound == pytest.approx(2.5, rel=1e-13)
     assert result.upper_bound >= 2.5
-    assert ExactOracle()(problem, 0 * dual).upper_bound == 0.0
+    assert ExactOracle()(problem, 0 * dual_point).upper_bound == 0.0
 
 
 @pytest.mark.parametrize(("loss", "bias"), [("squared", True), ("cross-entropy", False)])
@@ -323,11 +318,11 @@ def test_rank_four_with_bias_cells_and_outputs(loss: str, bias: bool) -> None:
     embedding = PatchEmbedding.fit(images, PatchSpec((2, 2), (1 + bias, 1 + bias), hidden_bias=bias))
     responses = Responses(images, embedding, Pooling.of("1" if bias else "2x1"), dtype=torch.float64)
     problem = Problem.build(responses, torch.arange(3), 1e-3, loss)
-    dual = problem.dual_point(problem.constant_predictions())
-    result = ExactOracle()(problem, dual, n_filters=3)
-    values = responses.correlate(result.filters, dual).flatten(1).norm(dim=1)
+    dual_point = problem.dual_point(problem.constant_predictions())
+    result = ExactOracle()(problem, dual_point, n_filters=3)
+    values = responses.correlate(result.filters, dual_point).flatten(1).norm(dim=1)
     torch.testing.assert_close(values, result.values, rtol=1e-12, atol=1e-15)
-    others = responses.correlate(torch.as_tensor(sphere(20000, responses.dim)), dual).flatten(1).norm(dim=1)
+    others = responses.correlate(torch.as_tensor(sphere(20000, responses.dim)), dual_point).flatten(1).norm(dim=1)
     assert float(others.max()) <= result.upper_bound <= float(result.values[0]) * (1 + 1e-9)
 
 
@@ -339,11 +334,11 @@ def test_on_a_problem_with_overlapping_pooling(loss: str, rank: int) -> None:
     embedding = PatchEmbedding.fit(images, PatchSpec(rank=rank))
     responses = Responses(images, embedding, Pooling.of("window:2,1"), dtype=torch.float64)
     problem = Problem.build(responses, torch.arange(6) % 3, 1e-3, loss)
-    dual = problem.dual_point(problem.constant_predictions())
-    result = ExactOracle()(problem, dual, n_filters=3)
-    values = responses.correlate(result.filters, dual).flatten(1).norm(dim=1)
+    dual_point = problem.dual_point(problem.constant_predictions())
+    result = ExactOracle()(problem, dual_point, n_filters=3)
+    values = responses.correlate(result.filters, dual_point).flatten(1).norm(dim=1)
     torch.testing.assert_close(values, result.values, rtol=1e-12, atol=1e-15)
-    others = responses.correlate(torch.as_tensor(sphere(5000, rank)), dual).flatten(1).norm(dim=1)
+    others = responses.correlate(torch.as_tensor(sphere(5000, rank)), dual_point).flatten(1).norm(dim=1)
     assert float(others.max()) <= result.upper_bound
     assert result.upper_bound <= float(result.values[0]) * (1 + 1e-10)
     assert ExactOracle.name == "exact"

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
+from helpers.commands import DIGITS, answer, cli, refused, said
 
-from convcvx.cli import app
 from convcvx.errors import InputError, RunError
+from convcvx.network.architecture import Architecture
 from convcvx.network.export import FORMATS, export
-from convcvx.network.two_layer import Architecture, TwoLayerCNN, two_layer_cnn
+from convcvx.network.two_layer import TwoLayerCNN, two_layer_cnn
 from convcvx.stack.network import Link, StackedCNN
 
 PLAIN = Architecture((2, 9, 8), 5, 3, (3, 2), stride=(2, 1), padding=(1, 0), pool="2x3", hidden_bias=True)
@@ -72,19 +70,18 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
 
 def test_the_command_exports_runs_and_stacks(tmp_path):
     run = tmp_path / "digits"
-    shutil.copytree(Path(__file__).parents[1] / "checkpoints" / "digits", run)
+    shutil.copytree(DIGITS, run)
     (tmp_path / "stack.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(stacked().to_bytes())
     for folder in (run, tmp_path):
-        done = CliRunner().invoke(app, ["export", str(folder), "--to", "torch", "--json"])
-        result = json.loads(done.stdout)
-        assert (result["file"], result["status"], done.exit_code) == (str(folder / "model.pt2"), "done", 0)
+        result = answer(cli("export --to torch --json", folder))
+        assert (result["file"], result["status"]) == (str(folder / "model.pt2"), "done")
         assert result["difference"] < 1e-6
     images = torch.rand(4, 1, 8, 8)
     torch.testing.assert_close(FORMATS["torch"].run(str(run / "model.pt2"), images), two_layer_cnn(run)(images))
-    assert CliRunner().invoke(app, ["export", str(run / "none")]).exit_code == 2
+    refused("export", run / "none")
 
 
-def test_help_names_the_packages_that_onnx_needs():
-    shown = CliRunner().invoke(app, ["export", "--help"], env={"COLUMNS": "200"}).output
-    assert "convcvx[onnx]" in shown
+def test_help_names_the_packages_that_onnx_needs(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert "convcvx[onnx]" in said(cli("export --help"))

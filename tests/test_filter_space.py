@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.commands import DIGITS, Quiet
 from safetensors.torch import save_file
 from torch import nn
 
@@ -21,12 +22,6 @@ from convcvx.training.resolve import fitted_embedding, load_data, with_run_setti
 from convcvx.training.run import Run
 
 CONFIG = TrainConfig(limit=30, kernel_size="3", stride="2", pool="2", rank=2, beta_ratio=0.3, tol=0.1, device="cpu")
-
-
-class Quiet:
-    def begin(self, text: str) -> None: ...
-
-    def __call__(self, solution, beta: float) -> None: ...
 
 
 def trained(folder: Path, config: TrainConfig = CONFIG) -> Run:
@@ -182,7 +177,7 @@ def test_a_network_that_fails_its_check_leaves_what_was_trained(tmp_path, monkey
 
 def test_files_of_earlier_versions_are_read():
     """They know no `paired`."""
-    run = Run(Path(__file__).parents[1] / "checkpoints" / "digits")
+    run = Run(DIGITS)
     stored = run.load_embedding()
     assert fitted_embedding(run.config, load_data(run.config)[0].images, stored).spec == stored.spec
     assert json.loads((run.folder / "certificate.json").read_text())["scope"]

@@ -13,11 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.commands import DIGITS, answer, cli, refused, said
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from typer.testing import CliRunner, Result
 
-from convcvx.cli import app
 from convcvx.data.datasets import Dataset
 from convcvx.data.images import StreamedImages
 from convcvx.errors import DataError, RunError
@@ -29,23 +28,12 @@ from convcvx.training.origin import Origin
 from convcvx.training.run import FILES, Run
 
 SMALL = "--limit 40 --stride 2 --rank 2 --pool 2 --beta-ratio .1 --tol .1"
-CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "digits"
-
-
-def convcvx(command: str, *options: object, code: int = 0) -> Result:
-    result = CliRunner().invoke(app, [*command.split(), *map(str, options)])
-    assert result.exit_code == code, result.output
-    return result
-
-
-def said(result: Result) -> str:
-    return " ".join(result.output.split())
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained") / "run"
-    convcvx(f"train {SMALL}", "--out", folder)
+    cli(f"train {SMALL}", "--out", folder)
     return folder
 
 
@@ -61,7 +49,7 @@ def test_a_folder_with_a_config_of_another_program_is_not_overwritten(tmp_path):
     (tmp_path / "config.json").write_text('{"architectures": ["Bert"]}')
     (tmp_path / "model.safetensors").write_text("weights")
     for options in ("--overwrite", "--resume", ""):
-        convcvx(f"train {SMALL} {options}", "--out", tmp_path, code=2)
+        cli(f"train {SMALL} {options}", "--out", tmp_path, code=2)
     assert (tmp_path / "model.safetensors").read_text() == "weights"
     assert sorted(os.listdir(tmp_path)) == ["config.json", "model.safetensors"]
 
@@ -78,7 +66,7 @@ def test_the_options_of_a_run_among_other_files_make_no_run(run, tmp_path):
 
 
 def test_runs_of_earlier_versions_are_runs(tmp_path):
-    old = Path(shutil.copytree(CHECKPOINT, tmp_path / "old"))
+    old = Path(shutil.copytree(DIGITS, tmp_path / "old"))
     run = Run.new(old, overwrite=True)
     assert run.origin is None
     assert run.config.data == "digits"
@@ -89,7 +77,7 @@ def test_files_of_the_user_stay_in_a_run_that_is_overwritten(run):
     (run / "models").mkdir()
     (run / "models" / "model.safetensors").write_text("mine, too")
     (run / "report.html").write_text("of the old run")
-    convcvx(f"train {SMALL} --seed 1 --overwrite", "--out", run)
+    cli(f"train {SMALL} --seed 1 --overwrite", "--out", run)
     assert Run(run).config.seed == 1
     assert (run / "notes.txt").read_text() == "mine"
     assert (run / "models" / "model.safetensors").read_text() == "mine, too"
@@ -126,9 +114,9 @@ def test_moving_on_removes_files_of_ours_only(old, new, tmp_path_factory):
 def test_a_second_process_is_told_that_the_first_one_works_there(run):
     with Run(run).held():
         for command in (f"train {SMALL} --overwrite", "train --resume"):
-            assert "another process works in" in said(convcvx(command, "--out", run, code=2))
-        convcvx("certify --tol 1", run)  # reading needs no lock
-    convcvx("train --resume", "--out", run)
+            assert "another process works in" in refused(command, "--out", run)
+        cli("certify --tol 1", run)  # reading needs no lock
+    cli("train --resume", "--out", run)
 
 
 def test_a_lock_ends_with_its_process_however_that_ends(tmp_path):
@@ -158,13 +146,13 @@ def test_a_run_of_which_nothing_but_half_a_file_was_written_begins_with_resume(t
     run = tmp_path / "run"
     run.mkdir()
     (run / ".config.json.tmp").write_text("{")
-    assert "nothing has begun" in said(convcvx(f"train {SMALL} --resume", "--out", run))
+    assert "nothing has begun" in said(cli(f"train {SMALL} --resume", "--out", run))
     assert not list(run.glob(".*"))
 
 
 def test_a_resumed_run_has_its_environment(run):
     (run / "environment.json").unlink()
-    convcvx("train --resume", "--out", run)
+    cli("train --resume", "--out", run)
     assert "versions" in json.loads((run / "environment.json").read_text())
 
 
@@ -172,9 +160,9 @@ def test_what_an_earlier_version_left_of_an_interrupted_overwrite_is_named_and_p
     """It moved the old run aside first."""
     aside = tmp_path / ".run.replaced"
     run.rename(aside)
-    assert str(aside) in said(convcvx("certify", run, code=2))
-    assert str(aside) in said(convcvx("report", run, code=2))
-    convcvx("train --resume", "--out", run)
+    assert str(aside) in refused("certify", run)
+    assert str(aside) in refused("report", run)
+    cli("train --resume", "--out", run)
     assert os.listdir(tmp_path) == ["run"]
     assert (run / "metrics.json").exists()
 
@@ -184,11 +172,11 @@ def test_two_interrupted_overwrites_of_an_earlier_version_end_with_a_finished_ru
     shutil.copytree(run, tmp_path / ".run.replaced")
     for name in ("metrics.json", "certificate.json", "model.safetensors"):
         (run / name).unlink()
-    assert "interrupted --overwrite left" in said(convcvx(f"train {SMALL}", "--out", run, code=2))
+    assert "interrupted --overwrite left" in refused(f"train {SMALL}", "--out", run)
     before = (tmp_path / ".run.replaced" / "model.safetensors").read_bytes()
-    convcvx("train --data nowhere.npz --overwrite", "--out", run, code=2)
+    cli("train --data nowhere.npz --overwrite", "--out", run, code=2)
     assert (tmp_path / ".run.replaced" / "model.safetensors").read_bytes() == before
-    convcvx(f"train {SMALL} --seed 1 --overwrite", "--out", run)
+    cli(f"train {SMALL} --seed 1 --overwrite", "--out", run)
     assert os.listdir(tmp_path) == ["run"]
     assert Run(run).config.seed == 1
 
@@ -196,16 +184,16 @@ def test_two_interrupted_overwrites_of_an_earlier_version_end_with_a_finished_ru
 @pytest.mark.parametrize("size", [245, 255])
 def test_names_as_long_as_the_file_system_allows_are_fine(size, tmp_path):
     run = tmp_path / ("n" * size)
-    convcvx(f"train {SMALL}", "--out", run)
-    convcvx(f"train {SMALL} --seed 1 --overwrite", "--out", run)
+    cli(f"train {SMALL}", "--out", run)
+    cli(f"train {SMALL} --seed 1 --overwrite", "--out", run)
     assert os.listdir(tmp_path) == [run.name]
 
 
 def test_a_longer_name_is_refused_before_any_training(tmp_path):
-    done = convcvx(f"train {SMALL}", "--out", tmp_path / ("n" * 256), code=2)
+    done = cli(f"train {SMALL}", "--out", tmp_path / ("n" * 256), code=2)
     assert "256 bytes" in done.output
     assert "training on" not in done.output
-    assert "nnn" in said(convcvx("certify", tmp_path / ("n" * 256), code=2))
+    assert "nnn" in refused("certify", tmp_path / ("n" * 256))
 
 
 def test_a_disk_that_is_full_in_the_middle_of_a_file_leaves_no_half_of_it(run, monkeypatch):
@@ -215,7 +203,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_file_leaves_no_half_of_it(run, m
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    assert "No space left on device; mend that" in said(convcvx("report", run, code=2))
+    assert "No space left on device; mend that" in refused("report", run)
     assert sorted(os.listdir(run)) == before
 
 
@@ -238,27 +226,27 @@ def test_a_run_finds_its_data_from_anywhere_and_takes_no_others(files, tmp_path,
     a, b = files
     run = tmp_path / "run"
     monkeypatch.chdir(a)
-    convcvx(f"train --data data.npz {SMALL}", "--out", run, code=0)
+    cli(f"train --data data.npz {SMALL}", "--out", run, code=0)
     primal = json.loads((run / "metrics.json").read_text())["primal"]
     monkeypatch.chdir(b)
-    certified = json.loads(convcvx("certify --tol 1 --json", run).stdout)
+    certified = answer(cli("certify --tol 1 --json", run))
     assert certified["primal"] == pytest.approx(primal, rel=1e-9)
     assert json.loads((run / "config.json").read_text())["data"] == "data.npz"
-    others = said(convcvx("certify --data data.npz --tol 1 --json", run, code=2))  # asked for by name
+    others = refused("certify --data data.npz --tol 1 --json", run)  # asked for by name
     assert "another filter space than these options on these images give" in others
     (a / "data.npz").rename(tmp_path / "moved.npz")
     for command in ("certify", "compare --epochs 1", "train --resume --out"):
-        refused = said(convcvx(command, run, code=2))
-        assert str(b / "data.npz") in refused
-        assert str(a / "data.npz") in refused
+        message = refused(command, run)
+        assert str(b / "data.npz") in message
+        assert str(a / "data.npz") in message
     shutil.copy(tmp_path / "moved.npz", b / "data.npz")  # where the option says, seen from here
-    convcvx("train --resume", "--out", run)
+    cli("train --resume", "--out", run)
 
 
 @pytest.mark.parametrize("content", ["[]", "5", "{}", '{"options": 1, "paths": {}, "sets": {}}', '{"a": 1}', "{"])
 def test_a_damaged_record_of_the_data_is_one_error(run, content):
     (run / "data.json").write_text(content)
-    assert "data.json" in said(convcvx("certify", run, code=2))
+    assert "data.json" in refused("certify", run)
 
 
 def dataset(streamed: bool = False) -> Dataset:

@@ -7,12 +7,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from conftest import flat_problem, random_parameters
+from helpers.commands import answer, cli
+from helpers.problems import flat_problem, random_parameters
 from scipy.optimize import minimize
-from typer.testing import CliRunner
 
 from convcvx.budget import Budget
-from convcvx.cli import app
 from convcvx.oracles import ExactOracle, LocalOracle
 from convcvx.problem import Problem
 from convcvx.solution import Solution
@@ -118,13 +117,10 @@ def test_patches_that_are_all_zero_leave_the_constant():
 
 
 def test_the_command_line_runs_and_resumes_it(tmp_path):
-    options = ["--data", "digits", "--limit", "40", "--kernel-size", "2", "--stride", "2", "--rank", "2"]
-    options += ["--solver", "frank-wolfe", "--beta-ratio", "0.3", "--tol", "1e-6", "--out", str(tmp_path / "run")]
-    run = CliRunner()
-    assert run.invoke(app, ["train", *options, "--max-rounds", "4"]).exit_code == 3
-    result = run.invoke(app, ["train", *options, "--max-rounds", "8", "--resume", "--json"])
-    assert result.exit_code == 3
-    assert '"rounds": 8' in result.stdout
+    train = "train --data digits --limit 40 --kernel-size 2 --stride 2 --rank 2 --beta-ratio 0.3 --tol 1e-6"
+    train = f"{train} --solver frank-wolfe --json --out"
+    cli(train, tmp_path / "run", "--max-rounds", 4, code=3)
+    assert answer(cli(train, tmp_path / "run", "--max-rounds", 8, "--resume", code=3))["rounds"] == 8
 
 
 # Sparse optima

@@ -22,15 +22,15 @@ from time import process_time
 import numpy as np
 import pytest
 import torch
+from helpers.commands import DIGITS, invoke
+from helpers.data import keras_arrays, write_images
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from PIL import Image
-from typer.testing import CliRunner
 
 import convcvx.compare
 import convcvx.training.jobs
-from convcvx.cli import app
 from convcvx.data.datasets import check_images, check_targets, load
 from convcvx.data.idx_files import NAMES, read_idx
 from convcvx.data.image_folder import ENDINGS
@@ -44,7 +44,6 @@ from convcvx.training.plan import build_problem
 from convcvx.training.progress import peak_memory_mb
 from convcvx.training.run import Run
 
-DIGITS = Path(__file__).parents[1] / "checkpoints" / "digits"
 FEW, MANY = 25, 340
 """Inputs of each kind, in the quick run and in the slow one."""
 SECONDS, MEGABYTES = 20.0, 1500.0
@@ -143,17 +142,9 @@ def mutated(data: st.DataObject, content: bytes) -> bytes:
     return bytes(changed)
 
 
-def keras() -> dict[str, np.ndarray]:
-    x, y = np.arange(6 * 12, dtype=np.uint8).reshape(6, 4, 3), np.arange(6) % 2
-    return {"x_train": x, "y_train": y, "x_test": x, "y_test": y}
-
-
-def write_images(root: Path, ending: str = ".png") -> Path:
-    for part in ("train", "test"):
-        for name in ("a", "b"):
-            (root / part / name).mkdir(parents=True)
-            Image.new("RGB", (5, 4), (9, 99, 199)).save(root / part / name / f"0{ending}")
-    return root
+KERAS = keras_arrays(6, 6, (4, 3), 2)
+FEW = {"mode": "RGB", "sizes": [(5, 4)], "classes": ("a", "b"), "counts": (1, 1)}
+"""Options of `write_images`: an image a class, in folders with names that `WORDS` meets."""
 
 
 def files(data: st.DataObject) -> None:
@@ -162,15 +153,15 @@ def files(data: st.DataObject) -> None:
         root = Path(name)
         if kind == "npz":
             file = root / "set.npz"
-            (np.savez if data.draw(st.booleans()) else np.savez_compressed)(file, **keras())
+            (np.savez if data.draw(st.booleans()) else np.savez_compressed)(file, **KERAS)
             source = file
         elif kind == "npy":
-            for key, array in keras().items():
+            for key, array in KERAS.items():
                 np.save(root / f"{key}.npy", array)
-            file, source = root / f"{data.draw(st.sampled_from(list(keras())))}.npy", root
+            file, source = root / f"{data.draw(st.sampled_from(list(KERAS)))}.npy", root
         elif kind == "image":
             ending = data.draw(st.sampled_from(ENDINGS))
-            source = write_images(root, ".png" if ending == ".pgm" else ending)
+            source = write_images(root, ending=".png" if ending == ".pgm" else ending, **FEW)
             file = next(source.rglob("0.*"))
         else:
             file = root / data.draw(st.sampled_from([stem + end for stem in NAMES.values() for end in ("", ".gz")]))
@@ -228,7 +219,7 @@ WORDS = st.sampled_from(
 
 def folders(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as name:
-        root = write_images(Path(name, "set"))
+        root = write_images(Path(name, "set"), **FEW)
         for _ in range(data.draw(st.integers(1, 6))):
             place = Path(root, *data.draw(st.lists(WORDS, min_size=1, max_size=4)))
             kind = data.draw(st.sampled_from(["folder", "file", "image", "link", "pipe"]))
@@ -275,10 +266,9 @@ COMMANDS = {
 }  # fmt: skip
 
 
-def invoked(*arguments: str) -> None:
-    done = CliRunner().invoke(app, list(arguments))
-    assert done.exit_code in (0, 2, 3), (arguments, done.output, done.exception)
-    assert done.exception is None or isinstance(done.exception, SystemExit), (arguments, done.exception)
+def stop_as_told(command: str, *options: object) -> None:
+    """Whatever the options, the command ends with a status of its own."""
+    assert invoke(command, *options).exit_code in (0, 2, 3), (command, options)
 
 
 def options(data: st.DataObject) -> None:
@@ -289,9 +279,9 @@ def options(data: st.DataObject) -> None:
         if command in ("train", "stack"):
             if "--limit" not in " ".join(given_options):
                 given_options.append("--limit=30")
-            invoked(command, *given_options, f"--out={folder}/run")
+            stop_as_told(command, *given_options, f"--out={folder}/run")
         else:
-            invoked(command, str(DIGITS), *given_options)
+            stop_as_told(command, DIGITS, *given_options)
 
 
 TOML = st.recursive(
@@ -317,7 +307,9 @@ def configs(data: st.DataObject) -> None:
         file = Path(folder, "options.toml")
         file.write_bytes(content)
         limited = ["--limit=30"] if data.draw(st.booleans()) else []
-        invoked(data.draw(st.sampled_from(["train", "stack"])), f"--config={file}", *limited, f"--out={folder}/run")
+        stop_as_told(
+            data.draw(st.sampled_from(["train", "stack"])), f"--config={file}", *limited, f"--out={folder}/run"
+        )
 
 
 KINDS = {kind.__name__: kind for kind in (arrays, files, run_folders, folders, options, configs)}

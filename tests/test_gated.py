@@ -8,7 +8,7 @@ import cvxpy as cp
 import numpy as np
 import pytest
 import torch
-from conftest import flat_problem, random_parameters
+from helpers.problems import flat_problem, problem_of, random_parameters
 from torch import Tensor
 
 from convcvx.arrangements.cells import cells
@@ -17,15 +17,13 @@ from convcvx.certificate import certify_parameters
 from convcvx.oracles import ExactOracle, SampledOracle
 from convcvx.oracles.base import OracleResult
 from convcvx.oracles.pattern_cones import PatternCones
-from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
 from convcvx.responses.gated import GatedResponses, embedded_rows, sample_gates
 from convcvx.solvers.gated import decompose, gated
 from convcvx.solvers.programs import gated as gated_program
 from convcvx.solvers.programs.gated import solve_gated
 from convcvx.solvers.programs.norms import NORMS
-from convcvx.training.functional import patches_to_images
-from convcvx.training.plan import build_problem, solve_problem
+from convcvx.training.plan import solve_problem
 
 
 def all_gates(problem: Problem) -> Tensor:
@@ -38,8 +36,7 @@ def scalar_problem(n_patches: int = 1, intercept: bool = True, beta: float = 0.0
     random = np.random.default_rng(1)
     patches = random.standard_normal((16, n_patches, 2))
     targets = np.abs(patches[:, :, 0]).mean(axis=1) + 0.1 * random.standard_normal(16)
-    spec = PatchSpec((1, 1))
-    return build_problem(patches_to_images(patches), targets, beta, spec=spec, intercept=intercept)
+    return problem_of(patches, targets, beta, intercept=intercept)
 
 
 # Gated responses
@@ -55,12 +52,13 @@ def test_gated_responses_are_linear_adjoint_and_relu_on_their_own_pattern(n_patc
     torch.testing.assert_close(features.apply(own), relu)
     other = GatedResponses(problem.responses, filters.flip(0))
     assert not torch.allclose(other.apply(own), relu)  # negative control
-    z = torch.randn(11, 3, dtype=torch.float64)
-    assert float((features.apply(own) * z).sum()) == pytest.approx(float((own * features.adjoint(z)).sum()))
+    dual_point = torch.randn(11, 3, dtype=torch.float64)
+    pulls = features.adjoint(dual_point)
+    assert float((features.apply(own) * dual_point).sum()) == pytest.approx(float((own * pulls).sum()))
     torch.testing.assert_close(features.matrix() @ own.flatten(0, 2), relu)
-    gram, moments = features.gram(z)
+    gram, moments = features.gram(dual_point)
     torch.testing.assert_close(gram[:-1, :-1], features.matrix().T @ features.matrix() / 11)
-    torch.testing.assert_close(moments[:-1], features.adjoint(z).flatten(0, 2) / 11)
+    torch.testing.assert_close(moments[:-1], pulls.flatten(0, 2) / 11)
 
 
 def test_features_recomputed_on_every_pass_are_those_kept(monkeypatch):

@@ -18,13 +18,12 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.commands import invoke
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
 import convcvx.training.fit
 import convcvx.training.jobs
 import convcvx.training.resolve
-from convcvx.cli import app
 from convcvx.data.datasets import Dataset
 from convcvx.problem import Problem
 from convcvx.training.journal import Checkpoint
@@ -88,13 +87,12 @@ class Disk:
         """The result of `command` with its --out in `root`; None if it was killed before operation `strike_at`."""
         self.root, self.count, self._strike_at, self._full = str(root), 0, strike_at, full
         try:
-            result = CliRunner().invoke(app, [*command.split(), "--out", str(root / "run"), "--json"])
+            result = invoke(command, "--out", root / "run", "--json")
         except Killed:
             self.kills += 1
             return None
         finally:
             self.root = None
-        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
         return result
 
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.problems import digits_problem, g
 
 from convcvx.budget import Budget
-from convcvx.data import datasets as data
 from convcvx.oracles import LocalOracle
 from convcvx.oracles.local import PERSISTENT, calibrate
 from convcvx.patches import PatchSpec
@@ -17,22 +17,16 @@ from convcvx.problem import Problem
 from convcvx.responses.passes import Responses
 from convcvx.solvers import sliding_frank_wolfe
 from convcvx.solvers.dictionary.filters import dictionary
-from convcvx.training.plan import build_problem
 
 
 @pytest.fixture
 def problem() -> Problem:
-    train, _ = data.load("digits", limit=1200)
-    return build_problem(train.images, train.targets, 1e-3, spec=PatchSpec(3, stride=2), pooling=2)
+    return digits_problem(1200, 1e-3, spec=PatchSpec(3, stride=2), pooling=2)
 
 
 @pytest.fixture
 def dual_point(problem) -> torch.Tensor:
     return problem.dual_point(problem.constant_predictions())
-
-
-def g(problem: Problem, filters: torch.Tensor, dual_point: torch.Tensor) -> torch.Tensor:
-    return problem.responses.correlate(filters, dual_point).flatten(1).norm(dim=1)
 
 
 def climbed_on(monkeypatch, oracle: LocalOracle, problem: Problem, dual_point: torch.Tensor, **options) -> tuple:
@@ -102,8 +96,7 @@ def test_climbs_reach_local_maxima(problem, dual_point):
 
 def test_whitened_starts_find_more_than_plain_ones(monkeypatch):
     """Near the optimum plain patches and directions mostly lead to filters that are there."""
-    train, _ = data.load("digits", limit=1200)
-    problem = build_problem(train.images, train.targets, 1e-3, spec=PatchSpec(4), pooling=2)
+    problem = digits_problem(1200, 1e-3, spec=PatchSpec(4), pooling=2)
     solution = sliding_frank_wolfe(problem, LocalOracle(), Budget(tol=1e-3, max_rounds=4))
     predictions = problem.responses.predict(solution.filters, solution.weights, solution.intercept)
     dual_point = problem.dual_point(predictions)

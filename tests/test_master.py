@@ -6,16 +6,14 @@ import cvxpy as cp
 import numpy as np
 import pytest
 import torch
-from conftest import flat_problem, random_parameters
+from helpers.problems import digits_problem, flat_problem, random_parameters
 from torch import Tensor
 
-from convcvx.data.datasets import load
 from convcvx.losses.table import LOSSES
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
 from convcvx.solvers.master import squared as group_lasso
 from convcvx.solvers.master.table import MasterResult, solve_master
-from convcvx.training.plan import build_problem
 
 
 def reference(problem: Problem, filters: Tensor) -> float:
@@ -189,8 +187,7 @@ def test_of_many_correlated_filters_few_enter(monkeypatch):
 
 def test_single_precision_reaches_its_tolerance_at_a_tiny_beta(monkeypatch):
     """A Gram matrix computed in float32 has eigenvalues below zero that outweigh the ridges β/η."""
-    train, _ = load("digits", limit=150)
-    problem = build_problem(train.images, train.targets, 1e-7, spec=PatchSpec(3), pooling=2, dtype=torch.float32)
+    problem = digits_problem(150, 1e-7, spec=PatchSpec(3), pooling=2, dtype=torch.float32)
     filters, _, _ = random_parameters(problem, 60, seed=0)
     assert _solved(problem, filters)
     # Negative control: the float32 Gram matrix as it is.
@@ -200,9 +197,8 @@ def test_single_precision_reaches_its_tolerance_at_a_tiny_beta(monkeypatch):
 
 def test_the_cross_entropy_bears_the_rounding_of_single_precision():
     """In float32 the Gram matrix of correlated responses is not positive definite, not even with the ridges on it."""
-    train, _ = load("digits", limit=150)
     options = {"spec": PatchSpec(3), "pooling": 2, "loss": "cross-entropy", "dtype": torch.float32}
-    problem = build_problem(train.images, train.targets, 1e-5, **options)
+    problem = digits_problem(150, 1e-5, **options)
     filters, _, _ = random_parameters(problem, 60, seed=0)
     result = solve_master(problem, filters, tol=1e-3)
     exact = solve_master(problem.with_dtype(torch.float64), filters, tol=1e-3)
@@ -243,8 +239,7 @@ def test_a_bad_start_does_not_keep_the_optimum_away(loss):
 def test_a_gram_matrix_that_rounding_made_indefinite_is_computed_in_double_precision(monkeypatch):
     """Filters that all but coincide, at a weight decay that single precision cannot see beside them."""
     monkeypatch.setattr(group_lasso, "NOISE", 1e9)  # the estimate of the noise, which is no bound, says all is well
-    train, _ = load("digits", limit=200)
-    problem = build_problem(train.images, train.targets, 1e-8, spec=PatchSpec((3, 3)), pooling=2, dtype=torch.float32)
+    problem = digits_problem(200, 1e-8, spec=PatchSpec((3, 3)), pooling=2, dtype=torch.float32)
     random = torch.Generator().manual_seed(0)
     filters = torch.nn.functional.normalize(torch.randn(12, 9, generator=random, dtype=torch.float64))
     filters = torch.nn.functional.normalize(torch.cat([filters, filters + 1e-6 * filters.roll(1, 0)]))

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.problems import digits_problem
 from torch.nn.functional import normalize
 
-from convcvx.data.datasets import load
 from convcvx.errors import InputError, RunError
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
@@ -17,16 +17,13 @@ from convcvx.solvers.dictionary.filters import dictionary
 from convcvx.solvers.dictionary.path import fit_dictionary, held_out
 from convcvx.solvers.slide.coordinates import balanced_gradients
 from convcvx.solvers.slide.descent import _fast_dtype, descend
-from convcvx.training.plan import build_problem
 from convcvx.training.run import Run
 
 SPEC = PatchSpec((3, 3), hidden_bias=True, whiten=0.1)
 
 
 def digits(n: int = 200, **options) -> Problem:
-    train, _ = load("digits", limit=n)
-    options = {"spec": SPEC, "pooling": 2, "dtype": torch.float64, "flips": True} | options
-    return build_problem(train.images, train.targets, 1e-3, **options)
+    return digits_problem(n, 1e-3, **{"spec": SPEC, "pooling": 2, "dtype": torch.float64, "flips": True} | options)
 
 
 @pytest.fixture(scope="module")

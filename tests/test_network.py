@@ -10,6 +10,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
+from helpers.data import Bomb
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -17,9 +18,10 @@ from torch import Tensor, nn
 from convcvx import TwoLayerCNN, TwoLayerCNN_Weights, two_layer_cnn
 from convcvx.data.datasets import load
 from convcvx.errors import InputError, RunError
+from convcvx.network.architecture import Architecture
 from convcvx.network.evaluate import HIDDEN_SIZE, accuracy, confusion, mean_loss, predict
 from convcvx.network.foreign import assumed, foreign_network
-from convcvx.network.two_layer import Architecture, Weights, read_weights
+from convcvx.network.two_layer import Weights, read_weights
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.pooling import Pooling
 from convcvx.responses.passes import Responses
@@ -228,11 +230,6 @@ def test_a_missing_file_is_refused(tmp_path):
     for path in (tmp_path / "none.safetensors", tmp_path, "no-such-run"):
         with pytest.raises(RunError, match=r"cannot read weights from .*; name a .safetensors file or a run folder"):
             two_layer_cnn(path)
-
-
-class Bomb:
-    def __reduce__(self):
-        return pytest.fail, ("a pickle was loaded",)
 
 
 def test_no_pickle_is_ever_loaded(tmp_path):

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import flat_problem
+from helpers.problems import flat_problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from convcvx.budget import Budget
 from convcvx.errors import InputError
-from convcvx.network.two_layer import ContrastConv2d
+from convcvx.network.architecture import ContrastConv2d
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.pooling import Pooling
 from convcvx.problem import Problem

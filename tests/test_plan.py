@@ -6,25 +6,21 @@ import json
 
 import numpy as np
 import pytest
-from conftest import flat_problem
-from typer.testing import CliRunner
+from helpers.commands import answer, cli, invoke, refused
+from helpers.problems import flat_problem, problem_of
 
 from convcvx.budget import Budget
-from convcvx.cli import app
 from convcvx.errors import InputError
 from convcvx.oracles import SampledOracle, get_oracle
-from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
 from convcvx.solvers.closed_form import whitened
 from convcvx.solvers.copositive import copositive
-from convcvx.training.functional import patches_to_images
-from convcvx.training.plan import Plan, build_problem, solve_problem
+from convcvx.training.plan import Plan, solve_problem
 
 
 def one_hot_rows(n: int, d: int, *, intercept: bool = False, loss: str = "squared") -> Problem:
     x = np.random.default_rng(0).standard_normal((n, d))
-    images = patches_to_images(x)
-    return build_problem(images, np.arange(n) % 3, 0.01, spec=PatchSpec((1, 1)), intercept=intercept, loss=loss)
+    return problem_of(x, np.arange(n) % 3, 0.01, intercept=intercept, loss=loss)
 
 
 def test_the_closed_form_is_picked_where_its_conditions_hold():
@@ -79,12 +75,7 @@ def test_what_is_named_is_taken():
 
 # Gates
 
-TINY = ["--data", "digits", "--limit", "30", "--kernel-size", "4", "--stride", "4", "--beta-ratio", "0.3", "--json"]
-
-
-def command(*arguments: object) -> tuple[int, dict]:
-    result = CliRunner().invoke(app, list(map(str, arguments)))
-    return result.exit_code, json.loads(result.stdout.splitlines()[-1])
+TINY = "train --data digits --limit 30 --kernel-size 4 --stride 4 --beta-ratio 0.3 --json"
 
 
 def test_gates_reach_solver_and_oracle():
@@ -102,32 +93,27 @@ def test_gates_reach_solver_and_oracle():
 
 def test_gates_on_the_command_line(tmp_path):
     run = tmp_path / "run"
-    options = ["--solver", "gated", "--oracle", "sampled", "--tol", "0.5", "--gates", "7", *TINY]
-    code, metrics = command("train", *options, "--out", run)
-    assert (code, metrics["scope"]) == (0, "sampled")
+    metrics = answer(cli(f"{TINY} --solver gated --oracle sampled --tol 0.5 --gates 7 --out", run))
+    assert metrics["scope"] == "sampled"
     assert json.loads((run / "config.json").read_text())["gates"] == 7
     certificate = json.loads((run / "certificate.json").read_text())
     assert certificate["search"]["sampled_patterns"] == 7
-    code, again = command("certify", run, "--json")
-    assert (code, again["dual"]) == (0, metrics["dual"])
-    code, more = command("certify", run, "--gates", "60", "--json")
+    again = answer(cli("certify --json", run))
+    assert again["dual"] == metrics["dual"]
+    more = answer(invoke("certify --gates 60 --json", run))
     assert more["dual"] <= again["dual"]  # a larger program, a lower bound
-    code, refused = command("train", "--out", run, "--resume", "--gates", "8", "--json")
-    assert code == 2
-    assert "gates is 7" in refused["error"]
-    code, refused = command("train", "--gates", "0", *TINY, "--out", tmp_path / "none")
-    assert (code, (tmp_path / "none").exists()) == (2, False)
-    assert "gates must be a whole number >= 1; got 0" in refused["error"]
+    assert "gates is 7" in refused("train --resume --gates 8 --out", run)
+    assert "gates must be a whole number >= 1; got 0" in refused(f"{TINY} --gates 0 --out", tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 # Sizes
 
 
 def test_a_hopeless_program_is_refused_on_the_command_line(tmp_path):
-    code, refused = command("train", *TINY, "--limit", 300, "--rank", 3, "--solver", "copositive", "--out", tmp_path)
-    assert code == 2
-    assert "solver='copositive' would need" in refused["error"]
-    assert "use solver='sliding-fw'" in refused["error"]
+    message = refused(f"{TINY} --limit 300 --rank 3 --solver copositive --out", tmp_path)
+    assert "solver='copositive' would need" in message
+    assert "use solver='sliding-fw'" in message
 
 
 def test_a_long_one_is_warned_of(monkeypatch):

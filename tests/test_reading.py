@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers.commands import DIGITS, cli
 from safetensors.torch import save_file
-from typer.testing import CliRunner
 
-from convcvx.cli import app
 from convcvx.errors import RunError
 from convcvx.network.two_layer import read_weights, two_layer_cnn
 from convcvx.stack.jobs import StackRun
@@ -20,7 +18,6 @@ from convcvx.stack.network import stacked_cnn
 from convcvx.storage.reading import form_fault, open_tensors
 from convcvx.training.run import Run
 
-DIGITS = Path(__file__).parents[1] / "checkpoints" / "digits"
 OTHER_JSON = ["[]", "5", "null", "true", '"text"', "{}", "[{}]", '{"a": 1}', "NaN", "", "{", "\xff"]
 OTHER_JSON += ["[" * 100_000, "9" * 5000]
 READERS = {
@@ -136,7 +133,7 @@ def test_a_stack_of_other_files_is_refused(run):
 def test_what_metrics_say_is_text_in_a_report(run):
     script = "<script>alert(1)</script>"
     (run.folder / "metrics.json").write_text(json.dumps(run.metrics | {"scope": script, "solver": script}))
-    assert CliRunner().invoke(app, ["report", str(run.folder)]).exit_code == 0
+    cli("report", run.folder)
     page = (run.folder / "report.html").read_text()
     assert "<script>" not in page
     assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 3
@@ -148,8 +145,7 @@ def test_commands_end_with_one_line(run, command, name):
     if command == "certify" and name in ("metrics.json", "history.json"):
         pytest.skip("certify reads neither")
     (run.folder / name).write_text("[5]")
-    done = CliRunner().invoke(app, [command, str(run.folder), *(["--epochs", "0"] if command == "compare" else [])])
-    assert done.exit_code == 2, done.exception
+    done = cli(command, run.folder, *(["--epochs", "0"] if command == "compare" else []), code=2)
     assert done.output.startswith("convcvx: error: ")
     assert done.output.count("\n") == 1
 

@@ -105,22 +105,22 @@ def test_gram(case):
 @everywhere
 def test_correlate_is_the_adjoint(case):
     r = responses(case)
-    filters, weights, _, dual = parameters(r)
-    ours = r.correlate(filters, dual)
-    assert difference(ours, torch.einsum("bmp,bc->mpc", plain_matrix(r, filters), dual)) < 1e-12
+    filters, weights, _, dual_point = parameters(r)
+    ours = r.correlate(filters, dual_point)
+    assert difference(ours, torch.einsum("bmp,bc->mpc", plain_matrix(r, filters), dual_point)) < 1e-12
     # <Φ V, Z> = <V, Φᵀ Z>
     forward = r.predict(filters, weights, torch.zeros(C))
-    assert float((forward * dual).sum()) == pytest.approx(float((weights * ours).sum()))
+    assert float((forward * dual_point).sum()) == pytest.approx(float((weights * ours).sum()))
 
 
 @everywhere
 def test_ascent_is_the_gradient_of_the_correlations(case):
     r = responses(case)
-    filters, directions, _, dual = parameters(r)
+    filters, directions, _, dual_point = parameters(r)
     filters.requires_grad_()
-    correlations = torch.einsum("bmp,bc->mpc", plain_matrix(r, filters), dual)
+    correlations = torch.einsum("bmp,bc->mpc", plain_matrix(r, filters), dual_point)
     (slope,) = torch.autograd.grad((correlations * directions).sum(), filters)
-    assert difference(r.ascent(filters.detach(), dual, directions), (correlations.detach(), slope)) < 1e-11
+    assert difference(r.ascent(filters.detach(), dual_point, directions), (correlations.detach(), slope)) < 1e-11
 
 
 @everywhere
@@ -169,13 +169,13 @@ def test_patches_in_bfloat16_change_every_pass_a_little(case):
 
 def everything(r: Responses) -> list[Tensor]:
     """Every pass once."""
-    filters, weights, intercept, dual = (part.double() for part in parameters(r))
+    filters, weights, intercept, dual_point = (part.double() for part in parameters(r))
     return [
         r.matrix(filters),
         r.predict(filters, weights, intercept),
-        *r.gram(filters, dual),
-        r.correlate(filters, dual),
-        *r.ascent(filters, dual, weights),
+        *r.gram(filters, dual_point),
+        r.correlate(filters, dual_point),
+        *r.ascent(filters, dual_point, weights),
         *r.gradients(filters, weights, intercept, lambda predictions, where: predictions),
     ]
 
@@ -227,9 +227,9 @@ def test_passes_leave_their_arguments_alone():
     r = responses("none")
     arguments = parameters(r)
     copies = [part.clone() for part in arguments]
-    filters, weights, intercept, dual = arguments
-    r.ascent(filters, dual, weights)
-    r.gradients(filters, weights, intercept, lambda predictions, where: dual[where])
+    filters, weights, intercept, dual_point = arguments
+    r.ascent(filters, dual_point, weights)
+    r.gradients(filters, weights, intercept, lambda predictions, where: dual_point[where])
     assert all(torch.equal(a, b) for a, b in zip(arguments, copies, strict=True))
 
 
@@ -281,9 +281,9 @@ filters, weights = torch.randn(32, 25), torch.randn(32, 4, 10)
 embedding = PatchEmbedding.fit(images, PatchSpec(5))  # its chunks are not those of the passes
 for n in (500, 8000):
     r = Responses(images[:n], embedding, Pooling.of("2"), dtype=torch.float32, chunk_bytes=chunk_bytes)
-    dual = torch.randn(n, 10)
-    r.gram(filters, dual)
-    r.ascent(filters, dual, weights)
+    dual_point = torch.randn(n, 10)
+    r.gram(filters, dual_point)
+    r.ascent(filters, dual_point, weights)
     r.gradients(filters, weights, torch.zeros(10), lambda predictions, where: predictions)
     print(peak_memory_mb())
 """

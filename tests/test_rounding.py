@@ -10,7 +10,7 @@ import mpmath
 import numpy as np
 import pytest
 import torch
-from conftest import flat_problem, random_parameters
+from helpers.problems import flat_problem, random_parameters
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn

@@ -10,14 +10,14 @@ import mpmath
 import numpy as np
 import pytest
 import torch
-from conftest import flat_problem
+from helpers.commands import cli
+from helpers.problems import flat_problem
+from helpers.rows import charged
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from typer.testing import CliRunner
 
 import convcvx
-from convcvx.cli import app
 from convcvx.errors import InputError
 from convcvx.oracles import BranchAndBoundOracle, ChargedRows, CopositiveOracle, ExactOracle, SampledOracle
 from convcvx.oracles._batched_cones import form_bounds
@@ -190,8 +190,7 @@ def charged_rows(seed: int, n: int, d: int) -> ChargedRows:
     random = np.random.default_rng(seed)
     rows = random.normal(size=(n, d))
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    eye = torch.eye(d, dtype=torch.float64)
-    return ChargedRows(rows, np.zeros(n, np.int64), random.normal(size=(n, 2)), 1, eye, 1e-12)
+    return charged(rows, random.normal(size=(n, 2)), slack=1e-12)
 
 
 def rigorous(charged: ChargedRows, name: str, target: float = 0.0):
@@ -263,7 +262,7 @@ def test_what_a_dual_point_is_off_by_raises_the_bound(oracle, monkeypatch):
     problem = flat_problem()
     dual_point = problem.dual_point(problem.constant_predictions())
     before = oracle(problem, dual_point).upper_bound
-    monkeypatch.setattr(Problem, "dual_error", lambda self, dual: torch.full((len(dual),), 1e-3, dtype=torch.float64))
+    monkeypatch.setattr(Problem, "dual_error", lambda self, point: torch.full((len(point),), 1e-3, dtype=torch.float64))
     reach = PatchRows.of(problem.responses).reach
     assert oracle(problem, dual_point).upper_bound == pytest.approx(before + 1e-3 * reach.sum(), rel=1e-9)
 
@@ -456,9 +455,8 @@ def gathered(monkeypatch) -> list[int]:
 
 
 def test_a_training_gathers_its_rows_once(gathered, tmp_path):
-    arguments = "train --data digits --limit 20 --stride 2 --pool 2 --rank 2 --beta-ratio 0.3 --tol 0.1 --json --out"
-    done = CliRunner().invoke(app, [*arguments.split(), str(tmp_path / "run")])
-    assert done.exit_code == 0, done.output
+    train = "train --data digits --limit 20 --stride 2 --pool 2 --rank 2 --beta-ratio 0.3 --tol 0.1 --out"
+    cli(train, tmp_path / "run")
     assert gathered == [20]
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.problems import random_parameters
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
@@ -28,7 +29,6 @@ from convcvx.responses.passes import Responses
 from convcvx.responses.shares import add, segments, share
 from convcvx.responses.team import ShardedResponses, Team
 from convcvx.training.plan import build_problem, solve_problem
-from tests.conftest import random_parameters
 
 # -- the arithmetic, in this process ------------------------------------------------------------------
 
@@ -109,7 +109,7 @@ def short_segments(monkeypatch):
 
 def every_pass(problem) -> list[torch.Tensor]:
     filters, weights, intercept = random_parameters(problem, 4)
-    dual = problem.dual_point(problem.responses.predict(filters, weights, intercept))
+    dual_point = problem.dual_point(problem.responses.predict(filters, weights, intercept))
 
     def residual(predictions, where):
         return predictions.square() * (where[:, None] + 1)
@@ -120,11 +120,11 @@ def every_pass(problem) -> list[torch.Tensor]:
         responses.embedding.basis,
         responses.predict(filters, weights, intercept),
         *responses.gram(filters, problem.targets),
-        responses.correlate(filters, dual),
-        *responses.ascent(filters, dual, weights),
+        responses.correlate(filters, dual_point),
+        *responses.ascent(filters, dual_point, weights),
         *responses.gradients(filters, weights, intercept, residual),
         responses.to(images=responses.images[batch]).matrix(filters),
-        problem.with_dtype(torch.float64).responses.correlate(filters, dual),
+        problem.with_dtype(torch.float64).responses.correlate(filters, dual_point),
     ]
 
 
@@ -169,8 +169,8 @@ def test_a_worker_reads_nothing_but_its_share(short_segments):
         worker = shares.Share(1, 2)
         worker.load(identity, StreamedImages(pages), 45)
         worker.build([0], PatchEmbedding.fit(StreamedImages(pixels), PatchSpec(3)), None, {"device": "cpu"})
-        dual = torch.ones(45 - place.start, 3, dtype=torch.float64)
-        nodes = worker.correlate(0, dual, torch.ones(2, 18, dtype=torch.float64))
+        dual_point = torch.ones(45 - place.start, 3, dtype=torch.float64)
+        nodes = worker.correlate(0, dual_point, torch.ones(2, 18, dtype=torch.float64))
         results.append([*worker.moment(PatchSpec(3)).values(), *nodes.values()])
     assert all(torch.equal(a, b) for x, y in zip(*results, strict=True) for a, b in zip(x, y, strict=True))
     assert all(bool(term.isfinite().all()) for terms in results[1] for term in terms)

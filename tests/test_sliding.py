@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from conftest import flat_problem, random_parameters
+from helpers.problems import digits_problem, flat_problem, planted_problem, problem_of, random_parameters
 from torch import Tensor
 
 import convcvx
@@ -83,28 +83,13 @@ def test_real_targets_and_a_single_output():
 
 
 def planted(loss: str, n_patches: int, pooling, seed: int) -> tuple[Problem, float]:
-    """A problem whose optimal objective is known, with two optimal filters u and -u.
-
-    The data are symmetric under x → -x and so is Z, hence g(u) = g(-u). β is max g, V points along the
-    correlations at ±u, and targets y = f + nZ (squared) or softmax(f) + nZ make Z the residual of f.
-    """
     random = torch.Generator().manual_seed(seed)
     half = torch.randn(12, n_patches, 2, generator=random, dtype=torch.float64)
     patches = torch.cat([half, -half])
-    z = torch.randn(12, 3, generator=random, dtype=torch.float64) * 0.02 / 24
-    z = z - z.mean(dim=1, keepdim=True)
-    z = torch.cat([z, z])
-    images = convcvx.training.functional.patches_to_images(patches)
-    blank = build_problem(images, torch.zeros(24, 3), spec=PatchSpec((1, 1)), pooling=pooling, intercept=False)
-    found = ExactOracle()(blank, z)
-    u = torch.cat([found.filters[:1], -found.filters[:1]])
-    correlations = blank.responses.correlate(u, z)
-    beta = float(correlations.flatten(1).norm(dim=1).max())
-    weights = correlations / beta * torch.tensor([0.6, 0.2])[:, None, None]
-    predictions = blank.responses.predict(u, weights, torch.zeros(3))
-    mean = predictions if loss == "squared" else predictions.softmax(dim=1)
-    problem = Problem.build(blank.responses, mean + 24 * z, beta, loss, intercept=False)
-    return problem, problem.primal(predictions, weights)
+    charges = torch.randn(12, 3, generator=random, dtype=torch.float64) * 0.02 / 24
+    charges = charges - charges.mean(dim=1, keepdim=True)
+    blank = problem_of(patches, torch.zeros(24, 3), pooling=pooling, intercept=False)
+    return planted_problem(blank, torch.cat([charges, charges]), loss)
 
 
 @pytest.mark.parametrize("loss", ["squared", "cross-entropy"])
@@ -198,8 +183,7 @@ def test_stopping_short_warns_with_gap_tol_and_remedy(options, status):
 def test_a_full_budget_is_spent_on_filters_that_a_long_descent_hardly_improves(monkeypatch):
     """Rounds of two epochs each stopped far above what their own filters can do, by 22 % here."""
     monkeypatch.setattr("convcvx.solvers.slide.joint.DETERMINISTIC_FLOPS", 0)  # as on larger data
-    train, _ = data.load("digits")
-    problem = build_problem(train.images, train.targets, 1e-3, spec=PatchSpec((3, 3), padding=(1, 1)), pooling=4)
+    problem = digits_problem(None, 1e-3, spec=PatchSpec((3, 3), padding=(1, 1)), pooling=4)
     solution = solve_problem(problem, Budget(max_filters=4))
     assert solution.n_filters == 4
     assert solution.status == "max_filters"
@@ -290,8 +274,7 @@ def test_a_run_resumes_after_its_budget_is_raised():
 def sampled_problem(monkeypatch) -> Problem:
     """720 digits, with samples of 180 and of 45 to begin with."""
     monkeypatch.setitem(SOLVERS, "sliding-fw", replace(sliding_frank_wolfe, sample_size=45))
-    train, _ = data.load("digits", limit=720)
-    return build_problem(train.images, train.targets, 1e-3, spec=PatchSpec(3, stride=2))
+    return digits_problem(720, 1e-3, spec=PatchSpec(3, stride=2))
 
 
 def test_filters_are_looked_for_on_samples_first(sampled_problem):
@@ -455,8 +438,7 @@ def test_a_claim_is_searched_for_filters_that_would_refute_it(loss):
 
 def test_a_gap_that_a_run_believes_outlives_the_search_of_a_certificate():
     """The plain search sees half of this gap: with confirmations by it the run stops at one of 1.1e-2."""
-    train, _ = data.load("digits", limit=400)
-    problem = build_problem(train.images, train.targets, spec=PatchSpec(3), pooling=4)
+    problem = digits_problem(400, spec=PatchSpec(3), pooling=4)
     problem = problem.with_beta(0.05 * find_beta_max(problem, "local"))
     solution = solve_problem(problem, Budget(tol=1e-2), oracle="local", seed=3)
     certificate = certify_parameters(problem, solution.filters, solution.weights, oracle="local", tol=1e-2, seed=3)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -13,12 +11,14 @@ from xml.etree import ElementTree
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.commands import Quiet, answer, invoke
 
 from convcvx import certify
 from convcvx.compare import CompareConfig, compare_job
 from convcvx.data.datasets import load, split
 from convcvx.errors import InputError, RunError
-from convcvx.network.two_layer import Architecture, TwoLayerCNN, two_layer_cnn
+from convcvx.network.architecture import Architecture
+from convcvx.network.two_layer import TwoLayerCNN, two_layer_cnn
 from convcvx.report import write_stack_report
 from convcvx.stack.features import feature_shape, fit_link, stream_features
 from convcvx.stack.jobs import StackRun, stack_job, stage_data
@@ -39,25 +39,6 @@ OPTIONS = {
     "tol": 0.1,
     "max_rounds": 3,
 }
-
-
-class Quiet:
-    """A report that remembers what it was told, and stops the training at a round of a stage."""
-
-    def __init__(self, stop: tuple[int, int] | None = None) -> None:
-        self.said: list[str] = []
-        self.rounds: list[int] = []
-        self.stop = stop
-
-    def begin(self, text: str) -> None:
-        self.said.append(text)
-        if "training on" in text:
-            self.rounds.append(0)
-
-    def __call__(self, solution, beta) -> None:
-        if (len(self.rounds), self.rounds[-1]) == self.stop:
-            raise KeyboardInterrupt
-        self.rounds[-1] += 1
 
 
 def stacked(
@@ -307,13 +288,11 @@ def test_real_targets_are_judged_by_their_loss(tmp_path, monkeypatch):
     assert result["stages"][0]["score"] < 0
 
 
-def test_stack_in_a_real_process(tmp_path):
-    options = [part for name, value in OPTIONS.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-    command = [sys.executable, "-m", "convcvx.cli", "stack", "--stages", "2", "--channels", "6", *options]
-    command += ["--heads", "mean", "--out", str(tmp_path / "run"), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    result = json.loads(done.stdout)
-    assert done.returncode == (0 if result["status"] == "converged" else 3), done.stderr
+def test_the_command_keeps_the_contract(tmp_path):
+    options = [part for name, value in OPTIONS.items() for part in (f"--{name.replace('_', '-')}", value)]
+    done = invoke("stack --stages 2 --channels 6 --heads mean --json", *options, "--out", tmp_path / "run")
+    result = answer(done)
+    assert done.exit_code == (0 if result["status"] == "converged" else 3), done.stderr
     keys = {"rel_gap", "scope", "test_accuracy", "primal", "dual", "n_filters", "seconds", "kept"}
     assert all(keys <= set(record) for record in result["stages"])
     assert {"seconds", "peak_memory_mb", "test_accuracy", "status"} <= set(result)

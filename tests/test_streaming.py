@@ -9,8 +9,9 @@ import sys
 import numpy as np
 import pytest
 import torch
+from helpers.data import keras_arrays
 
-from convcvx.data.datasets import KEYS, load, split
+from convcvx.data.datasets import load, split
 from convcvx.data.images import StreamedImages
 from convcvx.errors import DataError, InputError
 from convcvx.network.evaluate import predict
@@ -18,14 +19,6 @@ from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.training.plan import build_problem
 
 MIB = 2**20
-
-
-def arrays(n: int = 30, shape: tuple[int, ...] = (9, 8, 3), dtype=np.uint8, seed: int = 0) -> dict[str, np.ndarray]:
-    random = np.random.default_rng(seed)
-    pixels = random.integers(256, size=(n + 6, *shape))
-    x = pixels.astype(np.uint8) if dtype == np.uint8 else (pixels / 255).astype(dtype)
-    y = np.arange(n + 6) % 3
-    return dict(zip(KEYS, (x[:n], y[:n], x[n:], y[n:]), strict=True))
 
 
 def write(folder, parts: dict[str, np.ndarray]):
@@ -39,7 +32,7 @@ def write(folder, parts: dict[str, np.ndarray]):
 @pytest.mark.parametrize("shape", [(9, 8, 3), (9, 8)])
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, ">f8"])
 def test_a_folder_of_arrays_is_the_npz_of_them_bit_for_bit(tmp_path, shape, dtype):
-    folder = write(tmp_path / "set", arrays(shape=shape, dtype=dtype))
+    folder = write(tmp_path / "set", keras_arrays(30, 6, shape, dtype=dtype))
     for limit in (None, 17):
         for streamed, loaded in zip(load(folder, limit=limit), load(tmp_path / "set.npz", limit=limit), strict=True):
             assert isinstance(streamed.images, StreamedImages)
@@ -54,7 +47,7 @@ def test_a_folder_of_arrays_is_the_npz_of_them_bit_for_bit(tmp_path, shape, dtyp
 
 
 def test_passes_and_embedding_are_the_same(tmp_path):
-    folder = write(tmp_path / "set", arrays())
+    folder = write(tmp_path / "set", keras_arrays(30, 6, (9, 8, 3)))
     (streamed, _), (loaded, _) = load(folder), load(tmp_path / "set.npz")
     spec = PatchSpec(3, padding=1, rank=5, whiten=0.1)
     problems = [build_problem(part.images, part.targets, spec=spec, pooling=2) for part in (streamed, loaded)]
@@ -89,7 +82,7 @@ def broken(folder, key: str, content: bytes):
     ],
 )
 def test_what_is_wrong_with_a_folder_is_said(tmp_path, damage, message):
-    folder = write(tmp_path / "set", arrays())
+    folder = write(tmp_path / "set", keras_arrays(30, 6, (9, 8, 3)))
     load(folder)
     damage(folder)
     with pytest.raises(DataError, match=message):
@@ -98,7 +91,7 @@ def test_what_is_wrong_with_a_folder_is_said(tmp_path, damage, message):
 
 def test_validation_is_refused(tmp_path):
     with pytest.raises(InputError, match="cannot be held out of images that stay on disk"):
-        split(load(write(tmp_path / "set", arrays()))[0])
+        split(load(write(tmp_path / "set", keras_arrays(30, 6, (9, 8, 3))))[0])
 
 
 MEASURE = """
@@ -152,7 +145,7 @@ def added_memory(folder, mode: str) -> float:
 def test_memory_does_not_grow_with_the_file(tmp_path):
     """A file of 300 MiB, 1.2 GiB as float32, in less than 128 MiB."""
     n, side = 4800, 256
-    folder = write(tmp_path / "set", arrays(6, (side, side)))
+    folder = write(tmp_path / "set", keras_arrays(6, 6, (side, side)))
     x = np.lib.format.open_memmap(folder / "x_train.npy", "w+", np.uint8, (n, side, side))
     x[:] = np.arange(side, dtype=np.uint8)
     x.flush()

@@ -13,17 +13,22 @@ import numpy as np
 
 from convcvx.machine.jit import njit
 
-FILTER = 1e-14
-"""For three vectors of length at most 1.001 a float64 determinant of this size has the right sign."""
+SPLITTER = 2.0**27 + 1
+"""Factor that splits a float64 into two halves of 26 bits, whose products are exact (Veltkamp)."""
+SURE_DETERMINANT = 1e-14
+"""Size from which on a float64 determinant of three vectors of length at most 1.001 has the right sign; smaller ones
+are summed exactly, which takes many times as long."""
+SURE_ANGLE = 1e-14
+"""Sine of the angle between two rows from which on the rows are not parallel; below, exact minors decide."""
 
 
 @njit(cache=True, inline="always")
 def _product(a: float, b: float) -> tuple[float, float]:
     """a·b as an unevaluated sum (Dekker)."""
-    t = 134217729.0 * a
+    t = SPLITTER * a
     a_high = t - (t - a)
     a_low = a - a_high
-    t = 134217729.0 * b
+    t = SPLITTER * b
     b_high = t - (t - b)
     b_low = b - b_high
     high = a * b
@@ -78,7 +83,7 @@ def parallel_sign(a: Any, b: Any) -> int:
 def determinant_sign(a: Any, b: Any, c: Any) -> int:
     """The sign of det(a, b, c) for vectors (3,) of length at most 1.001."""
     value = a[0] * (b[1] * c[2] - b[2] * c[1]) + a[1] * (b[2] * c[0] - b[0] * c[2]) + a[2] * (b[0] * c[1] - b[1] * c[0])
-    if math.fabs(value) > FILTER:
+    if math.fabs(value) > SURE_DETERMINANT:
         return 1 if value > 0 else -1
     expansion, count = np.zeros(24), 0
     for i in range(3):
@@ -108,7 +113,7 @@ def crossings(rows: Any, k: int, parallel: Any, rising: Any) -> tuple[Any, Any]:
         directions[i, 1] = x[2] * y[0] - x[0] * y[2]
         directions[i, 2] = x[0] * y[1] - x[1] * y[0]
         length = math.sqrt((directions[i] ** 2).sum())
-        parallel[i] = parallel_sign(x, y) if length < 1e-14 else 0
+        parallel[i] = parallel_sign(x, y) if length < SURE_ANGLE else 0
         if length > longest:
             longest, reference = length, i
     first = directions[reference] / max(longest, 1e-300)

@@ -22,7 +22,15 @@ from convcvx.machine.jit import njit
 from convcvx.rounding import UNIT
 
 TOLERANCE = 1e-10
-"""Unit rows and rays with a smaller product touch; cells thinner than this are not told apart."""
+"""Product of a unit row and a unit ray up to which the ray lies on the row's hyperplane; cells that are thinner are not
+told apart. Far above what rounding makes of a ray, so that degenerate rows are seen to be degenerate."""
+INDEPENDENT = 1e-13
+"""Part of a unit row across the span of others from which on the row is independent of them: what is doubtful counts,
+as one ray too many does no harm, and one too few loses a cell."""
+FIRST_RAYS = 1024
+"""Rays that the stack of a search has room for at first; the stack doubles when it is full."""
+FIRST_CUTS = 64
+"""Nodes and cuts that the stacks of a search have room for at first: as many cuts as a word of `tight` has bits."""
 
 
 @dataclass(frozen=True)
@@ -89,14 +97,13 @@ class _Space:
 
     @classmethod
     def of(cls, n: int, d: int) -> _Space:
-        rays, depth = 1024, 64
         return cls(
-            np.empty((rays, d)),
-            np.empty((rays, 1), np.uint64),
-            np.empty(64, np.int64),
+            np.empty((FIRST_RAYS, d)),
+            np.empty((FIRST_RAYS, 1), np.uint64),
+            np.empty(FIRST_CUTS, np.int64),
             np.empty(4 * n, np.int64),
-            np.empty((depth, len(_NODE)), np.int64),
-            np.empty(depth),
+            np.empty((FIRST_CUTS, len(_NODE)), np.int64),
+            np.empty(FIRST_CUTS),
         )
 
     def plant(self, rays: np.ndarray, basis: np.ndarray, undecided: np.ndarray) -> None:
@@ -119,7 +126,7 @@ class _Space:
 
 
 _NODE = ("first ray", "end", "first undecided row", "end", "row to cut by, or -1", "side", "cuts so far")
-"""A node is half of the cell that these rays and rows describe."""
+"""Columns of a node: half of the cell that the rays and rows at these places of the stacks describe."""
 
 
 def _independent(normals: np.ndarray) -> np.ndarray:
@@ -313,7 +320,7 @@ def _rank(tight: Any, i: int, j: int, normals: Any, path: Any) -> int:
                 for k in range(rank):
                     rest -= _dot(rest, basis[k]) * basis[k]
             length = np.sqrt(_dot(rest, rest))
-            if length > 1e-13 and rank < d:
+            if length > INDEPENDENT and rank < d:
                 basis[rank] = rest / length
                 rank += 1
     return rank

@@ -25,7 +25,9 @@ from convcvx.arrangements._rays import TOLERANCE, Bits, walk
 from convcvx.errors import InputError, check_count
 
 BATCH_BYTES = 8 << 20
-"""What one batch of cells takes, about."""
+"""Bytes of the patterns and interiors in one batch of cells, about: a batch stays in the cache, and calls are few."""
+SAMPLED_PRODUCTS = 1 << 23
+"""Products of rows and directions that `sample_patterns` holds at once: 64 MiB of float64."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ def sample_patterns(rows: np.ndarray, n: int, seed: int = 0) -> tuple[np.ndarray
     directions = np.random.default_rng(seed).standard_normal((n, rows.shape[1]))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     packed = np.empty((n, -(-len(rows) // 8)), dtype=np.uint8)
-    step = max(1, (1 << 23) // max(1, len(rows)))  # 64 MiB of products at once
+    step = max(1, SAMPLED_PRODUCTS // max(1, len(rows)))
     for i in range(0, n, step):
         packed[i : i + step] = np.packbits(directions[i : i + step] @ rows.T >= 0, axis=1)
     if packed.shape[1] == 0:

@@ -16,8 +16,9 @@ from convcvx.errors import DataError, one_line
 from convcvx.machine.memory import check_memory
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
+"""Names of the arrays of a data set: images and targets to train on and to test with, by the Keras convention."""
 Arrays = dict[str, np.ndarray]
-"""Images and targets by these keys, images NHW or NHWC."""
+"""The arrays of a data set by `KEYS`, images NHW or NHWC."""
 
 
 def read_npz(path: Path) -> Arrays:

@@ -17,6 +17,7 @@ NAMES = {
     "x_test": "t10k-images-idx3-ubyte",
     "y_test": "t10k-labels-idx1-ubyte",
 }
+"""The files of MNIST and of sets like it, without ".gz", by `KEYS`."""
 
 
 def read_idx_folder(folder: Path) -> dict[str, np.ndarray]:

@@ -27,10 +27,11 @@ FORMATS = {
     "TIFF": (".tif", ".tiff"),
     "WEBP": (".webp",),
 }
-"""Formats that Pillow may read, and how their files' names end. It knows others, some of which start a program."""
+"""Formats that Pillow may read, and how their files' names end. Pillow knows others, some of which start a program."""
 ENDINGS = tuple(ending for endings in FORMATS.values() for ending in endings)
+"""How the names of image files end; other files are passed over."""
 ORIENTATION = 0x0112
-"""EXIF tag; from 5 on rows and columns change places."""
+"""The EXIF tag of how a camera was held, 1 to 8; from 5 on rows and columns change places."""
 
 
 def read_folder(root: Path, limit: int | None) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:

@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from convcvx.data.arrays import as_tensor
@@ -86,7 +87,8 @@ Images: TypeAlias = Tensor | StreamedImages
 def to_floats(pixels: np.ndarray, device: str | torch.device = "cpu") -> Tensor:
     """NHWC uint8, or float in [0, 1], to NCHW float32 in one copy."""
     whole = torch.from_numpy(pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32, copy=False))
-    images = whole.to(device).permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    images = rearrange(whole.to(device), "n h w c -> n c h w")
+    images = images.to(torch.float32, memory_format=torch.contiguous_format)
     return images.div_(255) if pixels.dtype == np.uint8 else images
 
 

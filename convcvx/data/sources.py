@@ -24,7 +24,7 @@ from convcvx.data.idx_files import read_idx_folder
 from convcvx.errors import DataError, one_line
 
 Source = tuple[dict[str, np.ndarray], tuple[str, ...] | None]
-"""Arrays by these keys and the class names; None: the labels in y_train are the classes."""
+"""Arrays by `KEYS`, and the names of the classes; None where the labels in y_train are the classes."""
 
 DOWNLOADS = {
     "mnist": ("MNIST", "MNIST/raw"),
@@ -35,8 +35,9 @@ DOWNLOADS = {
 """Name of a set: its class in `torchvision.datasets` and the folder where that class keeps its files."""
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+"""Classes of cifar10 by their labels, which an .npz file of the set leaves out."""
 TIMEOUT = 10.0
-"""Seconds that a download waits for a silent server."""
+"""Seconds that a download waits for a silent server: without a limit a wrong proxy would keep it waiting for ever."""
 
 
 def read_digits() -> Source:

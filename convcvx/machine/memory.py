@@ -8,8 +8,9 @@ from pathlib import Path
 
 from convcvx.errors import ConvcvxError, InputError
 
-UNKNOWN = 1 << 40
-"""Bytes that a machine which does not say is taken to have."""
+UNKNOWN_BYTES = 1 << 40
+"""Bytes that a machine is taken to have if it does not say how many: more than is ever asked for, so nothing is
+refused."""
 
 
 def available_memory() -> int:
@@ -30,7 +31,7 @@ def _spare() -> int:
             return int(found[1]) << 10
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, AttributeError):
-        return UNKNOWN
+        return UNKNOWN_BYTES
 
 
 def _unlimited() -> int:
@@ -40,7 +41,7 @@ def _unlimited() -> int:
 
         limit = resource.getrlimit(resource.RLIMIT_AS)[0]
         if limit == resource.RLIM_INFINITY:
-            return UNKNOWN
+            return UNKNOWN_BYTES
         return limit - int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     except (ImportError, OSError, ValueError):
-        return UNKNOWN
+        return UNKNOWN_BYTES

@@ -1,9 +1,7 @@
 """Trained networks as torch modules, ours and those of others."""
 
+from convcvx.network.architecture import ARCHITECTURE, Architecture, ContrastConv2d
 from convcvx.network.two_layer import (
-    ARCHITECTURE,
-    Architecture,
-    ContrastConv2d,
     TwoLayerCNN,
     TwoLayerCNN_Weights,
     Weights,

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from convcvx.budget import NEVER, Deadline
@@ -27,9 +28,9 @@ from convcvx.problem import Problem
 from convcvx.responses.passes import Responses
 from convcvx.units import Units, times
 
-FORWARD = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-"""How far a network's outputs may lie from those of its layers in exact arithmetic, as a share of the largest of them,
-by the arithmetic of the network: many times what rounding makes of them, and little beside a layer too many."""
+FORWARD_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+"""Largest difference between a network's outputs and those of its layers in float64, over the largest of the latter, by
+the network's dtype: many times what rounding does, and little beside what a layer too many would."""
 
 
 def certify(
@@ -134,7 +135,7 @@ def certify_on(
         )
     bias = layers.convolution.bias
     filters = embedding.filters(layers.convolution.weight.detach().cpu(), None if bias is None else bias.detach().cpu())
-    weights = layers.classifier.weight.detach().cpu().double().unflatten(1, (len(filters), -1)).permute(1, 2, 0)
+    weights = rearrange(layers.classifier.weight.detach().cpu().double(), "c (m p) -> m p c", m=len(filters))
     _check_forward(network, layers, problem, filters, weights)
     own = None if layers.classifier.bias is None else layers.classifier.bias.detach().cpu()
     options: dict[str, Any] = {"oracle": oracle, "tol": tol, "seed": seed, "dual_point": dual_point}
@@ -165,7 +166,8 @@ def _check_forward(network: nn.Module, layers: Layers, problem: Problem, filters
     dtype = layers.classifier.weight.dtype
     # An intercept far from zero is rounded once, and says nothing about the layers before it.
     rounding = 8 * torch.finfo(dtype).eps * float(shift.abs().max())
-    allowed = FORWARD.get(dtype, FORWARD[torch.float32]) * float((expected - shift).abs().max()) + rounding
+    tolerance = FORWARD_TOLERANCE.get(dtype, FORWARD_TOLERANCE[torch.float32])
+    allowed = tolerance * float((expected - shift).abs().max()) + rounding
     if outputs.shape != expected.shape:
         raise InputError(f"the network's outputs must be {tuple(expected.shape)}; got {tuple(outputs.shape)}")
     difference = float((outputs - expected).abs().max())

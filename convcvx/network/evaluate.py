@@ -11,8 +11,8 @@ from convcvx.losses.targets import encode_targets
 from convcvx.machine.threads import each
 
 HIDDEN_SIZE = {"cpu": 1 << 21, "cuda": 1 << 27}
-"""Entries of the widest layer's maps, at the images' resolution, that are computed at once: larger ones leave the cache
-of a CPU and cost it several times the arithmetic."""
+"""Entries of the widest layer's maps, at the images' resolution, that are computed at once, by device: larger maps
+leave the cache of a CPU, which then takes several times as long; a GPU wants many, within its memory."""
 
 
 def predict(network: nn.Module, images: Images) -> Tensor:

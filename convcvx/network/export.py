@@ -17,8 +17,9 @@ from convcvx.errors import InputError, RunError, check_choice
 
 TOLERANCE = 1e-4
 """Largest difference between the scores of file and network, over the largest score: float32 sums in another order."""
-IMAGES = 3
-"""Images that both are given; neither 1, which torch takes for a constant, nor what a user would pass by chance."""
+CHECKED_IMAGES = 3
+"""Random images whose scores by the file and by the network are compared: not 1, a number that torch takes for a
+constant of the file, and no number that a user would pass by chance."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ FORMATS = {
     "onnx": Format(".onnx", ("onnx", "onnxscript", "onnxruntime"), _write_onnx, _run_onnx),
     "torch": Format(".pt2", (), _write_torch, _run_torch),
 }
+"""What `--to` takes."""
 
 
 def export(network: nn.Module, image_shape: tuple[int, int, int], path: str | Path, to: str) -> float:
@@ -104,7 +106,7 @@ def export(network: nn.Module, image_shape: tuple[int, int, int], path: str | Pa
     path = Path(path)
     plain = copy.deepcopy(network).cpu().eval()
     dtype = next(plain.parameters()).dtype
-    images = torch.rand(IMAGES, *image_shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    images = torch.rand(CHECKED_IMAGES, *image_shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{to}-") as scratch:
             written = str(Path(scratch) / path.name)

@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from convcvx.errors import InputError, RunError
-from convcvx.network.two_layer import Architecture, ContrastConv2d, TwoLayerCNN
+from convcvx.network.architecture import Architecture, ContrastConv2d
+from convcvx.network.two_layer import TwoLayerCNN
 from convcvx.patches import PatchSpec
 from convcvx.pooling import Pooling
 

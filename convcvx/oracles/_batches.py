@@ -14,9 +14,11 @@ from convcvx.oracles._row_tree import RowTree
 from convcvx.oracles.charged_rows import ChargedRows, largest
 
 ROUND_BYTES = {"cuda": 1 << 31, "cpu": 1 << 26}
-"""What a round may take, about: a GPU wants millions of entries at a time, a core no more than its cache holds."""
-WAITING = 16
-"""Rounds of entries that may wait; beyond that the narrowest cones come before those with the largest bounds."""
+"""Bytes that the arrays of a round take, about, by device: a GPU wants millions of entries at a time, a core no more
+than its cache holds."""
+WAITING_ROUNDS = 16
+"""Rounds' worth of entries that may wait; when more do, the narrowest cones come before those with the largest bounds,
+which ends cones sooner and keeps memory in bounds."""
 
 
 class BatchedSearch(Search):
@@ -74,7 +76,7 @@ class BatchedSearch(Search):
         """Which cones (B,) bool come next: the largest bounds first, unless too many wait."""
         order = cones.bounds.argsort(descending=True)
         cost = cones.counts + 2 * self.odd.shape[0]  # a cone has sums for each cell
-        if int(cost.sum()) > WAITING * self.room:
+        if int(cost.sum()) > WAITING_ROUNDS * self.room:
             order = order[cones.halvings[order].argsort(descending=True, stable=True)]
         n = max(1, int((cost[order].cumsum(0) <= self.room).sum()))
         if self.goal.max_cones is not None:

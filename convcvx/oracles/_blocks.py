@@ -18,21 +18,29 @@ from convcvx.oracles._cones import OUT_OF_ROOM, search
 from convcvx.oracles._row_tree import RowTree
 from convcvx.oracles.charged_rows import ChargedRows, largest
 
-ENTRIES = 1 << 16
-"""Rows or bundles that the local search looks at, about."""
-CHUNK = 1 << 13
-"""Entries of one product there."""
+LOCAL_ENTRIES = 1 << 16
+"""Rows or bundles that the local search climbs on, about: more would take longer, and the points that the search
+reaches are measured on all rows anyway."""
+PRODUCT_ENTRIES = 1 << 13
+"""Rows or bundles in one matrix product of the local search, whose operands then stay in the cache."""
 DISTINCT = 0.999
-"""Filters with a larger cosine count as one."""
+"""Cosine from which on two filters count as one: an angle of 2.6 degrees."""
 FINENESS = {2: 0.06, 3: 0.05}
-"""Mean distance of a bundle's rows over the diameter of a cone, by d: measured; it moves time, not the bound."""
-ROUNDED = 8.0
-"""Allowances for rounding by which the bound on the smallest cone is above g: at its vertices, and beside them."""
+"""Mean distance of a bundle's rows, over the diameter of a cone, up to which the cone takes the bundle as one row, by
+the rank of the rows: the fastest of those tried; the bound is a bound for any."""
+FINENESS_ELSEWHERE = 0.03
+"""The fineness in other ranks."""
+CLOSEST = 8.0
+"""Allowances for rounding by which the bound on even the smallest cone exceeds g, at and beside the vertices together:
+where the threshold is closer to g than that, no halving helps."""
 SERIAL_ROWS = 20_000
-"""Rows up to which one thread does the search, deterministically: it takes seconds at most."""
-BUDGET = 10_000
-"""Entries a thread looks at, about 1 ms, before it takes the block with the largest bound again; later 1/256 of all
-entries so far, which keeps the blocks few."""
+"""Rows up to which one thread does the search, and so in the same order every time: seconds at most."""
+TURN_ENTRIES = 10_000
+"""Least number of entries that a thread looks at, in about 1 ms, before it takes the block with the largest bound."""
+TURN_SHARE = 256
+"""A turn grows to one part in so many of all entries looked at, which keeps the blocks few."""
+TURN_ENTRIES_LIMITED = 1000
+"""Most entries of a turn where the number of cones is limited, lest a turn go far beyond the limit."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,7 @@ class Incumbents:
 
     def __init__(self, charged: ChargedRows, tree: RowTree, keep: int) -> None:
         self.charged, self.keep = charged, keep
-        entries = tree.cut(ENTRIES)
+        entries = tree.cut(LOCAL_ENTRIES)
         self.measured = len(entries) < len(charged.rows)
         entries = entries[np.argsort(tree.cells[entries], kind="stable")]
         n, (d, width) = len(charged.rows), tree.moments.shape[1:]
@@ -72,7 +80,7 @@ class Incumbents:
         self.moments[rows] = self.directions[rows, :, None] * tree.table[entries[rows], None, d : d + width]
         self.moments[~rows] = tree.moments[entries[~rows] - n]
         cells = tree.cells[entries]
-        edges = np.union1d(np.flatnonzero(np.diff(cells, prepend=-1)), np.arange(0, len(cells), CHUNK))
+        edges = np.union1d(np.flatnonzero(np.diff(cells, prepend=-1)), np.arange(0, len(cells), PRODUCT_ENTRIES))
         self.parts = [
             (int(cells[low]), slice(low, high)) for low, high in itertools.pairwise([*edges.tolist(), len(cells)])
         ]
@@ -143,7 +151,7 @@ class Search:
         self.incumbents, self.goal = incumbents, goal
         self.rank = charged.rows.shape[1]
         self.fold = self.tree.fold(charged.n_cells)
-        self.fineness = FINENESS.get(self.rank, 0.03)
+        self.fineness = FINENESS.get(self.rank, FINENESS_ELSEWHERE)
         self.allowance = _allowance(self.tree.weight, len(charged.rows), self.fold.size, self.rank)
         self.threshold = np.array([self._enough(float(incumbents.values[0]))])
         self.pruned, self.cones, self.entries = 0.0, 0, 0
@@ -151,7 +159,7 @@ class Search:
 
     def _enough(self, best: float) -> float:
         """The bound up to which cones need no further division: beside the allowance no bound comes down any more."""
-        return max(self.goal.threshold(best), best + ROUNDED * self.allowance)
+        return max(self.goal.threshold(best), best + CLOSEST * self.allowance)
 
     def raise_threshold(self, value: float, points: np.ndarray) -> None:
         """Climb from (q, d) points, the best of which has g >= `value`, if that is news."""
@@ -214,9 +222,9 @@ class BlockSearch(Search):
     def _search(self, block: Block, workspace: Workspace) -> None:
         workspace.load(block)
         tree = self.tree.table, self.tree.moments, self.tree.division.children, self.tree.cells
-        budget = max(BUDGET, self.entries // 256)
+        budget = max(TURN_ENTRIES, self.entries // TURN_SHARE)
         if self.goal.max_cones is not None:
-            budget = min(budget, 1000)
+            budget = min(budget, TURN_ENTRIES_LIMITED)
         while True:
             status, workspace.depth = search(
                 tree, self.fold, self.fineness, self.allowance, self.threshold, budget, *workspace.state()

@@ -18,16 +18,22 @@ OPTIONS: dict[str, Any] = {
     "fastmath": {"reassoc", "contract", "nsz"},
     "error_model": "numpy",
 }
-"""Sums may be reassociated for speed: the allowance holds for any order."""
+"""How the search is compiled. Sums may be reassociated for speed: the allowance holds for any order."""
 NARROWEST = 1e-14
-"""Cones whose longest edge squared is below this are not divided further, nor are those that come from 12 d² halvings;
-their bound is recorded as it is."""
+"""Square of a cone's longest edge up to which the cone is not halved, as after 12 d² halvings: rounding outweighs what
+a half would gain. The bound on such a cone is recorded as it is."""
 FAINT = 1e-140
-"""A direction shorter than this has squares that underflow, so that it cannot be made unit: then none is used, for
-which the bound holds as well, the whole of G being beside it."""
+"""Length of a direction up to which its squares underflow, so that it cannot be made unit. Then no direction is used,
+for which the bound holds as well, the whole of G being beside it."""
 CURVATURE = 0.25
-"""Weight of an edge's squared length, times g, in the choice of the edge to halve: it moves time, not the bound."""
-DONE, OUT_OF_BUDGET, OUT_OF_ROOM = 0, 1, 2
+"""Weight of an edge's squared length, times g, in the choice of the edge to halve: the fastest of those tried; the
+bound is a bound for any."""
+DONE = 0
+"""Status of `search`: no cone is left."""
+OUT_OF_BUDGET = 1
+"""Status of `search`: as many entries as allowed have been looked at; cones are left on the stack."""
+OUT_OF_ROOM = 2
+"""Status of `search`: the stack of entries has to grow first."""
 
 
 @njit(**OPTIONS)

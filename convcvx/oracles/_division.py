@@ -9,7 +9,7 @@ import numpy as np
 from convcvx.machine.jit import njit
 
 BUCKET = 16
-"""Rows below which a bundle is not divided into bundles, but into its rows."""
+"""Rows up to which a bundle is divided into its rows: looking at smaller bundles would cost what they save."""
 
 
 @dataclass(frozen=True)

@@ -18,15 +18,15 @@ from convcvx.responses.passes import Responses
 from convcvx.rounding import UNIT
 
 MAX_BYTES = 8 << 30
-"""What a rigorous oracle may take for patch rows and charges."""
+"""Bytes that patch rows and charges may take: a rigorous oracle on more would not end anyway."""
 CHUNK = 256
-"""Images unrolled at once."""
+"""Images whose patches are gathered at once."""
 SAMPLE = 256
-"""Images from which the share of patches that are not zero is estimated."""
-UP = 1.0 + 1e-9
-"""Raises a sum of rounding errors above what computing it rounds off."""
-NORMAL = float(np.finfo(float).tiny)
-"""More than what the underflows of a few billion products add up to."""
+"""Images, the first ones, from which the share of patches that are not zero is estimated."""
+ROUND_UP = 1.0 + 1e-9
+"""Factor that raises a sum of rounding errors above what rounding takes off the sum itself."""
+SMALLEST_NORMAL = float(np.finfo(float).tiny)
+"""2^-1022, added to a bound for the products in it that underflow: more than a few billion of them lose."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class PatchRows:
     coordinates v = F ê are kept; the rest ê - Fᵀv is measured, with an error of (d + 1)ε‖F‖_F‖v‖, where ‖F‖_F = √d. A
     filter u has coordinates F u, longer than u by a factor of ‖F‖₂ <= 1 + ‖FFᵀ - I‖_F. To make v a unit row and a
     weight takes 2ε, the weight w_pk itself 4ε, and m members of a row add up their charges with (m + 1)ε, each time of
-    w_pk‖v‖. Products that underflow add less than `NORMAL`.
+    w_pk‖v‖. Products that underflow add less than `SMALLEST_NORMAL`.
     """
 
     rows: np.ndarray
@@ -113,8 +113,8 @@ class PatchRows:
         del parts
         first, member = merge(unit, slots)
         share = skew + (np.bincount(member)[member] + (d + 1) * d**0.5 + 8) * UNIT
-        beside = UP * (remainders.numpy() + np.bincount(image, weight * share, responses.n))
-        reach = UP * np.bincount(image, weight, responses.n) + beside
+        beside = ROUND_UP * (remainders.numpy() + np.bincount(image, weight * share, responses.n))
+        reach = ROUND_UP * np.bincount(image, weight, responses.n) + beside
         unit, slots = unit[first], slots[first]
         division = Division.of(unit, slots)
         order = np.empty(len(unit), np.int32)
@@ -166,7 +166,7 @@ def embedding_errors(responses: Responses, where: slice, raw: Tensor) -> Tensor:
         largest = responses.images[where].double().abs().flatten(1).amax(dim=1).cpu()[:, None]
         off = (2 * s + 4) * (s / spec.contrast) ** 0.5 * largest + (s / 2 + 7) * lengths(raw[..., :s])
         errors = errors + UNIT * float(basis[:, :s].norm()) * off
-    return torch.where(errors > 0, UP * errors + NORMAL, 0.0)
+    return torch.where(errors > 0, ROUND_UP * errors + SMALLEST_NORMAL, 0.0)
 
 
 def merge(rows: np.ndarray, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -14,8 +14,8 @@ from convcvx.machine.threads import cores
 from convcvx.oracles._division import Division
 from convcvx.oracles.charged_rows import ChargedRows
 
-TASKS = 16
-"""Subtrees a thread that are summed up independently."""
+SUBTREES = 16
+"""Subtrees for each thread, summed up independently: many, as some take longer than others."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class RowTree:
         cells = charged.cells[order].astype(np.int32)
         sums = partial(_sum_up, table, moments, division.spans, division.children, c)
         threads = cores()
-        trees, above = division.forest(TASKS * threads)
+        trees, above = division.forest(SUBTREES * threads)
         with ThreadPoolExecutor(threads) as pool:
             spreads = dict(zip(trees, pool.map(lambda node: sums(node, np.zeros((0, c, c))), trees), strict=True))
         for node in reversed(above):

@@ -18,9 +18,11 @@ from convcvx.oracles._sweeps import add_outer, offer
 from convcvx.rounding import UNIT
 
 FAINT = 1e-100
-"""A matrix this close to a multiple of the identity has no axes to speak of: cubes of its entries underflow."""
+"""Distance of a matrix from the multiples of the identity up to which the matrix has no axes to speak of: cubes of
+entries that small underflow."""
 INSIDE = 1e-7
-"""An eigenvector this close to its cell counts as inside; that raises the bound by at most its square."""
+"""Distance of an eigenvector from a cell up to which the eigenvector counts as inside. Rounding moves it by less, and
+the bound rises by at most the square of that distance."""
 
 
 @njit(cache=True)

@@ -16,7 +16,7 @@ from convcvx.machine.jit import njit
 from convcvx.rounding import UNIT
 
 DISTINCT = 1e-7
-"""Points of the unit sphere closer than this are one."""
+"""Distance of two points on the unit sphere up to which they are one maximum, found on two arcs or in two cells."""
 
 
 def lines(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

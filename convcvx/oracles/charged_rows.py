@@ -12,7 +12,7 @@ from torch import Tensor
 
 from convcvx.errors import InputError
 from convcvx.oracles._division import Division
-from convcvx.oracles._patch_rows import NORMAL, UP, PatchRows
+from convcvx.oracles._patch_rows import ROUND_UP, SMALLEST_NORMAL, PatchRows
 from convcvx.oracles.base import OracleResult
 from convcvx.oracles.needs import ROWS_IN_MEMORY, require
 from convcvx.oracles.scope import Scope
@@ -71,13 +71,13 @@ class ChargedRows:
         """
         require("oracle", (ROWS_IN_MEMORY,), problem)
         patches = PatchRows.of(problem.responses)
-        dual, exponent = at_scale_one(dual_point.numpy())
-        charges = patches.incidence @ dual
+        scaled, exponent = at_scale_one(dual_point.numpy())
+        charges = patches.incidence @ scaled
         errors = np.ldexp(problem.dual_error(dual_point).numpy(), -exponent)
-        slack = patches.remainders @ np.linalg.norm(dual, axis=1) + patches.reach @ errors
+        slack = patches.remainders @ np.linalg.norm(scaled, axis=1) + patches.reach @ errors
         # products and scaled charges that underflow, each by TINY at most
-        slack += 2 * TINY * patches.incidence.nnz * dual.shape[1] * dual.any() * (1 + patches.reach.max())
-        shared = patches.n_cells, patches.frame, float(UP * slack), patches.division
+        slack += 2 * TINY * patches.incidence.nnz * scaled.shape[1] * scaled.any() * (1 + patches.reach.max())
+        shared = patches.n_cells, patches.frame, float(ROUND_UP * slack), patches.division
         return cls(patches.rows, patches.cells, charges, *shared, exponent).scaled()
 
     def scaled(self) -> ChargedRows:
@@ -178,4 +178,4 @@ def raised(bound: float, exponent: int) -> float:
     """2^exponent times `bound`, and no less: infinite where float64 ends, and not 0 unless `bound` is."""
     with np.errstate(over="ignore", under="ignore"):
         product = float(np.ldexp(bound, exponent))
-    return math.nextafter(product, math.inf) if bound > 0 and product < NORMAL else product
+    return math.nextafter(product, math.inf) if bound > 0 and product < SMALLEST_NORMAL else product

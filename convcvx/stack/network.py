@@ -17,8 +17,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from convcvx.errors import RunError, one_line
+from convcvx.network.architecture import ARCHITECTURE, Architecture
 from convcvx.network.export import export
-from convcvx.network.two_layer import ARCHITECTURE, Architecture, TwoLayerCNN
+from convcvx.network.two_layer import TwoLayerCNN
 from convcvx.storage.reading import form_fault, open_tensors
 
 DESCRIPTION = {

@@ -24,9 +24,9 @@ from convcvx.storage.files import sync
 from convcvx.storage.lock import locked
 
 LONGEST_NAME = 255
-"""Bytes that a file system allows a name."""
+"""Bytes of a name, at most: what Linux's file systems allow."""
 RESULT = "metrics.json"
-"""Written last: a folder that has it is finished."""
+"""Name of the file that a run writes last: a folder with such a file is finished."""
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ NAMES: dict[type | None, str] = {
     dict: "an object",
     None: "null",
 }
+"""Kinds of JSON values, and what they are called in messages."""
 
 
 def is_a(value: Any, kind: type | None) -> bool:

@@ -1,0 +1,1 @@
+"""What the test files share: `commands` (and trainings), `data` sets, `problems`, `rows` and `batches` for oracles."""
