@@ -40,7 +40,7 @@ FEWEST, MOST = 64, 2000
 """Filters of a dictionary at least, however long they take, and at most: k-means costs their square."""
 
 LARGEST = 12
-"""Pixels of a patch's side in grey images at most: responses to patches of up to 150 entries stay in registers. With 14,
+"""Pixels of a patch's side in grey images at most: with up to 150 entries responses stay in registers. With 14,
 9,000 MNIST images took 92 core-seconds instead of 56, for no better a network."""
 POSITIONS = 40
 """Patch positions along a side, about, at most: larger images are looked at in strides."""
