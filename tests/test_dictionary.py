@@ -52,6 +52,12 @@ def test_dictionaries_are_distinct_unit_filters_with_the_threshold(problem, sour
     assert (filters @ filters.T - 2 * torch.eye(20)).max() < 1 - 1e-6
 
 
+@pytest.mark.parametrize("source", SOURCES)
+def test_dictionaries_of_large_data_are_drawn_in_their_single_precision(problem, source):
+    single = dictionary(digits(dtype=torch.float32).responses, 20, source=source, threshold=0.5, seed=3)
+    assert torch.allclose(single, dictionary(problem.responses, 20, source=source, threshold=0.5, seed=3), atol=1e-4)
+
+
 def test_mirrored_filters_see_mirrored_images():
     problem = digits(40, flips=True)
     filters = dictionary(problem.responses, 10, threshold=0.2, flips=True)

@@ -204,6 +204,7 @@ class Responses:
         None stands for the identity: the norms of the raw rows.
         """
         size = max(1, self.chunk_bytes // (8 * self.n_positions * self.embedding.basis.shape[1]))
+        basis = None if basis is None else basis.double().cpu()
         norms = []
         for part in images.to(self.device).split(size):
             rows = self.rows(part).double().cpu()

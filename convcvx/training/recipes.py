@@ -1,0 +1,187 @@
+"""Defaults that fit the data: options for training and stacking on images of which only shape and number are known.
+
+Few images are trained to the optimum, with a small gap in the certificate. Many get a dictionary of k-means filters
+with optimal weights: in minutes it is more accurate than filters trained for hours. No data set goes by its name.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+FEW = 3e7
+"""Patch entries n·K·h up to which filters are trained: seconds to a small gap. Beyond it takes minutes and more."""
+OPTIMUM: dict[str, Any] = {
+    "beta_ratio": 0.01,  # few images are told apart by it, and not learnt by heart
+    "tol": 0.05,  # reached in a few rounds; each halving costs about as many again
+}
+"""What trainings to a small gap share."""
+
+DICTIONARY: dict[str, Any] = {
+    "whiten": True,
+    "hidden_bias": True,
+    "dictionary_source": "kmeans",
+    "tune": 0.1,
+    "max_rounds": 0,
+    "tol": 1.0,  # any gap: β is chosen for accuracy, and no filter is trained
+}
+"""What dictionaries share."""
+STROKES: dict[str, Any] = {"whiten_epsilon": 0.3}
+"""Grey images: large patches, most of whose directions hold next to nothing, are whitened with care."""
+TEXTURES: dict[str, Any] = {"contrast": True, "contrast_epsilon": 1e-2, "threshold": 0.25}
+"""Colour images: lit differently from patch to patch; with a threshold few filters answer to one patch."""
+WORK = 6e12
+"""Multiply-adds for responses and Gram matrix of a dictionary: with all else, two to four minutes on two cores."""
+FEATURES = 8000
+"""Filters times cells at most, pairs counted once: a Gram matrix of this side is a quarter of a GB, and its factor, of
+which a path of β takes a few, seconds."""
+FEWEST, MOST = 64, 2000
+"""Filters of a dictionary at least, however long they take, and at most: k-means costs their square."""
+
+LARGEST = 12
+"""Pixels of a patch's side in grey images at most: with up to 150 entries responses stay in registers. With 14,
+9,000 MNIST images took 92 core-seconds instead of 56, for no better a network."""
+POSITIONS = 40
+"""Patch positions along a side, about, at most: larger images are looked at in strides."""
+
+CHANNELS = 48
+"""Principal channels of a first stage's maps that the second sees."""
+JOINT = 0.25
+"""Share of `WORK` that the dictionary of each of two stages gets: one head over both is fitted as well."""
+SLIDE: dict[str, Any] = {"slide": "0,3", "crops": "0,1"}
+"""Epochs of descent on the filters of the second stage, which drawn ones do not get past the first."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """Patches and pooling cells along one side of an image, in pixels; `maps` counts the positions."""
+
+    kernel: int
+    stride: int
+    padding: int
+    cells: int
+    maps: int
+
+    @classmethod
+    def of(cls, length: int, kernel: int, padding: int = 0, cells: int = 4) -> Side:
+        """Patches of about `kernel` pixels: larger with a stride, so that they overlap, and so that the last one ends
+        where the image does, as mirrored patches must."""
+        stride = -(-length // POSITIONS)
+        kernel = max(1, min(length, kernel + stride - 1))
+        padding = min(padding, kernel - 1)
+        kernel += (length + 2 * padding - kernel) % stride
+        maps = (length + 2 * padding - kernel) // stride + 1
+        return cls(kernel, stride, padding, min(cells, maps), maps)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Patches and pooling cells of images of one shape."""
+
+    channels: int
+    sides: tuple[Side, Side]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        pool = self._pair("cells")
+        return {
+            "kernel_size": self._pair("kernel"),
+            "stride": self._pair("stride"),
+            "padding": self._pair("padding"),
+            "pool": "global" if pool == "1" else pool,
+        }
+
+    def _pair(self, name: str) -> str:
+        rows, columns = (getattr(side, name) for side in self.sides)
+        return f"{rows}" if rows == columns else f"{rows}x{columns}"
+
+    @property
+    def patch_size(self) -> int:
+        return self.channels * math.prod(side.kernel for side in self.sides)
+
+    @property
+    def positions(self) -> int:
+        return math.prod(side.maps for side in self.sides)
+
+    @property
+    def cells(self) -> int:
+        return math.prod(side.cells for side in self.sides)
+
+
+def recipe(
+    image_shape: tuple[int, int, int], n_images: int, loss: str = "squared", classes: bool = True
+) -> dict[str, Any]:
+    """Options of `TrainConfig` that fit images of this kind, whatever they show.
+
+    Parameters
+    ----------
+    image_shape : (int, int, int)
+        Channels, height and width in pixels; a vector is an image of one pixel.
+    n_images : int
+        Images to train on.
+    loss : str
+        As in `TrainConfig`: a dictionary needs the squared loss.
+    classes : bool
+        Whether the targets are classes, not real values.
+    """
+    small = _small_patches(image_shape)
+    if loss != "squared" or n_images * small.positions * small.patch_size <= FEW:
+        # A vector has no other threshold than the hidden bias; patches of images find theirs in what surrounds them.
+        return {**OPTIMUM, **small.options, "hidden_bias": small.positions == 1}
+    grid = _large_patches(image_shape)
+    textures = grid.channels > 1 and grid.positions > 1
+    # The mirror image of a letter or a digit is none, nor need it have the same real value.
+    flips = textures and classes
+    filters = _filters(grid, n_images, flips)
+    return {**DICTIONARY, **(TEXTURES if textures else STROKES), **grid.options, "flips": flips, "dictionary": filters}
+
+
+def _small_patches(image_shape: tuple[int, int, int]) -> Grid:
+    """Patches for the search for filters, and perhaps a proof, both of which cost more with each pixel."""
+    channels, *sides = image_shape
+    rows, columns = (Side.of(side, 3, padding=1) if side < 16 else Side.of(side, 5) for side in sides)
+    return Grid(channels, (rows, columns))
+
+
+def _large_patches(image_shape: tuple[int, int, int]) -> Grid:
+    """Patches for dictionaries."""
+    channels, *sides = image_shape
+    if channels == 1:
+        # Strokes are told apart by what half of an image shows; padding has them seen whole at its edges.
+        rows, columns = (Side.of(side, min(side // 2, LARGEST), padding=min(side // 7, LARGEST // 3)) for side in sides)
+    else:
+        rows, columns = (Side.of(side, 5, cells=3) for side in sides)
+    return Grid(channels, (rows, columns))
+
+
+def _filters(grid: Grid, n_images: int, flips: bool, work: float = WORK) -> int:
+    """The most filters m, an even number, with n·K·h·m + n·(m·P)² within `work`; flips halve the latter."""
+    copies = 2 if flips else 1
+    gram = n_images * grid.cells**2 / copies
+    responses = n_images * grid.positions * (grid.patch_size + 1)
+    most = (math.sqrt(responses**2 + 4 * gram * work) - responses) / (2 * gram)
+    return 2 * round(max(FEWEST, min(most, MOST, copies * FEATURES / grid.cells)) / 2)
+
+
+def stack_recipe(
+    image_shape: tuple[int, int, int], n_images: int, loss: str = "squared", classes: bool = True
+) -> tuple[dict[str, Any], str, str, str]:
+    """What two stages of `StackConfig.of` need for images of this kind: options, channels, downsample and heads.
+
+    Parameters are those of `recipe`.
+    """
+    options = recipe(image_shape, n_images, loss, classes)
+    drawn = "dictionary" in options
+    first = _large_patches(image_shape) if drawn else _small_patches(image_shape)
+    downsample = 2 if min(side.maps for side in first.sides) >= 8 else 1
+    rows, columns = (Side.of(side.maps // downsample, 3, padding=1, cells=side.cells) for side in first.sides)
+    second = Grid(CHANNELS, (rows, columns))
+    options |= {name: f"{value},{second.options[name]}" for name, value in first.options.items()}
+    if not drawn:
+        return options, str(CHANNELS), str(downsample), "last"
+    flips = options["flips"] and first.sides[1].maps % downsample == 0
+    filters = [_filters(grid, n_images, flips, JOINT * WORK) for grid in (first, second)]
+    contrast = "yes,no" if options.get("contrast") else "no"  # normalised patches make features of like sizes
+    options |= SLIDE | {"flips": flips, "contrast": contrast, "dictionary": "{},{}".format(*filters)}
+    return options, str(CHANNELS), str(downsample), "joint"
