@@ -188,7 +188,7 @@ class ConvexCNN(TransformerMixin, BaseEstimator):
     def _responses(self, X: Any) -> Responses:
         """Of the fitted network to X, in float64."""
         check_is_fitted(self)
-        if np.ndim(X) > 2 and (shape := self._shape_of(X)) != self.image_shape_:
+        if _dimensions(X) > 2 and (shape := self._shape_of(X)) != self.image_shape_:
             raise InputError(f"X must be images of shape {self.image_shape_}, as in fit; got {shape}")
         rows = validate_data(self, _as_rows(X), dtype=DTYPES, reset=False)
         solution = self.solution_
@@ -208,8 +208,8 @@ class ConvexCNN(TransformerMixin, BaseEstimator):
     def _shape_of(self, X: Any) -> tuple[int, int, int] | None:
         """Channels, height and width of the images that X are; None for plain rows."""
         shape = None if self.image_shape is None else self._image_shape()
-        if np.ndim(X) > 2:
-            own = np.shape(X)[1:] if np.ndim(X) == 4 else (1, *np.shape(X)[1:])
+        if (ndim := _dimensions(X)) > 2:
+            own = np.shape(X)[1:] if ndim == 4 else (1, *np.shape(X)[1:])
             if len(own) != 3 or shape not in (None, own):
                 expected = "(n, d), (n, H, W) or (n, C, H, W)" if shape is None else f"rows or images {shape}"
                 raise InputError(f"X must be {expected}; got shape {np.shape(X)}")
@@ -232,7 +232,12 @@ class ConvexCNN(TransformerMixin, BaseEstimator):
 
 def _as_rows(X: Any) -> Any:
     """Images as flattened rows; what is none as it is."""
-    return np.asarray(X).reshape(len(X), -1) if np.ndim(X) > 2 else X
+    return np.asarray(X).reshape(len(X), -1) if _dimensions(X) > 2 else X
+
+
+def _dimensions(X: Any) -> int:
+    """Axes of X; 2 of what scikit-learn has yet to make an array of."""
+    return np.ndim(X) if isinstance(X, list | tuple) else getattr(X, "ndim", 2)
 
 
 def declare(estimator: type[ConvexCNN], options: list[Parameter]) -> None:
