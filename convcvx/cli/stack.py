@@ -14,9 +14,12 @@ from convcvx.cli.output import cost, finish, guard, open_console
 from convcvx.errors import InputError
 from convcvx.responses.team import Team
 from convcvx.stack.jobs import StackRun, stack_job
-from convcvx.stack.options import VALIDATION, StackConfig, StackShape
+from convcvx.stack.options import VALIDATION, StackConfig, StackShape, fitting_stack, settings_of
 from convcvx.training.options import OPTIONS, TrainConfig
+from convcvx.training.origin import Origin
+from convcvx.training.presets import in_flags, leaves_open
 from convcvx.training.progress import Progress
+from convcvx.training.resolve import load_data
 
 
 @f.takes(
@@ -38,8 +41,11 @@ def stack(
 
     Every stage leaves a run folder with its certificate, which speaks of that stage on its features alone. A stage
     that does not raise the validation score is dropped. model.safetensors is the whole stack as one torch module.
+    Where no option says what network is wanted, those that fit the images are taken, and printed.
 
-    Example:
+    Examples:
+
+      convcvx stack --data mnist
 
       convcvx stack --stages 2 --data digits --padding 1 --pool 4 --beta-ratio 0.01 --tol 0.03 --out checkpoints/stack
     """
@@ -48,22 +54,24 @@ def stack(
         if (size := Team.of_torchrun().size) > 1:
             raise InputError(f"a stack is trained by one process; got {size}: start it without torchrun")
         given = f.given_options(context, preset, config)
-        run = StackRun(f.out_folder(out, resume, overwrite, lambda: _named(_settings(given))))
+        run = StackRun(f.out_folder(out, resume, overwrite, lambda: _named(settings_of(given))))
         with run.held():
             goes_on = run.enter(resume=resume, overwrite=overwrite)
-            settings = run.config.continued(given) if goes_on else _settings(given)
+            fits = not goes_on and leaves_open(given, preset)
+            settings = run.config.continued(given) if goes_on else settings_of(given)
+            data = origin = None
+            if fits:
+                data = load_data(settings.stages[0])
+                chosen = fitting_stack(given, data[0])
+                settings, origin = settings_of(chosen), Origin.of(settings.stages[0], data)
             progress = Progress(console, settings.stages[0].tol, settings.stages[0].time_limit)
             if resume and not goes_on:
                 progress.begin(f"nothing has begun in {out}: it begins now, by these options")
-            result = stack_job(settings, run, progress, resume=goes_on)
+            if fits:
+                progress.begin(f"options that fit the data: {in_flags(chosen)}")
+            result = stack_job(settings, run, progress, resume=goes_on, data=data, origin=origin)
         _print_table(console, result)
         finish(result, json_output)
-
-
-def _settings(given: dict[str, Any]) -> StackConfig:
-    own = ("stages", "channels", "downsample", "heads")
-    options = {"validation": VALIDATION} | {name: value for name, value in given.items() if name not in own}
-    return StackConfig.of(given.get("stages", 2), options, **{name: given[name] for name in own[1:] if name in given})
 
 
 def _named(config: StackConfig) -> str:

@@ -12,7 +12,10 @@ from convcvx.cli.output import finish, guard, open_console, print_summary
 from convcvx.responses.team import Team
 from convcvx.training.jobs import train_job
 from convcvx.training.options import TrainConfig
+from convcvx.training.origin import Origin
+from convcvx.training.presets import fitting, in_flags, leaves_open, next_steps
 from convcvx.training.progress import Progress
+from convcvx.training.resolve import load_data
 from convcvx.training.run import Run
 
 
@@ -33,9 +36,12 @@ def train(
         min  (1/n) Σ loss(f(x_i), y_i) + (beta/2) Σ (‖u_j‖² + ‖V_j‖²)
 
     over filters u_j and output weights V_j of any number of neurons. Leaves a run folder with an ordinary torch
-    network (model.safetensors) and its certificate.
+    network (model.safetensors) and its certificate. Where no option says what network is wanted, those that fit the
+    images are taken, and printed.
 
     Examples:
+
+      convcvx train --data mnist
 
       convcvx train --preset demo --out checkpoints/demo
 
@@ -49,12 +55,25 @@ def train(
         run = Run(f.out_folder(out, resume, overwrite, lambda: _named(TrainConfig.from_dict(given))))
         with run.held():
             goes_on = run.enter(resume=resume, overwrite=overwrite)
+            fits = not goes_on and leaves_open(given, preset) and team.size == 1
             settings = run.continued(given) if goes_on else TrainConfig.from_dict(given)
+            settings.check()
+            data = None
+            if fits:
+                data = load_data(settings)
+                settings = TrainConfig.from_dict(fitting(given, data[0]))
             progress = Progress(console, settings.tol, settings.time_limit)
             if resume and not goes_on:
                 progress.begin(f"nothing has begun in {out}: it begins now, by these options")
-            metrics = train_job(settings, run, progress, team, resume=goes_on)
+            if fits:
+                progress.begin(
+                    f"options that fit the data: {in_flags(settings.chosen)}\n(--preset plain: the defaults)"
+                )
+            origin = None if data is None else Origin.of(settings, data)
+            metrics = train_job(settings, run, progress, team, resume=goes_on, data=data, origin=origin)
         print_summary(console, metrics)
+        if fits:
+            console.print(f"try next: {next_steps(settings)}")
         finish(metrics, json_output)
 
 

@@ -87,21 +87,33 @@ class StackRun(Folder):
         self.settle()
 
 
-def stack_job(config: StackConfig, run: StackRun, report: Report, *, resume: bool = False) -> dict[str, Any]:
+def stack_job(
+    config: StackConfig,
+    run: StackRun,
+    report: Report,
+    *,
+    resume: bool = False,
+    data: Data | None = None,
+    origin: Origin | None = None,
+) -> dict[str, Any]:
     """Train stage after stage into `run`, with `resume` from where it was; returns what `--json` prints.
 
-    A resumed stack keeps the stages that it finished.
+    A resumed stack keeps the stages that it finished. `data` stand in for those that `config` names, and come from
+    `origin`.
     """
     with run.held():
-        return _train(config, run, report, resume)
+        return _train(config, run, report, resume, data, origin)
 
 
-def _train(config: StackConfig, run: StackRun, report: Report, resume: bool) -> dict[str, Any]:
+def _train(
+    config: StackConfig, run: StackRun, report: Report, resume: bool, data: Data | None, origin: Origin | None
+) -> dict[str, Any]:
     began = perf_counter()
     first = config.stages[0]
     source = run.located(first) if resume else first
-    data = load_data(source)
-    origin = Origin.of(source, data)
+    if data is None or origin is None:
+        data = load_data(source)
+        origin = Origin.of(source, data)
     if resume:
         run.check_data(origin)
     if data[2] is None:
@@ -212,17 +224,17 @@ def _cache(
     run: StackRun, data: Data, stage: TwoLayerCNN, link: Link, report: Report, device: str
 ) -> tuple[Data, float]:
     """The data with their features for images, in half precision on disk; and the size in MB."""
-    parts = [part for part in data if part is not None]
+    parts = {name: part for name, part in zip(PARTS, data, strict=True) if part is not None}
     shape = feature_shape(stage, link, data[0].images)
-    size = sum(map(len, parts)) * math.prod(shape) * 2
+    size = sum(map(len, parts.values())) * math.prod(shape) * 2
     report.begin(f"features {'x'.join(map(str, shape))}, {size / 1e6:.0f} MB in half precision on disk")
     if size > (free := shutil.disk_usage(run.folder).free):
         raise RunError(f"{run.folder} has {free / 1e6:.0f} MB free for {size / 1e6:.0f} MB of features; lower channels")
-    train, test, validation = (
-        replace(part, images=cache_features(run.cache(name), stage, link, part.images, device))
-        for name, part in zip(PARTS, parts, strict=True)
-    )
-    return (train, test, validation), size / 1e6
+    cached = {
+        name: replace(part, images=cache_features(run.cache(name), stage, link, part.images, device))
+        for name, part in parts.items()
+    }
+    return (cached["train"], cached.get("test"), cached.get("validation")), size / 1e6
 
 
 def stage_data(run: Run, images: Data | None = None) -> Data | None:
@@ -237,8 +249,6 @@ def stage_data(run: Run, images: Data | None = None) -> Data | None:
     if number > len(model.stages):
         raise RunError(f"stage {number} was dropped: its features are not kept")
     train, test, validation = images or run_data(run, run.config)
-    assert test is not None
-    assert validation is not None
 
     def seen(part: Dataset) -> Dataset:
         images = part.images
@@ -247,4 +257,4 @@ def stage_data(run: Run, images: Data | None = None) -> Data | None:
             images = torch.cat(list(stream_features(stage, link, images)))
         return replace(part, images=images)
 
-    return seen(train), seen(test), seen(validation)
+    return seen(train), None if test is None else seen(test), None if validation is None else seen(validation)

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from convcvx.data.datasets import Dataset
 from convcvx.errors import InputError, check_choice, check_count, shown
 from convcvx.pooling import Pooling
-from convcvx.training.option import MODEL, STAGES, option
+from convcvx.training.option import MODEL, STAGES, option, options_of, size_text
 from convcvx.training.options import BUDGETS, LARGEST_SIDE, MOST_FILTERS, OPTIONS, TrainConfig, check_unchanged
+from convcvx.training.recipes import stack_recipe
 
 HEADS = ("last", "mean", "joint")
 MOST_STAGES = 100
@@ -50,6 +52,27 @@ class StackShape:
         "features of all stages, fitted anew with each.",
         choices=HEADS,
     )
+
+
+def settings_of(given: dict[str, Any]) -> StackConfig:
+    """The options of a stack: those of `StackShape`, and of `TrainConfig`, some of which may have a value a stage."""
+    shape = options_of(StackShape)
+    options = {"validation": VALIDATION} | {name: value for name, value in given.items() if name not in shape}
+    own = {name: given[name] for name in shape if name in given and name != "stages"}
+    return StackConfig.of(given.get("stages", StackShape.stages), options, **own)
+
+
+def fitting_stack(given: dict[str, Any], train: Dataset) -> dict[str, Any]:
+    """`given`, which leaves the network open, with the options of two stages that fit these images."""
+    channels, height, width = train.images.shape[1:]
+    loss = given.get("loss", TrainConfig.loss)
+    options, *links = stack_recipe((channels, height, width), len(train), loss, bool(train.n_classes))
+    return options | dict(zip(("channels", "downsample", "heads"), links, strict=True)) | given
+
+
+def stage_text(values: list[Any]) -> str:
+    """A list of values, one a stage, as the command line writes it."""
+    return ",".join("none" if value is None else str(size_text(value)) for value in values)
 
 
 @dataclass(frozen=True)

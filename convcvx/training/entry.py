@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable
 from dataclasses import replace
-from inspect import Parameter, Signature, cleandoc
+from inspect import Parameter, Signature, cleandoc, signature
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from convcvx.training.option import as_kept, check_names, described, parameters
 from convcvx.training.options import TrainConfig
 from convcvx.training.origin import Origin
 from convcvx.training.plan import warn_short_of
-from convcvx.training.presets import preset_options
+from convcvx.training.presets import fitting, leaves_open, preset_options
 from convcvx.training.resolve import arranged
 from convcvx.training.run import Run
 
@@ -64,7 +65,8 @@ def fit(
     targets : Tensor, ndarray or sequence (n,) of classes, or (n, c) of real values
         None where `images` hold them.
     preset : str, optional
-        Options that go together; others given beside it win.
+        Options that go together; others given beside it win. Where neither a preset nor any option says what network
+        is wanted, those that fit the images are taken: see `convcvx.training.recipes`. "plain" has the defaults below.
     callback : callable, optional
         Called with the `Solution` after every round.
     out : path, optional
@@ -114,7 +116,9 @@ def fit(
 
 
 def chosen_config(given: dict[str, Any], preset: str | None, train: Dataset) -> TrainConfig:
-    """The options `given`, those of the preset for the others."""
+    """The options `given`, with those of the preset, or those that fit the images where none says what is wanted."""
+    if leaves_open(given, preset):
+        return TrainConfig.from_dict(fitting(given, train))
     options = {} if preset is None else {k: v for k, v in preset_options(preset).items() if k != "data"}
     return TrainConfig.from_dict(options | given)
 
@@ -131,11 +135,12 @@ OPTIONS = parameters(TrainConfig)
 """The options of `fit`, as its signature has them."""
 
 
-def announce(function: Any, record: Any, options: list[Parameter]) -> None:
-    """Write the `options` of `record` that a function takes as `**options` into its signature and docstring."""
-    own = [p for p in Signature.from_callable(function).parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
+def announce(function: Any, records: Iterable[Any], options: list[Parameter]) -> None:
+    """Write the options of `records` that a function takes as `**options` into its signature and docstring."""
+    own = [p for p in signature(function).parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
     function.__signature__ = Signature([*own, *options])
-    function.__doc__ = cleandoc(function.__doc__).replace("{options}", described(record, options))
+    text = "\n".join(described(record, options) for record in records)
+    function.__doc__ = cleandoc(function.__doc__).replace("{options}", text)
 
 
-announce(fit, TrainConfig, OPTIONS)
+announce(fit, (TrainConfig,), OPTIONS)

@@ -68,7 +68,11 @@ class Fit:
         RunError
             Where a run is already, unless `overwrite`, or other files are.
         """
-        run = Run.new(Path(folder), overwrite=overwrite)
+        self.write(Run.new(Path(folder), overwrite=overwrite))
+        return Path(folder)
+
+    def write(self, run: Run) -> None:
+        """All of it, to a run that has not begun."""
         embedding = self.solution.embedding
         assert embedding is not None
         with run.held(), run.started(self.config, self.origin, resume=False):
@@ -78,7 +82,6 @@ class Fit:
                 run.save_chosen_beta(self.certificate.beta)
             run.save_state(self.solution)
             self.write_result(run)
-        return Path(folder)
 
     def write_result(self, run: Run) -> None:
         """The network, its certificate and the metrics: with them `run` is finished."""

@@ -224,6 +224,15 @@ class TrainConfig:
         return cls(**{key: OPTIONS[key].default if value is None else value for key, value in values.items()})
 
     @property
+    def chosen(self) -> dict[str, Any]:
+        """What is not the default, but for what says nothing of the network."""
+        return {
+            name: getattr(self, name)
+            for name, declared in OPTIONS.items()
+            if getattr(self, name) != declared.default and not declared.option.any_model
+        }
+
+    @property
     def budget(self) -> Budget:
         """Raises `InputError` for what no solver can keep."""
         return Budget(self.tol, self.max_filters, self.max_rounds, self.time_limit)

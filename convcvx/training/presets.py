@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+from convcvx.data.datasets import Dataset
 from convcvx.errors import check_choice
+from convcvx.training.options import OPTIONS, TrainConfig
+from convcvx.training.recipes import recipe
 
 ACCURACY: dict[str, Any] = {
     "contrast": True,
@@ -28,6 +32,7 @@ CIFAR10: dict[str, Any] = {
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
+    "plain": {},
     "demo": {
         "data": "digits",
         "kernel_size": "3",
@@ -50,9 +55,40 @@ PRESETS: dict[str, dict[str, Any]] = {
     "cifar10-fast": {**CIFAR10, "dictionary": 1200},
     "cifar10": {**CIFAR10, "dictionary": 6000},
 }
-"""`--preset NAME`: a flag or a config file given beside it wins."""
+"""`--preset NAME`: a flag or a config file given beside it wins. `plain` has nothing: the defaults of the options."""
 
 
 def preset_options(name: str) -> dict[str, Any]:
     """The options of the preset called `name`."""
     return PRESETS[check_choice("preset", name, PRESETS)]
+
+
+def leaves_open(given: Iterable[str], preset: str | None) -> bool:
+    """Whether nothing that was asked for says what network is wanted, or how it is searched for."""
+    return preset is None and all(name in OPTIONS and OPTIONS[name].option.any_model for name in given)
+
+
+def fitting(given: dict[str, Any], train: Dataset) -> dict[str, Any]:
+    """`given`, which leaves the network open, with the options that fit these images."""
+    channels, height, width = train.images.shape[1:]
+    loss = given.get("loss", OPTIONS["loss"].default)
+    return recipe((channels, height, width), len(train), loss, bool(train.n_classes)) | given
+
+
+def in_flags(options: dict[str, Any]) -> str:
+    """Options as one writes them on the command line."""
+    flags = {name.replace("_", "-"): value for name, value in options.items()}
+    return " ".join(
+        f"--{name}" if value is True else f"--no-{name}" if value is False else f"--{name} {value}"
+        for name, value in flags.items()
+    )
+
+
+def next_steps(config: TrainConfig) -> str:
+    """What to try after a training by options that fit the data."""
+    if config.dictionary is not None:
+        return (
+            f"more accurate: --dictionary {2 * config.dictionary}, or --slide 3, or `convcvx stack`; "
+            "a certificate that says something: --preset plain --rank 2 --pool 4 --beta-ratio 0.01 --tol 0.05"
+        )
+    return "more accurate: a smaller --beta-ratio; a smaller gap: a smaller --tol; a proof: --rank 2"

@@ -1,0 +1,159 @@
+"""`convcvx.fit_stack`: a stack of certified layers from Python, as `convcvx stack` trains it; and `convcvx.load`."""
+
+from __future__ import annotations
+
+import os
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from convcvx.data.datasets import ARRAYS
+from convcvx.data.given import given_dataset
+from convcvx.solution import Callback
+from convcvx.stack.jobs import StackRun, stack_job
+from convcvx.stack.network import StackedCNN, stacked_cnn
+from convcvx.stack.options import VALIDATION, StackConfig, StackShape, fitting_stack, settings_of, stage_text
+from convcvx.training.entry import Told, announce, limited
+from convcvx.training.fit import Fit, load_fit
+from convcvx.training.option import as_kept, check_names, parameters
+from convcvx.training.options import TrainConfig
+from convcvx.training.origin import Origin
+from convcvx.training.presets import leaves_open, preset_options
+from convcvx.training.resolve import arranged
+from convcvx.training.run import Run
+
+
+@dataclass(frozen=True, eq=False)
+class StackFit:
+    """A trained stack.
+
+    Attributes
+    ----------
+    network : StackedCNN
+        One torch module of the stages that were kept: images (n, C, H, W) to (n, c).
+    stages : list of Fit
+        All that were trained, the dropped one included; each certificate speaks of its stage on the features it saw.
+    config : StackConfig
+    metrics : dict
+        What `convcvx stack --json` prints.
+    origin : Origin, optional
+        By what to know the data again.
+    """
+
+    network: StackedCNN
+    stages: list[Fit]
+    config: StackConfig
+    metrics: dict[str, Any]
+    origin: Origin | None = None
+
+    def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+        """Write the folder of a stack, as `convcvx stack --out` does.
+
+        Raises
+        ------
+        RunError
+            Where one is already, unless `overwrite`, or other files are.
+        """
+        run = StackRun.new(Path(folder), overwrite=overwrite)
+        with run.held(), run.started(self.config, self.origin, resume=False):
+            for number, stage in enumerate(self.stages, start=1):
+                stage.write(run.stage(number))
+            run.save_result(self.network, self.metrics | {"out": str(run.out)})
+        return Path(folder)
+
+    def __str__(self) -> str:
+        stages = [f"stage {number}: {stage}" for number, stage in enumerate(self.stages, start=1)]
+        return "\n".join([f"{self.metrics['n_stages']} stages, status {self.metrics['status']}", *stages])
+
+
+def fit_stack(
+    images: Any,
+    targets: Any = None,
+    *,
+    preset: str | None = None,
+    callback: Callback | None = None,
+    out: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    **options: Any,
+) -> StackFit:
+    """Train layer after layer, each to the optimum of its objective on the frozen features of those before.
+
+    A stage that does not raise the validation score is dropped. The same as `convcvx stack`: same options, same
+    defaults, same result.
+
+    Parameters
+    ----------
+    images, targets, preset, callback, out, overwrite
+        As in `convcvx.fit`.
+    {options}
+
+    What `convcvx stack --help` calls a value a stage is a list here, or text with commas: `kernel_size=[5, 3]`.
+
+    Returns
+    -------
+    StackFit
+        `.network`, one torch module; `.stages`, a `Fit` each; `.metrics`; `.save(folder)`.
+
+    Raises
+    ------
+    InputError, DataError, RunError
+        As in `convcvx.fit`.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> digits = load_digits()
+    >>> options = {"padding": 1, "pool": 2, "beta_ratio": 0.05, "tol": 0.1, "max_filters": 8}
+    >>> stack = fit_stack(digits.images[:300] / 16, digits.target[:300], stages=2, channels=4, **options)
+    >>> len(stack.stages), stack.metrics["n_stages"] <= 2
+    (2, True)
+    """
+    check_names(options, [parameter.name for parameter in OPTIONS])
+    train, test = given_dataset(images, targets)
+    name = str(images) if isinstance(images, str | os.PathLike) else ARRAYS
+    given = {"data": name} | {
+        option: stage_text(value) if isinstance(value, list) else value
+        for option, value in as_kept(TrainConfig, options).items()
+    }
+    if leaves_open(given, preset):
+        given = fitting_stack(given, train)
+    elif preset is not None:
+        given = {k: v for k, v in preset_options(preset).items() if k != "data"} | given
+    config = settings_of(given)
+    first = config.stages[0]
+    data = arranged(first, limited(train, first.limit), test)
+    origin = Origin.of(first, data)
+    with TemporaryDirectory(prefix="convcvx-") if out is None else nullcontext(out) as folder:
+        place = Path(folder) / "stack" if out is None else Path(folder)
+        run = StackRun.new(place, overwrite=overwrite)
+        stack_job(config, run, Told(callback), data=data, origin=origin)
+        return load_stack(run)
+
+
+def load_stack(run: StackRun) -> StackFit:
+    """A finished stack as a `StackFit`."""
+    metrics = run.metrics
+    stages = [load_fit(run.stage(record["stage"])) for record in metrics["stages"]]
+    return StackFit(stacked_cnn(run.folder), stages, run.config, metrics, run.origin)
+
+
+def load(folder: str | os.PathLike[str]) -> Fit | StackFit:
+    """What `fit`, `fit_stack` or a command left in a folder; certificates as they were saved.
+
+    `convcvx.certify` proves a certificate anew.
+
+    Raises
+    ------
+    RunError
+        For a folder that holds no finished run or stack, or a damaged one.
+    """
+    stack = StackRun(Path(folder))
+    return load_stack(stack) if stack.begun else load_fit(Run.open(Path(folder)))
+
+
+OPTIONS = [*parameters(StackShape), *(p for p in parameters(TrainConfig, validation=VALIDATION) if p.name != "beta")]
+"""The options of `fit_stack`, as its signature has them."""
+
+announce(fit_stack, (StackShape, TrainConfig), OPTIONS)
