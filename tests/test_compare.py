@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 from helpers.commands import DIGITS, answer, cli
 
-from convcvx.compare import CompareConfig, compare_job, reached
+from convcvx.comparison import CompareConfig, compare_job, reached
 from convcvx.errors import InputError, RunError
 from convcvx.network.two_layer import two_layer_cnn
 from convcvx.report import write_report

@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from PIL import Image
 
-import convcvx.compare
+import convcvx.comparison
 import convcvx.training.jobs
 from convcvx.data.datasets import check_images, check_targets, load
 from convcvx.data.idx_files import NAMES, read_idx
@@ -73,7 +73,7 @@ def stopped_before_training(monkeypatch):
 
     monkeypatch.setattr(convcvx.training.jobs, "_solve", stop)
     monkeypatch.setattr(convcvx.training.jobs, "_certify", stop)
-    monkeypatch.setattr(convcvx.compare, "_twin", stop)
+    monkeypatch.setattr(convcvx.comparison, "_twin", stop)
 
 
 def taken_or_refused(use: Callable[[], object]) -> None:

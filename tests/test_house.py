@@ -32,7 +32,7 @@ ORDER = [
     "training",
     "stack",
     "report",
-    "compare",
+    "comparison",
     "estimator",
     "cli",
     "__main__",

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from helpers.commands import Quiet, answer, invoke
 
 from convcvx import certify
-from convcvx.compare import CompareConfig, compare_job
+from convcvx.comparison import CompareConfig, compare_job
 from convcvx.data.datasets import load, split
 from convcvx.errors import InputError, RunError
 from convcvx.network.architecture import Architecture

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import random_parameters
+from helpers.problems import random_parameters
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor

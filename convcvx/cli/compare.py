@@ -11,7 +11,7 @@ from rich.table import Table
 
 from convcvx.cli import flags as f
 from convcvx.cli.output import finish, guard, open_console
-from convcvx.compare import CompareConfig, compare_job
+from convcvx.comparison import CompareConfig, compare_job
 from convcvx.training.run import Run
 
 Folder = Annotated[Path, typer.Argument(help="A finished run folder.", metavar="RUN")]

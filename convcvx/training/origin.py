@@ -83,7 +83,7 @@ class Origin:
         """Of the data, or where they lie."""
         return self.paths.get("data", self.options.get("data"))
 
-    def check(self, now: Origin, run: Path) -> None:
+    def check(self, now: Origin, run: Path | str) -> None:
         """Raise `DataError` unless the data that `now` describes are those that `run` was trained on."""
         for name, known in self.sets.items():
             if now.sets.get(name) != known:

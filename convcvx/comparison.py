@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
@@ -15,16 +16,20 @@ import torch
 
 from convcvx.baseline import BATCH, OPTIMIZERS, Training, train_twin, tune_rate
 from convcvx.data.datasets import Dataset
+from convcvx.data.given import given_dataset
 from convcvx.errors import InputError, RunError
 from convcvx.machine.memory import check_memory
+from convcvx.network.two_layer import TwoLayerCNN
 from convcvx.problem import Problem
-from convcvx.solution import Solution
+from convcvx.solution import Solution, Status
 from convcvx.stack.jobs import stage_data
-from convcvx.training.fit import score
-from convcvx.training.option import check_options, option, same_as
-from convcvx.training.options import MOST_FILTERS, OPTIONS
+from convcvx.training.entry import announce, limited
+from convcvx.training.fit import Fit, load_fit, score
+from convcvx.training.option import check_names, check_options, option, parameters, same_as
+from convcvx.training.options import MOST_FILTERS, OPTIONS, TrainConfig
+from convcvx.training.origin import Origin
 from convcvx.training.progress import peak_memory_mb
-from convcvx.training.resolve import run_data, training_problem, with_run_settings
+from convcvx.training.resolve import arranged, run_data, training_problem, with_run_settings
 from convcvx.training.run import Run
 
 TWIN = "Options"
@@ -50,18 +55,99 @@ class CompareConfig:
         check_options(self)
 
 
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """A convex fit beside its twin.
+
+    Attributes
+    ----------
+    network : TwoLayerCNN
+        The best twin.
+    metrics : dict
+        What `convcvx compare --json` prints.
+    trainings : list of Training
+        Of the twin, one a seed, the best first.
+    """
+
+    network: TwoLayerCNN
+    metrics: dict[str, Any]
+    trainings: list[Training]
+
+
+def compare(
+    fit: Fit, images: Any, targets: Any = None, *, test: tuple[Any, Any] | None = None, **options: Any
+) -> Comparison:
+    """Train the twin of a fit with SGD or Adam, and say how far from the optimum it ends.
+
+    Same data, architecture, width and objective; the learning rate is tuned on full trainings, and the objective
+    recomputed in float64. The same as `convcvx compare`.
+
+    Parameters
+    ----------
+    fit : Fit
+    images, targets
+        Those that it was fitted on, as `convcvx.fit` takes them.
+    test : (images, targets), optional
+        To score both on.
+    {options}
+
+    Returns
+    -------
+    Comparison
+        `.metrics`, with "convex", "twin", "objective_ratio" and "time_ratio"; `.network`, the twin.
+
+    Raises
+    ------
+    InputError
+        For options out of range.
+    DataError
+        When the images are not those of the fit.
+    """
+    check_names(options, [parameter.name for parameter in PARAMETERS])
+    config = CompareConfig(**options)
+    config.check()
+    train, test_set = given_dataset(images, targets)
+    if test is not None:
+        test_set = given_dataset(*test)[0]
+    settings = replace(fit.config, beta=fit.certificate.beta, beta_ratio=None, device=config.device)
+    train, test_set, _ = arranged(settings, limited(train, settings.limit), test_set)
+    if fit.origin is not None:
+        known = {name: part for name, part in fit.origin.sets.items() if name == "train"}
+        replace(fit.origin, sets=known).check(Origin.of(fit.config, (train, None, None)), "the fit")
+    convex = _convex(fit.metrics) | {"test_accuracy": score(fit.network, test_set)}
+    return compare_on(settings, config, convex, fit.solution, train, test_set)
+
+
 def compare_job(run: Run, config: CompareConfig) -> dict[str, Any]:
     """Train the twin of `run` from several seeds at its best learning rate; returns what `--json` prints."""
     from convcvx.report import comparison_figure, png  # matplotlib: the command line does not wait for it
 
-    began = perf_counter()
     config.check()
-    convex = _convex(run)
+    convex, solution = _convex(run.metrics), load_fit(run).solution
     settings = replace(with_run_settings(run), device=config.device)
     data = run_data(run, settings)
     train, test, _ = stage_data(run, data) or data
-    assert settings.beta is not None  # the run's own
-    problem = training_problem(settings, train, run.load_embedding()).with_beta(settings.beta)
+    found = compare_on(settings, config, convex, solution, train, test)
+    histories = [training.history for training in found.trainings]
+    plot = png(comparison_figure(run.history, histories, convex["dual"], convex["scope"], config.optimizer))
+    if _convex(run.metrics) != convex:
+        raise RunError(f"{run.folder} is another run than it was when the comparison began: compare it again")
+    run.save_comparison(config.optimizer, found.metrics, plot, found.network)
+    return found.metrics
+
+
+def compare_on(
+    settings: TrainConfig,
+    config: CompareConfig,
+    convex: dict[str, Any],
+    solution: Solution,
+    train: Dataset,
+    test: Dataset | None,
+) -> Comparison:
+    """Train the twin of a `solution` of which `convex` says what it has, by `settings`, on `train`."""
+    began = perf_counter()
+    assert settings.beta is not None  # the fit's own
+    problem = training_problem(settings, train, solution.embedding).with_beta(settings.beta)
     n_filters = config.filters or max(1, convex["n_filters"])
     batch = min(config.batch, problem.n)
     check_memory(
@@ -72,33 +158,28 @@ def compare_job(run: Run, config: CompareConfig) -> dict[str, Any]:
     twin, trainings = _twin(problem, config, n_filters, convex, train, test)
     finetune = None
     if config.finetune and convex["n_filters"]:
-        finetune, _ = _twin(problem, config, n_filters, convex, train, test, start=run.load_state())
-    result = {
+        start = solution.shifted(-problem.offset)
+        finetune, _ = _twin(problem, config, n_filters, convex, train, test, start=start)
+    metrics = {
         "convex": convex,
         "twin": twin,
         "finetune": finetune,
         "objective_ratio": twin["objective"] / convex["objective"],
         "time_ratio": twin["seconds"] / convex["seconds"],
         "seconds_until_twin_reaches_convex": reached(trainings[0].history, convex["objective"]),
-        "seconds_until_convex_reaches_twin": reached(run.history, twin["objective"]),
+        "seconds_until_convex_reaches_twin": reached(solution.history, twin["objective"]),
         "beta": problem.beta,
         "loss": settings.loss,
         "seconds": perf_counter() - began,
         "peak_memory_mb": peak_memory_mb(),
         "threads": torch.get_num_threads(),
-        "status": "done",
+        "status": Status.DONE,
     }
-    histories = [training.history for training in trainings]
-    plot = png(comparison_figure(run.history, histories, convex["dual"], convex["scope"], config.optimizer))
-    if _convex(run) != convex:
-        raise RunError(f"{run.folder} is another run than it was when the comparison began: compare it again")
-    run.save_comparison(config.optimizer, result, plot, trainings[0].twin.network())
-    return result
+    return Comparison(trainings[0].twin.network(), metrics, trainings)
 
 
-def _convex(run: Run) -> dict[str, Any]:
-    """What the run has: its certificate and its metrics."""
-    metrics = run.metrics
+def _convex(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Of the metrics of a fit what a comparison has."""
     kept = ("dual", "rel_gap", "scope", "meaning", "n_filters", "train_accuracy", "test_accuracy", "seconds")
     return (
         {"objective": metrics["primal"]}
@@ -167,7 +248,7 @@ def _seed_summary(training: Training, train: Dataset, test: Dataset | None) -> d
     }
 
 
-def reached(history: list[dict[str, Any]], objective: float) -> float | None:
+def reached(history: Sequence[Mapping[str, Any]], objective: float) -> float | None:
     """The seconds after which `history` is at or below `objective`; None if it never is."""
     known = (record for record in history if record["objective"] is not None)
     return next((record["seconds"] for record in known if record["objective"] <= objective), None)
@@ -176,3 +257,7 @@ def reached(history: list[dict[str, Any]], objective: float) -> float | None:
 def _finite(value: float) -> float | None:
     """None for an objective that diverged: JSON knows no infinity."""
     return value if math.isfinite(value) else None
+
+
+PARAMETERS = parameters(CompareConfig)
+announce(compare, (CompareConfig,), PARAMETERS)
