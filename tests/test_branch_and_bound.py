@@ -236,9 +236,7 @@ def test_nan_charges_are_refused():
 
 
 def test_a_hopeless_rank_is_refused_before_memory_runs_out():
-    with pytest.raises(
-        InputError, match="patches of a rank of 16 at most, .*; got patches of rank 17; pass a smaller rank"
-    ):
+    with pytest.raises(InputError, match="needs patches of a rank of 16 at most") as caught:
         BranchAndBoundOracle().maximise(random_rows(30, 17))
     assert "got patches of rank 17; pass a smaller rank, or oracle='local'" in str(caught.value)
 
