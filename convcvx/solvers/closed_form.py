@@ -149,7 +149,7 @@ def closed_form_holds(problem: Problem) -> bool:
     """Whether the closed form is the optimum at every β, as far as XXᵀ ∝ I and signs tell without a search."""
     responses = problem.responses
     several = responses.n_positions * responses.n_cells > 1
-    if problem.loss.name != "squared" or several or problem.n > responses.dim + problem.intercept:
+    if SQUARED_LOSS.lacking(problem) is not None or several or problem.n > responses.dim + problem.intercept:
         return False
     try:
         scale = float((problem.targets * roots(problem)).norm() * _linear_rows(problem).norm()) / problem.shares.total

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from convcvx.solvers.programs.convex import ProgramResult
 
 ACCURACY = 1e-9
-"""Gap of the weights of the network at hand: far below that of the program."""
+"""Gap of the weights of the network at hand, and of the program at least: all that an interior point gives."""
+SLID = 1e-12
+"""Fall of the objective in a step below which the slide ends: nothing follows that could do better."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def _polish(problem: Problem, solution: Solution, program: ProgramResult, maximi
     idle = program.weights.new_zeros(len(maximisers), *program.weights.shape[1:])
     fitted = _fit(problem, solution, filters, torch.cat([solution.weights, program.weights, idle]))
     try:
-        slid = slide(problem, fitted, seed, accuracy=1e-12)
+        slid = slide(problem, fitted, seed, accuracy=SLID)
         slid = _fit(problem, slid, slid.filters, slid.weights)
         best = min((fitted, slid), key=lambda network: _objective(problem, network))
     except OutOfTime:

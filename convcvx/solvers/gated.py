@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from convcvx.budget import NEVER, Budget, OutOfTime
+from convcvx.errors import InputError
 from convcvx.oracles.base import Oracle
 from convcvx.oracles.pattern_cones import PatternCones
 from convcvx.oracles.sampled import N_GATES, SampledOracle
@@ -92,7 +93,8 @@ class Gated(Solver):
 
     def look(self, level: Level, oracle: Oracle, solution: Solution, predictions: Tensor, seed: int) -> Look:
         """What the sampled patterns say; in the first round after the gated program."""
-        assert isinstance(oracle, SampledOracle)
+        if not isinstance(oracle, SampledOracle):
+            raise InputError(f"solver gated needs a SampledOracle in its rounds; got {oracle.name}; call it, not drive")
         problem, budget, relaxed = level.problem, level.budget, None
         if not solution.history:
             gates = oracle.gates(problem)

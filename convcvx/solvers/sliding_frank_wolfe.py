@@ -38,10 +38,12 @@ class SlidingFrankWolfe(Solver):
     """Share of the gap, and of tol, to which the weights are solved that a round ends with: they hide no progress."""
     after_fall: float = 0.1
     """The same, as a share of the fall of the objective in the last round, where the bound lags behind the network."""
+    finest: float = 1e-12
+    """Gap of the weights that is never asked for: rounding hides it."""
     rough: float = 0.1
     """Share of the gap to which weights are solved before filters slide: enough to slide from."""
     slide_accuracy: float = 1e-3
-    """Share of the gap below which gains of a slide no longer count."""
+    """Share of the gap: a slide whose steps gain less is at its end."""
     merge_cosine: float = 1 - 1e-9
     """Filters closer than this are tried as one; the merge stands if the objective does not rise."""
     merge_slack: float = 1e-12
@@ -140,7 +142,9 @@ class SlidingFrankWolfe(Solver):
         # Far from the optimum the gap says how exact masters need to be; but the lower bound can lag behind a network
         # that is nearly optimal, and a master shows no fall of the objective that is smaller than its own error.
         fall = _last_fall(solution.history)
-        accuracy = max(self.exact * level.budget.tol, min(self.exact * gap / objective, self.after_fall * fall), 1e-12)
+        accuracy = max(
+            self.exact * level.budget.tol, min(self.exact * gap / objective, self.after_fall * fall), self.finest
+        )
         rough = max(accuracy, min(self.rough * gap / objective, fall))
         steps = self.full_steps if self._scarce(level, solution) and not level.is_sample else 0
         best = _Best(objective, solution)
