@@ -27,10 +27,11 @@ DICTIONARY: dict[str, Any] = {
     "tol": 1.0,  # any gap: β is chosen for accuracy, and no filter is trained
 }
 """What dictionaries share."""
-STROKES: dict[str, Any] = {"whiten_epsilon": 0.3}
+STROKES: dict[str, Any] = {"whiten_epsilon": 0.3, "flips": False}
 """Grey images: large patches, most of whose directions hold next to nothing, are whitened with care."""
-TEXTURES: dict[str, Any] = {"contrast": True, "contrast_epsilon": 1e-2, "threshold": 0.25}
-"""Colour images: lit differently from patch to patch; with a threshold few filters answer to one patch."""
+TEXTURES: dict[str, Any] = {"contrast": True, "contrast_epsilon": 1e-2, "threshold": 0.25, "flips": True}
+"""Colour images: lit differently from patch to patch, and as often from the left as from the right, where the mirror
+image of a letter is none. With a threshold few filters answer to one patch."""
 WORK = 6e12
 """Multiply-adds for responses and Gram matrix of a dictionary: with all else, two to four minutes on two cores."""
 FEATURES = 8000
@@ -130,11 +131,10 @@ def recipe(
         # A vector has no other threshold than the hidden bias; patches of images find theirs in what surrounds them.
         return {**OPTIMUM, **small.options, "hidden_bias": small.positions == 1}
     grid = _large_patches(image_shape)
-    textures = grid.channels > 1 and grid.positions > 1
-    # The mirror image of a letter or a digit is none, nor need it have the same real value.
-    flips = textures and classes
-    filters = _filters(grid, n_images, flips)
-    return {**DICTIONARY, **(TEXTURES if textures else STROKES), **grid.options, "flips": flips, "dictionary": filters}
+    # A real value may be of the light, or of the left side; what a thing is called, of neither.
+    textures = classes and grid.channels > 1 and grid.positions > 1
+    filters = _filters(grid, n_images, flips=textures)
+    return {**DICTIONARY, **(TEXTURES if textures else STROKES), **grid.options, "dictionary": filters}
 
 
 def _small_patches(image_shape: tuple[int, int, int]) -> Grid:
