@@ -36,7 +36,7 @@ image of a letter is none. With a threshold few filters answer to one patch."""
 WORK = 6e12
 """Multiply-adds for responses and Gram matrix of a dictionary: with all else, two to four minutes on two cores."""
 FEATURES = 8000
-"""Filters times cells at most, pairs counted once: a Gram matrix of this side is a quarter of a GB, and its factors take
+"""Filters times cells at most, pairs counted once: their Gram matrix is a quarter of a GB, and its factors take a few
 seconds. More features than images do no harm: with 3,840 on 2,000 of MNIST the held-out loss still falls."""
 FEWEST = 64
 """Filters of a dictionary at least, however long they take."""
