@@ -25,8 +25,7 @@ from mpmath import mpf
 from scipy.optimize import minimize
 
 DIGITS = 60
-"""Decimal digits of roots, logarithms and exponentials: float64 has 16."""
-mpmath.mp.dps = DIGITS
+"""Decimal digits of roots, logarithms and exponentials, to be set by `mpmath.workdps`: float64 has 16."""
 CERTAIN = mpf(10) ** (10 - DIGITS)
 """Relative distance beyond which two values of the judge differ for certain."""
 

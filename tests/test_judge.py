@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 
 import judge
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -64,7 +65,8 @@ JUDGED: Counter[str] = Counter()
 
 @pytest.fixture(scope="module", autouse=True)
 def total(request) -> Iterator[None]:
-    yield
+    with mpmath.workdps(judge.DIGITS):
+        yield
     with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
         print("\njudged in all: " + ", ".join(f"{count} {what}" for what, count in JUDGED.items()))
 
@@ -282,7 +284,7 @@ class Trial:
 
 
 def show(value: mpf) -> str:
-    return judge.mpmath.nstr(value, 18)
+    return mpmath.nstr(value, 18)
 
 
 def nothing(problem: judge.Problem) -> Network:

@@ -25,7 +25,15 @@ from convcvx.oracles.base import OracleResult
 from convcvx.problem import Problem, relative_gap
 from convcvx.rounding import total
 
-mpmath.mp.dps = 320  # 1 - q has to be right for q of 1e-130
+DIGITS = 320
+"""Decimal digits of exact values: 1 - q has to be right for q of 1e-130."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def digits():
+    """For this file alone: other files work with other precisions in the same process."""
+    with mpmath.workdps(DIGITS):
+        yield
 
 
 def exact(tensor: Tensor) -> list:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.commands import answer, cli
 from helpers.problems import random_parameters
 from hypothesis import given
 from hypothesis import strategies as st
@@ -201,7 +202,7 @@ def test_other_data_in_a_worker_are_refused():
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
-TRAIN = ["-m", "convcvx.cli", "train", "--pool", "2", "--beta-ratio", "0.02", "--tol", "0.01", "--json"]
+TRAIN = "train --pool 2 --beta-ratio 0.02 --tol 0.01 --json"
 EQUAL = ("primal", "dual", "rel_gap", "beta_max", "n_filters", "rounds", "train_accuracy", "test_accuracy")
 
 
@@ -220,16 +221,13 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(folder, tmp_path_factory) -> dict:
-    """The uninterrupted run of one process."""
+    """The uninterrupted run of one process, this one."""
     out = tmp_path_factory.mktemp("runs") / "alone"
-    command = [sys.executable, *TRAIN, "--data", str(folder), "--max-rounds", "3", "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
-    assert done.returncode == 3, done.stderr
-    return json.loads(done.stdout)
+    return answer(cli(f"{TRAIN} --data", folder, "--max-rounds", 3, "--out", out, code=3))
 
 
 def team(processes: int, *arguments: object) -> subprocess.Popen[str]:
-    command = [*TORCHRUN, "--nproc-per-node", str(processes), *TRAIN, *map(str, arguments)]
+    command = [*TORCHRUN, "--nproc-per-node", str(processes), "-m", "convcvx.cli", *TRAIN.split(), *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
 
 
@@ -277,10 +275,7 @@ def test_a_killed_process_ends_the_run_and_one_process_goes_on(folder, alone, tm
     assert not (out / "metrics.json").exists()
     if rank == 1:
         assert json.loads(output)["status"] == "lost_worker"
-    command = [sys.executable, *TRAIN, "--resume", "--out", str(out)]
-    command = [part for part in command if part not in ("--pool", "2", "--beta-ratio", "0.02", "--tol", "0.01")]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
-    metrics = json.loads(done.stdout)
+    metrics = answer(cli("train --resume --json --out", out, code=3))
     for name in EQUAL:
         assert metrics[name] == pytest.approx(alone[name], rel=1e-8), name
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from convcvx.oracles._cones import ABOVE, CANCELLED
 from convcvx.oracles._row_tree import RowTree
 
 
@@ -193,9 +194,9 @@ def form_bounds(along: Tensor, beside: Tensor, across: Tensor, gram: Tensor) -> 
         return one[:, :, None] * two[:, None, :]
 
     forms = outer(along, along) + beside + outer(across, across) + outer(lengths, across) + outer(across, lengths)
-    forms = (forms + 1e-12 * outer(lengths, lengths)).clamp(min=0)
+    forms = (forms + CANCELLED * outer(lengths, lengths)).clamp(min=0)
     ratios = torch.where(gram > 0, forms / gram, torch.where(forms > 0, torch.inf, 0.0))
-    bounds = torch.minimum(ratios.amax((1, 2)), d * forms.amax((1, 2))).sqrt() * (1 + 1e-12)
+    bounds = torch.minimum(ratios.amax((1, 2)), d * forms.amax((1, 2))).sqrt() * ABOVE
     return torch.where(bounds.isnan(), torch.inf, bounds)
 
 

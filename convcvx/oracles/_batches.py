@@ -9,7 +9,7 @@ from torch import Tensor
 
 from convcvx.oracles._batched_cones import Cones, Entries, Kept, form_bounds, halve
 from convcvx.oracles._blocks import Goal, Incumbents, Search
-from convcvx.oracles._cones import CURVATURE, FAINT, NARROWEST
+from convcvx.oracles._cones import CURVATURE, FAINT, HALVINGS, NARROWEST
 from convcvx.oracles._row_tree import RowTree
 from convcvx.oracles.charged_rows import ChargedRows, largest
 
@@ -103,7 +103,7 @@ class BatchedSearch(Search):
 
         threshold = float(self.threshold[0])
         bounds = torch.minimum(bounds, cones.bounds[:, None])
-        last = (longest <= NARROWEST) | (cones.halvings >= 12 * d * d)
+        last = (longest <= NARROWEST) | (cones.halvings >= HALVINGS * d * d)
         done = (bounds <= threshold) | last[:, None]
         self._record(bounds[cones.signs & done])
         signs = cones.signs & ~done

@@ -20,14 +20,20 @@ OPTIONS: dict[str, Any] = {
 }
 """How the search is compiled. Sums may be reassociated for speed: the allowance holds for any order."""
 NARROWEST = 1e-14
-"""Square of a cone's longest edge up to which the cone is not halved, as after 12 d² halvings: rounding outweighs what
-a half would gain. The bound on such a cone is recorded as it is."""
+"""Square of a cone's longest edge up to which the cone is not halved: rounding outweighs what a half would gain. The
+bound on such a cone is recorded as it is."""
+HALVINGS = 12
+"""Times the square of the rank: halvings after which a cone is not halved either, in case its edges do not shrink."""
 FAINT = 1e-140
 """Length of a direction up to which its squares underflow, so that it cannot be made unit. Then no direction is used,
 for which the bound holds as well, the whole of G being beside it."""
 CURVATURE = 0.25
 """Weight of an edge's squared length, times g, in the choice of the edge to halve: the fastest of those tried; the
 bound is a bound for any."""
+CANCELLED = 1e-12
+"""Share of |b_i||b_j| that is added to an entry b_i.b_j of a form, which may have cancelled down to its rounding."""
+ABOVE = 1.0 + 1e-12
+"""Factor that raises a bound above the roundings of its last few operations."""
 DONE = 0
 """Status of `search`: no cone is left."""
 OUT_OF_BUDGET = 1
@@ -164,15 +170,14 @@ def form_bound(along, beside, across, gram):
             lengths = np.sqrt(beside[i, i]), np.sqrt(beside[j, j])
             q = along[i] * along[j] + beside[i, j] + across[i] * across[j]
             q += lengths[0] * across[j] + lengths[1] * across[i]
-            # beside[i, j] may have cancelled; what many cells add to this is in the allowance
-            q += 1e-12 * lengths[0] * lengths[1]
+            q += CANCELLED * lengths[0] * lengths[1]  # what many cells add to this is in the allowance
             if not q < np.inf:  # a NaN, which the comparisons below would pass over, proves nothing
                 return np.inf
             peak = max(peak, q)
             if not q <= ratio * gram[i, j]:
                 ratio = q / gram[i, j] if gram[i, j] > 0.0 else np.inf
     # the vertices lie in one orthant, so λᵀ gram λ >= Σ λ_i² (1 - rounding) >= (Σ λ_i)² / d (1 - rounding)
-    return np.sqrt(min(ratio, d * peak)) * (1.0 + 1e-12)
+    return np.sqrt(min(ratio, d * peak)) * ABOVE
 
 
 @njit(**OPTIONS)
@@ -248,7 +253,7 @@ def search(tree, fold, fineness, allowance, threshold, budget, indices, stack, d
                 edges[i, j] = ((vertices[i] - vertices[j]) ** 2).sum()
                 if edges[i, j] > longest:
                     longest, one, two = edges[i, j], i, j
-        last = longest <= NARROWEST or halvings >= 12 * d * d
+        last = longest <= NARROWEST or halvings >= HALVINGS * d * d
         n = collapse(tree, indices, low, high, vertices, fineness * np.sqrt(longest), linear, heights)
         if n < 0:
             return OUT_OF_ROOM, depth

@@ -17,6 +17,16 @@ from convcvx.oracles._sweeps import circle_sweep, lines, offer
 from convcvx.oracles.charged_rows import ChargedRows
 from convcvx.rounding import UNIT
 
+BATCH = 512
+"""Cells that are looked at together in four dimensions and more: their arrays take megabytes."""
+ON_BORDER = 1e-9
+"""Product of a unit row and a filter up to which the filter lies on the row's hyperplane, in the test for a maximum."""
+RISES = 1e-7
+"""Share of Σ|pulls| that g may rise by, to first order, from what counts as a maximum: more than rounding makes of 0.
+Which maxima are reported depends on it, the bound does not."""
+TRIES = 32
+"""Random directions in which g has to fall from a maximum, besides the steepest ones."""
+
 
 @dataclass(frozen=True)
 class Flat:
@@ -121,7 +131,7 @@ class FlatSearch:
         relative = 4.0 * (2 * n + c + 12) * UNIT
         total = float(np.linalg.norm(flat.charges, axis=1).sum())
         noise = (n + 4) * UNIT * total  # in M, and so in its singular values
-        for batch in cell_batches(flat.rows, 512):
+        for batch in cell_batches(flat.rows, BATCH):
             self.deadline.check()
             active = unpack_patterns(batch.packed, n)
             self.visited += len(active)
@@ -158,14 +168,14 @@ class FlatSearch:
         """Whether g falls from u the steepest ways, across and along the faces, and in random directions."""
         whole = self.whole
         heights = whole.rows @ u
-        border, active = np.abs(heights) < 1e-9, heights >= 1e-9
+        border, active = np.abs(heights) < ON_BORDER, heights >= ON_BORDER
         response = np.zeros((self.n_cells, whole.charges.shape[1]))
         np.add.at(response, whole.cells[active], heights[active, None] * whole.charges[active])
         pulls = (response[whole.cells] * whole.charges).sum(axis=1)
         slope = pulls[active] @ whole.rows[active]
         edges, pull = whole.rows[border], pulls[border]
         tries = [slope[None], slope + pull[:, None] * edges, (slope + pull @ edges)[None], edges, -edges]
-        tries.append(np.random.default_rng(0).standard_normal((32, len(u))))
+        tries.append(np.random.default_rng(0).standard_normal((TRIES, len(u))))
         if len(u) == 3:
             tries += [np.cross(edges, u), np.cross(u, edges)]
         steps = np.concatenate(tries)
@@ -173,7 +183,7 @@ class FlatSearch:
             steps = steps - np.outer(steps @ u, u)
         steps /= np.linalg.norm(steps, axis=1, keepdims=True) + 1e-9 * np.linalg.norm(slope) + 1e-300
         rise = steps @ slope + np.maximum(steps @ edges.T, 0) @ pull
-        return bool(rise.max() <= 1e-7 * (np.abs(pulls).sum() + 1e-300))
+        return bool(rise.max() <= RISES * (np.abs(pulls).sum() + 1e-300))
 
 
 def _is_first(rows: np.ndarray, k: int) -> bool:

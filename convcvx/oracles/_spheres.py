@@ -21,8 +21,18 @@ FAINT = 1e-100
 """Distance of a matrix from the multiples of the identity up to which the matrix has no axes to speak of: cubes of
 entries that small underflow."""
 INSIDE = 1e-7
-"""Distance of an eigenvector from a cell up to which the eigenvector counts as inside. Rounding moves it by less, and
-the bound rises by at most the square of that distance."""
+"""Distance of an eigenvector from a cell up to which the eigenvector counts as inside, as rounding may have moved it;
+that raises the bound by at most the square of the distance."""
+TOP_ERROR = 1e-6
+"""Share of the trace by which the top eigenvalue in closed form may be too small, where eigenvalues are close."""
+CLEAR_GAP = 1e-3
+"""Share of the trace between the two largest eigenvalues from which on the eigenvector in closed form can be relied on
+to `DIRECTION_ERROR`; see also `NOISY_GAP`."""
+NOISY_GAP = 1e7
+"""Errors by rounding of the form that the gap has to exceed besides."""
+DIRECTION_ERROR = 1e-6
+"""Distance from a cell up to which an eigenvector in closed form may lie in the cell: farther away, the cell is passed
+over; nearer, the eigenvector is computed to full precision."""
 
 
 @njit(cache=True)
@@ -208,13 +218,13 @@ def cell_sweep(
                 if trace + noise <= limit:
                     continue
                 top, gap, v = _top(q)
-                if top + 1e-6 * trace + noise <= limit:
+                if top + TOP_ERROR * trace + noise <= limit:
                     continue
                 side = 1.0 - 2.0 * s
                 if (
-                    gap > 1e-3 * trace + 1e7 * noise
-                    and not _inside(v, rows, active, parallel, k, side, near, 1e-6)
-                    and not _inside(-v, rows, active, parallel, k, side, near, 1e-6)
+                    gap > CLEAR_GAP * trace + NOISY_GAP * noise
+                    and not _inside(v, rows, active, parallel, k, side, near, DIRECTION_ERROR)
+                    and not _inside(-v, rows, active, parallel, k, side, near, DIRECTION_ERROR)
                 ):
                     continue
                 _explicit(high, low, beside[s], x, q)
