@@ -22,10 +22,11 @@ from convcvx.certificate import certify_parameters
 from convcvx.data.images import StreamedImages
 from convcvx.errors import InputError, WorkerError
 from convcvx.patches import PatchEmbedding, PatchSpec
-from convcvx.responses import shares
+from convcvx.responses import portions
 from convcvx.responses import team as sharding
 from convcvx.responses.passes import Responses
-from convcvx.responses.shares import add, segments, share
+from convcvx.responses.portions import add, portion, segments
+from convcvx.responses.table import CORRELATE
 from convcvx.responses.team import ShardedResponses, Team
 from convcvx.training.plan import build_problem, solve_problem
 from tests.conftest import random_parameters
@@ -34,15 +35,15 @@ from tests.conftest import random_parameters
 
 
 @given(st.integers(1, 10**6), st.integers(1, 40))
-def test_segments_cover_the_images_and_shares_the_segments(n, size):
+def test_segments_cover_the_images_and_portions_the_segments(n, size):
     places = segments(n)
     assert len(places).bit_count() == 1
     assert [place.stop for place in places] == [place.start for place in places[1:]] + [n]
     assert places[0].start == 0
     lengths = [place.stop - place.start for place in places]
     assert max(lengths) - min(lengths) <= 1
-    assert n < 2 * shares.SEGMENT or min(lengths) >= shares.SEGMENT
-    assert [i for rank in range(size) for i in share(len(places), rank, size)] == list(range(len(places)))
+    assert n < 2 * portions.SEGMENT or min(lengths) >= portions.SEGMENT
+    assert [i for rank in range(size) for i in portion(len(places), rank, size)] == list(range(len(places)))
 
 
 @given(st.integers(0, 5), st.integers(1, 7), st.integers(0, 99))
@@ -51,10 +52,10 @@ def test_a_pairwise_sum_does_not_depend_on_who_adds_what(level, size, seed):
     values = torch.randn(count, generator=torch.Generator().manual_seed(seed)) * 1e3
     roots = []
     for parts in (1, size):
-        total: shares.Nodes = {}
+        total: portions.Nodes = {}
         for rank in range(parts):
-            nodes: shares.Nodes = {}
-            for i in share(count, rank, parts):
+            nodes: portions.Nodes = {}
+            for i in portion(count, rank, parts):
                 add(nodes, (0, i), [values[i]])
             for place, terms in nodes.items():
                 add(total, place, terms)
@@ -76,11 +77,11 @@ class Rehearsal(Team):
     def __init__(self, size: int) -> None:
         super().__init__()
         self.size = size
-        self.shares = [self._share, *(shares.Share(rank, size) for rank in range(1, size))]
-        self._share.size = size
+        self.portions = [self._portion, *(portions.Portion(rank, size) for rank in range(1, size))]
+        self._portion.size = size
 
     def _run(self, name, arguments, own=lambda: None):
-        others = [getattr(part, name)(*arguments(rank)) for rank, part in enumerate(self.shares) if rank > 0]
+        others = [getattr(part, name)(*arguments(rank)) for rank, part in enumerate(self.portions) if rank > 0]
         return [own(), *others]
 
 
@@ -104,7 +105,7 @@ def sharded_problem(size: int, loss: str = "squared", dtype: torch.dtype = torch
 
 @pytest.fixture
 def short_segments(monkeypatch):
-    monkeypatch.setattr(shares, "SEGMENT", 5)  # 45 images: 8 segments
+    monkeypatch.setattr(portions, "SEGMENT", 5)  # 45 images: 8 segments
 
 
 def every_pass(problem) -> list[torch.Tensor]:
@@ -159,24 +160,24 @@ def test_training_and_certificate_are_the_same(short_segments, loss):
     assert certificates[0] == certificates[1] == certificates[2]
 
 
-def test_a_worker_reads_nothing_but_its_share(short_segments):
+def test_a_worker_reads_nothing_but_its_portion(short_segments):
     pixels = np.random.default_rng(0).random((45, 6, 5, 2), dtype=np.float32)
     place = segments(45)[4]
     hidden = pixels.copy()
-    hidden[: place.start] = np.nan  # the leader's share
+    hidden[: place.start] = np.nan  # the leader's portion
     results = []
     for pages in (pixels, hidden):
-        worker = shares.Share(1, 2)
+        worker = portions.Portion(1, 2)
         worker.load(identity, StreamedImages(pages), 45)
         worker.build([0], PatchEmbedding.fit(StreamedImages(pixels), PatchSpec(3)), None, {"device": "cpu"})
         dual = torch.ones(45 - place.start, 3, dtype=torch.float64)
-        nodes = worker.correlate(0, dual, torch.ones(2, 18, dtype=torch.float64))
-        results.append([*worker.moment(PatchSpec(3)).values(), *nodes.values()])
+        nodes, _ = worker.run(0, CORRELATE, [dual], [torch.ones(2, 18, dtype=torch.float64)])
+        results.append([*worker.moment(PatchSpec(3))[0].values(), *nodes.values()])
     assert all(torch.equal(a, b) for x, y in zip(*results, strict=True) for a, b in zip(x, y, strict=True))
     assert all(bool(term.isfinite().all()) for terms in results[1] for term in terms)
 
 
-def test_shares_keep_what_is_in_use_and_let_go_of_the_rest(short_segments):
+def test_portions_keep_what_is_in_use_and_let_go_of_the_rest(short_segments):
     """A master asks for another arithmetic whenever rounding noise is large, and its responses once stayed for ever."""
     problem = sharded_problem(3)
     parameters = random_parameters(problem, 4)
@@ -184,17 +185,17 @@ def test_shares_keep_what_is_in_use_and_let_go_of_the_rest(short_segments):
     double = problem.with_dtype(torch.float64)
     for _ in range(5):
         problem.with_dtype(torch.float32).responses.predict(*parameters)
-    for part in problem.responses._team.shares:
+    for part in problem.responses._team.portions:
         assert len(part._responses) == 3  # those of both problems, and the last ones that were made
         for segments_ in part._responses.values():
-            assert len({id(responses._convolution) for responses in segments_.values()}) == 1
+            assert len({id(responses.convolution) for responses in segments_.values()}) == 1
     assert torch.equal(problem.responses.predict(*parameters), predictions)
     assert torch.equal(double.responses.predict(*parameters), predictions)
 
 
 def test_other_data_in_a_worker_are_refused():
     with pytest.raises(InputError, match="it found 45 images, process 0 44: give all machines the same data"):
-        shares.Share(1, 2).load(identity, images(), 44)
+        portions.Portion(1, 2).load(identity, images(), 44)
 
 
 # -- real processes -----------------------------------------------------------------------------------

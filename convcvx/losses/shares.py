@@ -73,11 +73,15 @@ class Shares:
 
     def mean(self, values: Tensor) -> Tensor:
         """Σ_i s_i values_i, for values (n, ...)."""
-        return (values * self._along(values)).sum(dim=0) / self.total
+        return self.weighed(values).sum(dim=0) / self.total
+
+    def weighed(self, rows: Tensor) -> Tensor:
+        """w_i rows_i, for rows (n, ...); `rows` themselves where each w_i is 1."""
+        return rows if self.are_equal else rows * self._along(rows)
 
     def times(self, rows: Tensor) -> Tensor:
         """s_i rows_i, for rows (n, ...)."""
-        return rows * self._along(rows) / self.total
+        return self.weighed(rows) / self.total
 
     def quotients(self, rows: Tensor) -> Tensor:
         """rows_i / s_i, for rows (n, ...)."""
