@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from convcvx.budget import Budget
 from convcvx.certificate import certify_parameters
 from convcvx.data.images import StreamedImages
 from convcvx.errors import InputError, WorkerError
+from convcvx.losses.shares import Shares
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.responses import portions
 from convcvx.responses import team as sharding
@@ -28,6 +30,7 @@ from convcvx.responses.passes import Responses
 from convcvx.responses.portions import add, portion, segments
 from convcvx.responses.table import CORRELATE
 from convcvx.responses.team import ShardedResponses, Team
+from convcvx.solvers.dictionary.path import fit_dictionary
 from convcvx.training.plan import build_problem, solve_problem
 from tests.conftest import random_parameters
 
@@ -317,3 +320,51 @@ def test_sigterm_names_the_workers_that_are_gone():
     rehearsal._places.pop(2)
     with pytest.raises(WorkerError, match="stopped by SIGTERM: go on"):
         rehearsal._terminated()
+
+
+def test_weights_of_images_are_shared_out_with_them(short_segments):
+    """The Gram matrix of a portion counts its own images' weights."""
+    weights = torch.rand(45, generator=torch.Generator().manual_seed(1)).double() + 0.1
+    grams = []
+    for size in (1, 2, 3):
+        problem = replace(sharded_problem(size), shares=Shares.of(weights, 45))
+        filters, *_ = random_parameters(problem, 4)
+        grams.append(problem.responses.gram(filters, problem.targets, problem.shares))
+    matrix = Responses.matrix(problem.responses, filters).flatten(1)
+    design = torch.cat([matrix, torch.ones(45, 1)], dim=1) * (weights / weights.sum()).sqrt()[:, None]
+    torch.testing.assert_close(grams[0][0], design.T @ design, rtol=1e-12, atol=1e-13)
+    assert all(torch.equal(ours, theirs) for gram in grams[1:] for ours, theirs in zip(grams[0], gram, strict=True))
+
+
+def test_a_dictionary_is_that_of_one_process_but_for_rounding(short_segments):
+    """Each process sums up a Gram matrix of its own; who has no segment adds none."""
+    fits = []
+    for size in (1, 2, 3, 11):
+        problem = sharded_problem(size)
+        filters = torch.nn.functional.normalize(random_parameters(problem, 6)[0])
+        fits.append(fit_dictionary(problem, filters, tune=0.2, tol=1e-6))
+    for fit in fits[1:]:
+        assert fit.beta == pytest.approx(fits[0].beta, rel=1e-9)
+        assert fit.objective == pytest.approx(fits[0].objective, rel=1e-9)
+        torch.testing.assert_close(fit.weights, fits[0].weights, rtol=1e-5, atol=1e-8)
+        assert fit.path[0]["held_out_loss"] == pytest.approx(fits[0].path[0]["held_out_loss"], rel=1e-9)
+
+
+def test_two_processes_fit_the_dictionary_of_one(folder, tmp_path):
+    options = ["--dictionary", "40", "--threshold", "0.25", "--hidden-bias", "--max-rounds", "0", "--tune", "0.1"]
+    given = ["--data", folder, *options, "--flips"]
+    given = [sys.executable, "-m", "convcvx.cli", "train", "--pool", "2", "--json", *map(str, given)]
+    alone = subprocess.run(
+        [*given, "--out", str(tmp_path / "one")], capture_output=True, text=True, env=ENVIRONMENT, timeout=300
+    )
+    both = subprocess.run(
+        [*TORCHRUN, "--nproc-per-node", "2", *given[1:], "--out", str(tmp_path / "two")],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        timeout=300,
+    )
+    mine, theirs = (json.loads(done.stdout) for done in (alone, both))
+    assert "2 processes" in both.stderr
+    for name in ("primal", "beta", "beta_max", "n_filters", "train_accuracy", "test_accuracy"):
+        assert theirs[name] == pytest.approx(mine[name], rel=1e-4), name

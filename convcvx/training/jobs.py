@@ -80,8 +80,6 @@ def _train(
     team.share_out(train.images, training_images, source)
     problem = training_problem(config, train, run.load_embedding() if resume else None, team)
     plan = Plan.of(problem, config.solver, config.oracle)
-    if config.dictionary is not None and team.size > 1:
-        raise InputError(f"a dictionary is fitted by one process; got {team.size}: train without torchrun")
     checkpoint = run.load_state() if resume else None
     resumed = checkpoint is not None
     earlier = checkpoint.history[-1]["seconds"] if checkpoint and checkpoint.history else 0.0
