@@ -100,7 +100,7 @@ class Shares:
 
     def sample(self, images: Tensor) -> Shares:
         """Of some images (indices): their own, in the same proportion."""
-        counts = self.counts[images]
+        counts = self.counts[images.cpu()]
         return Shares(counts, float(len(counts)) if self.are_equal else math.fsum(counts.tolist()))
 
     def estimate(self, images: Tensor) -> Shares:
@@ -108,7 +108,7 @@ class Shares:
 
         They need not add up to one: an image that counts for many does so in its batch alone.
         """
-        return Shares(self.counts[images], self.total * len(images) / len(self.counts))
+        return Shares(self.counts[images.cpu()], self.total * len(images) / len(self.counts))
 
     def _along(self, rows: Tensor) -> Tensor:
         return self.counts.to(rows).view(-1, *[1] * (rows.ndim - 1))
