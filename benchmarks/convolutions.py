@@ -18,7 +18,7 @@ from machine import machine
 from convcvx.patches import PatchSpec
 from convcvx.pooling import Pooling
 from convcvx.responses.fused import Fused
-from convcvx.responses.passes import CHUNK_BYTES, LARGEST_SPAN
+from convcvx.responses.streams import CHUNK_BYTES, LARGEST_SPAN
 from convcvx.responses.unrolled import Unrolled
 
 CASES = (

@@ -22,7 +22,8 @@ from convcvx.losses.base import Loss
 from convcvx.losses.shares import Shares
 from convcvx.losses.table import get_loss
 from convcvx.losses.targets import encode_targets
-from convcvx.responses.passes import SMALL, Responses
+from convcvx.responses.passes import Responses
+from convcvx.responses.streams import SMALL
 from convcvx.rounding import SAFE, UNIT
 
 SAMPLE_BYTES = 1 << 30

@@ -136,7 +136,7 @@ import numpy as np, torch, convcvx
 from concurrent.futures import ThreadPoolExecutor
 start, used = ThreadPoolExecutor.__init__, set()
 ThreadPoolExecutor.__init__ = lambda self, threads, **options: used.add(threads) or start(self, threads, **options)
-convcvx.problem.SMALL = convcvx.responses.passes.SMALL = 0  # what is small takes one thread in any case
+convcvx.problem.SMALL = convcvx.responses.streams.SMALL = 0  # what is small takes one thread in any case
 x = np.random.default_rng(0).standard_normal((40, 4, 3))
 for threads in (1, 3):
     torch.set_num_threads(threads)

@@ -210,7 +210,7 @@ def test_few_images_of_many_are_no_small_problem():
 
 def test_blocks_do_not_matter(monkeypatch):
     whole = everything(responses("grid"))
-    monkeypatch.setattr("convcvx.responses.passes.BLOCK_BYTES", 400)
+    monkeypatch.setattr("convcvx.responses.streams.BLOCK_BYTES", 400)
     r = responses("grid")
     assert len(list(r.blocks(parameters(r)[0]))) == 4  # two images at a time
     assert difference(everything(r), whole) < 1e-11
@@ -256,7 +256,7 @@ def test_faint_contrast_outlasts_float32():
 
 
 def test_where_whitening_would_be_lost_in_float32_the_default_is_float64(monkeypatch):
-    monkeypatch.setattr("convcvx.responses.passes.PRECISE_SIZE", 0)
+    monkeypatch.setattr("convcvx.responses.streams.PRECISE_SIZE", 0)
     r, error = far_from_zero(PatchSpec(3, whiten=1e-7))
     assert error > 1e-5
     assert Responses(r.images, r.embedding).dtype == torch.float64
@@ -274,9 +274,9 @@ from convcvx.responses.passes import Responses
 torch.set_num_threads(1)
 images, chunk_bytes = torch.rand(8000, 1, 28, 28), int(sys.argv[2]) or None
 if sys.argv[1] == "unrolled":
-    convcvx.responses.passes.Fused.suits = lambda *arguments: False
+    convcvx.responses.streams.Fused.suits = lambda *arguments: False
 if chunk_bytes:
-    convcvx.responses.passes.SPAN = convcvx.responses.passes.LARGEST_SPAN = 8000
+    convcvx.responses.streams.SPAN = convcvx.responses.streams.LARGEST_SPAN = 8000
 filters, weights = torch.randn(32, 25), torch.randn(32, 4, 10)
 embedding = PatchEmbedding.fit(images, PatchSpec(5))  # its chunks are not those of the passes
 for n in (500, 8000):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,27 +24,30 @@ from convcvx.budget import Budget
 from convcvx.certificate import certify_parameters
 from convcvx.data.images import StreamedImages
 from convcvx.errors import InputError, WorkerError
+from convcvx.losses.shares import Shares
 from convcvx.patches import PatchEmbedding, PatchSpec
-from convcvx.responses import shares
+from convcvx.responses import portions
 from convcvx.responses import team as sharding
 from convcvx.responses.passes import Responses
-from convcvx.responses.shares import add, segments, share
+from convcvx.responses.portions import add, portion, segments
+from convcvx.responses.table import CORRELATE
 from convcvx.responses.team import ShardedResponses, Team
+from convcvx.solvers.dictionary.path import fit_dictionary
 from convcvx.training.plan import build_problem, solve_problem
 
 # -- the arithmetic, in this process ------------------------------------------------------------------
 
 
 @given(st.integers(1, 10**6), st.integers(1, 40))
-def test_segments_cover_the_images_and_shares_the_segments(n, size):
+def test_segments_cover_the_images_and_portions_the_segments(n, size):
     places = segments(n)
     assert len(places).bit_count() == 1
     assert [place.stop for place in places] == [place.start for place in places[1:]] + [n]
     assert places[0].start == 0
     lengths = [place.stop - place.start for place in places]
     assert max(lengths) - min(lengths) <= 1
-    assert n < 2 * shares.SEGMENT or min(lengths) >= shares.SEGMENT
-    assert [i for rank in range(size) for i in share(len(places), rank, size)] == list(range(len(places)))
+    assert n < 2 * portions.SEGMENT or min(lengths) >= portions.SEGMENT
+    assert [i for rank in range(size) for i in portion(len(places), rank, size)] == list(range(len(places)))
 
 
 @given(st.integers(0, 5), st.integers(1, 7), st.integers(0, 99))
@@ -52,10 +56,10 @@ def test_a_pairwise_sum_does_not_depend_on_who_adds_what(level, size, seed):
     values = torch.randn(count, generator=torch.Generator().manual_seed(seed)) * 1e3
     roots = []
     for parts in (1, size):
-        total: shares.Nodes = {}
+        total: portions.Nodes = {}
         for rank in range(parts):
-            nodes: shares.Nodes = {}
-            for i in share(count, rank, parts):
+            nodes: portions.Nodes = {}
+            for i in portion(count, rank, parts):
                 add(nodes, (0, i), [values[i]])
             for place, terms in nodes.items():
                 add(total, place, terms)
@@ -77,11 +81,11 @@ class Rehearsal(Team):
     def __init__(self, size: int) -> None:
         super().__init__()
         self.size = size
-        self.shares = [self._share, *(shares.Share(rank, size) for rank in range(1, size))]
-        self._share.size = size
+        self.portions = [self._portion, *(portions.Portion(rank, size) for rank in range(1, size))]
+        self._portion.size = size
 
     def _run(self, name, arguments, own=lambda: None):
-        others = [getattr(part, name)(*arguments(rank)) for rank, part in enumerate(self.shares) if rank > 0]
+        others = [getattr(part, name)(*arguments(rank)) for rank, part in enumerate(self.portions) if rank > 0]
         return [own(), *others]
 
 
@@ -105,7 +109,7 @@ def sharded_problem(size: int, loss: str = "squared", dtype: torch.dtype = torch
 
 @pytest.fixture
 def short_segments(monkeypatch):
-    monkeypatch.setattr(shares, "SEGMENT", 5)  # 45 images: 8 segments
+    monkeypatch.setattr(portions, "SEGMENT", 5)  # 45 images: 8 segments
 
 
 def every_pass(problem) -> list[torch.Tensor]:
@@ -160,24 +164,24 @@ def test_training_and_certificate_are_the_same(short_segments, loss):
     assert certificates[0] == certificates[1] == certificates[2]
 
 
-def test_a_worker_reads_nothing_but_its_share(short_segments):
+def test_a_worker_reads_nothing_but_its_portion(short_segments):
     pixels = np.random.default_rng(0).random((45, 6, 5, 2), dtype=np.float32)
     place = segments(45)[4]
     hidden = pixels.copy()
-    hidden[: place.start] = np.nan  # the leader's share
+    hidden[: place.start] = np.nan  # the leader's portion
     results = []
     for pages in (pixels, hidden):
-        worker = shares.Share(1, 2)
+        worker = portions.Portion(1, 2)
         worker.load(identity, StreamedImages(pages), 45)
         worker.build([0], PatchEmbedding.fit(StreamedImages(pixels), PatchSpec(3)), None, {"device": "cpu"})
         dual_point = torch.ones(45 - place.start, 3, dtype=torch.float64)
-        nodes = worker.correlate(0, dual_point, torch.ones(2, 18, dtype=torch.float64))
-        results.append([*worker.moment(PatchSpec(3)).values(), *nodes.values()])
+        nodes, _ = worker.run(0, CORRELATE, [dual_point], [torch.ones(2, 18, dtype=torch.float64)])
+        results.append([*worker.moment(PatchSpec(3))[0].values(), *nodes.values()])
     assert all(torch.equal(a, b) for x, y in zip(*results, strict=True) for a, b in zip(x, y, strict=True))
     assert all(bool(term.isfinite().all()) for terms in results[1] for term in terms)
 
 
-def test_shares_keep_what_is_in_use_and_let_go_of_the_rest(short_segments):
+def test_portions_keep_what_is_in_use_and_let_go_of_the_rest(short_segments):
     """A master asks for another arithmetic whenever rounding noise is large, and its responses once stayed for ever."""
     problem = sharded_problem(3)
     parameters = random_parameters(problem, 4)
@@ -185,17 +189,17 @@ def test_shares_keep_what_is_in_use_and_let_go_of_the_rest(short_segments):
     double = problem.with_dtype(torch.float64)
     for _ in range(5):
         problem.with_dtype(torch.float32).responses.predict(*parameters)
-    for part in problem.responses._team.shares:
+    for part in problem.responses._team.portions:
         assert len(part._responses) == 3  # those of both problems, and the last ones that were made
         for segments_ in part._responses.values():
-            assert len({id(responses._convolution) for responses in segments_.values()}) == 1
+            assert len({id(responses.convolution) for responses in segments_.values()}) == 1
     assert torch.equal(problem.responses.predict(*parameters), predictions)
     assert torch.equal(double.responses.predict(*parameters), predictions)
 
 
 def test_other_data_in_a_worker_are_refused():
     with pytest.raises(InputError, match="it found 45 images, process 0 44: give all machines the same data"):
-        shares.Share(1, 2).load(identity, images(), 44)
+        portions.Portion(1, 2).load(identity, images(), 44)
 
 
 # -- real processes -----------------------------------------------------------------------------------
@@ -311,3 +315,51 @@ def test_sigterm_names_the_workers_that_are_gone():
     rehearsal._places.pop(2)
     with pytest.raises(WorkerError, match="stopped by SIGTERM: go on"):
         rehearsal._terminated()
+
+
+def test_weights_of_images_are_shared_out_with_them(short_segments):
+    """The Gram matrix of a portion counts its own images' weights."""
+    weights = torch.rand(45, generator=torch.Generator().manual_seed(1)).double() + 0.1
+    grams = []
+    for size in (1, 2, 3):
+        problem = replace(sharded_problem(size), shares=Shares.of(weights, 45))
+        filters, *_ = random_parameters(problem, 4)
+        grams.append(problem.responses.gram(filters, problem.targets, problem.shares))
+    matrix = Responses.matrix(problem.responses, filters).flatten(1)
+    design = torch.cat([matrix, torch.ones(45, 1)], dim=1) * (weights / weights.sum()).sqrt()[:, None]
+    torch.testing.assert_close(grams[0][0], design.T @ design, rtol=1e-12, atol=1e-13)
+    assert all(torch.equal(ours, theirs) for gram in grams[1:] for ours, theirs in zip(grams[0], gram, strict=True))
+
+
+def test_a_dictionary_is_that_of_one_process_but_for_rounding(short_segments):
+    """Each process sums up a Gram matrix of its own; who has no segment adds none."""
+    fits = []
+    for size in (1, 2, 3, 11):
+        problem = sharded_problem(size)
+        filters = torch.nn.functional.normalize(random_parameters(problem, 6)[0])
+        fits.append(fit_dictionary(problem, filters, tune=0.2, tol=1e-6))
+    for fit in fits[1:]:
+        assert fit.beta == pytest.approx(fits[0].beta, rel=1e-9)
+        assert fit.objective == pytest.approx(fits[0].objective, rel=1e-9)
+        torch.testing.assert_close(fit.weights, fits[0].weights, rtol=1e-5, atol=1e-8)
+        assert fit.path[0]["held_out_loss"] == pytest.approx(fits[0].path[0]["held_out_loss"], rel=1e-9)
+
+
+def test_two_processes_fit_the_dictionary_of_one(folder, tmp_path):
+    options = ["--dictionary", "40", "--threshold", "0.25", "--hidden-bias", "--max-rounds", "0", "--tune", "0.1"]
+    given = ["--data", folder, *options, "--flips"]
+    given = [sys.executable, "-m", "convcvx.cli", "train", "--pool", "2", "--json", *map(str, given)]
+    alone = subprocess.run(
+        [*given, "--out", str(tmp_path / "one")], capture_output=True, text=True, env=ENVIRONMENT, timeout=300
+    )
+    both = subprocess.run(
+        [*TORCHRUN, "--nproc-per-node", "2", *given[1:], "--out", str(tmp_path / "two")],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        timeout=300,
+    )
+    mine, theirs = (json.loads(done.stdout) for done in (alone, both))
+    assert "2 processes" in both.stderr
+    for name in ("primal", "beta", "beta_max", "n_filters", "train_accuracy", "test_accuracy"):
+        assert theirs[name] == pytest.approx(mine[name], rel=1e-4), name

@@ -55,7 +55,7 @@ def train(
         run = Run(f.out_folder(out, resume, overwrite, lambda: _named(TrainConfig.from_dict(given))))
         with run.held():
             goes_on = run.enter(resume=resume, overwrite=overwrite)
-            fits = not goes_on and leaves_open(given, preset) and team.size == 1
+            fits = not goes_on and leaves_open(given, preset)
             settings = run.continued(given) if goes_on else TrainConfig.from_dict(given)
             settings.check()
             data = None

@@ -69,8 +69,7 @@ def _anneal(loss: _Loss, predictions: Tensor, targets: Tensor, shares: Shares, s
 
 def _newton(loss: _Loss, predictions: Tensor, targets: Tensor, shares: Shares, shift: Tensor) -> tuple[Tensor, float]:
     """The shift where steps of Newton or of iterative scaling no longer lower the loss, and the slope that is left."""
-    frequencies, counts = shares.mean(targets), shares.counts[:, None]
-    log_counts, log_total = counts.log(), torch.tensor(shares.total).log()
+    frequencies = shares.mean(targets)
     value = shares.mean(loss.value(predictions + shift, targets))
     slope = torch.inf
     for _ in range(MAX_STEPS):
@@ -79,13 +78,14 @@ def _newton(loss: _Loss, predictions: Tensor, targets: Tensor, shares: Shares, s
         mean = shares.mean(probabilities)
         gradient = mean - frequencies
         slope = float(gradient.abs().max())
-        hessian = torch.diag(mean) - (probabilities * counts).T @ probabilities / shares.total
+        hessian = torch.diag(mean) - shares.weighed(probabilities).T @ probabilities / shares.total
         newton = -torch.linalg.lstsq(hessian, gradient, driver="gelsd").solution  # singular along 1
         if slope <= STATIONARY and not -float(gradient @ newton) > FALL * float(value):
             return shift, slope
         trial, lowest = _along(loss, predictions, targets, shares, shift, newton, value)
         if trial is None or slope > 0.1:  # far out: either step may be the better one
-            scaling = frequencies.log() - (torch.logsumexp(logs + log_counts, dim=0) - log_total)
+            log_sums = torch.logsumexp(logs + shares.counts.log()[:, None], dim=0)
+            scaling = frequencies.log() - (log_sums - torch.tensor(shares.total).log())
             other, least = _along(loss, predictions, targets, shares, shift, scaling, lowest)
             trial, lowest = (other, least) if other is not None else (trial, lowest)
         if trial is None or not value - lowest > FALL * value:

@@ -73,11 +73,15 @@ class Shares:
 
     def mean(self, values: Tensor) -> Tensor:
         """Σ_i s_i values_i, for values (n, ...)."""
-        return (values * self._along(values)).sum(dim=0) / self.total
+        return self.weighed(values).sum(dim=0) / self.total
+
+    def weighed(self, rows: Tensor) -> Tensor:
+        """w_i rows_i, for rows (n, ...); `rows` themselves where each w_i is 1."""
+        return rows if self.are_equal else rows * self._along(rows)
 
     def times(self, rows: Tensor) -> Tensor:
         """s_i rows_i, for rows (n, ...)."""
-        return rows * self._along(rows) / self.total
+        return self.weighed(rows) / self.total
 
     def quotients(self, rows: Tensor) -> Tensor:
         """rows_i / s_i, for rows (n, ...)."""
@@ -96,7 +100,7 @@ class Shares:
 
     def sample(self, images: Tensor) -> Shares:
         """Of some images (indices): their own, in the same proportion."""
-        counts = self.counts[images]
+        counts = self.counts[images.cpu()]
         return Shares(counts, float(len(counts)) if self.are_equal else math.fsum(counts.tolist()))
 
     def estimate(self, images: Tensor) -> Shares:
@@ -104,7 +108,7 @@ class Shares:
 
         They need not add up to one: an image that counts for many does so in its batch alone.
         """
-        return Shares(self.counts[images], self.total * len(images) / len(self.counts))
+        return Shares(self.counts[images.cpu()], self.total * len(images) / len(self.counts))
 
     def _along(self, rows: Tensor) -> Tensor:
         return self.counts.to(rows).view(-1, *[1] * (rows.ndim - 1))

@@ -39,7 +39,7 @@ class _Plan:
 
     taps: np.ndarray
     tiles: np.ndarray
-    shares: Tensor
+    means: Tensor
     """(P, 1) one over the positions of a cell."""
 
     @property
@@ -92,7 +92,7 @@ class Fused:
 
     def bytes_per_image(self, m: int) -> int:
         """Memory in flight for `m` filters."""
-        cells = len(self._plan.shares)
+        cells = len(self._plan.means)
         return m * (self._plan.visits // 8 + 2 * cells * self._dtype.itemsize)
 
     def __call__(self, images: Tensor, kernels: Tensor) -> Tensor:
@@ -122,15 +122,15 @@ class Fused:
         weights = torch.zeros(blocks * self._width, len(plan.taps) + 1, dtype=self._dtype)
         weights[:m, : kernels.shape[1]] = self._centred(kernels)
         weights = weights.view(blocks, self._width, -1).transpose(1, 2).contiguous()
-        pooled = torch.zeros(len(pixels), len(plan.shares), blocks, self._width, dtype=self._dtype)
+        pooled = torch.zeros(len(pixels), len(plan.means), blocks, self._width, dtype=self._dtype)
         stride = self._spec.stride[1]
         respond(pixels, plan.taps, stride, plan.tiles, weights.numpy(), scales, pooled.numpy(), signs, kept)
-        return pooled.flatten(2)[..., :m] * plan.shares.to(self._dtype)
+        return pooled.flatten(2)[..., :m] * plan.means.to(self._dtype)
 
     def _pull_back(self, pixels: np.ndarray, scales: np.ndarray | None, slopes: Tensor, signs: np.ndarray) -> Tensor:
         plan, m, blocks = self._plan, slopes.shape[-1], signs.shape[1]
         padded = torch.zeros(*slopes.shape[:2], blocks, self._width, dtype=self._dtype)
-        padded.flatten(2)[..., :m] = slopes * plan.shares.to(slopes)
+        padded.flatten(2)[..., :m] = slopes * plan.means.to(slopes)
         gradient = torch.zeros(blocks, len(plan.taps) + 1, self._width, dtype=self._dtype)
         stride = self._spec.stride[1]
         pull_back(pixels, plan.taps, stride, plan.tiles, gradient.numpy(), scales, padded.numpy(), signs)
@@ -165,7 +165,7 @@ def _plan(spec: PatchSpec, ranges: Ranges, shape: tuple[int, int, int]) -> _Plan
     columns = spec.output_size(*shape[1:])[1]
     rows_of, columns_of = ranges
     tiles: list[tuple[int, ...]] = []
-    shares: list[float] = []
+    means: list[float] = []
     before = 0
     for top, bottom in rows_of:
         for left, right in columns_of:
@@ -174,7 +174,7 @@ def _plan(spec: PatchSpec, ranges: Ranges, shape: tuple[int, int, int]) -> _Plan
             for row in range(top, bottom):
                 for start, stop in pairwise(edges):
                     pixel = place[0, row * spec.stride[0], start * spec.stride[1]]
-                    tiles.append((len(shares), pixel, row * columns + start, stop - start, before))
+                    tiles.append((len(means), pixel, row * columns + start, stop - start, before))
                     before += stop - start
-            shares.append(1.0 / ((bottom - top) * (right - left)))
-    return _Plan(taps, np.array(tiles), torch.tensor(shares, dtype=torch.float64)[:, None])
+            means.append(1.0 / ((bottom - top) * (right - left)))
+    return _Plan(taps, np.array(tiles), torch.tensor(means, dtype=torch.float64)[:, None])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from convcvx.errors import InputError
 from convcvx.patches import PatchEmbedding
-from convcvx.responses.passes import Responses
+from convcvx.responses.streams import Stream
 
 
 def mirror(embedding: PatchEmbedding, filters: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ class MirrorPairs:
 
     Parameters
     ----------
-    responses : Responses
+    responses : Stream
         Of an embedding fitted with `flips`.
 
     Raises
@@ -39,7 +39,7 @@ class MirrorPairs:
         Where patches or pooling cells are not placed symmetrically in the image.
     """
 
-    def __init__(self, responses: Responses) -> None:
+    def __init__(self, responses: Stream) -> None:
         _check_symmetry(responses)
         reflection = mirror(responses.embedding, torch.eye(responses.dim, dtype=torch.float64))
         self._reflection = reflection.to(responses.device)
@@ -65,7 +65,7 @@ class MirrorPairs:
         return first + second.index_select(dim + 1, self._cells.to(whole.device))
 
 
-def _check_symmetry(responses: Responses) -> None:
+def _check_symmetry(responses: Stream) -> None:
     spec, width, grid = responses.embedding.spec, responses.images.shape[3], responses.map_size
     left = (width + 2 * spec.padding[1] - spec.kernel_size[1]) % spec.stride[1]
     pool = responses.pooling.matrix(*grid)

@@ -2,12 +2,12 @@
 
     torchrun --nproc-per-node 4 -m convcvx.cli train ...
 
-Process 0, the leader, runs solver, oracle and certificate, unchanged; the others, the workers, hold a share of the
-images and wait for passes to make. A pass sends each worker its arguments, every process goes over its own share,
+Process 0, the leader, runs solver, oracle and certificate, unchanged; the others, the workers, hold a portion of the
+images and wait for passes to make. A pass sends each worker its arguments, every process goes over its own portion,
 and the leader puts the results together. There is one solver and one state: nothing can drift apart, and a worker
 keeps nothing that a run needs to go on.
 
-Sums over images (Gram matrix, correlations, gradients) are those of `shares`: the same to the last bit however many
+Sums over images (Gram matrix, correlations, gradients) are those of `portions`: the same to the last bit however many
 processes there are, one included; and so is all that follows from them.
 """
 
@@ -18,7 +18,7 @@ import pickle
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, NoReturn
 from weakref import WeakValueDictionary
@@ -30,11 +30,12 @@ from torch import Tensor
 from convcvx.budget import Deadline
 from convcvx.data.images import Images
 from convcvx.errors import InputError, WorkerError
-from convcvx.losses.shares import Shares
 from convcvx.patches import Moments, PatchEmbedding, PatchSpec, provisional_mean
 from convcvx.pooling import Pooling
-from convcvx.responses.passes import Residual, Responses
-from convcvx.responses.shares import Nodes, Share, add, images_of, segments, share
+from convcvx.responses.passes import Responses
+from convcvx.responses.portions import Found, Nodes, Portion, add, images_of, portion, segments
+from convcvx.responses.streams import sum_up
+from convcvx.responses.table import SLOPES, Pass, Residual
 
 TIMEOUT = timedelta(hours=1)
 """The longest pass, and the longest a worker waits for one. A process that dies is noticed at once."""
@@ -60,7 +61,7 @@ class Team:
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
         self.rank, self.size = rank, size
-        self._share = Share(self.rank, self.size)
+        self._portion = Portion(self.rank, self.size)
         self._places: dict[int, tuple[str, int]] = {}
         self._keys = 0
         self._built: WeakValueDictionary[int, Responses] = WeakValueDictionary()
@@ -95,7 +96,7 @@ class Team:
         # Passes give their results on the CPU, and the order of a sum matters: NCCL would help with neither.
         dist.init_process_group("gloo", timeout=TIMEOUT)
         if self.rank > 0:
-            _serve(self._share)
+            _serve(self._portion)
         self._places = {rank: self._reach(rank, _receive, rank) for rank in self._workers}
         signal.signal(signal.SIGTERM, self._terminated)
         return self
@@ -116,17 +117,17 @@ class Team:
     # -- what a training needs ------------------------------------------------------------------------
 
     def share_out(self, images: Images, read: Callable[[Any], Images], source: Any) -> None:
-        """Give every process its share of `images`, which a worker gets by `read(source)`.
+        """Give every process its portion of `images`, which a worker gets by `read(source)`.
 
-        `read` is a function of a module. Of images on disk a worker touches its share alone.
+        `read` is a function of a module. Of images on disk a worker touches its portion alone.
         """
-        self._share.keep(images)
+        self._portion.keep(images)
         self._run("load", lambda rank: (read, source, len(images)))
 
     def fit(self, images: Images, spec: PatchSpec) -> PatchEmbedding:
         """`PatchEmbedding.fit` on the images that were shared out."""
         about = provisional_mean(images, spec)
-        (moment,) = self.sum("moment", lambda _: (spec, about))
+        (moment,) = _added(self.collect("moment", lambda _: (spec, about)))
         return PatchEmbedding.of_moments(Moments.about(about, moment / len(images)), images.shape[1], spec)
 
     def responses(
@@ -140,26 +141,33 @@ class Team:
     # -- passes ---------------------------------------------------------------------------------------
 
     def build(self, responses: Responses) -> int:
-        """Have every process make these responses on its share; returns the key that passes name them by."""
+        """Have every process make these responses on its portion; returns the key that passes name them by."""
         self._keys += 1
-        keys = [*self._built, self._keys]  # those still in use: shares let go of all others
+        keys = [*self._built, self._keys]  # those still in use: portions let go of all others
         options = responses.options | {"device": responses.device.type}
         self.collect("build", lambda _: (keys, responses.embedding, responses.pooling, options))
         self._built[self._keys] = responses
         return self._keys
 
     def collect(self, name: str, arguments: Callable[[int], tuple[Any, ...]]) -> list[Any]:
-        """What the pass `name` of `Share` gives in each process, for the `arguments` of its rank."""
-        return self._run(name, arguments, lambda: getattr(self._share, name)(*arguments(0)))
+        """What `name` of `Portion` gives in each process, for the `arguments` of its rank."""
+        return self._run(name, arguments, lambda: getattr(self._portion, name)(*arguments(0)))
 
-    def sum(self, name: str, arguments: Callable[[int], tuple[Any, ...]]) -> list[Tensor]:
-        """The same for a pass that gives `Nodes`: the sum over all segments."""
-        total: Nodes = {}
-        for nodes in self.collect(name, arguments):
-            for place, terms in nodes.items():
-                add(total, place, terms)
-        (root,) = total.values()
-        return root
+    def run(self, key: int, n: int, wanted: Pass, rows: Sequence[Tensor], common: Sequence[Any]) -> list[Tensor]:
+        """The results of a pass over the responses of `key`, which are on `n` images; as `Responses.run` gives them."""
+        places = segments(n)
+
+        def arguments(rank: int) -> tuple[Any, ...]:
+            own = images_of(places, portion(len(places), rank, self.size))
+            return key, wanted, [row[own].cpu() for row in rows], common
+
+        found: list[Found] = self.collect("run", arguments)
+        sums = iter(_added(found) if wanted.exact else _added_in_turn(found))
+        others = zip(*(rest for _, parts in found for rest in parts), strict=True)
+        return [
+            next(sums) if how == "sum" else torch.cat(next(others)) if how == "cat" else next(others)[0]
+            for how in wanted.combine
+        ]
 
     def _run(
         self, name: str, arguments: Callable[[int], tuple[Any, ...]], own: Callable[[], Any] = lambda: None
@@ -220,36 +228,19 @@ class ShardedResponses(Responses):
     def until(self, deadline: Deadline) -> Responses:
         """As in `Responses`; a pass that has begun is never left, lest the processes fall out of step."""
         other = super().until(deadline)
-        other.__dict__["_built"] = self  # while it lives the team keeps the shares
+        other.__dict__["_built"] = self  # while it lives the team keeps the portions
         return other
 
-    def predict(self, filters: Tensor, weights: Tensor, intercept: Tensor) -> Tensor:
-        """As in `Responses`."""
-        self.deadline.check()
-        return torch.cat(self._team.collect("predict", lambda _: (self._key, filters, weights, intercept)))
+    @property
+    def n_processes(self) -> int:
+        return self._team.size
 
-    def gram(
-        self, filters: Tensor, targets: Tensor, shares: Shares | None = None, shift: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def run(self, wanted: Pass, rows: Sequence[Tensor], *common: Any) -> list[Tensor]:
         """As in `Responses`."""
+        if self.n_processes == 1 and not wanted.exact:
+            return super().run(wanted, rows, *common)
         self.deadline.check()
-        shares = shares or Shares.equal(self.n)
-        gram, moments = self._team.sum(
-            "gram", lambda rank: (self._key, self._rows(targets, rank), self._rows(shares.counts, rank), filters, shift)
-        )
-        return gram.div_(shares.total), moments.div_(shares.total)
-
-    def correlate(self, filters: Tensor, dual: Tensor) -> Tensor:
-        """As in `Responses`."""
-        self.deadline.check()
-        (total,) = self._team.sum("correlate", lambda rank: (self._key, self._rows(dual, rank), filters))
-        return total
-
-    def ascent(self, filters: Tensor, dual: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-        """As in `Responses`."""
-        self.deadline.check()
-        total, slope = self._team.sum("ascent", lambda rank: (self._key, self._rows(dual, rank), filters, directions))
-        return total, slope
+        return self._team.run(self._key, self.n, wanted, rows, common)
 
     def gradients(
         self, filters: Tensor, weights: Tensor, intercept: Tensor, residual: Residual
@@ -258,19 +249,29 @@ class ShardedResponses(Responses):
         network = filters, weights, intercept
         predictions = self.predict(*network).to(self.device, self.dtype)
         slopes = residual(predictions, torch.arange(self.n, device=self.device))
-        total = self._team.sum("gradients", lambda rank: (self._key, self._rows(slopes, rank), *network))
-        return total[0].to(self.device), total[1].to(self.device), total[2].to(self.device)
+        kernel, weight, bias = (part.to(self.device) for part in self.run(SLOPES, (slopes,), *network))
+        return kernel, weight, bias
 
-    def _rows(self, tensor: Tensor, rank: int) -> Tensor:
-        """The rows of an (n, c) tensor that belong to the images of `rank`."""
-        own = images_of(segments(self.n), share(len(segments(self.n)), rank, self._team.size))
-        return tensor[own].cpu()
+
+def _added(found: Sequence[Found]) -> list[Tensor]:
+    """The sums of all segments, pairwise."""
+    total: Nodes = {}
+    for nodes, _ in found:
+        for place, terms in nodes.items():
+            add(total, place, terms)
+    (root,) = total.values()
+    return root
+
+
+def _added_in_turn(found: Sequence[Found]) -> list[Tensor]:
+    """The sums of all processes, one after the other in the place of the first."""
+    return sum_up(terms for nodes, _ in found for terms in nodes.values())
 
 
 # -- messages -----------------------------------------------------------------------------------------
 
 
-def _serve(share: Share) -> NoReturn:
+def _serve(held: Portion) -> NoReturn:
     """Make the passes that the leader asks for; a worker's whole life."""
     signals: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -281,13 +282,13 @@ def _serve(share: Share) -> NoReturn:
             name, arguments = message
             result, failure = None, None
             try:
-                result = getattr(share, name)(*arguments)
+                result = getattr(held, name)(*arguments)
             except Exception as error:  # the leader reports it
                 failure = f"{type(error).__name__}: {' '.join(str(error).split())}"
             _send((failure, result), 0)
     except RuntimeError:
         if not signals:  # else it is the leader who tells
-            print(f"convcvx: error: process 0 of {share.size} was lost: {GO_ON}", file=sys.stderr)
+            print(f"convcvx: error: process 0 of {held.size} was lost: {GO_ON}", file=sys.stderr)
         sys.exit(1)
     dist.destroy_process_group()
     sys.exit(0)

@@ -107,8 +107,8 @@ def search_plane(
         predictions = torch.tensordot(point, directions, dims=1)
         gradient = slopes - (directions * problem.residual(predictions)).sum(dim=(1, 2))
         curved = [problem.loss.hessian_product(predictions, direction) for direction in directions]
-        counts, total = problem.shares.counts[:, None], problem.shares.total
-        hessian = torch.stack([(directions * (c * counts)).sum(dim=(1, 2)) for c in curved]) / total
+        curved = [problem.shares.weighed(rows) for rows in curved]
+        hessian = torch.stack([(directions * c).sum(dim=(1, 2)) for c in curved]) / problem.shares.total
         free = (point > lowest) | (gradient < 0)
         step = torch.zeros_like(point)
         step[free] = -torch.linalg.pinv(hessian[free][:, free], hermitian=True, rtol=1e-14) @ gradient[free]

@@ -18,7 +18,8 @@ from convcvx.data.images import Images
 from convcvx.network.two_layer import TwoLayerCNN
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.pooling import Pooling
-from convcvx.responses.passes import SPAN, Responses
+from convcvx.responses.passes import Responses
+from convcvx.responses.streams import SPAN
 from convcvx.stack.network import Link
 
 LINK_IMAGES = 4000

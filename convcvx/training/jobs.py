@@ -117,8 +117,6 @@ def prepare(
 ) -> tuple[Problem, Plan]:
     """The training problem, its β still open and `spent` seconds of its time gone, and how it is solved."""
     problem = training_problem(config, train, checkpoint.embedding, team)
-    if config.dictionary is not None and team is not None and team.size > 1:
-        raise InputError(f"a dictionary is fitted by one process; got {team.size}: train without torchrun")
     plan = Plan.of(problem, config.solver, config.oracle)
     return problem.until(Deadline.after(config.time_limit, spent=spent)), plan
 

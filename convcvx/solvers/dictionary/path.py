@@ -24,7 +24,7 @@ from convcvx.problem import Problem
 from convcvx.solution import Solution
 from convcvx.solvers.dictionary.features import Features
 from convcvx.solvers.dictionary.lasso import DictionaryLasso, Point
-from convcvx.solvers.master.gram import Gram
+from convcvx.solvers.dictionary.products import gather
 
 RATIOS = tuple(10 ** (-1 - k / 2) for k in range(12))
 """The path: β as shares of the largest one that gives the dictionary any weight."""
@@ -135,22 +135,14 @@ def fit_dictionaries(
     features = Features([p.responses for p in problems], filters, flips)
     tuned = beta is None and beta_ratio is None
     held = held_out(problem.n, tune if tuned else 0.0, versions)
-    gram = Gram(features.size, problem.n_outputs, features.dtype, features.device, centred=problem.intercept)
-    lasso = DictionaryLasso(gram, features)
-    counts = None if problem.shares.are_equal else problem.shares.counts
-    unseen = torch.empty(int(held.sum()), features.size, dtype=features.dtype, device=features.device)
-    filled = 0
     try:
-        for where, block in features.batches():
-            out = held[where]
-            gram.add(block[~out], problem.targets[where][~out], None if counts is None else counts[where][~out])
-            unseen[filled : filled + int(out.sum())] = block[out]
-            filled += int(out.sum())
+        gram, unseen = gather(problem, features, held)
     except OutOfTime:
         raise InputError(
             f"time_limit ended before {features.size:,} features of {problem.n:,} images were known; raise it, or use "
             "a smaller dictionary or fewer images"
         ) from None
+    lasso = DictionaryLasso(gram, features)
     beta_max = lasso.beta_max()
     if beta_max == 0:
         raise InputError("no filter of the dictionary tells anything of the targets; lower the threshold")
@@ -162,7 +154,7 @@ def fit_dictionaries(
         targets = problem.targets[held]
         shares = problem.shares.sample(held)
         tried = list(_path(lasso, unseen, targets.to(features.device), shares, beta_max, tol, score, problem.deadline))
-        gram.add(unseen, targets, None if counts is None else counts[held])
+        gram.add(unseen, targets, None if shares.are_equal else shares.counts)
         # Best first: what the images kept can just bear, all of them may not.
         choices = [(record["beta"], start) for record, start in sorted(tried, key=lambda step: score(step[0]))]
     else:

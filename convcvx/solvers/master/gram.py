@@ -8,7 +8,7 @@ drown the others in rounding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -32,6 +32,8 @@ class Gram:
     device : torch.device
     centred : bool
         Minimise over an intercept: every product below is then of features and targets less their means.
+    shift : Tensor (D,), optional
+        What features are shifted by; the mean of the first ones, if `centred`, by default.
 
     Attributes
     ----------
@@ -40,11 +42,19 @@ class Gram:
     """
 
     def __init__(
-        self, size: int, n_outputs: int, dtype: torch.dtype, device: torch.device | str = "cpu", *, centred: bool
+        self,
+        size: int,
+        n_outputs: int,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        *,
+        centred: bool,
+        shift: Tensor | None = None,
     ) -> None:
         self.counted, self.size, self.centred = 0.0, size, centred
         self._square = torch.zeros(size, size, dtype=dtype, device=device)
-        self._diagonal, self._sums, self.shift = torch.zeros(3, size, dtype=torch.float64, device=device)
+        self._diagonal, self._sums, own = torch.zeros(3, size, dtype=torch.float64, device=device)
+        self._finds_shift, self.shift = shift is None, own if shift is None else shift.to(device)
         self._moments = torch.zeros(size, n_outputs, dtype=torch.float64, device=device)
         self._target_sums = torch.zeros(n_outputs, dtype=torch.float64, device=device)
         self._target_square = 0.0
@@ -55,7 +65,7 @@ class Gram:
         Image i counts for `counts_i`; for one by default.
         """
         targets = targets.to(features.device)
-        if self.counted == 0 and self.centred:
+        if self.counted == 0 and self.centred and self._finds_shift:
             self.shift = features.mean(dim=0, dtype=torch.float64)
         features -= self.shift.to(features)
         weighed, aimed = features, targets
@@ -72,6 +82,22 @@ class Gram:
         self._target_sums += aimed.sum(dim=0)
         self._target_square += float((aimed * targets).sum())
         self.counted += len(features) if counts is None else float(counts.sum())
+
+    @property
+    def sums(self) -> list[Tensor]:
+        """What it has added up; sums of other images that were shifted alike may be added to these."""
+        scalars = torch.tensor([self._target_square, self.counted], dtype=torch.float64)
+        return [self._square, self._diagonal, self._sums, self._moments, self._target_sums, scalars]
+
+    @classmethod
+    def of_sums(cls, sums: Sequence[Tensor], shift: Tensor, device: torch.device, *, centred: bool) -> Gram:
+        """That with these `sums`, of features that were shifted by `shift` (D,)."""
+        gram = cls(0, sums[3].shape[1], sums[0].dtype, device, centred=centred, shift=shift)
+        gram.size = len(shift)
+        parts = (part.to(device) for part in sums[:5])
+        gram._square, gram._diagonal, gram._sums, gram._moments, gram._target_sums = parts
+        gram._target_square, gram.counted = sums[5].tolist()
+        return gram
 
     @property
     def dtype(self) -> torch.dtype:

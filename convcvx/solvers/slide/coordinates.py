@@ -29,13 +29,14 @@ def balanced_gradients(
     filters, weights, intercept = network
     responses = problem.responses
     targets = problem.targets.to(responses.device, responses.dtype)
-    counts = problem.shares.counts.to(targets)
+    counts = None if problem.shares.are_equal else problem.shares.counts.to(targets)[:, None]
     losses = torch.zeros(problem.n, dtype=responses.dtype, device=responses.device)
 
     def residual(predictions: Tensor, where: Tensor) -> Tensor:
-        aimed, count = (targets, counts) if len(where) == problem.n else (targets[where], counts[where])
+        aimed = targets if len(where) == problem.n else targets[where]
         losses[where] = problem.loss.value(predictions, aimed)
-        return problem.loss.gradient(predictions, aimed) * count[:, None] / problem.shares.total
+        slopes = problem.loss.gradient(predictions, aimed)
+        return (slopes if counts is None else slopes * counts[where]) / problem.shares.total
 
     slopes = responses.gradients(filters, weights, intercept, residual)
     penalty = 0.5 * problem.beta * float(filters.square().sum() + weights.square().sum())

@@ -1,0 +1,124 @@
+"""One process's portion of the images: the passes over it, and sums that do not depend on how many processes there are.
+
+The images are cut into segments that depend on their number alone, and a process has whole segments. Sums over images
+are summed pairwise over segments, up a binary tree, so that they are the same to the last bit for one process and for
+many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convcvx.data.images import Images
+from convcvx.errors import InputError
+from convcvx.patches import PatchEmbedding, PatchSpec, shifted_moment
+from convcvx.pooling import Pooling
+from convcvx.responses.passes import Responses
+from convcvx.responses.table import Pass
+
+SEGMENT = 1024
+"""Images that are worth a segment of their own: what a process more gains on fewer, messages cost."""
+MAX_SEGMENTS = 256
+"""Segments at most, and so processes that have some: partial sums of more would cost more than the passes do."""
+
+Nodes = dict[tuple[int, int], list[Tensor]]
+"""Partial sums by (level, index) in the binary tree over the segments: a level up covers twice as many."""
+Found = tuple[Nodes, list[list[Tensor]]]
+"""What a pass finds in a portion: sums by their place, and of each part the results that are not summed."""
+
+
+def segments(n: int) -> list[slice]:
+    """The segments of `n` images: a power of two of them, as equal as can be."""
+    count = 1
+    while 2 * count * SEGMENT <= n and count < MAX_SEGMENTS:
+        count *= 2
+    return [slice(i * n // count, (i + 1) * n // count) for i in range(count)]
+
+
+def portion(count: int, rank: int, size: int) -> range:
+    """Which of `count` segments process `rank` of `size` has."""
+    return range(rank * count // size, (rank + 1) * count // size)
+
+
+def images_of(places: list[slice], own: range) -> slice:
+    """The images of the segments `own`, which are neighbours."""
+    return slice(places[own[0]].start, places[own[-1]].stop) if own else slice(0, 0)
+
+
+def add(nodes: Nodes, place: tuple[int, int], terms: list[Tensor]) -> None:
+    """Add the partial sum at `place` to `nodes`: whenever two neighbours are there, their sum replaces them."""
+    level, index = place
+    while (level, index ^ 1) in nodes:
+        terms = [ours + theirs for ours, theirs in zip(terms, nodes.pop((level, index ^ 1)), strict=True)]
+        level, index = level + 1, index // 2
+    nodes[level, index] = terms
+
+
+class Portion:
+    """One process's portion of the images, and the passes over it. What is per image is given for the portion."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
+        self._images: Images = torch.zeros(0, 1, 1, 1)
+        self._places: dict[int, slice] = {}
+        self._responses: dict[int, dict[int, Responses]] = {}
+
+    def load(self, read: Callable[[Any], Images], source: Any, n: int) -> None:
+        """Have the portion of the `n` images that `read(source)` finds, and let go of the rest."""
+        images = read(source)
+        if len(images) != n:
+            raise InputError(f"it found {len(images)} images, process 0 {n}: give all machines the same data")
+        self.keep(images)
+        if isinstance(self._images, Tensor):
+            self._images = self._images.clone()
+
+    def keep(self, images: Images) -> None:
+        """Have the portion of these images, which are all."""
+        places = segments(len(images))
+        own = portion(len(places), self.rank, self.size)
+        whole = images_of(places, own)
+        self._images = images.narrow(0, whole.start, whole.stop - whole.start)
+        self._places = {i: slice(places[i].start - whole.start, places[i].stop - whole.start) for i in own}
+
+    def build(
+        self, keys: Collection[int], embedding: PatchEmbedding, pooling: Pooling | None, options: dict[str, Any]
+    ) -> None:
+        """Make these responses under the last of `keys`, the only ones that are still in use."""
+        *kept, key = keys
+        self._images = self._images.to(options["device"])
+        self._responses = {old: self._responses[old] for old in kept}
+        made: dict[int, Responses] = {}
+        for i, part in self._parts().items():
+            # One map for all segments, each in its turn: with maps of its own each would have its own scratch memory.
+            first = next(iter(made.values()), None)
+            made[i] = first.to(images=part) if first is not None else Responses(part, embedding, pooling, **options)
+        self._responses[key] = made
+
+    def _parts(self) -> dict[int, Images]:
+        """The images of each segment."""
+        return {i: self._images.narrow(0, where.start, where.stop - where.start) for i, where in self._places.items()}
+
+    def moment(self, spec: PatchSpec, about: Tensor) -> Found:
+        """The sum over the images of the second moment of their patches, `about` a point."""
+        nodes: Nodes = {}
+        for i, part in self._parts().items():
+            add(nodes, (0, i), [shifted_moment(part, spec, about) * len(part)])
+        return nodes, []
+
+    def run(self, key: int, wanted: Pass, rows: Sequence[Tensor], common: Sequence[Any]) -> Found:
+        """A pass over the responses of `key`, segment by segment, or at one go where sums need not be exact."""
+        nodes: Nodes = {}
+        others: list[list[Tensor]] = []
+        made = self._responses[key]
+        parts = [(i, responses, self._places[i]) for i, responses in made.items()]
+        if parts and not wanted.exact:
+            parts = [(self.rank, parts[0][1].to(images=self._images), slice(0, len(self._images)))]
+        for i, responses, where in parts:
+            results = [result.cpu() for result in wanted.chunk(responses, *(row[where] for row in rows), *common)]
+            add(nodes, (0, i), wanted.select(results, summed=True))
+            others.append(wanted.select(results, summed=False))
+        return nodes, others

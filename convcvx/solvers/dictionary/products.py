@@ -1,0 +1,77 @@
+"""One visit to every image for a dictionary: the Gram matrix of the images kept, the responses of those held out.
+
+A pass over the images as `convcvx.responses.table` has them, so that processes share it as they share the images: each
+has a Gram matrix of its own images, and these are added. All shift their features alike, by the mean of a few.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from convcvx.problem import Problem
+from convcvx.responses.streams import Stream
+from convcvx.responses.table import Pass
+from convcvx.solvers.dictionary.features import BATCH, Features
+from convcvx.solvers.master.gram import Gram
+
+
+def gather(problem: Problem, features: Features, held: Tensor) -> tuple[Gram, Tensor]:
+    """The Gram matrix of the `features` of the images kept, and the features of those `held` out (n,) bool, (q, D).
+
+    Raises
+    ------
+    OutOfTime
+        When the deadline of the problem passes before.
+    """
+    responses, centred = problem.responses, problem.intercept
+    rows = problem.targets, problem.shares.counts, held
+    if len(features.filters) > 1:  # these stand on several responses, of which each process has but one
+        found = _of_features(features, *rows, centred, None)
+    else:
+        shift = None if responses.n_processes == 1 else _mean_of_first(problem, features, held)
+        found = responses.run(PRODUCTS, rows, features.filters[0], features.copies > 1, centred, shift)
+    *sums, shift, unseen = found
+    return Gram.of_sums(sums, shift, features.device, centred=centred), unseen.to(features.device)
+
+
+def _of_features(
+    features: Features, targets: Tensor, counts: Tensor, held: Tensor, centred: bool, shift: Tensor | None
+) -> list[Tensor]:
+    """The sums and the shift of the Gram matrix, and the features held out."""
+    gram = Gram(features.size, targets.shape[1], features.dtype, features.device, centred=centred, shift=shift)
+    alike = bool((counts == 1).all())
+    unseen = torch.empty(int(held.sum()), features.size, dtype=features.dtype, device=features.device)
+    filled = 0
+    for where, block in features.batches():
+        out = held[where]
+        gram.add(block[~out], targets[where][~out], None if alike else counts[where][~out])
+        unseen[filled : filled + int(out.sum())] = block[out]
+        filled += int(out.sum())
+    return [*gram.sums, gram.shift, unseen]
+
+
+def _products(
+    stream: Stream,
+    targets: Tensor,
+    counts: Tensor,
+    held: Tensor,
+    filters: Tensor,
+    flips: bool,
+    centred: bool,
+    shift: Tensor | None,
+) -> list[Tensor]:
+    """The same for one dictionary."""
+    return _of_features(Features([stream], [filters], flips), targets, counts, held, centred, shift)
+
+
+def _mean_of_first(problem: Problem, features: Features, held: Tensor) -> Tensor:
+    """(D,) mean features of the first images kept."""
+    first = (~held).nonzero()[:BATCH, 0]
+    few = Features([problem.sample(first).responses], features.filters, features.copies > 1)
+    (block,) = (block for _, block in few.batches())
+    return block.mean(dim=0, dtype=torch.float64).cpu()
+
+
+PRODUCTS = Pass(_products, ("sum",) * 6 + ("same", "cat"), exact=False)
+"""Not exact: a Gram matrix fills the memory, so that none is had of segments of the images."""
