@@ -35,8 +35,8 @@ from torch import Tensor
 from convcvx.arrangements.cells import Cell, cells, count_bound, facets, sample_patterns, unpack_patterns
 from convcvx.budget import Deadline, OutOfTime, clock
 from convcvx.errors import InputError, check_choice
-from convcvx.patches import Moments
 from convcvx.oracles.copositive import rounded
+from convcvx.patches import Moments
 from convcvx.problem import Problem
 
 BACKENDS = ("clarabel", "scs")
