@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -294,7 +295,7 @@ class Moments:
         """(d, d): the mean of row times row, about zero."""
         return self.covariance + torch.outer(self.mean, self.mean)
 
-    @property
+    @cached_property
     def distance(self) -> float:
         """How many times their spread the rows lie from zero; 0 for rows that are all the same."""
         spread = float(self.covariance.diagonal().sum().clamp_min(0).sqrt())

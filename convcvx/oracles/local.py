@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -143,7 +144,7 @@ class LocalOracle:
             drawn = [self._starts(problem, n_climbers, metric, random) for _ in range(together)]
             candidates = torch.cat(drawn)
             if batch == 0 and starts is not None and len(starts):
-                known = unit(starts.double())
+                known = torch.from_numpy(unit(starts.double().numpy()))
                 heights = sample.responses.correlate(known, sampled_dual).flatten(1).norm(dim=1)
                 candidates = torch.cat([known[metric.distinct(known, heights, n_climbers, cosine=0.9)], candidates])
             at = candidates, sample.responses.correlate(candidates, sampled_dual)
@@ -203,34 +204,36 @@ class LocalOracle:
         n_steps: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Filters (q, r), their g (q,) and G / g (q, P, c) at the end of climbs that set out towards `towards`."""
-        best, best_values = filters, torch.zeros(len(filters), dtype=torch.float64)
-        trial, towards = filters, unit(towards)
-        gradients = torch.zeros_like(filters)
-        lengths = torch.full((len(filters), 1), LENGTH, dtype=torch.float64)
+        # In numpy: on small arrays a call of it costs a fraction of one of torch.
+        best, best_values = filters.numpy(), np.zeros(len(filters))
+        trial, directions = best, unit(towards.numpy())
+        gradients = np.zeros_like(best)
+        lengths = np.full((len(best), 1), LENGTH)
         idle = 0
         for step in range(n_steps):
             try:
-                correlations, slope = problem.responses.ascent(trial, dual_point, towards)
+                ascent = problem.responses.ascent(torch.from_numpy(trial), dual_point, torch.from_numpy(directions))
             except OutOfTime:
                 if step == 0:
                     raise
                 break
+            correlations, slope = (part.numpy() for part in ascent)
             values = norms(correlations)
             better = (values >= best_values)[:, None]
-            rose = bool((values > best_values * (1 + 1e-4)).any()) or values.max() > best_values.max() * (1 + 1e-7)
-            moved = torch.where(better, trial - best, 0.0)
-            best, best_values = torch.where(better, trial, best), torch.maximum(values, best_values)
-            gradients = torch.where(better, slope, gradients)
-            lengths = torch.where(better, LONGER, SHORTER) * lengths
-            towards = torch.where(better[:, :, None], unit(correlations), towards)
+            rose = (values > best_values * (1 + 1e-4)).any() or values.max() > best_values.max() * (1 + 1e-7)
+            moved = np.where(better, trial - best, 0.0)
+            best, best_values = np.where(better, trial, best), np.maximum(values, best_values)
+            gradients = np.where(better, slope, gradients)
+            lengths = np.where(better, LONGER, SHORTER) * lengths
+            directions = np.where(better[:, :, None], unit(correlations), directions)
             trial = unit(best + lengths * metric.uphill(best, gradients) + MOMENTUM * moved)
             # Far from the optimum the filters found so far will do; near it a climb goes to its end.
             limit = self.hopeless if self.thorough else ENOUGH * target
-            enough = step >= 3 and bool(best_values.max() > limit)
+            enough = step >= 3 and best_values.max() > limit
             idle = 0 if rose else idle + 1
             if enough or idle == IDLE:
                 break
-        return best, best_values, towards
+        return torch.from_numpy(best), torch.from_numpy(best_values), torch.from_numpy(directions)
 
 
 def calibrate(sample: Problem, sampled: Tensor, problem: Problem, dual_point: Tensor, filters: Tensor) -> Tensor:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from convcvx.patches import Moments
 from convcvx.responses.passes import Responses
+
+Array = npt.NDArray[np.float64]
 
 LINEAR = 6.0
 """Deviations of far rows along a filter, of which it has their mean on its positive side, from which on it counts as
@@ -25,9 +28,9 @@ class Metric:
 
     def __init__(self, patches: Moments) -> None:
         values, vectors = torch.linalg.eigh(patches.damped())
-        self._precondition = vectors * values.rsqrt() @ vectors.T
-        self._patches = patches
-        self._frame, self._inverse = patches.nearer()
+        self._precondition = (vectors * values.rsqrt() @ vectors.T).numpy()
+        self._frame, self._inverse = (part.numpy() for part in patches.nearer())
+        self._mean, self._covariance, self._far = patches.mean.numpy(), patches.covariance.numpy(), patches.far
 
     @classmethod
     def of(cls, responses: Responses) -> Metric:
@@ -38,60 +41,59 @@ class Metric:
 
     def starts(self, patches: Tensor, directions: Tensor) -> Tensor:
         """(q, r) unit starts from patches, of either sign, and from random directions; of far rows some are linear."""
-        starts = torch.cat([patches @ self._frame.T, directions]) @ self._precondition @ self._frame
-        if self._patches.far:
-            linear = directions[-LINEAR_STARTS:]
-            starts[-LINEAR_STARTS:] = linear * (linear @ self._patches.mean).sign()[:, None]
-        return unit(starts)
+        starts = np.concatenate([patches.numpy() @ self._frame.T, directions.numpy()])
+        starts = starts @ self._precondition @ self._frame
+        if self._far:
+            linear = directions[-LINEAR_STARTS:].numpy()
+            starts[-LINEAR_STARTS:] = linear * np.sign(linear @ self._mean)[:, None]
+        return torch.from_numpy(unit(starts))
 
-    def uphill(self, filters: Tensor, gradients: Tensor) -> Tensor:
+    def uphill(self, filters: Array, gradients: Array) -> Array:
         """Steps (q, r) along the sphere: as long as from the filter to its normed gradient, and preconditioned."""
-        if not self._patches.far:
+        if not self._far:
             return _along_sphere(filters, gradients, self._precondition)
-        spread = ((filters @ self._patches.covariance) * filters).sum(dim=1).clamp_min(0).sqrt()
-        linear = (filters @ self._patches.mean > LINEAR * spread)[:, None]
-        nearer = self.nearer(filters)
+        spread = np.sqrt(np.maximum(np.einsum("ij,ij->i", filters @ self._covariance, filters), 0.0))
+        linear = (filters @ self._mean > LINEAR * spread)[:, None]
+        nearer = filters @ self._inverse
         steps = _along_sphere(unit(nearer), gradients @ self._frame.T, self._precondition) @ self._frame
-        plain = _along_sphere(filters, gradients, torch.eye(len(self._frame), dtype=filters.dtype))
-        return torch.where(linear, plain, norms(nearer)[:, None] * steps)
-
-    def nearer(self, filters: Tensor) -> Tensor:
-        """Filters in the coordinates w."""
-        return filters @ self._inverse
+        plain = _along_sphere(filters, gradients, np.eye(len(self._frame)))
+        return np.where(linear, plain, norms(nearer)[:, None] * steps)
 
     def distinct(self, filters: Tensor, values: Tensor, limit: int, cosine: float) -> Tensor:
         """Indices of up to `limit` filters, best first, no two of them closer than `cosine`.
 
         On far rows, where filters may differ in their bias alone, they are if they are so in the coordinates w.
         """
-        rows, nearer = filters.numpy(), unit(self.nearer(filters)).numpy()
-        free = np.ones(len(filters), dtype=bool)
+        rows = filters.numpy()
+        nearer = unit(rows @ self._inverse)
+        free = np.ones(len(rows), dtype=bool)
         chosen: list[int] = []
-        for index in values.argsort(descending=True).tolist():
+        for index in np.argsort(-values.numpy(), kind="stable").tolist():
             if len(chosen) == limit:
                 break
             if free[index]:
                 chosen.append(index)
                 close = rows @ rows[index] >= cosine
-                free &= ~(close & (nearer @ nearer[index] >= cosine) if self._patches.far else close)
+                free &= ~(close & (nearer @ nearer[index] >= cosine) if self._far else close)
         return torch.as_tensor(chosen, dtype=torch.long)
 
 
-def _along_sphere(filters: Tensor, gradients: Tensor, precondition: Tensor) -> Tensor:
+def _along_sphere(filters: Array, gradients: Array, precondition: Array) -> Array:
     power = _tangent(unit(gradients), filters)
     step = _tangent(power @ precondition, filters)
-    return step * (norms(power) / norms(step).clamp_min(1e-300))[:, None]
+    return step * (norms(power) / np.maximum(norms(step), 1e-300))[:, None]
 
 
-def _tangent(steps: Tensor, filters: Tensor) -> Tensor:
-    return steps - (steps * filters).sum(dim=1, keepdim=True) * filters
+def _tangent(steps: Array, filters: Array) -> Array:
+    return steps - np.einsum("ij,ij->i", steps, filters)[:, None] * filters
 
 
-def unit(tensors: Tensor) -> Tensor:
+def unit(arrays: Array) -> Array:
     """(q, r) filters or (q, P, c) correlations, scaled to norm one each."""
-    return tensors / norms(tensors).clamp_min(1e-300).view(-1, *[1] * (tensors.ndim - 1))
+    return arrays / np.maximum(norms(arrays), 1e-300).reshape(-1, *[1] * (arrays.ndim - 1))
 
 
-def norms(tensors: Tensor) -> Tensor:
-    """(q,) norms of (q, r) filters or (q, P, c) correlations; `Tensor.norm` takes longer to call than to compute."""
-    return torch.linalg.vector_norm(tensors.flatten(1), dim=1)
+def norms(arrays: Array) -> Array:
+    """(q,) norms of (q, r) filters or (q, P, c) correlations."""
+    flat = arrays.reshape(len(arrays), -1)
+    return np.sqrt(np.einsum("ij,ij->i", flat, flat))
