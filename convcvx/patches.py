@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -294,7 +295,7 @@ class Moments:
         """(d, d): the mean of row times row, about zero."""
         return self.covariance + torch.outer(self.mean, self.mean)
 
-    @property
+    @cached_property
     def distance(self) -> float:
         """How many times their spread the rows lie from zero; 0 for rows that are all the same."""
         spread = float(self.covariance.diagonal().sum().clamp_min(0).sqrt())
@@ -302,7 +303,7 @@ class Moments:
         return length / spread if spread > SAME_ROWS * length else 0.0
 
     def directions(self, *, centred: bool = False) -> tuple[Tensor, Tensor]:
-        """Eigenvalues of the second moment, or of the covariance if `centred`, and eigenvectors as rows; largest first.
+        """Eigenvalues, largest first, and eigenvectors (rows) of the second moment, or of the covariance if `centred`.
 
         The singular values of a root of the second moment: their squares would be of no more than half its digits.
         """
@@ -331,24 +332,27 @@ class Moments:
         """Whether filters that tell these rows apart are all but orthogonal to their mean."""
         return self.distance > FAR
 
-    def nearer(self) -> Tensor:
-        """D (d, d): rows D x lie `FAR` mean deviations from zero, where rows x are far; else the identity.
+    def nearer(self) -> tuple[Tensor, Tensor]:
+        """F (d, d) and its inverse: rows F x lie `FAR` mean deviations from zero where rows x are far; else identities.
 
-        What a filter has along the mean is, times the length of the mean, a bias. In coordinates w of filters u = w D
-        gradient steps are as good for that bias as for what meets the rows.
+        What a filter has along the mean is, times the length of the mean, a bias. In coordinates w of filters u = w F
+        gradient steps are as good for that bias as for what meets the rows. It is the last of them alone, as what is
+        linear on all rows may have a huge one.
         """
-        shorten = torch.eye(len(self.mean), dtype=torch.float64)
-        if self.far:
-            length = float(self.mean.norm())
-            deviation = float(self.covariance.diagonal().mean().sqrt())
-            towards = self.mean / length
-            shorten -= (1 - FAR * deviation / length) * torch.outer(towards, towards)
-        return shorten
+        identity = torch.eye(len(self.mean), dtype=torch.float64)
+        if not self.far:
+            return identity, identity
+        length = float(self.mean.norm())
+        mirror = self.mean / length - identity[-1]
+        axes = identity - 2 / float(mirror.square().sum().clamp_min(1e-300)) * torch.outer(mirror, mirror)
+        scales = torch.ones(len(axes), dtype=torch.float64)
+        scales[-1] = FAR * float(self.covariance.diagonal().mean().sqrt()) / length
+        return scales[:, None] * axes, axes / scales
 
     def damped(self) -> Tensor:
-        """(d, d) second moment of rows that are brought `nearer`, scaled to unit mean, damped by a hundredth."""
-        shorten = self.nearer()
-        moment = Moments(shorten @ self.mean, shorten @ self.covariance @ shorten).second
+        """(d, d) second moment of rows F x of `nearer`, scaled to unit mean, damped by a hundredth."""
+        frame, _ = self.nearer()
+        moment = Moments(frame @ self.mean, frame @ self.covariance @ frame.T).second
         moment = moment / moment.diagonal().mean().clamp_min(1e-300)
         moment.diagonal().add_(DAMPING)
         return moment

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from copy import copy
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from helpers.problems import digits_problem, g
@@ -107,8 +109,10 @@ def test_whitened_starts_find_more_than_plain_ones(monkeypatch):
 
     whitened, starts = violations(), LocalOracle._starts
 
-    def plain(self, part, size, root, random):
-        return starts(self, part, size, torch.eye(len(root), dtype=root.dtype), random)
+    def plain(self, part, size, metric, random):
+        metric = copy(metric)
+        metric._precondition = np.eye(part.responses.dim)
+        return starts(self, part, size, metric, random)
 
     monkeypatch.setattr(LocalOracle, "_starts", plain)
     assert whitened > 1.2 * violations() > 0

@@ -24,10 +24,9 @@ from torch import Tensor
 
 from convcvx.budget import OutOfTime
 from convcvx.oracles.base import OracleResult
+from convcvx.oracles.metric import Metric, norms, unit
 from convcvx.oracles.scope import Scope
-from convcvx.patches import Moments
 from convcvx.problem import Problem
-from convcvx.responses import Responses
 
 DISTINCT = 0.999
 """Cosine above which two filters count as the same local maximum."""
@@ -47,9 +46,6 @@ ENOUGH = 1.5
 """Climbs end early when one is so many times above the target, except in a thorough search."""
 LENGTH, LONGER, SHORTER, MOMENTUM = 0.25, 1.5, 0.25, 0.9
 """Length of a climb's first step, its factors after a rise and a fall, and the share of a rise that is repeated."""
-LINEAR, LINEAR_STARTS = 6.0, 4
-"""Deviations of rows from their mean, along a filter, beyond which it counts as linear on far rows; and how many starts
-are."""
 Found = tuple[Tensor, Tensor]
 """Filters (q, r) and their g (q,)."""
 
@@ -110,6 +106,7 @@ class LocalOracle:
         if not measured:
             return OracleResult.unfinished(problem, Scope.HEURISTIC, perf_counter() - began)
         filters, values = (torch.cat(parts) for parts in zip(*climbed, strict=True))
+        distinct = Metric.of(problem.responses).distinct
         basins = distinct(filters, values, len(filters), cosine=DISTINCT)
         hits = (filters[basins] @ filters.T > DISTINCT).sum(dim=1)
         stats |= {
@@ -148,14 +145,14 @@ class LocalOracle:
             drawn = [self._starts(problem, n_climbers, metric, random) for _ in range(together)]
             candidates = torch.cat(drawn)
             if batch == 0 and starts is not None and len(starts):
-                known = _unit(starts.double())
+                known = torch.from_numpy(unit(starts.double().numpy()))
                 heights = sample.responses.correlate(known, sampled_dual).flatten(1).norm(dim=1)
-                candidates = torch.cat([known[distinct(known, heights, n_climbers, cosine=0.9)], candidates])
+                candidates = torch.cat([known[metric.distinct(known, heights, n_climbers, cosine=0.9)], candidates])
             at = candidates, sample.responses.correlate(candidates, sampled_dual)
             filters, values, towards = self._climb(sample, sampled_dual, metric, *at, target, self.n_steps)
             ends, rest = (filters, values), filters[:0]
             if sample is not problem:
-                order = distinct(filters, values, max(self.n_climbers, n_filters), DISTINCT)
+                order = metric.distinct(filters, values, max(self.n_climbers, n_filters), DISTINCT)
                 best, rest = order[:POLISHED], filters[order[POLISHED:]]
                 n_steps = self.n_steps if self.thorough else POLISH
                 at = filters[best], towards[best]
@@ -208,34 +205,36 @@ class LocalOracle:
         n_steps: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Filters (q, r), their g (q,) and G / g (q, P, c) at the end of climbs that set out towards `towards`."""
-        best, best_values = filters, torch.zeros(len(filters), dtype=torch.float64)
-        trial, towards = filters, _unit(towards)
-        gradients = torch.zeros_like(filters)
-        lengths = torch.full((len(filters), 1), LENGTH, dtype=torch.float64)
+        # In numpy: on small arrays a call of it costs a fraction of one of torch.
+        best, best_values = filters.numpy(), np.zeros(len(filters))
+        trial, directions = best, unit(towards.numpy())
+        gradients = np.zeros_like(best)
+        lengths = np.full((len(best), 1), LENGTH)
         idle = 0
         for step in range(n_steps):
             try:
-                correlations, slope = problem.responses.ascent(trial, dual_point, towards)
+                ascent = problem.responses.ascent(torch.from_numpy(trial), dual_point, torch.from_numpy(directions))
             except OutOfTime:
                 if step == 0:
                     raise
                 break
-            values = _norms(correlations)
+            correlations, slope = (part.numpy() for part in ascent)
+            values = norms(correlations)
             better = (values >= best_values)[:, None]
-            rose = bool((values > best_values * (1 + 1e-4)).any()) or values.max() > best_values.max() * (1 + 1e-7)
-            moved = torch.where(better, trial - best, 0.0)
-            best, best_values = torch.where(better, trial, best), torch.maximum(values, best_values)
-            gradients = torch.where(better, slope, gradients)
-            lengths = torch.where(better, LONGER, SHORTER) * lengths
-            towards = torch.where(better[:, :, None], _unit(correlations), towards)
-            trial = _unit(best + lengths * metric.uphill(best, gradients) + MOMENTUM * moved)
+            rose = (values > best_values * (1 + 1e-4)).any() or values.max() > best_values.max() * (1 + 1e-7)
+            moved = np.where(better, trial - best, 0.0)
+            best, best_values = np.where(better, trial, best), np.maximum(values, best_values)
+            gradients = np.where(better, slope, gradients)
+            lengths = np.where(better, LONGER, SHORTER) * lengths
+            directions = np.where(better[:, :, None], unit(correlations), directions)
+            trial = unit(best + lengths * metric.uphill(best, gradients) + MOMENTUM * moved)
             # Far from the optimum the filters found so far will do; near it a climb goes to its end.
             limit = self.hopeless if self.thorough else ENOUGH * target
-            enough = step >= 3 and bool(best_values.max() > limit)
+            enough = step >= 3 and best_values.max() > limit
             idle = 0 if rose else idle + 1
             if enough or idle == IDLE:
                 break
-        return best, best_values, towards
+        return torch.from_numpy(best), torch.from_numpy(best_values), torch.from_numpy(directions)
 
 
 def calibrate(sample: Problem, sampled: Tensor, problem: Problem, dual_point: Tensor, filters: Tensor) -> Tensor:
@@ -249,75 +248,3 @@ def calibrate(sample: Problem, sampled: Tensor, problem: Problem, dual_point: Te
     gram.diagonal().add_(RIDGE * float(gram.diagonal().mean()))
     change = torch.linalg.solve(gram, moments - exact / sample.n)
     return sampled - sample.responses.predict(filters, change[:-1].unflatten(0, (len(filters), -1)), change[-1])
-
-
-class Metric:
-    """In which filters climb: preconditioned by S^(-1/2), and in coordinates w of u = w D where rows are far from zero.
-
-    S and D are those of `Moments.damped` and `Moments.nearer`. Far rows lie on one side of most filters, which are
-    linear on them then, and climb as they are.
-    """
-
-    def __init__(self, patches: Moments) -> None:
-        values, vectors = torch.linalg.eigh(patches.damped())
-        self._precondition = vectors * values.rsqrt() @ vectors.T
-        self._patches, self._nearer = patches, patches.nearer()
-
-    @classmethod
-    def of(cls, responses: Responses) -> Metric:
-        """That of the patches, worked out once."""
-        if "metric" not in responses.kept:
-            responses.kept["metric"] = cls(responses.patch_moments())
-        return responses.kept["metric"]
-
-    def starts(self, patches: Tensor, directions: Tensor) -> Tensor:
-        """(q, r) unit starts from patches, of either sign, and from random directions; of far rows some are linear."""
-        starts = torch.cat([patches @ self._nearer, directions]) @ self._precondition @ self._nearer
-        if self._patches.far:
-            linear = directions[-LINEAR_STARTS:]
-            starts[-LINEAR_STARTS:] = linear * (linear @ self._patches.mean).sign()[:, None]
-        return _unit(starts)
-
-    def uphill(self, filters: Tensor, gradients: Tensor) -> Tensor:
-        """Steps (q, r) along the sphere: as long as from the filter to its normed gradient, and preconditioned."""
-        if not self._patches.far:
-            return _along_sphere(filters, gradients, self._precondition)
-        spread = ((filters @ self._patches.covariance) * filters).sum(dim=1).clamp_min(0).sqrt()
-        linear = (filters @ self._patches.mean > LINEAR * spread)[:, None]
-        nearer = torch.linalg.solve(self._nearer, filters, left=False)
-        steps = _along_sphere(_unit(nearer), gradients @ self._nearer, self._precondition) @ self._nearer
-        plain = _along_sphere(filters, gradients, torch.eye(len(self._nearer), dtype=filters.dtype))
-        return torch.where(linear, plain, _norms(nearer)[:, None] * steps)
-
-
-def _along_sphere(filters: Tensor, gradients: Tensor, precondition: Tensor) -> Tensor:
-    power = _tangent(_unit(gradients), filters)
-    step = _tangent(power @ precondition, filters)
-    return step * (_norms(power) / _norms(step).clamp_min(1e-300))[:, None]
-
-
-def _tangent(steps: Tensor, filters: Tensor) -> Tensor:
-    return steps - (steps * filters).sum(dim=1, keepdim=True) * filters
-
-
-def _unit(tensors: Tensor) -> Tensor:
-    """(q, r) filters or (q, P, c) correlations, scaled to norm one each."""
-    return tensors / _norms(tensors).clamp_min(1e-300).view(-1, *[1] * (tensors.ndim - 1))
-
-
-def _norms(tensors: Tensor) -> Tensor:
-    """(q,) norms of (q, r) filters or (q, P, c) correlations; `Tensor.norm` takes longer to call than to compute."""
-    return torch.linalg.vector_norm(tensors.flatten(1), dim=1)
-
-
-def distinct(filters: Tensor, values: Tensor, limit: int, cosine: float) -> Tensor:
-    """Indices of up to `limit` filters, best first, no two of them closer than `cosine`."""
-    rows, free = filters.numpy(), np.ones(len(filters), dtype=bool)
-    chosen: list[int] = []
-    for index in values.argsort(descending=True).tolist():
-        if len(chosen) == limit:
-            break
-        if free[index]:
-            chosen.append(index)
-            free &= rows @ rows[index] < cosine
-    return torch.as_tensor(chosen, dtype=torch.long)

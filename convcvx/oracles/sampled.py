@@ -23,7 +23,7 @@ from convcvx.errors import check_count
 from convcvx.oracles._patch_rows import embedding_errors, lengths
 from convcvx.oracles.base import OracleResult
 from convcvx.oracles.charged_rows import at_scale_one, largest, raised
-from convcvx.oracles.local import distinct
+from convcvx.oracles.metric import Metric
 from convcvx.oracles.pattern_cones import PatternCones
 from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
@@ -101,7 +101,7 @@ class SampledOracle:
             stopped = {"stopped": "time_limit"}
         if pulls.shape[2] == 1:
             bounds[open_] = torch.minimum(bounds[open_], tight)
-        best = distinct(filters, values, n_filters, cosine=1 - 1e-9)
+        best = Metric.of(problem.responses).distinct(filters, values, n_filters, cosine=1 - 1e-9)
         stats = {
             "patterns": len(gates),
             "sampled_patterns": sampled,

@@ -12,7 +12,8 @@ from torch import Tensor
 from convcvx.budget import NEVER
 from convcvx.errors import InputError
 from convcvx.oracles.base import Oracle, OracleResult
-from convcvx.oracles.local import DISTINCT, LocalOracle, distinct
+from convcvx.oracles.local import DISTINCT, LocalOracle
+from convcvx.oracles.metric import Metric
 from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem, relative_gap
 from convcvx.solution import Round, Solution
@@ -97,7 +98,7 @@ def consult(
             break
         refuting = _refuting(problem, dual_point, claim, found.g_max)
         again = _persistent(oracle)(problem, dual_point, **where, target=refuting, seed=seed + 1 + attempt)
-        found = _united(found, again, n_filters)
+        found = _united(problem, found, again, n_filters)
     lower_bound = problem.dual(dual_point, found.g_max)
     best_point = dual_point if found.scope.for_all else None
     if best_point is not None and solution.dual_point is not None and solution.history:
@@ -127,10 +128,10 @@ def _persistent(oracle: Oracle) -> Oracle:
     return replace(oracle, persistent=True) if isinstance(oracle, LocalOracle) else oracle
 
 
-def _united(one: OracleResult, other: OracleResult, n_filters: int) -> OracleResult:
+def _united(problem: Problem, one: OracleResult, other: OracleResult, n_filters: int) -> OracleResult:
     """What two heuristic searches at one point found."""
     filters, values = torch.cat([one.filters, other.filters]), torch.cat([one.values, other.values])
-    best = distinct(filters, values, n_filters, DISTINCT)
+    best = Metric.of(problem.responses).distinct(filters, values, n_filters, DISTINCT)
     return replace(one, filters=filters[best], values=values[best])
 
 

@@ -74,16 +74,17 @@ class Coordinates:
         self._shape = weights.shape
         weight_factor = _factor(moment, problem.beta)
         patches = sample.responses.patch_moments()
-        filter_factor, nearer = _factor(patches.damped().to(device), 0.0), patches.nearer().to(device)
+        filter_factor = _factor(patches.damped().to(device), 0.0)
+        frame, inverse = (part.to(device) for part in patches.nearer())
         matrix = weights.flatten(0, 1)
         intercept = solution.intercept.to(device) + (self._mean.T @ matrix)[0]
-        start = [torch.linalg.solve(nearer, filters, left=False) @ filter_factor, weight_factor.T @ matrix, intercept]
+        start = [filters @ inverse @ filter_factor, weight_factor.T @ matrix, intercept]
         # The descent needs no more precision than the passes over the images have.
         dtype = problem.responses.dtype
         self._mean = self._mean.to(dtype)
         self._weight_inverse, self._filter_inverse = (
             _inverse(weight_factor).to(dtype),
-            (_inverse(filter_factor) @ nearer).to(dtype),
+            (_inverse(filter_factor) @ frame).to(dtype),
         )
         self.start = [part.to(dtype) for part in start]
 
