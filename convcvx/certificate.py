@@ -152,18 +152,25 @@ class Certificate:
 
 
 def judged(
-    problem: Problem, filters: Tensor, weights: Tensor, intercept: Tensor | None = None
+    problem: Problem,
+    filters: Tensor,
+    weights: Tensor,
+    intercept: Tensor | None = None,
+    outputs: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Unit filters, weights and predictions of a network at its best: neurons balanced, b re-optimised.
 
     `problem.primal` of the last two is the objective by which networks are compared. It is never above that of the
-    network as it is, with its own `intercept` (c,), from which the best one is looked for.
+    network as it is, with its own `intercept` (c,), from which the best one is looked for. `outputs` (n, c) are its
+    predictions without an intercept, where they are known.
     """
     norms = filters.norm(dim=1)
     weights = weights * norms[:, None, None]
     alive = weights.flatten(1).norm(dim=1) > 0
     filters, weights = filters[alive] / norms[alive, None], weights[alive]
-    predictions = problem.responses.predict(filters, weights, torch.zeros(problem.n_outputs))
+    predictions = outputs
+    if predictions is None:
+        predictions = problem.responses.predict(filters, weights, torch.zeros(problem.n_outputs))
     if problem.intercept:
         own = None if intercept is None else intercept.double() - problem.offset
         predictions = predictions + problem.best_intercept(predictions, own)
@@ -182,11 +189,13 @@ def certify_parameters(
     seed: int = 0,
     dual_point: Tensor | None = None,
     training: Sequence[Mapping[str, Any]] | None = None,
+    outputs: Tensor | None = None,
 ) -> Certificate:
     """Certify filters (m, r) of any norm with weights (m, P, c) on `problem`; b is re-optimised, from `intercept` (c,).
 
     `dual_point` (n, c) is a second chance for the lower bound, and `training` caps a local search, as in
-    `certify_on`.
+    `certify_on`. `outputs` (n, c), predictions without an intercept in the problem's own arithmetic, save a pass where
+    that arithmetic is good enough: beyond `LARGE`.
 
     Everything is computed in float64, but for a local search beyond `LARGE`: that is a light one, which starts from the
     filters with the largest weights, and responses are computed in the problem's own arithmetic, their sums in float64.
@@ -198,7 +207,7 @@ def certify_parameters(
     products = problem.n * problem.responses.n_positions * problem.responses.embedding.basis.shape[1] * len(filters)
     large = products > LARGE and search.name == "local"
     given, problem = problem, problem if large else problem.with_dtype(torch.float64)
-    filters, weights, predictions = judged(problem, filters, weights, intercept)
+    filters, weights, predictions = judged(problem, filters, weights, intercept, outputs if large else None)
     primal = problem.primal(predictions, weights)
     residual = problem.dual_point(predictions)
     starts = filters

@@ -136,10 +136,13 @@ def certify_on(
     bias = layers.convolution.bias
     filters = embedding.filters(layers.convolution.weight.detach().cpu(), None if bias is None else bias.detach().cpu())
     weights = rearrange(layers.classifier.weight.detach().cpu().double(), "c (m p) -> m p c", m=len(filters))
-    _check_forward(network, layers, problem, filters, weights)
+    outputs = problem.responses.predict(filters, weights, torch.zeros(problem.n_outputs))
+    _check_forward(network, layers, problem, outputs)
     own = None if layers.classifier.bias is None else layers.classifier.bias.detach().cpu()
     options: dict[str, Any] = {"oracle": oracle, "tol": tol, "seed": seed, "dual_point": dual_point}
-    return certify_parameters(problem.until(deadline), filters, weights, own, training=training, **options)
+    return certify_parameters(
+        problem.until(deadline), filters, weights, own, training=training, outputs=outputs, **options
+    )
 
 
 def _in_units(network: nn.Module, units: Units) -> nn.Module:
@@ -156,18 +159,21 @@ def _in_units(network: nn.Module, units: Units) -> nn.Module:
 
 
 @torch.no_grad()
-def _check_forward(network: nn.Module, layers: Layers, problem: Problem, filters: Tensor, weights: Tensor) -> None:
-    """Raise `InputError` unless the network computes what its layers, read in order, stand for: on every image."""
+def _check_forward(network: nn.Module, layers: Layers, problem: Problem, without_bias: Tensor) -> None:
+    """Raise `InputError` unless the network computes what its layers, read in order, stand for: on every image.
+
+    That is `without_bias` (n, c), to which the bias of the linear layer comes.
+    """
     bias = layers.classifier.bias
     shift = torch.zeros(problem.n_outputs) if bias is None else bias.detach().cpu()
-    expected = problem.responses.predict(filters, weights, shift)
+    expected = without_bias + shift
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # whose ten bits would hide what is looked for
         outputs = outputs_of(network, problem.responses.images).double()
     dtype = layers.classifier.weight.dtype
     # An intercept far from zero is rounded once, and says nothing about the layers before it.
     rounding = 8 * torch.finfo(dtype).eps * float(shift.abs().max())
     tolerance = FORWARD_TOLERANCE.get(dtype, FORWARD_TOLERANCE[torch.float32])
-    allowed = tolerance * float((expected - shift).abs().max()) + rounding
+    allowed = tolerance * float(without_bias.abs().max()) + rounding
     if outputs.shape != expected.shape:
         raise InputError(f"the network's outputs must be {tuple(expected.shape)}; got {tuple(outputs.shape)}")
     difference = float((outputs - expected).abs().max())
