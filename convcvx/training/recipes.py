@@ -34,7 +34,8 @@ TEXTURES: dict[str, Any] = {"contrast": True, "contrast_epsilon": 1e-2, "thresho
 """Colour images: lit differently from patch to patch, and as often from the left as from the right, where the mirror
 image of a letter is none. With a threshold few filters answer to one patch."""
 WORK = 6e12
-"""Multiply-adds for responses and Gram matrix of a dictionary: with all else, two to four minutes on two cores."""
+"""Multiply-adds for responses and Gram matrix of a dictionary: all of MNIST then gets 472 filters, 99.25 % of the test
+images right, and takes 485 core-seconds on busy cores, 60 % of them for the certificate and the scores."""
 FEATURES = 8000
 """Filters times cells at most, pairs counted once: their Gram matrix is a quarter of a GB, and its factors take a few
 seconds. More features than images do no harm: with 3,840 on 2,000 of MNIST the held-out loss still falls."""
