@@ -53,7 +53,7 @@ def spike_free(
     ratio = max([ratio, *found.values.tolist()])
     if ratio > 1 + EXACT:
         return False, ratio
-    proved = found.scope == "global" and found.upper_bound <= 1 + EXACT
+    proved = found.scope.for_all and found.upper_bound <= 1 + EXACT
     if proved and not full:
         if problem.n > MAX_OUTPUTS:
             return None, ratio
@@ -61,7 +61,7 @@ def spike_free(
         beyond = oracle(problem, roots(problem) * complement, n_filters=1, seed=seed, target=EXACT * float(sizes[0]))
         if any(value > EXACT * float(sizes[0]) for value in beyond.values.tolist()):
             return False, float("inf")
-        proved = beyond.scope == "global" and beyond.upper_bound <= EXACT * float(sizes[0])
+        proved = beyond.scope.for_all and beyond.upper_bound <= EXACT * float(sizes[0])
     return (True if proved else None), ratio
 
 
