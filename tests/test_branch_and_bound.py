@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from helpers.batches import Batched
+from helpers.rows import agrees, awkward_rows, clustered_rows, dense_max, largest, narrow_cone, random_rows, unit_rows
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from convcvx.errors import InputError
 from convcvx.oracles._blocks import Incumbents, Workspace
 from convcvx.oracles._row_tree import RowTree
-from convcvx.oracles.base import OracleResult
 from convcvx.oracles.branch_and_bound import BranchAndBoundOracle
 from convcvx.oracles.charged_rows import ChargedRows
 from convcvx.oracles.enumerate import ExactOracle
@@ -20,26 +20,8 @@ from convcvx.pooling import Pooling
 from convcvx.problem import Problem
 from convcvx.responses.passes import Responses
 
-
-def charge(rows: np.ndarray, charges: np.ndarray, cells: np.ndarray | None = None) -> ChargedRows:
-    cells = np.zeros(len(rows), np.int64) if cells is None else cells
-    frame, norms = torch.eye(rows.shape[1], dtype=torch.float64), np.linalg.norm(rows, axis=1)
-    alive = norms > 0
-    rows, charges, cells = rows[alive] / norms[alive, None], charges[alive] * norms[alive, None], cells[alive]
-    return ChargedRows(rows, cells, charges, int(cells.max(initial=0)) + 1, frame, 0.0)
-
-
-def random_rows(n: int, d: int, c: int = 2, n_cells: int = 1, seed: int = 0) -> ChargedRows:
-    rng = np.random.default_rng(seed)
-    return charge(rng.standard_normal((n, d)), rng.standard_normal((n, c)), rng.integers(0, n_cells, n))
-
-
-def dense_max(charged: ChargedRows, n: int = 20_000) -> float:
-    """The largest g over many directions, with the best ones taken uphill: a lower bound on max g."""
-    incumbents = Incumbents(charged, RowTree.build(charged), 40)
-    incumbents.climb(np.random.default_rng(1).standard_normal((n, charged.rows.shape[1])), 0)
-    incumbents.climb(incumbents.points, 40)
-    return float(incumbents.values[0])
+both = pytest.mark.parametrize("oracle", [BranchAndBoundOracle, Batched], ids=["compiled", "in batches"])
+"""The two searches prove the same."""
 
 
 def check(charged: ChargedRows, rel_tol: float) -> float:
@@ -72,24 +54,11 @@ def test_equals_enumeration(d, n_cells):
         assert result.upper_bound <= exact.upper_bound * (1 + 1.1e-5)
 
 
-@st.composite
-def awkward_rows(draw):
-    """Few rows, many of them equal, antipodal, zero or dependent, in several cells."""
-    d, c, n = draw(st.integers(1, 3)), draw(st.integers(1, 5)), draw(st.integers(1, 12))
-    numbers = st.integers(-2, 2).map(float)
-    rows = np.array(draw(st.lists(st.lists(numbers, min_size=d, max_size=d), min_size=n, max_size=n)))
-    charges = np.array(draw(st.lists(st.lists(numbers, min_size=c, max_size=c), min_size=n, max_size=n)))
-    cells = np.array(draw(st.lists(st.integers(0, 2), min_size=n, max_size=n)))
-    rows = np.concatenate([rows, -rows[: n // 2]])
-    return rows, np.concatenate([charges, charges[: n // 2]]), np.concatenate([cells, cells[: n // 2]])
-
-
-@settings(max_examples=60, deadline=None)
-@given(awkward_rows())
-def test_bound_on_awkward_rows(arrays):
-    rows, charges, cells = arrays
-    charged = charge(rows, charges, cells)
-    result = BranchAndBoundOracle(1e-2).maximise(charged)
+@both
+@settings(max_examples=50, deadline=None)
+@given(charged=awkward_rows())
+def test_bound_on_awkward_rows(oracle, charged):
+    result = oracle(1e-2).maximise(charged)
     if len(charged.rows) == 0:
         assert result.upper_bound == 0
         return
@@ -98,33 +67,12 @@ def test_bound_on_awkward_rows(arrays):
     assert result.upper_bound <= float(result.values.max()) * 1.01 * (1 + 1e-9) + 1e-10
 
 
-@st.composite
-def clustered_rows(draw):
-    """Small problems of rank d <= 4 whose rows come in d clusters, of any width, with charges that may cancel."""
-    d, c, n_cells = draw(st.integers(1, 4)), draw(st.integers(1, 10)), draw(st.integers(1, 4))
-    n, width = draw(st.integers(d, 14 if d < 4 else 9)), draw(st.sampled_from([1.0, 0.1, 1e-3, 0.0]))
-    rng = np.random.default_rng(draw(st.integers(0, 10**6)))
-    centres = rng.standard_normal((d, d))[np.arange(n) % d]
-    rows, charges = centres + width * rng.standard_normal((n, d)), rng.standard_normal((n, c))
-    charges -= draw(st.sampled_from([0.0, 1.0])) * charges.mean(axis=0)
-    return charge(rows, charges, rng.integers(0, n_cells, n))
-
-
-def largest(result: OracleResult) -> float:
-    """The largest g found; 0 for charges that are all zero."""
-    return max(result.values.tolist(), default=0.0)
-
-
-def agrees(upper_bound: float, exact: OracleResult, tol: float, rounding: float) -> bool:
-    """Whether it lies between max g, as enumeration proves it, and (1 + tol) times that."""
-    return largest(exact) <= upper_bound <= exact.upper_bound * (1 + 1.01 * tol) + rounding
-
-
-@settings(max_examples=40, deadline=None)
-@given(clustered_rows())
-def test_agrees_with_enumeration(charged):
+@both
+@settings(max_examples=30, deadline=None)
+@given(charged=clustered_rows())
+def test_agrees_with_enumeration(oracle, charged):
     """Both prove max g, in every rank, number of outputs and of cells; a bound that is wrong by 1 % is told."""
-    exact, result = ExactOracle().maximise(charged), BranchAndBoundOracle(1e-3).maximise(charged)
+    exact, result = ExactOracle().maximise(charged), oracle(1e-3).maximise(charged)
     rounding = 1e-10 * np.linalg.norm(charged.charges, axis=1).sum()
     assert result.stats["stopped"] == "bound"
     assert agrees(result.upper_bound, exact, 1e-3, rounding)
@@ -133,11 +81,12 @@ def test_agrees_with_enumeration(charged):
         assert not agrees(1.01 * result.upper_bound, exact, 1e-3, rounding)
 
 
+@both
 @pytest.mark.parametrize("max_cones", [1, 100])
 @settings(max_examples=15, deadline=None)
 @given(charged=clustered_rows())
-def test_stopped_early_it_is_still_a_bound(charged, max_cones):
-    result = BranchAndBoundOracle(1e-6, max_cones=max_cones).maximise(charged)
+def test_stopped_early_it_is_still_a_bound(oracle, charged, max_cones):
+    result = oracle(1e-6, max_cones=max_cones).maximise(charged)
     assert result.upper_bound >= largest(ExactOracle().maximise(charged))
 
 
@@ -152,37 +101,23 @@ def test_far_from_the_target_it_stops_early():
     assert near.upper_bound <= best * 1.00011
 
 
-def narrow_cone(seed: int, width: float) -> ChargedRows:
-    """g is broad and below 1.6 but for a cone of angle `width` around `peak`, where it reaches 2.
-
-    Rows in a tight bundle nearly orthogonal to `peak`, charged as a second difference, give a spike there.
-    """
-    rng = np.random.default_rng(seed)
-    peak = np.linalg.qr(rng.standard_normal((3, 3)))[0]
-    tilt = np.array([-width, 0.0, width])
-    rows, charges = [peak[2]], [np.array([0.6])]
-    for side in (1, 2):
-        rows += [peak[side] - t * peak[0] for t in tilt]
-    spike = np.array([1.0, -2.0, 1.0]) / width
-    charges += [np.array([s]) for s in spike] * 2
-    return charge(np.array(rows), np.array(charges))
-
-
-@pytest.mark.parametrize("width", [2e-2, 1e-3, 1e-4])
+@both
+@pytest.mark.parametrize("width", [2e-2, 1e-4])
 @pytest.mark.parametrize("seed", range(3))
-def test_narrow_cone_that_local_search_misses(seed, width):
+def test_narrow_cone_that_local_search_misses(oracle, seed, width):
     charged = narrow_cone(seed, width)
     incumbents = Incumbents(charged, RowTree.build(charged), 1)
     incumbents.climb(np.random.default_rng(seed + 10).standard_normal((30, 3)), 50)
     missed = float(incumbents.values[0])
     exact = float(ExactOracle().maximise(charged).values[0])
     assert missed < 0.8 * exact  # the control: without the spike there is nothing to find
-    result = BranchAndBoundOracle(1e-3).maximise(charged)
+    result = oracle(1e-3).maximise(charged)
     assert exact <= result.upper_bound <= exact * 1.0021
     assert float(result.values[0]) >= exact / 1.0021
 
 
-def check_early_stops(oracle: type[BranchAndBoundOracle]) -> None:
+@both
+def test_stopping_early_gives_a_valid_larger_bound(oracle):
     charged = random_rows(400, 4, 3)
     full = oracle(1e-2).maximise(charged)
     bounds = []
@@ -194,10 +129,6 @@ def check_early_stops(oracle: type[BranchAndBoundOracle]) -> None:
         bounds.append(result.upper_bound)
     assert bounds[0] >= bounds[1] >= bounds[2] >= float(full.values[0])
     assert bounds[2] > full.upper_bound
-
-
-def test_stopping_early_gives_a_valid_larger_bound():
-    check_early_stops(BranchAndBoundOracle)
 
 
 def test_bound_is_monotone_in_rel_tol():
@@ -224,13 +155,14 @@ def test_several_filters_are_distinct_and_sorted():
     assert float((result.filters @ result.filters.T - 2 * torch.eye(len(values))).max()) < 0.9999
 
 
-def test_zero_charges():
-    charged = charge(np.random.default_rng(0).standard_normal((5, 3)), np.zeros((5, 2)))
-    assert BranchAndBoundOracle().maximise(charged).upper_bound == 0
+@both
+def test_zero_charges(oracle):
+    charged = unit_rows(np.random.default_rng(0).standard_normal((5, 3)), np.zeros((5, 2)))
+    assert oracle().maximise(charged).upper_bound == 0
 
 
 def test_nan_charges_are_refused():
-    charged = charge(np.eye(3), np.full((3, 1), np.nan))
+    charged = unit_rows(np.eye(3), np.full((3, 1), np.nan))
     with pytest.raises(InputError, match="dual_point must be finite"):
         BranchAndBoundOracle().maximise(charged)
 
@@ -296,13 +228,13 @@ def test_as_an_oracle(loss):
     embedding = PatchEmbedding.fit(images, PatchSpec(3, rank=3))
     responses = Responses(images, embedding, Pooling.of("2"), dtype=torch.float64)
     problem = Problem.build(responses, torch.tensor(rng.integers(0, 3, 12)), 0.01, loss)
-    dual = problem.dual_point(problem.constant_predictions())
+    dual_point = problem.dual_point(problem.constant_predictions())
     starts = torch.tensor(rng.standard_normal((5, 3)))
-    result = BranchAndBoundOracle(1e-3)(problem, dual, starts=starts, n_filters=2)
+    result = BranchAndBoundOracle(1e-3)(problem, dual_point, starts=starts, n_filters=2)
     assert result.scope == "global"
     assert result.g_max == result.upper_bound
-    direct = responses.correlate(result.filters, dual).flatten(1).norm(dim=1)
+    direct = responses.correlate(result.filters, dual_point).flatten(1).norm(dim=1)
     torch.testing.assert_close(direct, result.values, rtol=1e-9, atol=0)
     random = torch.nn.functional.normalize(torch.tensor(rng.standard_normal((3000, 3))), dim=1)
-    assert float(responses.correlate(random, dual).flatten(1).norm(dim=1).max()) <= result.upper_bound
+    assert float(responses.correlate(random, dual_point).flatten(1).norm(dim=1).max()) <= result.upper_bound
     assert result.upper_bound <= float(result.values[0]) * 1.0011

@@ -106,7 +106,8 @@ def test_adam_is_further_from_the_optimum(run, tmp_path):
     save_file(network.state_dict(), tmp_path / "adam.safetensors")
     adam = answer(cli("certify", tmp_path / "adam.safetensors", "--like", folder, "--json", code=3))
     assert adam["primal"] > metrics["primal"]
-    assert adam["dual"] == pytest.approx(metrics["dual"], rel=1e-6)  # the better bound of the two counts
+    own = answer(cli("certify", folder, "--json"))  # whose search is more thorough than that of the training
+    assert adam["dual"] == pytest.approx(own["dual"], rel=1e-9)  # the better bound of the two networks counts
     same = ["--data", "digits", "--limit", "200", "--beta", metrics["beta"]]
     plain = answer(cli("certify", tmp_path / "adam.safetensors", *same, "--json", code=3))
     assert plain["primal"] == pytest.approx(adam["primal"], rel=1e-9)

@@ -71,7 +71,7 @@ def stopped_before_training(monkeypatch):
     def stop(*_: object, **__: object) -> None:
         raise InputError("good so far")
 
-    monkeypatch.setattr(convcvx.training.jobs, "_solve", stop)
+    monkeypatch.setattr(convcvx.training.jobs, "optimise", stop)
     monkeypatch.setattr(convcvx.training.jobs, "_certify", stop)
     monkeypatch.setattr(convcvx.comparison, "_twin", stop)
 
@@ -143,7 +143,7 @@ def mutated(data: st.DataObject, content: bytes) -> bytes:
 
 
 KERAS = keras_arrays(6, 6, (4, 3), 2)
-FEW = {"mode": "RGB", "sizes": [(5, 4)], "classes": ("a", "b"), "counts": (1, 1)}
+FOLDER = {"mode": "RGB", "sizes": [(5, 4)], "classes": ("a", "b"), "counts": (1, 1)}
 """Options of `write_images`: an image a class, in folders with names that `WORDS` meets."""
 
 
@@ -161,7 +161,7 @@ def files(data: st.DataObject) -> None:
             file, source = root / f"{data.draw(st.sampled_from(list(KERAS)))}.npy", root
         elif kind == "image":
             ending = data.draw(st.sampled_from(ENDINGS))
-            source = write_images(root, ending=".png" if ending == ".pgm" else ending, **FEW)
+            source = write_images(root, ending=".png" if ending == ".pgm" else ending, **FOLDER)
             file = next(source.rglob("0.*"))
         else:
             file = root / data.draw(st.sampled_from([stem + end for stem in NAMES.values() for end in ("", ".gz")]))
@@ -219,7 +219,7 @@ WORDS = st.sampled_from(
 
 def folders(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as name:
-        root = write_images(Path(name, "set"), **FEW)
+        root = write_images(Path(name, "set"), **FOLDER)
         for _ in range(data.draw(st.integers(1, 6))):
             place = Path(root, *data.draw(st.lists(WORDS, min_size=1, max_size=4)))
             kind = data.draw(st.sampled_from(["folder", "file", "image", "link", "pipe"]))

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from conftest import flat_problem
+from helpers.problems import flat_problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
