@@ -20,7 +20,7 @@ from convcvx.errors import InputError, check_positive
 from convcvx.losses.base import Loss
 from convcvx.losses.table import get_loss
 from convcvx.losses.targets import encode_targets
-from convcvx.responses.passes import SMALL, Responses
+from convcvx.responses.passes import Responses
 from convcvx.rounding import SAFE, UNIT
 
 SAMPLE_BYTES = 1 << 30
@@ -104,7 +104,7 @@ class Problem:
     @property
     def is_small(self) -> bool:
         """Whether calls are what a pass over the images costs."""
-        return self.n * self.responses.n_positions * self.responses.embedding.basis.shape[1] <= SMALL
+        return self.responses.small
 
     @property
     def largest_sample(self) -> int:

@@ -176,7 +176,7 @@ def _round(problem: Problem, solution: Solution, found: OracleResult, budget: Bu
     steps = FULL_STEPS if _nearly_full(solution, budget) and "images" not in record else 0
     try:
         best.offer(*_master(problem, solution, torch.cat([solution.filters, violating]), rough))
-        slid = slide(problem, best.solution, seed + 1000 * solution.rounds, accuracy=1e-4 * gap, steps=steps)
+        slid = slide(problem, best.solution, seed + 1000 * solution.rounds, accuracy=1e-3 * gap, steps=steps)
         best.offer(*_master(problem, slid, slid.filters, accuracy))
         merged = _merge(best.solution)
         if merged.n_filters < best.solution.n_filters:
