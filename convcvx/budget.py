@@ -12,9 +12,15 @@ from dataclasses import dataclass
 from time import perf_counter
 
 from convcvx.errors import check_count, check_positive
+from convcvx.machine.jit import compiling_seconds
 
-clock = perf_counter
-"""What deadlines go by."""
+
+def clock() -> float:
+    """What deadlines go by, in seconds: it stands still while functions are compiled, once a machine.
+
+    That takes up to a minute, in which a training gets nowhere: a short limit would be over before it has begun.
+    """
+    return perf_counter() - compiling_seconds()
 
 
 class OutOfTime(Exception):
@@ -85,7 +91,8 @@ class Budget:
     max_filters : int, optional
     max_rounds : int
     time_limit : seconds, optional
-        Those of earlier sessions of a resumed training count. The deadline of the problem holds besides.
+        Those of earlier sessions of a resumed training count, those in which functions are compiled do not. The
+        deadline of the problem holds besides.
 
     Raises
     ------

@@ -182,11 +182,11 @@ class PatchEmbedding:
 
     @property
     def cancellation(self) -> float:
-        """How far from zero patches lie, in units of their spread, before whitening takes their mean off, if it does.
+        """How far from zero whitened patches lie, in units of their spread, before their mean is taken off.
 
         What rounding of the patches and of the kernels is multiplied with.
         """
-        return max(1.0, self.distance if self.spec.whiten is None else float(self.basis[:, -1].abs().max()))
+        return 1.0 if self.spec.whiten is None else float(self.basis[:, -1].abs().max())
 
     @classmethod
     def fit(cls, images: Images, spec: PatchSpec, chunk: int = CHUNK, *, flips: bool = False) -> PatchEmbedding:

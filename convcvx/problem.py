@@ -23,7 +23,6 @@ from convcvx.losses.shares import Shares
 from convcvx.losses.table import get_loss
 from convcvx.losses.targets import encode_targets
 from convcvx.responses.passes import Responses
-from convcvx.responses.streams import SMALL
 from convcvx.rounding import SAFE, UNIT
 
 SAMPLE_BYTES = 1 << 30
@@ -115,7 +114,7 @@ class Problem:
     @property
     def is_small(self) -> bool:
         """Whether calls are what a pass over the images costs."""
-        return self.n * self.responses.n_positions * self.responses.embedding.basis.shape[1] <= SMALL
+        return self.responses.small
 
     @property
     def largest_sample(self) -> int:

@@ -14,6 +14,7 @@ from helpers.problems import digits_problem, g
 from convcvx.budget import Budget
 from convcvx.oracles import LocalOracle
 from convcvx.oracles.local import PERSISTENT, calibrate
+from convcvx.oracles.metric import Metric
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
 from convcvx.responses.passes import Responses
@@ -139,8 +140,8 @@ def test_starts_and_dictionaries_hold_the_patches_of_a_chunk_of_images_only(prob
         responses = Responses(
             problem.responses.images, problem.responses.embedding, problem.responses.pooling, chunk_bytes=chunk_bytes
         )
-        part, root = replace(problem, responses=responses), torch.eye(responses.dim, dtype=torch.float64)
-        starts = LocalOracle()._starts(part, 32, root, torch.Generator().manual_seed(0))
+        part, metric = replace(problem, responses=responses), Metric.of(responses)
+        starts = LocalOracle()._starts(part, 32, metric, torch.Generator().manual_seed(0))
         drawn.append(torch.cat([starts, dictionary(responses, 80)]))
         if chunk_bytes:
             assert set(rows_at_once) == {1}

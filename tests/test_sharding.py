@@ -176,7 +176,9 @@ def test_a_worker_reads_nothing_but_its_portion(short_segments):
         worker.build([0], PatchEmbedding.fit(StreamedImages(pixels), PatchSpec(3)), None, {"device": "cpu"})
         dual_point = torch.ones(45 - place.start, 3, dtype=torch.float64)
         nodes, _ = worker.run(0, CORRELATE, [dual_point], [torch.ones(2, 18, dtype=torch.float64)])
-        results.append([*worker.moment(PatchSpec(3))[0].values(), *nodes.values()])
+        results.append(
+            [*worker.moment(PatchSpec(3), torch.zeros(18, dtype=torch.float64))[0].values(), *nodes.values()]
+        )
     assert all(torch.equal(a, b) for x, y in zip(*results, strict=True) for a, b in zip(x, y, strict=True))
     assert all(bool(term.isfinite().all()) for terms in results[1] for term in terms)
 

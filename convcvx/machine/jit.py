@@ -8,10 +8,13 @@ from functools import cache
 from typing import Any
 
 import numba
+from numba.core import event
 
 
 def njit(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """`numba.njit`, which goes on without its cache where neither package nor home can hold one."""
+
+    _timer()  # from the first function on
 
     def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
@@ -23,6 +26,18 @@ def njit(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
             return numba.njit(**(options | {"cache": False}))(function)
 
     return compiled
+
+
+def compiling_seconds() -> float:
+    """Seconds that this process has spent on compiling so far; nothing where all is on disk."""
+    return _timer().duration if _timer().done else 0.0
+
+
+@cache
+def _timer() -> event.TimingListener:
+    timer = event.TimingListener()
+    event.register("numba:compile", timer)
+    return timer
 
 
 @cache

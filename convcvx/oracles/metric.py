@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -95,5 +97,5 @@ def unit(arrays: Array) -> Array:
 
 def norms(arrays: Array) -> Array:
     """(q,) norms of (q, r) filters or (q, P, c) correlations."""
-    flat = arrays.reshape(len(arrays), -1)
+    flat = arrays.reshape(len(arrays), math.prod(arrays.shape[1:]))
     return np.sqrt(np.einsum("ij,ij->i", flat, flat))

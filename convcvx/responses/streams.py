@@ -45,7 +45,8 @@ KEPT_PARTS = 64
 PRECISE_SIZE = 2e7
 """Patch entries n·K·h up to which the arithmetic is float64 by default; above, it is float32."""
 PRECISE_CANCELLATION = 200.0
-"""`PatchEmbedding.cancellation` from which on it is float64 all the same: float32 would be off by more than 1e-5."""
+"""`PatchEmbedding.cancellation`, or `distance`, from which on it is float64 all the same: float32 would be off by more
+than 1e-5."""
 
 Result = TypeVar("Result")
 
@@ -113,7 +114,8 @@ class Stream:
         self.dim = embedding.dim
         size = self.n * self.n_positions * embedding.basis.shape[1]
         if dtype is None:
-            precise = size <= PRECISE_SIZE or embedding.cancellation > PRECISE_CANCELLATION
+            cancellation = max(embedding.cancellation, embedding.distance)
+            precise = size <= PRECISE_SIZE or cancellation > PRECISE_CANCELLATION
             dtype = torch.float64 if precise else torch.float32
         self.dtype, self.patch_dtype = dtype, patch_dtype or dtype
         self.chunk_bytes = chunk_bytes or CHUNK_BYTES[self.device.type]

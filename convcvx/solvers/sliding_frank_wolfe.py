@@ -42,7 +42,7 @@ class SlidingFrankWolfe(Solver):
     """Gap of the weights that is never asked for: rounding hides it."""
     rough: float = 0.1
     """Share of the gap to which weights are solved before filters slide: enough to slide from."""
-    slide_accuracy: float = 1e-4
+    slide_accuracy: float = 1e-3
     """Share of the gap: a slide whose steps gain less is at its end."""
     merge_cosine: float = 1 - 1e-9
     """Filters closer than this are tried as one; the merge stands if the objective does not rise."""

@@ -1,0 +1,171 @@
+"""Rows far from zero: the intercept and the filters' components along the mean make up for any offset."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.datasets import load_digits
+
+import convcvx
+from convcvx.budget import Budget
+from convcvx.certificate import certify_parameters
+from convcvx.oracles.metric import Metric
+from convcvx.patches import Moments, PatchEmbedding, PatchSpec
+from convcvx.responses.passes import Responses
+from convcvx.solvers.master import solve_master
+from convcvx.training.functional import patches_to_images
+from convcvx.training.plan import build_problem, solve_problem
+
+TOL = 1e-3
+FAR = (1e3, 1e5, 1e7)
+
+
+def plane(n: int = 30) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of rank 2, where the oracle is exact, and classes that no line parts."""
+    X = np.random.default_rng(0).normal(size=(n, 2))
+    return X, (np.abs(X[:, 0]) > np.abs(X[:, 1])).astype(int)
+
+
+def digits(n: int = 60) -> tuple[np.ndarray, np.ndarray]:
+    X, y = load_digits(return_X_y=True)
+    few = np.flatnonzero(y < 3)[:n]
+    return X[few] / 16, y[few]
+
+
+# What is measured of the patches
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    offset=st.sampled_from([0.0, 1.0, *FAR, -1e5]),
+    rank=st.integers(1, 5),
+    seed=st.integers(0, 99),
+    spec=st.sampled_from([PatchSpec(1), PatchSpec(1, hidden_bias=True)]),
+)
+def test_moments_and_rank_are_those_of_the_rows_whatever_their_offset(offset, rank, seed, spec):
+    random = np.random.default_rng(seed)
+    rows = random.standard_normal((40, rank)) @ random.standard_normal((rank, 5))
+    images = patches_to_images(rows + offset)
+    moments = Moments.of(images, spec)
+    np.testing.assert_allclose(moments.mean, rows.mean(0) + offset, atol=1e-13 * (1 + abs(offset)))
+    rounding = 1e-12 + 1e-14 * abs(offset)
+    np.testing.assert_allclose(moments.covariance, np.cov(rows.T, bias=True), atol=20 * rounding)
+    known = np.linalg.matrix_rank(np.c_[rows + offset, np.ones(40)] if spec.hidden_bias else rows + offset, tol=1e-6)
+    assert PatchEmbedding.fit(images, spec).patch_rank == known
+
+
+def test_principal_directions_of_far_rows_are_their_mean_and_those_about_it():
+    random = np.random.default_rng(0)
+    rows = random.standard_normal((500, 6)) * np.array([5.0, 3.0, 1.0, 0.1, 0.1, 0.1])
+    basis = PatchEmbedding.fit(patches_to_images(rows + 1e7), PatchSpec(1, rank=3)).basis.numpy()
+    ones = np.ones(6) / 6**0.5
+    about = rows - rows.mean(0)
+    about -= np.outer(about @ ones, ones)
+    expected = np.linalg.svd(about, full_matrices=False)[2][:2]
+    assert abs(basis[0] @ ones) > 1 - 1e-9
+    assert np.abs(np.linalg.svd(basis[1:] @ expected.T)[1] - 1).max() < 1e-6
+
+
+# What the parts of a training make of them
+
+
+@pytest.mark.parametrize("loss", ["squared", "cross-entropy"])
+def test_a_master_is_as_exact_on_far_rows(loss):
+    """Filters with the same bias, in deviations, as on the rows themselves, one of them linear on all."""
+    X, y = digits()
+    objectives = []
+    for offset in FAR:
+        problem = build_problem(patches_to_images(X + offset), torch.as_tensor(y), 1e-3, loss=loss, spec=PatchSpec(1))
+        mean = problem.responses.patch_moments().mean
+        filters = torch.randn(6, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        biases = torch.tensor([0.0, 1.0, -1.0, 2.0, 0.5, 30.0], dtype=torch.float64)
+        filters += ((biases - filters @ mean) / mean.square().sum())[:, None] * mean
+        filters = torch.nn.functional.normalize(filters)
+        result = solve_master(problem, filters, tol=1e-7)
+        assert result.rel_gap <= 1e-7
+        objectives.append(result.objective)
+    assert max(objectives) < min(objectives) * (1 + 2e-2)  # along the mean a filter is as long as its bias asks for
+    assert objectives[2] == pytest.approx(objectives[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("offset", FAR)
+def test_filters_that_differ_in_their_bias_alone_are_distinct_on_far_rows(offset):
+    images = patches_to_images(digits()[0] + offset)
+    responses = Responses(images, PatchEmbedding.fit(images, PatchSpec(1)))
+    metric, mean = Metric.of(responses), responses.patch_moments().mean
+    across = torch.zeros(64, dtype=torch.float64)
+    across[20], across[21] = 1.0, -1.0
+    across -= (across @ mean) / mean.square().sum() * mean
+    filters = torch.stack([across / across.norm() + bias / mean.square().sum() * mean for bias in (-1.0, 0.0, 1.0)])
+    filters = torch.nn.functional.normalize(filters)
+    assert float((filters @ filters.T).min()) > 0.999
+    values = torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64)
+    assert metric.distinct(filters, values, 3, 0.999).tolist() == [0, 1, 2]
+    assert metric.distinct(filters[:1].repeat(3, 1), values, 3, 0.999).tolist() == [0]
+
+
+def test_large_problems_with_far_rows_are_solved_in_float64():
+    far, near = (patches_to_images(digits()[0] + offset) for offset in (1e5, 0.0))
+    dtypes = []
+    for images in (far, near):
+        embedding = PatchEmbedding.fit(images, PatchSpec(1))
+        large = images[torch.arange(400_000) % len(images)]
+        dtypes.append(Responses(large, embedding).dtype)
+    assert dtypes == [torch.float64, torch.float32]
+
+
+# The whole
+
+
+@pytest.mark.parametrize("loss", ["squared", "cross-entropy"])
+def test_the_proved_optimum_is_the_same_at_every_far_offset(loss):
+    X, y = plane()
+    certificates = [convcvx.solve(X + offset, y, 5e-3, loss=loss, tol=TOL).certificate for offset in FAR]
+    assert all(c.scope == "global" and c.rel_gap <= TOL for c in certificates)
+    for one in certificates:
+        for other in certificates:
+            assert one.dual <= other.primal * (1 + 2e-2)
+    assert certificates[2].primal == pytest.approx(certificates[1].primal, rel=2 * TOL)
+
+
+@pytest.fixture(scope="module")
+def limit() -> float:
+    """The objective of digits far from zero, where a bias costs nothing; near enough at a hundred."""
+    X, y = digits()
+    return convcvx.solve(X + 100, y, 0.05, tol=TOL).certificate.primal
+
+
+def solved(certificate: convcvx.Certificate, limit: float) -> bool:
+    return certificate.rel_gap <= TOL and certificate.primal <= 1.005 * limit
+
+
+@pytest.mark.parametrize("offset", FAR)
+def test_rows_of_any_offset_are_trained_to_the_tolerance(offset, limit):
+    X, y = digits()
+    assert solved(convcvx.solve(X + offset, y, 0.05, tol=TOL).certificate, limit)
+
+
+@pytest.mark.filterwarnings("ignore::convcvx.errors.ConvergenceWarning")
+def test_negative_control_without_coordinates_of_their_own_far_rows_are_not(limit, monkeypatch):
+    monkeypatch.setattr(Moments, "far", False)
+    X, y = digits()
+    assert not solved(convcvx.solve(X + 1e7, y, 0.05, tol=TOL).certificate, limit)
+
+
+@pytest.mark.parametrize("hidden_bias", [False, True])
+def test_images_with_an_offset_are_trained_with_and_without_a_hidden_bias(hidden_bias):
+    images = torch.rand(40, 1, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    targets = (images[:, :, 1:, 1:] - images[:, :, :-1, :-1]).clamp_min(0).sum(dim=(1, 2, 3))[:, None]
+
+    def certificate(offset: float) -> convcvx.Certificate:
+        spec = PatchSpec(2, hidden_bias=hidden_bias)
+        problem = build_problem(images + offset, targets, 1e-3, spec=spec, pooling=None)
+        solution = solve_problem(problem, Budget(tol=TOL))
+        return certify_parameters(problem, solution.filters, solution.weights, solution.intercept, tol=TOL)
+
+    certificates = [certificate(offset) for offset in (1e3, 1e5)]
+    assert all(c.rel_gap <= TOL for c in certificates)
+    assert certificates[0].primal == pytest.approx(certificates[1].primal, rel=1e-2)
