@@ -313,7 +313,7 @@ def test_a_sample_of_equal_shares_has_equal_shares():
 
 
 @losses
-def test_mirrored_slides_and_oracles_see_weights_in_the_dual_point_alone(loss):
+def test_oracles_see_weights_in_the_dual_point_alone(loss):
     """beta_max is g at the weighted constant: that of the rows repeated."""
     weighted, repeated = pair(loss)
     assert find_beta_max(weighted, "exact") == pytest.approx(find_beta_max(repeated, "exact"), rel=1e-9)
