@@ -38,23 +38,21 @@ def digits(n: int = 60) -> tuple[np.ndarray, np.ndarray]:
 # What is measured of the patches
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     offset=st.sampled_from([0.0, 1.0, *FAR, -1e5]),
     rank=st.integers(1, 5),
     seed=st.integers(0, 99),
-    spec=st.sampled_from([PatchSpec(1), PatchSpec(1, hidden_bias=True)]),
 )
-def test_moments_and_rank_are_those_of_the_rows_whatever_their_offset(offset, rank, seed, spec):
+def test_moments_and_rank_are_those_of_the_rows_whatever_their_offset(offset, rank, seed):
     random = np.random.default_rng(seed)
     rows = random.standard_normal((40, rank)) @ random.standard_normal((rank, 5))
-    images = patches_to_images(rows + offset)
+    images, spec = patches_to_images(rows + offset), PatchSpec(1)
     moments = Moments.of(images, spec)
     np.testing.assert_allclose(moments.mean, rows.mean(0) + offset, atol=1e-13 * (1 + abs(offset)))
     rounding = 1e-12 + 1e-14 * abs(offset)
     np.testing.assert_allclose(moments.covariance, np.cov(rows.T, bias=True), atol=20 * rounding)
-    known = np.linalg.matrix_rank(np.c_[rows + offset, np.ones(40)] if spec.hidden_bias else rows + offset, tol=1e-6)
-    assert PatchEmbedding.fit(images, spec).patch_rank == known
+    assert PatchEmbedding.fit(images, spec).patch_rank == np.linalg.matrix_rank(rows + offset, tol=1e-6)
 
 
 def test_principal_directions_of_far_rows_are_their_mean_and_those_about_it():
