@@ -122,7 +122,7 @@ def test_other_images_have_another_space(honest):
     ],
 )
 def test_every_kind_of_space_is_found_again(options, tmp_path, monkeypatch):
-    monkeypatch.setattr("convcvx.patches.WHITENING_PRODUCTS", 1e5)  # whitening is fitted to a sample
+    monkeypatch.setattr("convcvx.patches.embedding.WHITENING_PRODUCTS", 1e5)  # whitening is fitted to a sample
     run = trained(tmp_path / "run", replace(CONFIG, oracle="local", **options))
     assert certified(run)["primal"] == pytest.approx(run.metrics["primal"], rel=1e-9)
 
