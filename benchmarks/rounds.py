@@ -32,12 +32,12 @@ from convcvx.training.plan import build_problem, solve_problem
 RESULT = Path(__file__).parent / "results" / "rounds.md"
 TOL = 2e-2
 PARTS = {
-    "search: values and gradients of g": ("responses.py", "ascent"),
-    "search: values of g": ("responses.py", "correlate"),
-    "slide: gradients": ("responses.py", "gradients"),
-    "master: Gram matrices": ("responses.py", "gram"),
-    "master: Newton steps": ("group_lasso.py", "step"),
-    "predictions": ("responses.py", "predict"),
+    "search: values and gradients of g": ("passes.py", "ascent"),
+    "search: values of g": ("passes.py", "correlate"),
+    "slide: gradients": ("passes.py", "gradients"),
+    "master: Gram matrices": ("passes.py", "gram"),
+    "master: Newton steps": ("squared.py", "step"),
+    "predictions": ("passes.py", "predict"),
 }
 """The parts of a training, disjoint: the module and function of each."""
 
