@@ -55,7 +55,7 @@ def test_training_from_a_file_ends_at_once(tmp_path, constant):
     x, y = RANDOM.integers(0, 256, (20, 5, 5), dtype=np.uint8), RANDOM.standard_normal(20)
     x, y = (np.full_like(x, 7), y) if constant == "images" else (x, np.full_like(y, 1e3))
     np.savez(tmp_path / "set.npz", x_train=x, y_train=y, x_test=x, y_test=y)
-    options = ["--data", tmp_path / "set.npz", "--out", tmp_path / "run", "--json"]
+    options = ["--data", tmp_path / "set.npz", "--preset", "plain", "--out", tmp_path / "run", "--json"]
     metrics = answer(cli("train", *options))
     assert (metrics["beta_max"], metrics["beta"], metrics["n_filters"]) == (0.0, 1e-3, 0)
     cli("train --resume", *options)
