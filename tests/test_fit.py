@@ -144,7 +144,9 @@ def test_out_keeps_every_round(digits, layer, tmp_path):
     [
         ({"targets": None}, InputError, "targets must be given with an array of images"),
         ({"pooling": 2}, InputError, r"unknown option 'pooling' \(is pool meant\?\)"),
-        ({"kernel_size": 2.5}, InputError, "kernel_size must be a text; got 2.5"),
+        ({"kernel_size": 2.5}, InputError, "kernel_size must be a whole number, or a pair of them.*; got 2.5"),
+        ({"pool": np.ones((1, 36))}, InputError, "pool must be a grid such as 4"),
+        ({"targets": np.array(["a", None] * 75)}, InputError, "targets must be all numbers or all texts"),
         ({"kernel_size": 9}, InputError, "kernel_size 9x9 is larger than the images"),
         ({"beta": -1.0}, InputError, "beta must be a positive float; got -1"),
         ({"whiten": -0.1}, InputError, "whiten must be a positive float; got -0.1"),

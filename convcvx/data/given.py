@@ -83,7 +83,12 @@ def _classes(targets: Any) -> tuple[Any, tuple[str, ...]]:
         targets = targets.detach().cpu().numpy() if not targets.is_floating_point() else targets
     elif not hasattr(targets, "dtype"):
         targets = np.asarray(targets)
-    if isinstance(targets, np.ndarray) and targets.dtype.kind in "USO":
+    if isinstance(targets, np.ndarray) and targets.dtype.kind == "O":
+        texts = [isinstance(target, str) for target in targets]
+        targets = np.array(targets.tolist())
+        if targets.dtype.kind == "O" or (any(texts) and not all(texts)):
+            raise InputError("targets must be all numbers or all texts; got a mixture, or gaps: drop or mend them")
+    if isinstance(targets, np.ndarray) and targets.dtype.kind in "US":
         targets = targets.astype(str)
     else:
         targets = as_array("targets", targets)

@@ -45,6 +45,8 @@ class Option:
         It says nothing of the network or of the search for it: what fits the data still does, whatever it is.
     read : callable, optional
         Reads what Python or TOML may give in place of the text that runs keep.
+    form : str
+        What those are, in words.
     strength : str, optional
         For a switch, the option that says how much: Python gives a number for both.
     command_only : bool
@@ -60,6 +62,7 @@ class Option:
     may_change: bool = False
     any_model: bool = False
     read: Callable[[Any], Any] | None = None
+    form: str = ""
     strength: str | None = None
     command_only: bool = False
 
@@ -94,7 +97,7 @@ class Declared:
         """Raise `InputError` for a value of another kind; None is what runs of earlier versions have for off."""
         absent = value is None and not self.default
         if not (absent or is_a(value, self.kind)):
-            raise InputError(f"{self.name} must be {NAMES[self.kind]}; got {shown(value)}")
+            raise InputError(f"{self.name} must be {self.option.form or NAMES[self.kind]}; got {shown(value)}")
 
 
 def option(default: Any, panel: str, text: str, **about: Any) -> Any:

@@ -36,6 +36,10 @@ MOST_FILTERS = 100_000
 """Filters and patterns that can be asked for at once: beyond, their weights alone fill a large machine's memory."""
 
 
+SIZE = "a whole number, or a pair of them, rows and columns"
+"""What a kernel, a stride and a padding are."""
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """The options of `convcvx train` and `convcvx.fit`; each says what it is."""
@@ -75,15 +79,16 @@ class TrainConfig:
         any_model=True,
     )
 
-    kernel_size: str = option("3", MODEL, "3, or 3x5 (rows x columns).", per_stage="", read=size_text)
-    stride: str = option("1", MODEL, "As in Conv2d.", per_stage="", read=size_text)
-    padding: str = option("0", MODEL, "As in Conv2d, with zeros.", per_stage="", read=size_text)
+    kernel_size: str = option("3", MODEL, "3, or 3x5 (rows x columns).", per_stage="", read=size_text, form=SIZE)
+    stride: str = option("1", MODEL, "As in Conv2d.", per_stage="", read=size_text, form=SIZE)
+    padding: str = option("0", MODEL, "As in Conv2d, with zeros.", per_stage="", read=size_text, form=SIZE)
     pool: str = option(
         "global",
         MODEL,
         "global; a grid: 4 or 4x2 (AdaptiveAvgPool2d); window:SIZE,STRIDE (AvgPool2d); none.",
         per_stage="",
         read=pool_text,
+        form="a grid such as 4 or (4, 2), or a text such as global, window:3,2 or none",
     )
     hidden_bias: bool = option(False, MODEL, "A regularised bias in each filter.")
     intercept: bool = option(True, MODEL, "An unpenalised bias in the output.", any_model=True)
