@@ -146,8 +146,9 @@ def test_sigkill_while_filters_slide_and_resume_give_the_uninterrupted_result(tm
 
 
 def kill(train: list[str], folder: Path, when: Callable[[], bool]) -> None:
-    """Start a training and kill it as soon as `when` is true."""
-    process = subprocess.Popen(command(*train, "--out", folder), stdout=subprocess.DEVNULL)
+    """Start a training and kill it as soon as `when` is true; on one thread, as the tests' own process goes on."""
+    threads = os.environ | {"OMP_NUM_THREADS": "1"}  # with more of them products round in another way
+    process = subprocess.Popen(command(*train, "--out", folder), stdout=subprocess.DEVNULL, env=threads)
     try:
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and not when():

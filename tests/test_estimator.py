@@ -19,7 +19,7 @@ import convcvx
 from convcvx import estimator as module
 from convcvx.certificate import certify_parameters
 from convcvx.errors import ConvergenceWarning, InputError
-from convcvx.estimator import ConvexCNNClassifier, ConvexCNNRegressor
+from convcvx.estimator import ConvexCNNClassifier, ConvexCNNClassifierCV, ConvexCNNRegressor, ConvexCNNRegressorCV
 from convcvx.patches import PatchSpec
 from convcvx.training.plan import build_problem, find_beta_max
 
@@ -238,7 +238,7 @@ def test_bad_targets(digits):
         ConvexCNNRegressor(loss="cross-entropy").fit(X[:20], y[:20])
 
 
-@pytest.mark.parametrize("cls", [ConvexCNNClassifier, ConvexCNNRegressor])
+@pytest.mark.parametrize("cls", [ConvexCNNClassifier, ConvexCNNRegressor, ConvexCNNClassifierCV, ConvexCNNRegressorCV])
 def test_the_docstring_names_every_parameter_and_its_example_runs(cls):
     assert "{parameters}" not in cls.__doc__
     for name in cls._get_param_names():
@@ -247,3 +247,53 @@ def test_the_docstring_names_every_parameter_and_its_example_runs(cls):
     runner = doctest.DocTestRunner()
     for example in examples:
         assert runner.run(example).failed == 0
+
+
+def test_cross_validation_goes_along_one_path_a_fold(plane):
+    X, Y = plane
+    y = np.where(Y[:, 1] > 0, "up", "down")
+    model = ConvexCNNClassifierCV(n_betas=4, ratio=0.01, cv=3, random_state=0).fit(X, y)
+    assert model.scores_.shape == (3, 4)
+    assert (np.diff(model.betas_) < 0).all()
+    assert model.betas_[0] == pytest.approx(convcvx.beta_max(X, y == "up"), rel=1e-2)
+    best = model.scores_.mean(axis=0).argmax()
+    assert model.beta_ == model.betas_[best]
+    alone = ConvexCNNClassifier(beta=model.beta_, tol=1e-4, random_state=0).fit(X, y)
+    assert alone.certificate_.primal == pytest.approx(model.certificate_.primal, rel=2e-2)
+    assert model.score(X, y) > 0.9
+    with pytest.raises(InputError, match=r"betas must be a positive float; got -1\.0"):
+        ConvexCNNClassifierCV(betas=[1.0, -1.0]).fit(X, y)
+
+
+def test_images_are_taken_as_they_are(digits):
+    X, y = digits
+    rows = ConvexCNNClassifier(**EASY, **IMAGES, tol=0.1).fit(X, y)
+    images = ConvexCNNClassifier(**EASY, pool=2, tol=0.1).fit(X.reshape(-1, 1, 8, 8), y)
+    np.testing.assert_array_equal(rows.filters_, images.filters_)
+    np.testing.assert_array_equal(rows.predict(X), images.predict(X.reshape(-1, 8, 8)))
+    with pytest.raises(InputError, match=r"X must be images of shape \(1, 8, 8\), as in fit; got \(1, 4, 16\)"):
+        images.predict(X.reshape(-1, 4, 16))
+
+
+def test_features_are_what_the_head_sees_and_stack_in_pipelines(digits):
+    X, y = digits
+    model = ConvexCNNClassifier(**EASY, **IMAGES, tol=0.1).fit(X, y)
+    features = model.transform(X)
+    assert features.shape == (len(X), len(model.get_feature_names_out()))
+    outputs = features @ model.weights_.reshape(features.shape[1], -1) + model.intercept_
+    np.testing.assert_allclose(outputs, model.decision_function(X), atol=1e-9)
+    stacked = make_pipeline(model, StandardScaler(), ConvexCNNClassifier(**EASY, tol=0.2)).fit(X, y)
+    assert stacked.score(X, y) > 0.9
+
+
+def test_a_warm_start_goes_on_and_options_of_dictionaries_are_taken(digits, capsys):
+    X, y = digits
+    model = ConvexCNNClassifier(**EASY, **IMAGES, tol=0.2, warm_start=True, verbose=True).fit(X, y)
+    assert model.solution_.history[0]["n_filters"] == 0
+    model.set_params(tol=0.1, beta_ratio=0.08).fit(X, y)
+    assert model.solution_.history[0]["n_filters"] > 0
+    assert "lower bound" in capsys.readouterr().out
+    options = {"dictionary": 20, "max_rounds": 0, "tol": 1.0, "whiten": 0.1, "hidden_bias": True}
+    drawn = ConvexCNNClassifier(**EASY, **IMAGES, **options).fit(X, y)
+    assert len(drawn.filters_) == 20
+    assert drawn.score(X, y) > 0.8

@@ -32,8 +32,9 @@ PATH_PARAMETERS = INSTEAD_OF_BETA + [p for p in PARAMETERS if p.name not in ("be
 
 
 class _AlongPath(ConvexCNN):
-    """`fit` of a class whose next one in line is the estimator for a single β."""
+    """`fit` of an estimator that tries many β; a subclass names the one for a single β."""
 
+    _single_class: type[ConvexCNN]
     beta = beta_ratio = None
     warm_start = False
 
@@ -67,7 +68,7 @@ class _AlongPath(ConvexCNN):
         betas = np.asarray(self.betas, dtype=float)
         if betas.ndim != 1 or not len(betas):
             raise InputError(f"betas must be a sequence of positive numbers; got {self.betas!r}")
-        return np.sort([check_positive("betas", beta) for beta in betas])[::-1]
+        return np.sort([check_positive("betas", beta) for beta in betas.tolist()])[::-1]
 
     def _fold_scores(self, X: Any, y: Any, train: np.ndarray, test: np.ndarray, scorer: Any) -> list[float]:
         model = self._single()
@@ -77,7 +78,7 @@ class _AlongPath(ConvexCNN):
 
     def _single(self) -> ConvexCNN:
         """The estimator for one β with these parameters."""
-        single: Any = type(self).__mro__[2]
+        single: Any = self._single_class
         known = single._get_param_names()
         return single(**{name: value for name, value in self.get_params(deep=False).items() if name in known})
 
@@ -113,6 +114,8 @@ class ConvexCNNClassifierCV(_AlongPath, ConvexCNNClassifier):
     ((3, 3), True)
     """
 
+    _single_class = ConvexCNNClassifier
+
 
 class ConvexCNNRegressorCV(_AlongPath, ConvexCNNRegressor):
     """`ConvexCNNRegressor` at the β with the best cross-validated score on a path, each fit started from the last.
@@ -130,6 +133,8 @@ class ConvexCNNRegressorCV(_AlongPath, ConvexCNNRegressor):
     >>> bool(model.score(x, abs(x[:, 0])) > 0.99)
     True
     """
+
+    _single_class = ConvexCNNRegressor
 
 
 declare(ConvexCNNClassifierCV, PATH_PARAMETERS)
