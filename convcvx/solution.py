@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from convcvx.patches import PatchEmbedding
     from convcvx.pooling import Pooling
 
-REACHED, SHORT = 0, 3
-"""Exit codes of a command: it did what it was asked to; it stopped short of the tolerance."""
+REACHED = 0
+"""Exit code of a command that did what it was asked to."""
+SHORT = 3
+"""Exit code of a command that stopped short of the tolerance."""
 
 
 class Status(Word):

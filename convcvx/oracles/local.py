@@ -31,21 +31,34 @@ from convcvx.problem import Problem
 DISTINCT = 0.999
 """Cosine above which two filters count as the same local maximum."""
 
-SAMPLE_FACTOR, SAMPLE_SIZE = 16, 2000
-"""A search climbs on one image in so many, on no fewer than this; on all, unless these are four times as many."""
-CALIBRATED, RIDGE = 2000, 1e-5
-"""Responses m·P by which a sample is calibrated at most, and the ridge of that regression, of the mean square."""
-MORE, POLISHED, POLISH = 4, 8, 3
-"""So many times more filters climb on a sample, and so many of the best go on for so many passes over all images (to
-the end in a thorough search)."""
+SAMPLE_FACTOR = 16
+"""A search climbs on one image in so many: where a maximum is a sample tells for a fraction of the cost."""
+SAMPLE_SIZE = 2000
+"""Images of such a sample at least; a search climbs on all images unless these are four times as many."""
+CALIBRATED = 2000
+"""Responses m·P by which a sample is calibrated at most: their Gram matrix is to stay small beside a climb."""
+RIDGE = 1e-5
+"""Ridge of that regression, as a share of the mean square of the responses: some of them are all but alike."""
+MORE = 4
+"""Times as many filters climb on a sample as would on all images: they cost a fraction there."""
+POLISHED = 8
+"""The best of them, which go on over all images."""
+POLISH = 3
+"""Passes over all images for which they go on; to the end in a thorough search."""
 PERSISTENT = 3
 """So many times more batches in a persistent search that climbs on all images: what fewer find depends on the seed."""
 IDLE = 3
 """Steps in which no filter rose after which none climbs on."""
 ENOUGH = 1.5
 """Climbs end early when one is so many times above the target, except in a thorough search."""
-LENGTH, LONGER, SHORTER, MOMENTUM = 0.25, 1.5, 0.25, 0.9
-"""Length of a climb's first step, its factors after a rise and a fall, and the share of a rise that is repeated."""
+LENGTH = 0.25
+"""Length of a climb's first step, on the unit sphere."""
+LONGER = 1.5
+"""Factor of the length after a step that rose."""
+SHORTER = 0.25
+"""Factor of the length after a step that fell, which is taken back."""
+MOMENTUM = 0.9
+"""Share of the last rise that is added to the next step: ridges are gone along, not across."""
 Found = tuple[Tensor, Tensor]
 """Filters (q, r) and their g (q,)."""
 

@@ -22,9 +22,11 @@ from numba.np.numpy_support import as_dtype
 
 from convcvx.machine.jit import njit
 
-VECTORS, POSITIONS = 2, 6
-"""Vectors of filters, and positions, a tile has at most: twelve running sums are enough to keep both multipliers of a
-core busy, and with what they need they fit into the sixteen vector registers of AVX2."""
+VECTORS = 2
+"""Vectors of filters in a tile at most."""
+POSITIONS = 6
+"""Positions in a tile at most: the twelve running sums of two vectors keep both multipliers of a core busy, and with
+what they need they fit into the sixteen vector registers of AVX2."""
 _FEATURES: str = getattr(config, "CPU_FEATURES", None) or binding.get_host_cpu_features().flatten()
 VECTOR_BITS = 512 if "+avx512f" in _FEATURES else 256
 

@@ -144,13 +144,13 @@ class Responses(Stream):
         gram += gram.triu(1).T
         return gram, moments.div_(shares.total)
 
-    def correlate(self, filters: Tensor, dual: Tensor) -> Tensor:
-        """G (m, P, c) float64 with G_j[p] = Σ_i φ_p(x_i; u_j) Z_i, for Z = `dual` (n, c); g(u_j) = ‖G_j‖_F."""
-        return self.run(CORRELATE, (dual,), filters)[0]
+    def correlate(self, filters: Tensor, dual_point: Tensor) -> Tensor:
+        """G (m, P, c) float64 with G_j[p] = Σ_i φ_p(x_i; u_j) Z_i, for Z = `dual_point` (n, c); g(u_j) = ‖G_j‖_F."""
+        return self.run(CORRELATE, (dual_point,), filters)[0]
 
-    def ascent(self, filters: Tensor, dual: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+    def ascent(self, filters: Tensor, dual_point: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
         """G as `correlate` gives it, and the gradient (m, r) of Σ_j <directions_j (P, c), G_j>, in one pass."""
-        correlations, slopes = self.run(ASCENT, (dual,), filters, directions)
+        correlations, slopes = self.run(ASCENT, (dual_point,), filters, directions)
         return correlations, slopes
 
     def gradients(

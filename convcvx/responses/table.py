@@ -85,26 +85,26 @@ def _gram(stream: Stream, targets: Tensor, counts: Tensor, filters: Tensor, shif
     return [gram.cpu(), moments.cpu()]
 
 
-def _correlate(stream: Stream, dual: Tensor, filters: Tensor) -> list[Tensor]:
+def _correlate(stream: Stream, dual_point: Tensor, filters: Tensor) -> list[Tensor]:
     """G (m, P, c)."""
-    total = stream.zeros(dual.shape[1], len(filters) * stream.n_cells)
+    total = stream.zeros(dual_point.shape[1], len(filters) * stream.n_cells)
     for where, block in stream.blocks(filters):
-        total += dual[where].to(block).T @ block.flatten(1)
+        total += dual_point[where].to(block).T @ block.flatten(1)
     return [total.T.unflatten(0, (len(filters), stream.n_cells)).cpu()]
 
 
-def _ascent(stream: Stream, dual: Tensor, filters: Tensor, directions: Tensor) -> list[Tensor]:
+def _ascent(stream: Stream, dual_point: Tensor, filters: Tensor, directions: Tensor) -> list[Tensor]:
     """G (m, P, c), and the gradient (m, r) of Σ_j <directions_j (P, c), G_j>."""
     kernels, m = stream.kernels(filters), len(filters)
     towards = directions.to(stream.device, stream.dtype).permute(2, 1, 0).flatten(1)  # (c, P·m)
-    dual = dual.to(stream.device, stream.dtype)
+    dual_point = dual_point.to(stream.device, stream.dtype)
 
     def work(span: slice) -> tuple[Tensor, Tensor]:
-        total, slope = stream.zeros(dual.shape[1], stream.n_cells * m), stream.zeros(*kernels.T.shape)
+        total, slope = stream.zeros(dual_point.shape[1], stream.n_cells * m), stream.zeros(*kernels.T.shape)
         for part in stream.chunks(m, span):
             pooled, pull_back = stream.convolution.vjp(stream.seen(part), kernels)
-            total += dual[part].T @ pooled.to(stream.dtype).flatten(1)
-            slope += pull_back((dual[part] @ towards).unflatten(1, (-1, m)))
+            total += dual_point[part].T @ pooled.to(stream.dtype).flatten(1)
+            slope += pull_back((dual_point[part] @ towards).unflatten(1, (-1, m)))
         return total, slope
 
     total, slope = sum_up(stream.each(work, 0, stream.n))

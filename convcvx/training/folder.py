@@ -20,7 +20,10 @@ from convcvx.training.origin import Origin
 
 CHECKPOINTS = ("state.safetensors", "descent.safetensors")
 """Files from which --resume goes on."""
-ENVIRONMENT, DATA = "environment.json", "data.json"
+ENVIRONMENT = "environment.json"
+"""Versions and machine."""
+DATA = "data.json"
+"""Where the data came from, and by what to know them again."""
 PACKAGES = ("convcvx", "torch", "numpy", "numba", "scipy", "scikit-learn")
 
 

@@ -29,8 +29,10 @@ from convcvx.solution import Callback, Solution
 from convcvx.solvers import SOLVERS, pick_solver
 from convcvx.training.options import TrainConfig
 
-BEGINNING, TRAINING = 0.15, 0.75
-"""Shares of the time left that the search for beta_max and the training take; what remains is for the certificate."""
+BEGINNING = 0.15
+"""Share of the time left that the search for beta_max may take: it is one call of the oracle, a training many."""
+TRAINING = 0.75
+"""Share of the time left that the training may take: what remains is for the certificate, one thorough search."""
 FIRST_LOOK = LocalOracle(n_climbers=8, n_steps=4, n_batches=1)
 """The search for beta_max where there is no time for one: a few passes."""
 

@@ -20,10 +20,14 @@ from convcvx.solvers.master.gram import Gram
 
 FOOTHOLD = 1e-2
 """Where a filter without weight that violates dual feasibility starts, against the mean η."""
-CG_STEPS, CG_REDUCTION, WORN = 40, 1e-2, 25
-"""Conjugate gradient steps of a ridge regression at most, what they reduce its residual to, and how many of them call
-for a fresh factor."""
+CG_STEPS = 40
+"""Conjugate gradient steps of a ridge regression at most; with a factor that is not worn a few do."""
+CG_REDUCTION = 1e-2
+"""What they reduce its residual to: the next regression has other weights anyway."""
+WORN = 25
+"""Steps that show that the factor is worn: the next regression gets a fresh one."""
 TINY = 1e-37
+"""Least residual that is divided by, about the least that float32 holds: one that is zero ends in no NaN."""
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,10 @@ TUNE = 0.1
 """Share of the images that choose β, unless another is asked for."""
 PATIENCE = 2
 """The path ends after so many β without a better held-out score."""
-PATH_ITER, MAX_ITER = 2, 10
-"""Ridge regressions a β, on the path and at the β chosen."""
+PATH_ITER = 2
+"""Ridge regressions a β on the path, each β starting from the one before: enough to tell which is best."""
+MAX_ITER = 10
+"""Ridge regressions at most at the β that is chosen: they end sooner at the gap that is asked for."""
 
 Score = Callable[[dict[str, Any]], tuple[float, float]]
 """What the β that is chosen has least of, read off its record in the path."""

@@ -40,8 +40,10 @@ from convcvx.patches import Moments
 from convcvx.problem import Problem
 
 BACKENDS = ("clarabel", "scs")
-WARN_ENTRIES, MAX_ENTRIES = 5 * 10**6, 5 * 10**7
-"""Coefficients |D|·n·P·c·r of the program: about a minute, and more than memory or patience hold."""
+WARN_ENTRIES = 5 * 10**6
+"""Coefficients |D|·n·P·c·r of a program that takes about a minute: larger ones are warned of."""
+MAX_ENTRIES = 5 * 10**7
+"""Coefficients beyond which a program is refused: more than memory or patience hold."""
 COMPILING = 12
 """So many times as long as posing its constraints cvxpy takes to compile a program, and nothing can interrupt it."""
 NEGLIGIBLE = 1e-7

@@ -34,9 +34,12 @@ GRAM_SIZE = 2000
 """Features q·r·P up to which the squared loss is solved on their Gram matrix."""
 SAMPLE = 2000
 """Images from which the metric is estimated: it sets the speed, not the result."""
-COARSE_DIM, ENERGY, SLOW = 64, 0.95, 0.01
-"""From this many entries a filter on, solve first in the leading axes that hold this share of the features' second
-moment, until an iteration lowers the objective by less than this share."""
+COARSE_DIM = 64
+"""Entries of a filter from which on a program is first solved in the leading axes; smaller ones are quick anyway."""
+ENERGY = 0.95
+"""Share of the features' second moment that these axes hold: with it the solution in them is a good start in all."""
+SLOW = 0.01
+"""Relative fall of the objective in an iteration below which the leading axes have given what they can."""
 FLOOR = 1e-4
 """Smallest entry of the metric against the largest."""
 

@@ -25,9 +25,11 @@ from convcvx.solvers.slide.coordinates import Coordinates, balanced_gradients
 
 BATCH = 128
 """Images a step."""
-WARM_UP, STILL = 300, 20
-"""Steps until they are of full length, and first ones of no length, of a long descent: from an optimum, where gradients
-are all noise, Adam's first ones would go far astray."""
+WARM_UP = 300
+"""Steps of a long descent until they are of full length: from an optimum, where gradients are all noise, Adam's first
+steps would go far astray."""
+STILL = 20
+"""First steps of no length at all: they give Adam its averages."""
 ASTRAY = 5.0
 """A descent is astray once its objective over `STILL` steps is so many times that of the first ones. It begins anew
 with a third of its rates: many filters that all but interpolate bear less than few do."""
