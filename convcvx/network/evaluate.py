@@ -40,7 +40,15 @@ def outputs_of(network: nn.Module, images: Images) -> Tensor:
             return network(part.to(parameters[0])).cpu()
 
     parts = images.split(size)
-    return torch.cat(list(map(outputs, parts) if device != "cpu" else each(outputs, parts)))
+    found = map(outputs, parts) if device != "cpu" else each(outputs, parts)
+    # Copied at once: small results that are kept lie between the large arrays of later parts, whose memory then grows.
+    together, filled = torch.empty(0), 0
+    for part in found:
+        if not filled:
+            together = part.new_empty(len(images), *part.shape[1:])
+        together[filled : filled + len(part)] = part
+        filled += len(part)
+    return together
 
 
 def accuracy(predictions: Tensor, targets: Tensor) -> float:
