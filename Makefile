@@ -40,7 +40,7 @@ $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install -q -c constraints.txt torch
 	$(BIN)/python -m pip install -q -c constraints.txt -e .
 	@$(BIN)/python -c "import torchvision" 2> /dev/null || \
-		echo "torchvision is not built for this torch: README, \"Machines\", says what that means for your own code"
+		echo "torchvision is not built for this torch: docs/machines.md says what that means for your own code"
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed

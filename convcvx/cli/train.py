@@ -10,7 +10,8 @@ import typer
 from convcvx.cli import flags as f
 from convcvx.cli.output import finish, guard, open_console, print_summary
 from convcvx.responses.team import Team
-from convcvx.training.jobs import train_job
+from convcvx.training.fit import Clock
+from convcvx.training.jobs import train_into
 from convcvx.training.options import TrainConfig
 from convcvx.training.origin import Origin
 from convcvx.training.presets import fitting, in_flags, leaves_open, next_steps
@@ -51,6 +52,7 @@ def train(
     """
     console = open_console(json_output)
     with guard(json_output), Team.of_torchrun() as team:
+        clock = Clock.now()
         given = f.given_options(context, preset, config)
         run = Run(f.out_folder(out, resume, overwrite, lambda: _named(TrainConfig.from_dict(given))))
         with run.held():
@@ -70,7 +72,8 @@ def train(
                     f"options that fit the data: {in_flags(settings.chosen)}\n(--preset plain: the defaults)"
                 )
             origin = None if data is None else Origin.of(settings, data)
-            metrics = train_job(settings, run, progress, team, resume=goes_on, data=data, origin=origin)
+            fit = train_into(run, settings, progress, team, resume=goes_on, data=data, origin=origin, clock=clock)
+            metrics = fit.metrics
         print_summary(console, metrics)
         if fits:
             console.print(f"try next: {next_steps(settings)}")

@@ -14,7 +14,7 @@ from convcvx.data.datasets import ARRAYS, Dataset
 from convcvx.data.given import given_dataset
 from convcvx.errors import check_count
 from convcvx.solution import Callback, Solution
-from convcvx.training.fit import Fit
+from convcvx.training.fit import Clock, Fit
 from convcvx.training.jobs import train_in_memory, train_into
 from convcvx.training.option import as_kept, check_names, described, parameters
 from convcvx.training.options import TrainConfig
@@ -100,6 +100,7 @@ def fit(
     >>> layer.certificate.rel_gap < 0.05, layer.metrics["train_accuracy"] > 0.8
     (True, True)
     """
+    clock = Clock.now()
     check_names(options, [parameter.name for parameter in OPTIONS])
     train, test = given_dataset(images, targets)
     name = str(images) if isinstance(images, str | os.PathLike) else ARRAYS
@@ -108,9 +109,9 @@ def fit(
     data = arranged(config, limited(train, config.limit), test)
     origin, told = Origin.of(config, data), Told(callback)
     if out is None:
-        found = train_in_memory(config, data, told, origin)
+        found = train_in_memory(config, data, told, origin, clock)
     else:
-        found = train_into(Run.new(Path(out), overwrite=overwrite), config, told, data=data, origin=origin)
+        found = train_into(Run.new(Path(out), overwrite=overwrite), config, told, data=data, origin=origin, clock=clock)
     warn_short_of(found.certificate, found.solution, config.tol)
     return found
 

@@ -62,14 +62,15 @@ def train_into(
     resume: bool = False,
     data: Data | None = None,
     origin: Origin | None = None,
+    clock: Clock | None = None,
 ) -> Fit:
     """Train as `config` says, checkpointing every round into `run`.
 
     The processes of `team` share the images. `data` stand in for those that `config` names, and come from `origin`.
     Nothing is written before data and options have been found good; what only training shows to be bad leaves the
-    folder as it was. No other process can work in the folder meanwhile.
+    folder as it was. No other process can work in the folder meanwhile. The time counts from `clock`, or from now.
     """
-    clock, team = Clock.now(), team or Team()
+    clock, team = clock or Clock.now(), team or Team()
     with run.held():
         config.check()
         source = run.located(config) if resume else config
@@ -97,11 +98,13 @@ def train_into(
         return replace(fit, metrics=fit.metrics | {"out": str(run.out)})
 
 
-def train_in_memory(config: TrainConfig, data: Data, report: Report, origin: Origin | None = None) -> Fit:
+def train_in_memory(
+    config: TrainConfig, data: Data, report: Report, origin: Origin | None = None, clock: Clock | None = None
+) -> Fit:
     """The same, without a folder."""
-    clock = Clock.now()
+    clock = clock or Clock.now()
     config.check()
-    problem, plan = prepare(config, data[0])
+    problem, plan = prepare(config, data[0], spent=clock.seconds)
     report.begin(f"training on {config.data}\n{plan}")
     optimised = optimise(problem, plan.applied(config), report, began=clock.began)
     return finish(optimised, config, plan, data, clock, origin)
