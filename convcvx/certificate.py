@@ -67,7 +67,8 @@ class Certificate:
     search : dict
         The oracle's own statistics: starts and basins, or cells.
     train_accuracy : float or None
-        Share of the images whose largest output is at the largest target; of no meaning for real targets.
+        Share of the images whose largest output is at the largest target, each counting for what it does in the
+        objective; of no meaning for real targets.
     """
 
     primal: float
@@ -262,7 +263,7 @@ def certify_parameters(
         patch_rank=problem.responses.embedding.patch_rank,
         oracle=search.name,
         search=found.stats,
-        train_accuracy=float((predictions.argmax(dim=1) == problem.targets.argmax(dim=1)).double().mean()),
+        train_accuracy=float(problem.mean((predictions.argmax(dim=1) == problem.targets.argmax(dim=1)).double())),
         filter_rank=problem.responses.embedding.dim,
         filter_size=problem.responses.embedding.size,
     )

@@ -100,4 +100,4 @@ class ConvexCNNRegressor(RegressorMixin, MultiOutputMixin, ConvexCNN):
 
 
 declare(ConvexCNNClassifier, PARAMETERS)
-declare(ConvexCNNRegressor, PARAMETERS)
+declare(ConvexCNNRegressor, [p for p in PARAMETERS if p.name != "class_weight"])

@@ -51,15 +51,19 @@ def outputs_of(network: nn.Module, images: Images) -> Tensor:
     return together
 
 
-def accuracy(predictions: Tensor, targets: Tensor) -> float:
-    """Share of rows whose largest output is the class."""
-    return float((predictions.argmax(dim=1) == targets).double().mean())
+def accuracy(predictions: Tensor, targets: Tensor, weights: Tensor | None = None) -> float:
+    """Share of rows whose largest output is the class, each counting for its weight (n,)."""
+    return _mean((predictions.argmax(dim=1) == targets).double(), weights)
 
 
-def mean_loss(predictions: Tensor, targets: Tensor, loss: str) -> float:
-    """(1/n) Σ ℓ(f_i, y_i)."""
+def mean_loss(predictions: Tensor, targets: Tensor, loss: str, weights: Tensor | None = None) -> float:
+    """(1/n) Σ ℓ(f_i, y_i), or Σ w_i ℓ(f_i, y_i) / Σ w_i with weights (n,)."""
     encoded = encode_targets(targets, loss, predictions.shape[1])
-    return float(get_loss(loss).value(predictions.double(), encoded).mean())
+    return _mean(get_loss(loss).value(predictions.double(), encoded), weights)
+
+
+def _mean(values: Tensor, weights: Tensor | None) -> float:
+    return float(values.mean() if weights is None else weights @ values / weights.sum())
 
 
 def confusion(predictions: Tensor, targets: Tensor) -> Tensor:

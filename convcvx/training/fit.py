@@ -147,7 +147,8 @@ def finish(
     metrics = certificate_summary(certificate) | {
         "beta_max": optimised.beta_max,
         "n_filters": solution.n_filters,
-        "train_accuracy": certificate.train_accuracy if train.n_classes else None,
+        # The certificate's is one of the objective, in which classes have their weights.
+        "train_accuracy": score(network, train) if config.class_weight else certificate.train_accuracy,
         "test_accuracy": score(network, data[1]),
         "validation_accuracy": score(network, data[2]),
         "seconds": clock.seconds,
@@ -158,8 +159,11 @@ def finish(
         "rounds": solution.rounds,
         "patch_rank": certificate.patch_rank,
     }
+    if not train.n_classes:
+        metrics["train_accuracy"] = None
     if not train.n_classes and data[1] is not None:
-        metrics["test_loss"] = mean_loss(predict(network, data[1].images), data[1].targets, config.loss)
+        outputs = predict(network, data[1].images)
+        metrics["test_loss"] = mean_loss(outputs, data[1].targets, config.loss, data[1].weights)
     return Fit(network, certificate, solution, config, metrics, origin)
 
 
@@ -181,7 +185,7 @@ def score(network: TwoLayerCNN, dataset: Dataset | None) -> float | None:
     """Accuracy; None for no set, or real targets."""
     if dataset is None or not dataset.n_classes:
         return None
-    return accuracy(predict(network, dataset.images), dataset.targets)
+    return accuracy(predict(network, dataset.images), dataset.targets, dataset.weights)
 
 
 def certificate_summary(certificate: Certificate) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from convcvx.training.resolve import (
     pick_device,
     training_images,
     training_problem,
+    training_weights,
 )
 from convcvx.training.run import Run
 
@@ -151,7 +152,7 @@ def certify_job(
     if dual_point is not None and len(dual_point) != len(train.images):
         dual_point = None
     if embedding is not None:
-        embedding = fitted_embedding(config, train.images, embedding)
+        embedding = fitted_embedding(config, train.images, embedding, weights=training_weights(config, train))
     own = deadline if like is None else deadline.share(0.5)
     certificate = _certify(network, train, config, beta, embedding, dual_point, own)
     if like is not None:
@@ -193,6 +194,7 @@ def _certify(
         device=pick_device(config.device),
         dual_point=dual_point,
         time_limit=deadline.limit,
+        sample_weight=training_weights(config, train),
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from convcvx.budget import Budget
+from convcvx.data.weights import BALANCED, class_weight_text
 from convcvx.errors import InputError, check_count, shown
 from convcvx.losses.table import LOSSES
 from convcvx.oracles import ORACLES
@@ -125,6 +126,15 @@ class TrainConfig:
         low=1e-12,
         high=1e12,
         per_stage="",
+    )
+    class_weight: str | None = option(
+        None,
+        MODEL,
+        f"What classes count for: {BALANCED}, all alike, or a weight by class, such as 3=2,8=0.5 [default: as often as "
+        "they come]",
+        read=class_weight_text,
+        form=f"{BALANCED}, or a weight by class, such as 3=2,8=0.5",
+        any_model=True,
     )
     loss: str = option("squared", MODEL, f"{' or '.join(LOSSES)}.", choices=LOSSES, any_model=True)
 
@@ -247,6 +257,7 @@ class TrainConfig:
         check_options(self)
         budget = self.budget  # which checks itself, as the next one does
         self.patch_spec()
+        class_weight_text(self.class_weight)
         if self.beta is not None and self.beta_ratio is not None:
             raise InputError("give --beta or --beta-ratio, not both")
         if self.crops and not self.slide:
