@@ -3,70 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from convcvx.errors import InputError, RunError
-from convcvx.network.architecture import Architecture, ContrastConv2d
+from convcvx.network.architecture import Architecture
 from convcvx.network.two_layer import TwoLayerCNN
-from convcvx.patches import PatchSpec
-from convcvx.pooling import Pooling
 
 FOLD = "fold the BatchNorm into the convolution, and save that"
 """What to do about the statistics of a BatchNorm."""
-
-
-@dataclass(frozen=True)
-class Layers:
-    """The parts of a two-layer network."""
-
-    convolution: nn.Conv2d
-    pooling: Pooling
-    classifier: nn.Linear
-
-    @property
-    def spec(self) -> PatchSpec:
-        conv = self.convolution
-        contrast = conv.contrast if isinstance(conv, ContrastConv2d) else None
-        return PatchSpec(conv.kernel_size, conv.stride, conv.padding, conv.bias is not None, contrast)  # type: ignore[arg-type]
-
-
-def read_network(network: nn.Module) -> Layers:
-    """Find convolution, pooling and linear layer; raise `InputError` for any other form of network."""
-    leaves = [m for m in network.modules() if not list(m.children()) and not isinstance(m, nn.Flatten | nn.Identity)]
-    names = " → ".join(type(leaf).__name__ for leaf in leaves)
-    wanted = "network must be Conv2d → ReLU → average pooling → Linear; got " + names
-    if len(leaves) == 3:
-        leaves.insert(2, nn.Identity())
-    if len(leaves) != 4:
-        raise InputError(wanted)
-    convolution, relu, pool, classifier = leaves
-    if not (isinstance(convolution, nn.Conv2d) and isinstance(relu, nn.ReLU) and isinstance(classifier, nn.Linear)):
-        raise InputError(wanted)
-    plain = convolution.groups == 1 and convolution.dilation == (1, 1) and convolution.padding_mode == "zeros"
-    if not plain or isinstance(convolution.padding, str):
-        raise InputError("the convolution must have groups=1, dilation=1 and numeric zero padding")
-    return Layers(convolution, _read_pooling(pool, wanted), classifier)
-
-
-def _read_pooling(pool: nn.Module, wanted: str) -> Pooling:
-    def pair(value: Any) -> tuple[int, int]:
-        return (value, value) if isinstance(value, int) else tuple(value)
-
-    if isinstance(pool, nn.Identity):
-        return Pooling("none")
-    if isinstance(pool, nn.AdaptiveAvgPool2d) and None not in pair(pool.output_size):
-        return Pooling("grid", pair(pool.output_size))
-    if (
-        isinstance(pool, nn.AvgPool2d)
-        and pair(pool.padding) == (0, 0)
-        and not pool.ceil_mode
-        and pool.divisor_override is None
-    ):
-        return Pooling("window", pair(pool.kernel_size), pair(pool.stride))
-    raise InputError(wanted)
 
 
 def foreign_network(
