@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.commands import invoke, refused
 from torch import Tensor, nn
 
 import convcvx
+from convcvx.data.datasets import load
 from convcvx.errors import InputError
 from convcvx.network.layers import read_network
 
@@ -223,3 +226,58 @@ def test_folded_networks_are_certified_on_images_of_any_size(power):
     far.register_forward_hook(lambda _, __, outputs: outputs * 1.01)
     with pytest.raises(InputError, match="the network's outputs"):
         convcvx.certify(far, IMAGES.double() * 2.0**power, CLASSES, BETA * 2.0**power, oracle="local")
+
+
+# State dicts alone
+
+
+FILES = {
+    "BatchNorm": nn.Sequential(
+        nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), GLOBAL, nn.Flatten(), nn.Linear(4, 10)
+    ),
+    "perceptron": nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.ReLU(), nn.Linear(5, 10)),
+    "perceptron with BatchNorm": nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 10)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_file_that_torch_saved_is_certified_as_the_network_is(name, nested, tmp_path):
+    torch.manual_seed(0)
+    network = copy.deepcopy(FILES[name]).train()
+    network(torch.rand(16, 1, 8, 8))
+    network.eval()
+    state, path = network.state_dict(), tmp_path / "network.pt"
+    torch.save({"model_state_dict": state, "epoch": 3} if nested else state, path)
+    done = invoke("certify", path, "--data", "digits", "--limit", "60", "--beta", "0.1", "--oracle", "local", "--json")
+    found = json.loads(done.stdout)
+    train, _ = load("digits", limit=60)
+    by_hand = convcvx.certify(network, train.images, train.targets, 0.1, oracle="local", n_classes=10)
+    assert found["primal"] == pytest.approx(by_hand.primal, rel=1e-5)
+    assert ("BatchNorm" in found["assumed"]) == ("BatchNorm" in name)
+
+
+class Bomb:
+    def __reduce__(self):
+        return pytest.fail, ("a pickle was loaded",)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"0.weight": Bomb()}, "save network.state_dict"),
+        ([torch.ones(3)], "must hold a state dict"),
+        ({"a": 1}, "must hold a state dict"),
+        ({"a.weight": torch.ones(3, 3)}, "must hold the state dict of Conv2d"),
+        (b"nothing", "save network.state_dict"),
+    ],
+)
+def test_files_that_hold_anything_else_are_refused_and_nothing_runs(content, message, tmp_path):
+    path = tmp_path / "network.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    assert message in refused("certify", path, "--data", "digits", "--beta", "0.1")

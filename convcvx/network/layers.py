@@ -77,7 +77,7 @@ def read_network(network: nn.Module, image_shape: Sequence[int]) -> Layers:
         raise _refusal(steps)
     convolution = _numeric(rest.pop(0), image_shape)
     if rest and isinstance(rest[0], _BatchNorm):
-        convolution = _scaled_outputs(convolution, *_scale_and_shift(rest.pop(0), convolution.out_channels))
+        convolution = folded(convolution, rest.pop(0))
     behind = list(dropwhile(lambda step: isinstance(step, nn.ReLU), rest))
     if len(behind) == len(rest):
         raise _refusal(steps)
@@ -166,8 +166,9 @@ def _scale_and_shift(norm: nn.Module, n_channels: int | None) -> tuple[Tensor, T
     return scale, shift if norm.bias is None else shift + norm.bias.detach().double()
 
 
-def _scaled_outputs(convolution: nn.Conv2d, scale: Tensor, shift: Tensor) -> nn.Conv2d:
-    """The convolution followed by x ↦ scale x + shift."""
+def folded(convolution: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
+    """The convolution, in float64, that is this one with a BatchNorm in evaluation behind it."""
+    scale, shift = _scale_and_shift(norm, convolution.out_channels)
     if isinstance(convolution, ContrastConv2d):
         raise InputError("a BatchNorm after contrast normalisation is not folded: leave it out")
     weight = convolution.weight.detach().double() * scale[:, None, None, None]

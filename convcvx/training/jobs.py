@@ -14,7 +14,7 @@ from convcvx.certificate import Certificate
 from convcvx.data.datasets import Dataset
 from convcvx.errors import InputError, RunError
 from convcvx.network.certify import certify
-from convcvx.network.foreign import assumed, foreign_network
+from convcvx.network.foreign import PICKLED, assumed, foreign_network, read_pickled
 from convcvx.network.two_layer import TwoLayerCNN, read_weights, two_layer_cnn
 from convcvx.patches import PatchEmbedding
 from convcvx.problem import Problem
@@ -200,12 +200,15 @@ def _certify(
 
 def _load_network(path: Path, config: TrainConfig, train: Dataset, given: set[str]) -> tuple[TwoLayerCNN, str | None]:
     """The network of a file, and in words what the file leaves open."""
-    state, architecture, _ = read_weights(path)
+    if path.suffix in PICKLED:
+        state, architecture = read_pickled(path), None
+    else:
+        state, architecture, _ = read_weights(path)
     if architecture is None:
         pool = config.pool if "pool" in given else None
         spec = config.patch_spec()
         network = foreign_network(state, image_shape(train), stride=spec.stride, padding=spec.padding, pool=pool)
-        return network, assumed(network)
+        return network, assumed(network, state)
     if architecture.image_shape != image_shape(train):
         raise RunError(
             f"the network in {path} takes images {architecture.image_shape}, the data have {image_shape(train)}"
