@@ -182,7 +182,7 @@ def test_short_of_tol_warns(plane):
         ({"beta": 0.0}, "beta must be a positive float; got 0.0"),
         ({"beta_ratio": -1}, "beta_ratio must be a positive float; got -1"),
         ({"tol": 0}, "tol must be a positive float; got 0"),
-        ({"loss": "hinge"}, "loss must be one of squared, cross-entropy; got 'hinge'"),
+        ({"loss": "hinge"}, "loss must be one of squared, cross-entropy, bce; got 'hinge'"),
         ({"oracle": "delphi"}, "oracle must be one of"),
         ({"solver": "sgd"}, "solver must be one of"),
     ],

@@ -31,8 +31,9 @@ def rows(n: int, c: int, seed: int, scale: float = 1.0) -> Tensor:
 
 
 def targets_of(name: str, n: int, c: int, seed: int) -> Tensor:
-    """Real targets, or rows of probabilities."""
-    return rows(n, c, seed) if name == "squared" else rows(n, c, seed).softmax(dim=1)
+    """Real targets, rows of probabilities, or probabilities one by one."""
+    drawn = rows(n, c, seed)
+    return {"squared": drawn, "cross-entropy": drawn.softmax(dim=1), "bce": drawn.sigmoid()}[name]
 
 
 # Losses
@@ -162,7 +163,7 @@ def test_bad_problems_are_refused():
     for beta in (0, -1.0, float("nan"), float("inf"), "much", None):
         with pytest.raises(InputError, match="beta must be a positive float; got"):
             Problem.build(r, targets, beta)
-    with pytest.raises(InputError, match="loss must be one of squared, cross-entropy; got 'hinge'"):
+    with pytest.raises(InputError, match="loss must be one of squared, cross-entropy, bce; got 'hinge'"):
         Problem.build(r, targets, 1.0, loss="hinge")
     with pytest.raises(ConvcvxError, match="targets must have one row an image, 4; got 3"):
         Problem.build(r, targets[:3], 1.0)
@@ -270,7 +271,7 @@ def test_a_class_without_targets_does_not_spoil_the_dual():
 def test_the_dual_scaling_is_the_best_one(case, scale, g_max):
     problem = flat_problem(8, **case)
     point = problem.dual_point(rows(8, 3, case["seed"], scale))
-    limit = min(problem.beta / g_max if g_max else np.inf, 1.0 if case["loss"] == "cross-entropy" else 50.0)
+    limit = min(problem.beta / g_max if g_max else np.inf, 50.0 if case["loss"] == "squared" else 1.0)
 
     def negative(s: float) -> float:
         return float(problem.loss.conjugate(-8 * s * point, problem.targets).mean())

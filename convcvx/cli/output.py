@@ -36,6 +36,10 @@ def open_console(json_output: bool) -> Console:
     return Console(stderr=json_output, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
+SCORES = {"loss": "loss", "R2": "r2", "exact match": "exact_match", "macro F1": "macro_f1"}
+"""Scores for targets that are no classes, by what they are called."""
+
+
 def print_summary(console: Console, metrics: dict[str, Any]) -> None:
     """What a reader wants to know, in a few lines."""
 
@@ -44,6 +48,7 @@ def print_summary(console: Console, metrics: dict[str, Any]) -> None:
 
     lines = [
         f"accuracy     {percent(metrics['test_accuracy'])} test, {percent(metrics['train_accuracy'])} train",
+        *(f"{name:12} {metrics[f'test_{key}']:.4g} test" for name, key in SCORES.items() if f"test_{key}" in metrics),
         f"objective    {metrics['primal']:.8g} at beta {metrics['beta']:.6g} ({metrics['loss']} loss)",
         f"lower bound  {metrics['dual']:.8g}",
         f"gap          {metrics['rel_gap']:.2e} relative",

@@ -193,10 +193,13 @@ def spiral(n: int = 60, n_classes: int = 3, noise: float = 0.2, seed: int = 0) -
 def check_targets(targets: Any, n: int, names: tuple[str, str] = ("images", "targets")) -> Tensor:
     """Targets of `n` images as (n,) int64 classes or (n, c) float64 real values, else a `DataError`.
 
-    Integers of shape (n, 1) are classes, floats of shape (n,) real values with c = 1. Messages use `names`.
+    Integers of shape (n, 1) are classes, floats of shape (n,) real values with c = 1; (n, c) of 0 and 1 are labels,
+    real values as well. Messages use `names`.
     """
     y = as_array(names[1], targets, DataError)
-    name, real, width = names[1], y.dtype.kind == "f", math.prod(y.shape[1:])
+    name, width = names[1], math.prod(y.shape[1:])
+    labels = y.dtype.kind in "biu" and y.ndim == 2 and width > 1 and bool(((y == 0) | (y == 1)).all())
+    real = labels or y.dtype.kind == "f"
     if y.ndim not in (1, 2) or width < 1 or (width > 1 and not real):
         raise DataError(f"{name} must be (n,) integer classes or (n, c) floats; got {y.dtype} {y.shape}")
     if len(y) != n:

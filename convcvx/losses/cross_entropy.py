@@ -84,7 +84,15 @@ class CrossEntropy:
 
         By concavity the mixture leaves at least its share 1 - λ of the value.
         """
-        kept = 1 - self._mixture(dual_point, targets, shares) * SAFE if intercept else 1.0
+        kept = self.kept(dual_point, targets, shares) if intercept else 1.0
+        return self.scaled_dual(dual_point, targets, shares, limit, kept)
+
+    def kept(self, dual_point: Tensor, targets: Tensor, shares: Shares) -> float:
+        """The share of the dual value that the mixture leaves, with an intercept."""
+        return 1 - self._mixture(dual_point, targets, shares) * SAFE
+
+    def scaled_dual(self, dual_point: Tensor, targets: Tensor, shares: Shares, limit: float, kept: float) -> float:
+        """The share `kept` of the largest value over scalings."""
         if not kept > 0:
             return 0.0
         # Below 1, so that (1 - s) y_k outweighs what rounding, of targets too, could leave of a q_k below 0.

@@ -62,6 +62,28 @@ def mean_loss(predictions: Tensor, targets: Tensor, loss: str, weights: Tensor |
     return _mean(get_loss(loss).value(predictions.double(), encoded), weights)
 
 
+def real_scores(predictions: Tensor, targets: Tensor, loss: str, weights: Tensor | None = None) -> dict[str, float]:
+    """Scores of outputs (n, c) for targets (n, c) that are no classes: the loss and what its users look at.
+
+    For labels under "bce" the share of rows with all of them right, and the F1 score of each label, averaged: a label
+    is predicted where its output is above 0. Else R², the share of the variance of all outputs that is explained.
+    """
+    scores = {"loss": mean_loss(predictions, targets, loss, weights)}
+    if loss != "bce":
+        total = _mean((targets - _means(targets, weights)).square().sum(dim=1), weights)
+        residual = _mean((predictions.double() - targets).square().sum(dim=1), weights)
+        return scores | {"r2": 1 - residual / total if total > 0 else 0.0}
+    found, there = predictions > 0, targets > 0.5
+    counts = torch.ones(len(targets), dtype=torch.float64) if weights is None else weights
+    hits, named = counts @ (found & there).double(), counts @ found.double() + counts @ there.double()
+    f1 = torch.where(named > 0, 2 * hits / named.clamp_min(1e-300), 0.0)
+    return scores | {"exact_match": _mean((found == there).all(dim=1).double(), weights), "macro_f1": float(f1.mean())}
+
+
+def _means(rows: Tensor, weights: Tensor | None) -> Tensor:
+    return rows.mean(dim=0) if weights is None else weights @ rows / weights.sum()
+
+
 def _mean(values: Tensor, weights: Tensor | None) -> float:
     return float(values.mean() if weights is None else weights @ values / weights.sum())
 

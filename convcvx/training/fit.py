@@ -15,7 +15,7 @@ from convcvx.certificate import Certificate
 from convcvx.data.datasets import Dataset
 from convcvx.errors import RunError
 from convcvx.network.certify import certify_on
-from convcvx.network.evaluate import accuracy, mean_loss, predict
+from convcvx.network.evaluate import accuracy, predict, real_scores
 from convcvx.network.two_layer import TwoLayerCNN, two_layer_cnn
 from convcvx.pooling import Pooling
 from convcvx.solution import Round, Solution, Status
@@ -161,9 +161,10 @@ def finish(
     }
     if not train.n_classes:
         metrics["train_accuracy"] = None
-    if not train.n_classes and data[1] is not None:
-        outputs = predict(network, data[1].images)
-        metrics["test_loss"] = mean_loss(outputs, data[1].targets, config.loss, data[1].weights)
+        for name, part in (("test", data[1]), ("validation", data[2])):
+            if part is not None:
+                scores = real_scores(predict(network, part.images), part.targets, config.loss, part.weights)
+                metrics |= {f"{name}_{score}": value for score, value in scores.items()}
     return Fit(network, certificate, solution, config, metrics, origin)
 
 

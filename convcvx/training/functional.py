@@ -64,8 +64,8 @@ def solve(
         Weight decay.
     pooling : array (P, K), optional
         Non-negative pooling weights; None is global average pooling.
-    loss : {"squared", "cross-entropy"}
-        ½‖f - y‖², or softmax cross-entropy.
+    loss : {"squared", "cross-entropy", "bce"}
+        ½‖f - y‖², softmax cross-entropy, or binary cross-entropy, summed over outputs: for labels (n, c) of 0 and 1.
     intercept : bool
         Train an unpenalised output bias.
     solver : {"auto", "sliding-fw", "frank-wolfe", "copositive", "gated", "closed-form"}
