@@ -25,6 +25,7 @@ class BinaryCrossEntropy:
 
     name = "bce"
     curvature = 0.25  # p (1 - p)
+    takes_real = False
 
     def value(self, predictions: Tensor, targets: Tensor) -> Tensor:
         return self._terms(predictions, targets).sum(dim=1)
@@ -34,7 +35,7 @@ class BinaryCrossEntropy:
         ahead, back = torch.sigmoid(predictions), torch.sigmoid(-predictions)
         return torch.where(predictions < 0, ahead - targets, (1 - targets) - back)
 
-    def hessian_product(self, predictions: Tensor, direction: Tensor) -> Tensor:
+    def hessian_product(self, predictions: Tensor, targets: Tensor, direction: Tensor) -> Tensor:
         return torch.sigmoid(predictions) * torch.sigmoid(-predictions) * direction
 
     def conjugate(self, slopes: Tensor, targets: Tensor) -> Tensor:

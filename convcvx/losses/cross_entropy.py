@@ -19,6 +19,7 @@ class CrossEntropy:
 
     name = "cross-entropy"
     curvature = 0.5  # Böhning 1992: diag(p) - ppᵀ ⪯ ½(I - 11ᵀ/c)
+    takes_real = False
 
     def value(self, predictions: Tensor, targets: Tensor) -> Tensor:
         """log1p Σ_{k≠p} exp(f_k - f_p) + Σ_k y_k (f_p - f_k): a sum of terms >= 0."""
@@ -31,7 +32,7 @@ class CrossEntropy:
         probabilities = torch.softmax(predictions, dim=1)
         return _balanced(probabilities - targets, probabilities.argmax(dim=1, keepdim=True))
 
-    def hessian_product(self, predictions: Tensor, direction: Tensor) -> Tensor:
+    def hessian_product(self, predictions: Tensor, targets: Tensor, direction: Tensor) -> Tensor:
         probabilities = torch.softmax(predictions, dim=1)
         weighted = probabilities * direction
         return weighted - probabilities * weighted.sum(dim=1, keepdim=True)

@@ -12,13 +12,16 @@ from convcvx.errors import InputError
 LARGEST_WHOLE = 2**53
 """Whole numbers up to this one are float64 as they are: a proof about others would be one about their neighbours."""
 
+LABELLED = ("bce",)
+"""Losses whose outputs are labels, none of which excludes another."""
+
 
 def encode_targets(
     targets: Tensor | np.ndarray, loss: str, n_classes: int | None = None, *, intercept: bool = True
 ) -> Tensor:
     """Integer classes (n,) or (n, 1) to one-hot (n, c) float64; real targets (n,) or (n, c) to (n, c) float64.
 
-    Labels of the binary cross-entropy are (n, c) of 0 and 1, also for c = 1.
+    Where a loss has labels (`LABELLED`), these are (n, c) of 0 and 1, also for c = 1.
 
     c is `n_classes`, and then the classes are 0..c-1; without it the number of distinct ids, which stand for the
     classes in their order, as in scikit-learn. Without an `intercept` rows that all name one class are a problem as any
@@ -33,7 +36,7 @@ def encode_targets(
     array = as_array("targets", targets)
     if array.ndim not in (1, 2) or array.size == 0:
         raise InputError(f"targets must be (n,) classes or (n, c) real values; got shape {array.shape}")
-    if array.dtype.kind != "f" and (array.ndim == 1 or (array.shape[1] == 1 and loss != "bce")):
+    if array.dtype.kind != "f" and (array.ndim == 1 or (array.shape[1] == 1 and loss not in LABELLED)):
         ids, places = np.unique(array, return_inverse=True)
         _check_two(len(ids), ids[0], n_classes)
         if n_classes is not None:

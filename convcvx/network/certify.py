@@ -66,7 +66,7 @@ def certify(
         (n,) classes or (n, c) real values.
     beta : float
         torch's `weight_decay` under a mean-reduced loss.
-    loss : {"squared", "cross-entropy", "bce"}
+    loss : {"squared", "cross-entropy", "bce", "huber", "huber:DELTA"}
     oracle : {"auto", "exact", "branch-and-bound", "copositive", "sampled", "local"}
     tol : float
         Gap at which a rigorous oracle may stop refining its bound.

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from convcvx.data.images import Images
 from convcvx.losses.table import get_loss
-from convcvx.losses.targets import encode_targets
+from convcvx.losses.targets import LABELLED, encode_targets
 from convcvx.machine.threads import each
 
 HIDDEN_SIZE = {"cpu": 1 << 21, "cuda": 1 << 27}
@@ -65,11 +65,13 @@ def mean_loss(predictions: Tensor, targets: Tensor, loss: str, weights: Tensor |
 def real_scores(predictions: Tensor, targets: Tensor, loss: str, weights: Tensor | None = None) -> dict[str, float]:
     """Scores of outputs (n, c) for targets (n, c) that are no classes: the loss and what its users look at.
 
-    For labels under "bce" the share of rows with all of them right, and the F1 score of each label, averaged: a label
-    is predicted where its output is above 0. Else R², the share of the variance of all outputs that is explained.
+    For labels the share of rows with all of them right, and the F1 score of each label, averaged: a label is predicted
+    where its output is above 0. For real values R², the share of the variance of all outputs that is explained.
     """
     scores = {"loss": mean_loss(predictions, targets, loss, weights)}
-    if loss != "bce":
+    if loss not in LABELLED and not get_loss(loss).takes_real:
+        return scores
+    if loss not in LABELLED:
         total = _mean((targets - _means(targets, weights)).square().sum(dim=1), weights)
         residual = _mean((predictions.double() - targets).square().sum(dim=1), weights)
         return scores | {"r2": 1 - residual / total if total > 0 else 0.0}

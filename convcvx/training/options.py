@@ -9,7 +9,8 @@ from typing import Any
 from convcvx.budget import Budget
 from convcvx.data.weights import BALANCED, class_weight_text
 from convcvx.errors import InputError, check_count, shown
-from convcvx.losses.table import LOSSES
+from convcvx.losses.table import WORDS as LOSS_WORDS
+from convcvx.losses.table import get_loss
 from convcvx.oracles import ORACLES
 from convcvx.oracles.sampled import N_GATES
 from convcvx.patches import PatchSpec
@@ -136,7 +137,7 @@ class TrainConfig:
         form=f"{BALANCED}, or a weight by class, such as 3=2,8=0.5",
         any_model=True,
     )
-    loss: str = option("squared", MODEL, f"{' or '.join(LOSSES)}.", choices=LOSSES, any_model=True)
+    loss: str = option("squared", MODEL, f"{LOSS_WORDS}.", any_model=True)
 
     solver: str = option(
         "auto",
@@ -258,6 +259,7 @@ class TrainConfig:
         budget = self.budget  # which checks itself, as the next one does
         self.patch_spec()
         class_weight_text(self.class_weight)
+        get_loss(self.loss)
         if self.beta is not None and self.beta_ratio is not None:
             raise InputError("give --beta or --beta-ratio, not both")
         if self.crops and not self.slide:
