@@ -63,6 +63,9 @@ class Certificate:
     filter_rank, filter_size : int or None
         r and h: filters lie in r principal directions of the patches, of h, and networks with others are not spoken of.
         None in files of earlier versions.
+    family_size, family_gap : int, float or None
+        Filters of a family, and how much lower than `primal`, as a share of it, the objective of a network over these
+        may be at most: a proof whatever the scope is. The gap itself if that is family. None where none was looked at.
     oracle : str
     search : dict
         The oracle's own statistics: starts and basins, or cells.
@@ -86,6 +89,8 @@ class Certificate:
     train_accuracy: float | None = None
     filter_rank: int | None = None
     filter_size: int | None = None
+    family_size: int | None = None
+    family_gap: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scope", Scope(self.scope))
@@ -94,6 +99,9 @@ class Certificate:
     def meaning(self) -> str:
         """The scope in words, and the filters meant; of a local search also what it saw; what cut the search short."""
         said = self.scope.meaning
+        if self.scope is Scope.FAMILY and self.family_size:
+            named = self.search.get("family", "filters")
+            said = said.replace("the filters of a family", f"the {self.family_size:,} {named} of the family")
         if self.filter_rank != self.filter_size:
             said += f"; among networks whose filters are of rank {self.filter_rank} of {self.filter_size}"
         stopped = self.search.get("stopped") == "time_limit"
@@ -237,10 +245,10 @@ def certify_parameters(
         again = search(problem.until(deadline), residual, starts=starts, n_filters=16, seed=seed, target=0.0)
         if again.scope.for_all and again.g_max < found.g_max:
             found, dual = again, problem.dual(residual, again.g_max)
-    if dual_point is not None and found.scope.for_all and primal - dual > tol * primal:
+    if dual_point is not None and found.scope.lasting and primal - dual > tol * primal:
         other = problem.in_domain(_checked(dual_point, problem))
         again = search(problem.until(deadline), other, starts=starts, n_filters=1, seed=seed, target=target)
-        if again.scope.for_all and problem.dual(other, again.g_max) > dual:
+        if again.scope is found.scope and problem.dual(other, again.g_max) > dual:
             found, dual = again, problem.dual(other, again.g_max)
     if found.scope.proved:  # the network's own objective is known to rounding only, which is part of the gap
         dual -= problem.primal_error(predictions, weights)
@@ -265,6 +273,8 @@ def certify_parameters(
         train_accuracy=float((predictions.argmax(dim=1) == problem.targets.argmax(dim=1)).double().mean()),
         filter_rank=problem.responses.embedding.dim,
         filter_size=problem.responses.embedding.size,
+        family_size=found.stats.get("family_size"),
+        family_gap=relative_gap(primal, dual) if found.scope is Scope.FAMILY else None,
     )
 
 

@@ -18,7 +18,7 @@ from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
 from convcvx.solution import Callback, Solution, Status
 from convcvx.training.journal import Checkpoint
-from convcvx.training.optimise import optimise
+from convcvx.training.optimise import named_oracle, optimise
 from convcvx.training.option import check_names
 from convcvx.training.options import TrainConfig
 from convcvx.training.plan import beta_at, build_problem, find_beta_max, warn_short_of
@@ -129,6 +129,7 @@ def train(
 
     `start`, and what `callback` is told and what comes back, are out of them; `report` is told what is in them.
     """
+    oracle = named_oracle(oracle, config)
     begun = Checkpoint(solution=None if start is None else units.inverse.solution(start).shifted(-problem.offset))
     optimised = optimise(
         problem, config, _OutOfUnits(report, callback, units), checkpoint=begun, oracle=oracle, beta_max=False

@@ -120,7 +120,7 @@ def prepare(
 ) -> tuple[Problem, Plan]:
     """The training problem, its β still open and `spent` seconds of its time gone, and how it is solved."""
     problem = training_problem(config, train, checkpoint.embedding, team)
-    plan = Plan.of(problem, config.solver, config.oracle)
+    plan = Plan.of(problem, *config.search)
     return problem.until(Deadline.after(config.time_limit, spent=spent)), plan
 
 
