@@ -19,6 +19,7 @@ from torch import Tensor
 from convcvx.budget import NEVER
 from convcvx.errors import InputError
 from convcvx.machine.threads import sparing_threads
+from convcvx.optimum import optimum_of
 from convcvx.oracles import get_oracle
 from convcvx.oracles.base import Oracle
 from convcvx.oracles.local import LocalOracle
@@ -66,6 +67,10 @@ class Certificate:
     family_size, family_gap : int, float or None
         Filters of a family, and how much lower than `primal`, as a share of it, the objective of a network over these
         may be at most: a proof whatever the scope is. The gap itself if that is family. None where none was looked at.
+    optimum : dict or None
+        What it tells, as `convcvx.optimum` has it: `slope`, Σ_j ‖V_j‖, the derivative of the optimal value by β, and
+        bounds `slope_low`, `slope_high` on it, proved if the scope is; `active` directions found where g reaches β, and
+        how many are `active_used` by the network, None where the gap is above 1 %. None in files of earlier versions.
     oracle : str
     search : dict
         The oracle's own statistics: starts and basins, or cells.
@@ -91,6 +96,7 @@ class Certificate:
     filter_size: int | None = None
     family_size: int | None = None
     family_gap: float | None = None
+    optimum: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scope", Scope(self.scope))
@@ -231,10 +237,11 @@ def certify_parameters(
         (given if search.name == "local" else problem).until(deadline if dual_point is None else deadline.share(HALF)),
         residual,
         starts=starts,
-        n_filters=16,
+        n_filters=16 + len(filters) * (search.name == "family"),  # a scan knows all that are active
         seed=seed,
         target=target,
     )
+    point = residual
     if not found.scope.proved and len(found.values):
         candidates = torch.cat([found.filters, starts])
         values = problem.responses.correlate(candidates, residual).flatten(1).norm(dim=1)
@@ -249,17 +256,17 @@ def certify_parameters(
         other = problem.in_domain(_checked(dual_point, problem))
         again = search(problem.until(deadline), other, starts=starts, n_filters=1, seed=seed, target=target)
         if again.scope is found.scope and problem.dual(other, again.g_max) > dual:
-            found, dual = again, problem.dual(other, again.g_max)
-    if found.scope.proved:  # the network's own objective is known to rounding only, which is part of the gap
-        dual -= problem.primal_error(predictions, weights)
-    elif large:
-        dual -= FLOAT32_ROUNDING * primal
+            found, dual, point = again, problem.dual(other, again.g_max), other
+    # The network's own objective is known to rounding only, which is part of the gap.
+    off = problem.primal_error(predictions, weights) if found.scope.proved else FLOAT32_ROUNDING * primal * large
+    dual -= off
     # The optimum is neither below zero nor above that of any network; what is no number bounds nothing.
     dual = min(dual, primal) if dual > 0 else 0.0
+    rel_gap = relative_gap(primal, dual)
     return Certificate(
         primal=primal,
         dual=dual,
-        rel_gap=relative_gap(primal, dual),
+        rel_gap=rel_gap,
         scope=found.scope,
         beta=problem.beta,
         g_max=found.g_max,
@@ -274,7 +281,8 @@ def certify_parameters(
         filter_rank=problem.responses.embedding.dim,
         filter_size=problem.responses.embedding.size,
         family_size=found.stats.get("family_size"),
-        family_gap=relative_gap(primal, dual) if found.scope is Scope.FAMILY else None,
+        family_gap=rel_gap if found.scope is Scope.FAMILY else None,
+        optimum=optimum_of(problem, filters, weights, point, found, primal=primal + off, rel_gap=rel_gap),
     )
 
 

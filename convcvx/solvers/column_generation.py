@@ -15,7 +15,7 @@ from torch import Tensor
 
 from convcvx.budget import OutOfTime
 from convcvx.problem import Problem
-from convcvx.solution import Solution, Status
+from convcvx.solution import Solution
 from convcvx.solvers.loop import Level, Look
 from convcvx.solvers.master.table import solve_master
 from convcvx.solvers.rounds import predicted
@@ -28,6 +28,8 @@ class ColumnGeneration(SlidingFrankWolfe):
 
     name: ClassVar[str] = "column-generation"
 
+    fewest: int = 64
+    """A scan costs more than the weights of many filters: those that turn out to be of no use are dropped."""
     same: float = 1 - 1e-12
     """Cosine from which on a candidate is a filter that the network has."""
 
@@ -35,19 +37,16 @@ class ColumnGeneration(SlidingFrankWolfe):
         """Nowhere by itself: filters that may slide reach the optimum with fewer."""
         return None
 
-    def ended(self, level: Level, look: Look) -> Status | None:
-        """As for filters that slide; or where all candidates are there already, and weights are as good as they get."""
-        if (status := super().ended(level, look)) is not None:
-            return status
-        return None if level.is_sample or len(self._new(look)) else Status.STALLED
-
     def step(self, level: Level, look: Look, seed: int) -> tuple[Solution, Tensor]:
         """The objective does not rise."""
         problem, solution, record = level.problem, look.solution, look.record
-        filters = torch.cat([solution.filters, self._new(look)])
+        new = self._new(look)
+        filters = torch.cat([solution.filters, new])
         weights = torch.zeros(len(filters), *solution.weights.shape[1:], dtype=torch.float64)
         weights[: solution.n_filters] = solution.weights
-        tol = max(self.exact * max(level.budget.tol, record["rel_gap"]), self.finest)
+        # Where no filter is missing, weights are what keeps the gap open.
+        wanted = max(level.budget.tol, record["rel_gap"]) if len(new) else level.budget.tol
+        tol = max(self.exact * wanted, self.finest)
         try:
             result = solve_master(problem, filters, weights, solution.intercept, tol=tol)
         except OutOfTime:

@@ -186,7 +186,19 @@ def score(network: TwoLayerCNN, dataset: Dataset | None) -> float | None:
 
 def certificate_summary(certificate: Certificate) -> dict[str, Any]:
     """The certificate's part of the printed JSON."""
-    names = ("primal", "dual", "rel_gap", "scope", "meaning", "beta", "loss", "oracle", "family_size", "family_gap")
+    names = (
+        "primal",
+        "dual",
+        "rel_gap",
+        "scope",
+        "meaning",
+        "beta",
+        "loss",
+        "oracle",
+        "family_size",
+        "family_gap",
+        "optimum",
+    )
     values = certificate.to_dict()
     return {name: values[name] for name in names}
 
