@@ -6,8 +6,8 @@ values D(β') <= p(β'),
 
     p'(β) >= (D(β') - P) / (β' - β)  for β' > β,        p'(β) <= (P - D(β')) / (β - β')  for β' < β,
 
-and D is known at every β', as a dual point is scaled to whatever β is. The error is about √(2 gap · curvature) / β. Under
-the cross-entropy dual points only get shorter, and the lower bound says little.
+and D is known at every β', as a dual point is scaled to whatever β is. The error is about √(2 gap · curvature) / β.
+Under the cross-entropy dual points only get shorter, and the lower bound says little.
 
 A direction in which g reaches β may carry weight in an optimal network, and no other does. If a network uses all of
 them no other filters do as well; else there may be other optima.
@@ -52,9 +52,9 @@ def derivative(problem: Problem, dual_point: Tensor, g_max: float, primal: float
 def active_directions(
     problem: Problem, filters: Tensor, dual_point: Tensor, found: OracleResult
 ) -> tuple[Tensor, Tensor]:
-    """Distinct filters (q, r) with g >= β but for `ACTIVE`, among unit `filters` and those `found`; which ones are used.
+    """Distinct filters (q, r), among those of the network and those `found`, with g >= β but for `ACTIVE`.
 
-    The latter (q,) bool: whether they are among `filters`.
+    And (q,) bool: whether the network, which has unit `filters`, uses them.
     """
     candidates, values = found.filters, found.values
     if found.scope.proved:  # else those of the network are among what was found

@@ -194,8 +194,7 @@ class FamilyOracle:
             for filters, values in self._scan(problem, torch.from_numpy(scaled)):
                 bound = largest(bound, float(values.max()))
                 scanned.append(_promising(filters, values, n_filters))
-            error = np.ldexp(problem.dual_error(dual_point).numpy(), -exponent)
-            bound = self._raised(problem, bound, torch.from_numpy(scaled), torch.from_numpy(error))
+            bound = bound_over_family(problem, raised(bound, exponent), dual_point, symmetric=self.family.symmetric)
         except OutOfTime:
             bound, stats["stopped"] = math.inf, "time_limit"
         stats["seconds"] = perf_counter() - began
@@ -204,7 +203,7 @@ class FamilyOracle:
         filters, values = (torch.cat(parts) for parts in zip(*scanned, strict=True))
         best = Metric.of(problem.responses).distinct(filters, values, n_filters, DIVERSE)
         values = torch.from_numpy(np.ldexp(values[best].numpy(), exponent))
-        return OracleResult(filters[best], values, raised(bound, exponent), Scope.FAMILY, stats)
+        return OracleResult(filters[best], values, bound, Scope.FAMILY, stats)
 
     def _scan(self, problem: Problem, dual_point: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (filters (b, r), g of each) until all of the family are through."""
@@ -219,19 +218,23 @@ class FamilyOracle:
             if linear is not None:
                 yield -filters, (correlations - filters @ linear).norm(dim=1)
 
-    def _raised(self, problem: Problem, bound: float, dual_point: Tensor, dual_error: Tensor) -> float:
-        """A true upper bound on g over the family, of which `bound` is the largest that was computed."""
-        responses = problem.responses
-        dim, size = responses.embedding.basis.shape
-        terms = 2 * dim + size + responses.n_positions + responses.n + OTHERS
-        share = terms * UNIT / (1 - terms * UNIT)
-        if self.family.symmetric:
-            share = (2 + 2 * math.sqrt(dim)) * share
-        sizes, errors = reach(problem.responses)
-        lengths = dual_point.norm(dim=1)
-        allowance = float(lengths @ (share * sizes + errors) + dual_error @ (sizes + errors))
-        entries = responses.n_cells * problem.n_outputs
-        return largest(bound * (1 + (entries + 4) * UNIT), 0.0) + allowance * SAFE * SAFE + SMALLEST_NORMAL
+
+def bound_over_family(problem: Problem, computed: float, dual_point: Tensor, *, symmetric: bool = False) -> float:
+    """A true upper bound on g over a family, of which `computed` is the largest in float64; see `FamilyOracle`.
+
+    `dual_point` is what `in_domain` made of it. Infinite for a g that is no number.
+    """
+    responses = problem.responses
+    dim, size = responses.embedding.basis.shape
+    terms = 2 * dim + size + responses.n_positions + responses.n + OTHERS
+    share = terms * UNIT / (1 - terms * UNIT)
+    if symmetric:
+        share = (2 + 2 * math.sqrt(dim)) * share
+    sizes, errors = reach(responses)
+    moved = problem.dual_error(dual_point)
+    allowance = float(dual_point.norm(dim=1) @ (share * sizes + errors) + moved @ (sizes + errors))
+    entries = responses.n_cells * problem.n_outputs
+    return largest(computed * (1 + (entries + 4) * UNIT), 0.0) + allowance * SAFE * SAFE + SMALLEST_NORMAL
 
 
 def reach(responses: Responses) -> tuple[Tensor, Tensor]:

@@ -14,11 +14,13 @@ from convcvx.budget import LEAST
 from convcvx.certificate import Certificate
 from convcvx.data.datasets import Dataset
 from convcvx.errors import RunError
-from convcvx.network.certify import certify_on
+from convcvx.network.certify import certify_on, parameters_of
 from convcvx.network.evaluate import accuracy, mean_loss, predict
+from convcvx.network.foreign import read_network
 from convcvx.network.two_layer import TwoLayerCNN, two_layer_cnn
 from convcvx.pooling import Pooling
 from convcvx.solution import Round, Solution, Status
+from convcvx.training.dictionary_gap import with_dictionary_gap
 from convcvx.training.optimise import Optimised, named_oracle
 from convcvx.training.options import TrainConfig
 from convcvx.training.origin import Origin
@@ -144,6 +146,8 @@ def finish(
         dual_point=solution.dual_point,
         training=solution.history,
     )
+    own = parameters_of(read_network(network), responses.embedding)
+    certificate = with_dictionary_gap(certificate, config, problem, optimised.solution.filters, *own)
     metrics = certificate_summary(certificate) | {
         "beta_max": optimised.beta_max,
         "n_filters": solution.n_filters,

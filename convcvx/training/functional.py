@@ -17,6 +17,7 @@ from convcvx.oracles import Oracle
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
 from convcvx.solution import Callback, Solution, Status
+from convcvx.training.dictionary_gap import with_dictionary_gap
 from convcvx.training.journal import Checkpoint
 from convcvx.training.optimise import named_oracle, optimise
 from convcvx.training.option import check_names
@@ -145,6 +146,9 @@ def train(
         seed=config.seed,
         dual_point=solution.dual_point,
         training=solution.history,
+    )
+    certificate = with_dictionary_gap(
+        certificate, config, problem, solution.filters, solution.filters, solution.weights, solution.intercept
     )
     solution = units.solution(replace(solution, certificate=certificate))
     return solution, units.certificate(certificate)
