@@ -64,9 +64,10 @@ class Certificate:
     filter_rank, filter_size : int or None
         r and h: filters lie in r principal directions of the patches, of h, and networks with others are not spoken of.
         None in files of earlier versions.
-    family_size, family_gap : int, float or None
-        Filters of a family, and how much lower than `primal`, as a share of it, the objective of a network over these
-        may be at most: a proof whatever the scope is. The gap itself if that is family. None where none was looked at.
+    family, family_size, family_gap : str, int, float or None
+        A family of filters in words, how many these are, and how much lower than `primal`, as a share of it, the
+        objective of a network over them may be at most: a proof whatever the scope is, and the gap itself if that is
+        family. With flips it is of the images and their mirror images. None where no family was looked at.
     optimum : dict or None
         What it tells, as `convcvx.optimum` has it: `slope`, Σ_j ‖V_j‖, the derivative of the optimal value by β, and
         bounds `slope_low`, `slope_high` on it, proved if the scope is; `active` directions found where g reaches β, and
@@ -94,6 +95,7 @@ class Certificate:
     train_accuracy: float | None = None
     filter_rank: int | None = None
     filter_size: int | None = None
+    family: str | None = None
     family_size: int | None = None
     family_gap: float | None = None
     optimum: dict[str, Any] | None = None
@@ -106,7 +108,7 @@ class Certificate:
         """The scope in words, and the filters meant; of a local search also what it saw; what cut the search short."""
         said = self.scope.meaning
         if self.scope is Scope.FAMILY and self.family_size:
-            named = self.search.get("family", "filters")
+            named = self.family or "filters"
             said = said.replace("the filters of a family", f"the {self.family_size:,} {named} of the family")
         if self.filter_rank != self.filter_size:
             said += f"; among networks whose filters are of rank {self.filter_rank} of {self.filter_size}"
@@ -280,6 +282,7 @@ def certify_parameters(
         train_accuracy=float((predictions.argmax(dim=1) == problem.targets.argmax(dim=1)).double().mean()),
         filter_rank=problem.responses.embedding.dim,
         filter_size=problem.responses.embedding.size,
+        family=found.stats.get("family"),
         family_size=found.stats.get("family_size"),
         family_gap=rel_gap if found.scope is Scope.FAMILY else None,
         optimum=optimum_of(problem, filters, weights, point, found, primal=primal + off, rel_gap=rel_gap),

@@ -92,8 +92,8 @@ def told(values: Mapping[str, Any]) -> dict[str, str]:
     """
     lines = {}
     if (gap := values.get("family_gap")) is not None:
-        size = values["family_size"]
-        lines["family"] = f"no network over these {size:,} filters is more than {gap:.2%} better: a proof"
+        size, name = values["family_size"], values.get("family") or "filters"
+        lines["family"] = f"no network over these {size:,} {name} is more than {gap:.2%} better: a proof"
     if (optimum := values.get("optimum")) is not None:
         lines["optimum"] = _in_words(optimum, Scope(values["scope"]).proved)
     return lines

@@ -25,11 +25,17 @@ from convcvx.certificate import Certificate, certify_parameters
 from convcvx.data.datasets import load
 from convcvx.errors import InputError
 from convcvx.estimator import ConvexCNNClassifier
+from convcvx.losses.shares import Shares
+from convcvx.optimum import told
 from convcvx.oracles import FamilyOracle, Listed, Scope, Ternary, get_oracle
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
 from convcvx.solvers.column_generation import column_generation
+from convcvx.solvers.dictionary.filters import dictionary
+from convcvx.solvers.master.table import solve_master
+from convcvx.training.dictionary_gap import with_dictionary_gap
 from convcvx.training.options import TrainConfig
+from convcvx.training.resolve import training_problem
 
 TERNARY = FamilyOracle(Ternary())
 QUICK = {"kernel_size": 2, "stride": 2, "pool": 2, "beta_ratio": 0.05, "tol": 0.05, "seed": 3, "filters": "ternary"}
@@ -234,3 +240,95 @@ def test_certificates_of_the_same_network_are_kept_apart_by_their_families():
     assert large.family_size == 8
     assert large.dual <= small.dual + 1e-9  # a larger family has a lower optimum
     assert replace(small, family_size=None).meaning.startswith("a proof for the filters of a family")
+
+
+DRAWN = {"hidden_bias": True, "whiten": 0.1, "pool": 2, "beta_ratio": 0.01, "max_rounds": 0, "seed": 1}
+
+
+def of_dictionary(count: int = 150, **options) -> tuple[convcvx.Fit, Problem]:
+    """A training from a dictionary, and its problem in float64."""
+    train, _ = load("digits", limit=count)
+    given = {"dictionary": 24, **DRAWN, **options}
+    fit = convcvx.fit(train.images, train.targets, **given)
+    config = TrainConfig.of(given)
+    problem = training_problem(config, train).with_dtype(torch.float64)
+    return fit, problem.with_beta(fit.certificate.beta)
+
+
+@pytest.mark.filterwarnings("ignore::convcvx.errors.ConvergenceWarning")
+def test_a_dictionary_proves_its_gap_beside_the_estimate_over_all_filters():
+    fit, problem = of_dictionary()
+    found = fit.certificate
+    assert (found.scope, found.family_size) == (Scope.HEURISTIC, 24)
+    drawn = dictionary(problem.responses, 24, seed=1)
+    solution = fit.solution
+    proved = certify_parameters(
+        problem, solution.filters, solution.weights, solution.intercept, oracle=FamilyOracle(Listed(drawn))
+    )
+    assert found.family_gap == pytest.approx(proved.family_gap, rel=1e-2)
+    assert found.family_gap < 0.02 < found.rel_gap
+    assert fit.metrics["family_gap"] == found.family_gap
+    optimum = solve_master(problem, drawn, tol=1e-7).objective
+    assert (1 - found.family_gap) * found.primal <= optimum <= found.primal * (1 + 1e-6)
+    assert "over these 24 filters of the dictionary is more than" in told(found.to_dict())["family"]
+
+
+@pytest.mark.filterwarnings("ignore::convcvx.errors.ConvergenceWarning")
+def test_with_flips_the_gap_of_a_dictionary_is_that_on_images_and_mirror_images():
+    fit, problem = of_dictionary(count=80, flips=True)
+    images, solution = problem.responses.images, fit.solution
+    doubled = replace(
+        problem,
+        responses=problem.responses.to(images=torch.cat([images, images.flip(3)])),
+        targets=problem.targets.repeat(2, 1),
+        shares=Shares.equal(160),
+    )
+    proved = certify_parameters(
+        doubled, solution.filters, solution.weights, solution.intercept, oracle=FamilyOracle(Listed(solution.filters))
+    )
+    assert fit.certificate.family_size == proved.family_size == 24
+    assert fit.certificate.family_gap == pytest.approx(proved.family_gap, rel=1e-2)
+    plain = certify_parameters(
+        problem, solution.filters, solution.weights, oracle=FamilyOracle(Listed(solution.filters))
+    )
+    assert plain.family_gap > 5 * proved.family_gap  # the images alone would be another objective
+
+
+@pytest.mark.filterwarnings("ignore::convcvx.errors.ConvergenceWarning")
+@pytest.mark.parametrize("options", [{"slide": 1.0}, {"max_rounds": 1}])
+def test_the_family_of_a_dictionary_is_the_networks_own_filters_and_those_that_it_does_not_use(options):
+    fit, _ = of_dictionary(count=80, **options)
+    own = fit.solution.n_filters
+    assert fit.certificate.family_gap is not None
+    assert fit.certificate.family_gap < 1
+    if "slide" in options:
+        assert fit.certificate.family_size == own
+    else:
+        assert own <= fit.certificate.family_size <= own + 24
+
+
+@pytest.mark.filterwarnings("ignore::convcvx.errors.ConvergenceWarning")
+def test_filters_of_a_dictionary_that_a_network_does_not_use_belong_to_the_family():
+    fit, problem = of_dictionary(count=80, beta_ratio=0.1)
+    drawn = dictionary(problem.responses, 24, seed=1)
+    few = solve_master(problem, drawn[:10], tol=1e-6)
+    network = drawn[:10], few.weights, few.intercept
+    config = TrainConfig.of({"dictionary": 24, **DRAWN})
+    found = with_dictionary_gap(fit.certificate, config, problem, drawn[:10], *network)
+    proved = certify_parameters(problem, *network, oracle=FamilyOracle(Listed(drawn)))
+    assert found.family_size == proved.family_size == 24
+    assert found.family_gap == pytest.approx(proved.family_gap, rel=1e-6)
+    assert found.family_gap > 2 * fit.certificate.family_gap  # filters that are missing show
+    late = with_dictionary_gap(
+        replace(fit.certificate, family_gap=None), config, problem.until(Deadline.after(1e-9)), drawn[:10], *network
+    )
+    assert late.family_gap is None
+
+
+@pytest.mark.filterwarnings("ignore::convcvx.errors.ConvergenceWarning")
+def test_an_estimator_with_a_dictionary_proves_the_same_gap():
+    train, _ = load("digits", limit=80)
+    model = ConvexCNNClassifier(dictionary=24, kernel_size=3, **{k: v for k, v in DRAWN.items() if k != "seed"})
+    model.fit(train.images.numpy(), train.targets.numpy())
+    assert model.certificate_.family_size == 24
+    assert model.certificate_.family_gap < 0.02

@@ -199,6 +199,7 @@ def certificate_summary(certificate: Certificate) -> dict[str, Any]:
         "beta",
         "loss",
         "oracle",
+        "family",
         "family_size",
         "family_gap",
         "optimum",
