@@ -274,6 +274,15 @@ def test_a_dictionary_proves_its_gap_beside_the_estimate_over_all_filters():
 
 
 @pytest.mark.filterwarnings("ignore::convcvx.errors.ConvergenceWarning")
+def test_certifying_a_run_from_a_dictionary_proves_its_gap_anew(tmp_path):
+    flags = "--limit 80 --dictionary 24 --hidden-bias --whiten --pool 2 --beta-ratio 0.01 --max-rounds 0 --flips"
+    trained = answer(cli(f"train --data digits --json {flags}", "--out", tmp_path / "run", code=3))
+    again = answer(cli("certify --json", tmp_path / "run", code=3))
+    assert (again["family"], again["family_size"]) == (trained["family"], trained["family_size"])
+    assert again["family_gap"] == pytest.approx(trained["family_gap"], rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::convcvx.errors.ConvergenceWarning")
 def test_with_flips_the_gap_of_a_dictionary_is_that_on_images_and_mirror_images():
     fit, problem = of_dictionary(count=80, flips=True)
     images, solution = problem.responses.images, fit.solution
@@ -314,13 +323,13 @@ def test_filters_of_a_dictionary_that_a_network_does_not_use_belong_to_the_famil
     few = solve_master(problem, drawn[:10], tol=1e-6)
     network = drawn[:10], few.weights, few.intercept
     config = TrainConfig.of({"dictionary": 24, **DRAWN})
-    found = with_dictionary_gap(fit.certificate, config, problem, drawn[:10], *network)
+    found = with_dictionary_gap(fit.certificate, config, problem, *network)
     proved = certify_parameters(problem, *network, oracle=FamilyOracle(Listed(drawn)))
     assert found.family_size == proved.family_size == 24
     assert found.family_gap == pytest.approx(proved.family_gap, rel=1e-6)
     assert found.family_gap > 2 * fit.certificate.family_gap  # filters that are missing show
     late = with_dictionary_gap(
-        replace(fit.certificate, family_gap=None), config, problem.until(Deadline.after(1e-9)), drawn[:10], *network
+        replace(fit.certificate, family_gap=None), config, problem.until(Deadline.after(1e-9)), *network
     )
     assert late.family_gap is None
 

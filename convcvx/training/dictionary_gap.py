@@ -27,8 +27,8 @@ from convcvx.rounding import SAFE, UNIT
 from convcvx.training.dictionary_start import drawn_filters
 from convcvx.training.options import TrainConfig
 
-SAME = 1e-9
-"""Distance of unit filters below which one of the dictionary is the network's own."""
+SAME = 1e-4
+"""Distance of unit filters below which one of the dictionary is the network's own, which float32 has rounded."""
 BLOCK_IMAGES = 256
 """Images whose responses are multiplied at once, at least: fewer would leave cores idle."""
 
@@ -37,7 +37,6 @@ def with_dictionary_gap(
     certificate: Certificate,
     config: TrainConfig,
     problem: Problem,
-    solution_filters: Tensor,
     filters: Tensor,
     weights: Tensor,
     intercept: Tensor | None,
@@ -46,7 +45,7 @@ def with_dictionary_gap(
 
     The family: the network's own filters and, unless the dictionary was to slide, those of the dictionary that the
     network does not use. With flips the objective is that on the images and their mirror images, and the family has the
-    mirror image of each filter.
+    mirror image of each filter; of images that stay on disk it is that on the images as they are, and not small.
 
     Parameters
     ----------
@@ -54,17 +53,15 @@ def with_dictionary_gap(
     config : TrainConfig
         Of a training with a dictionary; of another nothing changes.
     problem : Problem
-    solution_filters : Tensor (m, r)
-        The filters in float64, by which those of the dictionary are known.
     filters, weights, intercept : Tensor (m, r), (m, P, c), (c,)
-        The same in the network, perhaps rounded.
+        Those of the network as it is.
     """
-    if config.dictionary is None or not len(solution_filters):
+    if config.dictionary is None or not bool(weights.any()):
         return certificate
     name = "filters of the dictionary"
     try:
-        others = _unused(config, problem, solution_filters)
-        if config.flips and config.max_rounds == 0:
+        others = _unused(config, problem, normalize(filters))
+        if config.flips and config.max_rounds == 0 and isinstance(problem.responses.images, Tensor):
             name += ", mirror images of images and filters included,"
             size, gap = _mirrored_gap(problem, filters, weights, intercept, others)
         else:
@@ -114,7 +111,8 @@ def _mirrored_gap(
     dual_point = _dual_point(problem, filters, weights)
     exact = problem.with_dtype(torch.float64)
     images = exact.responses.images
-    both = (exact.responses, exact.responses.to(images=images[:].flip(3)))
+    assert isinstance(images, Tensor)
+    both = exact.responses, exact.responses.to(images=exact.responses.embedding.spec.mirrored(images))
     surveyed = [_surveyed(responses, dual_point, half, first) for responses in both]
     correlations, outputs = (sum(parts) for parts in zip(*surveyed, strict=True))
     g_max = bound_over_family(exact, _largest(correlations) / 2, dual_point)

@@ -147,7 +147,7 @@ def finish(
         training=solution.history,
     )
     own = parameters_of(read_network(network), responses.embedding)
-    certificate = with_dictionary_gap(certificate, config, problem, optimised.solution.filters, *own)
+    certificate = with_dictionary_gap(certificate, config, problem, *own)
     metrics = certificate_summary(certificate) | {
         "beta_max": optimised.beta_max,
         "n_filters": solution.n_filters,

@@ -148,7 +148,7 @@ def train(
         training=solution.history,
     )
     certificate = with_dictionary_gap(
-        certificate, config, problem, solution.filters, solution.filters, solution.weights, solution.intercept
+        certificate, config, problem, solution.filters, solution.weights, solution.intercept
     )
     solution = units.solution(replace(solution, certificate=certificate))
     return solution, units.certificate(certificate)
