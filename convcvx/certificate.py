@@ -70,7 +70,7 @@ class Certificate:
         family. With flips it is of the images and their mirror images. None where no family was looked at.
     optimum : dict or None
         What it tells, as `convcvx.optimum` has it: `slope`, Σ_j ‖V_j‖, the derivative of the optimal value by β, and
-        bounds `slope_low`, `slope_high` on it, proved if the scope is; `active` directions found where g reaches β, and
+        bounds `slope_low`, `slope_high` on it, `proved` or not; `active` directions found where g reaches β, and
         how many are `active_used` by the network, None where the gap is above 1 %. None in files of earlier versions.
     oracle : str
     search : dict

@@ -24,7 +24,6 @@ from torch import Tensor
 from convcvx.oracles.base import OracleResult
 from convcvx.oracles.local import DISTINCT
 from convcvx.oracles.metric import Metric
-from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
 from convcvx.rounding import SAFE
 
@@ -78,7 +77,8 @@ def optimum_of(
 ) -> dict[str, Any]:
     """What `Certificate.optimum` has; `primal` is not below the objective of the network."""
     low, high = derivative(problem, dual_point, found.g_max, primal)
-    told = {"slope": float(weights.flatten(1).norm(dim=1).sum()), "slope_low": low, "slope_high": high}
+    slope = float(weights.flatten(1).norm(dim=1).sum())
+    told = {"slope": slope, "slope_low": low, "slope_high": high, "proved": found.scope.proved}
     if not rel_gap <= NEAR:
         return {**told, "active": None, "active_used": None}
     active, used = active_directions(problem, filters, dual_point, found)
@@ -95,12 +95,12 @@ def told(values: Mapping[str, Any]) -> dict[str, str]:
         size, name = values["family_size"], values.get("family") or "filters"
         lines["family"] = f"no network over these {size:,} {name} is more than {gap:.2%} better: a proof"
     if (optimum := values.get("optimum")) is not None:
-        lines["optimum"] = _in_words(optimum, Scope(values["scope"]).proved)
+        lines["optimum"] = _in_words(optimum)
     return lines
 
 
-def _in_words(optimum: Mapping[str, Any], proved: bool) -> str:
-    kind = "proved" if proved else "estimated"
+def _in_words(optimum: Mapping[str, Any]) -> str:
+    kind = "proved" if optimum["proved"] else "estimated"
     said = (
         f"the optimal objective rises by {optimum['slope']:.4g} per unit of beta "
         f"({kind}: {optimum['slope_low']:.4g} to {optimum['slope_high']:.4g})"
