@@ -132,7 +132,9 @@ def _mirroring_error(embedding: PatchEmbedding, filters: Tensor) -> float:
     off = (mirrored @ embedding.basis)[:, :taps] - exact
     bias = (mirrored - units) @ embedding.basis[:, taps:]
     rounding = 4 * (len(columns) + len(embedding.basis)) * UNIT
-    return float((torch.cat([off, bias], dim=1).abs() / columns).max()) * SAFE + rounding
+    moved = torch.cat([off, bias], dim=1).abs()
+    # An entry that no filter has is 0 in a mirror image too.
+    return float(torch.where(moved > 0, moved / columns, moved).max()) * SAFE + rounding
 
 
 def _dual_point(problem: Problem, filters: Tensor, weights: Tensor) -> Tensor:
