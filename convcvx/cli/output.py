@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 
 from convcvx.errors import ConvcvxError, WorkerError, one_line
+from convcvx.optimum import told
 from convcvx.solution import Status
 from convcvx.storage.reading import json_text
 
@@ -53,6 +54,7 @@ def print_summary(console: Console, metrics: dict[str, Any]) -> None:
         f"lower bound  {metrics['dual']:.8g}",
         f"gap          {metrics['rel_gap']:.2e} relative",
         f"scope        {metrics['scope']}: {metrics['meaning']}",
+        *(f"{name:12} {text}" for name, text in told(metrics).items()),
         f"filters      {metrics['n_filters']}",
         f"status       {metrics['status']} after {cost(metrics)}",
     ]

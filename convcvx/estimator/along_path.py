@@ -20,6 +20,7 @@ from convcvx.estimator.models import ConvexCNNClassifier, ConvexCNNRegressor
 from convcvx.problem import Problem
 from convcvx.solution import Status
 from convcvx.training.functional import path_betas
+from convcvx.training.optimise import named_oracle
 from convcvx.training.options import TrainConfig
 from convcvx.training.plan import warn_short_of
 from convcvx.units import Units
@@ -66,7 +67,9 @@ class _AlongPath(ConvexCNN):
 
     def _path(self, problem: Problem, units: Units, config: TrainConfig) -> np.ndarray:
         if self.betas is None:
-            return np.array(path_betas(problem, units, config.oracle, config.seed, self.n_betas, self.ratio))
+            return np.array(
+                path_betas(problem, units, named_oracle(config.oracle, config), config.seed, self.n_betas, self.ratio)
+            )
         betas = np.asarray(self.betas, dtype=float)
         if betas.ndim != 1 or not len(betas):
             raise InputError(f"betas must be a sequence of positive numbers; got {self.betas!r}")

@@ -139,16 +139,21 @@ def certify_on(
         raise InputError(
             f"the network has {layers.classifier.out_features} outputs but the targets {problem.n_outputs}"
         )
-    bias = layers.convolution.bias
-    filters = embedding.filters(layers.convolution.weight.detach().cpu(), None if bias is None else bias.detach().cpu())
-    weights = rearrange(layers.classifier.weight.detach().cpu().double(), "c (m p) -> m p c", m=len(filters))
+    filters, weights, own = parameters_of(layers, embedding)
     outputs = problem.responses.predict(filters, weights, torch.zeros(problem.n_outputs))
-    own = None if layers.classifier.bias is None else layers.classifier.bias.detach().cpu()
     _check_outputs(network, problem.responses.images, outputs, torch.zeros(problem.n_outputs) if own is None else own)
     options: dict[str, Any] = {"oracle": oracle, "tol": tol, "seed": seed, "dual_point": dual_point}
     return certify_parameters(
         problem.until(deadline), filters, weights, own, training=training, outputs=outputs, **options
     )
+
+
+def parameters_of(layers: Layers, embedding: PatchEmbedding) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Filters (m, r), weights (m, P, c) and, if there is one, the intercept (c,) of a network as it is."""
+    bias, intercept = layers.convolution.bias, layers.classifier.bias
+    filters = embedding.filters(layers.convolution.weight.detach().cpu(), None if bias is None else bias.detach().cpu())
+    weights = rearrange(layers.classifier.weight.detach().cpu().double(), "c (m p) -> m p c", m=len(filters))
+    return filters, weights, None if intercept is None else intercept.detach().cpu()
 
 
 def _in_units(network: nn.Module, layers: Layers, images: Images, units: Units) -> nn.Module:

@@ -14,11 +14,13 @@ from convcvx.budget import LEAST
 from convcvx.certificate import Certificate
 from convcvx.data.datasets import Dataset
 from convcvx.errors import RunError
-from convcvx.network.certify import certify_on
+from convcvx.network.certify import certify_on, parameters_of
 from convcvx.network.evaluate import accuracy, predict, real_scores
+from convcvx.network.layers import read_network
 from convcvx.network.two_layer import TwoLayerCNN, two_layer_cnn
 from convcvx.pooling import Pooling
 from convcvx.solution import Round, Solution, Status
+from convcvx.training.dictionary_gap import with_dictionary_gap
 from convcvx.training.optimise import Optimised, named_oracle
 from convcvx.training.options import TrainConfig
 from convcvx.training.origin import Origin
@@ -144,6 +146,8 @@ def finish(
         dual_point=solution.dual_point,
         training=solution.history,
     )
+    own = parameters_of(read_network(network, image_shape(train)), responses.embedding)
+    certificate = with_dictionary_gap(certificate, config, problem, *own)
     metrics = certificate_summary(certificate) | {
         "beta_max": optimised.beta_max,
         "n_filters": solution.n_filters,
@@ -191,7 +195,20 @@ def score(network: TwoLayerCNN, dataset: Dataset | None) -> float | None:
 
 def certificate_summary(certificate: Certificate) -> dict[str, Any]:
     """The certificate's part of the printed JSON."""
-    names = ("primal", "dual", "rel_gap", "scope", "meaning", "beta", "loss", "oracle")
+    names = (
+        "primal",
+        "dual",
+        "rel_gap",
+        "scope",
+        "meaning",
+        "beta",
+        "loss",
+        "oracle",
+        "family",
+        "family_size",
+        "family_gap",
+        "optimum",
+    )
     values = certificate.to_dict()
     return {name: values[name] for name in names}
 

@@ -13,19 +13,21 @@ from convcvx.budget import NEVER, Deadline
 from convcvx.certificate import Certificate
 from convcvx.data.datasets import Dataset
 from convcvx.errors import InputError, RunError
-from convcvx.network.certify import certify
+from convcvx.network.certify import certify, parameters_of
 from convcvx.network.foreign import PICKLED, assumed, foreign_network, read_pickled
+from convcvx.network.layers import read_network
 from convcvx.network.two_layer import TwoLayerCNN, read_weights, two_layer_cnn
 from convcvx.patches import PatchEmbedding
 from convcvx.problem import Problem
 from convcvx.responses.team import Team
 from convcvx.solution import Status
+from convcvx.training.dictionary_gap import with_dictionary_gap
 from convcvx.training.fit import Clock, Fit, certificate_summary, finish, score
 from convcvx.training.journal import Checkpoint
 from convcvx.training.optimise import named_oracle, optimise
 from convcvx.training.options import TrainConfig
 from convcvx.training.origin import Origin
-from convcvx.training.plan import Plan
+from convcvx.training.plan import Plan, build_problem
 from convcvx.training.progress import Report, peak_memory_mb
 from convcvx.training.resolve import (
     Data,
@@ -121,7 +123,7 @@ def prepare(
 ) -> tuple[Problem, Plan]:
     """The training problem, its β still open and `spent` seconds of its time gone, and how it is solved."""
     problem = training_problem(config, train, checkpoint.embedding, team)
-    plan = Plan.of(problem, config.solver, config.oracle)
+    plan = Plan.of(problem, *config.search)
     return problem.until(Deadline.after(config.time_limit, spent=spent)), plan
 
 
@@ -160,6 +162,20 @@ def certify_job(
         if not network.same_problem(rival):
             raise InputError(f"the network in {path} is of another architecture than {like.folder}; certify it alone")
         certificate = certificate.with_bound_of(_certify(rival, train, config, beta, embedding, deadline=deadline))
+    elif embedding is not None and config.dictionary is not None:
+        problem = build_problem(
+            train.images,
+            train.targets,
+            beta,
+            embedding=embedding,
+            pooling=config.pool,
+            intercept=config.intercept,
+            n_classes=train.n_classes or None,
+            device=pick_device(config.device),
+            sample_weight=training_weights(config, train),
+        )
+        own_parameters = parameters_of(read_network(network, network.image_shape), embedding)
+        certificate = with_dictionary_gap(certificate, config, problem.until(deadline), *own_parameters)
     return certificate_summary(certificate) | {
         "n_filters": certificate.n_filters,
         "train_accuracy": score(network, train),

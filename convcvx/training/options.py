@@ -11,7 +11,7 @@ from convcvx.data.weights import BALANCED, class_weight_text
 from convcvx.errors import InputError, check_count, shown
 from convcvx.losses.table import WORDS as LOSS_WORDS
 from convcvx.losses.table import get_loss
-from convcvx.oracles import ORACLES
+from convcvx.oracles import FAMILIES, ORACLES
 from convcvx.oracles.sampled import N_GATES
 from convcvx.patches import PatchSpec
 from convcvx.solvers import SOLVERS
@@ -34,10 +34,14 @@ DEFAULT_BETA_RATIO = 1e-3
 """Share of beta_max that a run without beta and beta_ratio trains at."""
 LARGEST_SIDE = 4096
 """Pixels of a kernel, a stride, a padding or a move of an image: of an image whose patches fit in memory."""
+EVERY = "all"
+"""The word of `filters` for those of no family."""
 MOST_FILTERS = 100_000
 """Filters and patterns that can be asked for at once: beyond, their weights alone fill a large machine's memory."""
 
 
+FAMILY_SOLVER, FAMILY_ORACLE = "column-generation", "family"
+"""How filters of a family are searched for: in others they would slide out of it."""
 SIZE = "a whole number, or a pair of them, rows and columns"
 """What a kernel, a stride and a padding are."""
 
@@ -101,6 +105,14 @@ class TrainConfig:
         low=1,
         per_stage="None for all directions.",
     )
+    filters: str = option(
+        EVERY,
+        MODEL,
+        f"{EVERY}, or those of a family only: ternary, with entries -1, 0, 1 in the basis that --rank and --whiten "
+        "choose, of rank 9 at most. Certificates then speak of networks over the family, and are proofs.",
+        choices=(EVERY, *FAMILIES),
+        per_stage="",
+    )
     whiten: bool = option(False, MODEL, "ZCA-whiten the patches.", per_stage="", strength="whiten_epsilon")
     whiten_epsilon: float = option(
         0.1, MODEL, "Added to the eigenvalues of the patches' covariance.", low=1e-12, high=1e12, per_stage=""
@@ -142,14 +154,16 @@ class TrainConfig:
     solver: str = option(
         "auto",
         SOLVER,
-        f"auto, {', '.join(SOLVERS)}. sliding-fw reaches the optimum at any size; the others are the paper's own: "
-        "frank-wolfe slow, copositive for small problems, gated for sampled patterns, closed-form for spike-free data.",
+        f"auto, {', '.join(SOLVERS)}. sliding-fw reaches the optimum at any size; column-generation lets no "
+        "filter slide, as --filters asks for; the others are the paper's own: frank-wolfe slow, copositive for small "
+        "problems, gated for sampled patterns, closed-form for spike-free data.",
     )
     oracle: str = option(
         "auto",
         SOLVER,
         f"auto, {', '.join(ORACLES)}. exact is a proof for patches of low rank or few; branch-and-bound a proof for "
-        "rank 3 and up; sampled a proof for sampled activation patterns only; local scales and proves nothing.",
+        "rank 3 and up; family a proof for networks over --filters; sampled a proof for sampled patterns only; local "
+        "scales and proves nothing.",
     )
     gates: int = option(
         N_GATES,
@@ -264,10 +278,25 @@ class TrainConfig:
             raise InputError("give --beta or --beta-ratio, not both")
         if self.crops and not self.slide:
             raise InputError(f"crops {self.crops} move the images that filters slide on; pass --slide EPOCHS")
+        self._check_family()
         if self.dictionary is None:
             self._check_without_dictionary()
         else:
             self._check_dictionary(self.dictionary, budget)
+
+    def _check_family(self) -> None:
+        if self.filters == EVERY:
+            return
+        if self.dictionary is not None:
+            raise InputError(f"filters of a dictionary are none of {self.filters} ones; leave --dictionary out")
+        for name, own in (("solver", FAMILY_SOLVER), ("oracle", FAMILY_ORACLE)):
+            if (asked := getattr(self, name)) not in ("auto", own):
+                raise InputError(f"--filters {self.filters} needs {name} {own}, or auto; got {asked}")
+
+    @property
+    def search(self) -> tuple[str, str]:
+        """Solver and oracle that are asked for, "auto" perhaps: of a family there is one of each."""
+        return (self.solver, self.oracle) if self.filters == EVERY else (FAMILY_SOLVER, FAMILY_ORACLE)
 
     def _check_without_dictionary(self) -> None:
         for name, use in (
