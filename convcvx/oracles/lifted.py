@@ -1,4 +1,4 @@
-"""The response of a unit filter as a polynomial of degree two in it, and a tail: features of images that do not know it.
+"""The response of a unit filter as a polynomial of degree two in it, and a tail: features that know no filter.
 
 For a row x of length l, a unit filter u in R^d and t = x·u / l, which lies between -1 and 1,
 
