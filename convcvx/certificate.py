@@ -21,7 +21,10 @@ from convcvx.errors import InputError
 from convcvx.machine.threads import sparing_threads
 from convcvx.oracles import get_oracle
 from convcvx.oracles.base import Oracle
+from convcvx.oracles.beside import proof_beside
 from convcvx.oracles.local import LocalOracle
+from convcvx.oracles.polynomial import PolynomialOracle
+from convcvx.oracles.sampled import SampledOracle
 from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem, relative_gap
 
@@ -35,6 +38,8 @@ CONFIRMING = 12
 """Batches of climbs behind a gap that a solver believes: two persistent searches."""
 HALF = 0.5
 """Share of the time left for the network's own dual point, where there is another one to try."""
+ESTIMATING = 0.8
+"""Share of the time left for a search that proves nothing: the rest is for the proof beside it."""
 FLOAT32_ROUNDING = 1e-4
 """Taken off the lower bound, as a share of the objective, when the responses are float32."""
 
@@ -63,6 +68,14 @@ class Certificate:
     filter_rank, filter_size : int or None
         r and h: filters lie in r principal directions of the patches, of h, and networks with others are not spoken of.
         None in files of earlier versions.
+    proved : float or None
+        Lower bound on the objective of every network that is proved, whatever `scope` says of `dual`: beside an
+        estimate the best that a few passes prove, weak perhaps; `dual` where that is a proof for all networks. None
+        where none is known: in files of earlier versions.
+    proved_gap : float or None
+        (primal - proved) / primal.
+    proved_by : str or None
+        Which bound that was, in words.
     oracle : str
     search : dict
         The oracle's own statistics: starts and basins, or cells.
@@ -86,9 +99,15 @@ class Certificate:
     train_accuracy: float | None = None
     filter_rank: int | None = None
     filter_size: int | None = None
+    proved: float | None = None
+    proved_gap: float | None = None
+    proved_by: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scope", Scope(self.scope))
+        if self.scope.for_all:
+            for name, value in (("proved", self.dual), ("proved_gap", self.rel_gap), ("proved_by", self.oracle)):
+                object.__setattr__(self, name, value)
 
     @property
     def meaning(self) -> str:
@@ -126,10 +145,14 @@ class Certificate:
                     f"the lower bound of another problem does not hold here: {name} is {getattr(self, name)!r}, not "
                     f"{getattr(other, name)!r}"
                 )
-        if not (other.scope.shared and other._standing > self._standing):
-            return self
-        taken = {name: getattr(other, name) for name in ("dual", "scope", "g_max", "oracle", "search")}
-        return replace(self, rel_gap=relative_gap(self.primal, other.dual), **taken)
+        taken: dict[str, Any] = {}
+        if other.scope.shared and other._standing > self._standing:
+            taken = {name: getattr(other, name) for name in ("dual", "scope", "g_max", "oracle", "search")}
+            taken["rel_gap"] = relative_gap(self.primal, other.dual)
+        if other.proved is not None and not (self.proved is not None and self.proved >= other.proved):
+            proved_gap = relative_gap(self.primal, other.proved)
+            taken |= {"proved": other.proved, "proved_gap": proved_gap, "proved_by": other.proved_by}
+        return replace(self, **taken)
 
     @property
     def _standing(self) -> tuple[bool, bool, float]:
@@ -147,7 +170,17 @@ class Certificate:
         bound = "lower bound" if self.scope.for_all else f"lower bound ({self.scope})"
         return (
             f"objective {self.primal:.8g}, {bound} {self.dual:.8g}, relative gap {self.rel_gap:.2e}\n"
-            f"scope {self.scope}: {self.meaning}"
+            f"scope {self.scope}: {self.meaning}" + (f"\n{self.beside}" if self.beside else "")
+        )
+
+    @property
+    def beside(self) -> str:
+        """What is proved for all networks where `dual` is not, in a line; empty where that is known already."""
+        if self.scope.for_all or self.proved is None or self.proved_gap is None:
+            return ""
+        return (
+            f"proved for every network, by {self.proved_by}: lower bound {self.proved:.8g}, "
+            f"relative gap {self.proved_gap:.2e}"
         )
 
 
@@ -201,6 +234,8 @@ def certify_parameters(
     filters with the largest weights, and responses are computed in the problem's own arithmetic, their sums in float64.
     A proof is always in float64, and rounding is on the safe side of it: docs/certificates.md. At the deadline of
     `problem` the search for filters ends, with what it has by then.
+
+    Where the search proves nothing for all networks, or its time was over, `proof_beside` proves what a few passes can.
     """
     deadline, problem = problem.deadline, problem.until(NEVER)  # whose passes for the objective have to be made
     search = get_oracle(oracle, problem, tol=tol, thorough=True) if isinstance(oracle, str) else oracle
@@ -219,8 +254,10 @@ def certify_parameters(
         search = replace(search, max_batches=_fair_batches(training, problem.n, tol), hopeless=hopeless)
     target = problem.beta * (1 + 0.5 * tol)
     # A heuristic may search in the arithmetic at hand: what it finds is measured in float64 below.
+    guesses = isinstance(search, LocalOracle | SampledOracle)
+    own = deadline.share(ESTIMATING) if guesses else deadline if dual_point is None else deadline.share(HALF)
     found = search(
-        (given if search.name == "local" else problem).until(deadline if dual_point is None else deadline.share(HALF)),
+        (given if search.name == "local" else problem).until(own),
         residual,
         starts=starts,
         n_filters=16,
@@ -242,12 +279,19 @@ def certify_parameters(
         again = search(problem.until(deadline), other, starts=starts, n_filters=1, seed=seed, target=target)
         if again.scope.for_all and problem.dual(other, again.g_max) > dual:
             found, dual = again, problem.dual(other, again.g_max)
-    if found.scope.proved:  # the network's own objective is known to rounding only, which is part of the gap
-        dual -= problem.primal_error(predictions, weights)
-    elif large:
-        dual -= FLOAT32_ROUNDING * primal
-    # The optimum is neither below zero nor above that of any network; what is no number bounds nothing.
-    dual = min(dual, primal) if dual > 0 else 0.0
+    name, proved, proved_by = search.name, dual, search.name
+    if not found.scope.for_all or found.cut_short or isinstance(search, PolynomialOracle):
+        points = [residual] + ([] if dual_point is None else [problem.in_domain(_checked(dual_point, problem))])
+        proof = proof_beside(
+            problem.until(deadline), points, None if training is None else _batches(training, problem.n)
+        )
+        proved, proved_by = proof.value, proof.by
+        if found.scope.for_all and proof.value > dual:
+            found, dual, name = proof.found, proof.value, PolynomialOracle.name
+    # The network's own objective is known to rounding only, which is part of the gap.
+    off = FLOAT32_ROUNDING * primal if large else problem.primal_error(predictions, weights)
+    dual = _between(dual - (off if found.scope.proved or large else 0.0), primal)
+    proved = _between(proved - off, primal)
     return Certificate(
         primal=primal,
         dual=dual,
@@ -260,17 +304,30 @@ def certify_parameters(
         n_images=problem.n,
         n_filters=len(filters),
         patch_rank=problem.responses.embedding.patch_rank,
-        oracle=search.name,
+        oracle=name,
         search=found.stats,
         train_accuracy=float((predictions.argmax(dim=1) == problem.targets.argmax(dim=1)).double().mean()),
         filter_rank=problem.responses.embedding.dim,
         filter_size=problem.responses.embedding.size,
+        proved=proved,
+        proved_gap=relative_gap(primal, proved),
+        proved_by=proved_by,
     )
 
 
+def _between(bound: float, primal: float) -> float:
+    """The optimum is neither below zero nor above that of any network; what is no number bounds nothing."""
+    return min(bound, primal) if bound > 0 else 0.0
+
+
+def _batches(training: Sequence[Mapping[str, Any]], n: int) -> float:
+    """Batches of climbs over `n` images that a training went through."""
+    return sum(record.get("images", n) / n for record in training)
+
+
 def _fair_batches(training: Sequence[Mapping[str, Any]], n: int, tol: float) -> int:
-    """Batches of climbs that cost a fifth of those that a training on `n` images went through, counted, not timed."""
-    batches = sum(record.get("images", n) / n for record in training)
+    """Batches of climbs that cost a fifth of those of a training on `n` images, counted, not timed."""
+    batches = _batches(training, n)
     if training and training[-1]["rel_gap"] <= tol:
         batches += CONFIRMING
     return max(1, math.ceil(batches / 5))

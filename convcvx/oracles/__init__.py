@@ -6,6 +6,7 @@ from convcvx.oracles.charged_rows import ChargedRows
 from convcvx.oracles.copositive import CopositiveOracle
 from convcvx.oracles.enumerate import ExactOracle
 from convcvx.oracles.local import LocalOracle
+from convcvx.oracles.polynomial import PolynomialOracle
 from convcvx.oracles.sampled import SampledOracle
 from convcvx.oracles.scope import Scope
 from convcvx.oracles.table import ORACLES, get_oracle, pick_oracle
@@ -19,6 +20,7 @@ __all__ = [
     "LocalOracle",
     "Oracle",
     "OracleResult",
+    "PolynomialOracle",
     "SampledOracle",
     "Scope",
     "get_oracle",

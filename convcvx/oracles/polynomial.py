@@ -49,8 +49,10 @@ FAINT = 1e-12
 """Share of the mean of R that is added to its diagonal: no λ is zero then."""
 DENSE = 1024
 """P·c up to which E is formed; beyond it cells are bounded one by one, and norms of blocks added."""
-PRODUCTS = 3e12
+PRODUCTS = 1e12
 """Products n·K·d² up to which the degree is two by default: about a minute on two cores. Beyond it it is one."""
+ENTRIES = 1 << 27
+"""Entries P·c·w of the blocks up to which it is two: a GiB."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,9 @@ class PolynomialOracle:
 def affordable_degree(problem: Problem) -> int:
     """2, or 1 where that would take minutes."""
     responses = problem.responses
-    return 2 if float(responses.n) * responses.n_positions * responses.dim**2 <= PRODUCTS else 1
+    entries = responses.n_cells * problem.n_outputs * sum(widths(responses.dim, 2))
+    products = float(responses.n) * responses.n_positions * responses.dim**2
+    return 2 if products <= PRODUCTS and entries <= ENTRIES else 1
 
 
 def block_bound(blocks: list[Tensor], tails: Tensor, charges: Tensor, steps: int = STEPS) -> float:

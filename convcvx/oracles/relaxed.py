@@ -32,7 +32,7 @@ ROUNDS = 60
 """Rounds at most: the dual value of a small problem no longer rises by then."""
 CHECKED = 5
 """Rounds between looks at the dual value: a look costs as much as a round."""
-ENOUGH = 1e-3
+ENOUGH = 3e-4
 """Relative rise of the dual value between looks below which it is over."""
 PRODUCTS = 40
 """Products with K_S of a round at most: conjugate gradients go on from the Z of the round before."""
@@ -63,7 +63,8 @@ class Features:
     def adjoint(self, blocks: list[Tensor]) -> Tensor:
         """(n, c): the gradient in Z of Σ_b <blocks_b, C_b(Z)>."""
         products = (
-            part.flatten(1) @ block.permute(0, 2, 1).flatten(0, 1) for part, block in zip(self.parts, blocks, strict=True)
+            part.flatten(1) @ block.permute(0, 2, 1).flatten(0, 1)
+            for part, block in zip(self.parts, blocks, strict=True)
         )
         return sum(products, start=torch.zeros((), dtype=torch.float64))
 
@@ -104,7 +105,6 @@ def _improved(problem: Problem, start: Tensor, features: Features) -> Tensor:
         if number % CHECKED == 0:
             candidate = problem.dual_point(predictions)
             value = _value(problem, features, candidate)
-            print(number, value, before, kernel.calls)
             if value > highest:
                 best, highest = candidate, value
             if not value > before + ENOUGH * abs(before) and number > 2 * CHECKED:
@@ -118,9 +118,7 @@ def _value(problem: Problem, features: Features, point: Tensor) -> float:
     return problem.dual(point, block_bound(features.blocks(point), features.tails, point))
 
 
-def _spread(
-    problem: Problem, multipliers: Multipliers, blocks: list[Tensor], tails: Tensor, point: Tensor
-) -> Tensor:
+def _spread(problem: Problem, multipliers: Multipliers, blocks: list[Tensor], tails: Tensor, point: Tensor) -> Tensor:
     """A first S: the largest directions of E, as long in all as the weights of a network may be."""
     matrix = multipliers.matrix(blocks, tails, point)
     weight = problem.mean_loss(problem.constant_predictions()) / problem.beta
@@ -148,10 +146,8 @@ class _Kernel:
         self.features, self.multipliers, self.spread = features, multipliers, spread
         shares = multipliers.tails
         self.weights = torch.where(shares > 0, features.tails / shares, 0.0)  # (n, P)
-        self.calls = 0
 
     def __call__(self, point: Tensor) -> Tensor:
-        self.calls += 1
         c = point.shape[1]
         pulled = []
         for block, multiplier in zip(self.features.blocks(point), self.multipliers.blocks, strict=True):

@@ -19,6 +19,7 @@ from convcvx.oracles.copositive import CopositiveOracle
 from convcvx.oracles.enumerate import ExactOracle
 from convcvx.oracles.local import LocalOracle
 from convcvx.oracles.needs import ROWS_IN_MEMORY, Need, require
+from convcvx.oracles.polynomial import PolynomialOracle
 from convcvx.oracles.sampled import N_GATES, SampledOracle
 from convcvx.problem import Problem
 
@@ -102,6 +103,10 @@ def _branch_and_bound_suits(problem: Problem) -> str | None:
     return "patches of rank 3 can be bounded in seconds" if seconds else None
 
 
+def _polynomial(effort: Effort) -> Oracle:
+    return PolynomialOracle(None if effort.thorough else LocalOracle())
+
+
 def _local_suits(problem: Problem) -> str:
     if ROWS_IN_MEMORY.lacking(problem) is not None:
         return f"a proof would gather more than {MAX_BYTES >> 30} GiB of patches"
@@ -113,6 +118,7 @@ ORACLES: dict[str, Entry] = {
     "exact": Entry(lambda effort: ExactOracle(), (ROWS_IN_MEMORY,), _exact_suits),
     "branch-and-bound": Entry(_branch_and_bound, (ROWS_IN_MEMORY, LOW_RANK), _branch_and_bound_suits),
     "copositive": Entry(lambda effort: CopositiveOracle(), (ROWS_IN_MEMORY,)),
+    "polynomial": Entry(_polynomial),
     "sampled": Entry(lambda effort: SampledOracle(effort.gates)),
     "local": Entry(lambda effort: LocalOracle(thorough=effort.thorough), suits=_local_suits),
 }

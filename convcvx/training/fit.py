@@ -188,7 +188,7 @@ def certificate_summary(certificate: Certificate) -> dict[str, Any]:
     """The certificate's part of the printed JSON."""
     names = ("primal", "dual", "rel_gap", "scope", "meaning", "beta", "loss", "oracle")
     values = certificate.to_dict()
-    return {name: values[name] for name in names}
+    return {name: values[name] for name in (*names, "proved", "proved_gap", "proved_by")}
 
 
 def _status(solution: Solution, certificate: Certificate, tol: float) -> Status:
