@@ -99,7 +99,7 @@ def _features(rows: Tensor, norms: Tensor, cells: list[tuple[Tensor, Tensor]], d
     """(b, P, 1 + d + d(d+1)/2), a cell after the other."""
     out = rows.new_empty(len(rows), len(cells), sum(widths(dim, degree)))
     upper, lower = torch.triu_indices(dim, dim)
-    scale = torch.where(upper == lower, 1.0, 2**0.5).to(rows) * (1 - 1 / dim) ** 0.5
+    scale = rows.new_full((len(upper),), 2.0).masked_fill_(upper == lower, 1.0).sqrt() * (1 - 1 / dim) ** 0.5
     for cell, (positions, weights) in enumerate(cells):
         inside, heights = rows[:, positions], norms[:, positions]
         if len(positions) == rows.shape[1]:
