@@ -282,9 +282,8 @@ def certify_parameters(
     name, proved, proved_by = search.name, dual, search.name
     if not found.scope.for_all or found.cut_short or isinstance(search, PolynomialOracle):
         points = [residual] + ([] if dual_point is None else [problem.in_domain(_checked(dual_point, problem))])
-        proof = proof_beside(
-            problem.until(deadline), points, None if training is None else _batches(training, problem.n)
-        )
+        asked = training is None or isinstance(search, PolynomialOracle)
+        proof = proof_beside(problem.until(deadline), points, None if asked else _seconds(training or []))
         proved, proved_by = proof.value, proof.by
         if found.scope.for_all and proof.value > dual:
             found, dual, name = proof.found, proof.value, PolynomialOracle.name
@@ -320,14 +319,14 @@ def _between(bound: float, primal: float) -> float:
     return min(bound, primal) if bound > 0 else 0.0
 
 
-def _batches(training: Sequence[Mapping[str, Any]], n: int) -> float:
-    """Batches of climbs over `n` images that a training went through."""
-    return sum(record.get("images", n) / n for record in training)
+def _seconds(training: Sequence[Mapping[str, Any]]) -> float:
+    """How long a training took."""
+    return float(training[-1]["seconds"]) if training else 0.0
 
 
 def _fair_batches(training: Sequence[Mapping[str, Any]], n: int, tol: float) -> int:
-    """Batches of climbs that cost a fifth of those of a training on `n` images, counted, not timed."""
-    batches = _batches(training, n)
+    """Batches of climbs that cost a fifth of those that a training on `n` images went through, counted, not timed."""
+    batches = sum(record.get("images", n) / n for record in training)
     if training and training[-1]["rel_gap"] <= tol:
         batches += CONFIRMING
     return max(1, math.ceil(batches / 5))

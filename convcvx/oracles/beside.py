@@ -6,6 +6,7 @@ one that is chosen for the bound. The best of the lower bounds counts. A weak on
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,15 +16,23 @@ from convcvx.oracles.base import OracleResult
 from convcvx.oracles.lifted import widths
 from convcvx.oracles.polynomial import PolynomialOracle, affordable_degree
 from convcvx.oracles.relaxed import relaxed_point
+from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
 
 FEATURE_BYTES = 1 << 30
 """Bytes of features that choosing a dual point may keep; beyond it the points at hand have to do."""
 CELLS_AND_OUTPUTS = 256
 """P·c up to which a dual point is chosen: each of its rounds decomposes matrices of this size."""
-SHARE = 0.15
-"""Features n·P·w that choosing a dual point may have for each patch entry n·K·h and batch of climbs of a training: its
-rounds then cost about a twentieth of the training's searches."""
+SPEED = 2e9
+"""Products a second that all of this is reckoned at: about what a core does."""
+ROUND_PRODUCTS = 1500
+"""Products for each feature n·P·w and output in which a dual point is chosen."""
+SHARE = 0.05
+"""Share of the seconds of a training that the proof beside its estimate may take."""
+CHOOSING = 0.8
+"""Share of the time left in which a dual point is chosen: the rest is for its proof."""
+LEAST = 2.0
+"""Seconds that it may take in any case: so that what is proved of small problems does not depend on the clock."""
 
 
 @dataclass(frozen=True)
@@ -44,43 +53,51 @@ class Proof:
     by: str
 
 
-def proof_beside(problem: Problem, points: Sequence[Tensor], batches: float | None = None) -> Proof:
+def proof_beside(problem: Problem, points: Sequence[Tensor], training_seconds: float | None = None) -> Proof:
     """The best lower bound that polynomials prove by the deadline of `problem`: zero where there was no time.
 
     Parameters
     ----------
     points : sequence of Tensor (n, c)
         Dual points at hand, one at least.
-    batches : float, optional
-        Batches of climbs over all images that the training before it went through: choosing a dual point costs less.
-        None for no such limit.
+    training_seconds : float, optional
+        How long the training took before it: the proof is reckoned to cost a `SHARE` of that at most. None for no
+        such limit.
     """
-    oracle = PolynomialOracle()
+    left = math.inf if training_seconds is None else max(LEAST, SHARE * training_seconds)
+    degree = affordable_degree(problem)
+    while degree and pass_seconds(problem, degree) * len(points) > left:
+        degree -= 1
+    if not degree:
+        found = OracleResult.unfinished(problem, Scope.GLOBAL, 0.0)
+        return Proof(0.0, found, "nothing but its sign: a pass over all patches would take long beside the training")
+    oracle = PolynomialOracle(degree=degree)
     proofs = [_proof(problem, point, oracle, "") for point in points]
     best = max(proofs, key=lambda proof: proof.value)
-    if best.found.cut_short or not _affordable(problem, batches):
+    left -= pass_seconds(problem, degree) * len(points)
+    if degree < 2 or best.found.cut_short or not _chooses(problem, left):
         return best
-    chosen = _chosen(problem, points[proofs.index(best)])
+    start = points[proofs.index(best)]
+    chosen = relaxed_point(problem.until(problem.deadline.share(CHOOSING)), start)
     return max(best, _proof(problem, chosen, oracle, ", at a dual point chosen for it"), key=lambda proof: proof.value)
+
+
+def pass_seconds(problem: Problem, degree: int) -> float:
+    """Of one pass over all patches, about."""
+    responses = problem.responses
+    rows, (d, h) = float(responses.n) * responses.n_positions, responses.embedding.basis.shape
+    return rows * d * (h + d * (degree == 2)) / SPEED
 
 
 def _proof(problem: Problem, point: Tensor, oracle: PolynomialOracle, where: str) -> Proof:
     found = oracle(problem, point)
-    by = f"polynomials of degree {found.stats['degree']}{where}" if "degree" in found.stats else "nothing but its sign"
+    by = "nothing but its sign" if found.cut_short else f"polynomials of degree {found.stats['degree']}{where}"
     return Proof(problem.dual(point, found.g_max), found, by)
 
 
-def _chosen(problem: Problem, start: Tensor) -> Tensor:
-    return relaxed_point(problem.until(problem.deadline.share(0.8)), start)
-
-
-def _affordable(problem: Problem, batches: float | None) -> bool:
-    responses = problem.responses
-    entries = responses.n_cells * sum(widths(responses.dim, 2))
-    limit = float("inf") if batches is None else SHARE * batches * responses.n_positions * responses.dim
-    return (
-        affordable_degree(problem) == 2
-        and responses.n_cells * problem.n_outputs <= CELLS_AND_OUTPUTS
-        and 8 * responses.n * entries <= FEATURE_BYTES
-        and entries <= limit
-    )
+def _chooses(problem: Problem, left: float) -> bool:
+    """Whether choosing a dual point fits in memory and, with two more passes, in so many seconds."""
+    responses, c = problem.responses, problem.n_outputs
+    entries = float(responses.n) * responses.n_cells * sum(widths(responses.dim, 2))
+    seconds = ROUND_PRODUCTS * entries * c / SPEED + 2 * pass_seconds(problem, 2)
+    return responses.n_cells * c <= CELLS_AND_OUTPUTS and 8 * entries <= FEATURE_BYTES and seconds <= left
