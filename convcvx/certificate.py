@@ -22,7 +22,10 @@ from convcvx.machine.threads import sparing_threads
 from convcvx.optimum import optimum_of
 from convcvx.oracles import get_oracle
 from convcvx.oracles.base import Oracle
+from convcvx.oracles.beside import proof_beside
 from convcvx.oracles.local import LocalOracle
+from convcvx.oracles.polynomial import PolynomialOracle
+from convcvx.oracles.sampled import SampledOracle
 from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem, relative_gap
 
@@ -36,6 +39,8 @@ CONFIRMING = 12
 """Batches of climbs behind a gap that a solver believes: two persistent searches."""
 HALF = 0.5
 """Share of the time left for the network's own dual point, where there is another one to try."""
+ESTIMATING = 0.8
+"""Share of the time left for a search that proves nothing: the rest is for the proof beside it."""
 FLOAT32_ROUNDING = 1e-4
 """Taken off the lower bound, as a share of the objective, when the responses are float32."""
 
@@ -72,6 +77,14 @@ class Certificate:
         What it tells, as `convcvx.optimum` has it: `slope`, Σ_j ‖V_j‖, the derivative of the optimal value by β, and
         bounds `slope_low`, `slope_high` on it, `proved` or not; `active` directions found where g reaches β, and
         how many are `active_used` by the network, None where the gap is above 1 %. None in files of earlier versions.
+    proved : float or None
+        Lower bound on the objective of every network that is proved, whatever `scope` says of `dual`: beside an
+        estimate the best that a few passes prove, weak perhaps; `dual` where that is a proof for all networks. None
+        where none is known: in files of earlier versions.
+    proved_gap : float or None
+        (primal - proved) / primal.
+    proved_by : str or None
+        Which bound that was, in words.
     oracle : str
     search : dict
         The oracle's own statistics: starts and basins, or cells.
@@ -100,9 +113,15 @@ class Certificate:
     family_size: int | None = None
     family_gap: float | None = None
     optimum: dict[str, Any] | None = None
+    proved: float | None = None
+    proved_gap: float | None = None
+    proved_by: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scope", Scope(self.scope))
+        if self.scope.for_all:
+            for name, value in (("proved", self.dual), ("proved_gap", self.rel_gap), ("proved_by", self.oracle)):
+                object.__setattr__(self, name, value)
 
     @property
     def meaning(self) -> str:
@@ -143,10 +162,14 @@ class Certificate:
                     f"the lower bound of another problem does not hold here: {name} is {getattr(self, name)!r}, not "
                     f"{getattr(other, name)!r}"
                 )
-        if not (other.scope.shared and other._standing > self._standing):
-            return self
-        taken = {name: getattr(other, name) for name in ("dual", "scope", "g_max", "oracle", "search")}
-        return replace(self, rel_gap=relative_gap(self.primal, other.dual), **taken)
+        taken: dict[str, Any] = {}
+        if other.scope.shared and other._standing > self._standing:
+            taken = {name: getattr(other, name) for name in ("dual", "scope", "g_max", "oracle", "search")}
+            taken["rel_gap"] = relative_gap(self.primal, other.dual)
+        if other.proved is not None and not (self.proved is not None and self.proved >= other.proved):
+            proved_gap = relative_gap(self.primal, other.proved)
+            taken |= {"proved": other.proved, "proved_gap": proved_gap, "proved_by": other.proved_by}
+        return replace(self, **taken)
 
     @property
     def _standing(self) -> tuple[bool, bool, float]:
@@ -164,7 +187,17 @@ class Certificate:
         bound = "lower bound" if self.scope.for_all else f"lower bound ({self.scope})"
         return (
             f"objective {self.primal:.8g}, {bound} {self.dual:.8g}, relative gap {self.rel_gap:.2e}\n"
-            f"scope {self.scope}: {self.meaning}"
+            f"scope {self.scope}: {self.meaning}" + (f"\n{self.beside}" if self.beside else "")
+        )
+
+    @property
+    def beside(self) -> str:
+        """What is proved for all networks where `dual` is not, in a line; empty where that is known already."""
+        if self.scope.for_all or self.proved is None or self.proved_gap is None:
+            return ""
+        return (
+            f"proved for every network, by {self.proved_by}: lower bound {self.proved:.8g}, "
+            f"relative gap {self.proved_gap:.2e}"
         )
 
 
@@ -218,6 +251,8 @@ def certify_parameters(
     filters with the largest weights, and responses are computed in the problem's own arithmetic, their sums in float64.
     A proof is always in float64, and rounding is on the safe side of it: docs/certificates.md. At the deadline of
     `problem` the search for filters ends, with what it has by then.
+
+    Where the search proves nothing for all networks, or its time was over, `proof_beside` proves what a few passes can.
     """
     deadline, problem = problem.deadline, problem.until(NEVER)  # whose passes for the objective have to be made
     search = get_oracle(oracle, problem, tol=tol, thorough=True) if isinstance(oracle, str) else oracle
@@ -236,8 +271,10 @@ def certify_parameters(
         search = replace(search, max_batches=_fair_batches(training, problem.n, tol), hopeless=hopeless)
     target = problem.beta * (1 + 0.5 * tol)
     # A heuristic may search in the arithmetic at hand: what it finds is measured in float64 below.
+    guesses = isinstance(search, LocalOracle | SampledOracle)
+    own = deadline.share(ESTIMATING) if guesses else deadline if dual_point is None else deadline.share(HALF)
     found = search(
-        (given if search.name == "local" else problem).until(deadline if dual_point is None else deadline.share(HALF)),
+        (given if search.name == "local" else problem).until(own),
         residual,
         starts=starts,
         n_filters=16 + len(filters) * (search.name == "family"),  # a scan knows all that are active
@@ -260,11 +297,18 @@ def certify_parameters(
         again = search(problem.until(deadline), other, starts=starts, n_filters=1, seed=seed, target=target)
         if again.scope is found.scope and problem.dual(other, again.g_max) > dual:
             found, dual, point = again, problem.dual(other, again.g_max), other
+    name, proved, proved_by = search.name, dual, search.name
+    if not found.scope.for_all or found.cut_short or isinstance(search, PolynomialOracle):
+        points = [residual] + ([] if dual_point is None else [problem.in_domain(_checked(dual_point, problem))])
+        asked = training is None or isinstance(search, PolynomialOracle)
+        proof = proof_beside(problem.until(deadline), points, None if asked else _seconds(training or []))
+        proved, proved_by = proof.value, proof.by
+        if found.scope.for_all and proof.value > dual:
+            found, dual, point, name = proof.found, proof.value, proof.point, PolynomialOracle.name
     # The network's own objective is known to rounding only, which is part of the gap.
-    off = problem.primal_error(predictions, weights) if found.scope.proved else FLOAT32_ROUNDING * primal * large
-    dual -= off
-    # The optimum is neither below zero nor above that of any network; what is no number bounds nothing.
-    dual = min(dual, primal) if dual > 0 else 0.0
+    off = FLOAT32_ROUNDING * primal if large else problem.primal_error(predictions, weights)
+    dual = _between(dual - (off if found.scope.proved or large else 0.0), primal)
+    proved = _between(proved - off, primal)
     rel_gap = relative_gap(primal, dual)
     return Certificate(
         primal=primal,
@@ -278,7 +322,7 @@ def certify_parameters(
         n_images=problem.n,
         n_filters=len(filters),
         patch_rank=problem.responses.embedding.patch_rank,
-        oracle=search.name,
+        oracle=name,
         search=found.stats,
         train_accuracy=float(problem.mean((predictions.argmax(dim=1) == problem.targets.argmax(dim=1)).double())),
         filter_rank=problem.responses.embedding.dim,
@@ -287,7 +331,20 @@ def certify_parameters(
         family_size=found.stats.get("family_size"),
         family_gap=rel_gap if found.scope is Scope.FAMILY else None,
         optimum=optimum_of(problem, filters, weights, point, found, primal=primal + off, rel_gap=rel_gap),
+        proved=proved,
+        proved_gap=relative_gap(primal, proved),
+        proved_by=proved_by,
     )
+
+
+def _between(bound: float, primal: float) -> float:
+    """The optimum is neither below zero nor above that of any network; what is no number bounds nothing."""
+    return min(bound, primal) if bound > 0 else 0.0
+
+
+def _seconds(training: Sequence[Mapping[str, Any]]) -> float:
+    """How long a training took."""
+    return float(training[-1]["seconds"]) if training else 0.0
 
 
 def _fair_batches(training: Sequence[Mapping[str, Any]], n: int, tol: float) -> int:

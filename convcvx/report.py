@@ -18,6 +18,7 @@ from torch import Tensor
 
 from convcvx.network.two_layer import two_layer_cnn
 from convcvx.optimum import told
+from convcvx.oracles.scope import Scope
 from convcvx.stack.jobs import StackRun
 from convcvx.training.run import Run
 
@@ -80,9 +81,15 @@ def _page(title: str, body: str) -> str:
 def _result(metrics: dict[str, Any]) -> str:
     numbers = {name: value for name, value in metrics.items() if name not in ("meaning", "out", "optimum")}
     lines = "".join(f"<br/>{name.capitalize()}: {escape(text)}." for name, text in told(metrics).items())
+    proved = ""
+    if metrics.get("proved") is not None and not Scope(metrics["scope"]).for_all:
+        proved = (
+            f"<br/>Proved for every network, by {escape(metrics['proved_by'])}: lower bound "
+            f"<b>{metrics['proved']:.6g}</b>, relative gap <b>{metrics['proved_gap']:.2e}</b>."
+        )
     return f"""<p class="scope">Objective <b>{metrics["primal"]:.6g}</b>, lower bound <b>{metrics["dual"]:.6g}</b>,
 relative gap <b>{metrics["rel_gap"]:.2e}</b>.<br/>Scope <b>{escape(metrics["scope"])}</b>:
-{escape(metrics["meaning"])}.{lines}</p>
+{escape(metrics["meaning"])}.{proved}{lines}</p>
 <h2>Result</h2>
 {_table(_shown(numbers))}"""
 

@@ -173,6 +173,7 @@ class Units:
             dual=self._lowered(certificate.dual),
             beta=self.of_g(certificate.beta),
             g_max=self.of_g(certificate.g_max),
+            proved=None if certificate.proved is None else self._lowered(certificate.proved),
             search=search,
             optimum=optimum,
         )

@@ -183,6 +183,55 @@ def test_the_scope_is_told_in_words():
     assert Certificate.from_dict(json.loads(json.dumps(proof.to_dict()))) == proof
 
 
+@pytest.mark.parametrize("loss", ["squared", "cross-entropy"])
+def test_a_proved_bound_is_said_beside_an_estimate(loss):
+    """Rank 4, by climbs; what branch and bound proves of the same network, to 1 %, is above it."""
+    network = adam(plain(kernel=(2, 2)), loss, 60)
+    estimate = check(network, loss=loss)
+    assert estimate.scope == "heuristic"
+    assert 0 < estimate.proved <= estimate.dual
+    assert estimate.proved_gap == pytest.approx((estimate.primal - estimate.proved) / estimate.primal)
+    assert f"proved for every network, by {estimate.proved_by}: lower bound" in str(estimate)
+    assert "polynomials of degree 2" in estimate.proved_by
+    own = check(network, loss=loss, oracle="polynomial")
+    assert own.scope == "global"
+    assert own.dual == own.proved == pytest.approx(estimate.proved, rel=1e-6)
+    assert own.oracle == own.proved_by == "polynomial"
+    assert Certificate.from_dict(json.loads(json.dumps(estimate.to_dict()))) == estimate
+
+
+def test_where_the_bound_is_a_proof_it_is_the_one_that_is_proved():
+    proof = check(plain())
+    assert (proof.proved, proof.proved_gap, proof.proved_by) == (proof.dual, proof.rel_gap, proof.oracle)
+    assert proof.beside == ""
+    older = {name: value for name, value in proof.to_dict().items() if not name.startswith("proved")}
+    assert Certificate.from_dict(older) == proof
+    estimate = replace(proof, scope="heuristic", proved=None, proved_gap=None, proved_by=None)
+    assert estimate.beside == ""
+    assert estimate.with_bound_of(proof).scope == "global"
+
+
+def test_the_better_of_two_proved_bounds_passes_to_the_other_network():
+    one = replace(check(plain()), scope="heuristic", proved=0.1, proved_gap=0.5, proved_by="this")
+    other = replace(one, dual=0.5 * one.dual, proved=0.2, proved_by="that")
+    assert one.with_bound_of(other).dual == one.dual
+    assert (one.with_bound_of(other).proved, one.with_bound_of(other).proved_by) == (0.2, "that")
+    assert one.with_bound_of(other).proved_gap == pytest.approx(1 - 0.2 / one.primal)
+    assert (other.with_bound_of(one).proved, other.with_bound_of(one).dual) == (0.2, one.dual)
+
+
+def test_a_proof_beside_an_estimate_costs_a_share_of_the_training(monkeypatch):
+    """Where a pass is reckoned to cost more there is none, and it is said; by hand there is no such limit."""
+    problem = flat_problem(30, 2, 5)
+    filters, weights, _ = random_parameters(problem, 3)
+    monkeypatch.setattr("convcvx.oracles.beside.SPEED", 1.0)
+    after = certify_parameters(problem, filters, weights, oracle="local", training=[{"seconds": 1.0, "rel_gap": 1.0}])
+    assert after.proved == 0
+    assert "would take long" in after.proved_by
+    by_hand = certify_parameters(problem, filters, weights, oracle="local")
+    assert by_hand.proved > 0
+
+
 def test_the_better_bound_counts_and_a_proof_before_an_estimate():
     own = replace(check(plain(seed=1)), scope="heuristic")
     better = replace(own, dual=own.dual + 0.01, rel_gap=0.0, g_max=1.0)

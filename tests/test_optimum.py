@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from helpers.problems import flat_problem
@@ -104,3 +105,18 @@ def test_slopes_come_in_the_units_of_the_data():
     assert scaled.optimum["slope_low"] == pytest.approx(found.optimum["slope_low"] * ratio, rel=1e-12)
     assert Certificate.from_dict(scaled.to_dict()) == scaled
     assert "optimum" not in told(replace(found, optimum=None).to_dict())
+
+
+@pytest.mark.filterwarnings("ignore::convcvx.errors.ConvergenceWarning")
+@pytest.mark.parametrize("beta", [0.05, 0.1])
+def test_a_bound_at_a_dual_point_of_its_own_bounds_the_slope_of_that_point(beta):
+    """The polynomial oracle proves at a dual point that it chooses: with any other its bound would prove nothing."""
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(12, 3)), random.normal(size=(12, 2))
+    exact = convcvx.solve(x, y, beta, tol=1e-6).certificate
+    assert exact.scope == "global"
+    weak = convcvx.solve(x, y, beta, tol=1e-6, oracle="polynomial", max_rounds=20).certificate
+    assert weak.oracle == "polynomial"
+    assert weak.dual <= exact.primal
+    assert weak.optimum["slope_low"] <= exact.optimum["slope_high"]
+    assert weak.optimum["slope_high"] >= exact.optimum["slope_low"]

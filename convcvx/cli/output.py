@@ -18,6 +18,7 @@ from rich.console import Console
 
 from convcvx.errors import ConvcvxError, WorkerError, one_line
 from convcvx.optimum import told
+from convcvx.oracles.scope import Scope
 from convcvx.solution import Status
 from convcvx.storage.reading import json_text
 
@@ -55,10 +56,19 @@ def print_summary(console: Console, metrics: dict[str, Any]) -> None:
         f"gap          {metrics['rel_gap']:.2e} relative",
         f"scope        {metrics['scope']}: {metrics['meaning']}",
         *(f"{name:12} {text}" for name, text in told(metrics).items()),
+        *_proved(metrics),
         f"filters      {metrics['n_filters']}",
         f"status       {metrics['status']} after {cost(metrics)}",
     ]
     console.print("\n".join(lines))
+
+
+def _proved(metrics: dict[str, Any]) -> list[str]:
+    """A line on what is proved beside an estimate."""
+    if Scope(metrics["scope"]).for_all or metrics["proved"] is None:
+        return []
+    by = metrics["proved_by"]
+    return [f"proved       lower bound {metrics['proved']:.8g}, gap {metrics['proved_gap']:.2e}, by {by}"]
 
 
 def cost(metrics: dict[str, Any]) -> str:

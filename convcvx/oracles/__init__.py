@@ -7,6 +7,7 @@ from convcvx.oracles.copositive import CopositiveOracle
 from convcvx.oracles.enumerate import ExactOracle
 from convcvx.oracles.family import FAMILIES, Family, FamilyOracle, Listed, Ternary
 from convcvx.oracles.local import LocalOracle
+from convcvx.oracles.polynomial import PolynomialOracle
 from convcvx.oracles.sampled import SampledOracle
 from convcvx.oracles.scope import Scope
 from convcvx.oracles.table import ORACLES, get_oracle, pick_oracle
@@ -24,6 +25,7 @@ __all__ = [
     "LocalOracle",
     "Oracle",
     "OracleResult",
+    "PolynomialOracle",
     "SampledOracle",
     "Scope",
     "Ternary",

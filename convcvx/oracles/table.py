@@ -20,6 +20,7 @@ from convcvx.oracles.enumerate import ExactOracle
 from convcvx.oracles.family import Family, FamilyOracle
 from convcvx.oracles.local import LocalOracle
 from convcvx.oracles.needs import ROWS_IN_MEMORY, Need, require
+from convcvx.oracles.polynomial import PolynomialOracle
 from convcvx.oracles.sampled import N_GATES, SampledOracle
 from convcvx.problem import Problem
 
@@ -112,6 +113,10 @@ def _family(effort: Effort) -> Oracle:
     return FamilyOracle(effort.family)
 
 
+def _polynomial(effort: Effort) -> Oracle:
+    return PolynomialOracle(None if effort.thorough else LocalOracle())
+
+
 def _local_suits(problem: Problem) -> str:
     if ROWS_IN_MEMORY.lacking(problem) is not None:
         return f"a proof would gather more than {MAX_BYTES >> 30} GiB of patches"
@@ -124,6 +129,7 @@ ORACLES: dict[str, Entry] = {
     "branch-and-bound": Entry(_branch_and_bound, (ROWS_IN_MEMORY, LOW_RANK), _branch_and_bound_suits),
     "copositive": Entry(lambda effort: CopositiveOracle(), (ROWS_IN_MEMORY,)),
     "family": Entry(_family),
+    "polynomial": Entry(_polynomial),
     "sampled": Entry(lambda effort: SampledOracle(effort.gates)),
     "local": Entry(lambda effort: LocalOracle(thorough=effort.thorough), suits=_local_suits),
 }

@@ -210,7 +210,7 @@ def certificate_summary(certificate: Certificate) -> dict[str, Any]:
         "optimum",
     )
     values = certificate.to_dict()
-    return {name: values[name] for name in names}
+    return {name: values[name] for name in (*names, "proved", "proved_gap", "proved_by")}
 
 
 def _status(solution: Solution, certificate: Certificate, tol: float) -> Status:

@@ -1,0 +1,122 @@
+"""What is proved of networks, for filters of full rank: kernel, cells, images, beta, gap proved, seconds of all cores.
+
+    python benchmarks/proofs.py --data-dir ../shared/data [--rows mnist:3:1:600:0.5 ...] [--section full-rank]
+
+A network is trained by sliding Frank-Wolfe with the local oracle (at most --solve-seconds); what counts for the proof
+is its objective alone. Then lower bounds are proved from the data: by polynomials of degree two in the filter at the
+network's residual, then at a dual point chosen for the bound. Seconds are those of all cores, compiled before.
+
+Each section of benchmarks/results/proofs.md is written by one function of `SECTIONS`; a run replaces its own alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from machine import machine
+
+from convcvx.budget import Budget
+from convcvx.data.datasets import load
+from convcvx.oracles.beside import proof_beside
+from convcvx.oracles.local import LocalOracle
+from convcvx.oracles.polynomial import PolynomialOracle
+from convcvx.patches import PatchSpec
+from convcvx.problem import Problem, relative_gap
+from convcvx.solvers.sliding_frank_wolfe import sliding_frank_wolfe
+from convcvx.training.plan import build_problem, find_beta_max
+
+RESULTS = Path(__file__).parent / "results" / "proofs.md"
+FULL_RANK = [
+    "mnist:3:1:600:0.5",
+    "mnist:3:1:200:0.2",
+    "mnist:3:1:200:0.1",
+    "mnist:3:4:300:0.333333",
+    "mnist:5:1:200:0.5",
+    "cifar10:3:1:200:0.5",
+    "mnist:3:1:60000:0.5",
+]
+HEADER = "| data | kernel | cells | images | beta / beta_max | objective | gap at the residual | gap proved | seconds |"
+
+
+@dataclass(frozen=True)
+class Case:
+    """`data:kernel:pool:images:ratio` as given on the command line."""
+
+    data: str
+    kernel: int
+    pool: int
+    images: int
+    ratio: float
+
+    @classmethod
+    def parse(cls, text: str) -> Case:
+        data, kernel, pool, images, ratio = text.split(":")
+        return cls(data, int(kernel), int(pool), int(images), float(ratio))
+
+    def problem(self, data_dir: str) -> Problem:
+        train, _ = load(self.data, data_dir, self.images)
+        spec = PatchSpec((self.kernel, self.kernel))
+        problem = build_problem(train.images, train.targets, spec=spec, pooling=str(self.pool))
+        return problem.with_beta(self.ratio * find_beta_max(problem, "local"))
+
+
+def full_rank(arguments: argparse.Namespace) -> str:
+    """Polynomials of degree two."""
+    lines = [HEADER, "|" + "---|" * (HEADER.count("|") - 1)]
+    for case in map(Case.parse, arguments.rows or FULL_RANK):
+        problem = case.problem(arguments.data_dir)
+        budget = Budget(tol=1e-3, time_limit=arguments.solve_seconds)
+        solution = sliding_frank_wolfe(problem, LocalOracle(), budget)
+        predictions = problem.responses.predict(solution.filters, solution.weights, solution.intercept)
+        primal, residual = problem.primal(predictions, solution.weights), problem.dual_point(predictions)
+        began = time.process_time()
+        plain = problem.dual(residual, PolynomialOracle().bound(problem, residual)[0])
+        proof = proof_beside(problem, [residual])
+        seconds = time.process_time() - began
+        gaps = " | ".join(f"{relative_gap(primal, value):.2%}" for value in (plain, proof.value))
+        lines.append(
+            f"| {case.data} | {case.kernel}x{case.kernel} | {case.pool}x{case.pool} | {case.images} | {case.ratio:.3g} "
+            f"| {primal:.6g} | {gaps} | {seconds:.2f} |"
+        )
+        print(lines[-1], flush=True)
+    return "\n".join(lines)
+
+
+SECTIONS: dict[str, Callable[[argparse.Namespace], str]] = {"full-rank": full_rank}
+"""What a section of the results is made by; its docstring is the heading."""
+
+
+def write(name: str, body: str) -> None:
+    """Put a section in its place among the results."""
+    text = RESULTS.read_text() if RESULTS.exists() else "# Proofs\n"
+    heading = str(SECTIONS[name].__doc__).rstrip(".")
+    section = f"<!-- {name} -->\n\n## {heading}\n\n{body}\n\nMeasured on {machine()}.\n\n<!-- /{name} -->"
+    found = re.compile(rf"<!-- {name} -->.*<!-- /{name} -->", re.DOTALL)
+    text = found.sub(lambda _: section, text) if found.search(text) else f"{text.rstrip()}\n\n{section}\n"
+    RESULTS.write_text(text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", default="../shared/data")
+    parser.add_argument("--rows", nargs="*")
+    parser.add_argument("--solve-seconds", type=float, default=60.0)
+    parser.add_argument("--section", choices=SECTIONS, default="full-rank")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    print(f"{' '.join(sys.argv)}\n{HEADER}", flush=True)
+    body = SECTIONS[arguments.section](arguments)
+    command = f"    python benchmarks/proofs.py {' '.join(sys.argv[1:])}".rstrip()
+    write(arguments.section, f"{command}\n\n{body}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""What is proved beside an estimate: a lower bound for every network, from a few passes, at any rank.
+
+The bound on max g is that of polynomials in the filter; the dual points are those at hand and, where it is affordable,
+one that is chosen for the bound. The best of the lower bounds counts. A weak one is a proof as well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from convcvx.oracles.base import OracleResult
+from convcvx.oracles.lifted import widths
+from convcvx.oracles.polynomial import PolynomialOracle, affordable_degree
+from convcvx.oracles.relaxed import relaxed_point
+from convcvx.oracles.scope import Scope
+from convcvx.problem import Problem
+
+FEATURE_BYTES = 1 << 30
+"""Bytes of features that choosing a dual point may keep; beyond it the points at hand have to do."""
+CELLS_AND_OUTPUTS = 256
+"""P·c up to which a dual point is chosen: each of its rounds decomposes matrices of this size."""
+SPEED = 2e9
+"""Products a second that all of this is reckoned at: about what a core does."""
+ROUND_PRODUCTS = 1500
+"""Products for each feature n·P·w and output in which a dual point is chosen."""
+SHARE = 0.05
+"""Share of the seconds of a training that the proof beside its estimate may take."""
+CHOOSING = 0.8
+"""Share of the time left in which a dual point is chosen: the rest is for its proof."""
+LEAST = 2.0
+"""Seconds that it may take in any case: so that what is proved of small problems does not depend on the clock."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """A lower bound on the objective of every network.
+
+    Attributes
+    ----------
+    value : float
+    found : OracleResult
+        The bound on max g it follows from.
+    point : Tensor (n, c)
+        The dual point that this is a bound at.
+    by : str
+        In words: which bound, at which dual point.
+    """
+
+    value: float
+    found: OracleResult
+    point: Tensor
+    by: str
+
+
+def proof_beside(problem: Problem, points: Sequence[Tensor], training_seconds: float | None = None) -> Proof:
+    """The best lower bound that polynomials prove by the deadline of `problem`: zero where there was no time.
+
+    Parameters
+    ----------
+    points : sequence of Tensor (n, c)
+        Dual points at hand, one at least.
+    training_seconds : float, optional
+        How long the training took before it: the proof is reckoned to cost a `SHARE` of that at most. None for no
+        such limit.
+    """
+    left = math.inf if training_seconds is None else max(LEAST, SHARE * training_seconds)
+    degree = affordable_degree(problem)
+    while degree and pass_seconds(problem, degree) * len(points) > left:
+        degree -= 1
+    if not degree:
+        found = OracleResult.unfinished(problem, Scope.GLOBAL, 0.0)
+        why = "nothing but its sign: a pass over all patches would take long beside the training"
+        return Proof(0.0, found, points[0], why)
+    oracle = PolynomialOracle(degree=degree)
+    proofs = [_proof(problem, point, oracle, "") for point in points]
+    best = max(proofs, key=lambda proof: proof.value)
+    left -= pass_seconds(problem, degree) * len(points)
+    if degree < 2 or best.found.cut_short or not _chooses(problem, left):
+        return best
+    start = points[proofs.index(best)]
+    chosen = relaxed_point(problem.until(problem.deadline.share(CHOOSING)), start)
+    return max(best, _proof(problem, chosen, oracle, ", at a dual point chosen for it"), key=lambda proof: proof.value)
+
+
+def pass_seconds(problem: Problem, degree: int) -> float:
+    """Of one pass over all patches, about."""
+    responses = problem.responses
+    rows, (d, h) = float(responses.n) * responses.n_positions, responses.embedding.basis.shape
+    return rows * d * (h + d * (degree == 2)) / SPEED
+
+
+def _proof(problem: Problem, point: Tensor, oracle: PolynomialOracle, where: str) -> Proof:
+    found = oracle(problem, point)
+    by = "nothing but its sign" if found.cut_short else f"polynomials of degree {found.stats['degree']}{where}"
+    return Proof(problem.dual(point, found.g_max), found, point, by)
+
+
+def _chooses(problem: Problem, left: float) -> bool:
+    """Whether choosing a dual point fits in memory and, with two more passes, in so many seconds."""
+    responses, c = problem.responses, problem.n_outputs
+    entries = float(responses.n) * responses.n_cells * sum(widths(responses.dim, 2))
+    seconds = ROUND_PRODUCTS * entries * c / SPEED + 2 * pass_seconds(problem, 2)
+    return responses.n_cells * c <= CELLS_AND_OUTPUTS and 8 * entries <= FEATURE_BYTES and seconds <= left

@@ -1,0 +1,116 @@
+"""The response of a unit filter as a polynomial of degree two in it, and a tail: features that know no filter.
+
+For a row x of length l, a unit filter u in R^d and t = x·u / l, which lies between -1 and 1,
+
+    (x·u)_+ = ½ l (t + |t|)      and      |t| = t² + 1/8 + τ,   |τ| <= 1/8,
+
+with equality at t = 0, ±½ and ±1: no polynomial of degree two is nearer. With l t² = <x xᵀ/l, u uᵀ>, the multiple of
+the identity split off, the pooled response is
+
+    φ_p(x_i; u) = a_ip + b_ip·u + q_ip·v(u) + τ_ip m_ip/16,      |τ_ip| <= 1,   ‖u‖ = ‖v(u)‖ = 1,
+
+    a_ip = ½ Σ_k w_pk (l_ik/8 + ‖x_ik‖²/(l_ik d)),    b_ip = ½ Σ_k w_pk x_ik,    m_ip = Σ_k w_pk l_ik,
+    q_ip = ½ (1 - 1/d)^½ Σ_k w_pk svec(x_ik x_ikᵀ/l_ik - ‖x_ik‖²/(l_ik d) I),    v(u) = svec(uuᵀ - I/d) / (1 - 1/d)^½,
+
+as ‖uuᵀ - I/d‖_F² = 1 - 1/d. All of it holds for any l_ik >= ‖x_ik‖: the computed length, rounded up.
+
+**Rounding.** A computed row is off by `embedding_errors`, and φ by no more than these, as (·)_+ is 1-Lipschitz. A
+feature is a sum over the K positions, the trace one over d entries; each term rounds at most 16 times. The moduli of
+a, b and q add up to (9/16 + 1/2 + 1) m at most, so that what rounding changes of a_ip + b_ip·u + q_ip·v is at most
+3 (K + d + 16) ε m_ip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from convcvx.oracles._patch_rows import ROUND_UP, embedding_errors, lengths
+from convcvx.responses.passes import Responses
+from convcvx.rounding import UNIT
+
+CHUNK_BYTES = 32 << 20
+"""Bytes of rows and features in flight: fewer would cost more in calls, more would leave the cache."""
+
+
+@dataclass(frozen=True)
+class Lifted:
+    """Features of some images.
+
+    Attributes
+    ----------
+    where : slice
+        Which.
+    features : Tensor (b, P, 1 + d + d(d+1)/2) float64
+        a, b and q; those of degree one alone have no q.
+    tails : Tensor (b, P)
+        At least m_ip/16; m_ip/4 without q, as then |t| = 1/2 + τ with |τ| <= 1/2.
+    reach : Tensor (b,)
+        At least Σ_pk w_pk ‖x_ik‖, of exact rows.
+    errors : Tensor (b,)
+        At least what the polynomial, as it is computed, is off by from that of exact rows, over all cells.
+    """
+
+    where: slice
+    features: Tensor
+    tails: Tensor
+    reach: Tensor
+    errors: Tensor
+
+
+def widths(dim: int, degree: int) -> list[int]:
+    """Entries of a, b and q: each is multiplied by a vector of norm one at most."""
+    return [1, dim, dim * (dim + 1) // 2][: degree + 1]
+
+
+def lifted(responses: Responses, degree: int = 2) -> Iterator[Lifted]:
+    """The features of all images, some at a time; raises `OutOfTime` once the deadline of `responses` has passed."""
+    responses = responses.to(dtype=torch.float64)
+    basis, dim, positions = responses.embedding.basis, responses.dim, responses.n_positions
+    pool = responses.pooling.matrix(*responses.map_size)
+    pool = torch.eye(positions, dtype=torch.float64) if pool is None else pool
+    width = sum(widths(dim, degree))
+    image_bytes = 8 * (positions * (2 * basis.shape[1] + 3 * dim) + len(pool) * (width + dim * dim))
+    size = max(1, CHUNK_BYTES // image_bytes)
+    cells = [(weights.nonzero()[:, 0], weights[weights != 0]) for weights in pool]
+    reach = pool.sum(dim=0)
+    share = 3 * (positions + dim + 16) * UNIT
+    for start in range(0, responses.n, size):
+        where = slice(start, min(start + size, responses.n))
+        raw = responses.rows(where).cpu()
+        rows = raw @ basis.T  # (b, K, r)
+        norms = lengths(rows) * (1 + (dim + 4) * UNIT)
+        off = embedding_errors(responses, where, raw) @ reach
+        mass = norms @ pool.T * (1 + (positions + 4) * UNIT)  # (b, P)
+        features = _features(rows, norms, cells, dim, degree) if degree == 2 else _linear(rows, mass, pool)
+        total = mass.sum(dim=1) * ROUND_UP
+        yield Lifted(where, features, mass / (16 if degree == 2 else 4), total + off, ROUND_UP * (share * total + off))
+
+
+def _linear(rows: Tensor, mass: Tensor, pool: Tensor) -> Tensor:
+    """(b, P, 1 + d): (x·u)_+ = l/4 + x·u/2 and a tail."""
+    return torch.cat([mass[..., None] / 4, 0.5 * (pool @ rows)], dim=2)
+
+
+def _features(rows: Tensor, norms: Tensor, cells: list[tuple[Tensor, Tensor]], dim: int, degree: int) -> Tensor:
+    """(b, P, 1 + d + d(d+1)/2), a cell after the other."""
+    out = rows.new_empty(len(rows), len(cells), sum(widths(dim, degree)))
+    upper, lower = torch.triu_indices(dim, dim)
+    scale = rows.new_full((len(upper),), 2.0).masked_fill_(upper == lower, 1.0).sqrt() * (1 - 1 / dim) ** 0.5
+    for cell, (positions, weights) in enumerate(cells):
+        inside, heights = rows[:, positions], norms[:, positions]
+        if len(positions) == rows.shape[1]:
+            inside, heights = rows, norms
+        unit = inside / torch.where(heights > 0, heights, 1.0)[..., None]
+        weighed = inside * weights[:, None]
+        quadratic = weighed.transpose(1, 2) @ unit  # (b, d, d)
+        quadratic = 0.5 * (quadratic + quadratic.transpose(1, 2))
+        mean = quadratic.diagonal(dim1=1, dim2=2).sum(dim=1) / dim
+        quadratic.diagonal(dim1=1, dim2=2).sub_(mean[:, None])
+        out[:, cell, 0] = 0.5 * (heights @ weights / 8 + mean)
+        out[:, cell, 1 : 1 + dim] = 0.5 * weighed.sum(dim=1)
+        out[:, cell, 1 + dim :] = 0.5 * quadratic[:, upper, lower] * scale
+    return out

@@ -1,0 +1,312 @@
+"""The polynomial oracle: never below the truth, each inequality against adversaries, the pass against formulas."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from helpers.problems import flat_problem, g, problem_of
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from convcvx.budget import Deadline
+from convcvx.oracles import ExactOracle, LocalOracle, PolynomialOracle
+from convcvx.oracles.lifted import lifted, widths
+from convcvx.oracles.polynomial import Multipliers, block_bound
+from convcvx.oracles.relaxed import Features, relaxed_point
+from convcvx.patches import PatchSpec
+from convcvx.problem import Problem
+from convcvx.rounding import top_eigenvalue
+from convcvx.training.plan import build_problem
+
+
+def sphere(n: int, d: int, seed: int = 0) -> Tensor:
+    points = torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.nn.functional.normalize(points)
+
+
+@st.composite
+def awkward(draw) -> tuple[Problem, Tensor]:
+    """Problems of any rank, cells, outputs and loss, with rows that are equal, antipodal, zero, or of odd size."""
+    seed, n, k, d = (
+        draw(st.integers(0, 10**6)),
+        draw(st.integers(2, 6)),
+        draw(st.integers(1, 4)),
+        draw(st.integers(1, 7)),
+    )
+    cells, c = draw(st.integers(1, 3)), draw(st.integers(2, 4))
+    random = np.random.default_rng(seed)
+    x = random.standard_normal((n, k, d))
+    kind = draw(st.sampled_from(["plain", "whole", "antipodal", "far", "sparse", "line"]))
+    if kind == "whole":
+        x = random.integers(-1, 2, (n, k, d)).astype(float)
+    if kind == "antipodal":
+        x[n // 2 :] = -x[: n - n // 2]
+    if kind == "far":
+        x[..., 0] += 30
+    if kind == "sparse":
+        x *= random.random((n, k, 1)) < 0.4
+    if kind == "line":
+        x = random.standard_normal((n, k, 1)) * random.standard_normal(d)
+    x *= draw(st.sampled_from([1.0, 1e-9, 1e9]))
+    loss = draw(st.sampled_from(["squared", "cross-entropy"]))
+    y = random.permutation(np.arange(n) % c) if loss == "cross-entropy" else random.standard_normal((n, c))
+    pool = random.random((cells, k)) * (random.random((cells, k)) < 0.7)
+    problem = problem_of(x, y, pooling=pool, loss=loss, intercept=draw(st.booleans()), n_classes=c)
+    point = torch.from_numpy(random.standard_normal((n, c)) * draw(st.sampled_from([1.0, 1e-120, 1e120])))
+    if draw(st.booleans()):  # charges that cancel
+        point -= point.mean(dim=0)
+    return problem, problem.dual_point(problem.constant_predictions()) if draw(st.booleans()) else point
+
+
+@settings(deadline=None, max_examples=150)
+@given(awkward(), st.sampled_from([1, 2]))
+def test_the_bound_is_never_below_g_anywhere(case, degree):
+    problem, point = case
+    result = PolynomialOracle(degree=degree)(problem, point)
+    assert result.scope == "global"
+    filters = sphere(200, problem.responses.dim)
+    rows = torch.nn.functional.normalize(problem.responses.rows(slice(0, problem.n)).flatten(0, 1).double())
+    filters = torch.cat([filters, rows, -rows])
+    assert float(g(problem, filters, point).max()) <= result.upper_bound * (1 + 1e-12)
+    if float(point.abs().max()) < 1e100:
+        assert LocalOracle(n_climbers=8, n_steps=12, n_batches=1)(problem, point).g_max <= result.upper_bound * (
+            1 + 1e-12
+        )
+
+
+@pytest.mark.parametrize("d", [1, 2, 3])
+def test_the_bound_is_between_the_exact_maximum_and_twice_that(d):
+    """At low rank, where the truth is known: 60 problems, charges of one sign and of both."""
+    ratios = []
+    for seed in range(20):
+        problem = flat_problem(3 + seed % 4, 2, d, 2, seed=seed, intercept=False)
+        point = torch.randn(problem.n, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        exact = ExactOracle()(problem, point)
+        bound = PolynomialOracle()(problem, point).upper_bound
+        ratios.append(bound / float(exact.values.max()))
+    assert min(ratios) >= 1
+    assert max(ratios) <= 2.5
+
+
+def dense(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
+    """Features (n, P, w) and m (n, P) by the formulas, in numpy, all at once."""
+    x = problem.responses.rows(slice(0, problem.n)).double().numpy()
+    pool = problem.responses.pooling.matrix(*problem.responses.map_size).numpy()
+    d, length = x.shape[2], np.linalg.norm(x, axis=2)
+    safe = np.where(length > 0, length, 1)
+    traceless = np.einsum("nka,nkb->nkab", x, x) / safe[..., None, None] - length[..., None, None] / d * np.eye(d)
+    upper = np.triu_indices(d)
+    svec = traceless[:, :, *upper] * np.where(upper[0] == upper[1], 1, 2**0.5)
+    each = [(length / 8 + length / d)[..., None], x, (1 - 1 / d) ** 0.5 * svec]
+    return np.einsum("pk,nkw->npw", pool, 0.5 * np.concatenate(each, axis=2)), length @ pool.T
+
+
+def test_the_streamed_features_are_those_of_the_dense_formula(monkeypatch):
+    monkeypatch.setattr("convcvx.oracles.lifted.CHUNK_BYTES", 2000)
+    random = np.random.default_rng(0)
+    x = random.standard_normal((9, 5, 4))
+    x[2, 1] = 0
+    problem = problem_of(x, random.standard_normal((9, 2)), pooling=random.random((3, 5)))
+    parts = list(lifted(problem.responses))
+    assert len(parts) > 3
+    features, mass = dense(problem)
+    np.testing.assert_allclose(torch.cat([part.features for part in parts]), features, atol=1e-13)
+    np.testing.assert_allclose(torch.cat([part.tails for part in parts]) * 16, mass, rtol=1e-13)
+
+
+@settings(deadline=None, max_examples=60)
+@given(awkward(), st.integers(0, 10**6))
+def test_a_response_is_its_polynomial_and_no_more_than_the_tail_besides(case, seed):
+    problem, _ = case
+    d = problem.responses.dim
+    filters = sphere(20, d, seed)
+    square = torch.einsum("ma,mb->mab", filters, filters) - torch.eye(d, dtype=torch.float64) / d
+    a, b = torch.triu_indices(d, d)
+    lift = square[:, a, b] * (2.0 - (a == b).double()).sqrt() / max((1 - 1 / d) ** 0.5, 1e-300)
+    assert d == 1 or float((lift.norm(dim=1) - 1).abs().max()) < 1e-12
+    for degree in (1, 2):
+        vectors = torch.cat([torch.ones(20, 1).double(), filters, lift], dim=1)[:, : sum(widths(d, degree))]
+        for part in lifted(problem.responses, degree):
+            polynomial = part.features @ vectors.T  # (b, P, m)
+            truth = problem.responses.matrix(filters)[part.where].permute(0, 2, 1)
+            allowed = part.tails[..., None] + part.errors[:, None, None] + 1e-13 * part.reach[:, None, None]
+            assert bool(((truth - polynomial).abs() <= allowed).all())
+
+
+def test_the_tail_of_a_row_is_as_large_as_its_bound():
+    """|t| - t² - 1/8 is -1/8, 1/8, -1/8 at 0, ½ and 1: a smaller constant would be wrong."""
+    for t in (Fraction(0), Fraction(1, 2), Fraction(1)):
+        assert abs(t - t * t - Fraction(1, 8)) == Fraction(1, 8)
+
+
+@settings(deadline=None, max_examples=100)
+@given(seed=st.integers(0, 10**6), n=st.integers(1, 8), cells=st.integers(1, 3), c=st.integers(1, 4))
+@example(seed=1, n=8, cells=3, c=2)
+def test_no_choice_of_signs_and_vectors_exceeds_the_bound_of_blocks(seed, n, cells, c):
+    """All signs of the tails, each cell with its own: the trap is a tail that acts on one cell only."""
+    random = np.random.default_rng(seed)
+    tails = torch.from_numpy(random.random((n, cells)) * (random.random((n, cells)) < 0.8))
+    charges = torch.from_numpy(random.standard_normal((n, c)))
+    blocks = [
+        torch.from_numpy(random.standard_normal((cells, c, width)) * scale) for width, scale in ((1, 1), (3, 0.3))
+    ]
+    signs = torch.tensor([[1.0 if number >> i & 1 else -1.0 for i in range(n)] for number in range(2**n)]).double()
+    tail = torch.einsum("si,ip,ic->psc", signs, tails, charges)
+    farthest = math.hypot(*(float(part.norm(dim=1).max()) for part in tail))
+    bound = block_bound([], tails, charges)
+    assert farthest <= bound <= (math.pi / 2) ** 0.5 * farthest * 1.05 + 1e-300
+    worst = torch.stack([part[part.norm(dim=1).argmax()] for part in tail])
+    whole = block_bound(blocks, tails, charges)
+    for _ in range(50):
+        total = worst.clone()
+        for block in blocks:
+            vector = torch.from_numpy(random.standard_normal(block.shape[2]))
+            total = total + block @ (vector / vector.norm())
+        assert float(total.norm()) <= whole
+
+
+def test_negative_control_a_tail_of_one_cell_alone_is_refuted():
+    tails, charges = torch.ones(5, 2).double(), torch.eye(5, 3).double()
+    worst = torch.stack([charges.sum(dim=0), -charges.sum(dim=0)])
+    assert float(worst.norm()) > block_bound([], tails[:, :1], charges)
+    assert float(worst.norm()) <= block_bound([], tails, charges)
+
+
+@settings(deadline=None, max_examples=60)
+@given(seed=st.integers(0, 10**6))
+def test_any_multipliers_give_a_bound_and_the_chosen_ones_a_better_one(seed):
+    random = np.random.default_rng(seed)
+    tails, charges = torch.from_numpy(random.random((6, 2))), torch.from_numpy(random.standard_normal((6, 3)))
+    blocks = [torch.from_numpy(random.standard_normal((2, 3, width))) for width in (1, 4, 10)]
+    best = Multipliers.chosen(blocks, tails, charges).bound(blocks, tails, charges)
+    other = Multipliers(list(random.random(3) + 0.01), torch.from_numpy(random.random((6, 2)) + 0.01))
+    assert best <= other.bound(blocks, tails, charges) * (1 + 1e-3)
+    norms = sum(float(torch.linalg.matrix_norm(block.flatten(0, 1), 2)) for block in blocks)
+    assert best <= (norms + block_bound([], tails, charges)) * (1 + 1e-3)
+
+
+def test_beyond_dense_cells_the_bound_is_still_one(monkeypatch):
+    random = np.random.default_rng(3)
+    tails, charges = torch.from_numpy(random.random((6, 4))), torch.from_numpy(random.standard_normal((6, 3)))
+    blocks = [torch.from_numpy(random.standard_normal((4, 3, width))) for width in (1, 4, 10)]
+    whole = block_bound(blocks, tails, charges)
+    monkeypatch.setattr("convcvx.oracles.polynomial.DENSE", 5)
+    coarse = block_bound(blocks, tails, charges)
+    norms = sum(float(block.norm()) for block in blocks)
+    assert whole <= coarse <= 1.001 * (norms + float((tails * charges.norm(dim=1, keepdim=True)).sum()))
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    seed=st.integers(0, 10**6),
+    size=st.integers(1, 6),
+    rank=st.integers(0, 6),
+    scale=st.sampled_from([1.0, 2.0**-830, 2.0**830]),
+)
+def test_the_largest_eigenvalue_is_never_rounded_down(seed, size, rank, scale):
+    root = np.random.default_rng(seed).integers(-9, 10, (size, rank)).astype(float)
+    matrix = torch.from_numpy(root @ root.T)  # exact
+    bound = top_eigenvalue(scale * matrix) / scale
+    assert bound <= float(torch.linalg.eigvalsh(matrix)[-1].clamp_min(0)) * (1 + 1e-12) + 1e-300
+    # Exactly: every leading minor of bound - matrix is positive, by fractions.
+    shifted = [[Fraction(bound) * (i == j) - Fraction(float(matrix[i, j])) for j in range(size)] for i in range(size)]
+    for pivot in range(size):
+        assert shifted[pivot][pivot] >= 0
+        if shifted[pivot][pivot] == 0:
+            break
+        for i in range(pivot + 1, size):
+            ratio = shifted[i][pivot] / shifted[pivot][pivot]
+            shifted[i] = [a - ratio * b for a, b in zip(shifted[i], shifted[pivot], strict=True)]
+
+
+@pytest.mark.parametrize("place", [(0, 0), (0, 1)])
+def test_what_is_no_number_proves_nothing(place):
+    matrix = torch.eye(2, dtype=torch.float64)
+    matrix[place] = math.nan
+    assert top_eigenvalue(matrix) == math.inf
+    assert block_bound([matrix[None]], torch.ones(1, 1).double(), torch.ones(1, 2).double()) == math.inf
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 10**4), exponent=st.sampled_from([-180, -40, 40, 180]))
+def test_powers_of_two_change_nothing_but_the_exponent(seed, exponent):
+    random = np.random.default_rng(seed)
+    x, y, z = (
+        random.standard_normal((4, 2, 3)),
+        random.standard_normal((4, 2)),
+        torch.from_numpy(random.standard_normal((4, 2))),
+    )
+    bounds = [
+        PolynomialOracle().bound(problem_of(x * 2.0**power, y, intercept=False), z)[0] / 2.0**power
+        for power in (0, exponent)
+    ]
+    assert bounds[0] == pytest.approx(bounds[1], rel=1e-12)
+
+
+def relaxed_case(loss: str, cells: int = 1) -> tuple[Problem, Tensor, float]:
+    """Gaussian patches of rank 5, the residual of a constant, and the objective of the network without filters."""
+    random = np.random.default_rng(5)
+    x = random.standard_normal((40, 3, 5)) + 1
+    problem = problem_of(x, (x[:, :, 0].mean(axis=1) > 1).astype(int) + 0, pooling=np.ones((cells, 3)) / 3, loss=loss)
+    constant = problem.constant_predictions()
+    point = problem.dual_point(constant)
+    return problem.with_beta(0.4 * LocalOracle()(problem, point).g_max), point, problem.mean_loss(constant)
+
+
+@pytest.mark.parametrize("loss", ["squared", "cross-entropy"])
+@pytest.mark.parametrize("cells", [1, 2])
+def test_the_relaxed_dual_point_proves_more_and_never_too_much(loss, cells):
+    problem, start, objective = relaxed_case(loss, cells)
+    plain = problem.dual(start, PolynomialOracle()(problem, start).g_max)
+    chosen = relaxed_point(problem, start)
+    proved = problem.dual(chosen, PolynomialOracle()(problem, chosen).g_max)
+    assert plain * 1.02 < proved < objective
+    # No network beats it: its own dual value at what climbs find is not below.
+    assert problem.dual(chosen, LocalOracle()(problem, chosen).g_max) >= proved
+
+
+@pytest.mark.slow
+def test_the_relaxed_value_is_that_of_a_conic_solver():
+    """max <Z, Y> - n/2 ‖Z‖² over bound(Z) <= β, by cvxpy: the primal is min max over λ, here a semidefinite program."""
+    cvxpy = pytest.importorskip("cvxpy")
+    problem, start, _ = relaxed_case("squared")
+    features = Features.of(problem)
+    chosen = relaxed_point(problem, start, features)
+    value = problem.dual(chosen, PolynomialOracle()(problem, chosen).g_max)
+    n, c = problem.targets.shape
+    z, weights = cvxpy.Variable((n, c)), cvxpy.Variable(len(features.parts) + n, nonneg=True)
+    rows = [part[:, 0].numpy().T @ z for part in features.parts]  # C_b, (w, c)
+    blocks = [cvxpy.multiply(features.tails.numpy(), z)[i : i + 1] for i in range(n)]
+    stacked = cvxpy.vstack(rows + blocks)
+    sizes = [part.shape[2] for part in features.parts] + [1] * n
+    spread = np.repeat(np.eye(len(sizes)), sizes, axis=0)  # λ_b of each row
+    matrix = cvxpy.bmat([[cvxpy.diag(spread @ weights), stacked], [stacked.T, problem.beta**2 * np.eye(c)]])
+    objective = cvxpy.sum(cvxpy.multiply(problem.targets.numpy(), z)) - n / 2 * cvxpy.sum_squares(z)
+    symmetric = cvxpy.Variable((matrix.shape[0],) * 2, PSD=True)
+    constraints = [symmetric == matrix, cvxpy.sum(weights) == 1, cvxpy.sum(z, axis=0) == 0]
+    best = cvxpy.Problem(cvxpy.Maximize(objective), constraints).solve(solver="CLARABEL")
+    assert 0.99 * best <= value <= best * (1 + 1e-6)
+
+
+def test_a_deadline_ends_the_pass_without_a_claim():
+    problem, start, _ = relaxed_case("squared")
+    late = problem.until(Deadline.after(0.0))
+    result = PolynomialOracle()(late, start)
+    assert result.cut_short
+    assert result.upper_bound == math.inf
+    assert torch.equal(relaxed_point(late, start), start)
+
+
+def test_raw_rows_are_bounded_with_the_errors_of_a_whitened_embedding():
+    random = torch.Generator().manual_seed(0)
+    images = torch.rand(12, 1, 4, 4, generator=random)
+    targets = torch.randint(2, (12,), generator=random)
+    problem = build_problem(images, targets, spec=PatchSpec((2, 2), whiten=0.01, hidden_bias=True), pooling="2")
+    point = problem.dual_point(problem.constant_predictions())
+    bound = PolynomialOracle()(problem, point).upper_bound
+    assert LocalOracle(thorough=True)(problem, point).g_max <= bound
