@@ -8,6 +8,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
 import torch
 from sklearn.datasets import load_digits
 
@@ -52,3 +53,20 @@ def test_lower_bounds_become_constraints():
             assert lowest[name] == bound
     pinned = (ROOT / "constraints.txt").read_text().split()
     assert {f"torch=={lowest['torch']}", f"torchvision=={lowest['torchvision']}"} <= set(pinned)
+
+
+def test_every_public_name_is_found_and_importing_convcvx_waits_for_nothing():
+    probe = "import sys, convcvx; print([m for m in ('torch', 'numba', 'scipy') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    control = subprocess.run([sys.executable, "-c", "import convcvx.problem;" + probe], capture_output=True, text=True)
+    assert control.stdout.strip() == "['torch', 'numba', 'scipy']"
+    for name in convcvx.__all__:
+        assert getattr(convcvx, name).__name__ == name
+    (block,) = re.findall(r"if TYPE_CHECKING.*\n((?: .*\n)+)", (ROOT / "convcvx" / "__init__.py").read_text())
+    assert {
+        name: module for module, name in re.findall(r"from convcvx\.(\S+) import \w+ as (\w+)", block)
+    } == convcvx.HOMES
+    assert convcvx.data.load is convcvx.training.resolve.load
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        convcvx.nothing  # noqa: B018
