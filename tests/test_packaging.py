@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -70,3 +71,16 @@ def test_every_public_name_is_found_and_importing_convcvx_waits_for_nothing():
     assert convcvx.data.load is convcvx.training.resolve.load
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         convcvx.nothing  # noqa: B018
+
+
+def test_the_version_is_the_same_wherever_it_stands():
+    assert f"\nversion: {convcvx.__version__}\n" in (ROOT / "CITATION.cff").read_text("utf-8")
+    assert f"\n## {convcvx.__version__}\n" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+
+
+def test_every_requirement_has_a_tested_version():
+    tested = {line.split("==")[0] for line in (ROOT / "constraints.txt").read_text().split()}
+    extras = PROJECT["project"]["optional-dependencies"]
+    required = [*PROJECT["project"]["dependencies"], *chain(*extras.values())]
+    names = {re.match(r"[\w-]+", requirement)[0] for requirement in required} - {"convcvx"}
+    assert {"torch", "mkdocs-material", "onnx"} <= names <= tested
