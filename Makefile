@@ -34,7 +34,7 @@ lint: $(VENV)/installed-dev
 
 # The site in build/site: warnings are errors, links are followed, every tutorial is run.
 docs: $(VENV)/installed-docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
