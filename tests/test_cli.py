@@ -266,7 +266,7 @@ def test_paths_are_printed_whole_and_as_they_are(capsys, monkeypatch):
 
 def test_help_teaches():
     assert "weight_decay" in said(cli("train --help"))
-    assert "certify" in said(cli("--help"))
+    assert {"certify", "--install-completion"} <= set(said(cli("--help")).split())
 
 
 def test_an_unfinished_run_cannot_be_certified(tmp_path):

@@ -1,4 +1,4 @@
-"""The pages that help to choose name everything there is to choose; `make docs` runs their code and follows their links."""
+"""The pages that help to choose name all there is to choose; `make docs` runs their code and follows their links."""
 
 from __future__ import annotations
 
