@@ -1,4 +1,4 @@
-# Two commands do everything on a machine with Python 3.11 and make: `make demo` and `make test`.
+# On a machine with Python 3.11 and make: `make demo`, `make test`, `make docs`.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ LOWEST := .venv-lowest
 LEANING := closed_form config copositive cross_checks data enumerate estimator export folder machines network odd_data \
 	problem reading_images
 
-.PHONY: demo test test-slow test-lowest test-wheel lint clean
+.PHONY: demo test test-slow test-lowest test-wheel lint docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/convcvx train --data digits --preset demo --out checkpoints/demo --overwrite
@@ -32,6 +32,10 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The site in build/site: warnings are errors, links are followed, every tutorial is run.
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -45,6 +49,10 @@ $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
+	touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[docs]"
 	touch $@
 
 $(LOWEST)/installed: pyproject.toml constraints.txt .ci/lowest.py

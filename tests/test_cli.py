@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,8 +21,11 @@ from helpers.commands import answer, cli, said, strict_json
 from safetensors.torch import save_file
 from torch import nn
 
-from convcvx.cli.output import open_console
+from convcvx.cli import app
+from convcvx.cli.output import as_flags, open_console
 from convcvx.data.datasets import load
+from convcvx.data.sources import DOWNLOADS
+from convcvx.solution import Status
 from convcvx.training.progress import Progress
 
 TRAIN_KEYS = {
@@ -261,7 +266,7 @@ def test_paths_are_printed_whole_and_as_they_are(capsys, monkeypatch):
 
 def test_help_teaches():
     assert "weight_decay" in said(cli("train --help"))
-    assert "certify" in said(cli("--help"))
+    assert {"certify", "--install-completion"} <= set(said(cli("--help")).split())
 
 
 def test_an_unfinished_run_cannot_be_certified(tmp_path):
@@ -307,3 +312,87 @@ def test_the_command_line_does_not_wait_for_what_it_may_not_need():
     assert done.stdout.strip() == "[]"
     control = subprocess.run([sys.executable, "-c", "import convcvx.report;" + probe], capture_output=True, text=True)
     assert control.stdout.strip() == "['matplotlib']"
+
+
+def test_the_command_alone_says_what_to_do_next_and_its_commands_exist():
+    shown = cli("").stdout
+    lines = [line.split("    ")[0].split()[1:] for line in shown.splitlines() if line.startswith("  convcvx")]
+    assert len(lines) >= 6
+    names = {command.name or command.callback.__name__ for command in app.registered_commands}
+    assert {line[0] for line in lines} <= names | {"--help"}
+    assert cli(" ".join(lines[-1])).stdout
+
+
+@pytest.mark.parametrize("name", ["", *(command.callback.__name__ for command in app.registered_commands)])
+def test_help_fits_80_columns_and_no_line_of_it_is_broken(name, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERMINAL_WIDTH", "80")
+    assert all(len(line) <= 80 for line in cli(f"{name} --help").stdout.splitlines())
+    callback = next((c.callback for c in app.registered_commands if c.callback.__name__ == name), None)
+    _, *rest = inspect.getdoc(callback or cli).split("\n\n")
+    assert all(len(line) <= 78 for paragraph in rest for line in paragraph.splitlines())  # rich takes one at each side
+
+
+def test_runs_lists_folders_with_accuracy_gap_and_scope(run, tmp_path):
+    folder, metrics = run
+    (found,) = answer(cli("runs", folder.parent, "--json"))["runs"]
+    assert found["run"] == str(folder)
+    for key in ("test_accuracy", "rel_gap", "scope", "n_filters", "status"):
+        assert found[key] == metrics[key]
+    assert answer(cli("runs", folder, "--json"))["runs"] == [found]
+    assert "heuristic" in cli("runs", folder.parent).stdout
+    shutil.copytree(folder, tmp_path / "cut", ignore=shutil.ignore_patterns("metrics.json"))
+    shutil.copytree(folder, tmp_path / "odd")
+    (tmp_path / "odd" / "metrics.json").write_text("{}")
+    cut, odd = answer(cli("runs", tmp_path, "--json"))["runs"]
+    assert "--resume" in cut["status"]
+    assert "damaged" in odd["status"]
+    (tmp_path / "empty").mkdir()
+    assert "train --preset demo" in said(cli("runs", tmp_path / "empty"))
+    assert "no folder" in cli("runs", tmp_path / "nowhere", code=2).stderr
+
+
+def test_runs_gives_a_stack_its_own_accuracy_and_the_gap_of_its_last_stage_kept(tmp_path):
+    stage = dict.fromkeys(("primal", "dual", "rel_gap", "seconds"), 0.5)
+    stage |= {"scope": "heuristic", "meaning": "", "status": "converged", "n_filters": 3}
+    stages = [
+        stage | {"train_accuracy": 0.1, "test_accuracy": 0.1, "stage": i, "kept": i < 3, "rel_gap": i / 10}
+        for i in (1, 2, 3)
+    ]
+    (tmp_path / "stack").mkdir()
+    (tmp_path / "stack" / "stack.json").write_text("{}")
+    whole = {"stages": stages, "test_accuracy": 0.9, "seconds": 7.0, "status": "gap_above_tol"}
+    (tmp_path / "stack" / "metrics.json").write_text(json.dumps(whole))
+    (found,) = answer(cli("runs", tmp_path, "--json"))["runs"]
+    assert (found["test_accuracy"], found["rel_gap"], found["status"]) == (0.9, 0.2, "gap_above_tol")
+
+
+def test_data_says_where_sets_lie(tmp_path):
+    assert answer(cli("data", "--data-dir", tmp_path, "--json"))["sets"] == dict.fromkeys(DOWNLOADS)
+    (tmp_path / "MNIST" / "raw").mkdir(parents=True)
+    (tmp_path / "cifar10.npz").touch()
+    assert answer(cli("data", "--data-dir", tmp_path, "--json"))["sets"]["mnist"] is None  # an empty folder
+    (tmp_path / "MNIST" / "raw" / "file").touch()
+    found = answer(cli("data", "--data-dir", tmp_path, "--json"))["sets"]
+    assert found["mnist"] == str(tmp_path / "MNIST" / "raw")
+    assert found["cifar10"] == str(tmp_path / "cifar10.npz")
+    assert "downloads it" in said(cli("data", "--data-dir", tmp_path))
+
+
+def test_quiet_prints_nothing_but_json_and_errors(run, tmp_path):
+    quiet = cli(*SMALL, "--out", tmp_path / "run", "--quiet")
+    assert quiet.output == ""
+    both = cli("certify", run[0], "--tol", "0.05", "--quiet", "--json")
+    assert both.stderr == ""
+    assert answer(both)["scope"] == "heuristic"
+    assert "beta must be" in cli("train", "--beta", "-1", "--quiet", code=2).stderr
+
+
+def test_exit_status_3_is_explained_where_it_happens(run, tmp_path):
+    again = shutil.copytree(run[0], tmp_path / "again")
+    short = cli("train", "--resume", "--out", again, "--tol", "1e-9", "--max-rounds", "1", code=3).stdout
+    assert "exit status 3: the gap is above --tol, as all rounds are used up; raise --max-rounds\n" in short
+    assert f"convcvx train --resume --out {again}" in short
+    assert "exit status 3" in cli("certify", run[0], "--tol", "1e-9", code=3).stdout
+    assert "exit status" not in cli("certify", run[0], "--tol", "0.5").stdout
+    assert as_flags(Status.RELAXATION_GAP.remedy).endswith("use --solver sliding-fw, or raise --tol")

@@ -6,8 +6,10 @@ import re
 import subprocess
 import sys
 import tomllib
+from itertools import chain
 from pathlib import Path
 
+import pytest
 import torch
 from sklearn.datasets import load_digits
 
@@ -52,3 +54,33 @@ def test_lower_bounds_become_constraints():
             assert lowest[name] == bound
     pinned = (ROOT / "constraints.txt").read_text().split()
     assert {f"torch=={lowest['torch']}", f"torchvision=={lowest['torchvision']}"} <= set(pinned)
+
+
+def test_every_public_name_is_found_and_importing_convcvx_waits_for_nothing():
+    probe = "import sys, convcvx; print([m for m in ('torch', 'numba', 'scipy') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    control = subprocess.run([sys.executable, "-c", "import convcvx.problem;" + probe], capture_output=True, text=True)
+    assert control.stdout.strip() == "['torch', 'numba', 'scipy']"
+    for name in convcvx.__all__:
+        assert getattr(convcvx, name).__name__ == name
+    (block,) = re.findall(r"if TYPE_CHECKING.*\n((?: .*\n)+)", (ROOT / "convcvx" / "__init__.py").read_text())
+    assert {
+        name: module for module, name in re.findall(r"from convcvx\.(\S+) import \w+ as (\w+)", block)
+    } == convcvx.HOMES
+    assert convcvx.data.load is convcvx.training.resolve.load
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        convcvx.nothing  # noqa: B018
+
+
+def test_the_version_is_the_same_wherever_it_stands():
+    assert f"\nversion: {convcvx.__version__}\n" in (ROOT / "CITATION.cff").read_text("utf-8")
+    assert f"\n## {convcvx.__version__}\n" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+
+
+def test_every_requirement_has_a_tested_version():
+    tested = {line.split("==")[0] for line in (ROOT / "constraints.txt").read_text().split()}
+    extras = PROJECT["project"]["optional-dependencies"]
+    required = [*PROJECT["project"]["dependencies"], *chain(*extras.values())]
+    names = {re.match(r"[\w-]+", requirement)[0] for requirement in required} - {"convcvx"}
+    assert {"torch", "mkdocs-material", "onnx"} <= names <= tested

@@ -1,5 +1,5 @@
-"""The command line: `convcvx train`, `certify`, `stack`, `compare`, `report` and `export`,
-one module each.
+"""The command line: `convcvx train`, `certify`, `stack`, `compare`, `report`, `export`, `runs` and `data`, one module
+each.
 
 With --json, standard output carries one JSON object and nothing else; human text goes to standard error. `output`
 says how commands end.
@@ -14,21 +14,21 @@ import typer
 from convcvx import __version__
 from convcvx.cli.certify import certify
 from convcvx.cli.compare import compare
+from convcvx.cli.data import data
 from convcvx.cli.export import export
-from convcvx.cli.output import write_any_text
+from convcvx.cli.output import open_console, write_any_text
 from convcvx.cli.report import report
+from convcvx.cli.runs import runs
 from convcvx.cli.stack import stack
 from convcvx.cli.train import train
 
 app = typer.Typer(
     name="convcvx",
-    no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",  # the default of typer has changed, and with it what a bracket in a help text has to be
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (train, certify, stack, compare, report, export):
+for command in (train, certify, stack, compare, report, export, runs, data):
     app.command()(command)
 
 
@@ -43,12 +43,32 @@ Version = Annotated[
 ]
 
 
-@app.callback()
-def _main(version: Version = False) -> None:
-    """Two-layer convolutional ReLU networks with weight decay are convex programs in disguise: convcvx solves them.
+START = """\
+convcvx trains a convolutional layer to the global optimum, and says how far
+from it the result can be.
+
+Start here; the digits come with convcvx:
+  convcvx train --preset demo --out checkpoints/demo
+  convcvx certify checkpoints/demo    the bound again, from weights and data
+  convcvx report checkpoints/demo     filters, plots, certificate: one HTML file
+
+Then:
+  convcvx data                        the data sets, and where they lie
+  convcvx train --data mnist          by options that fit the data
+  convcvx runs                        what was trained: accuracy, gap, scope
+  convcvx --help                      all commands
+  convcvx train --help                all options of one of them"""
+"""What `convcvx` alone prints, in lines of at most 80 columns."""
+
+
+@app.callback(invoke_without_command=True)
+def _main(context: typer.Context, version: Version = False) -> None:
+    """Train convolutional layers to the global optimum, with a certificate.
 
     Start with: convcvx train --preset demo --out checkpoints/demo
     """
+    if context.invoked_subcommand is None:
+        open_console(json_output=False).print(START)
 
 
 def main() -> None:

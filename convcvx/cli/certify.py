@@ -12,7 +12,7 @@ import typer
 
 from convcvx.budget import Deadline
 from convcvx.cli import flags as f
-from convcvx.cli.output import finish, guard, open_console, print_summary
+from convcvx.cli.output import explain_short, finish, guard, open_console, print_summary
 from convcvx.errors import RunError
 from convcvx.patches import PatchEmbedding
 from convcvx.stack.jobs import stage_data
@@ -43,12 +43,19 @@ Like = Annotated[Path | None, typer.Option(help="Take data, model and beta from 
     )
 )
 def certify(
-    context: typer.Context, network: Network, like: Like = None, *, json_output: f.Json = False, **options: Any
+    context: typer.Context,
+    network: Network,
+    like: Like = None,
+    *,
+    json_output: f.Json = False,
+    quiet: f.Quiet = False,
+    **options: Any,
 ) -> None:
     """Say how far a network is from the optimum over all networks of any width, whoever trained it.
 
-    Recomputed from the weights and the data, a proof in float64; the dual point that a run left counts for what is
-    proved of it anew. For a stage of a stack, from the features that the stages before it give.
+    Recomputed from the weights and the data, a proof in float64; the dual point
+    that a run left counts for what is proved of it anew. For a stage of a stack,
+    from the features that the stages before it give.
 
     Examples:
 
@@ -58,7 +65,7 @@ def certify(
 
       convcvx certify checkpoints/stack/stage-2
     """
-    console = open_console(json_output)
+    console = open_console(json_output, quiet)
     with guard(json_output):
         given = f.flags(context)
         for name in ("network", "like"):
@@ -93,6 +100,7 @@ def certify(
         print_summary(console, metrics)
         if metrics["assumed"]:
             print(f"convcvx: assumed, as the file does not show it: {metrics['assumed']}", file=sys.stderr)
+        explain_short(console, metrics["status"], "train further, search with another --oracle, or raise --tol")
         finish(metrics, json_output)
 
 

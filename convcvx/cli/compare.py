@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from convcvx.cli import flags as f
-from convcvx.cli.output import finish, guard, open_console
+from convcvx.cli.output import finish, guard, open_console, percent
 from convcvx.comparison import CompareConfig, compare_job
 from convcvx.training.run import Run
 
@@ -18,18 +18,20 @@ Folder = Annotated[Path, typer.Argument(help="A finished run folder.", metavar="
 
 
 @f.takes(*f.flags_of(CompareConfig))
-def compare(run: Folder, *, json_output: f.Json = False, **options: Any) -> None:
+def compare(run: Folder, *, json_output: f.Json = False, quiet: f.Quiet = False, **options: Any) -> None:
     """Train a run's twin with SGD or Adam, and say how far from the optimum it ends.
 
-    Same data, architecture, width and objective. The learning rate is tuned on full trainings, a grid of ratio √10
-    around the best; the objective is recomputed in float64. Leaves compare-OPTIMIZER.json and .png in the run folder,
-    and the twin's network, which `convcvx certify twin-OPTIMIZER.safetensors --like RUN` takes.
+    Same data, architecture, width and objective. The learning rate is tuned on
+    full trainings, a grid of ratio √10 around the best; the objective is
+    recomputed in float64. Leaves compare-OPTIMIZER.json and .png in the run
+    folder, and the twin's network, twin-OPTIMIZER.safetensors, which
+    `convcvx certify FILE --like RUN` takes.
 
     Example:
 
       convcvx compare checkpoints/mnist --optimizer sgd --epochs 8
     """
-    console = open_console(json_output)
+    console = open_console(json_output, quiet)
     with guard(json_output):
         result = compare_job(Run.open(run), CompareConfig(**options))
         _print_table(console, result)
@@ -47,7 +49,7 @@ def _print_table(console: Console, result: dict[str, Any]) -> None:
             name,
             f"{part['objective']:.6g}",
             f"{part['rel_gap']:.2%}",
-            "-" if part["test_accuracy"] is None else f"{part['test_accuracy']:.2%}",
+            percent(part["test_accuracy"]),
             f"{part['seconds']:.1f}",
             "-" if part["core_seconds"] is None else f"{part['core_seconds']:.1f}",
             str(part.get("filters_used", part["n_filters"])),

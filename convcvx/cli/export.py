@@ -21,16 +21,17 @@ Folder = Annotated[Path, typer.Argument(help="The folder of a finished run or st
 To = Annotated[str, typer.Option(help="onnx (needs pip install 'convcvx\\[onnx]') or torch (for torch.export.load).")]
 
 
-def export(run: Folder, to: To = "onnx", json_output: f.Json = False) -> None:
+def export(run: Folder, to: To = "onnx", json_output: f.Json = False, quiet: f.Quiet = False) -> None:
     """Write the network of a run or a stack as model.onnx or model.pt2 into its folder, and check what it computes.
 
-    One file, which needs convcvx no more and takes any number of images (n, C, H, W), pixels in [0, 1].
+    One file, which needs convcvx no more and takes any number of images
+    (n, C, H, W), pixels in [0, 1].
 
     Example:
 
       convcvx export checkpoints/demo --to onnx
     """
-    console = open_console(json_output)
+    console = open_console(json_output, quiet)
     with guard(json_output):
         path = run / f"model{FORMATS[check_choice('to', to, FORMATS)].suffix}"
         network = stacked_cnn(run) if StackRun(run).begun else two_layer_cnn(Run.open(run).model_file)

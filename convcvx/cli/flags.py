@@ -37,8 +37,12 @@ Config = Annotated[
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object, alone, on standard output.", rich_help_panel=OUTPUT)
 ]
+Quiet = Annotated[
+    bool,
+    typer.Option("--quiet", "-q", help="Print nothing but errors and what --json prints.", rich_help_panel=OUTPUT),
+]
 
-APART = ("out", "resume", "overwrite", "preset", "config", "json_output")
+APART = ("out", "resume", "overwrite", "preset", "config", "json_output", "quiet")
 """Options that say where a command reads and writes, not what it does."""
 
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from convcvx.errors import ConvcvxError, WorkerError, one_line
 from convcvx.optimum import told
 from convcvx.oracles.scope import Scope
-from convcvx.solution import Status
+from convcvx.solution import SHORT, Status
 from convcvx.storage.reading import json_text
 
 OUT_OF_MEMORY = re.compile("out of memory|allocate memory|not enough memory")
@@ -33,9 +33,17 @@ def write_any_text() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def open_console(json_output: bool) -> Console:
-    """Where text for people goes: standard error if JSON has the other. Paths appear whole and as they are."""
-    return Console(stderr=json_output, markup=False, emoji=False, highlight=False, soft_wrap=True)
+def open_console(json_output: bool, quiet: bool = False) -> Console:
+    """Where text for people goes: standard error if JSON has the other, nowhere if `quiet`.
+
+    Paths appear whole and as they are.
+    """
+    return Console(stderr=json_output, quiet=quiet, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+def percent(value: float | None) -> str:
+    """A share; a dash where there is none."""
+    return "-" if value is None else f"{value:.2%}"
 
 
 SCORES = {"loss": "loss", "R2": "r2", "exact match": "exact_match", "macro F1": "macro_f1"}
@@ -44,10 +52,6 @@ SCORES = {"loss": "loss", "R2": "r2", "exact match": "exact_match", "macro F1": 
 
 def print_summary(console: Console, metrics: dict[str, Any]) -> None:
     """What a reader wants to know, in a few lines."""
-
-    def percent(value: float | None) -> str:
-        return "-" if value is None else f"{value:.2%}"
-
     lines = [
         f"accuracy     {percent(metrics['test_accuracy'])} test, {percent(metrics['train_accuracy'])} train",
         *(f"{name:12} {metrics[f'test_{key}']:.4g} test" for name, key in SCORES.items() if f"test_{key}" in metrics),
@@ -75,6 +79,19 @@ def cost(metrics: dict[str, Any]) -> str:
     """Time and memory, where the system tells it."""
     peak = metrics["peak_memory_mb"]
     return f"{metrics['seconds']:.1f} s" + ("" if peak is None else f", {peak:.0f} MiB")
+
+
+def explain_short(console: Console, status: str, remedy: str) -> None:
+    """Say what exit status 3 means, if that is how a command with this `status` ends."""
+    reached = Status(status)
+    if reached.exit_code == SHORT:
+        console.print(f"exit status {SHORT}: the gap is above --tol, as {reached.meaning}; {remedy}")
+
+
+def as_flags(remedy: str) -> str:
+    """The remedy of a `Status`, which names options as Python does, with those of the command line."""
+    named = re.sub(r"(\w+)='([^']+)'", r"--\1 \2", remedy)
+    return re.sub(r"\b(tol|max_filters|max_rounds|time_limit)\b", lambda name: f"--{name[0].replace('_', '-')}", named)
 
 
 def finish(metrics: dict[str, Any], json_output: bool) -> NoReturn:

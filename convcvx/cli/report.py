@@ -15,7 +15,7 @@ from convcvx.training.run import Run
 Folder = Annotated[Path, typer.Argument(help="The folder of a finished run or stack.", metavar="RUN")]
 
 
-def report(run: Folder, json_output: f.Json = False) -> None:
+def report(run: Folder, json_output: f.Json = False, quiet: f.Quiet = False) -> None:
     """Write report.html into the folder of a run or a stack: certificates, plots, filters, comparisons, in one file.
 
     Example:
@@ -24,7 +24,7 @@ def report(run: Folder, json_output: f.Json = False) -> None:
     """
     from convcvx.report import write_report, write_stack_report  # matplotlib: other commands do not wait for it
 
-    console = open_console(json_output)
+    console = open_console(json_output, quiet)
     with guard(json_output):
         path = write_stack_report(StackRun(run)) if StackRun(run).begun else write_report(Run.open(run))
         console.print(f"wrote {path}")

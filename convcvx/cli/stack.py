@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from convcvx.cli import flags as f
-from convcvx.cli.output import cost, finish, guard, open_console
+from convcvx.cli.output import cost, explain_short, finish, guard, open_console, percent
 from convcvx.errors import InputError
 from convcvx.responses.team import Team
 from convcvx.stack.jobs import StackRun, stack_job
@@ -35,21 +35,24 @@ def stack(
     preset: f.Preset = None,
     config: f.Config = None,
     json_output: f.Json = False,
+    quiet: f.Quiet = False,
     **options: Any,
 ) -> None:
     """Train layer after layer, each to the optimum of its objective on the frozen features of those before.
 
-    Every stage leaves a run folder with its certificate, which speaks of that stage on its features alone. A stage
-    that does not raise the validation score is dropped. model.safetensors is the whole stack as one torch module.
-    Where no option says what network is wanted, those that fit the images are taken, and printed.
+    Every stage leaves a run folder with its certificate, which speaks of that
+    stage on its features alone. A stage that does not raise the validation score
+    is dropped. model.safetensors is the whole stack as one torch module. Where no
+    option says what network is wanted, those that fit the images are taken, and
+    printed.
 
     Examples:
 
       convcvx stack --data mnist
 
-      convcvx stack --stages 2 --data digits --padding 1 --pool 4 --beta-ratio 0.01 --tol 0.03 --out checkpoints/stack
+      convcvx stack --stages 2 --padding 1 --pool 4 --beta-ratio 0.01 --tol 0.03
     """
-    console = open_console(json_output)
+    console = open_console(json_output, quiet)
     with guard(json_output):
         if (size := Team.of_torchrun().size) > 1:
             raise InputError(f"a stack is trained by one process; got {size}: start it without torchrun")
@@ -71,6 +74,7 @@ def stack(
                 progress.begin(f"options that fit the data: {in_flags(chosen)}")
             result = stack_job(settings, run, progress, resume=goes_on, data=data, origin=origin)
         _print_table(console, result)
+        explain_short(console, result["status"], "raise --tol, or the budgets of the stages that fell short")
         finish(result, json_output)
 
 
@@ -79,9 +83,6 @@ def _named(config: StackConfig) -> str:
 
 
 def _print_table(console: Console, result: dict[str, Any]) -> None:
-    def percent(value: float | None) -> str:
-        return "-" if value is None else f"{value:.2%}"
-
     table = Table(box=None, header_style="bold")
     for column in ("stage", "objective", "gap", "filters", "validation", "test", "seconds", ""):
         table.add_column(column, justify="right")

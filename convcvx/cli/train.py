@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from convcvx.cli import flags as f
-from convcvx.cli.output import finish, guard, open_console, print_summary
+from convcvx.cli.output import as_flags, explain_short, finish, guard, open_console, print_summary
 from convcvx.responses.team import Team
+from convcvx.solution import Status
 from convcvx.training.fit import Clock
 from convcvx.training.jobs import train_into
 from convcvx.training.options import TrainConfig
@@ -30,14 +32,16 @@ def train(
     preset: f.Preset = None,
     config: f.Config = None,
     json_output: f.Json = False,
+    quiet: f.Quiet = False,
     **options: Any,
 ) -> None:
     """Train a two-layer convolutional ReLU network to the optimum of its objective.
 
         min  (1/n) Σ loss(f(x_i), y_i) + (beta/2) Σ (‖u_j‖² + ‖V_j‖²)
 
-    over filters u_j and output weights V_j of any number of neurons. Leaves a run folder with an ordinary torch
-    network (model.safetensors) and its certificate. Where no option says what network is wanted, those that fit the
+    over filters u_j and output weights V_j of any number of neurons. Leaves a
+    run folder with an ordinary torch network (model.safetensors) and its
+    certificate. Where no option says what network is wanted, those that fit the
     images are taken, and printed.
 
     Examples:
@@ -46,11 +50,11 @@ def train(
 
       convcvx train --preset demo --out checkpoints/demo
 
-      convcvx train --data mnist --limit 10000 --kernel-size 5 --pool 4 --beta-ratio 0.0003 --max-filters 200
+      convcvx train --data mnist --kernel-size 5 --pool 4 --beta-ratio 0.0003
 
-      torchrun --nproc-per-node 2 -m convcvx.cli train --preset demo --out checkpoints/demo
+      torchrun --nproc-per-node 2 -m convcvx.cli train --preset demo
     """
-    console = open_console(json_output)
+    console = open_console(json_output, quiet)
     with guard(json_output), Team.of_torchrun() as team:
         clock = Clock.now()
         given = f.given_options(context, preset, config)
@@ -75,6 +79,9 @@ def train(
             fit = train_into(run, settings, progress, team, resume=goes_on, data=data, origin=origin, clock=clock)
             metrics = fit.metrics
         print_summary(console, metrics)
+        remedy = as_flags(Status(metrics["status"]).remedy)
+        go_on = f"to go on: convcvx train --resume --out {shlex.quote(metrics['out'])}, with another budget or --tol"
+        explain_short(console, metrics["status"], f"{remedy}\nthe network is saved and of use as it is; {go_on}")
         if fits:
             console.print(f"try next: {next_steps(settings)}")
         finish(metrics, json_output)

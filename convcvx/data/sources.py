@@ -14,7 +14,7 @@ import tempfile
 import zlib
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,13 +26,24 @@ from convcvx.errors import DataError, one_line
 Source = tuple[dict[str, np.ndarray], tuple[str, ...] | None]
 """Arrays by `KEYS`, and the names of the classes; None where the labels in y_train are the classes."""
 
+
+class Download(NamedTuple):
+    """A set that is downloaded: its class in `torchvision.datasets`, the folder where that class keeps its files, and
+    what it holds.
+    """
+
+    class_name: str
+    folder: str
+    about: str
+
+
 DOWNLOADS = {
-    "mnist": ("MNIST", "MNIST/raw"),
-    "fashion-mnist": ("FashionMNIST", "FashionMNIST/raw"),
-    "cifar10": ("CIFAR10", "cifar-10-batches-py"),
-    "cifar100": ("CIFAR100", "cifar-100-python"),
+    "mnist": Download("MNIST", "MNIST/raw", "handwritten digits, grey 28x28: 60,000 + 10,000"),
+    "fashion-mnist": Download("FashionMNIST", "FashionMNIST/raw", "clothes, grey 28x28: 60,000 + 10,000"),
+    "cifar10": Download("CIFAR10", "cifar-10-batches-py", "things in 10 classes, 32x32 RGB: 50,000 + 10,000"),
+    "cifar100": Download("CIFAR100", "cifar-100-python", "the same in 100 classes: 50,000 + 10,000"),
 }
-"""Name of a set: its class in `torchvision.datasets` and the folder where that class keeps its files."""
+"""By name."""
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 """Classes of cifar10 by their labels, which an .npz file of the set leaves out."""
@@ -50,12 +61,20 @@ def read_digits() -> Source:
     return dict(zip(KEYS, (x_train, y_train, x_test, y_test), strict=True)), tuple("0123456789")
 
 
+def find_download(name: str, root: Path) -> Path | None:
+    """The folder or the NAME.npz in `root` that holds the set; None where neither does."""
+    folder, npz = root / DOWNLOADS[name].folder, root / f"{name}.npz"
+    if folder.is_dir() and any(folder.iterdir()):
+        return folder
+    return npz if npz.is_file() else None
+
+
 def read_download(name: str, root: Path, download: bool) -> Source:
-    class_name, subfolder = DOWNLOADS[name]
-    folder, npz = root / subfolder, root / f"{name}.npz"
-    present = folder.is_dir() and any(folder.iterdir())
-    if not present and npz.is_file():
-        return read_npz(npz), CIFAR10 if name == "cifar10" else None
+    class_name, subfolder, _ = DOWNLOADS[name]
+    folder, found = root / subfolder, find_download(name, root)
+    if found is not None and found != folder:
+        return read_npz(found), CIFAR10 if name == "cifar10" else None
+    present = found is not None
     cls = getattr(import_torchvision().datasets, class_name)
     packed = root / getattr(cls, "filename", "")  # CIFAR comes as one archive
     if not present and not packed.is_file() and not download:
@@ -64,7 +83,7 @@ def read_download(name: str, root: Path, download: bool) -> Source:
         try:
             _download(cls, root, subfolder, packed if packed.is_file() else None)
         except (OSError, RuntimeError, HTTPException, EOFError, zlib.error, tarfile.TarError) as error:
-            advice = f"try again with a network, give the --data-dir that holds it, or put {npz.name} there"
+            advice = f"try again with a network, give the --data-dir that holds it, or put {name}.npz there"
             raise DataError(f"{name} could not be downloaded to {root}: {advice} ({one_line(error)})") from None
     try:
         return _read_download(name, cls, root, folder)

@@ -207,7 +207,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], Architecture | No
         raise RunError(f"cannot read weights from {path}: {said}; name a .safetensors file or a run folder") from None
     if isinstance(described, dict) and "stages" in described:
         raise RunError(
-            f"{path} is a stack of networks: load it with convcvx.stacked_network.stacked_cnn, or name one of its "
+            f"{path} is a stack of networks: load it with convcvx.stack.network.stacked_cnn, or name one of its "
             "folders stage-1, stage-2, ..."
         )
     for name, tensor in state.items():
@@ -236,6 +236,8 @@ def two_layer_cnn(weights: Weights | str | Path | None = None, **architecture: A
     weights : Weights, str or path, optional
         `TwoLayerCNN_Weights.DIGITS`, "DIGITS", a run folder or a .safetensors file.
 
+    Examples
+    --------
     >>> two_layer_cnn(image_shape=(1, 8, 8), n_filters=4, n_outputs=10)(torch.zeros(2, 1, 8, 8)).shape
     torch.Size([2, 10])
     """

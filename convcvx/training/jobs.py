@@ -93,6 +93,7 @@ def train_into(
             alone = "" if team.size == 1 else f", {team.size} processes"
             report.begin(f"training on {config.data} into {run.place}{alone}\n{plan}")
             optimised = optimise(problem, plan.applied(config), report, run, checkpoint, began=clock.began)
+        report.begin("certificate and scores of the finished network")
         try:
             fit = finish(optimised, config, plan, data, clock, origin)
         except InputError as error:
