@@ -19,6 +19,7 @@ from torch import Tensor
 from convcvx.budget import NEVER
 from convcvx.errors import InputError
 from convcvx.machine.threads import sparing_threads
+from convcvx.optimum import optimum_of
 from convcvx.oracles import get_oracle
 from convcvx.oracles.base import Oracle
 from convcvx.oracles.local import LocalOracle
@@ -63,11 +64,20 @@ class Certificate:
     filter_rank, filter_size : int or None
         r and h: filters lie in r principal directions of the patches, of h, and networks with others are not spoken of.
         None in files of earlier versions.
+    family, family_size, family_gap : str, int, float or None
+        A family of filters in words, how many these are, and how much lower than `primal`, as a share of it, the
+        objective of a network over them may be at most: a proof whatever the scope is, and the gap itself if that is
+        family. With flips it is of the images and their mirror images. None where no family was looked at.
+    optimum : dict or None
+        What it tells, as `convcvx.optimum` has it: `slope`, Σ_j ‖V_j‖, the derivative of the optimal value by β, and
+        bounds `slope_low`, `slope_high` on it, `proved` or not; `active` directions found where g reaches β, and
+        how many are `active_used` by the network, None where the gap is above 1 %. None in files of earlier versions.
     oracle : str
     search : dict
         The oracle's own statistics: starts and basins, or cells.
     train_accuracy : float or None
-        Share of the images whose largest output is at the largest target; of no meaning for real targets.
+        Share of the images whose largest output is at the largest target, each counting for what it does in the
+        objective; of no meaning for real targets.
     """
 
     primal: float
@@ -86,6 +96,10 @@ class Certificate:
     train_accuracy: float | None = None
     filter_rank: int | None = None
     filter_size: int | None = None
+    family: str | None = None
+    family_size: int | None = None
+    family_gap: float | None = None
+    optimum: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scope", Scope(self.scope))
@@ -94,6 +108,9 @@ class Certificate:
     def meaning(self) -> str:
         """The scope in words, and the filters meant; of a local search also what it saw; what cut the search short."""
         said = self.scope.meaning
+        if self.scope is Scope.FAMILY and self.family_size:
+            named = self.family or "filters"
+            said = said.replace("the filters of a family", f"the {self.family_size:,} {named} of the family")
         if self.filter_rank != self.filter_size:
             said += f"; among networks whose filters are of rank {self.filter_rank} of {self.filter_size}"
         stopped = self.search.get("stopped") == "time_limit"
@@ -223,10 +240,11 @@ def certify_parameters(
         (given if search.name == "local" else problem).until(deadline if dual_point is None else deadline.share(HALF)),
         residual,
         starts=starts,
-        n_filters=16,
+        n_filters=16 + len(filters) * (search.name == "family"),  # a scan knows all that are active
         seed=seed,
         target=target,
     )
+    point = residual
     if not found.scope.proved and len(found.values):
         candidates = torch.cat([found.filters, starts])
         values = problem.responses.correlate(candidates, residual).flatten(1).norm(dim=1)
@@ -237,21 +255,21 @@ def certify_parameters(
         again = search(problem.until(deadline), residual, starts=starts, n_filters=16, seed=seed, target=0.0)
         if again.scope.for_all and again.g_max < found.g_max:
             found, dual = again, problem.dual(residual, again.g_max)
-    if dual_point is not None and found.scope.for_all and primal - dual > tol * primal:
+    if dual_point is not None and found.scope.lasting and primal - dual > tol * primal:
         other = problem.in_domain(_checked(dual_point, problem))
         again = search(problem.until(deadline), other, starts=starts, n_filters=1, seed=seed, target=target)
-        if again.scope.for_all and problem.dual(other, again.g_max) > dual:
-            found, dual = again, problem.dual(other, again.g_max)
-    if found.scope.proved:  # the network's own objective is known to rounding only, which is part of the gap
-        dual -= problem.primal_error(predictions, weights)
-    elif large:
-        dual -= FLOAT32_ROUNDING * primal
+        if again.scope is found.scope and problem.dual(other, again.g_max) > dual:
+            found, dual, point = again, problem.dual(other, again.g_max), other
+    # The network's own objective is known to rounding only, which is part of the gap.
+    off = problem.primal_error(predictions, weights) if found.scope.proved else FLOAT32_ROUNDING * primal * large
+    dual -= off
     # The optimum is neither below zero nor above that of any network; what is no number bounds nothing.
     dual = min(dual, primal) if dual > 0 else 0.0
+    rel_gap = relative_gap(primal, dual)
     return Certificate(
         primal=primal,
         dual=dual,
-        rel_gap=relative_gap(primal, dual),
+        rel_gap=rel_gap,
         scope=found.scope,
         beta=problem.beta,
         g_max=found.g_max,
@@ -262,9 +280,13 @@ def certify_parameters(
         patch_rank=problem.responses.embedding.patch_rank,
         oracle=search.name,
         search=found.stats,
-        train_accuracy=float((predictions.argmax(dim=1) == problem.targets.argmax(dim=1)).double().mean()),
+        train_accuracy=float(problem.mean((predictions.argmax(dim=1) == problem.targets.argmax(dim=1)).double())),
         filter_rank=problem.responses.embedding.dim,
         filter_size=problem.responses.embedding.size,
+        family=found.stats.get("family"),
+        family_size=found.stats.get("family_size"),
+        family_gap=rel_gap if found.scope is Scope.FAMILY else None,
+        optimum=optimum_of(problem, filters, weights, point, found, primal=primal + off, rel_gap=rel_gap),
     )
 
 

@@ -75,7 +75,13 @@ class Comparison:
 
 
 def compare(
-    fit: Fit, images: Any, targets: Any = None, *, test: tuple[Any, Any] | None = None, **options: Any
+    fit: Fit,
+    images: Any,
+    targets: Any = None,
+    *,
+    sample_weight: Any = None,
+    test: tuple[Any, Any] | None = None,
+    **options: Any,
 ) -> Comparison:
     """Train the twin of a fit with SGD or Adam, and say how far from the optimum it ends.
 
@@ -85,7 +91,7 @@ def compare(
     Parameters
     ----------
     fit : Fit
-    images, targets
+    images, targets, sample_weight
         Those that it was fitted on, as `convcvx.fit` takes them.
     test : (images, targets), optional
         To score both on.
@@ -106,7 +112,7 @@ def compare(
     check_names(options, [parameter.name for parameter in PARAMETERS])
     config = CompareConfig(**options)
     config.check()
-    train, test_set = given_dataset(images, targets)
+    train, test_set = given_dataset(images, targets, sample_weight)
     if test is not None:
         test_set = given_dataset(*test)[0]
     settings = replace(fit.config, beta=fit.certificate.beta, beta_ratio=None, device=config.device)

@@ -83,7 +83,7 @@ class Problem:
         if len(encoded) != responses.n:
             raise InputError(f"targets must have one row an image, {responses.n}; got {len(encoded)}")
         shares = Shares.of(sample_weight, responses.n)
-        offset = _offset(encoded) if intercept and loss == "squared" else 0.0
+        offset = _offset(encoded) if intercept and get_loss(loss).takes_real else 0.0
         return cls(responses, encoded - offset, shares, check_positive("beta", beta), get_loss(loss), intercept, offset)
 
     @property
@@ -224,7 +224,7 @@ def _offset(targets: Tensor) -> Tensor:
 def _check_size(targets: Tensor, loss: str) -> None:
     """Raise `InputError` for real targets whose squares leave float32 no room."""
     largest = float(targets.abs().max())
-    if loss == "squared" and abs(math.frexp(largest)[1]) > SINGLE:
+    if get_loss(loss).takes_real and abs(math.frexp(largest)[1]) > SINGLE:
         raise InputError(
             f"targets must have a largest entry between 2^-{SINGLE} and 2^{SINGLE}; got {largest:.3g}: divide them"
         )

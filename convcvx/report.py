@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from convcvx.network.two_layer import two_layer_cnn
+from convcvx.optimum import told
 from convcvx.stack.jobs import StackRun
 from convcvx.training.run import Run
 
@@ -77,10 +78,11 @@ def _page(title: str, body: str) -> str:
 
 
 def _result(metrics: dict[str, Any]) -> str:
-    numbers = {name: value for name, value in metrics.items() if name not in ("meaning", "out")}
+    numbers = {name: value for name, value in metrics.items() if name not in ("meaning", "out", "optimum")}
+    lines = "".join(f"<br/>{name.capitalize()}: {escape(text)}." for name, text in told(metrics).items())
     return f"""<p class="scope">Objective <b>{metrics["primal"]:.6g}</b>, lower bound <b>{metrics["dual"]:.6g}</b>,
 relative gap <b>{metrics["rel_gap"]:.2e}</b>.<br/>Scope <b>{escape(metrics["scope"])}</b>:
-{escape(metrics["meaning"])}.</p>
+{escape(metrics["meaning"])}.{lines}</p>
 <h2>Result</h2>
 {_table(_shown(numbers))}"""
 

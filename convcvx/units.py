@@ -160,7 +160,11 @@ class Units:
     def certificate(self, certificate: Certificate) -> Certificate:
         if self.ordinary:
             return certificate
-        search = dict(certificate.search)
+        search, optimum = dict(certificate.search), certificate.optimum
+        if optimum is not None:
+            slopes = {name: optimum[name] for name in ("slope", "slope_low", "slope_high")}
+            shift = self.targets - self.images
+            optimum = optimum | {name: self._held("slope", value, shift) for name, value in slopes.items()}
         if "bound_without_cones" in search:
             search["bound_without_cones"] = self.of_g(search["bound_without_cones"])
         return replace(
@@ -170,6 +174,7 @@ class Units:
             beta=self.of_g(certificate.beta),
             g_max=self.of_g(certificate.g_max),
             search=search,
+            optimum=optimum,
         )
 
     def dual_point(self, dual_point: Tensor | None) -> Tensor | None:

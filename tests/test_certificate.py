@@ -265,17 +265,17 @@ REFUSED = {
     "no activation": (of(GLOBAL), FORM + "Conv2d → AdaptiveAvgPool2d → Linear"),
     "three layers": (of(nn.ReLU(), GLOBAL, nn.Flatten(), nn.Linear(6, 6)), FORM),
     "two convolutions": (of(nn.ReLU(), nn.Conv2d(6, 6, 1), nn.ReLU(), GLOBAL), FORM),
-    "normalisation": (of(nn.BatchNorm2d(6), nn.ReLU(), GLOBAL), FORM),
+    "normalisation": (of(nn.BatchNorm2d(6), nn.ReLU(), GLOBAL), "in training: call network.eval()"),
     "no linear layer": (nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), GLOBAL, nn.Flatten()), FORM),
     "padded pooling": (of(nn.ReLU(), nn.AvgPool2d(2, padding=1), features=54), FORM),
     "ceil mode": (of(nn.ReLU(), nn.AvgPool2d(3, ceil_mode=True), features=24), FORM),
     "sum pooling": (of(nn.ReLU(), nn.AvgPool2d(4, divisor_override=1)), FORM),
     "half a grid": (of(nn.ReLU(), nn.AdaptiveAvgPool2d((1, None)), features=24), FORM),
     "dilation": (of(nn.ReLU(), GLOBAL, convolution=nn.Conv2d(1, 6, 2, dilation=2)), "dilation=1"),
-    "same padding": (of(nn.ReLU(), GLOBAL, convolution=nn.Conv2d(1, 6, 3, padding="same")), "numeric zero padding"),
+    "same padding": (of(nn.ReLU(), GLOBAL, convolution=nn.Conv2d(1, 6, 2, padding="same")), "pads one side more"),
     "reflection": (
         of(nn.ReLU(), GLOBAL, convolution=nn.Conv2d(1, 6, 3, padding=1, padding_mode="reflect")),
-        "numeric zero padding",
+        "padding by zeros",
     ),
     "features": (of(nn.ReLU(), GLOBAL, features=7), "the linear layer takes 7 features but 6 filters pooled to 1"),
     "grid beyond the map": (of(nn.ReLU(), nn.AdaptiveAvgPool2d(5), features=150), "larger than the 4x4 map"),
@@ -308,7 +308,7 @@ def test_negative_control_plain_networks_are_accepted(network):
 
 
 def test_a_network_that_computes_something_else_is_refused():
-    """Its layers are registered in the right order and applied in another."""
+    """Its layers are registered in the right order and applied in another, which the graph shows or the outputs."""
 
     class PoolFirst(nn.Module):
         def __init__(self):
@@ -326,8 +326,15 @@ def test_a_network_that_computes_something_else_is_refused():
             return self.linear(self.pool(self.relu(self.convolution(x))).flatten(1))
 
     torch.manual_seed(0)
-    with pytest.raises(InputError, match="outputs are not those of its Conv2d → ReLU"):
+
+    class Unseen(PoolFirst):
+        def forward(self, x):
+            return super().forward(x) if len(x) else x  # which no graph can follow
+
+    with pytest.raises(InputError, match="got Conv2d → AdaptiveAvgPool2d → ReLU → Linear"):
         check(PoolFirst())
+    with pytest.raises(InputError, match="outputs are not those of its Conv2d → ReLU"):
+        check(Unseen())
     assert check(ReluFirst()).dual > 0
 
 
@@ -358,7 +365,8 @@ def test_the_outputs_of_every_image_are_looked_at(case):
     network = plain()
     if "intercept" in case:
         network[4].bias.data += 100.0
-    with pytest.raises(InputError, match="the network's outputs"):
+    known = {"at random in training": "evaluation mode", "outputs left out": "got .* → getitem"}
+    with pytest.raises(InputError, match=known.get(case, "the network's outputs")):
         check(Altered(network, ALTERED[case]))
 
 

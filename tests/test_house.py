@@ -23,6 +23,7 @@ ORDER = [
     "responses",
     "problem",
     "oracles",
+    "optimum",
     "certificate",
     "solution",
     "units",

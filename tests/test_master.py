@@ -25,6 +25,10 @@ def reference(problem: Problem, filters: Tensor) -> float:
     predictions = design @ weights + (np.ones((n, 1)) @ shift if problem.intercept else 0)
     if problem.loss.name == "squared":
         data = cp.sum_squares(predictions - targets) / 2
+    elif problem.loss.name == "bce":
+        data = cp.sum(cp.logistic(predictions)) - cp.sum(cp.multiply(targets, predictions))
+    elif problem.loss.name == "huber":
+        data = cp.sum(cp.huber(predictions - targets, 1)) / 2
     else:
         data = cp.sum(cp.log_sum_exp(predictions, axis=1)) - cp.sum(cp.multiply(targets, predictions))
     groups = [cp.norm(cp.vec(weights[j : j + cells], order="F")) for j in range(0, len(filters) * cells, cells)]

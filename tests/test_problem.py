@@ -31,8 +31,10 @@ def rows(n: int, c: int, seed: int, scale: float = 1.0) -> Tensor:
 
 
 def targets_of(name: str, n: int, c: int, seed: int) -> Tensor:
-    """Real targets, or rows of probabilities."""
-    return rows(n, c, seed) if name == "squared" else rows(n, c, seed).softmax(dim=1)
+    """Real targets, rows of probabilities, or probabilities one by one."""
+    drawn = rows(n, c, seed)
+    kinds = {"cross-entropy": drawn.softmax(dim=1), "bce": drawn.sigmoid()}
+    return kinds.get(name, drawn)
 
 
 # Losses
@@ -52,7 +54,12 @@ def supremum(name: str, slope: Tensor, target: Tensor) -> float:
 @pytest.mark.parametrize("seed", range(4))
 def test_conjugates_are_suprema(name, seed):
     target = targets_of(name, 1, 3, seed)
-    slope = rows(1, 3, seed + 10) if name == "squared" else targets_of(name, 1, 3, seed + 10) - target
+    drawn = rows(1, 3, seed + 10)
+    slopes = {
+        "squared": drawn,
+        "huber": drawn.clamp(-0.9, 0.9),
+    }
+    slope = slopes.get(name, targets_of(name, 1, 3, seed + 10) - target)
     conjugate = float(get_loss(name).conjugate(slope, target)[0])
     assert supremum(name, slope[0], target[0]) == pytest.approx(conjugate, abs=1e-6)
     assert supremum(name, 0.9 * slope[0], target[0]) != pytest.approx(conjugate, abs=1e-6)  # negative control
@@ -89,7 +96,7 @@ def test_gradients_and_curvature(name):
         torch.autograd.grad(loss.value(f, target).sum(), f)[0], loss.gradient(f, target).detach()
     )
     _, product = torch.autograd.functional.hvp(lambda f: loss.value(f, target).sum(), f.detach(), direction)
-    torch.testing.assert_close(loss.hessian_product(f.detach(), direction), product)
+    torch.testing.assert_close(loss.hessian_product(f.detach(), target, direction), product)
     assert bool(((direction * product).sum(1) <= loss.curvature * direction.square().sum(1) + 1e-12).all())
 
 
@@ -162,7 +169,7 @@ def test_bad_problems_are_refused():
     for beta in (0, -1.0, float("nan"), float("inf"), "much", None):
         with pytest.raises(InputError, match="beta must be a positive float; got"):
             Problem.build(r, targets, beta)
-    with pytest.raises(InputError, match="loss must be one of squared, cross-entropy; got 'hinge'"):
+    with pytest.raises(InputError, match=r"loss must be one of squared, .*, huber; got 'hinge'"):
         Problem.build(r, targets, 1.0, loss="hinge")
     with pytest.raises(ConvcvxError, match="targets must have one row an image, 4; got 3"):
         Problem.build(r, targets[:3], 1.0)
@@ -270,12 +277,13 @@ def test_a_class_without_targets_does_not_spoil_the_dual():
 def test_the_dual_scaling_is_the_best_one(case, scale, g_max):
     problem = flat_problem(8, **case)
     point = problem.dual_point(rows(8, 3, case["seed"], scale))
-    limit = min(problem.beta / g_max if g_max else np.inf, 1.0 if case["loss"] == "cross-entropy" else 50.0)
+    room = {"squared": 50.0, "huber": 1 / (8 * float(point.abs().max()))}
+    limit = min(problem.beta / g_max if g_max else np.inf, room.get(case["loss"], 1.0))
 
     def negative(s: float) -> float:
         return float(problem.loss.conjugate(-8 * s * point, problem.targets).mean())
 
-    lowest = -limit if case["loss"] == "squared" else 0.0  # g(-Z) = g(Z), but no simplex is left that way
+    lowest = -limit if problem.loss.takes_real else 0.0  # g(-Z) = g(Z), but no simplex is left that way
     inner = minimize_scalar(negative, bounds=(lowest, limit), method="bounded", options={"xatol": 1e-10 * limit})
     best = max(-inner.fun, -negative(lowest), -negative(limit))
     assert problem.dual(point, g_max) == pytest.approx(best, rel=1e-8, abs=1e-10)

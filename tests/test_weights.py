@@ -243,7 +243,7 @@ def test_a_path_takes_weights():
         ([1.0, -1.0, 1.0, 1.0], "sample_weight must be 0 or positive; got -1 for image 1: set it to 0"),
         ([1.0, 1.0, math.nan, 1.0], "sample_weight must be finite; got nan for image 2: set it to 0"),
         ([1.0, 1.0, math.inf, 1.0], "sample_weight must be finite; got inf for image 2"),
-        ([0.0, 0.0, 0.0, 0.0], "sample_weight must be positive for some image; got 0 for all: leave it out"),
+        ([0.0, 0.0, 0.0, 0.0], "sample_weight must be positive for some image; got zero weights alone: leave it out"),
         ([1.0, 1.0, 1.0], r"sample_weight must be one number an image, \(4,\); got shape \(3,\)"),
         ([[1.0], [1.0], [1.0], [1.0]], r"sample_weight must be one number an image, \(4,\); got shape \(4, 1\)"),
         ([1.0, 1e-40, 1.0, 1.0], "sample_weight must be 0 or at least 2.*; got 1e-40 for image 1: set it to 0"),

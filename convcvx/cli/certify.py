@@ -17,15 +17,16 @@ from convcvx.errors import RunError
 from convcvx.patches import PatchEmbedding
 from convcvx.stack.jobs import stage_data
 from convcvx.training.jobs import certify_job
-from convcvx.training.options import TrainConfig
+from convcvx.training.options import EVERY, FAMILY_ORACLE, TrainConfig
 from convcvx.training.resolve import load_data, run_data, with_run_settings
 from convcvx.training.run import Run
 
 Network = Annotated[
     Path,
     typer.Argument(
-        help="A run folder, or a .safetensors file of any Conv2d → ReLU → average pooling → Linear; stride, padding "
-        "and pool are for a file that does not say (pool is the square grid that fits by default).",
+        help="A run folder, or a .safetensors or .pt file with the state dict of any Conv2d → ReLU → average pooling → "
+        "Linear, or Linear → ReLU → Linear; stride, padding and pool are for a file that does not say (pool is the "
+        "square grid that fits by default).",
         metavar="RUN|FILE",
     ),
 ]
@@ -71,6 +72,8 @@ def certify(
             given.pop(name, None)
         run = _source_run(network, like)
         own = TrainConfig() if run is None else with_run_settings(run)
+        if given.get("oracle", FAMILY_ORACLE) not in ("auto", FAMILY_ORACLE):  # which looks at all filters
+            own = replace(own, filters=EVERY)
         settings = replace(replace(own, time_limit=None), **given)  # a run's limit was that of its training
         settings.check()
         deadline = Deadline.after(settings.time_limit)

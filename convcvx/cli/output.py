@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 
 from convcvx.errors import ConvcvxError, WorkerError, one_line
+from convcvx.optimum import told
 from convcvx.solution import SHORT, Status
 from convcvx.storage.reading import json_text
 
@@ -44,14 +45,20 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.2%}"
 
 
+SCORES = {"loss": "loss", "R2": "r2", "exact match": "exact_match", "macro F1": "macro_f1"}
+"""Scores for targets that are no classes, by what they are called."""
+
+
 def print_summary(console: Console, metrics: dict[str, Any]) -> None:
     """What a reader wants to know, in a few lines."""
     lines = [
         f"accuracy     {percent(metrics['test_accuracy'])} test, {percent(metrics['train_accuracy'])} train",
+        *(f"{name:12} {metrics[f'test_{key}']:.4g} test" for name, key in SCORES.items() if f"test_{key}" in metrics),
         f"objective    {metrics['primal']:.8g} at beta {metrics['beta']:.6g} ({metrics['loss']} loss)",
         f"lower bound  {metrics['dual']:.8g}",
         f"gap          {metrics['rel_gap']:.2e} relative",
         f"scope        {metrics['scope']}: {metrics['meaning']}",
+        *(f"{name:12} {text}" for name, text in told(metrics).items()),
         f"filters      {metrics['n_filters']}",
         f"status       {metrics['status']} after {cost(metrics)}",
     ]

@@ -17,8 +17,10 @@ from convcvx.machine.memory import check_memory
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 """Names of the arrays of a data set: images and targets to train on and to test with, by the Keras convention."""
+WEIGHTS = ("w_train", "w_test")
+"""Names of the arrays that a data set may have besides: what each image counts for."""
 Arrays = dict[str, np.ndarray]
-"""The arrays of a data set by `KEYS`, images NHW or NHWC."""
+"""The arrays of a data set by `KEYS` and `WEIGHTS`, images NHW or NHWC."""
 
 
 def read_npz(path: Path) -> Arrays:
@@ -33,14 +35,14 @@ def read_npz(path: Path) -> Arrays:
     check_forms(forms, path)
     check_memory(
         # As they are stored, and images once more in float32.
-        sum(forms[key].nbytes + 4 * forms[key].size * key.startswith("x") for key in KEYS),
+        sum(forms[key].nbytes + 4 * forms[key].size * key.startswith("x") for key in (*KEYS, *WEIGHTS) if key in forms),
         f"{path} unpacked",
         "give fewer images, or save the arrays as .npy files in a folder: such images stay on disk",
         DataError,
     )
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in KEYS}
+            return {key: file[key] for key in (*KEYS, *WEIGHTS) if key in forms}
     except Exception as error:
         raise DataError(f"{path} is no complete .npz file: write it again ({one_line(error)})") from None
 
@@ -50,6 +52,7 @@ def read_arrays(root: Path) -> Arrays:
     files = {key: root / f"{key}.npy" for key in KEYS}
     if missing := [file.name for file in files.values() if not file.is_file()]:
         raise DataError(f"{root} lacks {', '.join(missing)}: add them")
+    files |= {key: file for key in WEIGHTS if (file := root / f"{key}.npy").is_file()}
     arrays = {}
     for key, file in files.items():
         try:
@@ -61,15 +64,15 @@ def read_arrays(root: Path) -> Arrays:
         except Exception as error:
             raise DataError(f"{file} is no complete .npy file: write it again ({one_line(error)})") from None
     check_forms(arrays, root)
-    labels = sum(array.nbytes for key, array in arrays.items() if key.startswith("y"))
-    check_memory(labels, f"y_train and y_test in {root}", "give fewer of them", DataError)
+    labels = sum(array.nbytes for key, array in arrays.items() if not key.startswith("x"))
+    check_memory(labels, f"the labels in {root}", "give fewer of them", DataError)
     return {key: array if key.startswith("x") else np.array(array) for key, array in arrays.items()}
 
 
 def check_forms(arrays: Arrays, place: Path) -> None:
     """Raise `DataError` for dtypes and shapes that no data set has; looks at no entry."""
-    for key in KEYS:
-        if arrays[key].dtype.hasobject:
+    for key in (*KEYS, *WEIGHTS):
+        if key in arrays and arrays[key].dtype.hasobject:
             raise DataError(f"{key} of {place} holds Python objects, which are never unpickled: save plain arrays")
     for part in ("train", "test"):
         x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
@@ -103,7 +106,7 @@ def _forms_in_zip(path: Path) -> Arrays:
         for member in archive.infolist():
             key = member.filename.removesuffix(".npy")
             forms[key] = np.zeros(0)
-            if key in KEYS:
+            if key in KEYS + WEIGHTS:
                 with archive.open(member) as file:
                     forms[key] = _form(file)
                     size = file.tell() + forms[key].nbytes

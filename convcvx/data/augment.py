@@ -28,7 +28,8 @@ def shifted(dataset: Dataset, pixels: int) -> Dataset:
     corners = [(1, 1), (1, 2), (1, 0), (2, 1), (0, 1)]
     versions = [wide[:, :, y * pixels :, x * pixels :][:, :, :height, :width] for y, x in corners]
     targets = dataset.targets.repeat(VERSIONS, *[1] * (dataset.targets.ndim - 1))
-    return replace(dataset, images=torch.cat(versions), targets=targets)
+    weights = None if dataset.weights is None else dataset.weights.repeat(VERSIONS)
+    return replace(dataset, images=torch.cat(versions), targets=targets, weights=weights)
 
 
 def randomly_moved(images: Tensor, pixels: int, generator: torch.Generator) -> Tensor:

@@ -20,6 +20,7 @@ from convcvx.data.arrays import as_array, as_tensor
 from convcvx.data.image_folder import read_folder
 from convcvx.data.images import Images, StreamedImages, to_floats
 from convcvx.data.sources import DOWNLOADS, Source, read_digits, read_download
+from convcvx.data.weights import read_weights
 from convcvx.errors import DataError, InputError, check_count, one_line, shown
 
 ARRAYS = "arrays"
@@ -40,12 +41,15 @@ class Dataset:
     classes : tuple of str
         Names of the classes, shared by training and test set; () for real targets.
     name : str
+    weights : Tensor (n,) float64, optional
+        What each image counts for, in any unit; None: all alike.
     """
 
     images: Images
     targets: Tensor
     classes: tuple[str, ...]
     name: str
+    weights: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -54,6 +58,28 @@ class Dataset:
     def n_classes(self) -> int:
         """Number of classes, with those that a `limit` left without images; 0 for real targets."""
         return len(self.classes)
+
+    def part(self, rows: slice | Tensor) -> Dataset:
+        """The images at these places."""
+        weights = None if self.weights is None else self.weights[rows]
+        return replace(self, images=self.images[rows], targets=self.targets[rows], weights=weights)
+
+    def counting(self) -> Dataset:
+        """Without the images of weight 0: nothing of them is to shape what is trained.
+
+        Raises
+        ------
+        DataError
+            Where none is left, or images stay on disk, which are not picked out one by one.
+        """
+        if self.weights is None or bool((self.weights > 0).all()):
+            return self
+        kept = self.weights > 0
+        if not bool(kept.any()):
+            raise DataError(f"{self.name}: the weights of all {len(self)} images are 0: give others, or more images")
+        if isinstance(self.images, StreamedImages):
+            raise DataError(f"{self.name}: images that stay on disk must have positive weights: leave out those of 0")
+        return self.part(kept)
 
 
 def default_data_dir() -> Path:
@@ -81,7 +107,8 @@ def load(
         FOLDER: train/CLASS/IMAGE and test/CLASS/IMAGE, 8-bit images of the formats in `image_folder.FORMATS`; their
         EXIF orientation is honoured, and what is transparent is laid on white. Or x_train.npy, y_train.npy,
         x_test.npy, y_test.npy, as in an .npz file: such images stay on disk and are read a chunk at a time. (Write
-        `./mnist` for a folder called like a set.)
+        `./mnist` for a folder called like a set.) Arrays may have w_train and w_test beside them, what each image
+        counts for.
     data_dir : path, optional
         Holds the downloaded sets in torchvision's layout, or as NAME.npz; see `default_data_dir`.
     limit : int, optional
@@ -146,10 +173,7 @@ def split(dataset: Dataset, validation: float = 0.1, seed: int = 0) -> tuple[Dat
         wish = f"cannot hold out {validation:g} of {len(dataset)} images by class"
         raise DataError(f"{dataset.name}: {wish}; give more images ({one_line(error)})") from None
     kept, held_out = (torch.from_numpy(np.sort(part)) for part in parts)
-    return (
-        replace(dataset, images=dataset.images[kept], targets=dataset.targets[kept]),
-        replace(dataset, images=dataset.images[held_out], targets=dataset.targets[held_out]),
-    )
+    return dataset.part(kept), dataset.part(held_out)
 
 
 def spiral(n: int = 60, n_classes: int = 3, noise: float = 0.2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -169,10 +193,13 @@ def spiral(n: int = 60, n_classes: int = 3, noise: float = 0.2, seed: int = 0) -
 def check_targets(targets: Any, n: int, names: tuple[str, str] = ("images", "targets")) -> Tensor:
     """Targets of `n` images as (n,) int64 classes or (n, c) float64 real values, else a `DataError`.
 
-    Integers of shape (n, 1) are classes, floats of shape (n,) real values with c = 1. Messages use `names`.
+    Integers of shape (n, 1) are classes, floats of shape (n,) real values with c = 1; (n, c) of 0 and 1 are labels,
+    real values as well. Messages use `names`.
     """
     y = as_array(names[1], targets, DataError)
-    name, real, width = names[1], y.dtype.kind == "f", math.prod(y.shape[1:])
+    name, width = names[1], math.prod(y.shape[1:])
+    labels = y.dtype.kind in "biu" and y.ndim == 2 and width > 1 and bool(((y == 0) | (y == 1)).all())
+    real = labels or y.dtype.kind == "f"
     if y.ndim not in (1, 2) or width < 1 or (width > 1 and not real):
         raise DataError(f"{name} must be (n,) integer classes or (n, c) floats; got {y.dtype} {y.shape}")
     if len(y) != n:
@@ -235,7 +262,9 @@ def _assemble(name: str, source: Source, limit: int | None) -> tuple[Dataset, Da
         if low < -OVERSHOOT or high > 1 + OVERSHOOT:
             raise DataError(f"x_{part} must be uint8 or lie in [0, 1]; got [{low}, {high}]: rescale it")
         images = images if low >= 0 and high <= 1 else images.clamp(0, 1)
-        sets.append(Dataset(images, targets, classes, name))
+        given = arrays.get(f"w_{part}")
+        weights = None if given is None else read_weights(given, len(x[part]), f"w_{part}", DataError)[rows]
+        sets.append(Dataset(images, targets, classes, name, weights))
     return sets[0], sets[1]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,11 @@ from torch.utils.data import Dataset as TorchDataset
 from convcvx.data.arrays import as_array, as_tensor
 from convcvx.data.datasets import ARRAYS, Dataset, check_images, load
 from convcvx.data.images import Images, StreamedImages
+from convcvx.data.weights import read_weights
 from convcvx.errors import DataError, InputError, shown
 
 
-def given_dataset(images: Any, targets: Any = None) -> tuple[Dataset, Dataset | None]:
+def given_dataset(images: Any, targets: Any = None, sample_weight: Any = None) -> tuple[Dataset, Dataset | None]:
     """A training set and, where there is one, its test set.
 
     Parameters
@@ -29,6 +31,8 @@ def given_dataset(images: Any, targets: Any = None) -> tuple[Dataset, Dataset | 
         has a test set as well. A pair is (images, targets).
     targets : Tensor, ndarray or sequence, optional
         (n,) classes, any whole numbers or texts, or (n, c) real values; None where `images` hold them.
+    sample_weight : Tensor, ndarray or sequence (n,), optional
+        What each image counts for, 0 to leave it out; for a data set that has weights, instead of them.
 
     Raises
     ------
@@ -38,10 +42,10 @@ def given_dataset(images: Any, targets: Any = None) -> tuple[Dataset, Dataset | 
     if isinstance(images, str | os.PathLike):
         _check_absent(targets, "a data set that has its own")
         train, test = load(images)
-        return train, test
+        return _weighted(train, sample_weight), test
     if isinstance(images, Dataset):
         _check_absent(targets, "a data set that has its own")
-        return images, None
+        return _weighted(images, sample_weight), None
     if isinstance(images, tuple | list) and len(images) == 2 and targets is None:
         images, targets = images
     elif isinstance(images, DataLoader | TorchDataset):
@@ -52,7 +56,11 @@ def given_dataset(images: Any, targets: Any = None) -> tuple[Dataset, Dataset | 
     pixels = _pixels(images)
     targets, classes = _classes(targets)
     pixels, targets = check_images(pixels, targets)
-    return Dataset(pixels, targets, classes, ARRAYS), None
+    return _weighted(Dataset(pixels, targets, classes, ARRAYS), sample_weight), None
+
+
+def _weighted(dataset: Dataset, sample_weight: Any) -> Dataset:
+    return dataset if sample_weight is None else replace(dataset, weights=read_weights(sample_weight, len(dataset)))
 
 
 def _check_absent(targets: Any, what: str) -> None:

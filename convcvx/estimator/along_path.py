@@ -20,6 +20,7 @@ from convcvx.estimator.models import ConvexCNNClassifier, ConvexCNNRegressor
 from convcvx.problem import Problem
 from convcvx.solution import Status
 from convcvx.training.functional import path_betas
+from convcvx.training.optimise import named_oracle
 from convcvx.training.options import TrainConfig
 from convcvx.training.plan import warn_short_of
 from convcvx.units import Units
@@ -38,8 +39,10 @@ class _AlongPath(ConvexCNN):
     beta = beta_ratio = None
     warm_start = False
 
-    def fit(self, X: Any, y: Any) -> Self:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Score every β of the path on the folds, then train along the path on all of X as far as the best one.
+
+        `sample_weight` (n_samples,) says what each sample counts for, in training and in the scores.
 
         Raises
         ------
@@ -51,11 +54,11 @@ class _AlongPath(ConvexCNN):
         ConvergenceWarning
             When the certified gap of the last fit is above `tol`.
         """
-        problem, units, config = self._problem(X, y)
+        problem, units, config = self._problem(X, y, sample_weight)
         self.betas_ = self._path(problem, units, config)
         scorer = check_scoring(self, self.scoring)
         folds = list(check_cv(self.cv, y, classifier=is_classifier(self)).split(X, y))
-        self.scores_ = np.array([self._fold_scores(X, y, train, test, scorer) for train, test in folds])
+        self.scores_ = np.array([self._fold_scores(X, y, sample_weight, fold, scorer) for fold in folds])
         best = int(self.scores_.mean(axis=0).argmax())
         for _ in self._along(self, problem, units, config, self.betas_[: best + 1]):
             pass
@@ -64,17 +67,26 @@ class _AlongPath(ConvexCNN):
 
     def _path(self, problem: Problem, units: Units, config: TrainConfig) -> np.ndarray:
         if self.betas is None:
-            return np.array(path_betas(problem, units, config.oracle, config.seed, self.n_betas, self.ratio))
+            return np.array(
+                path_betas(problem, units, named_oracle(config.oracle, config), config.seed, self.n_betas, self.ratio)
+            )
         betas = np.asarray(self.betas, dtype=float)
         if betas.ndim != 1 or not len(betas):
             raise InputError(f"betas must be a sequence of positive numbers; got {self.betas!r}")
         return np.sort([check_positive("betas", beta) for beta in betas.tolist()])[::-1]
 
-    def _fold_scores(self, X: Any, y: Any, train: np.ndarray, test: np.ndarray, scorer: Any) -> list[float]:
+    def _fold_scores(
+        self, X: Any, y: Any, sample_weight: Any, fold: tuple[np.ndarray, np.ndarray], scorer: Any
+    ) -> list[float]:
+        train, test = fold
         model = self._single()
-        parts = model._problem(_safe_indexing(X, train), _safe_indexing(y, train))
-        held_out = _safe_indexing(X, test), _safe_indexing(y, test)
-        return [float(scorer(model, *held_out)) for _ in self._along(model, *parts, self.betas_)]
+        seen, unseen = ([_safe_indexing(part, rows) for part in (X, y)] for rows in (train, test))
+        weights = {}
+        if sample_weight is not None:
+            seen.append(_safe_indexing(sample_weight, train))
+            weights = {"sample_weight": _safe_indexing(sample_weight, test)}
+        parts = model._problem(*seen)
+        return [float(scorer(model, *unseen, **weights)) for _ in self._along(model, *parts, self.betas_)]
 
     def _single(self) -> ConvexCNN:
         """The estimator for one β with these parameters."""
@@ -138,4 +150,4 @@ class ConvexCNNRegressorCV(_AlongPath, ConvexCNNRegressor):
 
 
 declare(ConvexCNNClassifierCV, PATH_PARAMETERS)
-declare(ConvexCNNRegressorCV, PATH_PARAMETERS)
+declare(ConvexCNNRegressorCV, [p for p in PATH_PARAMETERS if p.name != "class_weight"])

@@ -20,6 +20,7 @@ from convcvx.budget import Deadline, clock
 from convcvx.certificate import Certificate
 from convcvx.data.augment import shifted
 from convcvx.data.datasets import Dataset
+from convcvx.data.weights import read_weights, with_class_weight
 from convcvx.errors import InputError, check_positive, is_count
 from convcvx.machine.devices import pick_device
 from convcvx.network.two_layer import TwoLayerCNN
@@ -51,6 +52,7 @@ class ConvexCNN(TransformerMixin, BaseEstimator):
     """Parameters, training and outputs; a subclass says how it reads `y` and what it makes of the outputs."""
 
     _checks_of_y: dict[str, Any] = {}  # noqa: RUF012 - constant
+    class_weight = None
     solution_: Solution
     certificate_: Certificate
 
@@ -61,8 +63,10 @@ class ConvexCNN(TransformerMixin, BaseEstimator):
     def _encode(self, y: np.ndarray) -> np.ndarray:  # `y` as the targets of a `Problem`
         raise NotImplementedError
 
-    def fit(self, X: Any, y: Any) -> Self:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train on X, rows (n_samples, n_features) or images (n_samples, C, H, W), and y.
+
+        `sample_weight` (n_samples,) says what each sample counts for: 2 is worth it twice, 0 leaves it out.
 
         Many fits at a time: joblib's own processes (loky, its default) start afresh. A process forked after a fit on
         several threads waits for ever, as it does with any torch: spawn it, or call torch.set_num_threads(1) first.
@@ -77,20 +81,25 @@ class ConvexCNN(TransformerMixin, BaseEstimator):
         ConvergenceWarning
             When the certified gap is above `tol`.
         """
-        problem, units, config = self._problem(X, y)
+        problem, units, config = self._problem(X, y, sample_weight)
         self._keep(*self._trained(problem, units, config, self._start(problem)))
         warn_short_of(self.certificate_, self.solution_, self.tol)
         return self
 
-    def _problem(self, X: Any, y: Any) -> tuple[Problem, Units, TrainConfig]:
+    def _problem(self, X: Any, y: Any, sample_weight: Any = None) -> tuple[Problem, Units, TrainConfig]:
         """The training problem in units, to be solved by the deadline, its β still open but for what `config` says."""
         began = clock()
         self.image_shape_ = self._shape_of(X)
         X, y = validate_data(self, _as_rows(X), y, dtype=DTYPES, **self._checks_of_y)
-        targets = self._encode(y)
+        weights = None if sample_weight is None else read_weights(sample_weight, len(X))
+        if weights is not None:
+            X, y, weights = X[weights > 0], y[weights > 0], weights[weights > 0]
+        targets = torch.as_tensor(self._encode(y))
         config = self._config()
         deadline = Deadline.after(config.budget.time_limit, spent=clock() - began)
-        data = Dataset(self._images(X), torch.as_tensor(targets), (), "X")
+        classes = [str(name) for name in self.__dict__.get("classes_", ())]
+        weights = with_class_weight(weights, config.class_weight, targets, classes)
+        data = Dataset(self._images(X), targets, (), "X", weights)
         if config.shifts:
             data = shifted(data, config.shifts)
         spec = config.patch_spec()
@@ -104,6 +113,7 @@ class ConvexCNN(TransformerMixin, BaseEstimator):
             intercept=config.intercept,
             device=pick_device(config.device),
             flips=config.flips,
+            sample_weight=data.weights,
         )
         if config.beta is not None:
             config = replace(config, beta=units.reduced_beta(config.beta), beta_ratio=None)

@@ -12,6 +12,7 @@ from sklearn.utils.multiclass import check_classification_targets
 
 from convcvx.errors import InputError
 from convcvx.estimator.base import PARAMETERS, ConvexCNN, declare
+from convcvx.losses.table import get_loss
 
 
 class ConvexCNNClassifier(ClassifierMixin, ConvexCNN):
@@ -88,8 +89,8 @@ class ConvexCNNRegressor(RegressorMixin, MultiOutputMixin, ConvexCNN):
     _checks_of_y = {"multi_output": True, "y_numeric": True}  # noqa: RUF012 - constant
 
     def _encode(self, y: np.ndarray) -> np.ndarray:
-        if self.loss != "squared":
-            raise InputError(f"loss must be 'squared' for regression; got {self.loss!r}")
+        if not get_loss(self.loss).takes_real:
+            raise InputError(f"loss must be 'squared' or 'huber' for regression; got {self.loss!r}")
         self._flat = y.ndim == 1
         return y.astype(np.float64)
 
@@ -100,4 +101,4 @@ class ConvexCNNRegressor(RegressorMixin, MultiOutputMixin, ConvexCNN):
 
 
 declare(ConvexCNNClassifier, PARAMETERS)
-declare(ConvexCNNRegressor, PARAMETERS)
+declare(ConvexCNNRegressor, [p for p in PARAMETERS if p.name != "class_weight"])

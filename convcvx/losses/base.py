@@ -24,12 +24,14 @@ class Loss(Protocol):
     name: str
     curvature: float
     """A bound on the largest eigenvalue of the Hessian in f, anywhere."""
+    takes_real: bool
+    """Whether targets may be any real values: the loss then depends on f - y alone."""
 
     def value(self, predictions: Tensor, targets: Tensor) -> Tensor: ...
 
     def gradient(self, predictions: Tensor, targets: Tensor) -> Tensor: ...
 
-    def hessian_product(self, predictions: Tensor, direction: Tensor) -> Tensor: ...
+    def hessian_product(self, predictions: Tensor, targets: Tensor, direction: Tensor) -> Tensor: ...
 
     def conjugate(self, slopes: Tensor, targets: Tensor) -> Tensor:
         """ℓ*(s) = sup_f s·f - ℓ(f, y); infinite outside its domain."""

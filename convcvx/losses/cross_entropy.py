@@ -19,6 +19,7 @@ class CrossEntropy:
 
     name = "cross-entropy"
     curvature = 0.5  # Böhning 1992: diag(p) - ppᵀ ⪯ ½(I - 11ᵀ/c)
+    takes_real = False
 
     def value(self, predictions: Tensor, targets: Tensor) -> Tensor:
         """log1p Σ_{k≠p} exp(f_k - f_p) + Σ_k y_k (f_p - f_k): a sum of terms >= 0."""
@@ -31,7 +32,7 @@ class CrossEntropy:
         probabilities = torch.softmax(predictions, dim=1)
         return _balanced(probabilities - targets, probabilities.argmax(dim=1, keepdim=True))
 
-    def hessian_product(self, predictions: Tensor, direction: Tensor) -> Tensor:
+    def hessian_product(self, predictions: Tensor, targets: Tensor, direction: Tensor) -> Tensor:
         probabilities = torch.softmax(predictions, dim=1)
         weighted = probabilities * direction
         return weighted - probabilities * weighted.sum(dim=1, keepdim=True)
@@ -84,7 +85,15 @@ class CrossEntropy:
 
         By concavity the mixture leaves at least its share 1 - λ of the value.
         """
-        kept = 1 - self._mixture(dual_point, targets, shares) * SAFE if intercept else 1.0
+        kept = self.kept(dual_point, targets, shares) if intercept else 1.0
+        return self.scaled_dual(dual_point, targets, shares, limit, kept)
+
+    def kept(self, dual_point: Tensor, targets: Tensor, shares: Shares) -> float:
+        """The share of the dual value that the mixture leaves, with an intercept."""
+        return 1 - self._mixture(dual_point, targets, shares) * SAFE
+
+    def scaled_dual(self, dual_point: Tensor, targets: Tensor, shares: Shares, limit: float, kept: float) -> float:
+        """The share `kept` of the largest value over scalings."""
         if not kept > 0:
             return 0.0
         # Below 1, so that (1 - s) y_k outweighs what rounding, of targets too, could leave of a q_k below 0.

@@ -1,4 +1,4 @@
-"""The best intercept of the cross-entropy: min over b of Σ_i s_i ℓ(f_i + b, y_i), convex and smooth, from any start.
+"""Best intercepts. That of the cross-entropy: min over b of Σ_i s_i ℓ(f_i + b, y_i), convex and smooth, from any start.
 
 Newton's method is quick near the optimum and lost where all probabilities are 0 or 1, where the curvature vanishes in
 floating point. There the step of iterative scaling, b_k += log(mean y_k / mean p_k), falls all the same (Darroch and
@@ -9,6 +9,7 @@ is within T log c of the next one's; T halves until it is 1.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -114,3 +115,22 @@ def _along(
             break
         trial, reached, size = further, beyond, 2 * size
     return trial, reached
+
+
+def best_shifts(slopes: Callable[[Tensor], tuple[Tensor, Tensor]], low: Tensor, high: Tensor, start: Tensor) -> Tensor:
+    """(c,): for each output the shift in [low, high] at which a mean loss of its own is least, by Newton's method.
+
+    `slopes` gives first and second derivatives (c,) at shifts (c,), the first not above 0 at `low` nor below at `high`.
+    Steps that leave what is known to hold the least, or gain little, give way to its middle.
+    """
+    shift = torch.minimum(torch.maximum(start, low), high)
+    for _ in range(MAX_STEPS):
+        slope, curvature = slopes(shift)
+        low, high = torch.where(slope < 0, shift, low), torch.where(slope > 0, shift, high)
+        step = shift - slope / curvature.clamp_min(1e-300)
+        inside = (step > low) & (step < high)
+        new = torch.where(inside, step, 0.5 * (low + high))
+        if bool(((new == shift) | (slope == 0)).all()):
+            break
+        shift = torch.where(slope == 0, shift, new)
+    return shift

@@ -15,11 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convcvx.data.arrays import as_array
+from convcvx.data.weights import read_weights
 from convcvx.errors import InputError
-
-FAINTEST = 2.0**-100
-"""Least positive weight, as a share of the largest: quotients of others would leave float32, and nobody means them."""
 
 
 @dataclass(frozen=True)
@@ -131,33 +128,3 @@ def counted(sample_weight: Any, images: Any, targets: Tensor) -> tuple[Any, Tens
     if bool(kept.all()) or len(images) != len(targets):
         return images, targets, weights
     return images[kept], targets[kept], weights[kept]
-
-
-def read_weights(sample_weight: Any, n: int) -> Tensor:
-    """(n,) float64 weights.
-
-    Raises
-    ------
-    InputError
-        Unless there is one an image, finite and >= 0, one of them positive, and none so faint that float32 loses it.
-    """
-    array = as_array("sample_weight", sample_weight)
-    if array.shape != (n,):
-        raise InputError(f"sample_weight must be one number an image, ({n},); got shape {array.shape}")
-    weights = torch.from_numpy(array.astype(np.float64))
-
-    def refuse(bad: Tensor, must: str, remedy: str) -> None:
-        if bool(bad.any()):
-            first = int(bad.nonzero()[0])
-            raise InputError(f"sample_weight must {must}; got {float(weights[first]):g} for image {first}: {remedy}")
-
-    refuse(~weights.isfinite(), "be finite", "set it to 0 to leave the image out")
-    refuse(weights < 0, "be 0 or positive", "set it to 0 to leave the image out")
-    largest = weights.max()
-    if not bool(largest > 0):
-        raise InputError(
-            "sample_weight must be positive for some image; got 0 for all: leave it out to count all alike"
-        )
-    faint = (weights > 0) & (weights < FAINTEST * largest)
-    refuse(faint, f"be 0 or at least 2^-100 of the largest, {float(largest):g}", "set it to 0 to leave the image out")
-    return weights

@@ -15,6 +15,7 @@ class Squared:
 
     name = "squared"
     curvature = 1.0
+    takes_real = True
 
     def value(self, predictions: Tensor, targets: Tensor) -> Tensor:
         return 0.5 * (predictions - targets).square().sum(dim=1)
@@ -22,7 +23,7 @@ class Squared:
     def gradient(self, predictions: Tensor, targets: Tensor) -> Tensor:
         return predictions - targets
 
-    def hessian_product(self, predictions: Tensor, direction: Tensor) -> Tensor:
+    def hessian_product(self, predictions: Tensor, targets: Tensor, direction: Tensor) -> Tensor:
         return direction
 
     def conjugate(self, slopes: Tensor, targets: Tensor) -> Tensor:
@@ -43,7 +44,7 @@ class Squared:
 
     def dual_error(self, dual_point: Tensor, targets: Tensor, shares: Shares, intercept: bool) -> Tensor:
         """Ẑ_i is Z_i less its share of the exact sum."""
-        shift = _length_of_sum(dual_point) / shares.total if intercept else 0.0
+        shift = length_of_sum(dual_point) / shares.total if intercept else 0.0
         return shift * SAFE * shares.counts
 
     def dual(self, dual_point: Tensor, targets: Tensor, shares: Shares, limit: float, intercept: bool) -> float:
@@ -56,8 +57,8 @@ class Squared:
         error += 2 * UNIT * float(products.abs().sum()) * SAFE + products.numel() * TINY
         if intercept:
             # targets that cancel have a mean of the size of rounding, and so has its error
-            sums = _length_of_sum(targets * shares.counts[:, None], shares.roundings)
-            error += _length_of_sum(dual_point) * sums / shares.total * SAFE
+            sums = length_of_sum(targets * shares.counts[:, None], shares.roundings)
+            error += length_of_sum(dual_point) * sums / shares.total * SAFE
         square, off = total(dual_point * (dual_point / shares.counts[:, None]))
         square = square + off + (1 + shares.roundings) * UNIT * square + dual_point.numel() * TINY
         square = shares.total * square * SAFE
@@ -68,8 +69,12 @@ class Squared:
         return scale * overlap * (1 - 4 * UNIT) - 0.5 * scale * scale * square * (1 + 4 * UNIT)
 
 
-def _length_of_sum(rows: Tensor, roundings: int = 0) -> float:
+def length_of_sum(rows: Tensor, roundings: int = 0) -> float:
     """At least ‖Σ_i rows_i‖, for rows (n, c) whose entries may have been rounded so many times."""
+    return math.hypot(*sizes_of_sums(rows, roundings)) * SAFE  # whose squares do not underflow
+
+
+def sizes_of_sums(rows: Tensor, roundings: int = 0) -> list[float]:
+    """At least |Σ_i rows_ik| for each column k."""
     own = (roundings * UNIT * rows.abs().sum(dim=0) * (1 + len(rows) * UNIT)).tolist()
-    bounds = (abs(value) + error + off for (value, error), off in zip(map(total, rows.T), own, strict=True))
-    return math.hypot(*bounds) * SAFE  # whose squares do not underflow
+    return [abs(value) + error + off for (value, error), off in zip(map(total, rows.T), own, strict=True)]

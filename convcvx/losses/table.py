@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from convcvx.errors import check_choice
+from convcvx.errors import InputError, check_choice, check_positive, shown
 from convcvx.losses.base import Loss
+from convcvx.losses.binary_cross_entropy import BinaryCrossEntropy
 from convcvx.losses.cross_entropy import CrossEntropy
+from convcvx.losses.huber import Huber
 from convcvx.losses.squared import Squared
 
-LOSSES: dict[str, Loss] = {loss.name: loss for loss in (Squared(), CrossEntropy())}
+LOSSES: dict[str, Loss] = {loss.name: loss for loss in (Squared(), CrossEntropy(), BinaryCrossEntropy(), Huber())}
+WORDS = "squared, cross-entropy, bce (labels, several an image), or huber:DELTA (huber is huber:1)"
+"""What the options say of them."""
 
 
 def get_loss(name: str) -> Loss:
-    """The loss called `name`."""
+    """The loss called `name`; "huber:0.5" has a δ of its own."""
+    if isinstance(name, str) and name.startswith("huber:"):
+        try:
+            delta = float(name.removeprefix("huber:"))
+        except ValueError:
+            raise InputError(f"loss huber:DELTA needs a number; got {shown(name)}") from None
+        return Huber(check_positive("DELTA of loss huber", delta, maximum=1e30))
     return LOSSES[check_choice("loss", name, LOSSES)]

@@ -12,11 +12,16 @@ from convcvx.errors import InputError
 LARGEST_WHOLE = 2**53
 """Whole numbers up to this one are float64 as they are: a proof about others would be one about their neighbours."""
 
+LABELLED = ("bce",)
+"""Losses whose outputs are labels, none of which excludes another."""
+
 
 def encode_targets(
     targets: Tensor | np.ndarray, loss: str, n_classes: int | None = None, *, intercept: bool = True
 ) -> Tensor:
     """Integer classes (n,) or (n, 1) to one-hot (n, c) float64; real targets (n,) or (n, c) to (n, c) float64.
+
+    Where a loss has labels (`LABELLED`), these are (n, c) of 0 and 1, also for c = 1.
 
     c is `n_classes`, and then the classes are 0..c-1; without it the number of distinct ids, which stand for the
     classes in their order, as in scikit-learn. Without an `intercept` rows that all name one class are a problem as any
@@ -25,13 +30,13 @@ def encode_targets(
     Raises
     ------
     InputError
-        For NaN, classes out of range, a single class, real targets under the cross-entropy that are no probabilities,
+        For NaN, classes out of range, a single class, real targets that are no probabilities where a loss wants these,
         or whole numbers that float64 would round.
     """
     array = as_array("targets", targets)
     if array.ndim not in (1, 2) or array.size == 0:
         raise InputError(f"targets must be (n,) classes or (n, c) real values; got shape {array.shape}")
-    if array.dtype.kind != "f" and (array.ndim == 1 or array.shape[1] == 1):
+    if array.dtype.kind != "f" and (array.ndim == 1 or (array.shape[1] == 1 and loss not in LABELLED)):
         ids, places = np.unique(array, return_inverse=True)
         _check_two(len(ids), ids[0], n_classes)
         if n_classes is not None:
@@ -56,6 +61,8 @@ def encode_targets(
         and torch.equal(real[:1].sort().values[0], torch.eye(real.shape[1]).double()[-1])
     ):
         _check_two(1 + int((real != real[0]).any()), int(real[0].argmax()), n_classes)
+    if loss == "bce" and not bool(((real >= 0) & (real <= 1)).all()):
+        raise InputError("targets must be integer classes, or (n, c) labels from 0 to 1, with loss='bce'")
     if loss == "cross-entropy":
         mass = real.sum(dim=1, keepdim=True)
         if not (bool((real >= 0).all()) and torch.allclose(mass, torch.ones_like(mass))):

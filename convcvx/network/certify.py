@@ -1,6 +1,7 @@
 """Certify a network, whoever trained it: read it layer by layer, check that it computes what its layers stand for.
 
-Any Conv2d → ReLU → average pooling → Linear qualifies.
+Any Conv2d → ReLU → average pooling → Linear qualifies, with or without Dropout and BatchNorm in evaluation, and any
+Linear → ReLU → Linear, however its `forward` is written; see `layers`.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from convcvx.budget import NEVER, Deadline
 from convcvx.certificate import Certificate, certify_parameters
 from convcvx.data.arrays import as_tensor
 from convcvx.data.images import Images, read_images
-from convcvx.errors import InputError, check_positive
+from convcvx.errors import InputError, check_positive, one_line
 from convcvx.losses.shares import counted
 from convcvx.network.evaluate import outputs_of
-from convcvx.network.foreign import Layers, read_network
+from convcvx.network.layers import Layers, read_network
 from convcvx.oracles.base import Oracle
 from convcvx.patches import PatchEmbedding
 from convcvx.problem import Problem
@@ -55,15 +56,17 @@ def certify(
     Parameters
     ----------
     network : nn.Module
-        Conv2d → ReLU → average pooling (or none) → Flatten → Linear. Biases are used as they are there: one on
-        the convolution counts as a regularised hidden bias, one on the linear layer as the free intercept.
+        Conv2d → ReLU → average pooling (or none) → Flatten → Linear, or Linear → ReLU → Linear on flattened images.
+        Biases are used as they are there: one on the convolution counts as a regularised hidden bias, one on the linear
+        layer as the free intercept. A BatchNorm is folded into the layer beside it, and weight decay is that of the
+        folded weights.
     images : Tensor, ndarray or StreamedImages (n, C, H, W), or (n, H, W) with one channel
         Training images, as the network takes them.
     targets : Tensor or ndarray
         (n,) classes or (n, c) real values.
     beta : float
         torch's `weight_decay` under a mean-reduced loss.
-    loss : {"squared", "cross-entropy"}
+    loss : {"squared", "cross-entropy", "bce", "huber", "huber:DELTA"}
     oracle : {"auto", "exact", "branch-and-bound", "copositive", "sampled", "local"}
     tol : float
         Gap at which a rigorous oracle may stop refining its bound.
@@ -84,13 +87,15 @@ def certify(
         not fit it.
     """
     deadline = Deadline.after(None if time_limit is None else check_positive("time_limit", time_limit))
-    layers = read_network(network)
     read, classes, weights = counted(sample_weight, read_images(images), as_tensor("targets", targets))
+    layers = read_network(network, read.shape[1:])
     if not all(bool(part.isfinite().all()) for part in network.parameters()):
         raise InputError("the network's weights must be finite; found NaN or infinity")
     units = Units.of(read, classes, loss, embedding.spec if embedding else layers.spec)
     read, classes, beta = units.reduced("images", read), units.reduced("targets", classes), units.reduced_beta(beta)
-    network, dual_point = _in_units(network, units), units.inverse.dual_point(dual_point)
+    if not units.ordinary:
+        network = _in_units(network, layers, read, units)
+    dual_point = units.inverse.dual_point(dual_point)
     if embedding is None:
         embedding = PatchEmbedding.fit(read, layers.spec)
     made = Responses(read, embedding, layers.pooling, device=device)
@@ -118,7 +123,8 @@ def certify_on(
     `meaning` says so. Without it the search makes its full effort.
     """
     deadline, problem = problem.deadline, problem.until(NEVER)  # what is read and checked has to be
-    layers, embedding = read_network(network), problem.responses.embedding
+    embedding = problem.responses.embedding
+    layers = read_network(network, problem.responses.images.shape[1:])
     for name in ("kernel_size", "stride", "padding"):  # of a network whose weights are 0 outputs would not tell
         theirs, ours = getattr(layers.spec, name), getattr(embedding.spec, name)
         if theirs != ours:
@@ -133,45 +139,52 @@ def certify_on(
         raise InputError(
             f"the network has {layers.classifier.out_features} outputs but the targets {problem.n_outputs}"
         )
-    bias = layers.convolution.bias
-    filters = embedding.filters(layers.convolution.weight.detach().cpu(), None if bias is None else bias.detach().cpu())
-    weights = rearrange(layers.classifier.weight.detach().cpu().double(), "c (m p) -> m p c", m=len(filters))
+    filters, weights, own = parameters_of(layers, embedding)
     outputs = problem.responses.predict(filters, weights, torch.zeros(problem.n_outputs))
-    _check_forward(network, layers, problem, outputs)
-    own = None if layers.classifier.bias is None else layers.classifier.bias.detach().cpu()
+    _check_outputs(network, problem.responses.images, outputs, torch.zeros(problem.n_outputs) if own is None else own)
     options: dict[str, Any] = {"oracle": oracle, "tol": tol, "seed": seed, "dual_point": dual_point}
     return certify_parameters(
         problem.until(deadline), filters, weights, own, training=training, outputs=outputs, **options
     )
 
 
-def _in_units(network: nn.Module, units: Units) -> nn.Module:
-    """The network for images and targets in `units`; in float64 if these are not the usual ones."""
-    if units.ordinary:
-        return network
-    network = deepcopy(network).double()
-    classifier = read_network(network).classifier
+def parameters_of(layers: Layers, embedding: PatchEmbedding) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Filters (m, r), weights (m, P, c) and, if there is one, the intercept (c,) of a network as it is."""
+    bias, intercept = layers.convolution.bias, layers.classifier.bias
+    filters = embedding.filters(layers.convolution.weight.detach().cpu(), None if bias is None else bias.detach().cpu())
+    weights = rearrange(layers.classifier.weight.detach().cpu().double(), "c (m p) -> m p c", m=len(filters))
+    return filters, weights, None if intercept is None else intercept.detach().cpu()
+
+
+def _in_units(network: nn.Module, layers: Layers, images: Images, units: Units) -> nn.Module:
+    """Its layers, in float64, for images and targets in `units`, once its outputs are found to be theirs."""
+    plain = deepcopy(layers.network()).double()
+    classifier = plain[-1]
+    assert isinstance(classifier, nn.Linear)
+    bias = None if classifier.bias is None else classifier.bias.detach().clone()
+    shift = torch.zeros(classifier.out_features, dtype=torch.float64) if bias is None else bias
+    _check_outputs(deepcopy(network).double(), images, outputs_of(plain, images) - shift, shift)
     with torch.no_grad():
         classifier.weight.copy_(times(classifier.weight.cpu(), units.images - units.targets))
-        if classifier.bias is not None:
-            classifier.bias.copy_(times(classifier.bias.cpu(), -units.targets))
-    return network
+        if bias is not None:
+            classifier.bias.copy_(times(bias.cpu(), -units.targets))
+    return plain
 
 
 @torch.no_grad()
-def _check_forward(network: nn.Module, layers: Layers, problem: Problem, without_bias: Tensor) -> None:
+def _check_outputs(network: nn.Module, images: Images, without_bias: Tensor, bias: Tensor) -> None:
     """Raise `InputError` unless the network computes what its layers, read in order, stand for: on every image.
 
-    That is `without_bias` (n, c), to which the bias of the linear layer comes.
+    That is `without_bias` (n, c), to which the `bias` (c,) of the linear layer comes.
     """
-    bias = layers.classifier.bias
-    shift = torch.zeros(problem.n_outputs) if bias is None else bias.detach().cpu()
-    expected = without_bias + shift
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # whose ten bits would hide what is looked for
-        outputs = outputs_of(network, problem.responses.images).double()
-    dtype = layers.classifier.weight.dtype
+    expected, dtype = without_bias + bias, next(network.parameters()).dtype
+    try:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # whose ten bits would hide what is looked for
+            outputs = outputs_of(network, images).double()
+    except RuntimeError as error:
+        raise InputError(f"the network does not take images {tuple(images.shape)}: {one_line(error)}") from None
     # An intercept far from zero is rounded once, and says nothing about the layers before it.
-    rounding = 8 * torch.finfo(dtype).eps * float(shift.abs().max())
+    rounding = 8 * torch.finfo(dtype).eps * float(bias.abs().max())
     tolerance = FORWARD_TOLERANCE.get(dtype, FORWARD_TOLERANCE[torch.float32])
     allowed = tolerance * float(without_bias.abs().max()) + rounding
     if outputs.shape != expected.shape:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from convcvx.data.images import Images
 from convcvx.losses.table import get_loss
-from convcvx.losses.targets import encode_targets
+from convcvx.losses.targets import LABELLED, encode_targets
 from convcvx.machine.threads import each
 
 HIDDEN_SIZE = {"cpu": 1 << 21, "cuda": 1 << 27}
@@ -51,15 +51,43 @@ def outputs_of(network: nn.Module, images: Images) -> Tensor:
     return together
 
 
-def accuracy(predictions: Tensor, targets: Tensor) -> float:
-    """Share of rows whose largest output is the class."""
-    return float((predictions.argmax(dim=1) == targets).double().mean())
+def accuracy(predictions: Tensor, targets: Tensor, weights: Tensor | None = None) -> float:
+    """Share of rows whose largest output is the class, each counting for its weight (n,)."""
+    return _mean((predictions.argmax(dim=1) == targets).double(), weights)
 
 
-def mean_loss(predictions: Tensor, targets: Tensor, loss: str) -> float:
-    """(1/n) Σ ℓ(f_i, y_i)."""
+def mean_loss(predictions: Tensor, targets: Tensor, loss: str, weights: Tensor | None = None) -> float:
+    """(1/n) Σ ℓ(f_i, y_i), or Σ w_i ℓ(f_i, y_i) / Σ w_i with weights (n,)."""
     encoded = encode_targets(targets, loss, predictions.shape[1])
-    return float(get_loss(loss).value(predictions.double(), encoded).mean())
+    return _mean(get_loss(loss).value(predictions.double(), encoded), weights)
+
+
+def real_scores(predictions: Tensor, targets: Tensor, loss: str, weights: Tensor | None = None) -> dict[str, float]:
+    """Scores of outputs (n, c) for targets (n, c) that are no classes: the loss and what its users look at.
+
+    For labels the share of rows with all of them right, and the F1 score of each label, averaged: a label is predicted
+    where its output is above 0. For real values R², the share of the variance of all outputs that is explained.
+    """
+    scores = {"loss": mean_loss(predictions, targets, loss, weights)}
+    if loss not in LABELLED and not get_loss(loss).takes_real:
+        return scores
+    if loss not in LABELLED:
+        total = _mean((targets - _means(targets, weights)).square().sum(dim=1), weights)
+        residual = _mean((predictions.double() - targets).square().sum(dim=1), weights)
+        return scores | {"r2": 1 - residual / total if total > 0 else 0.0}
+    found, there = predictions > 0, targets > 0.5
+    counts = torch.ones(len(targets), dtype=torch.float64) if weights is None else weights
+    hits, named = counts @ (found & there).double(), counts @ found.double() + counts @ there.double()
+    f1 = torch.where(named > 0, 2 * hits / named.clamp_min(1e-300), 0.0)
+    return scores | {"exact_match": _mean((found == there).all(dim=1).double(), weights), "macro_f1": float(f1.mean())}
+
+
+def _means(rows: Tensor, weights: Tensor | None) -> Tensor:
+    return rows.mean(dim=0) if weights is None else weights @ rows / weights.sum()
+
+
+def _mean(values: Tensor, weights: Tensor | None) -> float:
+    return float(values.mean() if weights is None else weights @ values / weights.sum())
 
 
 def confusion(predictions: Tensor, targets: Tensor) -> Tensor:

@@ -1,72 +1,48 @@
-"""Networks that somebody else built: a module read layer by layer, or a bare state dict."""
+"""Networks that somebody else built, of which there is a state dict alone."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+import pickle
+import re
+from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
-from convcvx.errors import InputError, RunError
-from convcvx.network.architecture import Architecture, ContrastConv2d
+from convcvx.errors import InputError, RunError, one_line
+from convcvx.network.architecture import Architecture
+from convcvx.network.layers import folded
 from convcvx.network.two_layer import TwoLayerCNN
-from convcvx.patches import PatchSpec
-from convcvx.pooling import Pooling
 
-FOLD = "fold the BatchNorm into the convolution, and save that"
-"""What to do about the statistics of a BatchNorm."""
-
-
-@dataclass(frozen=True)
-class Layers:
-    """The parts of a two-layer network."""
-
-    convolution: nn.Conv2d
-    pooling: Pooling
-    classifier: nn.Linear
-
-    @property
-    def spec(self) -> PatchSpec:
-        conv = self.convolution
-        contrast = conv.contrast if isinstance(conv, ContrastConv2d) else None
-        return PatchSpec(conv.kernel_size, conv.stride, conv.padding, conv.bias is not None, contrast)  # type: ignore[arg-type]
+PICKLED = (".pt", ".pth", ".bin")
+"""Files that `torch.save` writes, by custom."""
+NESTED = ("state_dict", "model_state_dict", "model")
+"""Names under which training scripts keep the state dict in a checkpoint."""
+STATISTICS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+"""Names of the tensors of a BatchNorm."""
 
 
-def read_network(network: nn.Module) -> Layers:
-    """Find convolution, pooling and linear layer; raise `InputError` for any other form of network."""
-    leaves = [m for m in network.modules() if not list(m.children()) and not isinstance(m, nn.Flatten | nn.Identity)]
-    names = " → ".join(type(leaf).__name__ for leaf in leaves)
-    wanted = "network must be Conv2d → ReLU → average pooling → Linear; got " + names
-    if len(leaves) == 3:
-        leaves.insert(2, nn.Identity())
-    if len(leaves) != 4:
-        raise InputError(wanted)
-    convolution, relu, pool, classifier = leaves
-    if not (isinstance(convolution, nn.Conv2d) and isinstance(relu, nn.ReLU) and isinstance(classifier, nn.Linear)):
-        raise InputError(wanted)
-    plain = convolution.groups == 1 and convolution.dilation == (1, 1) and convolution.padding_mode == "zeros"
-    if not plain or isinstance(convolution.padding, str):
-        raise InputError("the convolution must have groups=1, dilation=1 and numeric zero padding")
-    return Layers(convolution, _read_pooling(pool, wanted), classifier)
+def read_pickled(path: Path) -> dict[str, Tensor]:
+    """The state dict that `torch.save` wrote: tensors and containers of them are read, nothing is executed.
 
-
-def _read_pooling(pool: nn.Module, wanted: str) -> Pooling:
-    def pair(value: Any) -> tuple[int, int]:
-        return (value, value) if isinstance(value, int) else tuple(value)
-
-    if isinstance(pool, nn.Identity):
-        return Pooling("none")
-    if isinstance(pool, nn.AdaptiveAvgPool2d) and None not in pair(pool.output_size):
-        return Pooling("grid", pair(pool.output_size))
-    if (
-        isinstance(pool, nn.AvgPool2d)
-        and pair(pool.padding) == (0, 0)
-        and not pool.ceil_mode
-        and pool.divisor_override is None
-    ):
-        return Pooling("window", pair(pool.kernel_size), pair(pool.stride))
-    raise InputError(wanted)
+    Raises
+    ------
+    RunError
+        For a file that holds anything else, or none that torch reads.
+    """
+    try:
+        held = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise RunError(
+            f"cannot read weights from {path}: save network.state_dict(), not the network ({one_line(error)})"
+        ) from None
+    for name in NESTED:
+        if isinstance(held, dict) and isinstance(held.get(name), dict):
+            held = held[name]
+    if not isinstance(held, dict) or not all(isinstance(part, Tensor) for part in held.values()):
+        raise RunError(f"{path} must hold a state dict, names and tensors; save network.state_dict()")
+    return {str(name).removeprefix("module."): tensor for name, tensor in held.items()}  # DataParallel's prefix
 
 
 def foreign_network(
@@ -77,10 +53,11 @@ def foreign_network(
     padding: tuple[int, int] = (0, 0),
     pool: str | None = None,
 ) -> TwoLayerCNN:
-    """A `TwoLayerCNN` from somebody else's state dict of one convolution and one linear layer, by any names.
+    """A `TwoLayerCNN` from somebody else's state dict of a convolution and a linear layer, by any names.
 
-    `pool` None stands for the square grid that the size of the linear layer implies. What no state dict shows is in
-    `assumed`.
+    Or of two linear layers: then a sample is one patch, the whole image. A BatchNorm over the filters is folded into
+    the first layer. `pool` None stands for the square grid that the size of the linear layer implies. What no state
+    dict shows is in `assumed`.
 
     Raises
     ------
@@ -89,8 +66,12 @@ def foreign_network(
     InputError
         When weights and `pool` do not fit.
     """
+    state, norms = _without_norms(state)
     kernels = [name for name, tensor in state.items() if tensor.ndim == 4]
     linears = [name for name, tensor in state.items() if tensor.ndim == 2]
+    if not kernels and len(linears) == 2 and state[linears[0]].shape[1] == math.prod(image_shape):
+        kernels = [linears.pop(0)]
+        state = state | {kernels[0]: state[kernels[0]].unflatten(1, image_shape)}
     named: dict[str, str] = {}
     if len(kernels) == len(linears) == 1:
         layers = {"0": kernels[0], "4": linears[0]}
@@ -101,10 +82,11 @@ def foreign_network(
     if unknown or not named:
         raise RunError(
             "the file must hold the state dict of Conv2d → ReLU → average pooling → Linear and nothing else; it has "
-            + ", ".join(unknown)
-            + (f": {FOLD}" if any("running_" in name for name in state) else "")
+            + (", ".join(unknown) or "none of them")
         )
     state = {own: state[name] for own, name in named.items()}
+    for norm in norms:
+        state |= _folded(state, norm)
     weight, linear = state["0.weight"], state["4.weight"]
     cells = linear.shape[1] // len(weight)
     side = math.isqrt(cells)
@@ -129,8 +111,37 @@ def foreign_network(
     return network.eval()
 
 
-def assumed(network: TwoLayerCNN) -> str:
-    """What `foreign_network` had to take for granted, in words."""
+def assumed(network: TwoLayerCNN, state: dict[str, Tensor]) -> str:
+    """What `foreign_network` had to take for granted of a state dict, in words."""
     a = network.architecture
     pair = "{}x{}".format
-    return f"ReLU, average pooling {a.pool}, stride {pair(*a.stride)}, padding {pair(*a.padding)}, images in [0, 1]"
+    norm = "BatchNorm with epsilon 1e-5 before it, " if any("running_" in name for name in state) else ""
+    return (
+        f"ReLU, {norm}average pooling {a.pool}, stride {pair(*a.stride)}, padding {pair(*a.padding)}, images in [0, 1]"
+    )
+
+
+def _without_norms(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[nn.BatchNorm2d]]:
+    """What is left of a state dict without the BatchNorms in it, and these, with the usual epsilon."""
+    rest, norms = dict(state), []
+    for name in state:
+        if (found := re.fullmatch(r"(.*?)running_mean", name)) is None:
+            continue
+        tensors = {key: rest.pop(found[1] + key) for key in STATISTICS if found[1] + key in rest}
+        norm = nn.BatchNorm2d(len(tensors["running_mean"]), affine="weight" in tensors).eval()
+        try:
+            norm.load_state_dict({"num_batches_tracked": torch.tensor(0)} | tensors)
+        except RuntimeError as error:
+            raise RunError(f"the BatchNorm {found[1]} of the file is not whole: {one_line(error)}") from None
+        norms.append(norm)
+    return rest, norms
+
+
+def _folded(state: dict[str, Tensor], norm: nn.BatchNorm2d) -> dict[str, Tensor]:
+    """Weight and bias of the first layer with a BatchNorm behind it."""
+    weight = state["0.weight"]
+    convolution = nn.Conv2d(weight.shape[1], len(weight), (weight.shape[2], weight.shape[3]), bias="0.bias" in state)
+    convolution.load_state_dict({name[2:]: tensor for name, tensor in state.items() if name.startswith("0.")})
+    together = folded(convolution, norm)
+    assert together.bias is not None
+    return {"0.weight": together.weight.to(weight.dtype), "0.bias": together.bias.to(weight.dtype)}

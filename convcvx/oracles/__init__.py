@@ -5,22 +5,28 @@ from convcvx.oracles.branch_and_bound import BranchAndBoundOracle
 from convcvx.oracles.charged_rows import ChargedRows
 from convcvx.oracles.copositive import CopositiveOracle
 from convcvx.oracles.enumerate import ExactOracle
+from convcvx.oracles.family import FAMILIES, Family, FamilyOracle, Listed, Ternary
 from convcvx.oracles.local import LocalOracle
 from convcvx.oracles.sampled import SampledOracle
 from convcvx.oracles.scope import Scope
 from convcvx.oracles.table import ORACLES, get_oracle, pick_oracle
 
 __all__ = [
+    "FAMILIES",
     "ORACLES",
     "BranchAndBoundOracle",
     "ChargedRows",
     "CopositiveOracle",
     "ExactOracle",
+    "Family",
+    "FamilyOracle",
+    "Listed",
     "LocalOracle",
     "Oracle",
     "OracleResult",
     "SampledOracle",
     "Scope",
+    "Ternary",
     "get_oracle",
     "pick_oracle",
 ]

@@ -44,6 +44,10 @@ def _other_loss(problem: Problem) -> str | None:
     return None if problem.loss.name == "squared" else repr(problem.loss.name)
 
 
+def _no_cone(problem: Problem) -> str | None:
+    return None if problem.loss.name in ("squared", "cross-entropy") else repr(problem.loss.name)
+
+
 def _several_patches(problem: Problem) -> str | None:
     return None if problem.responses.n_positions == 1 else str(problem.responses.n_positions)
 
@@ -54,6 +58,7 @@ def _too_many_rows(problem: Problem) -> str | None:
 
 
 SQUARED_LOSS = Need("loss 'squared'", _other_loss, "use solver='sliding-fw'")
+CONIC_LOSS = Need("loss 'squared' or 'cross-entropy'", _no_cone, "use solver='sliding-fw'")
 ONE_PATCH = Need("one patch a sample", _several_patches, "take images that are one patch each")
 ROWS_IN_MEMORY = Need(
     f"all patches at once, {MAX_BYTES >> 30} GiB of them at most",

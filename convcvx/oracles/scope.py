@@ -20,6 +20,12 @@ class Scope(Word):
     """
 
     GLOBAL = "global", "a proof: no network of any width has an objective below the lower bound", True, True
+    FAMILY = (
+        "family",
+        "a proof for the filters of a family: no network over them has an objective below the lower bound",
+        True,
+        False,
+    )
     SAMPLED = (
         "sampled",
         "a proof for the sampled activation patterns and the network's own only, not for all networks",
@@ -35,3 +41,8 @@ class Scope(Word):
     def for_all(self) -> bool:
         """Whether it is a proof for every network of the problem: one that may be kept, and handed on to others."""
         return self.proved and self.shared
+
+    @property
+    def lasting(self) -> bool:
+        """Whether what one round of a training proved holds in its later rounds: the same filters are meant."""
+        return self.proved and self is not Scope.SAMPLED

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from functools import cache
 
 from convcvx.arrangements.cells import count_bound
-from convcvx.errors import check_choice
+from convcvx.errors import InputError, check_choice
 from convcvx.oracles._patch_rows import MAX_BYTES
 from convcvx.oracles.base import Oracle
 from convcvx.oracles.branch_and_bound import LOW_RANK, BranchAndBoundOracle
 from convcvx.oracles.copositive import CopositiveOracle
 from convcvx.oracles.enumerate import ExactOracle
+from convcvx.oracles.family import Family, FamilyOracle
 from convcvx.oracles.local import LocalOracle
 from convcvx.oracles.needs import ROWS_IN_MEMORY, Need, require
 from convcvx.oracles.sampled import N_GATES, SampledOracle
@@ -51,11 +52,14 @@ class Effort:
         Whether it is for a certificate; else a search may be rougher far from the optimum.
     gates : int
         Activation patterns to sample, where that matters.
+    family : Family, optional
+        The filters to search, where they are not all.
     """
 
     tol: float = 1e-4
     thorough: bool = False
     gates: int = N_GATES
+    family: Family | None = None
 
 
 def _nowhere(problem: Problem) -> str | None:
@@ -102,6 +106,12 @@ def _branch_and_bound_suits(problem: Problem) -> str | None:
     return "patches of rank 3 can be bounded in seconds" if seconds else None
 
 
+def _family(effort: Effort) -> Oracle:
+    if effort.family is None:
+        raise InputError("oracle family needs a family of filters to search; pass --filters ternary")
+    return FamilyOracle(effort.family)
+
+
 def _local_suits(problem: Problem) -> str:
     if ROWS_IN_MEMORY.lacking(problem) is not None:
         return f"a proof would gather more than {MAX_BYTES >> 30} GiB of patches"
@@ -113,6 +123,7 @@ ORACLES: dict[str, Entry] = {
     "exact": Entry(lambda effort: ExactOracle(), (ROWS_IN_MEMORY,), _exact_suits),
     "branch-and-bound": Entry(_branch_and_bound, (ROWS_IN_MEMORY, LOW_RANK), _branch_and_bound_suits),
     "copositive": Entry(lambda effort: CopositiveOracle(), (ROWS_IN_MEMORY,)),
+    "family": Entry(_family),
     "sampled": Entry(lambda effort: SampledOracle(effort.gates)),
     "local": Entry(lambda effort: LocalOracle(thorough=effort.thorough), suits=_local_suits),
 }
@@ -143,7 +154,13 @@ def pick_oracle(name: str, problem: Problem) -> tuple[str, str]:
 
 
 def get_oracle(
-    name: str, problem: Problem, *, tol: float = 1e-4, thorough: bool = False, gates: int = N_GATES
+    name: str,
+    problem: Problem,
+    *,
+    tol: float = 1e-4,
+    thorough: bool = False,
+    gates: int = N_GATES,
+    family: Family | None = None,
 ) -> Oracle:
     """The oracle called `name`, "auto" perhaps, for a relative gap of `tol`; options as in `Effort`.
 
@@ -152,4 +169,4 @@ def get_oracle(
     InputError
         As `pick_oracle` does.
     """
-    return ORACLES[pick_oracle(name, problem)[0]].make(Effort(tol, thorough, gates))
+    return ORACLES[pick_oracle(name, problem)[0]].make(Effort(tol, thorough, gates, family))

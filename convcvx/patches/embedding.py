@@ -68,14 +68,25 @@ class PatchEmbedding:
         return 1.0 if self.spec.whiten is None else float(self.basis[:, -1].abs().max())
 
     @classmethod
-    def fit(cls, images: Images, spec: PatchSpec, chunk: int = CHUNK, *, flips: bool = False) -> PatchEmbedding:
-        """Fit the basis to (n, C, H, W) images, and with `flips` to their mirror images, with one pass over them."""
+    def fit(
+        cls,
+        images: Images,
+        spec: PatchSpec,
+        chunk: int = CHUNK,
+        *,
+        flips: bool = False,
+        weights: Tensor | None = None,
+    ) -> PatchEmbedding:
+        """Fit the basis to (n, C, H, W) images, and with `flips` to their mirror images, with one pass over them.
+
+        `weights` (n,), none of them 0, say what each image counts for.
+        """
         size = images.shape[1] * math.prod(spec.kernel_size)
         products = len(images) * math.prod(spec.output_size(*images.shape[2:])) * size**2
         # The reported rank is of all patches.
         step = 1 if spec.whiten is None else math.ceil(products / WHITENING_PRODUCTS)
         sample = images[torch.arange(0, len(images), step)] if step > 1 else images
-        moments = Moments.of(sample, spec, chunk)
+        moments = Moments.of(sample, spec, chunk, None if weights is None else weights[::step])
         if flips:
             moments = moments.mirrored(spec, images.shape[1])
         return cls.of_moments(moments, images.shape[1], spec)

@@ -45,10 +45,13 @@ class Moments:
     covariance: Tensor
 
     @classmethod
-    def of(cls, images: Images, spec: PatchSpec, chunk: int = CHUNK) -> Moments:
-        """Those of all patches, without a constant that ends them, with one pass over the images."""
+    def of(cls, images: Images, spec: PatchSpec, chunk: int = CHUNK, weights: Tensor | None = None) -> Moments:
+        """Those of all patches, without a constant that ends them, with one pass over the images.
+
+        With `weights` (n,) of the images, none of them 0, an image of weight 2 counts twice.
+        """
         about = provisional_mean(images, spec)
-        return cls.about(about, shifted_moment(images, spec, about, chunk))
+        return cls.about(about, shifted_moment(images, spec, about, chunk, weights))
 
     @classmethod
     def of_rows(cls, rows: Tensor) -> Moments:
@@ -150,15 +153,26 @@ def provisional_mean(images: Images, spec: PatchSpec) -> Tensor:
     return replace(spec, hidden_bias=False, whiten=None).columns(images[:1].cpu().double()).mean(dim=1)
 
 
-def shifted_moment(images: Images, spec: PatchSpec, about: Tensor, chunk: int = CHUNK) -> Tensor:
-    """(d + 1, d + 1) mean of row rowᵀ over all rows (patch - `about`, 1), accumulated in float64."""
+def shifted_moment(
+    images: Images, spec: PatchSpec, about: Tensor, chunk: int = CHUNK, weights: Tensor | None = None
+) -> Tensor:
+    """(d + 1, d + 1) mean of row rowᵀ over all rows (patch - `about`, 1), accumulated in float64.
+
+    With `weights` (n,) of the images a weighted mean.
+    """
     spec = replace(spec, hidden_bias=True)  # which ends rows with a one
-    total, count = torch.zeros((), dtype=torch.float64), 0
+    total, count, seen = torch.zeros((), dtype=torch.float64), 0.0, 0
     for part in images.split(min(chunk, max(1, CHUNK_BYTES // _image_bytes(images, spec)))):
         columns = spec.columns(part.cpu().double())
         columns[:-1] -= about[:, None]
-        total = total + columns @ columns.T
-        count += columns.shape[1]
+        if weights is None:
+            total = total + columns @ columns.T
+            count += columns.shape[1]
+        else:
+            each = weights[seen : seen + len(part)].double().repeat_interleave(columns.shape[1] // len(part))
+            total = total + columns @ (columns * each).T
+            count += float(each.sum())
+        seen += len(part)
     return total / count
 
 

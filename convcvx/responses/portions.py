@@ -102,11 +102,13 @@ class Portion:
         """The images of each segment."""
         return {i: self._images.narrow(0, where.start, where.stop - where.start) for i, where in self._places.items()}
 
-    def moment(self, spec: PatchSpec, about: Tensor) -> Found:
-        """The sum over the images of the second moment of their patches, `about` a point."""
+    def moment(self, spec: PatchSpec, about: Tensor, weights: Tensor | None = None) -> Found:
+        """The sum over the images of the second moment of their patches, `about` a point, times their `weights`."""
         nodes: Nodes = {}
         for i, part in self._parts().items():
-            add(nodes, (0, i), [shifted_moment(part, spec, about) * len(part)])
+            own = None if weights is None else weights[self._places[i]]
+            count = len(part) if own is None else own.sum()
+            add(nodes, (0, i), [shifted_moment(part, spec, about, weights=own) * count])
         return nodes, []
 
     def run(self, key: int, wanted: Pass, rows: Sequence[Tensor], common: Sequence[Any]) -> Found:

@@ -124,11 +124,17 @@ class Team:
         self._portion.keep(images)
         self._run("load", lambda rank: (read, source, len(images)))
 
-    def fit(self, images: Images, spec: PatchSpec) -> PatchEmbedding:
+    def fit(self, images: Images, spec: PatchSpec, weights: Tensor | None = None) -> PatchEmbedding:
         """`PatchEmbedding.fit` on the images that were shared out."""
-        about = provisional_mean(images, spec)
-        (moment,) = _added(self.collect("moment", lambda _: (spec, about)))
-        return PatchEmbedding.of_moments(Moments.about(about, moment / len(images)), images.shape[1], spec)
+        about, places = provisional_mean(images, spec), segments(len(images))
+
+        def arguments(rank: int) -> tuple[Any, ...]:
+            own = images_of(places, portion(len(places), rank, self.size))
+            return spec, about, None if weights is None else weights[own]
+
+        (moment,) = _added(self.collect("moment", arguments))
+        count = len(images) if weights is None else weights.sum()
+        return PatchEmbedding.of_moments(Moments.about(about, moment / count), images.shape[1], spec)
 
     def responses(
         self, images: Images, embedding: PatchEmbedding, pooling: Pooling | None = None, **options: Any

@@ -18,6 +18,7 @@ from torch import Tensor
 from convcvx.budget import OutOfTime
 from convcvx.oracles.base import Oracle, OracleResult
 from convcvx.oracles.copositive import CopositiveOracle
+from convcvx.oracles.needs import CONIC_LOSS, Need
 from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
 from convcvx.solution import Solution, Status
@@ -46,6 +47,7 @@ class Copositive(Solver):
     """
 
     name: ClassVar[str] = "copositive"
+    needs: ClassVar[tuple[Need, ...]] = (CONIC_LOSS,)
 
     backend: str = "clarabel"
     """What cvxpy solves the program with: clarabel, an interior point, or scs, ADMM."""

@@ -100,10 +100,10 @@ def consult(
         again = _persistent(oracle)(problem, dual_point, **where, target=refuting, seed=seed + 1 + attempt)
         found = _united(problem, found, again, n_filters)
     lower_bound = problem.dual(dual_point, found.g_max)
-    best_point = dual_point if found.scope.for_all else None
+    best_point = dual_point if found.scope.lasting else None
     if best_point is not None and solution.dual_point is not None and solution.history:
         last = solution.history[-1]
-        if Scope(last["scope"]).for_all and last["lower_bound"] > lower_bound:
+        if Scope(last["scope"]) is found.scope and last["lower_bound"] > lower_bound:
             lower_bound, best_point = last["lower_bound"], solution.dual_point
     return found, record_of(solution, objective, lower_bound, found.g_max, found.scope), best_point
 

@@ -9,6 +9,7 @@ from convcvx.errors import check_choice
 from convcvx.oracles.needs import require
 from convcvx.problem import Problem
 from convcvx.solvers.closed_form import closed_form
+from convcvx.solvers.column_generation import column_generation
 from convcvx.solvers.copositive import copositive
 from convcvx.solvers.frank_wolfe import frank_wolfe
 from convcvx.solvers.gated import gated
@@ -18,7 +19,8 @@ from convcvx.solvers.sliding_frank_wolfe import sliding_frank_wolfe
 ANYWHERE = sliding_frank_wolfe
 """What "auto" takes where no other solver suits: it reaches the optimum at any size."""
 SOLVERS: dict[str, Solver] = {
-    solver.name: solver for solver in (sliding_frank_wolfe, frank_wolfe, copositive, gated, closed_form)
+    solver.name: solver
+    for solver in (sliding_frank_wolfe, column_generation, frank_wolfe, copositive, gated, closed_form)
 }
 
 

@@ -72,6 +72,7 @@ def fit_stack(
     images: Any,
     targets: Any = None,
     *,
+    sample_weight: Any = None,
     preset: str | None = None,
     callback: Callback | None = None,
     out: str | os.PathLike[str] | None = None,
@@ -85,7 +86,7 @@ def fit_stack(
 
     Parameters
     ----------
-    images, targets, preset, callback, out, overwrite
+    images, targets, sample_weight, preset, callback, out, overwrite
         As in `convcvx.fit`.
     {options}
 
@@ -111,7 +112,7 @@ def fit_stack(
     (2, True)
     """
     check_names(options, [parameter.name for parameter in OPTIONS])
-    train, test = given_dataset(images, targets)
+    train, test = given_dataset(images, targets, sample_weight)
     name = str(images) if isinstance(images, str | os.PathLike) else ARRAYS
     given = {"data": name} | {
         option: stage_text(value) if isinstance(value, list) else value

@@ -207,15 +207,15 @@ def _score(network: nn.Module, dataset: Dataset | None, loss: str) -> float:
     assert dataset is not None
     outputs = predict(network, dataset.images)
     if dataset.n_classes:
-        return accuracy(outputs, dataset.targets)
-    return -mean_loss(outputs, dataset.targets, loss)
+        return accuracy(outputs, dataset.targets, dataset.weights)
+    return -mean_loss(outputs, dataset.targets, loss, dataset.weights)
 
 
 def _accuracies(model: StackedCNN, data: Data) -> dict[str, float | None]:
     """Of the whole model on the images themselves."""
     names = ("train_accuracy", "test_accuracy", "validation_accuracy")
     return {
-        name: accuracy(predict(model, part.images), part.targets) if part is not None and part.n_classes else None
+        name: accuracy(predict(model, part.images), part.targets, part.weights) if part and part.n_classes else None
         for name, part in zip(names, data, strict=True)
     }
 

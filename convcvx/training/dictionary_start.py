@@ -62,7 +62,7 @@ def start_from_dictionary(
     if descent is None:
         # Where filters go on to slide, the loss chooses: the error is all but flat over decades of β.
         score = by_loss if config.slide else by_error
-        fit = _fit(_filters(config, problem), config, problem, report, score=score)
+        fit = _fit(drawn_filters(config, problem), config, problem, report, score=score)
         start, beta = fit.solution, fit.beta
     else:
         start, beta, state = descent
@@ -82,7 +82,8 @@ def start_from_dictionary(
     return DictionaryStart(solution, fit.beta, fit.beta_max)
 
 
-def _filters(config: TrainConfig, problem: Problem) -> Tensor:
+def drawn_filters(config: TrainConfig, problem: Problem) -> Tensor:
+    """(m, r) filters of the dictionary that `config` asks for, before any of them slides; they go by the seed."""
     assert config.dictionary is not None
     responses = problem.responses
     size = config.dictionary // (2 if config.flips else 1) * responses.n_cells

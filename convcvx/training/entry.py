@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable
-from dataclasses import replace
 from inspect import Parameter, Signature, cleandoc, signature
 from pathlib import Path
 from typing import Any
@@ -45,6 +44,7 @@ def fit(
     images: Any,
     targets: Any = None,
     *,
+    sample_weight: Any = None,
     preset: str | None = None,
     callback: Callback | None = None,
     out: str | os.PathLike[str] | None = None,
@@ -64,6 +64,10 @@ def fit(
         uint8 pixels are divided by 255, floats taken as they are. A name ("mnist") or a path is what `--data` takes.
     targets : Tensor, ndarray or sequence (n,) of classes, or (n, c) of real values
         None where `images` hold them.
+    sample_weight : Tensor, ndarray or sequence (n,), optional
+        What each image counts for, in any unit: the mean loss is Σ_i w_i ℓ_i / Σ_i w_i, accuracies are means alike. A
+        weight of 2 is worth the image twice, one of 0 leaves it out. Whether it is drawn into a sample or held out is
+        as likely as for any other.
     preset : str, optional
         Options that go together; others given beside it win. Where neither a preset nor any option says what network
         is wanted, those that fit the images are taken: see `convcvx.training.recipes`. "plain" has the defaults below.
@@ -102,7 +106,7 @@ def fit(
     """
     clock = Clock.now()
     check_names(options, [parameter.name for parameter in OPTIONS])
-    train, test = given_dataset(images, targets)
+    train, test = given_dataset(images, targets, sample_weight)
     name = str(images) if isinstance(images, str | os.PathLike) else ARRAYS
     config = chosen_config({"data": name} | as_kept(TrainConfig, options), preset, train)
     config.check()
@@ -128,8 +132,7 @@ def limited(dataset: Dataset, limit: int | None) -> Dataset:
     """Its first `limit` images."""
     if limit is None:
         return dataset
-    rows = slice(check_count("limit", limit))
-    return replace(dataset, images=dataset.images[rows], targets=dataset.targets[rows])
+    return dataset.part(slice(check_count("limit", limit)))
 
 
 OPTIONS = parameters(TrainConfig)

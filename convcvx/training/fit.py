@@ -14,11 +14,13 @@ from convcvx.budget import LEAST
 from convcvx.certificate import Certificate
 from convcvx.data.datasets import Dataset
 from convcvx.errors import RunError
-from convcvx.network.certify import certify_on
-from convcvx.network.evaluate import accuracy, mean_loss, predict
+from convcvx.network.certify import certify_on, parameters_of
+from convcvx.network.evaluate import accuracy, predict, real_scores
+from convcvx.network.layers import read_network
 from convcvx.network.two_layer import TwoLayerCNN, two_layer_cnn
 from convcvx.pooling import Pooling
 from convcvx.solution import Round, Solution, Status
+from convcvx.training.dictionary_gap import with_dictionary_gap
 from convcvx.training.optimise import Optimised, named_oracle
 from convcvx.training.options import TrainConfig
 from convcvx.training.origin import Origin
@@ -144,10 +146,13 @@ def finish(
         dual_point=solution.dual_point,
         training=solution.history,
     )
+    own = parameters_of(read_network(network, image_shape(train)), responses.embedding)
+    certificate = with_dictionary_gap(certificate, config, problem, *own)
     metrics = certificate_summary(certificate) | {
         "beta_max": optimised.beta_max,
         "n_filters": solution.n_filters,
-        "train_accuracy": certificate.train_accuracy if train.n_classes else None,
+        # The certificate's is one of the objective, in which classes have their weights.
+        "train_accuracy": score(network, train) if config.class_weight else certificate.train_accuracy,
         "test_accuracy": score(network, data[1]),
         "validation_accuracy": score(network, data[2]),
         "seconds": clock.seconds,
@@ -158,8 +163,12 @@ def finish(
         "rounds": solution.rounds,
         "patch_rank": certificate.patch_rank,
     }
-    if not train.n_classes and data[1] is not None:
-        metrics["test_loss"] = mean_loss(predict(network, data[1].images), data[1].targets, config.loss)
+    if not train.n_classes:
+        metrics["train_accuracy"] = None
+        for name, part in (("test", data[1]), ("validation", data[2])):
+            if part is not None:
+                scores = real_scores(predict(network, part.images), part.targets, config.loss, part.weights)
+                metrics |= {f"{name}_{score}": value for score, value in scores.items()}
     return Fit(network, certificate, solution, config, metrics, origin)
 
 
@@ -181,12 +190,25 @@ def score(network: TwoLayerCNN, dataset: Dataset | None) -> float | None:
     """Accuracy; None for no set, or real targets."""
     if dataset is None or not dataset.n_classes:
         return None
-    return accuracy(predict(network, dataset.images), dataset.targets)
+    return accuracy(predict(network, dataset.images), dataset.targets, dataset.weights)
 
 
 def certificate_summary(certificate: Certificate) -> dict[str, Any]:
     """The certificate's part of the printed JSON."""
-    names = ("primal", "dual", "rel_gap", "scope", "meaning", "beta", "loss", "oracle")
+    names = (
+        "primal",
+        "dual",
+        "rel_gap",
+        "scope",
+        "meaning",
+        "beta",
+        "loss",
+        "oracle",
+        "family",
+        "family_size",
+        "family_gap",
+        "optimum",
+    )
     values = certificate.to_dict()
     return {name: values[name] for name in names}
 

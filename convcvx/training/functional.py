@@ -17,8 +17,9 @@ from convcvx.oracles import Oracle
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
 from convcvx.solution import Callback, Solution, Status
+from convcvx.training.dictionary_gap import with_dictionary_gap
 from convcvx.training.journal import Checkpoint
-from convcvx.training.optimise import optimise
+from convcvx.training.optimise import named_oracle, optimise
 from convcvx.training.option import check_names
 from convcvx.training.options import TrainConfig
 from convcvx.training.plan import beta_at, build_problem, find_beta_max, warn_short_of
@@ -64,8 +65,9 @@ def solve(
         Weight decay.
     pooling : array (P, K), optional
         Non-negative pooling weights; None is global average pooling.
-    loss : {"squared", "cross-entropy"}
-        ½‖f - y‖², or softmax cross-entropy.
+    loss : {"squared", "cross-entropy", "bce", "huber", "huber:DELTA"}
+        ½‖f - y‖², softmax cross-entropy, binary cross-entropy, summed over outputs, for labels (n, c) of 0 and 1; or
+        Huber's loss, summed over outputs, squared up to DELTA (1) and linear beyond.
     intercept : bool
         Train an unpenalised output bias.
     solver : {"auto", "sliding-fw", "frank-wolfe", "copositive", "gated", "closed-form"}
@@ -129,6 +131,7 @@ def train(
 
     `start`, and what `callback` is told and what comes back, are out of them; `report` is told what is in them.
     """
+    oracle = named_oracle(oracle, config)
     begun = Checkpoint(solution=None if start is None else units.inverse.solution(start).shifted(-problem.offset))
     optimised = optimise(
         problem, config, _OutOfUnits(report, callback, units), checkpoint=begun, oracle=oracle, beta_max=False
@@ -144,6 +147,9 @@ def train(
         seed=config.seed,
         dual_point=solution.dual_point,
         training=solution.history,
+    )
+    certificate = with_dictionary_gap(
+        certificate, config, problem, solution.filters, solution.weights, solution.intercept
     )
     solution = units.solution(replace(solution, certificate=certificate))
     return solution, units.certificate(certificate)

@@ -13,19 +13,21 @@ from convcvx.budget import NEVER, Deadline
 from convcvx.certificate import Certificate
 from convcvx.data.datasets import Dataset
 from convcvx.errors import InputError, RunError
-from convcvx.network.certify import certify
-from convcvx.network.foreign import assumed, foreign_network
+from convcvx.network.certify import certify, parameters_of
+from convcvx.network.foreign import PICKLED, assumed, foreign_network, read_pickled
+from convcvx.network.layers import read_network
 from convcvx.network.two_layer import TwoLayerCNN, read_weights, two_layer_cnn
 from convcvx.patches import PatchEmbedding
 from convcvx.problem import Problem
 from convcvx.responses.team import Team
 from convcvx.solution import Status
+from convcvx.training.dictionary_gap import with_dictionary_gap
 from convcvx.training.fit import Clock, Fit, certificate_summary, finish, score
 from convcvx.training.journal import Checkpoint
 from convcvx.training.optimise import named_oracle, optimise
 from convcvx.training.options import TrainConfig
 from convcvx.training.origin import Origin
-from convcvx.training.plan import Plan
+from convcvx.training.plan import Plan, build_problem
 from convcvx.training.progress import Report, peak_memory_mb
 from convcvx.training.resolve import (
     Data,
@@ -35,6 +37,7 @@ from convcvx.training.resolve import (
     pick_device,
     training_images,
     training_problem,
+    training_weights,
 )
 from convcvx.training.run import Run
 
@@ -121,7 +124,7 @@ def prepare(
 ) -> tuple[Problem, Plan]:
     """The training problem, its β still open and `spent` seconds of its time gone, and how it is solved."""
     problem = training_problem(config, train, checkpoint.embedding, team)
-    plan = Plan.of(problem, config.solver, config.oracle)
+    plan = Plan.of(problem, *config.search)
     return problem.until(Deadline.after(config.time_limit, spent=spent)), plan
 
 
@@ -152,7 +155,7 @@ def certify_job(
     if dual_point is not None and len(dual_point) != len(train.images):
         dual_point = None
     if embedding is not None:
-        embedding = fitted_embedding(config, train.images, embedding)
+        embedding = fitted_embedding(config, train.images, embedding, weights=training_weights(config, train))
     own = deadline if like is None else deadline.share(0.5)
     certificate = _certify(network, train, config, beta, embedding, dual_point, own)
     if like is not None:
@@ -160,6 +163,20 @@ def certify_job(
         if not network.same_problem(rival):
             raise InputError(f"the network in {path} is of another architecture than {like.folder}; certify it alone")
         certificate = certificate.with_bound_of(_certify(rival, train, config, beta, embedding, deadline=deadline))
+    elif embedding is not None and config.dictionary is not None:
+        problem = build_problem(
+            train.images,
+            train.targets,
+            beta,
+            embedding=embedding,
+            pooling=config.pool,
+            intercept=config.intercept,
+            n_classes=train.n_classes or None,
+            device=pick_device(config.device),
+            sample_weight=training_weights(config, train),
+        )
+        own_parameters = parameters_of(read_network(network, network.image_shape), embedding)
+        certificate = with_dictionary_gap(certificate, config, problem.until(deadline), *own_parameters)
     return certificate_summary(certificate) | {
         "n_filters": certificate.n_filters,
         "train_accuracy": score(network, train),
@@ -194,17 +211,21 @@ def _certify(
         device=pick_device(config.device),
         dual_point=dual_point,
         time_limit=deadline.limit,
+        sample_weight=training_weights(config, train),
     )
 
 
 def _load_network(path: Path, config: TrainConfig, train: Dataset, given: set[str]) -> tuple[TwoLayerCNN, str | None]:
     """The network of a file, and in words what the file leaves open."""
-    state, architecture, _ = read_weights(path)
+    if path.suffix in PICKLED:
+        state, architecture = read_pickled(path), None
+    else:
+        state, architecture, _ = read_weights(path)
     if architecture is None:
         pool = config.pool if "pool" in given else None
         spec = config.patch_spec()
         network = foreign_network(state, image_shape(train), stride=spec.stride, padding=spec.padding, pool=pool)
-        return network, assumed(network)
+        return network, assumed(network, state)
     if architecture.image_shape != image_shape(train):
         raise RunError(
             f"the network in {path} takes images {architecture.image_shape}, the data have {image_shape(train)}"

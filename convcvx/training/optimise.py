@@ -8,12 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from time import perf_counter
 
-from convcvx.oracles import Oracle, SampledOracle
+from convcvx.oracles import FAMILIES, Family, FamilyOracle, Oracle, SampledOracle
 from convcvx.problem import Problem
 from convcvx.solution import Solution
 from convcvx.training.dictionary_start import start_from_dictionary
 from convcvx.training.journal import Checkpoint, Journal
-from convcvx.training.options import TrainConfig
+from convcvx.training.options import EVERY, TrainConfig
 from convcvx.training.plan import TRAINING, find_beta_max, solve_problem
 from convcvx.training.progress import Report
 from convcvx.training.resolve import beta_of
@@ -57,7 +57,7 @@ def optimise(
     beta_max : bool
         Look for it even where β is given: runs record it.
     """
-    searching = oracle or named_oracle(config.oracle, config)
+    searching = named_oracle(config.oracle if oracle is None else oracle, config)
     solution, top, chosen = checkpoint.solution, checkpoint.beta_max, checkpoint.chosen_beta
     if config.dictionary is not None and solution is None:
         in_time = problem.until(problem.deadline.share(TRAINING))
@@ -68,6 +68,8 @@ def optimise(
         top = find_beta_max(problem, searching, config.seed)
         journal.save_beta_max(top)
     problem = problem.with_beta(beta_of(config, top, chosen))
+    if config.filters != EVERY and solution is not None:
+        solution = _within(solution, FAMILIES[config.filters])
 
     def after_round(reached: Solution) -> None:
         journal.save_state(reached)
@@ -81,8 +83,8 @@ def optimise(
     solution = solve_problem(
         problem,
         config.budget,
-        solver=config.solver,
-        oracle=config.oracle if oracle is None else oracle,
+        solver=config.search[0],
+        oracle=searching,
         gates=config.gates,
         seed=config.seed,
         start=solution,
@@ -91,6 +93,20 @@ def optimise(
     return Optimised(problem, solution, top)
 
 
-def named_oracle(name: str, config: TrainConfig) -> str | Oracle:
-    """The oracle called `name`, with the gates of `config` where those matter."""
+def named_oracle(name: str | Oracle, config: TrainConfig) -> str | Oracle:
+    """The oracle called `name`, with the gates of `config` where those matter; that of its family if it has one."""
+    if config.filters != EVERY:
+        return FamilyOracle(FAMILIES[config.filters])
     return SampledOracle(config.gates) if name == "sampled" else name
+
+
+def _within(solution: Solution, family: Family) -> Solution:
+    """A start without what it has beside a family: a warm start may come from anywhere."""
+    inside = family.contains(solution.filters)
+    return (
+        solution
+        if bool(inside.all())
+        else replace(
+            solution, filters=solution.filters[inside], weights=solution.weights[inside], history=[], dual_point=None
+        )
+    )

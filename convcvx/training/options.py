@@ -7,9 +7,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from convcvx.budget import Budget
+from convcvx.data.weights import BALANCED, class_weight_text
 from convcvx.errors import InputError, check_count, shown
-from convcvx.losses.table import LOSSES
-from convcvx.oracles import ORACLES
+from convcvx.losses.table import WORDS as LOSS_WORDS
+from convcvx.losses.table import get_loss
+from convcvx.oracles import FAMILIES, ORACLES
 from convcvx.oracles.sampled import N_GATES
 from convcvx.patches import PatchSpec
 from convcvx.solvers import SOLVERS
@@ -32,10 +34,14 @@ DEFAULT_BETA_RATIO = 1e-3
 """Share of beta_max that a run without beta and beta_ratio trains at."""
 LARGEST_SIDE = 4096
 """Pixels of a kernel, a stride, a padding or a move of an image: of an image whose patches fit in memory."""
+EVERY = "all"
+"""The word of `filters` for those of no family."""
 MOST_FILTERS = 100_000
 """Filters and patterns that can be asked for at once: beyond, their weights alone fill a large machine's memory."""
 
 
+FAMILY_SOLVER, FAMILY_ORACLE = "column-generation", "family"
+"""How filters of a family are searched for: in others they would slide out of it."""
 SIZE = "a whole number, or a pair of them, rows and columns"
 """What a kernel, a stride and a padding are."""
 
@@ -99,6 +105,14 @@ class TrainConfig:
         low=1,
         per_stage="None for all directions.",
     )
+    filters: str = option(
+        EVERY,
+        MODEL,
+        f"{EVERY}, or those of a family only: ternary, with entries -1, 0, 1 in the basis that --rank and --whiten "
+        "choose, of rank 9 at most. Certificates then speak of networks over the family, and are proofs.",
+        choices=(EVERY, *FAMILIES),
+        per_stage="",
+    )
     whiten: bool = option(False, MODEL, "ZCA-whiten the patches.", per_stage="", strength="whiten_epsilon")
     whiten_epsilon: float = option(
         0.1, MODEL, "Added to the eigenvalues of the patches' covariance.", low=1e-12, high=1e12, per_stage=""
@@ -126,19 +140,30 @@ class TrainConfig:
         high=1e12,
         per_stage="",
     )
-    loss: str = option("squared", MODEL, f"{' or '.join(LOSSES)}.", choices=LOSSES, any_model=True)
+    class_weight: str | None = option(
+        None,
+        MODEL,
+        f"What classes count for: {BALANCED}, all alike, or a weight by class, such as 3=2,8=0.5 [default: as often as "
+        "they come]",
+        read=class_weight_text,
+        form=f"{BALANCED}, or a weight by class, such as 3=2,8=0.5",
+        any_model=True,
+    )
+    loss: str = option("squared", MODEL, f"{LOSS_WORDS}.", any_model=True)
 
     solver: str = option(
         "auto",
         SOLVER,
-        f"auto, {', '.join(SOLVERS)}. sliding-fw reaches the optimum at any size; the others are the paper's own: "
-        "frank-wolfe slow, copositive for small problems, gated for sampled patterns, closed-form for spike-free data.",
+        f"auto, {', '.join(SOLVERS)}. sliding-fw reaches the optimum at any size; column-generation lets no "
+        "filter slide, as --filters asks for; the others are the paper's own: frank-wolfe slow, copositive for small "
+        "problems, gated for sampled patterns, closed-form for spike-free data.",
     )
     oracle: str = option(
         "auto",
         SOLVER,
         f"auto, {', '.join(ORACLES)}. exact is a proof for patches of low rank or few; branch-and-bound a proof for "
-        "rank 3 and up; sampled a proof for sampled activation patterns only; local scales and proves nothing.",
+        "rank 3 and up; family a proof for networks over --filters; sampled a proof for sampled patterns only; local "
+        "scales and proves nothing.",
     )
     gates: int = option(
         N_GATES,
@@ -247,14 +272,31 @@ class TrainConfig:
         check_options(self)
         budget = self.budget  # which checks itself, as the next one does
         self.patch_spec()
+        class_weight_text(self.class_weight)
+        get_loss(self.loss)
         if self.beta is not None and self.beta_ratio is not None:
             raise InputError("give --beta or --beta-ratio, not both")
         if self.crops and not self.slide:
             raise InputError(f"crops {self.crops} move the images that filters slide on; pass --slide EPOCHS")
+        self._check_family()
         if self.dictionary is None:
             self._check_without_dictionary()
         else:
             self._check_dictionary(self.dictionary, budget)
+
+    def _check_family(self) -> None:
+        if self.filters == EVERY:
+            return
+        if self.dictionary is not None:
+            raise InputError(f"filters of a dictionary are none of {self.filters} ones; leave --dictionary out")
+        for name, own in (("solver", FAMILY_SOLVER), ("oracle", FAMILY_ORACLE)):
+            if (asked := getattr(self, name)) not in ("auto", own):
+                raise InputError(f"--filters {self.filters} needs {name} {own}, or auto; got {asked}")
+
+    @property
+    def search(self) -> tuple[str, str]:
+        """Solver and oracle that are asked for, "auto" perhaps: of a family there is one of each."""
+        return (self.solver, self.oracle) if self.filters == EVERY else (FAMILY_SOLVER, FAMILY_ORACLE)
 
     def _check_without_dictionary(self) -> None:
         for name, use in (

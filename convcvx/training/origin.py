@@ -101,7 +101,8 @@ def _fingerprint(dataset: Dataset) -> dict[str, Any]:
     images, streamed = dataset.images, isinstance(dataset.images, StreamedImages)
     looked_at = images[_spread(len(images))] if streamed else images
     digest = blake2b(digest_size=16)
-    for part in [*looked_at.split(AT_ONCE), *dataset.targets.split(AT_ONCE)]:
+    weights = [] if dataset.weights is None else dataset.weights.split(AT_ONCE)
+    for part in [*looked_at.split(AT_ONCE), *dataset.targets.split(AT_ONCE), *weights]:
         digest.update(part.cpu().contiguous().numpy())
     digest.update("\n".join(dataset.classes).encode(errors="surrogateescape"))
     return {"shape": list(images.shape), "streamed": streamed, "blake2b": digest.hexdigest()}

@@ -66,7 +66,7 @@ def build_problem(
     """
     encoded = encode_targets(targets, loss, n_classes, intercept=intercept)  # fails before the pass over the images
     images, encoded, weights = counted(sample_weight, images, encoded)
-    embedding = embedding or PatchEmbedding.fit(images, spec or PatchSpec(), flips=flips)
+    embedding = embedding or PatchEmbedding.fit(images, spec or PatchSpec(), flips=flips, weights=weights)
     made = responses(images, embedding, Pooling.of(pooling), dtype=dtype, device=device)
     targets = as_tensor("targets", targets) if len(encoded) == len(targets) else encoded
     return Problem.build(made, targets, beta, loss, intercept, n_classes, weights)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 
+from torch import Tensor
+
 from convcvx.data.augment import shifted
 from convcvx.data.datasets import Dataset, load, split
 from convcvx.data.images import Images
+from convcvx.data.weights import with_class_weight
 from convcvx.errors import InputError, RunError
 from convcvx.losses.targets import encode_targets
 from convcvx.machine.devices import pick_device
@@ -32,8 +35,8 @@ def load_data(config: TrainConfig) -> Data:
 
 
 def arranged(config: TrainConfig, train: Dataset, test: Dataset | None) -> Data:
-    """The sets as `config` has them: some images held out, the others shifted as well."""
-    validation = None
+    """The sets as `config` has them: some images held out, the others shifted as well, none of weight 0 among them."""
+    train, validation = train.counting(), None
     if config.validation:
         train, validation = split(train, config.validation, config.seed)
     return shifted(train, config.shifts) if config.shifts else train, test, validation
@@ -51,6 +54,11 @@ def run_data(run: Run, config: TrainConfig, *, check: bool = True) -> Data:
 def training_images(config: TrainConfig) -> Images:
     """What a worker of a `Team` reads."""
     return load_data(config)[0].images
+
+
+def training_weights(config: TrainConfig, train: Dataset) -> Tensor | None:
+    """(n,): what each image counts for in training, that of its class included; None: all alike."""
+    return with_class_weight(train.weights, config.class_weight, train.targets, train.classes)
 
 
 def image_shape(dataset: Dataset) -> tuple[int, int, int]:
@@ -73,7 +81,8 @@ def training_problem(
     encode_targets(
         train.targets, config.loss, train.n_classes or None, intercept=config.intercept
     )  # before the pass over the images
-    fitted = fitted_embedding(config, train.images, embedding, team)
+    weights = training_weights(config, train)
+    fitted = fitted_embedding(config, train.images, embedding, team, weights)
     if fitted.cancellation > LARGEST_CANCELLATION:
         raise InputError(
             f"whiten_epsilon {config.whiten_epsilon:g} leaves patches {fitted.cancellation:.0f} times their spread "
@@ -89,13 +98,20 @@ def training_problem(
         n_classes=train.n_classes or None,
         device=pick_device(config.device),
         responses=team.responses if team else Responses,
+        sample_weight=weights,
     )
 
 
 def fitted_embedding(
-    config: TrainConfig, images: Images, stored: PatchEmbedding | None = None, team: Team | None = None
+    config: TrainConfig,
+    images: Images,
+    stored: PatchEmbedding | None = None,
+    team: Team | None = None,
+    weights: Tensor | None = None,
 ) -> PatchEmbedding:
     """The space of filters that `config` stands for on the training images; `stored`, of a run, if it is that one.
+
+    `weights` (n,) say what each image counts for.
 
     The basis says how long a filter is, and so what the objective is: one that only a file vouches for proves nothing.
 
@@ -106,13 +122,13 @@ def fitted_embedding(
     """
     spec = config.patch_spec()
     if config.dictionary is not None:
-        fresh = PatchEmbedding.fit(images, spec, flips=config.flips)
+        fresh = PatchEmbedding.fit(images, spec, flips=config.flips, weights=weights)
     elif team is not None:
-        fresh = team.fit(images, spec)
+        fresh = team.fit(images, spec, weights)
     else:
         alone = Team()
         alone.share_out(images, training_images, config)
-        fresh = alone.fit(images, spec)
+        fresh = alone.fit(images, spec, weights)
     if stored is None:
         return fresh
     if not stored.same_space(fresh):

@@ -177,7 +177,7 @@ class _State:
 
         def product(step: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             """Hessian times (step, shift): its data part, its penalty part, and its intercept part."""
-            curved = problem.loss.hessian_product(self.predictions, design.centred(step) + shift)
+            curved = problem.loss.hessian_product(self.predictions, problem.targets, design.centred(step) + shift)
             curved = problem.shares.times(curved)
             bent = self.duals * inner(units, step) + units * inner(self.duals, step)
             return (

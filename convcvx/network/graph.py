@@ -1,0 +1,126 @@
+"""What a module does to its input, step by step, as a list of torch modules: read off its graph, or its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx, nn
+
+SHAPES = {"flatten", "view", "reshape", "squeeze"}
+"""Functions and methods that give what they get another shape: into which, the outputs show."""
+RELUS = {"relu", "relu_"}
+DROPOUTS = {"dropout", "dropout2d", "feature_dropout", "alpha_dropout"}
+MAPS = ({2, 3}, {-2, -1})
+"""Axes over which the mean of a map (n, m, H, W) is global average pooling."""
+
+
+class Other(nn.Module):
+    """A step that is no layer, by its name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+
+class Unread(Exception):
+    """A graph that is no chain of steps."""
+
+
+class _Tracer(fx.Tracer):
+    """Takes layers whole, also those that are not torch's own but derive from them, such as `ContrastConv2d`."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return super().is_leaf_module(m, module_qualified_name) or isinstance(m, nn.Conv2d | nn.Linear)
+
+
+def steps_of(network: nn.Module) -> list[nn.Module]:
+    """The steps of `network` in the order in which its `forward` takes them.
+
+    Of one whose graph cannot be followed, its layers in the order in which they were registered: whoever relies on
+    that compares outputs.
+    """
+    try:
+        graph = _Tracer().trace(network)
+    except Exception:  # `forward` is anybody's code, and tracing runs it
+        return layers_of(network)
+    try:
+        return list(reversed(list(map(_named_step(network), _chain(graph)))))
+    except Unread:
+        return layers_of(network)
+
+
+def layers_of(network: nn.Module) -> list[nn.Module]:
+    """All layers, as they were registered."""
+    return [module for module in network.modules() if not list(module.children())]
+
+
+def name_of(step: nn.Module) -> str:
+    return step.name if isinstance(step, Other) else type(step).__name__
+
+
+def _chain(graph: fx.Graph) -> list[fx.Node]:
+    """The nodes from the output back to the input, each of which takes the next one first, and no other of them."""
+    output = next(node for node in graph.nodes if node.op == "output")
+    node, chain = output.args[0], []
+    while isinstance(node, fx.Node) and node.op != "placeholder":
+        chain.append(node)
+        taken = [*node.args, *node.kwargs.values()]
+        if node.op == "get_attr" or not taken or not isinstance(taken[0], fx.Node):
+            raise Unread
+        if len(node.all_input_nodes) > 1 and _function(node) not in SHAPES:  # a shape may be computed from others
+            raise Unread
+        node = taken[0]
+    if not isinstance(node, fx.Node):
+        raise Unread
+    return chain
+
+
+def _function(node: fx.Node) -> str:
+    """The name of a function or method."""
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+
+
+def _named_step(network: nn.Module) -> Callable[[fx.Node], nn.Module]:
+    def step(node: fx.Node) -> nn.Module:
+        if node.op == "call_module":
+            return network.get_submodule(str(node.target))
+        name, rest, named = _function(node), node.args[1:], dict(node.kwargs)
+        try:
+            return _as_module(name, rest, named)
+        except (TypeError, ValueError):  # other arguments than torch's own
+            return Other(name)
+
+    return step
+
+
+def _as_module(name: str, rest: tuple[Any, ...], named: dict[str, Any]) -> nn.Module:
+    """The module that does what a function of torch does, or a method of its tensors."""
+    named.pop("inplace", None)
+    if name in SHAPES:
+        return nn.Flatten()
+    if name in RELUS or (name in ("clamp", "clamp_min") and _from_zero(rest, named)):
+        return nn.ReLU()
+    if name in DROPOUTS:
+        return _dropout(*rest, **named)
+    if name == "avg_pool2d":
+        return nn.AvgPool2d(*rest, **named)
+    if name == "adaptive_avg_pool2d":
+        return nn.AdaptiveAvgPool2d(*rest, **named)
+    if name == "mean" and _axes(*rest, **named) in MAPS:
+        return nn.AdaptiveAvgPool2d(1)
+    return Other(name)
+
+
+def _from_zero(rest: tuple[Any, ...], named: dict[str, Any]) -> bool:
+    bounds = dict(zip(("min", "max"), rest, strict=False)) | named
+    return bounds.get("min") == 0 and bounds.get("max") is None
+
+
+def _dropout(p: float = 0.5, training: bool = True) -> nn.Module:
+    """As the function is called: that of `torch.nn.functional` drops even in evaluation, unless it is told."""
+    return nn.Dropout(p).train(training)
+
+
+def _axes(dim: Any = (), keepdim: bool = False) -> set[int]:
+    return set(dim) if isinstance(dim, tuple | list) else {dim}

@@ -1,0 +1,112 @@
+"""What an optimum tells besides its value: how it changes with β, and whether other filters would do as well.
+
+The optimal value p(β) = min loss + β R over networks, R = Σ_j ‖V_j‖ at unit filters, is a minimum of linear functions:
+concave, with the R of an optimal network as its derivative (Danskin). For a network whose value at β is P, and dual
+values D(β') <= p(β'),
+
+    p'(β) >= (D(β') - P) / (β' - β)  for β' > β,        p'(β) <= (P - D(β')) / (β - β')  for β' < β,
+
+and D is known at every β', as a dual point is scaled to whatever β is. The error is about √(2 gap · curvature) / β.
+Under the cross-entropy dual points only get shorter, and the lower bound says little.
+
+A direction in which g reaches β may carry weight in an optimal network, and no other does. If a network uses all of
+them no other filters do as well; else there may be other optima.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convcvx.oracles.base import OracleResult
+from convcvx.oracles.local import DISTINCT
+from convcvx.oracles.metric import Metric
+from convcvx.problem import Problem
+from convcvx.rounding import SAFE
+
+STEPS = tuple(10 ** (-k / 8) for k in range(48))
+"""Relative changes of β by which the derivative is bounded, from 1 down to 1e-6: the best is within 15 % of the best of
+all, which costs 1 % of the error."""
+ACTIVE = 1e-2
+"""Share of β that g may fall short of it in a direction that counts as active: weights are optimal but nearly."""
+NEAR = 1e-2
+"""Relative gap up to which active directions are told: beyond, the network is not at an optimum."""
+
+
+def derivative(problem: Problem, dual_point: Tensor, g_max: float, primal: float) -> tuple[float, float]:
+    """Bounds on p'(β), for a `primal` that p(β) is not above and max g <= `g_max` at Z = `dual_point` (n, c)."""
+    beta, low, high = problem.beta, 0.0, primal / problem.beta
+    for step in STEPS:
+        further = problem.with_beta(beta * (1 + step)).dual(dual_point, g_max)
+        low = max(low, (further - primal) / (step * beta) / SAFE)
+        if step < 1:
+            nearer = problem.with_beta(beta * (1 - step)).dual(dual_point, g_max)
+            high = min(high, (primal - nearer) / (step * beta) * SAFE)
+    return low, max(low, high)
+
+
+def active_directions(
+    problem: Problem, filters: Tensor, dual_point: Tensor, found: OracleResult
+) -> tuple[Tensor, Tensor]:
+    """Distinct filters (q, r), among those of the network and those `found`, with g >= β but for `ACTIVE`.
+
+    And (q,) bool: whether the network, which has unit `filters`, uses them.
+    """
+    candidates, values = found.filters, found.values
+    if found.scope.proved:  # else those of the network are among what was found
+        own = problem.responses.correlate(filters, dual_point).flatten(1).norm(dim=1)
+        candidates, values = torch.cat([filters, candidates]), torch.cat([own, values])
+    reach = values >= problem.beta * (1 - ACTIVE)
+    candidates, values = candidates[reach], values[reach]
+    active = candidates[Metric.of(problem.responses).distinct(candidates, values, len(candidates), DISTINCT)]
+    return active, (active @ filters.T > DISTINCT).any(dim=1)
+
+
+def optimum_of(
+    problem: Problem,
+    filters: Tensor,
+    weights: Tensor,
+    dual_point: Tensor,
+    found: OracleResult,
+    *,
+    primal: float,
+    rel_gap: float,
+) -> dict[str, Any]:
+    """What `Certificate.optimum` has; `primal` is not below the objective of the network."""
+    low, high = derivative(problem, dual_point, found.g_max, primal)
+    slope = float(weights.flatten(1).norm(dim=1).sum())
+    told = {"slope": slope, "slope_low": low, "slope_high": high, "proved": found.scope.proved}
+    if not rel_gap <= NEAR:
+        return {**told, "active": None, "active_used": None}
+    active, used = active_directions(problem, filters, dual_point, found)
+    return {**told, "active": len(active), "active_used": int(used.sum())}
+
+
+def told(values: Mapping[str, Any]) -> dict[str, str]:
+    """What a certificate, or the metrics of a run, say beside the gap: lines for people, by name.
+
+    Files of earlier versions say nothing.
+    """
+    lines = {}
+    if (gap := values.get("family_gap")) is not None:
+        size, name = values["family_size"], values.get("family") or "filters"
+        lines["family"] = f"no network over these {size:,} {name} is more than {gap:.2%} better: a proof"
+    if (optimum := values.get("optimum")) is not None:
+        lines["optimum"] = _in_words(optimum)
+    return lines
+
+
+def _in_words(optimum: Mapping[str, Any]) -> str:
+    kind = "proved" if optimum["proved"] else "estimated"
+    said = (
+        f"the optimal objective rises by {optimum['slope']:.4g} per unit of beta "
+        f"({kind}: {optimum['slope_low']:.4g} to {optimum['slope_high']:.4g})"
+    )
+    active, used = optimum["active"], optimum["active_used"]
+    if active is None:
+        return said + "; too far from the optimum to tell which filters it needs"
+    others = "all of them in the network" if used == active else f"{used} of them in the network: other filters may do"
+    return f"{said}; {active} distinct directions found where g reaches beta, {others}"

@@ -1,0 +1,181 @@
+"""What the start from a dictionary proves: a gap over networks on the filters of the dictionary.
+
+The weights of a dictionary are optimal to a gap over its filters that its regression reports, in whatever arithmetic it
+had. Here the gap is proved, from the network as it is exported and the images alone. One pass in float64 gives the
+network's outputs, hence its objective, and the correlation of each filter of the family with a dual point. (The bound
+on the rounding of a pass in float32 is some times β, at the β of accurate dictionaries: it proves nothing.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from convcvx.budget import OutOfTime
+from convcvx.certificate import Certificate, judged
+from convcvx.oracles.family import bound_over_family, reach
+from convcvx.patches import PatchEmbedding
+from convcvx.problem import Problem, relative_gap
+from convcvx.responses.mirror import mirror
+from convcvx.responses.passes import Responses
+from convcvx.responses.streams import BLOCK_BYTES, Stream
+from convcvx.responses.table import Pass
+from convcvx.rounding import SAFE, UNIT
+from convcvx.training.dictionary_start import drawn_filters
+from convcvx.training.options import TrainConfig
+
+SAME = 1e-4
+"""Distance of unit filters below which one of the dictionary is the network's own, which float32 has rounded."""
+BLOCK_IMAGES = 256
+"""Images whose responses are multiplied at once, at least: fewer would leave cores idle."""
+
+
+def with_dictionary_gap(
+    certificate: Certificate,
+    config: TrainConfig,
+    problem: Problem,
+    filters: Tensor,
+    weights: Tensor,
+    intercept: Tensor | None,
+) -> Certificate:
+    """`certificate` with the network's gap over the family that a dictionary stands for, if there is time to prove it.
+
+    The family: the network's own filters and, unless the dictionary was to slide, those of the dictionary that the
+    network does not use. With flips the objective is that on the images and their mirror images, and the family has the
+    mirror image of each filter; of images that stay on disk it is that on the images as they are, and not small.
+
+    Parameters
+    ----------
+    certificate : Certificate
+    config : TrainConfig
+        Of a training with a dictionary; of another nothing changes.
+    problem : Problem
+    filters, weights, intercept : Tensor (m, r), (m, P, c), (c,)
+        Those of the network as it is.
+    """
+    if config.dictionary is None or not bool(weights.any()):
+        return certificate
+    name = "filters of the dictionary"
+    try:
+        others = _unused(config, problem, normalize(filters))
+        if config.flips and config.max_rounds == 0 and isinstance(problem.responses.images, Tensor):
+            name += ", mirror images of images and filters included,"
+            size, gap = _mirrored_gap(problem, filters, weights, intercept, others)
+        else:
+            size, gap = _gap(problem, filters, weights, intercept, others)
+    except OutOfTime:
+        return certificate
+    return replace(certificate, family=name, family_size=size, family_gap=gap)
+
+
+def _unused(config: TrainConfig, problem: Problem, used: Tensor) -> Tensor:
+    """(q, r) filters of the dictionary as it stands that are not among those `used`."""
+    if config.slide or (config.max_rounds == 0 and len(used) == config.dictionary):
+        return used[:0]
+    drawn = drawn_filters(config, problem)
+    closest = torch.cat([torch.cdist(part, used).amin(dim=1) for part in drawn.split(1024)])
+    return drawn[closest > SAME]
+
+
+def _gap(
+    problem: Problem, filters: Tensor, weights: Tensor, intercept: Tensor | None, others: Tensor
+) -> tuple[int, float]:
+    """How many filters the network and `others` (q, r) are, and by how much, as a share, a network over these may be
+    better than this one: a proof."""
+    dual_point = _dual_point(problem, filters, weights)
+    exact = problem.with_dtype(torch.float64)
+    family = torch.cat([filters, others])
+    correlations, outputs = _surveyed(exact.responses, dual_point, family, weights)
+    g_max = bound_over_family(exact, _largest(correlations), dual_point)
+    return len(family), _proved(exact, dual_point, g_max, (filters, weights, intercept), outputs)
+
+
+def _mirrored_gap(
+    problem: Problem, filters: Tensor, weights: Tensor, intercept: Tensor | None, others: Tensor
+) -> tuple[int, float]:
+    """The same on the images and their mirror images, of filters whose second half are the mirror images of the first.
+
+    The network is the symmetric one that the first half of its filters stands for, of which the export rounds the
+    kernels of the second half again. On an image x with mirror image x' it gives Σ_j <φ(x; u_j) + φ(x'; u_j), V_j>, the
+    same on x', so that objective, and dual value of a Z that is the same for both, are those of the images alone. For
+    such a Z a filter and its mirror image have the same g: the norm of ½ Σ_i (φ(x_i; u) + φ(x'_i; u)) Z_i.
+
+    The mirror image of a kernel lies in the space of filters to rounding. The filter nearest to it is meant, whose
+    kernel is off by d with |d_j| <= `off` ‖b_j‖, and g by `off` times Σ_i ‖Z_i‖ Σ_pk w_pk Σ_j |x_j| ‖b_j‖.
+    """
+    half = torch.cat([part.chunk(2)[0] for part in (filters, others) if len(part)])
+    own, first = filters.chunk(2)[0], weights.chunk(2)[0]
+    dual_point = _dual_point(problem, filters, weights)
+    exact = problem.with_dtype(torch.float64)
+    images = exact.responses.images
+    assert isinstance(images, Tensor)
+    both = exact.responses, exact.responses.to(images=exact.responses.embedding.spec.mirrored(images))
+    surveyed = [_surveyed(responses, dual_point, half, first) for responses in both]
+    correlations, outputs = (sum(parts) for parts in zip(*surveyed, strict=True))
+    g_max = bound_over_family(exact, _largest(correlations) / 2, dual_point)
+    sizes, _ = reach(exact.responses)
+    g_max += _mirroring_error(exact.responses.embedding, half) * float(dual_point.norm(dim=1) @ sizes) * SAFE
+    network = torch.cat([own, own]), torch.cat([first, first]), intercept
+    return 2 * len(half), _proved(exact, dual_point, g_max, network, outputs)
+
+
+def _mirroring_error(embedding: PatchEmbedding, filters: Tensor) -> float:
+    """`off` above: of the unit filters nearest to the mirror images of `filters`, per unit of these."""
+    units = normalize(filters)
+    mirrored = normalize(mirror(embedding, units))
+    exact = embedding.spec.mirrored(embedding.kernels(units)[0]).flatten(1)
+    taps = exact.shape[1]
+    columns = embedding.basis.norm(dim=0)
+    off = (mirrored @ embedding.basis)[:, :taps] - exact
+    bias = (mirrored - units) @ embedding.basis[:, taps:]
+    rounding = 4 * (len(columns) + len(embedding.basis)) * UNIT
+    moved = torch.cat([off, bias], dim=1).abs()
+    # An entry that no filter has is 0 in a mirror image too.
+    return float(torch.where(moved > 0, moved / columns, moved).max()) * SAFE + rounding
+
+
+def _dual_point(problem: Problem, filters: Tensor, weights: Tensor) -> Tensor:
+    """Z in the arithmetic at hand: any will do."""
+    return problem.dual_point(problem.responses.predict(filters, weights, torch.zeros(problem.n_outputs)))
+
+
+def _surveyed(responses: Responses, dual_point: Tensor, family: Tensor, weights: Tensor) -> list[Tensor]:
+    """G (q, P, c) of the unit filters along `family` (q, r), and outputs (n, c) of the first, which have `weights`."""
+    norms = family.norm(dim=1, keepdim=True)
+    return responses.run(SURVEY, (dual_point,), family / norms, weights * norms[: len(weights), None])
+
+
+def _largest(correlations: Tensor) -> float:
+    return float(correlations.flatten(1).norm(dim=1).max())
+
+
+def _proved(
+    exact: Problem,
+    dual_point: Tensor,
+    g_max: float,
+    network: tuple[Tensor, Tensor, Tensor | None],
+    outputs: Tensor,
+) -> float:
+    """The relative gap of a network with these float64 `outputs`, and a bound on g over the family."""
+    _, weights, predictions = judged(exact, *network, outputs)
+    primal = exact.primal(predictions, weights)
+    return relative_gap(primal, exact.dual(dual_point, g_max) - exact.primal_error(predictions, weights))
+
+
+def _survey(stream: Stream, dual_point: Tensor, filters: Tensor, weights: Tensor) -> list[Tensor]:
+    """G (m, P, c) of all `filters`, and the outputs (n, c) of those that have `weights`, which are the first."""
+    matrix = weights.to(stream.device, stream.dtype).flatten(0, 1)
+    total = stream.zeros(dual_point.shape[1], len(filters) * stream.n_cells)
+    outputs = stream.zeros(stream.n, matrix.shape[1])
+    size = len(filters) * stream.n_cells * stream.dtype.itemsize
+    for where, block in stream.blocks(filters, max(BLOCK_BYTES, BLOCK_IMAGES * size)):
+        flat = block.flatten(1)
+        total += dual_point[where].to(flat).T @ flat
+        outputs[where] = flat[:, : len(matrix)] @ matrix
+    return [total.T.unflatten(0, (len(filters), stream.n_cells)).cpu(), outputs.cpu()]
+
+
+SURVEY = Pass(_survey, ("sum", "cat"))

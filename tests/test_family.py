@@ -1,0 +1,344 @@
+"""Scope family: scans against fractions, optima against cvxpy, ternary layers from Python and from the command line."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from fractions import Fraction
+from itertools import product
+
+import cvxpy as cp
+import numpy as np
+import pytest
+import torch
+from helpers.commands import answer, cli, refused
+from helpers.problems import digits_problem, flat_problem, g, problem_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.functional import normalize
+
+import convcvx
+from convcvx.budget import Budget, Deadline
+from convcvx.certificate import Certificate, certify_parameters
+from convcvx.data.datasets import load
+from convcvx.errors import InputError
+from convcvx.estimator import ConvexCNNClassifier
+from convcvx.losses.shares import Shares
+from convcvx.optimum import told
+from convcvx.oracles import FamilyOracle, Listed, Scope, Ternary, get_oracle
+from convcvx.patches import PatchSpec
+from convcvx.problem import Problem
+from convcvx.solvers.column_generation import column_generation
+from convcvx.solvers.dictionary.filters import dictionary
+from convcvx.solvers.master.table import solve_master
+from convcvx.training.dictionary_gap import with_dictionary_gap
+from convcvx.training.options import TrainConfig
+from convcvx.training.resolve import training_problem
+
+TERNARY = FamilyOracle(Ternary())
+QUICK = {"kernel_size": 2, "stride": 2, "pool": 2, "beta_ratio": 0.05, "tol": 0.05, "seed": 3, "filters": "ternary"}
+FLAGS = [part for name, value in QUICK.items() for part in (f"--{name.replace('_', '-')}", value)]
+
+
+def words(dim: int) -> np.ndarray:
+    """All ternary vectors but 0, as they are written down."""
+    return np.array([word for word in product((-1, 0, 1), repeat=dim) if any(word)])
+
+
+def exact_square(patches: np.ndarray, dual_point: Tensor, word: np.ndarray) -> Fraction:
+    """g² of the unit filter along `word`, without any rounding; patches (n, K, d), pooled to their mean."""
+    total = Fraction(0)
+    for c in range(dual_point.shape[1]):
+        entry = Fraction(0)
+        for image, z in zip(patches, dual_point[:, c].tolist(), strict=True):
+            for row in image:
+                product_ = sum((Fraction(float(x)) * int(w) for x, w in zip(row, word, strict=True)), Fraction(0))
+                entry += max(product_, Fraction(0)) * Fraction(z) / len(image)
+        total += entry**2
+    return total / int((word**2).sum())
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10**6), size=st.sampled_from([1e-3, 1.0, 1e6]), n_patches=st.sampled_from([1, 3]))
+def test_the_scan_is_never_below_the_maximum_in_fractions(seed, size, n_patches):
+    random = np.random.default_rng(seed)
+    patches = size * random.standard_normal((4, n_patches, 3)) * 10.0 ** random.integers(-3, 3, (4, 1, 3))
+    problem = problem_of(patches, random.standard_normal((4, 2)), intercept=False)
+    dual_point = torch.from_numpy(random.standard_normal((4, 2)))
+    truth = max(exact_square(patches, dual_point, word) for word in words(3))
+    found = TERNARY(problem, dual_point)
+    assert Fraction(found.upper_bound) ** 2 >= truth
+    assert found.upper_bound == pytest.approx(math.sqrt(truth), rel=1e-9)
+    assert float(found.values[0]) == pytest.approx(math.sqrt(truth), rel=1e-9)
+    assert not Fraction(found.upper_bound * (1 - 1e-6)) ** 2 >= truth  # the test can fail
+
+
+@pytest.mark.parametrize("whiten", [None, 0.1])
+def test_half_of_a_symmetric_family_stands_for_all_of_it(whiten):
+    problem = digits_problem(40, spec=PatchSpec((3, 3), whiten=whiten, rank=3, hidden_bias=True), pooling=2)
+    dual_point = problem.dual_point(problem.constant_predictions())
+    every = normalize(torch.from_numpy(words(4)).double())
+    assert Ternary().size(4) == len(every) == 80
+    blocks = torch.cat(list(Ternary().blocks(4)))
+    assert len(torch.unique(torch.cat([blocks, -blocks]), dim=0)) == len(torch.unique(every, dim=0)) == 80
+    assert bool(Listed(every).contains(blocks).all())
+    assert bool(Ternary().contains(every).all())
+    assert not bool(Ternary().contains(normalize(torch.tensor([[1.0, 0.5, 0, 0]]).double())).any())
+    half, whole = TERNARY(problem, dual_point), FamilyOracle(Listed(every))(problem, dual_point)
+    assert half.upper_bound == pytest.approx(whole.upper_bound, rel=1e-9)
+    assert half.scope is Scope.FAMILY
+    assert half.stats["family_size"] == whole.stats["family_size"] == 80
+    assert float(g(problem, every, dual_point).max()) <= whole.upper_bound
+
+
+def by_cvxpy(problem: Problem, filters: Tensor) -> float:
+    """The least objective over networks on `filters`."""
+    features = problem.responses.matrix(filters).flatten(1).numpy()
+    weights, shift = cp.Variable((features.shape[1], problem.n_outputs)), cp.Variable((1, problem.n_outputs))
+    outputs = features @ weights + np.ones((problem.n, 1)) @ shift * problem.intercept
+    if problem.loss.name == "squared":
+        loss = cp.sum_squares(outputs - problem.targets.numpy()) / (2 * problem.n)
+    else:
+        right = cp.sum(cp.multiply(outputs, problem.targets.numpy()), axis=1)
+        loss = cp.sum(cp.log_sum_exp(outputs, axis=1) - right) / problem.n
+    cells = problem.responses.n_cells
+    groups = [cp.norm(weights[j * cells : (j + 1) * cells], "fro") for j in range(len(filters))]
+    program = cp.Problem(cp.Minimize(loss + problem.beta * cp.sum(groups)))
+    return float(program.solve(solver=cp.CLARABEL))
+
+
+@pytest.mark.parametrize(("loss", "dim"), [("squared", 3), ("cross-entropy", 2)])
+def test_column_generation_ends_at_the_optimum_over_the_family(loss, dim):
+    problem = flat_problem(dim=dim, loss=loss, beta=0.03, seed=dim)
+    every = normalize(torch.from_numpy(words(dim)).double())
+    optimum = by_cvxpy(problem, every)
+    solution = column_generation(problem, TERNARY, Budget(tol=1e-5))
+    certificate = certify_parameters(
+        problem, solution.filters, solution.weights, solution.intercept, oracle=TERNARY, dual_point=solution.dual_point
+    )
+    assert certificate.dual - 1e-6 <= optimum <= certificate.primal + 1e-6
+    assert certificate.rel_gap == certificate.family_gap < 2e-5
+    assert certificate.family_size == len(every)
+    assert certificate.scope is Scope.FAMILY
+    assert bool(Ternary().contains(solution.filters).all())
+    if dim == 2:  # other filters do better: the proof is of the family alone
+        rows = problem.responses.images[..., 0].transpose(1, 2)
+        free = convcvx.solve(rows, problem.targets.argmax(1), problem.beta, loss=loss, tol=1e-3)
+        assert free.certificate.primal < optimum * (1 - 1e-3)
+
+
+def test_a_bound_over_a_family_says_nothing_of_other_networks():
+    problem = flat_problem(beta=0.03)
+    solution = convcvx.solve(problem.responses.images[..., 0].transpose(1, 2), problem.targets.argmax(1), 0.03)
+    few = FamilyOracle(Listed(-solution.filters[:1]))
+    mine = certify_parameters(problem, solution.filters, solution.weights, oracle=few)
+    proved = certify_parameters(problem, solution.filters, solution.weights)
+    assert mine.scope is Scope.FAMILY
+    assert mine.dual <= mine.primal
+    assert proved.with_bound_of(mine) == proved
+    assert mine.with_bound_of(proved).scope is Scope.GLOBAL
+    assert not Scope.FAMILY.for_all
+    assert Scope.FAMILY.lasting
+    assert not Scope.SAMPLED.lasting
+
+
+def test_families_of_no_use_are_refused():
+    for filters, what in (
+        (torch.ones(2, 3), "norm 1"),
+        (torch.full((2, 3), math.nan), "norm 1"),
+        (torch.zeros(0, 3), "at least one filter"),
+        (torch.zeros(3), "at least one filter"),
+    ):
+        with pytest.raises(InputError, match=what):
+            Listed(filters)
+    problem = flat_problem(dim=2)
+    with pytest.raises(InputError, match="3 entries; the problem's have 2"):
+        FamilyOracle(Listed(torch.eye(3)))(problem, problem.targets)
+    with pytest.raises(InputError, match="pass --filters ternary"):
+        get_oracle("family", problem)
+    with pytest.raises(InputError, match="pass --rank 9, or a smaller kernel"):
+        Ternary().size(25)
+    for options, what in (
+        ({"dictionary": 20}, "leave --dictionary out"),
+        ({"solver": "sliding-fw"}, "needs solver column-generation, or auto; got sliding-fw"),
+        ({"oracle": "exact"}, "needs oracle family, or auto; got exact"),
+    ):
+        with pytest.raises(InputError, match=what):
+            TrainConfig(filters="ternary", **options).check()
+    assert "pass --rank 9" in refused("train --data digits --limit 50 --kernel-size 5 --filters ternary --json")
+
+
+def test_a_scan_without_time_proves_nothing():
+    problem = digits_problem(30, spec=PatchSpec((2, 2))).until(Deadline.after(1e-9))
+    found = TERNARY(problem, torch.ones(30, 10).double() - 0.5)
+    assert found.upper_bound == math.inf
+    assert found.cut_short
+
+
+def test_python_the_command_and_the_estimator_train_the_same_ternary_layer(tmp_path):
+    train, _ = load("digits", limit=150)
+    layer = convcvx.fit(train.images, train.targets, **QUICK)
+    assert layer.certificate.scope is Scope.FAMILY
+    assert layer.certificate.family_gap < 0.05
+    assert bool(Ternary().contains(layer.solution.filters).all())
+    shown = answer(cli("train --data digits --limit 150 --json", *FLAGS, "--out", tmp_path / "run"))
+    assert torch.equal(convcvx.load(tmp_path / "run").solution.filters, layer.solution.filters)
+    for name in ("primal", "dual", "family_size", "family_gap", "n_filters", "solver", "optimum"):
+        assert shown[name] == layer.metrics[name], name
+    assert (shown["family_size"], shown["scope"], shown["solver"]) == (80, "family", "column-generation")
+    assert "no network over them" in shown["meaning"]
+
+    model = ConvexCNNClassifier(**{k: v for k, v in QUICK.items() if k != "seed"})
+    model._config = lambda: TrainConfig.of(QUICK)  # the same seed
+    model.fit(train.images.numpy(), train.targets.numpy())
+    np.testing.assert_array_equal(model.filters_, layer.solution.filters)
+    assert model.certificate_.scope is Scope.FAMILY
+
+    again = answer(cli("certify --json", tmp_path / "run"))
+    assert again["dual"] == pytest.approx(shown["dual"], rel=1e-9)
+    assert again["scope"] == "family"
+    assert "more than" in cli("certify", tmp_path / "run").output
+    assert answer(cli("certify --oracle local --json", tmp_path / "run", code=3))["scope"] == "heuristic"
+    cli("report", tmp_path / "run")
+    assert "no network over these 80 ternary filters" in (tmp_path / "run" / "report.html").read_text()
+    stored = json.loads((tmp_path / "run" / "certificate.json").read_text())
+    earlier = {k: v for k, v in stored.items() if k not in ("family_size", "family_gap", "optimum")}
+    assert Certificate.from_dict(earlier).family_gap is None
+
+
+def test_a_resumed_ternary_training_ends_where_the_uninterrupted_one_does(tmp_path):
+    fine = (*FLAGS, "--tol", 1e-5)
+    whole = answer(cli("train --data digits --limit 150 --json", *fine, "--out", tmp_path / "whole"))
+    cut, resume = ("--max-rounds", 1), ("--max-rounds", 100, "--resume")
+    run = tmp_path / "cut"
+    cli("train --data digits --limit 150", *fine, *cut, "--out", run, code=3)
+    resumed = answer(cli("train --data digits --limit 150 --json", *fine, *resume, "--out", run))
+    for name in ("primal", "dual", "n_filters", "family_gap", "rounds"):
+        assert resumed[name] == whole[name], name
+
+
+def test_a_warm_start_leaves_filters_that_are_not_of_the_family_behind():
+    train, _ = load("digits", limit=100)
+    images, targets = train.images.numpy(), train.targets.numpy()
+    options = {k: v for k, v in QUICK.items() if k not in ("seed", "filters")}
+    model = ConvexCNNClassifier(**options, random_state=0, warm_start=True).fit(images, targets)
+    assert not bool(Ternary().contains(model.solution_.filters).all())
+    model.set_params(filters="ternary").fit(images, targets)
+    assert bool(Ternary().contains(model.solution_.filters).all())
+    assert model.certificate_.rel_gap < 0.05
+
+
+def test_certificates_of_the_same_network_are_kept_apart_by_their_families():
+    problem = flat_problem(beta=0.03)
+    solution = column_generation(problem, TERNARY, Budget(tol=1e-4))
+    small = certify_parameters(
+        problem, solution.filters, solution.weights, oracle=FamilyOracle(Listed(solution.filters))
+    )
+    large = certify_parameters(problem, solution.filters, solution.weights, oracle=TERNARY)
+    assert small.family_size == solution.n_filters
+    assert large.family_size == 8
+    assert large.dual <= small.dual + 1e-9  # a larger family has a lower optimum
+    assert replace(small, family_size=None).meaning.startswith("a proof for the filters of a family")
+
+
+DRAWN = {"hidden_bias": True, "whiten": 0.1, "pool": 2, "beta_ratio": 0.01, "max_rounds": 0, "seed": 1}
+
+
+def of_dictionary(count: int = 150, **options) -> tuple[convcvx.Fit, Problem]:
+    """A training from a dictionary, and its problem in float64."""
+    train, _ = load("digits", limit=count)
+    given = {"dictionary": 24, **DRAWN, **options}
+    fit = convcvx.fit(train.images, train.targets, **given)
+    config = TrainConfig.of(given)
+    problem = training_problem(config, train).with_dtype(torch.float64)
+    return fit, problem.with_beta(fit.certificate.beta)
+
+
+@pytest.mark.filterwarnings("ignore::convcvx.errors.ConvergenceWarning")
+def test_a_dictionary_proves_its_gap_beside_the_estimate_over_all_filters():
+    fit, problem = of_dictionary()
+    found = fit.certificate
+    assert (found.scope, found.family_size) == (Scope.HEURISTIC, 24)
+    drawn = dictionary(problem.responses, 24, seed=1)
+    solution = fit.solution
+    proved = certify_parameters(
+        problem, solution.filters, solution.weights, solution.intercept, oracle=FamilyOracle(Listed(drawn))
+    )
+    assert found.family_gap == pytest.approx(proved.family_gap, rel=1e-2)
+    assert found.family_gap < 0.02 < found.rel_gap
+    assert fit.metrics["family_gap"] == found.family_gap
+    optimum = solve_master(problem, drawn, tol=1e-7).objective
+    assert (1 - found.family_gap) * found.primal <= optimum <= found.primal * (1 + 1e-6)
+    assert "over these 24 filters of the dictionary is more than" in told(found.to_dict())["family"]
+
+
+@pytest.mark.filterwarnings("ignore::convcvx.errors.ConvergenceWarning")
+def test_certifying_a_run_from_a_dictionary_proves_its_gap_anew(tmp_path):
+    flags = "--limit 80 --dictionary 24 --hidden-bias --whiten --pool 2 --beta-ratio 0.01 --max-rounds 0 --flips"
+    trained = answer(cli(f"train --data digits --json {flags}", "--out", tmp_path / "run", code=3))
+    again = answer(cli("certify --json", tmp_path / "run", code=3))
+    assert (again["family"], again["family_size"]) == (trained["family"], trained["family_size"])
+    assert again["family_gap"] == pytest.approx(trained["family_gap"], rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::convcvx.errors.ConvergenceWarning")
+def test_with_flips_the_gap_of_a_dictionary_is_that_on_images_and_mirror_images():
+    fit, problem = of_dictionary(count=80, flips=True)
+    images, solution = problem.responses.images, fit.solution
+    doubled = replace(
+        problem,
+        responses=problem.responses.to(images=torch.cat([images, images.flip(3)])),
+        targets=problem.targets.repeat(2, 1),
+        shares=Shares.equal(160),
+    )
+    proved = certify_parameters(
+        doubled, solution.filters, solution.weights, solution.intercept, oracle=FamilyOracle(Listed(solution.filters))
+    )
+    assert fit.certificate.family_size == proved.family_size == 24
+    assert fit.certificate.family_gap == pytest.approx(proved.family_gap, rel=1e-2)
+    plain = certify_parameters(
+        problem, solution.filters, solution.weights, oracle=FamilyOracle(Listed(solution.filters))
+    )
+    assert plain.family_gap > 5 * proved.family_gap  # the images alone would be another objective
+
+
+@pytest.mark.filterwarnings("ignore::convcvx.errors.ConvergenceWarning")
+@pytest.mark.parametrize("options", [{"slide": 1.0}, {"max_rounds": 1}])
+def test_the_family_of_a_dictionary_is_the_networks_own_filters_and_those_that_it_does_not_use(options):
+    fit, _ = of_dictionary(count=80, **options)
+    own = fit.solution.n_filters
+    assert fit.certificate.family_gap is not None
+    assert fit.certificate.family_gap < 1
+    if "slide" in options:
+        assert fit.certificate.family_size == own
+    else:
+        assert own <= fit.certificate.family_size <= own + 24
+
+
+@pytest.mark.filterwarnings("ignore::convcvx.errors.ConvergenceWarning")
+def test_filters_of_a_dictionary_that_a_network_does_not_use_belong_to_the_family():
+    fit, problem = of_dictionary(count=80, beta_ratio=0.1)
+    drawn = dictionary(problem.responses, 24, seed=1)
+    few = solve_master(problem, drawn[:10], tol=1e-6)
+    network = drawn[:10], few.weights, few.intercept
+    config = TrainConfig.of({"dictionary": 24, **DRAWN})
+    found = with_dictionary_gap(fit.certificate, config, problem, *network)
+    proved = certify_parameters(problem, *network, oracle=FamilyOracle(Listed(drawn)))
+    assert found.family_size == proved.family_size == 24
+    assert found.family_gap == pytest.approx(proved.family_gap, rel=1e-6)
+    assert found.family_gap > 2 * fit.certificate.family_gap  # filters that are missing show
+    late = with_dictionary_gap(
+        replace(fit.certificate, family_gap=None), config, problem.until(Deadline.after(1e-9)), *network
+    )
+    assert late.family_gap is None
+
+
+@pytest.mark.filterwarnings("ignore::convcvx.errors.ConvergenceWarning")
+def test_an_estimator_with_a_dictionary_proves_the_same_gap():
+    train, _ = load("digits", limit=80)
+    model = ConvexCNNClassifier(dictionary=24, kernel_size=3, **{k: v for k, v in DRAWN.items() if k != "seed"})
+    model.fit(train.images.numpy(), train.targets.numpy())
+    assert model.certificate_.family_size == 24
+    assert model.certificate_.family_gap < 0.02

@@ -1,0 +1,283 @@
+"""Networks as tutorials write them: what is read is certified as the plain network it equals, the rest is refused."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers.commands import invoke, refused
+from torch import Tensor, nn
+
+import convcvx
+from convcvx.data.datasets import load
+from convcvx.errors import InputError
+from convcvx.network.layers import read_network
+
+IMAGES = torch.rand(24, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+CLASSES = torch.arange(24) % 3
+BETA = 0.05
+
+
+def certified(network: nn.Module, **options):
+    return convcvx.certify(network.eval(), IMAGES, CLASSES, BETA, oracle="local", **options)
+
+
+def trained(network: nn.Module) -> nn.Module:
+    """The network with statistics and scales that are not those it began with."""
+    torch.manual_seed(1)
+    network.train()
+    for _ in range(3):
+        network(torch.rand(8, 1, 6, 6))
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            nn.init.normal_(module.weight)
+            nn.init.normal_(module.bias)
+    return network.eval()
+
+
+# Each is a tutorial's network of two layers, with its own way of writing it
+
+
+class Functional(nn.Module):
+    """As torch's own tutorials write a forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(16, 3)  # registered before the convolution
+        self.conv1 = nn.Conv2d(1, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.avg_pool2d(F.relu(self.conv1(x)), 2)
+        return self.fc(torch.flatten(x, 1))
+
+
+class View(Functional):
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.avg_pool2d(torch.relu(self.conv1(x)), 2)
+        return self.fc(x.view(x.size(0), -1))
+
+
+class Reshape(Functional):
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.avg_pool2d(self.conv1(x).relu(), 2)
+        return self.fc(x.reshape(x.shape[0], -1))
+
+
+class Mean(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.conv(x).clamp(min=0).mean(dim=(2, 3)))
+
+
+class Dropped(Mean):
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.adaptive_avg_pool2d(F.relu(self.conv(x)), 1)
+        return self.head(F.dropout(x, 0.5, training=self.training).squeeze(-1).squeeze(-1))
+
+
+class Blocks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(inplace=True))
+        self.pool, self.drop = nn.AdaptiveAvgPool2d((2, 2)), nn.Dropout(0.3)
+        self.classifier = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.drop(self.pool(self.features(x)).flatten(1)))
+
+
+class Perceptron(nn.Module):
+    """As in torch's quickstart, with one hidden layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flatten = nn.Flatten()
+        self.linear_relu_stack = nn.Sequential(nn.Linear(36, 5), nn.ReLU(), nn.Linear(5, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear_relu_stack(self.flatten(x))
+
+
+class Branching(nn.Module):
+    """A forward that no graph can follow; its layers are registered as it takes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.relu, self.pool, self.fc = nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AvgPool2d(2), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] != 1:
+            raise ValueError("grey images, please")
+        return self.fc(self.pool(self.relu(self.conv(x))).flatten(1))
+
+
+def plain(*middle: nn.Module, features: int, convolution: nn.Module | None = None, bias: bool = True) -> nn.Module:
+    return nn.Sequential(convolution or nn.Conv2d(1, 4, 3), *middle, nn.Flatten(), nn.Linear(features, 3, bias=bias))
+
+
+GLOBAL = nn.AdaptiveAvgPool2d(1)
+ACCEPTED = {
+    "functional": Functional(),
+    "view": View(),
+    "reshape": Reshape(),
+    "mean over the map": Mean(),
+    "functional dropout": Dropped(),
+    "blocks with BatchNorm and Dropout": Blocks(),
+    "a forward with a branch": Branching(),
+    "perceptron": Perceptron(),
+    "perceptron with BatchNorm": nn.Sequential(
+        nn.Flatten(), nn.Linear(36, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Dropout(), nn.Linear(5, 3)
+    ),
+    "BatchNorm and bias": plain(nn.BatchNorm2d(4), nn.ReLU(), GLOBAL, features=4),
+    "BatchNorm behind the ReLU": plain(nn.ReLU(), nn.BatchNorm2d(4), nn.AvgPool2d(2), features=16),
+    "BatchNorm behind the pooling": plain(nn.ReLU(), nn.AvgPool2d(2), nn.BatchNorm2d(4), features=16),
+    "BatchNorm of features": nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.BatchNorm1d(16), nn.Linear(16, 3)
+    ),
+    "padding by name": plain(nn.ReLU(), GLOBAL, features=4, convolution=nn.Conv2d(1, 4, (3, 5), padding="same")),
+    "no padding by name": plain(nn.ReLU(), GLOBAL, features=4, convolution=nn.Conv2d(1, 4, 3, padding="valid")),
+    "identities": plain(nn.Identity(), nn.ReLU(), nn.Dropout2d(), GLOBAL, nn.Identity(), features=4),
+}
+REFUSED = {
+    "LeNet": (
+        nn.Sequential(
+            *(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(24, 8), nn.ReLU()),
+            nn.Linear(8, 3),
+        ),
+        "a maximum is no average.*of more than two layers the last two",
+    ),
+    "max pooling": (plain(nn.ReLU(), nn.MaxPool2d(2), features=16), "a maximum is no average"),
+    "softmax at the end": (nn.Sequential(Mean(), nn.Softmax(dim=1)), "without what follows its last linear layer"),
+    "log-softmax at the end": (nn.Sequential(Perceptron(), nn.LogSoftmax(dim=1)), "loss='cross-entropy'"),
+    "tanh": (plain(nn.Tanh(), GLOBAL, features=4), "the ReLU alone"),
+    "leaky": (plain(nn.LeakyReLU(), GLOBAL, features=4), "the ReLU alone"),
+    "linear alone": (nn.Sequential(nn.Flatten(), nn.Linear(36, 3)), "got Linear$"),
+    "layer norm": (plain(nn.LayerNorm([4, 4]), nn.ReLU(), GLOBAL, features=4), "cannot be folded"),
+    "two convolutions": (
+        plain(nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), GLOBAL, features=4),
+        "of more than two layers the last two",
+    ),
+    "BatchNorm without a bias to take it": (
+        plain(nn.ReLU(), nn.BatchNorm2d(4), GLOBAL, features=4, bias=False),
+        "give the linear layer a bias",
+    ),
+    "BatchNorm of the batch": (
+        plain(nn.BatchNorm2d(4, track_running_stats=False), nn.ReLU(), GLOBAL, features=4),
+        "depends on the batch",
+    ),
+    "an even kernel": (
+        plain(nn.ReLU(), GLOBAL, features=4, convolution=nn.Conv2d(1, 4, 2, padding="same")),
+        "take odd sizes",
+    ),
+    "dilation": (plain(nn.ReLU(), GLOBAL, features=4, convolution=nn.Conv2d(1, 4, 2, dilation=2)), "dilation=1"),
+    "a perceptron on rows": (nn.Sequential(nn.Linear(36, 5), nn.ReLU(), nn.Linear(5, 3)), "does not take images"),
+    "other images": (nn.Sequential(nn.Flatten(), nn.Linear(30, 5), nn.ReLU(), nn.Linear(5, 3)), "takes 30 numbers"),
+}
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_what_a_tutorial_writes_is_the_plain_network_it_equals(name):
+    network = trained(copy.deepcopy(ACCEPTED[name]))
+    layers = read_network(network, (1, 6, 6))
+    same = copy.deepcopy(layers.network()).double()
+    with torch.no_grad():
+        torch.testing.assert_close(network(IMAGES).double(), same(IMAGES.double()), rtol=1e-4, atol=1e-5)
+    ours, theirs = certified(network), certified(same)
+    assert ours.primal == pytest.approx(theirs.primal, rel=1e-6)
+    assert ours.rel_gap == pytest.approx(theirs.rel_gap, rel=1e-6)
+    # Negative control: the outputs are looked at, whatever the graph says.
+    bent = copy.deepcopy(network)
+    bent.register_forward_hook(lambda _, __, outputs: outputs * 1.01)
+    with pytest.raises(InputError, match="the network's outputs are not those"):
+        certified(bent)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_read_says_why(name):
+    network, message = REFUSED[name]
+    with pytest.raises(InputError, match=message) as caught:
+        certified(network)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["blocks with BatchNorm and Dropout", "functional dropout"])
+def test_a_network_in_training_is_told_to_evaluate(name):
+    network = trained(copy.deepcopy(ACCEPTED[name])).train()
+    with pytest.raises(InputError, match=r"call network\.eval\(\)"):
+        convcvx.certify(network, IMAGES, CLASSES, BETA)
+
+
+@pytest.mark.parametrize("power", [-200, 200])
+def test_folded_networks_are_certified_on_images_of_any_size(power):
+    layers = [nn.Conv2d(1, 4, 3, bias=False), nn.ReLU(), nn.BatchNorm2d(4), nn.AvgPool2d(2), nn.Flatten()]
+    network = trained(nn.Sequential(*layers, nn.Linear(16, 3))).double()
+    far = copy.deepcopy(network)
+    far[0].weight.data *= 2.0**-power
+    here = convcvx.certify(network, IMAGES.double(), CLASSES, BETA, oracle="local")
+    there = convcvx.certify(far, IMAGES.double() * 2.0**power, CLASSES, BETA * 2.0**power, oracle="local")
+    assert there.primal == pytest.approx(here.primal, rel=1e-12)
+    assert there.dual == pytest.approx(here.dual, rel=1e-6)
+    far.register_forward_hook(lambda _, __, outputs: outputs * 1.01)
+    with pytest.raises(InputError, match="the network's outputs"):
+        convcvx.certify(far, IMAGES.double() * 2.0**power, CLASSES, BETA * 2.0**power, oracle="local")
+
+
+# State dicts alone
+
+
+FILES = {
+    "BatchNorm": nn.Sequential(
+        nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), GLOBAL, nn.Flatten(), nn.Linear(4, 10)
+    ),
+    "perceptron": nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.ReLU(), nn.Linear(5, 10)),
+    "perceptron with BatchNorm": nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 10)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_file_that_torch_saved_is_certified_as_the_network_is(name, nested, tmp_path):
+    torch.manual_seed(0)
+    network = copy.deepcopy(FILES[name]).train()
+    network(torch.rand(16, 1, 8, 8))
+    network.eval()
+    state, path = network.state_dict(), tmp_path / "network.pt"
+    torch.save({"model_state_dict": state, "epoch": 3} if nested else state, path)
+    done = invoke("certify", path, "--data", "digits", "--limit", "60", "--beta", "0.1", "--oracle", "local", "--json")
+    found = json.loads(done.stdout)
+    train, _ = load("digits", limit=60)
+    by_hand = convcvx.certify(network, train.images, train.targets, 0.1, oracle="local", n_classes=10)
+    assert found["primal"] == pytest.approx(by_hand.primal, rel=1e-5)
+    assert ("BatchNorm" in found["assumed"]) == ("BatchNorm" in name)
+
+
+class Bomb:
+    def __reduce__(self):
+        return pytest.fail, ("a pickle was loaded",)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"0.weight": Bomb()}, "save network.state_dict"),
+        ([torch.ones(3)], "must hold a state dict"),
+        ({"a": 1}, "must hold a state dict"),
+        ({"a.weight": torch.ones(3, 3)}, "must hold the state dict of Conv2d"),
+        (b"nothing", "save network.state_dict"),
+    ],
+)
+def test_files_that_hold_anything_else_are_refused_and_nothing_runs(content, message, tmp_path):
+    path = tmp_path / "network.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    assert message in refused("certify", path, "--data", "digits", "--beta", "0.1")
