@@ -59,6 +59,7 @@ def test_a_word_that_is_none_is_refused(kind, name):
 def test_scopes_say_what_may_be_kept_and_handed_on():
     assert {scope: (scope.proved, scope.shared, scope.for_all) for scope in Scope} == {
         "global": (True, True, True),
+        "family": (True, False, False),
         "sampled": (True, False, False),
         "heuristic": (False, True, False),
     }
@@ -67,7 +68,7 @@ def test_scopes_say_what_may_be_kept_and_handed_on():
 def test_an_oracle_with_another_scope_is_refused():
     """A scope of a user's own oracle that is misspelt must not pass for a proof."""
     none = torch.zeros(0, 2)
-    with pytest.raises(InputError, match="scope must be one of global, sampled, heuristic; got 'Global'"):
+    with pytest.raises(InputError, match="scope must be one of global, family, sampled, heuristic; got 'Global'"):
         OracleResult(none, none[:, 0], 1.0, "Global")
     assert OracleResult(none, none[:, 0], 1.0, "global").scope is Scope.GLOBAL
 
@@ -82,7 +83,7 @@ def test_the_bound_that_counts_is_never_weaker_and_never_less_than_proved(own, o
     result = certificate(own, dual).with_bound_of(certificate(other, rival))
     taken = (result.scope, result.dual) != (own, dual) and not (dual != dual and result.scope == own)
     if taken:
-        assert other != Scope.SAMPLED
+        assert other not in (Scope.SAMPLED, Scope.FAMILY)
         assert (result.scope, result.dual) == (other, rival) or rival != rival
         assert other.for_all or not own.proved
         assert other.for_all > own.for_all or rival > dual
