@@ -7,6 +7,7 @@ from convcvx.oracles.copositive import CopositiveOracle
 from convcvx.oracles.enumerate import ExactOracle
 from convcvx.oracles.local import LocalOracle
 from convcvx.oracles.polynomial import PolynomialOracle
+from convcvx.oracles.remainder import RemainderOracle
 from convcvx.oracles.sampled import SampledOracle
 from convcvx.oracles.scope import Scope
 from convcvx.oracles.table import ORACLES, get_oracle, pick_oracle
@@ -21,6 +22,7 @@ __all__ = [
     "Oracle",
     "OracleResult",
     "PolynomialOracle",
+    "RemainderOracle",
     "SampledOracle",
     "Scope",
     "get_oracle",

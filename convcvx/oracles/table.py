@@ -20,6 +20,7 @@ from convcvx.oracles.enumerate import ExactOracle
 from convcvx.oracles.local import LocalOracle
 from convcvx.oracles.needs import ROWS_IN_MEMORY, Need, require
 from convcvx.oracles.polynomial import PolynomialOracle
+from convcvx.oracles.remainder import PRINCIPAL_ROWS, RemainderOracle
 from convcvx.oracles.sampled import N_GATES, SampledOracle
 from convcvx.problem import Problem
 
@@ -119,6 +120,7 @@ ORACLES: dict[str, Entry] = {
     "branch-and-bound": Entry(_branch_and_bound, (ROWS_IN_MEMORY, LOW_RANK), _branch_and_bound_suits),
     "copositive": Entry(lambda effort: CopositiveOracle(), (ROWS_IN_MEMORY,)),
     "polynomial": Entry(_polynomial),
+    "remainder": Entry(lambda effort: RemainderOracle(), (PRINCIPAL_ROWS,)),
     "sampled": Entry(lambda effort: SampledOracle(effort.gates)),
     "local": Entry(lambda effort: LocalOracle(thorough=effort.thorough), suits=_local_suits),
 }
