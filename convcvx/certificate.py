@@ -251,9 +251,12 @@ def certify_parameters(
         search = replace(search, max_batches=_fair_batches(training, problem.n, tol), hopeless=hopeless)
     points = [residual] + ([] if dual_point is None else [problem.in_domain(_checked(dual_point, problem))])
     if isinstance(search, PolynomialOracle | RemainderOracle):
-        proof = best_proof(problem.until(deadline), points, search)
-        found, dual = proof.found, proof.value
-        name, proved, proved_by = search.name, dual, search.name
+        polynomial = replace(search, search=None) if isinstance(search, PolynomialOracle) else PolynomialOracle()
+        proof, name = best_proof(problem.until(deadline), points, polynomial), polynomial.name
+        if isinstance(search, RemainderOracle):
+            other = best_proof(problem.until(deadline), points, search)
+            proof, name = (other, search.name) if other.value >= proof.value else (proof, name)
+        found, dual, proved, proved_by = proof.found, proof.value, proof.value, name
     else:
         found, dual = searched(problem, given, search, starts, points, primal, tol=tol, seed=seed, deadline=deadline)
         name, proved, proved_by = search.name, dual, search.name

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convcvx.budget import OutOfTime
+from convcvx.budget import NEVER, OutOfTime
 from convcvx.oracles._patch_rows import ROUND_UP, embedding_errors, lengths
 from convcvx.oracles.base import OracleResult
 from convcvx.oracles.branch_and_bound import BranchAndBoundOracle
@@ -86,11 +86,14 @@ class RemainderOracle:
             own = math.sqrt(max(target - rest, 0.0)) * math.sqrt(target + rest) if rest < target else 0.0
             found = self.search(principal, dual_point, n_filters=n_filters, seed=seed, target=own)
             filters = torch.nn.functional.normalize(found.filters @ frame_of(problem, principal))
-            values = problem.responses.correlate(filters, dual_point).flatten(1).norm(dim=1)
+            measured = problem.until(NEVER).responses.correlate(
+                filters, dual_point
+            )  # what is proved by now has to stay
         except OutOfTime:
             return OracleResult.unfinished(problem, Scope.GLOBAL, time.perf_counter() - began)
         frame = frame_of(problem, principal)
         skew = float((frame @ frame.T - torch.eye(len(frame), dtype=torch.float64)).norm()) + 2 * frame.numel() * UNIT
+        values = measured.flatten(1).norm(dim=1)
         bound = largest(math.hypot(largest(found.upper_bound), largest(rest)) * (1 + skew) * SAFE)
         stats = found.stats | {"directions": len(frame), "searched_bound": found.upper_bound, "remainder": rest}
         return OracleResult(filters, values, bound, Scope.GLOBAL, stats | {"seconds": time.perf_counter() - began})
