@@ -22,11 +22,12 @@ from convcvx.machine.threads import sparing_threads
 from convcvx.optimum import optimum_of
 from convcvx.oracles import get_oracle
 from convcvx.oracles.base import Oracle
-from convcvx.oracles.beside import proof_beside
+from convcvx.oracles.beside import best_proof, proof_beside
 from convcvx.oracles.local import LocalOracle
 from convcvx.oracles.polynomial import PolynomialOracle
-from convcvx.oracles.sampled import SampledOracle
+from convcvx.oracles.remainder import RemainderOracle
 from convcvx.oracles.scope import Scope
+from convcvx.oracles.searched import searched
 from convcvx.problem import Problem, relative_gap
 
 LARGE = 1e11
@@ -37,10 +38,6 @@ HOPELESS = 0.5
 """Estimated gap from which on the search at the end of a training is left: it finds larger g only, and a larger gap."""
 CONFIRMING = 12
 """Batches of climbs behind a gap that a solver believes: two persistent searches."""
-HALF = 0.5
-"""Share of the time left for the network's own dual point, where there is another one to try."""
-ESTIMATING = 0.8
-"""Share of the time left for a search that proves nothing: the rest is for the proof beside it."""
 FLOAT32_ROUNDING = 1e-4
 """Taken off the lower bound, as a share of the objective, when the responses are float32."""
 
@@ -269,42 +266,24 @@ def certify_parameters(
     if training is not None and isinstance(search, LocalOracle) and isinstance(oracle, str):
         hopeless = _height(problem, residual, (1 - HOPELESS) * primal)
         search = replace(search, max_batches=_fair_batches(training, problem.n, tol), hopeless=hopeless)
-    target = problem.beta * (1 + 0.5 * tol)
-    # A heuristic may search in the arithmetic at hand: what it finds is measured in float64 below.
-    guesses = isinstance(search, LocalOracle | SampledOracle)
-    own = deadline.share(ESTIMATING) if guesses else deadline if dual_point is None else deadline.share(HALF)
-    found = search(
-        (given if search.name == "local" else problem).until(own),
-        residual,
-        starts=starts,
-        n_filters=16 + len(filters) * (search.name == "family"),  # a scan knows all that are active
-        seed=seed,
-        target=target,
-    )
-    point = residual
-    if not found.scope.proved and len(found.values):
-        candidates = torch.cat([found.filters, starts])
-        values = problem.responses.correlate(candidates, residual).flatten(1).norm(dim=1)
-        found = replace(found, filters=candidates, values=values)
-    dual = problem.dual(residual, found.g_max)
-    if found.scope.for_all and found.g_max <= target and primal - dual > tol * primal:
-        # The proof stopped where Z is feasible; where g stays below β a longer Z would be too, and bound better.
-        again = search(problem.until(deadline), residual, starts=starts, n_filters=16, seed=seed, target=0.0)
-        if again.scope.for_all and again.g_max < found.g_max:
-            found, dual = again, problem.dual(residual, again.g_max)
-    if dual_point is not None and found.scope.lasting and primal - dual > tol * primal:
-        other = problem.in_domain(_checked(dual_point, problem))
-        again = search(problem.until(deadline), other, starts=starts, n_filters=1, seed=seed, target=target)
-        if again.scope is found.scope and problem.dual(other, again.g_max) > dual:
-            found, dual, point = again, problem.dual(other, again.g_max), other
-    name, proved, proved_by = search.name, dual, search.name
-    if not found.scope.for_all or found.cut_short or isinstance(search, PolynomialOracle):
-        points = [residual] + ([] if dual_point is None else [problem.in_domain(_checked(dual_point, problem))])
-        asked = training is None or isinstance(search, PolynomialOracle)
-        proof = proof_beside(problem.until(deadline), points, None if asked else _seconds(training or []))
-        proved, proved_by = proof.value, proof.by
-        if found.scope.for_all and proof.value > dual:
-            found, dual, point, name = proof.found, proof.value, proof.point, PolynomialOracle.name
+    points = [residual] + ([] if dual_point is None else [problem.in_domain(_checked(dual_point, problem))])
+    if isinstance(search, PolynomialOracle | RemainderOracle):
+        polynomial = replace(search, search=None) if isinstance(search, PolynomialOracle) else PolynomialOracle()
+        proof, name = best_proof(problem.until(deadline), points, polynomial), polynomial.name
+        if isinstance(search, RemainderOracle):
+            other = best_proof(problem.until(deadline), points, search)
+            proof, name = (other, search.name) if other.value >= proof.value else (proof, name)
+        found, dual, point, proved, proved_by = proof.found, proof.value, proof.point, proof.value, name
+    else:
+        found, dual, point = searched(
+            problem, given, search, starts, points, primal, tol=tol, seed=seed, deadline=deadline
+        )
+        name, proved, proved_by = search.name, dual, search.name
+        if not found.scope.for_all or found.cut_short:
+            proof = proof_beside(problem.until(deadline), points, None if training is None else _seconds(training))
+            proved, proved_by = proof.value, proof.by
+            if found.scope.for_all and proof.value > dual:
+                found, dual, point, name = proof.found, proof.value, proof.point, PolynomialOracle.name
     # The network's own objective is known to rounding only, which is part of the gap.
     off = FLOAT32_ROUNDING * primal if large else problem.primal_error(predictions, weights)
     dual = _between(dual - (off if found.scope.proved or large else 0.0), primal)

@@ -8,16 +8,18 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from helpers.problems import flat_problem, g, problem_of
+from helpers.problems import flat_problem, g, problem_of, random_parameters
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from convcvx.budget import Deadline
-from convcvx.oracles import ExactOracle, LocalOracle, PolynomialOracle
+from convcvx.certificate import certify_parameters
+from convcvx.oracles import BranchAndBoundOracle, ExactOracle, LocalOracle, PolynomialOracle, RemainderOracle
 from convcvx.oracles.lifted import lifted, widths
 from convcvx.oracles.polynomial import Multipliers, block_bound
 from convcvx.oracles.relaxed import Features, relaxed_point
+from convcvx.oracles.remainder import frame_of, principal_problem, remainder
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
 from convcvx.rounding import top_eigenvalue
@@ -310,3 +312,73 @@ def test_raw_rows_are_bounded_with_the_errors_of_a_whitened_embedding():
     point = problem.dual_point(problem.constant_predictions())
     bound = PolynomialOracle()(problem, point).upper_bound
     assert LocalOracle(thorough=True)(problem, point).g_max <= bound
+
+
+# The first directions searched, the rest as a remainder
+
+
+@settings(deadline=None, max_examples=25)
+@given(awkward())
+def test_with_a_remainder_the_bound_is_never_below_g_either(case):
+    problem, point = case
+    result = RemainderOracle(2, BranchAndBoundOracle(0.1, max_cones=200))(problem, point)
+    assert result.scope == "global"
+    filters = torch.cat([sphere(100, problem.responses.dim), result.filters])
+    assert float(g(problem, filters, point).max()) <= result.upper_bound * (1 + 1e-12)
+    if float(point.abs().max()) < 1e100:
+        climbed = LocalOracle(n_climbers=8, n_steps=12, n_batches=1)(problem, point).g_max
+        assert climbed <= result.upper_bound * (1 + 1e-12)
+
+
+@settings(deadline=None, max_examples=40)
+@given(awkward(), st.integers(0, 10**6))
+def test_what_the_first_directions_leave_is_within_the_remainder(case, seed):
+    """G(u) less that of the filter's part in the first directions, over the length of the rest of the filter."""
+    problem, point = case
+    if float(point.abs().max()) > 1e100:
+        return
+    principal = principal_problem(problem, 2)
+    frame = frame_of(problem, principal)
+    filters = sphere(60, problem.responses.dim, seed)
+    rest = filters - filters @ frame.T @ frame
+    difference = problem.responses.correlate(filters, point) - principal.responses.correlate(filters @ frame.T, point)
+    bound = remainder(problem, principal, point)
+    scale = float((problem.responses.reach() * point.norm(dim=1)).sum())
+    assert bool((difference.flatten(1).norm(dim=1) <= bound * rest.norm(dim=1) * (1 + 1e-12) + 1e-14 * scale).all())
+
+
+@pytest.mark.parametrize("cells", [1, 2])
+def test_a_remainder_is_as_large_as_adversarial_shares_make_it_at_most(cells):
+    """Σ_k θ_k (b_k·z) s_k with any θ of 0 and 1, the worst in each cell: all 2^8 of them, for rows of one patch."""
+    random = np.random.default_rng(0)
+    x = random.standard_normal((8, 1, 4))
+    x[:, 0, 0] *= 100
+    problem = problem_of(x, random.standard_normal((8, 2)), pooling=np.ones((cells, 1)), intercept=False)
+    point = torch.from_numpy(random.standard_normal((8, 2)))
+    principal = principal_problem(problem, 1)
+    frame = frame_of(problem, principal)
+    rows = torch.from_numpy(x[:, 0]) - torch.from_numpy(x[:, 0]) @ frame.T @ frame
+    z = torch.nn.functional.normalize(sphere(400, 4) @ (torch.eye(4).double() - frame.T @ frame))
+    shares = torch.tensor([[float(number >> i & 1) for i in range(8)] for number in range(2**8)]).double()
+    sums = torch.einsum("ti,zi,ic->tzc", shares, z @ rows.T, point).norm(dim=2)
+    farthest = cells**0.5 * float(sums.max())
+    assert farthest <= remainder(problem, principal, point) <= 3 * farthest
+
+
+def test_on_correlated_patches_the_remainder_proves_more_than_polynomials():
+    """As on images: most of the energy in two directions."""
+    random = np.random.default_rng(1)
+    x = random.standard_normal((60, 4, 6)) * np.array([4.0, 2.0, 0.3, 0.2, 0.1, 0.1]) + np.array([3.0, 0, 0, 0, 0, 0])
+    problem = problem_of(x, (x[:, :, 1].mean(axis=1) > 0).astype(int), beta=1.0)
+    point = problem.dual_point(problem.constant_predictions())
+    found, polynomial = RemainderOracle(2)(problem, point), PolynomialOracle()(problem, point)
+    assert float(found.values.max()) <= found.upper_bound < polynomial.upper_bound
+
+
+def test_a_certificate_by_a_remainder_is_a_proof_and_names_it():
+    problem, _, _ = relaxed_case("squared")
+    filters, weights, _ = random_parameters(problem, 2, scale=0.01)
+    certificate = certify_parameters(problem, filters, weights, oracle="remainder")
+    assert certificate.scope == "global"
+    assert certificate.oracle == certificate.proved_by == "remainder"
+    assert 0 < certificate.dual == certificate.proved <= certificate.primal

@@ -8,6 +8,7 @@ from convcvx.oracles.enumerate import ExactOracle
 from convcvx.oracles.family import FAMILIES, Family, FamilyOracle, Listed, Ternary
 from convcvx.oracles.local import LocalOracle
 from convcvx.oracles.polynomial import PolynomialOracle
+from convcvx.oracles.remainder import RemainderOracle
 from convcvx.oracles.sampled import SampledOracle
 from convcvx.oracles.scope import Scope
 from convcvx.oracles.table import ORACLES, get_oracle, pick_oracle
@@ -26,6 +27,7 @@ __all__ = [
     "Oracle",
     "OracleResult",
     "PolynomialOracle",
+    "RemainderOracle",
     "SampledOracle",
     "Scope",
     "Ternary",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from convcvx.oracles.base import OracleResult
+from convcvx.oracles.base import Oracle, OracleResult
 from convcvx.oracles.lifted import widths
 from convcvx.oracles.polynomial import PolynomialOracle, affordable_degree
 from convcvx.oracles.relaxed import relaxed_point
@@ -31,6 +31,12 @@ SHARE = 0.05
 """Share of the seconds of a training that the proof beside its estimate may take."""
 CHOOSING = 0.8
 """Share of the time left in which a dual point is chosen: the rest is for its proof."""
+CALL = 0.5
+"""Share of the time left that one proof may take: others are to follow."""
+CHOSEN = ", at a dual point chosen for it"
+"""What is said of such a proof."""
+BETWEEN = 16
+"""Parts of the way from one dual point to another at which it is asked whether more could be proved there."""
 LEAST = 2.0
 """Seconds that it may take in any case: so that what is proved of small problems does not depend on the clock."""
 
@@ -56,6 +62,30 @@ class Proof:
     by: str
 
 
+def best_proof(problem: Problem, points: Sequence[Tensor], oracle: Oracle) -> Proof:
+    """The best lower bound that `oracle` proves, at dual points at hand or chosen for the bound of polynomials.
+
+    Between the two g is no larger than their bounds say: where that promises most, the oracle proves it anew.
+    """
+    proofs = [_proof(problem, point, oracle, "") for point in points]
+    best = max(proofs, key=lambda proof: proof.value)
+    if best.found.cut_short or not _chooses(problem, math.inf):
+        return best
+    start = points[proofs.index(best)]
+    chosen = relaxed_point(problem.until(problem.deadline.share(CHOOSING)), start)
+    other = _proof(problem, chosen, oracle, CHOSEN)
+
+    def promised(share: float) -> float:
+        bound = (1 - share) * best.found.g_max + share * other.found.g_max
+        return problem.dual(problem.in_domain((1 - share) * start + share * chosen), bound)
+
+    if isinstance(oracle, PolynomialOracle):  # for whose bound the point was chosen
+        return max(best, other, key=lambda proof: proof.value)
+    share = max((step / BETWEEN for step in range(1, BETWEEN)), key=promised)
+    third = _proof(problem, problem.in_domain((1 - share) * start + share * chosen), oracle, CHOSEN)
+    return max(best, other, third, key=lambda proof: proof.value)
+
+
 def proof_beside(problem: Problem, points: Sequence[Tensor], training_seconds: float | None = None) -> Proof:
     """The best lower bound that polynomials prove by the deadline of `problem`: zero where there was no time.
 
@@ -76,14 +106,9 @@ def proof_beside(problem: Problem, points: Sequence[Tensor], training_seconds: f
         why = "nothing but its sign: a pass over all patches would take long beside the training"
         return Proof(0.0, found, points[0], why)
     oracle = PolynomialOracle(degree=degree)
-    proofs = [_proof(problem, point, oracle, "") for point in points]
-    best = max(proofs, key=lambda proof: proof.value)
-    left -= pass_seconds(problem, degree) * len(points)
-    if degree < 2 or best.found.cut_short or not _chooses(problem, left):
-        return best
-    start = points[proofs.index(best)]
-    chosen = relaxed_point(problem.until(problem.deadline.share(CHOOSING)), start)
-    return max(best, _proof(problem, chosen, oracle, ", at a dual point chosen for it"), key=lambda proof: proof.value)
+    if degree == 2 and _chooses(problem, left - pass_seconds(problem, degree) * len(points)):
+        return best_proof(problem, points, oracle)
+    return max((_proof(problem, point, oracle, "") for point in points), key=lambda proof: proof.value)
 
 
 def pass_seconds(problem: Problem, degree: int) -> float:
@@ -93,9 +118,10 @@ def pass_seconds(problem: Problem, degree: int) -> float:
     return rows * d * (h + d * (degree == 2)) / SPEED
 
 
-def _proof(problem: Problem, point: Tensor, oracle: PolynomialOracle, where: str) -> Proof:
-    found = oracle(problem, point)
-    by = "nothing but its sign" if found.cut_short else f"polynomials of degree {found.stats['degree']}{where}"
+def _proof(problem: Problem, point: Tensor, oracle: Oracle, where: str) -> Proof:
+    found = oracle(problem.until(problem.deadline.share(CALL)), point)
+    by = f"polynomials of degree {found.stats['degree']}" if "degree" in found.stats else oracle.name
+    by = by + where if math.isfinite(found.upper_bound) else "nothing but its sign"
     return Proof(problem.dual(point, found.g_max), found, point, by)
 
 

@@ -136,14 +136,11 @@ def block_bound(blocks: list[Tensor], tails: Tensor, charges: Tensor, steps: int
         >= 0.
     charges : Tensor (n, c)
     """
-    top = max([float(block.abs().max()) for block in blocks] + [float(tails.max()) * float(charges.abs().max())])
+    top = largest(*(float(block.abs().max()) for block in blocks), float(tails.max()) * float(charges.abs().max()))
     if not math.isfinite(top):
         return math.inf
     exponent = math.frexp(top)[1]  # squares of what is of size one neither over- nor underflow
-    blocks, tails = (
-        [torch.ldexp(block, torch.tensor(-exponent)) for block in blocks],
-        torch.ldexp(tails, torch.tensor(-exponent)),
-    )
+    blocks, tails = [_times(block, -exponent) for block in blocks], _times(tails, -exponent)
     n_cells, n_outputs = tails.shape[1], charges.shape[1]
     if n_cells * n_outputs <= DENSE:
         bound = Multipliers.chosen(blocks, tails, charges, steps).bound(blocks, tails, charges)
@@ -228,6 +225,11 @@ class Multipliers:
         lost = sum(_length(block) for block, multiplier in zip(blocks, self.blocks, strict=True) if not multiplier > 0)
         lost += float(((self.tails <= 0) * tails * charges.norm(dim=1, keepdim=True)).sum()) * (1 + 1e-9)
         return (math.sqrt(top * total) + lost) * SAFE
+
+
+def _times(data: Tensor, exponent: int) -> Tensor:
+    """`data` times 2^exponent."""
+    return torch.from_numpy(np.ldexp(data.numpy(), exponent))
 
 
 def _length(block: Tensor) -> float:

@@ -21,6 +21,7 @@ from convcvx.oracles.family import Family, FamilyOracle
 from convcvx.oracles.local import LocalOracle
 from convcvx.oracles.needs import ROWS_IN_MEMORY, Need, require
 from convcvx.oracles.polynomial import PolynomialOracle
+from convcvx.oracles.remainder import PRINCIPAL_ROWS, RemainderOracle
 from convcvx.oracles.sampled import N_GATES, SampledOracle
 from convcvx.problem import Problem
 
@@ -130,6 +131,7 @@ ORACLES: dict[str, Entry] = {
     "copositive": Entry(lambda effort: CopositiveOracle(), (ROWS_IN_MEMORY,)),
     "family": Entry(_family),
     "polynomial": Entry(_polynomial),
+    "remainder": Entry(lambda effort: RemainderOracle(), (PRINCIPAL_ROWS,)),
     "sampled": Entry(lambda effort: SampledOracle(effort.gates)),
     "local": Entry(lambda effort: LocalOracle(thorough=effort.thorough), suits=_local_suits),
 }

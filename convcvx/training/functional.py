@@ -71,7 +71,7 @@ def solve(
     intercept : bool
         Train an unpenalised output bias.
     solver : {"auto", "sliding-fw", "frank-wolfe", "copositive", "gated", "closed-form"}
-    oracle : {"auto", "exact", "branch-and-bound", "copositive", "polynomial", "sampled", "local"} or Oracle
+    oracle : Oracle, or "auto", "exact", "branch-and-bound", "copositive", "polynomial", "remainder", "sampled", "local"
     tol : float
         Relative gap (primal - dual) / primal to reach.
     max_filters, max_rounds, time_limit : int, int, float

@@ -19,7 +19,7 @@ from convcvx.errors import ConvergenceWarning, check_count
 from convcvx.losses.shares import counted
 from convcvx.losses.targets import encode_targets
 from convcvx.machine.threads import sparing_threads
-from convcvx.oracles import LocalOracle, Oracle, PolynomialOracle, get_oracle, pick_oracle
+from convcvx.oracles import LocalOracle, Oracle, PolynomialOracle, RemainderOracle, get_oracle, pick_oracle
 from convcvx.oracles.sampled import N_GATES
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.pooling import Pooling
@@ -76,13 +76,13 @@ def build_problem(
 def find_beta_max(problem: Problem, oracle: str | Oracle = "auto", seed: int = 0) -> float:
     """max g at the best constant predictor: at or above this β the network without filters is optimal.
 
-    With the local oracle, or the polynomial one, it is the largest g found; another
+    With the local oracle, or one whose bound is not tight, it is the largest g found; another
     rigorous one gives an upper bound within 0.1 %. Where a deadline
     cuts the search short it is the largest g found by either. What rounding alone can make of constant images or
     targets counts as 0: no filter helps then, at any β.
     """
     dual_point = problem.dual_point(problem.constant_predictions())
-    if oracle == PolynomialOracle.name:  # whose bound holds anywhere and is tight nowhere
+    if oracle in (PolynomialOracle.name, RemainderOracle.name):  # bounds that hold anywhere and are tight nowhere
         oracle = LocalOracle.name
     search = get_oracle(oracle, problem, tol=4e-3, thorough=True) if isinstance(oracle, str) else oracle
     found = search(problem.until(problem.deadline.share(BEGINNING)), dual_point, seed=seed)
