@@ -194,10 +194,10 @@ def test_bundles_enclose_their_rows():
     charged = random_rows(200, 3, 2)
     tree = RowTree.build(charged)
     n, d, width = 200, 3, tree.moments.shape[2]
-    order = [int(np.flatnonzero((charged.rows == row).all(axis=1))[0]) for row in tree.table[:n, :d]]
+    order = [int(np.flatnonzero((charged.rows == row).all(axis=1))[0]) for row in tree.rows.directions]
     charges = np.zeros((n, width))
     charges[:, :2] = charged.charges[order]
-    np.testing.assert_array_equal(charges, tree.table[:n, d : d + width])
+    np.testing.assert_array_equal(charges, tree.rows.charges[tree.rows.sources])
 
     def rows_of(entry: int) -> np.ndarray:
         if entry < n:
@@ -209,9 +209,9 @@ def test_bundles_enclose_their_rows():
     points /= np.linalg.norm(points, axis=1, keepdims=True)
     seen = 0
     for k, moment in enumerate(tree.moments):
-        rows, entry = rows_of(n + k), tree.table[n + k]
+        rows, entry = rows_of(n + k), tree.bundles[k]
         mean, charge_sum = entry[:d], entry[d : d + width]
-        true = np.maximum(points @ tree.table[rows, :d].T, 0) @ charges[rows]
+        true = np.maximum(points @ tree.rows.directions[rows].T, 0) @ charges[rows]
         linear = points @ (moment - np.outer(mean, charge_sum))
         stated = np.maximum(points @ mean, 0)[:, None] * charge_sum + 0.5 * linear
         left = np.linalg.norm(true - stated, axis=1)

@@ -50,8 +50,9 @@ def collapse(tree, indices, low, high, vertices, finest, linear, heights):
     with a remainder above `finest` times their weight divided, and the others kept: in indices[high:], with their
     heights x.w_i in heights[:, :kept]. Returns how many were kept; -1 if there is no room for them.
     """
-    table, moments, children, cells = tree
-    n_rows = len(table) - len(moments)
+    rows, bundles, moments, children, cells = tree
+    directions, sources, sizes, charges, _ = rows
+    n_rows = len(directions)
     d, width = len(vertices), linear.shape[2]
     room = min(len(indices) - high, heights.shape[1])
     pending = np.empty(128, np.int64)
@@ -64,8 +65,9 @@ def collapse(tree, indices, low, high, vertices, finest, linear, heights):
             k = pending[waiting]
             if kept >= room:
                 return -1
-            entry = table[k]
-            radius = entry[d + width + 2]
+            entry, radius = (
+                (directions[k], 0.0) if k < n_rows else (bundles[k - n_rows], bundles[k - n_rows, d + width + 2])
+            )
             smallest, largest = np.inf, -np.inf
             for i in range(d):
                 height = 0.0
@@ -76,10 +78,16 @@ def collapse(tree, indices, low, high, vertices, finest, linear, heights):
             if largest <= -radius:
                 continue
             if smallest >= radius:
-                for j in range(d):
-                    for a in range(width):
-                        linear[j, cells[k], a] += moments[k - n_rows, j, a] if k >= n_rows else entry[j] * entry[d + a]
-            elif entry[d + width + 1] > finest * entry[d + width + 3]:
+                if k < n_rows:
+                    charge, size = charges[sources[k]], sizes[k]
+                    for j in range(d):
+                        for a in range(width):
+                            linear[j, cells[k], a] += entry[j] * size * charge[a]
+                else:
+                    for j in range(d):
+                        for a in range(width):
+                            linear[j, cells[k], a] += moments[k - n_rows, j, a]
+            elif k >= n_rows and entry[d + width + 1] > finest * entry[d + width + 3]:
                 first, count = children[k - n_rows]
                 for m in range(count):
                     pending[waiting] = first + m
@@ -91,7 +99,25 @@ def collapse(tree, indices, low, high, vertices, finest, linear, heights):
 
 
 @njit(**OPTIONS)
-def enclose(tree, kept, heights, vertices, linear, middle, radius, remainder, strain):
+def take(tree, kept, taken):
+    """The charges of the `kept` entries and, last, their lengths, to taken[: len(kept)] (·, width + 1), at hand."""
+    rows, bundles, _, _, _ = tree
+    directions, sources, sizes, charges, norms = rows
+    n_rows, d, width = len(directions), directions.shape[1], charges.shape[1]
+    for t in range(len(kept)):
+        k = kept[t]
+        if k < n_rows:
+            charge, size = charges[sources[k]], sizes[k]
+            for a in range(width):
+                taken[t, a] = size * charge[a]
+            taken[t, width] = size * norms[sources[k]]
+        else:
+            for a in range(width + 1):
+                taken[t, a] = bundles[k - n_rows, d + a]
+
+
+@njit(**OPTIONS)
+def enclose(tree, kept, taken, heights, vertices, linear, middle, radius, remainder, strain):
     """Enclose G at the vertices: `middle` (d, P, width), the centre's curved part, and `radius` (d, P).
 
     `strain` (d, d), its lower half, says how much the kept entries bend along each edge.
@@ -99,8 +125,8 @@ def enclose(tree, kept, heights, vertices, linear, middle, radius, remainder, st
     The parts of the kept bundles that are linear on the cone go into `linear`, the rest of them, R/2, into
     `remainder` (P,), which `radius` includes.
     """
-    table, moments, _, cells = tree
-    n_rows = len(table) - len(moments)
+    rows, bundles, moments, _, cells = tree
+    n_rows = len(rows.directions)
     d, width = len(vertices), linear.shape[2]
     middle[:] = 0.0
     radius[:] = 0.0
@@ -108,8 +134,8 @@ def enclose(tree, kept, heights, vertices, linear, middle, radius, remainder, st
     strain[:] = 0.0
     for t in range(len(kept)):
         k = kept[t]
-        entry, p = table[k], cells[k]
-        norm = entry[d + width]
+        p = cells[k]
+        norm = taken[t, width]
         total = 0.0
         for i in range(d):
             total += heights[i, t]
@@ -119,13 +145,14 @@ def enclose(tree, kept, heights, vertices, linear, middle, radius, remainder, st
             radius[i, p] += 0.5 * (chord - tangent) * norm
             centre = 0.5 * (chord + tangent)
             for a in range(width):
-                middle[i, p, a] += centre * entry[d + a]
+                middle[i, p, a] += centre * taken[t, a]
         for i in range(1, d):
             for j in range(i):
                 one, two = heights[i, t], heights[j, t]
                 if one * two < 0.0:
                     strain[i, j] += min(abs(one), abs(two)) * norm
         if k >= n_rows:
+            entry = bundles[k - n_rows]
             remainder[p] += 0.5 * entry[d + width + 1]
             for j in range(d):
                 for a in range(width):
@@ -136,17 +163,16 @@ def enclose(tree, kept, heights, vertices, linear, middle, radius, remainder, st
 
 
 @njit(**OPTIONS)
-def project(tree, kept, heights, direction, chords, above, below):
+def project(tree, kept, taken, heights, direction, chords, above, below):
     """The curved part along `direction` (P, width): its chords at the vertices, and how far the tangents of the
     concave entries lie above them (`above`) and those of the convex ones below (`below`). Adds to each (d,)."""
-    table, _, _, cells = tree
+    cells = tree[-1]
     d, width = len(chords), direction.shape[1]
     for t in range(len(kept)):
-        k = kept[t]
-        entry, p = table[k], cells[k]
+        p = cells[kept[t]]
         slope, total = 0.0, 0.0
         for a in range(width):
-            slope += direction[p, a] * entry[d + a]
+            slope += direction[p, a] * taken[t, a]
         for i in range(d):
             total += heights[i, t]
         for i in range(d):
@@ -181,7 +207,7 @@ def form_bound(along, beside, across, gram):
 
 
 @njit(**OPTIONS)
-def cone_bound(tree, kept, heights, vertices, gram, linear, middle, radius, remainder, allowance, best):
+def cone_bound(tree, kept, taken, heights, vertices, gram, linear, middle, radius, remainder, allowance, best):
     """Bound g on the cone of `vertices`; the best vertex value seen is kept in `best` (value, vertex)."""
     d, n_cells, width = linear.shape
     ends = np.zeros((d, n_cells, width))  # a_i, then b_i
@@ -205,7 +231,7 @@ def cone_bound(tree, kept, heights, vertices, gram, linear, middle, radius, rema
         direction[:] = 0.0
     for i in range(d):
         chords[i] = (direction * (ends[i] - middle[i])).sum()
-    project(tree, kept, heights, direction, chords, above, below)
+    project(tree, kept, taken, heights, direction, chords, above, below)
     rest = np.sqrt((remainder * remainder).sum())
     along, across, beside = np.empty(d), np.empty(d), np.empty((d, d))
     for i in range(d):
@@ -231,7 +257,7 @@ def search(tree, fold, fineness, allowance, threshold, budget, indices, stack, d
     """
     vertices_of, linear_of, span_of, signs_of, bound_of = stack
     d, n_cells, width = linear_of.shape[1:]
-    heights = np.empty((d, len(indices)))
+    heights, taken = np.empty((d, len(indices))), np.empty((len(indices), width + 1))
     linear, middle = np.empty((d, n_cells, width)), np.empty((d, n_cells, width))
     radius, remainder = np.empty((d, n_cells)), np.empty(n_cells)
     vertices, gram, edges, strain = np.empty((d, d)), np.empty((d, d)), np.empty((d, d)), np.empty((d, d))
@@ -263,7 +289,8 @@ def search(tree, fold, fineness, allowance, threshold, budget, indices, stack, d
         counts[0] += 1
         counts[1] += n
         linear_of[top] = linear
-        enclose(tree, kept, heights, vertices, linear, middle, radius, remainder, strain)
+        take(tree, kept, taken)
+        enclose(tree, kept, taken, heights, vertices, linear, middle, radius, remainder, strain)
         signs, bound = 0, 0.0
         for bit in range(2):
             if not signs_of[top] & (1 << bit):
@@ -271,7 +298,7 @@ def search(tree, fold, fineness, allowance, threshold, budget, indices, stack, d
             if bit == 1:  # the antipode: the same enclosure, less the odd part
                 linear -= fold
             own = cone_bound(
-                tree, kept, heights, vertices, gram, linear, middle, radius, remainder, allowance, best[bit]
+                tree, kept, taken, heights, vertices, gram, linear, middle, radius, remainder, allowance, best[bit]
             )
             own = min(own, bound_of[top])
             if own <= threshold[0] or last:

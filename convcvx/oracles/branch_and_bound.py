@@ -136,7 +136,7 @@ class BranchAndBoundOracle:
         deadline = problem.deadline.share(self.share)
         try:
             deadline.check()
-            charged = ChargedRows.build(problem.until(deadline), dual_point)
+            charged = ChargedRows.build(problem.until(deadline), dual_point, shared=True)
             deadline.check()  # the tree over the rows takes seconds for a million of them
         except OutOfTime:
             return OracleResult.unfinished(problem, Scope.GLOBAL, time.perf_counter() - began)
