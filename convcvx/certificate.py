@@ -189,13 +189,15 @@ def certify_parameters(
     seed: int = 0,
     dual_point: Tensor | None = None,
     training: Sequence[Mapping[str, Any]] | None = None,
+    proved: Sequence[Mapping[str, Any]] = (),
     outputs: Tensor | None = None,
 ) -> Certificate:
     """Certify filters (m, r) of any norm with weights (m, P, c) on `problem`; b is re-optimised, from `intercept` (c,).
 
     `dual_point` (n, c) is a second chance for the lower bound, and `training` caps a local search, as in
-    `certify_on`. `outputs` (n, c), predictions without an intercept in the problem's own arithmetic, save a pass where
-    that arithmetic is good enough: beyond `LARGE`.
+    `certify_on`. `proved` are records of rounds, of this process and on this very problem: where time runs out, the
+    best bound that they proved counts if it is better. `outputs` (n, c), predictions without an intercept in the
+    problem's own arithmetic, save a pass where that arithmetic is good enough: beyond `LARGE`.
 
     Everything is computed in float64, but for a local search beyond `LARGE`: that is a light one, which starts from the
     filters with the largest weights, and responses are computed in the problem's own arithmetic, their sums in float64.
@@ -242,6 +244,11 @@ def certify_parameters(
         again = search(problem.until(deadline), other, starts=starts, n_filters=1, seed=seed, target=target)
         if again.scope.for_all and problem.dual(other, again.g_max) > dual:
             found, dual = again, problem.dual(other, again.g_max)
+    if found.cut_short and found.scope.for_all:
+        for record in proved:
+            if Scope(record["scope"]).for_all and record["lower_bound"] > dual:
+                dual, g_max = record["lower_bound"], record["g_max"]
+                found = replace(found, upper_bound=g_max, stats={**found.stats, "proved_in_round": record["round"]})
     if found.scope.proved:  # the network's own objective is known to rounding only, which is part of the gap
         dual -= problem.primal_error(predictions, weights)
     elif large:

@@ -138,6 +138,14 @@ class ChargedRows:
         slack = float(np.ldexp(self.slack, -shift)) + TINY * self.charges.shape[1] * len(self.rows)
         return replace(self, sizes=np.ldexp(self.sizes, -shift), slack=slack, exponent=self.exponent + shift)
 
+    @property
+    def total(self) -> float:
+        """Σ‖x_k‖‖s_k‖, which the norm of the sum exceeds nowhere, rounded up."""
+        lengths = np.linalg.norm(self.charges, axis=1)
+        if self.sources is not None and self.sizes is not None:
+            lengths = self.sizes * lengths[self.sources]
+        return float((np.linalg.norm(self.rows, axis=1) * lengths).sum()) * 1.001
+
     def target(self, value: float) -> float:
         """What the norm of the sum has to stay below for g to stay below `value`."""
         with np.errstate(over="ignore", under="ignore"):

@@ -143,6 +143,7 @@ def finish(
         seed=config.seed,
         dual_point=solution.dual_point,
         training=solution.history,
+        proved=() if clock.earlier else solution.history,  # nothing that was read from a file
     )
     metrics = certificate_summary(certificate) | {
         "beta_max": optimised.beta_max,
