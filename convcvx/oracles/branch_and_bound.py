@@ -26,6 +26,10 @@ where the last sum is at most R/2 long on unit u: R = Σ ‖s_k‖ ‖x_k - x̄�
 this, with far fewer rows, is what makes thousands of images affordable. A bundle is divided when R/Σ‖s_k‖, the
 mean distance of its rows, is no longer small beside the cone. R/2 is added to h_i and η_i.
 
+**Charges.** Of many rows, each one patch of image i, only w_k = w_pk ‖x_ik‖ is kept; s_k = w_k Z_i is formed where it is
+needed, which rounds once more, by ε‖s_k‖. Bundles carry their sums, rows nothing: the proof is that of rows with
+charges of their own, in a third of the memory.
+
 **Bound.** Let q be a unit vector, here Σ a_i normalised. Along q the sign of <q, s_k> says which half of the enclosure
 matters: a convex piece lies below its chord, a concave one below its tangent. So
 |<q, G(u)>| <= Σ λ_i α_i with α_i = <q, a_i> + h_i(q) (or h_i(q) - <q, a_i> if larger), and beside q, with

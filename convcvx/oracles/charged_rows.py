@@ -112,7 +112,7 @@ class ChargedRows:
         """
         shift, lengths = math.frexp(largest_entry(self.charges))[1], np.zeros(1, np.int64)
         if self.sizes is not None:  # whose rows are those of a division
-            return self._with_sizes_scaled(shift)
+            return self._with_scaled(self.sizes, shift)
         if self.division is None:  # the rows of a division are unit
             largest_entry(self.rows)
             lengths = np.frexp(np.abs(self.rows).max(axis=1, initial=0.0))[1]
@@ -131,12 +131,13 @@ class ChargedRows:
             exponent=self.exponent + shift,
         )
 
-    def _with_sizes_scaled(self, shift: int) -> ChargedRows:
-        shift = math.frexp(math.ldexp(largest_entry(self.sizes), shift))[1]
+    def _with_scaled(self, sizes: np.ndarray, shift: int) -> ChargedRows:
+        """`scaled` by the sizes alone, for charges of exponent `shift`."""
+        shift = math.frexp(math.ldexp(largest_entry(sizes), shift))[1]
         if abs(shift) <= NEAR_ONE:
             return self
         slack = float(np.ldexp(self.slack, -shift)) + TINY * self.charges.shape[1] * len(self.rows)
-        return replace(self, sizes=np.ldexp(self.sizes, -shift), slack=slack, exponent=self.exponent + shift)
+        return replace(self, sizes=np.ldexp(sizes, -shift), slack=slack, exponent=self.exponent + shift)
 
     @property
     def total(self) -> float:
