@@ -32,8 +32,8 @@ CASES = [
 """What matters, one thing changed at a time."""
 INTRODUCTION = """# Accuracy of networks with a proved gap
 
-`python experiments/proved_accuracy.py`: MNIST, squared loss, oracle branch-and-bound; accuracy on 10,000 training images
-held out. A gap is a proof where the scope is global; core-seconds are those of training and proof together.
+`python experiments/proved_accuracy.py`: MNIST, squared loss, oracle branch-and-bound; accuracy on 10,000 training
+images held out. A gap is a proof where the scope is global; core-seconds are those of training and proof together.
 
 | options | images | filters | held-out accuracy | gap | scope | core-seconds | status |
 |---|---|---|---|---|---|---|---|
@@ -49,8 +49,8 @@ def row(case: str, n: int, tol: float, time_limit: float, data_dir: str | None) 
     scored = accuracy(predict(fit.network, train.images[-HELD_OUT:]), train.targets[-HELD_OUT:])
     certificate, metrics = fit.certificate, fit.metrics
     return (
-        f"| {case} | {n:,} | {certificate.n_filters} | {scored:.2%} | {certificate.rel_gap:.2%} | {certificate.scope} | "
-        f"{metrics['core_seconds']:.0f} | {metrics['status'].replace('_', ' ')} |"
+        f"| {case} | {n:,} | {certificate.n_filters} | {scored:.2%} | {certificate.rel_gap:.2%} | "
+        f"{certificate.scope} | {metrics['core_seconds']:.0f} | {metrics['status'].replace('_', ' ')} |"
     )
 
 

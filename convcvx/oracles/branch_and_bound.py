@@ -26,8 +26,8 @@ where the last sum is at most R/2 long on unit u: R = Σ ‖s_k‖ ‖x_k - x̄�
 this, with far fewer rows, is what makes thousands of images affordable. A bundle is divided when R/Σ‖s_k‖, the
 mean distance of its rows, is no longer small beside the cone. R/2 is added to h_i and η_i.
 
-**Charges.** Of many rows, each one patch of image i, only w_k = w_pk ‖x_ik‖ is kept; s_k = w_k Z_i is formed where it is
-needed, which rounds once more, by ε‖s_k‖. Bundles carry their sums, rows nothing: the proof is that of rows with
+**Charges.** Of many rows, each one patch of image i, only w_k = w_pk ‖x_ik‖ is kept; s_k = w_k Z_i is formed where it
+is needed, which rounds once more, by ε‖s_k‖. Bundles carry their sums, rows nothing: the proof is that of rows with
 charges of their own, in a third of the memory.
 
 **Bound.** Let q be a unit vector, here Σ a_i normalised. Along q the sign of <q, s_k> says which half of the enclosure
@@ -51,8 +51,9 @@ is Lipschitz with constant Σ‖s_k‖. No cone comes from more than 12 d² halv
 the sum of these. The few operations on the d×d forms have a relative error below 1e-12, by which the bound is raised.
 
 **Where it runs.** On a CPU threads take blocks of cones (`_blocks.py`) and bound one cone after another (`_cones.py`,
-compiled); on a GPU batches of cones are bounded at a time (`_batches.py`, `_batched_cones.py`), in float64 as well. The
-mathematics and the allowance are the same; what differs is the order of sums, of cones, and hence of incumbents.
+`_cone_bounds.py`, compiled); on a GPU batches of cones are bounded at a time (`_batches.py`, `_batched_cones.py`), in
+float64 as well. The mathematics and the allowance are the same; what differs is the order of sums, of cones, and hence
+of incumbents.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import torch
 from convcvx.budget import NEVER
 from convcvx.oracles._batches import BatchedSearch
 from convcvx.oracles._blocks import Goal, Incumbents
-from convcvx.oracles._cones import collapse, cone_bound, enclose, take
+from convcvx.oracles._cone_bounds import collapse, cone_bound, enclose, take
 from convcvx.oracles._row_tree import RowTree
 from convcvx.oracles.branch_and_bound import BranchAndBoundOracle
 from convcvx.oracles.charged_rows import ChargedRows
