@@ -77,16 +77,17 @@ class ChargedRows:
         InputError
             When they would not fit in `MAX_BYTES`, or are not finite.
         """
-        shared = shared and PatchRows.size(problem.responses, problem.n_outputs) > OWN_BYTES
-        require("oracle", (ROWS_IN_BUNDLES if shared else ROWS_IN_MEMORY,), problem)
-        patches = PatchRows.of(problem.responses, merged=not shared)
+        many = shared and PatchRows.size(problem.responses, problem.n_outputs) > OWN_BYTES
+        if many or not shared:
+            require("oracle", (ROWS_IN_BUNDLES if many else ROWS_IN_MEMORY,), problem)
+        patches = PatchRows.of(problem.responses, merged=not many)
         scaled, exponent = at_scale_one(dual_point.numpy())
         errors = np.ldexp(problem.dual_error(dual_point).numpy(), -exponent)
         slack = patches.remainders @ np.linalg.norm(scaled, axis=1) + patches.reach @ errors
         # products and scaled charges that underflow, each by TINY at most
         slack += 2 * TINY * patches.incidence.nnz * scaled.shape[1] * scaled.any() * (1 + patches.reach.max())
         common = patches.n_cells, patches.frame, float(ROUND_UP * slack), patches.division, exponent
-        if shared:
+        if many:
             incidence = patches.incidence  # one entry a row
             rows = cls(patches.rows, patches.cells, scaled, *common, incidence.indices, incidence.data)
         else:
