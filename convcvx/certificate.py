@@ -236,12 +236,15 @@ def certify_parameters(
     seed: int = 0,
     dual_point: Tensor | None = None,
     training: Sequence[Mapping[str, Any]] | None = None,
+    rounds: Sequence[Mapping[str, Any]] = (),
     outputs: Tensor | None = None,
 ) -> Certificate:
     """Certify filters (m, r) of any norm with weights (m, P, c) on `problem`; b is re-optimised, from `intercept` (c,).
 
     `dual_point` (n, c) is a second chance for the lower bound, and `training` caps a local search, as in
-    `certify_on`. `outputs` (n, c), predictions without an intercept in the problem's own arithmetic, save a pass where
+    `certify_on`. `rounds` are records of a training, in this process, at this β, on these images or on samples of them,
+    by a solver that asks an oracle: where time runs out, the best bound that a round proved on all images counts if it
+    is better. `outputs` (n, c), predictions without an intercept in the problem's own arithmetic, save a pass where
     that arithmetic is good enough: beyond `LARGE`.
 
     Everything is computed in float64, but for a local search beyond `LARGE`: that is a light one, which starts from the
@@ -275,15 +278,21 @@ def certify_parameters(
             proof, name = (other, search.name) if other.value >= proof.value else (proof, name)
         found, dual, point, proved, proved_by = proof.found, proof.value, proof.point, proof.value, name
     else:
-        found, dual, point = searched(
-            problem, given, search, starts, points, primal, tol=tol, seed=seed, deadline=deadline
-        )
+        effort: dict[str, Any] = {"tol": tol, "seed": seed, "deadline": deadline}
+        found, dual, point = searched(problem, given, search, starts, points, primal, **effort)
         name, proved, proved_by = search.name, dual, search.name
         if not found.scope.for_all or found.cut_short:
             proof = proof_beside(problem.until(deadline), points, None if training is None else _seconds(training))
-            proved, proved_by = proof.value, proof.by
             if found.scope.for_all and proof.value > dual:
                 found, dual, point, name = proof.found, proof.value, proof.point, PolynomialOracle.name
+            if not found.scope.for_all or proof.value >= dual:
+                proved, proved_by = proof.value, proof.by
+    shown = found  # at `point`: what a round proved it proved at another
+    best = _best_round(rounds) if found.cut_short and found.scope.for_all else None
+    if best is not None and best["lower_bound"] > dual:
+        dual, proved, proved_by = best["lower_bound"], best["lower_bound"], f"{search.name} in round {best['round']}"
+        stats = {**found.stats, "proved_in_round": best["round"]}
+        found, name = replace(found, upper_bound=best["g_max"], stats=stats), search.name
     # The network's own objective is known to rounding only, which is part of the gap.
     off = FLOAT32_ROUNDING * primal if large else problem.primal_error(predictions, weights)
     dual = _between(dual - (off if found.scope.proved or large else 0.0), primal)
@@ -309,11 +318,17 @@ def certify_parameters(
         family=found.stats.get("family"),
         family_size=found.stats.get("family_size"),
         family_gap=rel_gap if found.scope is Scope.FAMILY else None,
-        optimum=optimum_of(problem, filters, weights, point, found, primal=primal + off, rel_gap=rel_gap),
+        optimum=optimum_of(problem, filters, weights, point, shown, primal=primal + off, rel_gap=rel_gap),
         proved=proved,
         proved_gap=relative_gap(primal, proved),
         proved_by=proved_by,
     )
+
+
+def _best_round(rounds: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The record with the best bound that is a proof for all networks, on all images: one of a sample says its size."""
+    proofs = [record for record in rounds if Scope(record["scope"]).for_all and "images" not in record]
+    return max(proofs, key=lambda record: record["lower_bound"], default=None)
 
 
 def _between(bound: float, primal: float) -> float:

@@ -13,7 +13,7 @@ from convcvx.errors import InputError
 from convcvx.oracles import _batches
 from convcvx.oracles._batched_cones import Entries, form_bounds
 from convcvx.oracles._blocks import BlockSearch, Goal, Incumbents
-from convcvx.oracles._cones import form_bound
+from convcvx.oracles._cone_bounds import form_bound
 from convcvx.oracles._row_tree import RowTree
 from convcvx.oracles.branch_and_bound import BranchAndBoundOracle
 from convcvx.oracles.charged_rows import ChargedRows

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,10 @@ from helpers.batches import Batched
 from helpers.rows import agrees, awkward_rows, clustered_rows, dense_max, largest, narrow_cone, random_rows, unit_rows
 from hypothesis import given, settings
 
+from convcvx.budget import OutOfTime
 from convcvx.errors import InputError
 from convcvx.oracles._blocks import Incumbents, Workspace
+from convcvx.oracles._division import Division
 from convcvx.oracles._row_tree import RowTree
 from convcvx.oracles.branch_and_bound import BranchAndBoundOracle
 from convcvx.oracles.charged_rows import ChargedRows
@@ -194,10 +198,10 @@ def test_bundles_enclose_their_rows():
     charged = random_rows(200, 3, 2)
     tree = RowTree.build(charged)
     n, d, width = 200, 3, tree.moments.shape[2]
-    order = [int(np.flatnonzero((charged.rows == row).all(axis=1))[0]) for row in tree.table[:n, :d]]
+    order = [int(np.flatnonzero((charged.rows == row).all(axis=1))[0]) for row in tree.rows.directions]
     charges = np.zeros((n, width))
     charges[:, :2] = charged.charges[order]
-    np.testing.assert_array_equal(charges, tree.table[:n, d : d + width])
+    np.testing.assert_array_equal(charges, tree.rows.charges[tree.rows.sources])
 
     def rows_of(entry: int) -> np.ndarray:
         if entry < n:
@@ -209,15 +213,86 @@ def test_bundles_enclose_their_rows():
     points /= np.linalg.norm(points, axis=1, keepdims=True)
     seen = 0
     for k, moment in enumerate(tree.moments):
-        rows, entry = rows_of(n + k), tree.table[n + k]
+        rows, entry = rows_of(n + k), tree.bundles[k]
         mean, charge_sum = entry[:d], entry[d : d + width]
-        true = np.maximum(points @ tree.table[rows, :d].T, 0) @ charges[rows]
+        true = np.maximum(points @ tree.rows.directions[rows].T, 0) @ charges[rows]
         linear = points @ (moment - np.outer(mean, charge_sum))
         stated = np.maximum(points @ mean, 0)[:, None] * charge_sum + 0.5 * linear
         left = np.linalg.norm(true - stated, axis=1)
         assert (left <= 0.5 * entry[d + width + 1] * (1 + 1e-12) + 1e-13).all()
         seen += left.max() > 0.1 * entry[d + width + 1]  # the control: the bound is not idle
     assert seen > 0
+
+
+@both
+@settings(max_examples=30, deadline=None)
+@given(charged=clustered_rows())
+def test_rows_without_charges_of_their_own_are_the_same_rows(oracle, charged):
+    """Charge k is sizes[k] charges[sources[k]]: the same g, and a bound that is true and as tight."""
+    random = np.random.default_rng(len(charged.rows))
+    sources, sizes = random.permutation(len(charged.rows)), 2.0 ** random.integers(-40, 40, len(charged.rows))
+    division = Division.of(charged.rows, charged.cells)
+    order = division.order
+    apart = np.empty_like(charged.charges)
+    apart[sources] = charged.charges[order] / sizes[:, None]
+    shared = replace(
+        charged,
+        rows=charged.rows[order],
+        cells=charged.cells[order],
+        charges=apart,
+        division=division.sorted(),
+        sources=sources.astype(np.int32),
+        sizes=sizes,
+    )
+    points = random.standard_normal((5, charged.rows.shape[1]))
+    scale = np.linalg.norm(charged.charges, axis=1).sum()
+    np.testing.assert_allclose(shared.g(points), charged.g(points), atol=1e-12 * scale)
+    assert shared.total >= scale * (1 - 1e-9)
+    result, exact = oracle(1e-3).maximise(shared), ExactOracle().maximise(charged)
+    assert agrees(result.upper_bound, exact, 1e-3, 1e-10 * scale)
+    wrong = oracle(1e-3).maximise(replace(shared, sizes=1.01 * sizes))
+    assert largest(exact) < 1e-3 or not agrees(wrong.upper_bound, exact, 1e-3, 1e-10 * scale)  # the control
+
+
+@pytest.mark.parametrize("hidden_bias", [False, True])
+@pytest.mark.parametrize(("rank", "pool"), [(1, "global"), (2, "2"), (3, "2"), (3, "none"), (4, "global"), (5, "2")])
+def test_single_rows_prove_what_merged_ones_do(rank, pool, hidden_bias, monkeypatch):
+    """Images that share patches, blank ones among them: equal rows of a cell, zero rows, cells without rows."""
+    random = np.random.default_rng(rank)
+    images = torch.tensor(
+        random.integers(0, 3, (7, 1, 5, 5)) * (random.random((7, 1, 5, 5)) < 0.5), dtype=torch.float64
+    )
+    images = torch.cat([images, images[:2], torch.zeros(1, 1, 5, 5)])
+    images[:, :, :3, :3] = 0.0
+    embedding = PatchEmbedding.fit(images, PatchSpec(3, rank=rank, hidden_bias=hidden_bias))
+    responses = Responses(images, embedding, Pooling.of(pool), dtype=torch.float64)
+    problem = Problem.build(responses, torch.tensor(random.integers(0, 3, len(images))), 0.01)
+    dual_point = problem.dual_point(problem.constant_predictions())
+    merged = ChargedRows.build(problem, dual_point, shared=True)
+    monkeypatch.setattr("convcvx.oracles.charged_rows.OWN_BYTES", 0)
+    single = ChargedRows.build(problem, dual_point, shared=True)
+    assert merged.sources is None
+    assert single.sources is not None
+    assert len(single.rows) > len(merged.rows)  # the control: there were equal ones
+    points = random.standard_normal((20, len(single.frame)))
+    merged_g, single_g = (np.ldexp(rows.g(points), rows.exponent) for rows in (merged, single))
+    np.testing.assert_allclose(single_g, merged_g, rtol=1e-12)
+    one, other = (BranchAndBoundOracle(1e-2).maximise(rows) for rows in (merged, single))
+    assert single_g.max() / np.linalg.norm(points[single_g.argmax()]) <= other.upper_bound
+    assert one.upper_bound / 1.0101 <= other.upper_bound <= 1.0101 * one.upper_bound
+
+
+def test_a_search_without_time_for_its_tree_has_a_finite_bound(monkeypatch):
+    charged = random_rows(50, 3)
+    reached = dense_max(charged)
+    monkeypatch.setattr("convcvx.oracles.branch_and_bound.RowTree.build", _late)
+    late = BranchAndBoundOracle().maximise(charged)
+    assert late.cut_short
+    assert reached <= late.upper_bound <= 1.002 * np.linalg.norm(charged.charges, axis=1).sum()
+
+
+def _late(charged, deadline):
+    raise OutOfTime
 
 
 @pytest.mark.parametrize("loss", ["squared", "cross-entropy"])

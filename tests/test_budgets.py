@@ -170,6 +170,22 @@ def test_a_solver_out_of_time_still_gives_a_network_and_a_true_certificate(solve
         assert "the time limit" in certificate.meaning
 
 
+def test_what_a_training_has_proved_outlives_a_search_that_time_cuts_short(clock):
+    problem, lowest, highest = small("squared")
+    none = problem.responses.dim, problem.responses.n_cells, problem.n_outputs
+    network = torch.zeros(0, none[0]), torch.zeros(0, *none[1:])
+    proof = {"scope": "global", "lower_bound": lowest, "g_max": 3.0, "round": 7}
+    estimate = {**proof, "scope": "heuristic", "lower_bound": 2 * highest}
+    sample = {**proof, "lower_bound": 2 * highest, "images": problem.n - 1}  # a proof, of another problem
+    late = problem.until(Deadline.after(0.5))
+    kept = certify_parameters(late, *network, oracle="branch-and-bound", rounds=[estimate, sample, proof])
+    assert 0.999 * lowest < kept.dual <= lowest
+    assert (kept.g_max, kept.search["proved_in_round"]) == (3.0, 7)
+    assert certify_parameters(late, *network, oracle="branch-and-bound", rounds=[estimate, sample]).dual == 0.0
+    in_time = certify_parameters(problem, *network, oracle="branch-and-bound", rounds=[proof])
+    assert in_time.dual < lowest  # its own search had all the time that it wanted, and is believed
+
+
 @pytest.mark.parametrize("name", ORACLES)
 def test_a_training_with_any_oracle_ends_with_its_time(name, clock):
     problem = flat_problem(n=8, n_patches=1, dim=2, n_outputs=2)

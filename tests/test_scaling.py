@@ -21,7 +21,7 @@ import convcvx
 from convcvx.errors import InputError
 from convcvx.oracles import BranchAndBoundOracle, ChargedRows, CopositiveOracle, ExactOracle, SampledOracle
 from convcvx.oracles._batched_cones import form_bounds
-from convcvx.oracles._cones import form_bound
+from convcvx.oracles._cone_bounds import form_bound
 from convcvx.oracles._patch_rows import PatchRows, lengths
 from convcvx.oracles._spheres import cell_sweep
 from convcvx.oracles._sweeps import circle_sweep, lines

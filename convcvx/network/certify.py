@@ -115,12 +115,13 @@ def certify_on(
     seed: int = 0,
     dual_point: Tensor | None = None,
     training: Sequence[Mapping[str, Any]] | None = None,
+    rounds: Sequence[Mapping[str, Any]] = (),
 ) -> Certificate:
     """As `certify`, on a `problem` that is there already: its images, embedding, pooling and β are believed.
 
     `training` is the history of a training that ends with this certificate: the local search of oracle "auto" or
     "local" then costs about a fifth of the training's own searches, and ends where the gap it shows is hopeless;
-    `meaning` says so. Without it the search makes its full effort.
+    `meaning` says so. Without it the search makes its full effort. `rounds` as in `certify_parameters`.
     """
     deadline, problem = problem.deadline, problem.until(NEVER)  # what is read and checked has to be
     embedding = problem.responses.embedding
@@ -144,7 +145,7 @@ def certify_on(
     _check_outputs(network, problem.responses.images, outputs, torch.zeros(problem.n_outputs) if own is None else own)
     options: dict[str, Any] = {"oracle": oracle, "tol": tol, "seed": seed, "dual_point": dual_point}
     return certify_parameters(
-        problem.until(deadline), filters, weights, own, training=training, outputs=outputs, **options
+        problem.until(deadline), filters, weights, own, training=training, rounds=rounds, outputs=outputs, **options
     )
 
 

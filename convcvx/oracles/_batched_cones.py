@@ -1,7 +1,7 @@
-"""Cones of branch and bound in batches, in torch: what `_cones.py` does to one cone, for a GPU.
+"""Cones of branch and bound in batches, in torch: what `_cone_bounds.py` does to one cone, for a GPU.
 
-Notation of `branch_and_bound.py`, where the bound is derived, and the same choices as in `_cones.py`: what is said of a
-cone there is done here for a batch of B cones with T entries in all, each entry having an *owner*, its cone.
+Notation of `branch_and_bound.py`, where the bound is derived, and the same choices as in `_cone_bounds.py`: what is
+said of a cone there is done here for a batch of B cones with T entries in all, each entry having an *owner*, its cone.
 Everything is float64, which no device multiplies in less: TF32 replaces float32 alone. Sums by owner are added up in
 whatever order the device likes, but never taken as differences of running sums, which the allowance does not cover.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from convcvx.oracles._cones import ABOVE, CANCELLED
+from convcvx.oracles._cone_bounds import ABOVE, CANCELLED
 from convcvx.oracles._row_tree import RowTree
 
 
@@ -79,17 +79,31 @@ class Entries:
 
     def __init__(self, tree: RowTree, device: torch.device) -> None:
         d, self.width = tree.moments.shape[1:]
-        table = torch.as_tensor(tree.table, device=device)
-        self.directions, self.charges = table[:, :d].contiguous(), table[:, d : d + self.width].contiguous()
-        self.norms, self.remainders, self.radii, self.weights = table[:, d + self.width :].T.contiguous()
+        directions, sources, sizes, charges, norms = (torch.as_tensor(part, device=device) for part in tree.rows)
+        bundles = torch.as_tensor(tree.bundles, device=device)
+        self.n_rows = len(directions)
+        self.directions = torch.cat([directions, bundles[:, :d]])
+        # a bundle is a source of its own
+        self.sources = torch.cat([sources.long(), torch.arange(len(bundles), device=device) + len(charges)])
+        self.sizes = torch.cat([sizes, sizes.new_ones(len(bundles))])
+        self.source_charges = torch.cat([charges, bundles[:, d : d + self.width]])
+        lengths, remainders, radii, weights = bundles[:, d + self.width :].T
+        self.norms = torch.cat([sizes * norms[sources.long()], lengths])
+        zeros = sizes.new_zeros(self.n_rows)
+        self.remainders, self.radii, self.weights = (
+            torch.cat(parts) for parts in ((zeros, remainders), (zeros, radii), (self.norms[: self.n_rows], weights))
+        )
         self.moments = torch.as_tensor(tree.moments, device=device).flatten(1)
         self.children = torch.as_tensor(tree.division.children, device=device)
         self.cells = torch.as_tensor(tree.cells, device=device).long()
-        self.n_rows = len(tree.table) - len(tree.moments)
+
+    def charges(self, entries: Tensor) -> Tensor:
+        """(T, width)."""
+        return self.sizes[entries, None] * self.source_charges[self.sources[entries]]
 
     def outer(self, entries: Tensor) -> Tensor:
         """(T, d·width): x sᵀ."""
-        return (self.directions[entries, :, None] * self.charges[entries, None, :]).flatten(1)
+        return (self.directions[entries, :, None] * self.charges(entries)[:, None, :]).flatten(1)
 
     def heights(self, entries: Tensor, owners: Tensor, vertices: Tensor) -> Tensor:
         """(T, d): x.w_i."""
@@ -99,7 +113,7 @@ class Entries:
         return total
 
     def collapse(self, cones: Cones, finest: Tensor, linear: Tensor, room: int) -> Kept | None:
-        """`_cones.collapse`: adds to `linear`; None if more than `room` entries would have to be kept in memory."""
+        """`_cone_bounds.collapse`: adds to `linear`; None if more than `room` entries would be kept in memory."""
         entries, owners = cones.entries, owners_of(cones.counts)
         kept: list[tuple[Tensor, ...]] = []
         while True:
@@ -131,7 +145,7 @@ class Entries:
         return owners * like.shape[1] + self.cells[entries]
 
     def enclose(self, kept: Kept, linear: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """`_cones.enclose`: middle (B, P, d, width), radius (B, P, d), remainder (B, P), strain (B, d, d)."""
+        """`_cone_bounds.enclose`: middle (B, P, d, width), radius (B, P, d), remainder (B, P), strain (B, d, d)."""
         entries, owners, heights = kept.entries, kept.owners, kept.heights
         d = heights.shape[1]
         middle, radius, remainder = (
@@ -142,7 +156,7 @@ class Entries:
         slots, norms = self.slots(entries, owners, linear), self.norms[entries, None]
         chord, tangent = chords_and_tangents(heights)
         add(radius, slots, 0.5 * (chord - tangent) * norms)
-        add(middle, slots, (0.5 * (chord + tangent)[:, :, None] * self.charges[entries, None, :]).flatten(1))
+        add(middle, slots, (0.5 * (chord + tangent)[:, :, None] * self.charges(entries)[:, None, :]).flatten(1))
         one, two = pairs(d, linear.device)
         bend = torch.minimum(heights[:, one].abs(), heights[:, two].abs()) * norms
         bend = torch.where(heights[:, one] * heights[:, two] < 0, bend, 0.0)
@@ -155,9 +169,9 @@ class Entries:
         return middle, radius + remainder[..., None], remainder, strain
 
     def project(self, kept: Kept, direction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`_cones.project` along `direction` (B, P, width): chords, above, below, each (B, d)."""
+        """`_cone_bounds.project` along `direction` (B, P, width): chords, above, below, each (B, d)."""
         slots = self.slots(kept.entries, kept.owners, direction)
-        slope = (direction.flatten(0, 1)[slots] * self.charges[kept.entries]).sum(1, keepdim=True)
+        slope = (direction.flatten(0, 1)[slots] * self.charges(kept.entries)).sum(1, keepdim=True)
         chord, tangent = chords_and_tangents(kept.heights)
         error = slope * (chord - tangent)
         parts = torch.stack([slope * chord, (-error).clamp(min=0), error.clamp(min=0)], dim=1)
@@ -186,7 +200,7 @@ def chords_and_tangents(heights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def form_bounds(along: Tensor, beside: Tensor, across: Tensor, gram: Tensor) -> Tensor:
-    """`_cones.form_bound` of B forms; that the two agree is tested."""
+    """`_cone_bounds.form_bound` of B forms; that the two agree is tested."""
     d = along.shape[1]
     lengths = beside.diagonal(dim1=1, dim2=2).sqrt()
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from convcvx.oracles._batched_cones import Cones, Entries, Kept, form_bounds, halve
 from convcvx.oracles._blocks import Goal, Incumbents, Search
-from convcvx.oracles._cones import CURVATURE, FAINT, HALVINGS, NARROWEST
+from convcvx.oracles._cone_bounds import FAINT
+from convcvx.oracles._cones import CURVATURE, HALVINGS, NARROWEST
 from convcvx.oracles._row_tree import RowTree
 from convcvx.oracles.charged_rows import ChargedRows, largest
 
@@ -114,7 +115,7 @@ class BatchedSearch(Search):
         return halve(parents, strain[halvable] + (CURVATURE * threshold + 1e-300) * edges[halvable])
 
     def bound(self, vertices: Tensor, kept: Kept, linear: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`_cones.cone_bound` on the cones and their antipodes (B, 2), values that g reaches at their vertices
+        """`_cone_bounds.cone_bound` on the cones and their antipodes (B, 2), values that g reaches at their vertices
         (B, 2, d), and the strain."""
         linear = linear.clone()
         middle, radius, remainder, strain = self.rows.enclose(kept, linear)

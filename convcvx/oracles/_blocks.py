@@ -73,12 +73,8 @@ class Incumbents:
         entries = tree.cut(LOCAL_ENTRIES)
         self.measured = len(entries) < len(charged.rows)
         entries = entries[np.argsort(tree.cells[entries], kind="stable")]
-        n, (d, width) = len(charged.rows), tree.moments.shape[1:]
-        self.directions = np.ascontiguousarray(tree.table[entries, :d])
-        self.moments = np.empty((len(entries), d, width))
-        rows = entries < n
-        self.moments[rows] = self.directions[rows, :, None] * tree.table[entries[rows], None, d : d + width]
-        self.moments[~rows] = tree.moments[entries[~rows] - n]
+        d = charged.rows.shape[1]
+        self.directions, self.moments = tree.directions(entries), tree.moments_of(entries)
         cells = tree.cells[entries]
         edges = np.union1d(np.flatnonzero(np.diff(cells, prepend=-1)), np.arange(0, len(cells), PRODUCT_ENTRIES))
         self.parts = [
@@ -221,13 +217,12 @@ class BlockSearch(Search):
 
     def _search(self, block: Block, workspace: Workspace) -> None:
         workspace.load(block)
-        tree = self.tree.table, self.tree.moments, self.tree.division.children, self.tree.cells
         budget = max(TURN_ENTRIES, self.entries // TURN_SHARE)
         if self.goal.max_cones is not None:
             budget = min(budget, TURN_ENTRIES_LIMITED)
         while True:
             status, workspace.depth = search(
-                tree, self.fold, self.fineness, self.allowance, self.threshold, budget, *workspace.state()
+                self.tree.arrays, self.fold, self.fineness, self.allowance, self.threshold, budget, *workspace.state()
             )
             if status != OUT_OF_ROOM:
                 break

@@ -1,223 +1,29 @@
-"""The compiled part of branch and bound: the search over simplicial cones, and the bound of g on one of them.
+"""The compiled part of branch and bound: the search over simplicial cones, depth first.
 
-Notation of `branch_and_bound.py`, where the bound is derived. Charges are padded with zeros to `width`; sums of
-charges have shape (P, width); whatever is given at the d vertices of a cone comes first with length d.
+Notation as in `_cone_bounds.py`.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from convcvx.machine.jit import njit
+from convcvx.oracles._cone_bounds import OPTIONS, collapse, cone_bound, enclose, take
 
-OPTIONS: dict[str, Any] = {
-    "nogil": True,
-    "cache": True,
-    "fastmath": {"reassoc", "contract", "nsz"},
-    "error_model": "numpy",
-}
-"""How the search is compiled. Sums may be reassociated for speed: the allowance holds for any order."""
 NARROWEST = 1e-14
 """Square of a cone's longest edge up to which the cone is not halved: rounding outweighs what a half would gain. The
 bound on such a cone is recorded as it is."""
 HALVINGS = 12
 """Times the square of the rank: halvings after which a cone is not halved either, in case its edges do not shrink."""
-FAINT = 1e-140
-"""Length of a direction up to which its squares underflow, so that it cannot be made unit. Then no direction is used,
-for which the bound holds as well, the whole of G being beside it."""
 CURVATURE = 0.25
 """Weight of an edge's squared length, times g, in the choice of the edge to halve: the fastest of those tried; the
 bound is a bound for any."""
-CANCELLED = 1e-12
-"""Share of |b_i||b_j| that is added to an entry b_i.b_j of a form, which may have cancelled down to its rounding."""
-ABOVE = 1.0 + 1e-12
-"""Factor that raises a bound above the roundings of its last few operations."""
 DONE = 0
 """Status of `search`: no cone is left."""
 OUT_OF_BUDGET = 1
 """Status of `search`: as many entries as allowed have been looked at; cones are left on the stack."""
 OUT_OF_ROOM = 2
 """Status of `search`: the stack of entries has to grow first."""
-
-
-@njit(**OPTIONS)
-def collapse(tree, indices, low, high, vertices, finest, linear, heights):
-    """Sort the entries indices[low:high] on the cone of `vertices` (d, d).
-
-    Those that are positive on it are added to `linear` (d, P, width), those that are negative dropped, bundles
-    with a remainder above `finest` times their weight divided, and the others kept: in indices[high:], with their
-    heights x.w_i in heights[:, :kept]. Returns how many were kept; -1 if there is no room for them.
-    """
-    table, moments, children, cells = tree
-    n_rows = len(table) - len(moments)
-    d, width = len(vertices), linear.shape[2]
-    room = min(len(indices) - high, heights.shape[1])
-    pending = np.empty(128, np.int64)
-    kept = 0
-    for t in range(low, high):
-        pending[0] = indices[t]
-        waiting = 1
-        while waiting > 0:
-            waiting -= 1
-            k = pending[waiting]
-            if kept >= room:
-                return -1
-            entry = table[k]
-            radius = entry[d + width + 2]
-            smallest, largest = np.inf, -np.inf
-            for i in range(d):
-                height = 0.0
-                for j in range(d):
-                    height += entry[j] * vertices[i, j]
-                heights[i, kept] = height
-                smallest, largest = min(smallest, height), max(largest, height)
-            if largest <= -radius:
-                continue
-            if smallest >= radius:
-                for j in range(d):
-                    for a in range(width):
-                        linear[j, cells[k], a] += moments[k - n_rows, j, a] if k >= n_rows else entry[j] * entry[d + a]
-            elif entry[d + width + 1] > finest * entry[d + width + 3]:
-                first, count = children[k - n_rows]
-                for m in range(count):
-                    pending[waiting] = first + m
-                    waiting += 1
-            else:
-                indices[high + kept] = k
-                kept += 1
-    return kept
-
-
-@njit(**OPTIONS)
-def enclose(tree, kept, heights, vertices, linear, middle, radius, remainder, strain):
-    """Enclose G at the vertices: `middle` (d, P, width), the centre's curved part, and `radius` (d, P).
-
-    `strain` (d, d), its lower half, says how much the kept entries bend along each edge.
-
-    The parts of the kept bundles that are linear on the cone go into `linear`, the rest of them, R/2, into
-    `remainder` (P,), which `radius` includes.
-    """
-    table, moments, _, cells = tree
-    n_rows = len(table) - len(moments)
-    d, width = len(vertices), linear.shape[2]
-    middle[:] = 0.0
-    radius[:] = 0.0
-    remainder[:] = 0.0
-    strain[:] = 0.0
-    for t in range(len(kept)):
-        k = kept[t]
-        entry, p = table[k], cells[k]
-        norm = entry[d + width]
-        total = 0.0
-        for i in range(d):
-            total += heights[i, t]
-        for i in range(d):
-            chord = max(heights[i, t], 0.0)
-            tangent = heights[i, t] if total > 0.0 else 0.0
-            radius[i, p] += 0.5 * (chord - tangent) * norm
-            centre = 0.5 * (chord + tangent)
-            for a in range(width):
-                middle[i, p, a] += centre * entry[d + a]
-        for i in range(1, d):
-            for j in range(i):
-                one, two = heights[i, t], heights[j, t]
-                if one * two < 0.0:
-                    strain[i, j] += min(abs(one), abs(two)) * norm
-        if k >= n_rows:
-            remainder[p] += 0.5 * entry[d + width + 1]
-            for j in range(d):
-                for a in range(width):
-                    linear[j, p, a] += 0.5 * (moments[k - n_rows, j, a] - entry[j] * entry[d + a])
-    for i in range(d):
-        for p in range(len(remainder)):
-            radius[i, p] += remainder[p]
-
-
-@njit(**OPTIONS)
-def project(tree, kept, heights, direction, chords, above, below):
-    """The curved part along `direction` (P, width): its chords at the vertices, and how far the tangents of the
-    concave entries lie above them (`above`) and those of the convex ones below (`below`). Adds to each (d,)."""
-    table, _, _, cells = tree
-    d, width = len(chords), direction.shape[1]
-    for t in range(len(kept)):
-        k = kept[t]
-        entry, p = table[k], cells[k]
-        slope, total = 0.0, 0.0
-        for a in range(width):
-            slope += direction[p, a] * entry[d + a]
-        for i in range(d):
-            total += heights[i, t]
-        for i in range(d):
-            chord = max(heights[i, t], 0.0)
-            error = slope * (chord - (heights[i, t] if total > 0.0 else 0.0))
-            chords[i] += slope * chord
-            above[i] += max(-error, 0.0)
-            below[i] += max(error, 0.0)
-
-
-@njit(**OPTIONS)
-def form_bound(along, beside, across, gram):
-    """sqrt of max λᵀQλ over λ >= 0 with λᵀ gram λ = 1, bounded entry by entry.
-
-    Q_ij = α_i α_j + b_i.b_j + |b_i| η_j + η_i |b_j| + η_i η_j for α = `along`, b_i.b_j = `beside`, η = `across`.
-    """
-    d = len(along)
-    ratio, peak = 0.0, 0.0
-    for i in range(d):
-        for j in range(i + 1):
-            lengths = np.sqrt(beside[i, i]), np.sqrt(beside[j, j])
-            q = along[i] * along[j] + beside[i, j] + across[i] * across[j]
-            q += lengths[0] * across[j] + lengths[1] * across[i]
-            q += CANCELLED * lengths[0] * lengths[1]  # what many cells add to this is in the allowance
-            if not q < np.inf:  # a NaN, which the comparisons below would pass over, proves nothing
-                return np.inf
-            peak = max(peak, q)
-            if not q <= ratio * gram[i, j]:
-                ratio = q / gram[i, j] if gram[i, j] > 0.0 else np.inf
-    # the vertices lie in one orthant, so λᵀ gram λ >= Σ λ_i² (1 - rounding) >= (Σ λ_i)² / d (1 - rounding)
-    return np.sqrt(min(ratio, d * peak)) * ABOVE
-
-
-@njit(**OPTIONS)
-def cone_bound(tree, kept, heights, vertices, gram, linear, middle, radius, remainder, allowance, best):
-    """Bound g on the cone of `vertices`; the best vertex value seen is kept in `best` (value, vertex)."""
-    d, n_cells, width = linear.shape
-    ends = np.zeros((d, n_cells, width))  # a_i, then b_i
-    direction = np.zeros((n_cells, width))  # q
-    chords, above, below = np.zeros(d), np.zeros(d), np.zeros(d)
-    for i in range(d):
-        for j in range(d):
-            for p in range(n_cells):
-                for a in range(width):
-                    ends[i, p, a] += vertices[i, j] * linear[j, p, a]
-    for i in range(d):
-        for p in range(n_cells):
-            for a in range(width):
-                chords_part = ends[i, p, a]
-                ends[i, p, a] = chords_part + middle[i, p, a]
-                direction[p, a] += ends[i, p, a]
-    norm = np.sqrt((direction * direction).sum())
-    if norm > FAINT:
-        direction /= norm
-    else:
-        direction[:] = 0.0
-    for i in range(d):
-        chords[i] = (direction * (ends[i] - middle[i])).sum()
-    project(tree, kept, heights, direction, chords, above, below)
-    rest = np.sqrt((remainder * remainder).sum())
-    along, across, beside = np.empty(d), np.empty(d), np.empty((d, d))
-    for i in range(d):
-        if chords[i] - rest > best[0]:
-            best[0] = chords[i] - rest
-            best[1:] = vertices[i]
-        along[i] = max(chords[i] + above[i], below[i] - chords[i]) + rest + allowance
-        across[i] = np.sqrt((radius[i] * radius[i]).sum()) + allowance
-        ends[i] -= (direction * ends[i]).sum() * direction
-        for j in range(i + 1):
-            beside[i, j] = (ends[i] * ends[j]).sum()
-    return form_bound(along, beside, across, gram)
 
 
 @njit(**OPTIONS)
@@ -231,7 +37,7 @@ def search(tree, fold, fineness, allowance, threshold, budget, indices, stack, d
     """
     vertices_of, linear_of, span_of, signs_of, bound_of = stack
     d, n_cells, width = linear_of.shape[1:]
-    heights = np.empty((d, len(indices)))
+    heights, taken = np.empty((d, len(indices))), np.empty((len(indices), width + 1))
     linear, middle = np.empty((d, n_cells, width)), np.empty((d, n_cells, width))
     radius, remainder = np.empty((d, n_cells)), np.empty(n_cells)
     vertices, gram, edges, strain = np.empty((d, d)), np.empty((d, d)), np.empty((d, d)), np.empty((d, d))
@@ -263,7 +69,8 @@ def search(tree, fold, fineness, allowance, threshold, budget, indices, stack, d
         counts[0] += 1
         counts[1] += n
         linear_of[top] = linear
-        enclose(tree, kept, heights, vertices, linear, middle, radius, remainder, strain)
+        take(tree, kept, taken)
+        enclose(tree, kept, taken, heights, vertices, linear, middle, radius, remainder, strain)
         signs, bound = 0, 0.0
         for bit in range(2):
             if not signs_of[top] & (1 << bit):
@@ -271,7 +78,7 @@ def search(tree, fold, fineness, allowance, threshold, budget, indices, stack, d
             if bit == 1:  # the antipode: the same enclosure, less the odd part
                 linear -= fold
             own = cone_bound(
-                tree, kept, heights, vertices, gram, linear, middle, radius, remainder, allowance, best[bit]
+                tree, kept, taken, heights, vertices, gram, linear, middle, radius, remainder, allowance, best[bit]
             )
             own = min(own, bound_of[top])
             if own <= threshold[0] or last:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,7 +20,7 @@ class Division:
 
     Attributes
     ----------
-    order : ndarray (N,)
+    order : ndarray (N,) integer
     spans : ndarray (nodes, 2) int64
         The rows [low, high) of a bundle.
     children : ndarray (nodes, 2) int64
@@ -39,8 +39,14 @@ class Division:
         """Halve the rows (N, d) of each cell again and again."""
         order = np.argsort(cells, kind="stable")
         starts = np.flatnonzero(np.diff(cells[order], prepend=-1))
-        permutation, *parts = _divide(rows[order], starts, np.append(starts[1:], len(rows)), BUCKET)
-        return cls(order[permutation], *parts)
+        division = cls.in_place(rows[order], starts, BUCKET)
+        return replace(division, order=order[division.order])
+
+    @classmethod
+    def in_place(cls, rows: np.ndarray, starts: np.ndarray, bucket: int) -> Division:
+        """The same for rows in the order of their cells, each of which begins at one of `starts`; they are put in
+        order where they are, and bundles of up to `bucket` of them are divided into rows."""
+        return cls(*_divide(rows, starts, np.append(starts[1:], len(rows)), bucket))
 
     def sorted(self) -> Division:
         """The same for rows that have been put in order."""
@@ -62,19 +68,21 @@ class Division:
 
 
 @njit(cache=True)
-def _select(values, order, low, high, middle):
-    """Quickselect: reorder order[low:high] so that values below position `middle` are not larger than above."""
+def _select(points, axis, order, low, high, middle):
+    """Quickselect: reorder low:high so that points before position `middle` have no more of `axis` than those after."""
     high -= 1
     while low < high:
-        pivot = values[order[(low + high) // 2]]
+        pivot = points[(low + high) // 2, axis]
         i, j = low, high
         while i <= j:
-            while values[order[i]] < pivot:
+            while points[i, axis] < pivot:
                 i += 1
-            while values[order[j]] > pivot:
+            while points[j, axis] > pivot:
                 j -= 1
             if i <= j:
                 order[i], order[j] = order[j], order[i]
+                for k in range(points.shape[1]):
+                    points[i, k], points[j, k] = points[j, k], points[i, k]
                 i += 1
                 j -= 1
         if middle <= j:
@@ -87,9 +95,9 @@ def _select(values, order, low, high, middle):
 
 @njit(cache=True)
 def _divide(points, starts, stops, bucket):
-    """Halve each [start, stop) along its widest coordinate until `bucket` rows are left."""
+    """Halve each [start, stop) along its widest coordinate until `bucket` rows are left, moving `points` to do so."""
     n, d = points.shape
-    order = np.arange(n)
+    order = np.arange(n).astype(np.int32)
     limit = 2 * (len(starts) + n // max(1, (bucket + 1) // 2)) + 2
     spans = np.empty((limit, 2), np.int64)
     children = np.empty((limit, 2), np.int64)
@@ -113,12 +121,12 @@ def _divide(points, starts, stops, bucket):
         for j in range(d):
             smallest, largest = np.inf, -np.inf
             for t in range(low, high):
-                x = points[order[t], j]
+                x = points[t, j]
                 smallest, largest = min(smallest, x), max(largest, x)
             if largest - smallest > widest:
                 axis, widest = j, largest - smallest
         middle = (low + high) // 2
-        _select(points[:, axis], order, low, high, middle)
+        _select(points, axis, order, low, high, middle)
         children[node] = n + count, 2
         spans[count] = low, middle
         spans[count + 1] = middle, high

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,10 @@ from convcvx.rounding import UNIT
 
 MAX_BYTES = 8 << 30
 """Bytes that patch rows and charges may take: a rigorous oracle on more would not end anyway."""
+LARGE_BUCKET = 32
+"""Single rows up to which a bundle of them is divided into its rows: there are many, and bundles take memory."""
+MOVED = 1 << 20
+"""Rows moved at once as the gaps between cells are closed."""
 CHUNK = 256
 """Images whose patches are gathered at once."""
 SAMPLE = 256
@@ -31,7 +36,7 @@ SMALLEST_NORMAL = float(np.finfo(float).tiny)
 
 @dataclass(frozen=True)
 class PatchRows:
-    """Non-zero patch rows as unit vectors of the patch subspace, equal ones of a pooling cell merged.
+    """Non-zero patch rows as unit vectors of the patch subspace, equal ones of a pooling cell merged if asked for.
 
     Attributes
     ----------
@@ -68,20 +73,89 @@ class PatchRows:
     division: Division
 
     @classmethod
-    def of(cls, responses: Responses) -> PatchRows:
+    def of(cls, responses: Responses, *, merged: bool = True) -> PatchRows:
         """The rows of `responses`, gathered at the first call and kept with them: dual points come by the hundred.
+
+        Without `merged` every patch is a row of its own, of one image: such rows need no charges of their own.
 
         Raises
         ------
         InputError
-            When they and their charges would not fit in `MAX_BYTES`, or are not finite.
+            When they are not finite.
         """
-        if "rows" not in responses.kept:
-            responses.kept["rows"] = cls._gather(responses)
-        return responses.kept["rows"]
+        name = "rows" if merged else "single rows"
+        if name not in responses.kept:
+            responses.kept[name] = (cls._gather if merged else cls._gather_single)(responses)
+        return responses.kept[name]
 
     @classmethod
     def _gather(cls, responses: Responses) -> PatchRows:
+        source = Source.of(responses)
+        unit, slots, image, weight = (np.concatenate(group) for group in zip(*source.parts(), strict=True))
+        first, member = merge(unit, slots)
+        beside, reach = source.unsaid(image, weight, np.bincount(member)[member])
+        unit, slots = unit[first], slots[first]
+        division = Division.of(unit, slots)
+        order = np.empty(len(unit), np.int32)
+        order[division.order] = np.arange(len(unit), dtype=np.int32)
+        incidence = csr_array((weight, (order[member], image)), shape=(len(unit), responses.n))
+        incidence.sum_duplicates()
+        unit, slots = unit[division.order], slots[division.order]
+        return cls(unit, slots, incidence, beside, reach, responses.n_cells, source.frame, division.sorted())
+
+    @classmethod
+    def _gather_single(cls, responses: Responses) -> PatchRows:
+        source = Source.of(responses)
+        most = torch.bincount(source.cells, minlength=responses.n_cells).numpy() * responses.n
+        unit, image, weight, counts = pack(source.parts(), most, len(source.frame))
+        beside, reach = source.unsaid(image, weight, 1)
+        occupied = np.flatnonzero(counts)
+        division = Division.in_place(unit, (counts.cumsum() - counts)[occupied], LARGE_BUCKET)
+        image, weight = image[division.order], weight[division.order]
+        incidence = csr_array((weight, image, np.arange(len(unit) + 1, dtype=np.int32)), (len(unit), responses.n))
+        slots = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+        return cls(unit, slots, incidence, beside, reach, responses.n_cells, source.frame, division.sorted())
+
+    @staticmethod
+    def size(responses: Responses, n_outputs: int, *, merged: bool = True) -> int:
+        """Bytes that the rows and their charges take, about, judged by the first images; without `merged` the rows and
+        their bundles."""
+        sample = responses.to(images=responses.images[:SAMPLE]).until(NEVER)
+        share = float((sample.rows(slice(0, SAMPLE)) != 0).any(dim=2).double().mean())
+        pool = responses.pooling.matrix(*responses.map_size)
+        entries = responses.n_positions if pool is None else int(pool.count_nonzero())
+        d, width = responses.dim, n_outputs + 4
+        numbers = 4 * d + 3 * n_outputs + 8 if merged else d + 3 + 4 * (d + 1) * (width + 1) / LARGE_BUCKET
+        return int(8 * share * responses.n * entries * numbers)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The non-zero patch rows of all images, part by part.
+
+    Attributes
+    ----------
+    responses : Responses
+        In float64.
+    frame : Tensor (d, r)
+    skew : float
+        How much longer coordinates are than filters, about, as a share.
+    cells, positions, weights : Tensor (E,)
+        The entries of the pooling matrix that are not 0: a position may lie in several cells.
+    remainders : Tensor (n,)
+        Σ_pk w_pk times what coordinates do not say of a patch, of the images gone through by now.
+    """
+
+    responses: Responses
+    frame: Tensor
+    skew: float
+    cells: Tensor
+    positions: Tensor
+    weights: Tensor
+    remainders: Tensor
+
+    @classmethod
+    def of(cls, responses: Responses) -> Source:
         responses = responses.to(dtype=torch.float64)
         spec, basis, size = responses.embedding.spec, responses.embedding.basis, responses.embedding.dim
         moments = Moments.of(responses.images, spec).embedded(basis, spec)
@@ -90,48 +164,62 @@ class PatchRows:
         frame = moments.span
         d = len(frame)
         skew = float((frame @ frame.T - torch.eye(d, dtype=torch.float64)).norm()) + (size + 2) * d * UNIT
-
         pool = responses.pooling.matrix(*responses.map_size)
         pool = torch.eye(responses.n_positions, dtype=torch.float64) if pool is None else pool
-        cells, positions = pool.nonzero(as_tuple=True)  # a position may lie in several cells
-        weights = pool[cells, positions]
-        remainders, parts = torch.zeros(responses.n, dtype=torch.float64), []
+        cells, positions = pool.nonzero(as_tuple=True)
+        remainders = torch.zeros(responses.n, dtype=torch.float64)
+        return cls(responses, frame, skew, cells, positions, pool[cells, positions], remainders)
+
+    def parts(self) -> Iterator[tuple[np.ndarray, ...]]:
+        """Of some images after the others: unit rows, their cells, images and weights w_pk ‖x_ik‖."""
+        responses, basis = self.responses, self.responses.embedding.basis
         for start in range(0, responses.n, CHUNK):
             where = slice(start, start + CHUNK)
             raw = responses.rows(where).cpu()
             rows = raw @ basis.T  # (b, K, r)
-            coordinates = rows @ frame.T
-            outside = lengths(rows - coordinates @ frame) + embedding_errors(responses, where, raw)
+            coordinates = rows @ self.frame.T
+            outside = lengths(rows - coordinates @ self.frame) + embedding_errors(responses, where, raw)
             norms = lengths(coordinates)
-            remainders[where] = outside[:, positions] @ weights
-            inside, entry = (norms[:, positions] > 0).nonzero(as_tuple=True)
-            place = positions[entry]
+            self.remainders[where] = outside[:, self.positions] @ self.weights
+            inside, entry = (norms[:, self.positions] > 0).nonzero(as_tuple=True)
+            place = self.positions[entry]
             length = norms[inside, place]
-            part = coordinates[inside, place] / length[:, None], cells[entry].int(), (inside + start).int()
-            parts.append([tensor.numpy() for tensor in (*part, weights[entry] * length)])
-        unit, slots, image, weight = (np.concatenate(group) for group in zip(*parts, strict=True))
-        del parts
-        first, member = merge(unit, slots)
-        share = skew + (np.bincount(member)[member] + (d + 1) * d**0.5 + 8) * UNIT
-        beside = ROUND_UP * (remainders.numpy() + np.bincount(image, weight * share, responses.n))
-        reach = ROUND_UP * np.bincount(image, weight, responses.n) + beside
-        unit, slots = unit[first], slots[first]
-        division = Division.of(unit, slots)
-        order = np.empty(len(unit), np.int32)
-        order[division.order] = np.arange(len(unit), dtype=np.int32)
-        incidence = csr_array((weight, (order[member], image)), shape=(len(unit), responses.n))
-        incidence.sum_duplicates()
-        unit, slots = unit[division.order], slots[division.order]
-        return cls(unit, slots, incidence, beside, reach, responses.n_cells, frame, division.sorted())
+            part = coordinates[inside, place] / length[:, None], self.cells[entry].int(), (inside + start).int()
+            yield tuple(tensor.numpy() for tensor in (*part, self.weights[entry] * length))
 
-    @staticmethod
-    def size(responses: Responses, n_outputs: int) -> int:
-        """Bytes that the rows and their charges take, about, judged by the first images."""
-        sample = responses.to(images=responses.images[:SAMPLE]).until(NEVER)
-        share = float((sample.rows(slice(0, SAMPLE)) != 0).any(dim=2).double().mean())
-        pool = responses.pooling.matrix(*responses.map_size)
-        entries = responses.n_positions if pool is None else int(pool.count_nonzero())
-        return int(8 * share * responses.n * entries * (4 * responses.dim + 3 * n_outputs + 8))
+    def unsaid(self, image: np.ndarray, weight: np.ndarray, members: np.ndarray | int) -> tuple[np.ndarray, np.ndarray]:
+        """`remainders` and `reach` of `PatchRows`, once all parts have been gone through, for patches of so many
+        `members` of a row."""
+        d, n = len(self.frame), self.responses.n
+        share = self.skew + (members + (d + 1) * d**0.5 + 8) * UNIT
+        beside = ROUND_UP * (self.remainders.numpy() + np.bincount(image, weight * share, n))
+        return beside, ROUND_UP * np.bincount(image, weight, n) + beside
+
+
+def pack(
+    parts: Iterator[tuple[np.ndarray, ...]], most: np.ndarray, d: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Rows, images and weights of all parts, one cell after another, and how many each cell has: `most` (P,) at most.
+
+    Memory is what they take: arrays are made for the most there can be, of which what is not written costs nothing.
+    """
+    first = most.cumsum() - most
+    rows, images, weights = (np.empty((most.sum(), d)), np.empty(most.sum(), np.int32), np.empty(most.sum()))
+    counts = np.zeros(len(most), np.int64)
+    for unit, cells, image, weight in parts:
+        order, new = np.argsort(cells, kind="stable"), np.bincount(cells, minlength=len(most))
+        starts = np.repeat(first + counts - (new.cumsum() - new), new) + np.arange(len(cells))
+        rows[starts], images[starts], weights[starts] = unit[order], image[order], weight[order]
+        counts += new
+    for array in (rows, images, weights):
+        filled = 0
+        for low, count in zip(first.tolist(), counts.tolist(), strict=True):
+            for start in range(0, count, MOVED):  # in blocks, as numpy copies what overlaps
+                block = slice(start, min(count, start + MOVED))
+                array[filled + block.start : filled + block.stop] = array[low + block.start : low + block.stop]
+            filled += count
+        array.resize((filled, *array.shape[1:]), refcheck=False)
+    return rows, images, weights, counts
 
 
 def lengths(rows: Tensor) -> Tensor:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from convcvx.budget import NEVER, Deadline
 from convcvx.machine.jit import njit
 from convcvx.machine.threads import cores
 from convcvx.oracles._division import Division
@@ -18,40 +18,97 @@ SUBTREES = 16
 """Subtrees for each thread, summed up independently: many, as some take longer than others."""
 
 
-@dataclass(frozen=True)
-class RowTree:
-    """Rows and bundles of a `Division` with the charges summed up.
+class RowArrays(NamedTuple):
+    """The rows: the charge of row k is sizes[k] charges[sources[k]], and its length sizes[k] norms[sources[k]].
 
     Attributes
     ----------
-    table : ndarray (N + nodes, d + width + 4)
-        Columns: direction x (d) | charge s, zero-padded (width) | |s| | remainder R | radius | weight.
+    directions : ndarray (N, d)
+    sources : ndarray (N,) int32
+    sizes : ndarray (N,)
+    charges : ndarray (m, width)
+        Padded with zeros.
+    norms : ndarray (m,)
+    """
+
+    directions: np.ndarray
+    sources: np.ndarray
+    sizes: np.ndarray
+    charges: np.ndarray
+    norms: np.ndarray
+
+    @classmethod
+    def of(cls, charged: ChargedRows, division: Division) -> RowArrays:
+        """In the order of the division."""
+        m, c = charged.charges.shape
+        charges = np.zeros((m, -(-c // 4) * 4))
+        charges[:, :c] = charged.charges
+        rows, sources, sizes = charged.rows, charged.sources, charged.sizes
+        if sources is None or sizes is None:
+            sources, sizes = np.arange(m, dtype=np.int32), np.ones(m)
+        if not charged.division:
+            rows, sources, sizes = rows[division.order], sources[division.order], sizes[division.order]
+        return cls(np.ascontiguousarray(rows), sources, sizes, charges, np.sqrt((charged.charges**2).sum(axis=1)))
+
+
+@dataclass(frozen=True)
+class RowTree:
+    """Rows and bundles of a `Division` with the charges summed up; entry N + b is bundle b.
+
+    Attributes
+    ----------
+    rows : RowArrays
+    bundles : ndarray (nodes, d + width + 4)
+        Columns: direction x (d) | charge s (width) | |s| | remainder R | radius | weight.
         A bundle of rows (x_k, s_k) has x = their mean weighted by |s_k|, s = Σ s_k, radius = max |x_k - x|,
-        R = Σ |s_k| |x_k - x| or less, and weight Σ |s_k|; a row has R = radius = 0.
+        R = Σ |s_k| |x_k - x| or less, and weight Σ |s_k|.
     moments : ndarray (nodes, d, width)
         Σ x_k s_kᵀ of a bundle.
     cells : ndarray (N + nodes,) int32
     division : Division
     """
 
-    table: np.ndarray
+    rows: RowArrays
+    bundles: np.ndarray
     moments: np.ndarray
     cells: np.ndarray
     division: Division
 
     @property
+    def arrays(self) -> tuple[Any, ...]:
+        """What the compiled search looks at."""
+        return self.rows, self.bundles, self.moments, self.division.children, self.cells
+
+    @property
     def weight(self) -> float:
         """Σ |s_k|."""
-        return float(self.table[self.division.roots, -1].sum())
+        rows, bundles, _ = self._parted(self.division.roots)
+        lengths = self.rows.sizes[rows] * self.rows.norms[self.rows.sources[rows]]
+        return float(lengths.sum() + self.bundles[bundles, -1].sum())
+
+    def directions(self, entries: np.ndarray) -> np.ndarray:
+        """(q, d) of entries (q,)."""
+        rows, bundles, place = self._parted(entries)
+        return np.concatenate([self.rows.directions[rows], self.bundles[bundles, : self.moments.shape[1]]])[place]
+
+    def moments_of(self, entries: np.ndarray) -> np.ndarray:
+        """(q, d, width): Σ x_k s_kᵀ of entries (q,)."""
+        rows, bundles, place = self._parted(entries)
+        charges = self.rows.sizes[rows, None] * self.rows.charges[self.rows.sources[rows]]
+        return np.concatenate([self.rows.directions[rows, :, None] * charges[:, None], self.moments[bundles]])[place]
+
+    def _parted(self, entries: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The rows and the bundles among entries, and where each entry is in the one behind the other."""
+        n = len(self.rows.sizes)
+        is_row = entries < n
+        place = np.where(is_row, np.cumsum(is_row) - 1, is_row.sum() + np.cumsum(~is_row) - 1)
+        return entries[is_row], entries[~is_row] - n, place
 
     def fold(self, n_cells: int) -> np.ndarray:
         """(d, P, width): Σ x_k s_kᵀ over all rows, by cell; the odd part of G is half of it."""
-        n, (d, width) = len(self.table) - len(self.moments), self.moments.shape[1:]
-        total = np.zeros((d, n_cells, width))
-        for root in self.division.roots:
-            row = self.table[root]
-            total[:, self.cells[root]] = self.moments[root - n] if root >= n else np.outer(row[:d], row[d : d + width])
-        return total
+        total = np.zeros((n_cells, *self.moments.shape[1:]))
+        total[self.cells[self.division.roots]] = self.moments_of(self.division.roots)
+        return np.ascontiguousarray(total.transpose(1, 0, 2))
 
     def cut(self, n_entries: int) -> np.ndarray:
         """Entries that hold every row once, about `n_entries`: the largest bundles are divided first."""
@@ -70,26 +127,28 @@ class RowTree:
         return entries
 
     @classmethod
-    def build(cls, charged: ChargedRows) -> RowTree:
-        n, d = charged.rows.shape
-        c = charged.charges.shape[1]
-        width = -(-c // 4) * 4
+    def build(cls, charged: ChargedRows, deadline: Deadline = NEVER) -> RowTree:
+        """Sum up the charges; `OutOfTime` once the deadline has passed."""
+        d, c = charged.rows.shape[1], charged.charges.shape[1]
         division = charged.division or Division.of(charged.rows, charged.cells)
-        nodes, order = len(division.spans), slice(None) if charged.division else division.order
-        table = np.zeros((n + nodes, d + width + 4))
-        table[:n, :d], table[:n, d : d + c] = charged.rows[order], charged.charges[order]
-        table[:n, d + width] = table[:n, d + width + 3] = np.sqrt((charged.charges[order] ** 2).sum(axis=1))
-        moments = np.zeros((nodes, d, width))
-        cells = charged.cells[order].astype(np.int32)
-        sums = partial(_sum_up, table, moments, division.spans, division.children, c)
+        rows = RowArrays.of(charged, division)
+        n, nodes, width = len(rows.sizes), len(division.spans), rows.charges.shape[1]
+        bundles, moments = np.zeros((nodes, d + width + 4)), np.zeros((nodes, d, width))
+        cells = charged.cells if charged.division else charged.cells[division.order]
         threads = cores()
         trees, above = division.forest(SUBTREES * threads)
+
+        def sums(node: int, below: np.ndarray) -> np.ndarray:
+            deadline.check()
+            return _sum_up(rows, bundles, moments, division.spans, division.children, c, node, below)
+
         with ThreadPoolExecutor(threads) as pool:
             spreads = dict(zip(trees, pool.map(lambda node: sums(node, np.zeros((0, c, c))), trees), strict=True))
         for node in reversed(above):
             first = int(division.children[node, 0]) - n
             spreads[node] = sums(node, np.stack([spreads.pop(first), spreads.pop(first + 1)]))
-        return cls(table, moments, np.concatenate([cells, cells[division.spans[:, 0]]]), division)
+        cells = np.concatenate([cells, cells[division.spans[:, 0]]]).astype(np.int32, copy=False)
+        return cls(rows, bundles, moments, cells, division)
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
@@ -113,18 +172,19 @@ def _largest_eigenvalue(matrix):
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
-def _sum_up(table: Any, moments: Any, spans: Any, children: Any, c: int, root: int, below: Any) -> Any:
-    """Fill `table` and `moments` for a bundle and all below it, children first; returns its Σ s sᵀ/|s|.
+def _sum_up(rows: Any, bundles: Any, moments: Any, spans: Any, children: Any, c: int, root: int, below: Any) -> Any:
+    """Fill `bundles` and `moments` for a bundle and all below it, children first; returns its Σ s sᵀ/|s|.
 
     With `below` (2, c, c), these sums of its children, only for the bundle itself.
     """
-    n, (d, width) = len(table) - len(moments), moments.shape[1:]
-    path, charges = np.empty(128, np.int64), np.empty((128, c, c))  # one bundle a level, and its Σ s sᵀ/|s|
+    directions, sources, sizes, charges, norms = rows
+    n, (d, width) = len(directions), moments.shape[1:]
+    path, squares = np.empty(128, np.int64), np.empty((128, c, c))  # one bundle a level, and its Σ s sᵀ/|s|
     done = np.zeros(128, np.int64)  # children dealt with
     path[0], level = root, 0
-    charges[0] = 0.0
+    squares[0] = 0.0
     if len(below):
-        charges[0] = below[0] + below[1]
+        squares[0] = below[0] + below[1]
         done[0] = 2
     while True:
         node = path[level]
@@ -134,43 +194,54 @@ def _sum_up(table: Any, moments: Any, spans: Any, children: Any, c: int, root: i
             done[level] += 1
             level += 1
             done[level] = 0
-            charges[level] = 0.0
+            squares[level] = 0.0
             continue
-        out = table[n + node]
+        out = bundles[node]
         for t in range(first, first + children[node, 1]):
-            entry = table[t]
-            weight = entry[d + width + 3]
-            out[d + width + 3] += weight
-            for a in range(width):
-                out[d + a] += entry[d + a]
-            for j in range(d):
-                out[j] += weight * entry[j]
+            if t >= n:
+                entry = bundles[t - n]
+                weight = entry[d + width + 3]
                 for a in range(width):
-                    moments[node, j, a] += moments[t - n, j, a] if t >= n else entry[j] * entry[d + a]
-            if t < n and weight > 0.0:
-                for a in range(c):
-                    scaled = entry[d + a] / weight
-                    for b in range(c):
-                        charges[level, a, b] += scaled * entry[d + b]
+                    out[d + a] += entry[d + a]
+                for j in range(d):
+                    out[j] += weight * entry[j]
+                    for a in range(width):
+                        moments[node, j, a] += moments[t - n, j, a]
+            else:
+                direction, charge, size = directions[t], charges[sources[t]], sizes[t]
+                weight = size * norms[sources[t]]
+                for a in range(width):
+                    out[d + a] += size * charge[a]
+                for j in range(d):
+                    out[j] += weight * direction[j]
+                    for a in range(width):
+                        moments[node, j, a] += direction[j] * size * charge[a]
+                if weight > 0.0:
+                    for a in range(c):
+                        scaled = size * charge[a] / weight
+                        for b in range(c):
+                            squares[level, a, b] += scaled * (size * charge[b])
+            out[d + width + 3] += weight
         out[:d] /= max(out[d + width + 3], 1e-300)
         out[d + width] = np.sqrt((out[d : d + width] ** 2).sum())
-        _spread(table, spans[node, 0], spans[node, 1], d, width, out, charges[level])
+        _spread(rows, spans[node, 0], spans[node, 1], d, width, out, squares[level])
         if level == 0:
-            return charges[0].copy()
+            return squares[0].copy()
         level -= 1
-        charges[level] += charges[level + 1]
+        squares[level] += squares[level + 1]
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
-def _spread(table: Any, low: int, high: int, d: int, width: int, out: Any, charge: Any) -> None:
-    """Radius and remainder of the bundle `out` of the rows [low, high) of `table`."""
+def _spread(rows: Any, low: int, high: int, d: int, width: int, out: Any, squares: Any) -> None:
+    """Radius and remainder of the bundle `out` of the rows [low, high)."""
+    directions, sources, sizes, _, norms = rows
     spread, offset = np.zeros((d, d)), np.empty(d)
     direct, radius = 0.0, 0.0
     for t in range(low, high):
-        weight = table[t, d + width]
+        weight = sizes[t] * norms[sources[t]]
         square = 0.0
         for j in range(d):
-            offset[j] = table[t, j] - out[j]
+            offset[j] = directions[t, j] - out[j]
             square += offset[j] * offset[j]
         for j in range(d):
             for i in range(j + 1):
@@ -183,4 +254,4 @@ def _spread(table: Any, low: int, high: int, d: int, width: int, out: Any, charg
         for i in range(j):
             spread[i, j] = spread[j, i]
     out[d + width + 2] = radius
-    out[d + width + 1] = min(direct, np.sqrt(_largest_eigenvalue(spread) * _largest_eigenvalue(charge)))
+    out[d + width + 1] = min(direct, np.sqrt(_largest_eigenvalue(spread) * _largest_eigenvalue(squares)))

@@ -26,6 +26,10 @@ where the last sum is at most R/2 long on unit u: R = Σ ‖s_k‖ ‖x_k - x̄�
 this, with far fewer rows, is what makes thousands of images affordable. A bundle is divided when R/Σ‖s_k‖, the
 mean distance of its rows, is no longer small beside the cone. R/2 is added to h_i and η_i.
 
+**Charges.** Of many rows, each one patch of image i, only w_k = w_pk ‖x_ik‖ is kept; s_k = w_k Z_i is formed where it
+is needed, which rounds once more, by ε‖s_k‖. Bundles carry their sums, rows nothing: the proof is that of rows with
+charges of their own, in a third of the memory.
+
 **Bound.** Let q be a unit vector, here Σ a_i normalised. Along q the sign of <q, s_k> says which half of the enclosure
 matters: a convex piece lies below its chord, a concave one below its tangent. So
 |<q, G(u)>| <= Σ λ_i α_i with α_i = <q, a_i> + h_i(q) (or h_i(q) - <q, a_i> if larger), and beside q, with
@@ -47,20 +51,20 @@ is Lipschitz with constant Σ‖s_k‖. No cone comes from more than 12 d² halv
 the sum of these. The few operations on the d×d forms have a relative error below 1e-12, by which the bound is raised.
 
 **Where it runs.** On a CPU threads take blocks of cones (`_blocks.py`) and bound one cone after another (`_cones.py`,
-compiled); on a GPU batches of cones are bounded at a time (`_batches.py`, `_batched_cones.py`), in float64 as well. The
-mathematics and the allowance are the same; what differs is the order of sums, of cones, and hence of incumbents.
+`_cone_bounds.py`, compiled); on a GPU batches of cones are bounded at a time (`_batches.py`, `_batched_cones.py`), in
+float64 as well. The mathematics and the allowance are the same; what differs is the order of sums, of cones, and hence
+of incumbents.
 """
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from convcvx.budget import NEVER, Deadline, OutOfTime
+from convcvx.budget import NEVER, Deadline, OutOfTime, clock
 from convcvx.errors import check_choice, check_count, check_positive
 from convcvx.oracles._batches import BatchedSearch
 from convcvx.oracles._blocks import BlockSearch, Goal, Incumbents
@@ -132,14 +136,13 @@ class BranchAndBoundOracle:
         target: float = 0.0,
     ) -> OracleResult:
         """As `Oracle` says; `stats` holds cones, seconds, rank, rel_gap_of_bound and why the search stopped."""
-        began = time.perf_counter()
+        began = clock()
         deadline = problem.deadline.share(self.share)
         try:
             deadline.check()
-            charged = ChargedRows.build(problem.until(deadline), dual_point)
-            deadline.check()  # the tree over the rows takes seconds for a million of them
+            charged = ChargedRows.build(problem.until(deadline), dual_point, shared=True)
         except OutOfTime:
-            return OracleResult.unfinished(problem, Scope.GLOBAL, time.perf_counter() - began)
+            return OracleResult.unfinished(problem, Scope.GLOBAL, clock() - began)
         points = None if starts is None else (starts.double().cpu() @ charged.frame.T).numpy()
         device = problem.responses.device
         options: dict[str, Any] = {"n_filters": n_filters, "seed": seed, "target": target, "began": began}
@@ -159,24 +162,26 @@ class BranchAndBoundOracle:
     ) -> OracleResult:
         """The same for rows already charged, and `starts` (q, d) in their coordinates.
 
-        `began`, by `time.perf_counter`, is when the time limit starts to run, and the `deadline` holds besides;
+        `began`, by `convcvx.budget.clock`, is when the time limit starts to run, and the `deadline` holds besides;
         `device` is the one to use if the oracle was given none.
         """
         check_count("n_filters", n_filters)
-        began = time.perf_counter() if began is None else began
+        began = clock() if began is None else began
+        deadline = deadline.sooner(Deadline.after(self.time_limit, spent=clock() - began))
         charged = charged.scaled()
         n, d = charged.rows.shape
         bound, cones, entries, stopped = 0.0, 0, 0, "bound"
         points, values = np.zeros((0, d)), np.zeros(0)
         if (instead := _too_high(d)) is not None:
             raise LOW_RANK.refusal(f"oracle {self.name}", instead)
-        if n and d:
-            tree = RowTree.build(charged)
+        tree = self._tree(charged, deadline) if n and d else None
+        if tree is None and n and d:
+            bound, stopped = charged.total, "time_limit"
+        elif tree is not None:
             incumbents = Incumbents(charged, tree, n_filters + 3)
             first = np.random.default_rng(seed).standard_normal((4 * d, d))
             incumbents.climb(first if starts is None else np.concatenate([first, starts]), 0)
             incumbents.climb(incumbents.points[:4], 6)
-            deadline = deadline.sooner(Deadline.after(self.time_limit, spent=time.perf_counter() - began))
             goal = Goal(self.rel_tol, self.far_tol, charged.target(target), deadline, self.max_cones)
             search = self.search(charged, tree, incumbents, goal, self.device or device)
             bound, cones, entries, stopped = search.run()
@@ -191,9 +196,17 @@ class BranchAndBoundOracle:
             "rank": d,
             "rel_gap_of_bound": charged.looseness(bound, values),
             "stopped": stopped,
-            "seconds": time.perf_counter() - began,
+            "seconds": clock() - began,
         }
         return charged.result(points, values, bound, stats)
+
+    @staticmethod
+    def _tree(charged: ChargedRows, deadline: Deadline) -> RowTree | None:
+        """None where the deadline passes before it is there: it takes seconds for a million rows."""
+        try:
+            return RowTree.build(charged, deadline)
+        except OutOfTime:
+            return None
 
     @staticmethod
     def search(

@@ -14,11 +14,13 @@ from convcvx.errors import InputError
 from convcvx.oracles._division import Division
 from convcvx.oracles._patch_rows import ROUND_UP, SMALLEST_NORMAL, PatchRows
 from convcvx.oracles.base import OracleResult
-from convcvx.oracles.needs import ROWS_IN_MEMORY, require
+from convcvx.oracles.needs import ROWS_IN_BUNDLES, ROWS_IN_MEMORY, require
 from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
 from convcvx.rounding import TINY, UNIT
 
+OWN_BYTES = 1 << 30
+"""Bytes up to which rows have charges of their own, equal rows being merged, where they may do without."""
 CHUNK = 1 << 15
 """Rows of one product."""
 NEAR_ONE = 32
@@ -38,8 +40,8 @@ class ChargedRows:
         rows that are positive multiples of one another within a cell are merged into one.
     cells : ndarray (N,) int
         Pooling cell of each row.
-    charges : ndarray (N, c) float64
-        w_pk Z_i, over 2^exponent.
+    charges : ndarray (m, c) float64
+        w_pk Z_i, over 2^exponent, of each row; with `sources`, Z_i of each image.
     n_cells : int
     frame : Tensor (d, r) float64
         Orthonormal rows: coordinates v stand for the filter `v @ frame`.
@@ -49,6 +51,8 @@ class ChargedRows:
     division : Division, optional
         How rows in this order fall into bundles, if that is known already.
     exponent : int
+    sources, sizes : ndarray (N,), optional
+        The charge of row k is then sizes[k] charges[sources[k]]: many rows have no room for charges of their own.
     """
 
     rows: np.ndarray
@@ -59,26 +63,42 @@ class ChargedRows:
     slack: float
     division: Division | None = None
     exponent: int = 0
+    sources: np.ndarray | None = None
+    sizes: np.ndarray | None = None
 
     @classmethod
-    def build(cls, problem: Problem, dual_point: Tensor) -> ChargedRows:
+    def build(cls, problem: Problem, dual_point: Tensor, *, shared: bool = False) -> ChargedRows:
         """Gather the rows of `problem`, all in memory: for patches of low rank or small data.
+
+        With `shared`, rows that take more than `OWN_BYTES` with charges of their own do without, by `sources`.
 
         Raises
         ------
         InputError
             When they would not fit in `MAX_BYTES`, or are not finite.
         """
-        require("oracle", (ROWS_IN_MEMORY,), problem)
-        patches = PatchRows.of(problem.responses)
+        many = shared and PatchRows.size(problem.responses, problem.n_outputs) > OWN_BYTES
+        if many or not shared:
+            require("oracle", (ROWS_IN_BUNDLES if many else ROWS_IN_MEMORY,), problem)
+        patches = PatchRows.of(problem.responses, merged=not many)
         scaled, exponent = at_scale_one(dual_point.numpy())
-        charges = patches.incidence @ scaled
         errors = np.ldexp(problem.dual_error(dual_point).numpy(), -exponent)
         slack = patches.remainders @ np.linalg.norm(scaled, axis=1) + patches.reach @ errors
         # products and scaled charges that underflow, each by TINY at most
         slack += 2 * TINY * patches.incidence.nnz * scaled.shape[1] * scaled.any() * (1 + patches.reach.max())
-        shared = patches.n_cells, patches.frame, float(ROUND_UP * slack), patches.division
-        return cls(patches.rows, patches.cells, charges, *shared, exponent).scaled()
+        common = patches.n_cells, patches.frame, float(ROUND_UP * slack), patches.division, exponent
+        if many:
+            incidence = patches.incidence  # one entry a row
+            rows = cls(patches.rows, patches.cells, scaled, *common, incidence.indices, incidence.data)
+        else:
+            rows = cls(patches.rows, patches.cells, patches.incidence @ scaled, *common)
+        return rows.scaled()
+
+    def charges_of(self, rows: slice | np.ndarray) -> np.ndarray:
+        """(·, c): the charges of some rows."""
+        if self.sources is None or self.sizes is None:
+            return self.charges[rows]
+        return self.sizes[rows, None] * self.charges[self.sources[rows]]
 
     def scaled(self) -> ChargedRows:
         """The same with charges, and rows that are far from unit length, brought to about 1 by powers of two.
@@ -92,6 +112,8 @@ class ChargedRows:
             For rows or charges with NaN or infinity.
         """
         shift, lengths = math.frexp(largest_entry(self.charges))[1], np.zeros(1, np.int64)
+        if self.sizes is not None:  # whose rows are those of a division
+            return self._with_scaled(self.sizes, shift)
         if self.division is None:  # the rows of a division are unit
             largest_entry(self.rows)
             lengths = np.frexp(np.abs(self.rows).max(axis=1, initial=0.0))[1]
@@ -109,6 +131,22 @@ class ChargedRows:
             slack=float(np.ldexp(self.slack, -shift)) + TINY * self.charges.size,
             exponent=self.exponent + shift,
         )
+
+    def _with_scaled(self, sizes: np.ndarray, shift: int) -> ChargedRows:
+        """`scaled` by the sizes alone, for charges of exponent `shift`."""
+        shift = math.frexp(math.ldexp(largest_entry(sizes), shift))[1]
+        if abs(shift) <= NEAR_ONE:
+            return self
+        slack = float(np.ldexp(self.slack, -shift)) + TINY * self.charges.shape[1] * len(self.rows)
+        return replace(self, sizes=np.ldexp(sizes, -shift), slack=slack, exponent=self.exponent + shift)
+
+    @property
+    def total(self) -> float:
+        """Σ‖x_k‖‖s_k‖, which the norm of the sum exceeds nowhere, rounded up."""
+        lengths = np.linalg.norm(self.charges, axis=1)
+        if self.sources is not None and self.sizes is not None:
+            lengths = self.sizes * lengths[self.sources]
+        return float((np.linalg.norm(self.rows, axis=1) * lengths).sum()) * 1.001
 
     def target(self, value: float) -> float:
         """What the norm of the sum has to stay below for g to stay below `value`."""
@@ -141,7 +179,7 @@ class ChargedRows:
             part = slice(start, start + CHUNK)
             responses, charges, cells = (
                 np.maximum(coordinates @ self.rows[part].T, 0),
-                self.charges[part],
+                self.charges_of(part),
                 self.cells[part],
             )
             for cell in np.unique(cells):

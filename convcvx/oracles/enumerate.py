@@ -113,7 +113,7 @@ class ExactOracle:
                 search.flat(search.whole, 0)
                 bound = search.bound + search.unseen
             except OutOfTime:
-                bound, stopped = _total(charged), {"stopped": "time_limit"}
+                bound, stopped = charged.total, {"stopped": "time_limit"}
             bound, visited = bound + _rounding(charged), search.visited
             points = search.points()
         points, values = _best(charged, points, n_filters)
@@ -138,12 +138,7 @@ def _rounding(charged: ChargedRows) -> float:
     count, rank = charged.rows.shape
     projections = sum(4 * m + m * m**0.5 + 16 for m in range(3, rank + 1))
     share = (24 + projections) * UNIT + (3 * count * UNIT) ** 2
-    return share * _total(charged)
-
-
-def _total(charged: ChargedRows) -> float:
-    """Σ‖x_k‖‖s_k‖, which g exceeds nowhere, rounded up."""
-    return float((np.linalg.norm(charged.rows, axis=1) * np.linalg.norm(charged.charges, axis=1)).sum()) * 1.001
+    return share * charged.total
 
 
 def _best(charged: ChargedRows, points: np.ndarray, n_filters: int) -> tuple[np.ndarray, np.ndarray]:

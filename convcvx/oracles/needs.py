@@ -52,16 +52,19 @@ def _several_patches(problem: Problem) -> str | None:
     return None if problem.responses.n_positions == 1 else str(problem.responses.n_positions)
 
 
-def _too_many_rows(problem: Problem) -> str | None:
-    size = PatchRows.size(problem.responses, problem.n_outputs)
-    return None if size <= MAX_BYTES else f"{size / 2**30:.0f} GiB of them"
+def _all_rows(merged: bool) -> Need:
+    def too_many(problem: Problem) -> str | None:
+        size = PatchRows.size(problem.responses, problem.n_outputs, merged=merged)
+        return None if size <= MAX_BYTES else f"{size / 2**30:.0f} GiB of them"
+
+    what = f"all patches at once, {MAX_BYTES >> 30} GiB of them at most"
+    return Need(what, too_many, "use fewer images, a coarser stride, or oracle='local'")
 
 
 SQUARED_LOSS = Need("loss 'squared'", _other_loss, "use solver='sliding-fw'")
 CONIC_LOSS = Need("loss 'squared' or 'cross-entropy'", _no_cone, "use solver='sliding-fw'")
 ONE_PATCH = Need("one patch a sample", _several_patches, "take images that are one patch each")
-ROWS_IN_MEMORY = Need(
-    f"all patches at once, {MAX_BYTES >> 30} GiB of them at most",
-    _too_many_rows,
-    "use fewer images, a coarser stride, or oracle='local'",
-)
+ROWS_IN_BUNDLES = _all_rows(merged=False)
+"""What branch and bound needs, which sees many rows in bundles."""
+ROWS_IN_MEMORY = _all_rows(merged=True)
+"""What oracles need that give each row a charge of its own: about three times as much."""

@@ -31,7 +31,7 @@ def searched(
     seed: int,
     deadline: Deadline,
 ) -> tuple[OracleResult, float, Tensor]:
-    """What the oracle finds at the residual, the first of `points`, or proves at another; the lower bound; which point."""
+    """What the oracle finds at the residual, first of `points`, or proves at another; its lower bound; which point."""
     residual, target = points[0], problem.beta * (1 + 0.5 * tol)
     # A heuristic may search in the arithmetic at hand: what it finds is measured in float64 below.
     guesses = isinstance(search, LocalOracle | SampledOracle)

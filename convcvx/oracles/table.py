@@ -19,7 +19,7 @@ from convcvx.oracles.copositive import CopositiveOracle
 from convcvx.oracles.enumerate import ExactOracle
 from convcvx.oracles.family import Family, FamilyOracle
 from convcvx.oracles.local import LocalOracle
-from convcvx.oracles.needs import ROWS_IN_MEMORY, Need, require
+from convcvx.oracles.needs import ROWS_IN_BUNDLES, ROWS_IN_MEMORY, Need, require
 from convcvx.oracles.polynomial import PolynomialOracle
 from convcvx.oracles.remainder import PRINCIPAL_ROWS, RemainderOracle
 from convcvx.oracles.sampled import N_GATES, SampledOracle
@@ -119,7 +119,7 @@ def _polynomial(effort: Effort) -> Oracle:
 
 
 def _local_suits(problem: Problem) -> str:
-    if ROWS_IN_MEMORY.lacking(problem) is not None:
+    if ROWS_IN_BUNDLES.lacking(problem) is not None:
         return f"a proof would gather more than {MAX_BYTES >> 30} GiB of patches"
     rank = problem.responses.embedding.patch_rank
     return f"patches of rank {rank}: the cost of a proof grows exponentially in the rank"
@@ -127,7 +127,7 @@ def _local_suits(problem: Problem) -> str:
 
 ORACLES: dict[str, Entry] = {
     "exact": Entry(lambda effort: ExactOracle(), (ROWS_IN_MEMORY,), _exact_suits),
-    "branch-and-bound": Entry(_branch_and_bound, (ROWS_IN_MEMORY, LOW_RANK), _branch_and_bound_suits),
+    "branch-and-bound": Entry(_branch_and_bound, (ROWS_IN_BUNDLES, LOW_RANK), _branch_and_bound_suits),
     "copositive": Entry(lambda effort: CopositiveOracle(), (ROWS_IN_MEMORY,)),
     "family": Entry(_family),
     "polynomial": Entry(_polynomial),

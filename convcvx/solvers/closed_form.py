@@ -104,6 +104,7 @@ class BySoftThresholding(Solver):
 
     name: ClassVar[str] = "closed-form"
     needs: ClassVar[tuple[Need, ...]] = (SQUARED_LOSS,)
+    asks_oracle: ClassVar[bool] = False
     resumes: ClassVar[bool] = False
 
     exact: float = 0.01

@@ -48,6 +48,7 @@ class Copositive(Solver):
 
     name: ClassVar[str] = "copositive"
     needs: ClassVar[tuple[Need, ...]] = (CONIC_LOSS,)
+    asks_oracle: ClassVar[bool] = False
 
     backend: str = "clarabel"
     """What cvxpy solves the program with: clarabel, an interior point, or scs, ADMM."""

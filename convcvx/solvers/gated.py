@@ -48,6 +48,7 @@ class Gated(Solver):
     """
 
     name: ClassVar[str] = "gated"
+    asks_oracle: ClassVar[bool] = False
     resumes: ClassVar[bool] = False
 
     n_gates: int = N_GATES

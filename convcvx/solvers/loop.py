@@ -87,6 +87,8 @@ class Solver:
     """What `solver=` and `--solver` take."""
     needs: ClassVar[tuple[Need, ...]] = ()
     """What a problem must be like."""
+    asks_oracle: ClassVar[bool] = True
+    """Whether the bounds in its records are what an oracle proves of a dual point, rounding included."""
     resumes: ClassVar[bool] = True
     """Whether a solution to start from, such as a checkpoint, is of use."""
 

@@ -20,6 +20,7 @@ from convcvx.network.layers import read_network
 from convcvx.network.two_layer import TwoLayerCNN, two_layer_cnn
 from convcvx.pooling import Pooling
 from convcvx.solution import Round, Solution, Status
+from convcvx.solvers import SOLVERS
 from convcvx.training.dictionary_gap import with_dictionary_gap
 from convcvx.training.optimise import Optimised, named_oracle
 from convcvx.training.options import TrainConfig
@@ -145,6 +146,8 @@ def finish(
         seed=config.seed,
         dual_point=solution.dual_point,
         training=solution.history,
+        # Nothing that was read from a file, nor what a solver says of bounds of its own.
+        rounds=solution.history if SOLVERS[plan.solver].asks_oracle and not clock.earlier else (),
     )
     own = parameters_of(read_network(network, image_shape(train)), responses.embedding)
     certificate = with_dictionary_gap(certificate, config, problem, *own)

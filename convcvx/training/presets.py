@@ -52,6 +52,16 @@ PRESETS: dict[str, dict[str, Any]] = {
         "pool": "4",
         "dictionary": 1000,
     },
+    "mnist-proof": {
+        "data": "mnist",
+        "kernel_size": "7",
+        "stride": "2",
+        "rank": 3,
+        "pool": "4",
+        "beta_ratio": 3e-3,
+        "tol": 1e-2,
+        "oracle": "branch-and-bound",
+    },
     "cifar10-fast": {**CIFAR10, "dictionary": 1200},
     "cifar10": {**CIFAR10, "dictionary": 6000},
 }

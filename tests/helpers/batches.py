@@ -8,7 +8,7 @@ import torch
 from convcvx.budget import NEVER
 from convcvx.oracles._batches import BatchedSearch
 from convcvx.oracles._blocks import Goal, Incumbents
-from convcvx.oracles._cones import collapse, cone_bound, enclose
+from convcvx.oracles._cone_bounds import collapse, cone_bound, enclose, take
 from convcvx.oracles._row_tree import RowTree
 from convcvx.oracles.branch_and_bound import BranchAndBoundOracle
 from convcvx.oracles.charged_rows import ChargedRows
@@ -38,8 +38,7 @@ def both_on_every_cone(charged: ChargedRows, rounds: int, device: str = "cpu") -
     """Kept entries, bounds of cone and antipode, and strain of all cones, halved `rounds` times: ours, compiled."""
     search, out = undropped(charged, device), []
     cones = search.orthants()
-    table, moments = search.tree.table, search.tree.moments
-    tree = table, moments, search.tree.division.children, search.tree.cells
+    tree, n_entries = search.tree.arrays, len(search.tree.cells)
     d = search.rank
     shape = search.fold.shape
     for _ in range(rounds):
@@ -51,7 +50,7 @@ def both_on_every_cone(charged: ChargedRows, rounds: int, device: str = "cpu") -
         for k in range(len(cones)):
             listed = cones[k : k + 1].entries.cpu().numpy()
             vertices, odd = cones.vertices[k].cpu().numpy(), cones.linear[k].transpose(0, 1).cpu().numpy().copy()
-            indices, heights = np.zeros(len(listed) + len(table), np.int64), np.zeros((d, len(table)))
+            indices, heights = np.zeros(len(listed) + n_entries, np.int64), np.zeros((d, n_entries))
             indices[: len(listed)] = listed
             n = collapse(tree, indices, 0, len(listed), vertices, float(finest[k]), odd, heights)
             middle, radius, remainder = np.zeros(shape), np.zeros(shape[:2]), np.zeros(shape[1])
@@ -60,13 +59,26 @@ def both_on_every_cone(charged: ChargedRows, rounds: int, device: str = "cpu") -
             own = indices[len(listed) :][:n]
             assert sorted(mine) == sorted(own)
             np.testing.assert_allclose(linear[k].transpose(0, 1).cpu(), odd, atol=1e-12 * search.tree.weight)
-            enclose(tree, own, heights, vertices, odd, middle, radius, remainder, bend)
+            taken = np.zeros((n, shape[2] + 1))
+            take(tree, own, taken)
+            enclose(tree, own, taken, heights, vertices, odd, middle, radius, remainder, bend)
             theirs, tops = [], []
             for part in (odd, odd - search.fold):
                 best = np.zeros(1 + d)
                 theirs.append(
                     cone_bound(
-                        tree, own, heights, vertices, gram, part, middle, radius, remainder, search.allowance, best
+                        tree,
+                        own,
+                        taken,
+                        heights,
+                        vertices,
+                        gram,
+                        part,
+                        middle,
+                        radius,
+                        remainder,
+                        search.allowance,
+                        best,
                     )
                 )
                 tops.append(best[0])
