@@ -25,6 +25,7 @@ from convcvx.oracles.beside import best_proof, proof_beside
 from convcvx.oracles.local import LocalOracle
 from convcvx.oracles.polynomial import PolynomialOracle
 from convcvx.oracles.remainder import RemainderOracle
+from convcvx.oracles.sampled import SampledOracle
 from convcvx.oracles.scope import Scope
 from convcvx.oracles.searched import searched
 from convcvx.problem import Problem, relative_gap
@@ -37,6 +38,8 @@ HOPELESS = 0.5
 """Estimated gap from which on the search at the end of a training is left: it finds larger g only, and a larger gap."""
 CONFIRMING = 12
 """Batches of climbs behind a gap that a solver believes: two persistent searches."""
+PROVING = 0.3
+"""Share of the time left for the proof beside an estimate: it comes first, and is over long before as a rule."""
 FLOAT32_ROUNDING = 1e-4
 """Taken off the lower bound, as a share of the objective, when the responses are float32."""
 
@@ -252,16 +255,21 @@ def certify_parameters(
     points = [residual] + ([] if dual_point is None else [problem.in_domain(_checked(dual_point, problem))])
     if isinstance(search, PolynomialOracle | RemainderOracle):
         polynomial = replace(search, search=None) if isinstance(search, PolynomialOracle) else PolynomialOracle()
-        proof, name = best_proof(problem.until(deadline), points, polynomial), polynomial.name
+        best, name = best_proof(problem.until(deadline), points, polynomial), polynomial.name
         if isinstance(search, RemainderOracle):
             other = best_proof(problem.until(deadline), points, search)
-            proof, name = (other, search.name) if other.value >= proof.value else (proof, name)
-        found, dual, proved, proved_by = proof.found, proof.value, proof.value, name
+            best, name = (other, search.name) if other.value >= best.value else (best, name)
+        found, dual, proved, proved_by = best.found, best.value, best.value, name
     else:
+        limit = None if training is None else _seconds(training)
+        guesses = isinstance(search, LocalOracle | SampledOracle)
+        # Before a search that takes what time there is.
+        proof = proof_beside(problem.until(deadline.share(PROVING)), points, limit) if guesses else None
         found, dual = searched(problem, given, search, starts, points, primal, tol=tol, seed=seed, deadline=deadline)
         name, proved, proved_by = search.name, dual, search.name
-        if not found.scope.for_all or found.cut_short:
-            proof = proof_beside(problem.until(deadline), points, None if training is None else _seconds(training))
+        if proof is None and (found.cut_short or not found.scope.for_all):
+            proof = proof_beside(problem.until(deadline), points, limit)
+        if proof is not None:
             proved, proved_by = proof.value, proof.by
             if found.scope.for_all and proof.value > dual:
                 found, dual, name = proof.found, proof.value, PolynomialOracle.name

@@ -10,13 +10,10 @@ from torch import Tensor
 from convcvx.budget import Deadline
 from convcvx.oracles.base import Oracle, OracleResult
 from convcvx.oracles.local import LocalOracle
-from convcvx.oracles.sampled import SampledOracle
 from convcvx.problem import Problem
 
 HALF = 0.5
 """Share of the time left for the network's own dual point, where there is another one to try."""
-ESTIMATING = 0.8
-"""Share of the time left for a search that proves nothing: the rest is for the proof beside it."""
 
 
 def searched(
@@ -34,10 +31,9 @@ def searched(
     """What the oracle finds at the residual, the first of `points`, or proves at another, and the lower bound."""
     residual, target = points[0], problem.beta * (1 + 0.5 * tol)
     # A heuristic may search in the arithmetic at hand: what it finds is measured in float64 below.
-    guesses = isinstance(search, LocalOracle | SampledOracle)
-    own = deadline.share(ESTIMATING) if guesses else deadline if len(points) == 1 else deadline.share(HALF)
+    own = deadline if len(points) == 1 or search.name == LocalOracle.name else deadline.share(HALF)
     found = search(
-        (given if search.name == "local" else problem).until(own),
+        (given if search.name == LocalOracle.name else problem).until(own),
         residual,
         starts=starts,
         n_filters=16,
