@@ -142,7 +142,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     print(f"{' '.join(sys.argv)}\n{HEADER}", flush=True)
     body = SECTIONS[arguments.section](arguments)
-    command = f"    python benchmarks/proofs.py {' '.join(sys.argv[1:])}".rstrip()
+    options = re.sub(r"--data-dir[ =]\S+ ?", "", " ".join(sys.argv[1:]))
+    command = f"    python benchmarks/proofs.py {options}".rstrip()
     write(arguments.section, f"{command}\n\n{body}")
 
 

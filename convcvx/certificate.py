@@ -22,12 +22,9 @@ from convcvx.machine.threads import sparing_threads
 from convcvx.optimum import optimum_of
 from convcvx.oracles import get_oracle
 from convcvx.oracles.base import Oracle
-from convcvx.oracles.beside import best_proof, proof_beside
 from convcvx.oracles.local import LocalOracle
-from convcvx.oracles.polynomial import PolynomialOracle
-from convcvx.oracles.remainder import RemainderOracle
 from convcvx.oracles.scope import Scope
-from convcvx.oracles.searched import searched
+from convcvx.oracles.searched import Search
 from convcvx.problem import Problem, relative_gap
 
 LARGE = 1e11
@@ -252,7 +249,7 @@ def certify_parameters(
     A proof is always in float64, and rounding is on the safe side of it: docs/certificates.md. At the deadline of
     `problem` the search for filters ends, with what it has by then.
 
-    Where the search proves nothing for all networks, or its time was over, `proof_beside` proves what a few passes can.
+    Where the search proves nothing for all networks, or its time was over, polynomials prove what a few passes can.
     """
     deadline, problem = problem.deadline, problem.until(NEVER)  # whose passes for the objective have to be made
     search = get_oracle(oracle, problem, tol=tol, thorough=True) if isinstance(oracle, str) else oracle
@@ -270,33 +267,14 @@ def certify_parameters(
         hopeless = _height(problem, residual, (1 - HOPELESS) * primal)
         search = replace(search, max_batches=_fair_batches(training, problem.n, tol), hopeless=hopeless)
     points = [residual] + ([] if dual_point is None else [problem.in_domain(_checked(dual_point, problem))])
-    if isinstance(search, PolynomialOracle | RemainderOracle):
-        polynomial = replace(search, search=None) if isinstance(search, PolynomialOracle) else PolynomialOracle()
-        proof, name = best_proof(problem.until(deadline), points, polynomial), polynomial.name
-        if isinstance(search, RemainderOracle):
-            other = best_proof(problem.until(deadline), points, search)
-            proof, name = (other, search.name) if other.value >= proof.value else (proof, name)
-        found, dual, point, proved, proved_by = proof.found, proof.value, proof.point, proof.value, name
-    else:
-        effort: dict[str, Any] = {"tol": tol, "seed": seed, "deadline": deadline}
-        found, dual, point = searched(problem, given, search, starts, points, primal, **effort)
-        name, proved, proved_by = search.name, dual, search.name
-        if not found.scope.for_all or found.cut_short:
-            proof = proof_beside(problem.until(deadline), points, None if training is None else _seconds(training))
-            if found.scope.for_all and proof.value > dual:
-                found, dual, point, name = proof.found, proof.value, proof.point, PolynomialOracle.name
-            if not found.scope.for_all or proof.value >= dual:
-                proved, proved_by = proof.value, proof.by
-    shown = found  # at `point`: what a round proved it proved at another
-    best = _best_round(rounds) if found.cut_short and found.scope.for_all else None
-    if best is not None and best["lower_bound"] > dual:
-        dual, proved, proved_by = best["lower_bound"], best["lower_bound"], f"{search.name} in round {best['round']}"
-        stats = {**found.stats, "proved_in_round": best["round"]}
-        found, name = replace(found, upper_bound=best["g_max"], stats=stats), search.name
+    seconds = None if training is None else _seconds(training)
+    bounds = Search(search, tol, seed, deadline, seconds, rounds)(problem, given, starts, points, primal)
+    shown = bounds.kept
+    found = shown.found
     # The network's own objective is known to rounding only, which is part of the gap.
     off = FLOAT32_ROUNDING * primal if large else problem.primal_error(predictions, weights)
-    dual = _between(dual - (off if found.scope.proved or large else 0.0), primal)
-    proved = _between(proved - off, primal)
+    dual = _between(shown.dual - (off if found.scope.proved or large else 0.0), primal)
+    proved = _between(shown.proved - off, primal)
     rel_gap = relative_gap(primal, dual)
     return Certificate(
         primal=primal,
@@ -310,7 +288,7 @@ def certify_parameters(
         n_images=problem.n,
         n_filters=len(filters),
         patch_rank=problem.responses.embedding.patch_rank,
-        oracle=name,
+        oracle=shown.name,
         search=found.stats,
         train_accuracy=float(problem.mean((predictions.argmax(dim=1) == problem.targets.argmax(dim=1)).double())),
         filter_rank=problem.responses.embedding.dim,
@@ -318,17 +296,11 @@ def certify_parameters(
         family=found.stats.get("family"),
         family_size=found.stats.get("family_size"),
         family_gap=rel_gap if found.scope is Scope.FAMILY else None,
-        optimum=optimum_of(problem, filters, weights, point, shown, primal=primal + off, rel_gap=rel_gap),
+        optimum=optimum_of(problem, filters, weights, bounds.point, bounds.found, primal=primal + off, rel_gap=rel_gap),
         proved=proved,
         proved_gap=relative_gap(primal, proved),
-        proved_by=proved_by,
+        proved_by=shown.proved_by,
     )
-
-
-def _best_round(rounds: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The record with the best bound that is a proof for all networks, on all images: one of a sample says its size."""
-    proofs = [record for record in rounds if Scope(record["scope"]).for_all and "images" not in record]
-    return max(proofs, key=lambda record: record["lower_bound"], default=None)
 
 
 def _between(bound: float, primal: float) -> float:

@@ -59,6 +59,9 @@ def test_train_keeps_the_contract(run):
     assert metrics["test_accuracy"] > 0.8
     assert metrics["scope"] == "heuristic"
     assert "not a proof" in metrics["meaning"]
+    assert 0 <= metrics["proved"] <= metrics["dual"]
+    assert metrics["proved_gap"] == pytest.approx(1 - metrics["proved"] / metrics["primal"])
+    assert "polynomials" in metrics["proved_by"]
     assert re.search(r"\d+ climbs ended in \d+ distinct maxima; .* Good-Turing", metrics["meaning"])
     files = ["config", "environment", "history", "certificate", "metrics"]
     assert all(json.loads((folder / f"{name}.json").read_text()) for name in files)

@@ -2,62 +2,166 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from convcvx.budget import Deadline
 from convcvx.oracles.base import Oracle, OracleResult
+from convcvx.oracles.beside import best_proof, proof_beside
 from convcvx.oracles.local import LocalOracle
+from convcvx.oracles.polynomial import PolynomialOracle
+from convcvx.oracles.remainder import RemainderOracle
 from convcvx.oracles.sampled import SampledOracle
+from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
 
 HALF = 0.5
 """Share of the time left for the network's own dual point, where there is another one to try."""
-ESTIMATING = 0.8
-"""Share of the time left for a search that proves nothing: the rest is for the proof beside it."""
+PROVING = 0.3
+"""Share of the time left in which something is proved before a search that proves nothing takes the rest."""
 
 
-def searched(
-    problem: Problem,
-    given: Problem,
-    search: Oracle,
-    starts: Tensor,
-    points: list[Tensor],
-    primal: float,
-    *,
-    tol: float,
-    seed: int,
-    deadline: Deadline,
-) -> tuple[OracleResult, float, Tensor]:
-    """What the oracle finds at the residual, first of `points`, or proves at another; its lower bound; which point."""
-    residual, target = points[0], problem.beta * (1 + 0.5 * tol)
-    # A heuristic may search in the arithmetic at hand: what it finds is measured in float64 below.
-    guesses = isinstance(search, LocalOracle | SampledOracle)
-    own = deadline.share(ESTIMATING) if guesses else deadline if len(points) == 1 else deadline.share(HALF)
-    found = search(
-        (given if search.name == "local" else problem).until(own),
-        residual,
-        starts=starts,
-        n_filters=16 + len(starts) * (search.name == "family"),  # a scan knows all that are active
-        seed=seed,
-        target=target,
-    )
-    point = residual
-    if not found.scope.proved and len(found.values):
-        candidates = torch.cat([found.filters, starts])
-        values = problem.responses.correlate(candidates, residual).flatten(1).norm(dim=1)
-        found = replace(found, filters=candidates, values=values)
-    dual = problem.dual(residual, found.g_max)
-    if found.scope.for_all and found.g_max <= target and primal - dual > tol * primal:
-        # The proof stopped where Z is feasible; where g stays below β a longer Z would be too, and bound better.
-        again = search(problem.until(deadline), residual, starts=starts, n_filters=16, seed=seed, target=0.0)
-        if again.scope.for_all and again.g_max < found.g_max:
-            found, dual = again, problem.dual(residual, again.g_max)
-    for other in points[1:]:
-        if found.scope.lasting and primal - dual > tol * primal:
-            again = search(problem.until(deadline), other, starts=starts, n_filters=1, seed=seed, target=target)
-            if again.scope is found.scope and problem.dual(other, again.g_max) > dual:
-                found, dual, point = again, problem.dual(other, again.g_max), other
-    return found, dual, point
+@dataclass(frozen=True)
+class Shown:
+    """Lower bounds on the objective of other networks.
+
+    Attributes
+    ----------
+    found : OracleResult
+        What the better search found, or proved.
+    dual : float
+        The lower bound that follows from `found.g_max`, within the scope of `found`.
+    point : Tensor (n, c)
+        The dual point at which that is so.
+    name : str
+        Of the oracle.
+    proved : float
+        The best lower bound that is proved of every network.
+    proved_by : str
+        Which bound that is, in words.
+    round : Mapping, optional
+        The record of a training with a bound better than `dual`, proved at a dual point of its own.
+    """
+
+    found: OracleResult
+    dual: float
+    point: Tensor
+    name: str
+    proved: float
+    proved_by: str
+    round: Mapping[str, Any] | None = None
+
+    @property
+    def kept(self) -> Shown:
+        """With the bound of `round` in place of its own."""
+        if self.round is None:
+            return self
+        bound, number = self.round["lower_bound"], self.round["round"]
+        stats = {**self.found.stats, "proved_in_round": number}
+        found = replace(self.found, upper_bound=self.round["g_max"], stats=stats)
+        return replace(self, found=found, dual=bound, proved=bound, proved_by=f"{self.name} in round {number}")
+
+
+@dataclass(frozen=True)
+class Search:
+    """How lower bounds are looked for.
+
+    Attributes
+    ----------
+    oracle : Oracle
+    tol : float
+        The gap at which a proof may stop.
+    seed : int
+    deadline : Deadline
+    training_seconds : float, optional
+        How long the training before it took, of which a proof beside an estimate takes a small share; None without.
+    rounds : sequence of Mapping
+        Records of that training, as in `certify_parameters`.
+    """
+
+    oracle: Oracle
+    tol: float
+    seed: int
+    deadline: Deadline
+    training_seconds: float | None = None
+    rounds: Sequence[Mapping[str, Any]] = ()
+
+    def __call__(
+        self, problem: Problem, given: Problem, starts: Tensor, points: Sequence[Tensor], primal: float
+    ) -> Shown:
+        """The bounds for a network with this `primal` and filters `starts` (q, r).
+
+        `points` are dual points, the network's residual first; `given` is the problem in the arithmetic that a
+        heuristic may search in.
+        """
+        if isinstance(self.oracle, PolynomialOracle | RemainderOracle):
+            return self._at_any_rank(problem, points)
+        guesses, proof = isinstance(self.oracle, LocalOracle | SampledOracle), None
+        if guesses:  # before a search that takes what time there is
+            early = problem.until(self.deadline.share(PROVING))
+            proof = proof_beside(early, points, self.training_seconds)
+        found, dual, point = self._searched(problem, given, starts, points, primal)
+        shown = Shown(found, dual, point, self.oracle.name, dual, self.oracle.name)
+        if proof is None and (found.cut_short or not found.scope.for_all):
+            proof = proof_beside(problem.until(self.deadline), points, self.training_seconds)
+        if proof is not None and not found.scope.for_all:
+            shown = replace(shown, proved=proof.value, proved_by=proof.by)
+        elif proof is not None and proof.value > dual:
+            name = PolynomialOracle.name
+            shown = Shown(proof.found, proof.value, proof.point, name, proof.value, proof.by)
+        if found.cut_short and found.scope.for_all:
+            best = _best_round(self.rounds)
+            if best is not None and best["lower_bound"] > shown.dual:
+                return replace(shown, name=self.oracle.name, round=best)
+        return shown
+
+    def _at_any_rank(self, problem: Problem, points: Sequence[Tensor]) -> Shown:
+        """By the oracle, or by polynomials alone where these prove more."""
+        in_time, oracle = problem.until(self.deadline), self.oracle
+        polynomial = replace(oracle, search=None) if isinstance(oracle, PolynomialOracle) else PolynomialOracle()
+        best, name = best_proof(in_time, points, polynomial), polynomial.name
+        if isinstance(oracle, RemainderOracle):
+            other = best_proof(in_time, points, oracle)
+            best, name = (other, oracle.name) if other.value >= best.value else (best, name)
+        return Shown(best.found, best.value, best.point, name, best.value, name)
+
+    def _searched(
+        self, problem: Problem, given: Problem, starts: Tensor, points: Sequence[Tensor], primal: float
+    ) -> tuple[OracleResult, float, Tensor]:
+        """What the oracle finds at the residual, or proves at another point; its lower bound; which point."""
+        residual, target = points[0], problem.beta * (1 + 0.5 * self.tol)
+        wide: dict[str, Any] = {"starts": starts, "n_filters": 16, "seed": self.seed}
+        if self.oracle.name == "family":  # whose scan knows all that are active
+            wide["n_filters"] = 16 + len(starts)
+        # A heuristic may search in the arithmetic at hand: what it finds is measured in float64 below.
+        guesses = self.oracle.name == LocalOracle.name
+        own = self.deadline if len(points) == 1 or guesses else self.deadline.share(HALF)
+        found = self.oracle((given if guesses else problem).until(own), residual, **wide, target=target)
+        if not found.scope.proved and len(found.values):
+            candidates = torch.cat([found.filters, starts])
+            values = problem.responses.correlate(candidates, residual).flatten(1).norm(dim=1)
+            found = replace(found, filters=candidates, values=values)
+        dual, point = problem.dual(residual, found.g_max), residual
+        if found.scope.for_all and found.g_max <= target and primal - dual > self.tol * primal:
+            # The proof stopped where Z is feasible; where g stays below β a longer Z would be too, and bound better.
+            again = self.oracle(problem.until(self.deadline), residual, **wide, target=0.0)
+            if again.scope.for_all and again.g_max < found.g_max:
+                found, dual = again, problem.dual(residual, again.g_max)
+        for other in points[1:]:
+            if found.scope.lasting and primal - dual > self.tol * primal:
+                again = self.oracle(
+                    problem.until(self.deadline), other, starts=starts, n_filters=1, seed=self.seed, target=target
+                )
+                if again.scope is found.scope and problem.dual(other, again.g_max) > dual:
+                    found, dual, point = again, problem.dual(other, again.g_max), other
+        return found, dual, point
+
+
+def _best_round(rounds: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The record with the best bound that is a proof for all networks, on all images: one of a sample says its size."""
+    proofs = [record for record in rounds if Scope(record["scope"]).for_all and "images" not in record]
+    return max(proofs, key=lambda record: record["lower_bound"], default=None)
