@@ -28,6 +28,7 @@ from convcvx.estimator import ConvexCNNClassifier
 from convcvx.losses.shares import Shares
 from convcvx.optimum import told
 from convcvx.oracles import FamilyOracle, Listed, Scope, Ternary, get_oracle
+from convcvx.oracles.family import bound_over_family
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
 from convcvx.solvers.column_generation import column_generation
@@ -35,6 +36,7 @@ from convcvx.solvers.dictionary.filters import dictionary
 from convcvx.solvers.master.table import solve_master
 from convcvx.training.dictionary_gap import with_dictionary_gap
 from convcvx.training.options import TrainConfig
+from convcvx.training.plan import build_problem
 from convcvx.training.resolve import training_problem
 
 TERNARY = FamilyOracle(Ternary())
@@ -73,6 +75,38 @@ def test_the_scan_is_never_below_the_maximum_in_fractions(seed, size, n_patches)
     assert found.upper_bound == pytest.approx(math.sqrt(truth), rel=1e-9)
     assert float(found.values[0]) == pytest.approx(math.sqrt(truth), rel=1e-9)
     assert not Fraction(found.upper_bound * (1 - 1e-6)) ** 2 >= truth  # the test can fail
+
+
+def test_the_scan_is_never_below_the_maximum_in_fractions_where_whitening_cancels():
+    """Bright patches of little contrast: their mean, which the basis takes off, is far larger than what is left."""
+    random = np.random.default_rng(5)
+    images = torch.from_numpy(1000 + random.random((3, 1, 3, 3)))
+    problem = build_problem(
+        images, random.standard_normal((3, 2)), spec=PatchSpec((2, 2), whiten=1e-3, rank=2, hidden_bias=True)
+    )
+    dual_point = problem.dual_point(problem.constant_predictions())
+    rows = problem.responses.rows(slice(None)).tolist()
+    basis = [[Fraction(entry) for entry in row] for row in problem.responses.embedding.basis.tolist()]
+    patches = [
+        [[sum(b * Fraction(x) for b, x in zip(axis, row, strict=True)) for axis in basis] for row in image]
+        for image in rows
+    ]
+    residual = [[Fraction(z) for z in row] for row in dual_point.tolist()]
+    mean = [sum(column) / 3 for column in zip(*residual, strict=True)]  # what the point stands for sums to zero exactly
+
+    def exact(word: np.ndarray) -> Fraction:
+        pooled = [
+            sum(max(sum(int(t) * x for t, x in zip(word, row, strict=True)), Fraction(0)) for row in image) / len(image)
+            for image in patches
+        ]
+        sums = [sum(phi * (z[c] - mean[c]) for phi, z in zip(pooled, residual, strict=True)) for c in range(2)]
+        return sum(entry**2 for entry in sums) / int((word**2).sum())
+
+    truth = max(map(exact, words(3)))
+    found = TERNARY(problem, dual_point)
+    assert Fraction(found.upper_bound) ** 2 >= truth
+    assert found.upper_bound == pytest.approx(math.sqrt(truth), rel=1e-6)
+    assert bound_over_family(problem, math.nan, dual_point) == math.inf
 
 
 @pytest.mark.parametrize("whiten", [None, 0.1])
