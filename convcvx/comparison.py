@@ -20,6 +20,7 @@ from convcvx.data.given import given_dataset
 from convcvx.errors import InputError, RunError
 from convcvx.machine.memory import check_memory
 from convcvx.network.two_layer import TwoLayerCNN
+from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
 from convcvx.solution import Solution, Status
 from convcvx.stack.jobs import stage_data
@@ -187,11 +188,13 @@ def compare_on(
 def _convex(metrics: dict[str, Any]) -> dict[str, Any]:
     """Of the metrics of a fit what a comparison has."""
     kept = ("dual", "rel_gap", "scope", "meaning", "n_filters", "train_accuracy", "test_accuracy", "seconds")
-    return (
-        {"objective": metrics["primal"]}
-        | {name: metrics[name] for name in kept}
-        | {"core_seconds": metrics.get("core_seconds")}
-    )
+    found = {"objective": metrics["primal"], "core_seconds": metrics.get("core_seconds")}
+    found |= {name: metrics[name] for name in kept}
+    if Scope(metrics["scope"]) is Scope.FAMILY:
+        # The twin's filters are free: what is proved over a family does not bind it.
+        proved = {"dual": metrics["proved"], "rel_gap": metrics["proved_gap"]}
+        found |= {**proved, "scope": Scope.GLOBAL, "meaning": Scope.GLOBAL.meaning}
+    return found
 
 
 def _twin(

@@ -170,6 +170,29 @@ def test_a_solver_out_of_time_still_gives_a_network_and_a_true_certificate(solve
         assert "the time limit" in certificate.meaning
 
 
+def test_a_search_whose_share_of_the_time_is_over_still_finds_filters(clock):
+    problem, _, highest = small("squared")
+    late, oracle = problem.until(Deadline.after(1e6)), BranchAndBoundOracle(share=1e-9)
+    dual_point = problem.dual_point(problem.constant_predictions())
+    found = oracle(late, dual_point, n_filters=2)
+    assert found.cut_short
+    assert (found.scope, found.upper_bound) == ("global", math.inf)
+    assert len(found.values) > 0
+    torch.testing.assert_close(found.values, g(problem, found.filters, dual_point), rtol=1e-9, atol=1e-12)
+    solution = solve_problem(late, Budget(tol=1e-9, max_rounds=2), solver="sliding-fw", oracle=oracle)
+    assert solution.n_filters > 0
+    assert solution.history[-1]["lower_bound"] <= highest
+    assert len(oracle(problem.until(Deadline.after(0.5)), dual_point).values) == 0  # the control: no time at all
+
+
+def test_a_training_whose_searches_find_nothing_in_time_ends():
+    def nothing(problem, dual_point, **options):
+        return OracleResult.unfinished(problem, "global", 0.0)
+
+    solution = solve_problem(small("squared")[0], Budget(), solver="sliding-fw", oracle=nothing)
+    assert (solution.status, solution.n_filters) == ("time_limit", 0)
+
+
 def test_what_a_training_has_proved_outlives_a_search_that_time_cuts_short(clock):
     problem, lowest, highest = small("squared")
     none = problem.responses.dim, problem.responses.n_cells, problem.n_outputs

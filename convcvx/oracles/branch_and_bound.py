@@ -58,6 +58,7 @@ of incumbents.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -71,10 +72,13 @@ from convcvx.oracles._blocks import BlockSearch, Goal, Incumbents
 from convcvx.oracles._row_tree import RowTree
 from convcvx.oracles.base import OracleResult
 from convcvx.oracles.charged_rows import ChargedRows
+from convcvx.oracles.local import LocalOracle
 from convcvx.oracles.needs import Need
 from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
 
+FIRST_LOOK = LocalOracle(n_climbers=8, n_steps=4, n_batches=1)
+"""What finds filters where there is no time for a search: a few passes."""
 MAX_RANK = 16
 """The search begins with 2^(rank - 1) cones; long before this rank it stops to prove anything of use."""
 
@@ -142,11 +146,13 @@ class BranchAndBoundOracle:
             deadline.check()
             charged = ChargedRows.build(problem.until(deadline), dual_point, shared=True)
         except OutOfTime:
-            return OracleResult.unfinished(problem, Scope.GLOBAL, clock() - began)
+            late = OracleResult.unfinished(problem, Scope.GLOBAL, clock() - began)
+            return _with_filters(late, problem, dual_point, starts, n_filters, seed)
         points = None if starts is None else (starts.double().cpu() @ charged.frame.T).numpy()
         device = problem.responses.device
         options: dict[str, Any] = {"n_filters": n_filters, "seed": seed, "target": target, "began": began}
-        return self.maximise(charged, points, **options, device=device, deadline=deadline)
+        found = self.maximise(charged, points, **options, device=device, deadline=deadline)
+        return _with_filters(found, problem, dual_point, starts, n_filters, seed) if found.cut_short else found
 
     def maximise(
         self,
@@ -216,6 +222,16 @@ class BranchAndBoundOracle:
         if torch.device(device).type == "cuda":
             return BatchedSearch(charged, tree, incumbents, goal, device)
         return BlockSearch(charged, tree, incumbents, goal)
+
+
+def _with_filters(
+    found: OracleResult, problem: Problem, dual_point: Tensor, starts: Tensor | None, n_filters: int, seed: int
+) -> OracleResult:
+    """What a search proved that time cut short, with filters if it has none: a training cannot go on without any."""
+    if len(found.values) or problem.deadline.passed:
+        return found
+    seen = FIRST_LOOK(problem.with_dtype(torch.float64), dual_point, starts=starts, n_filters=n_filters, seed=seed)
+    return replace(found, filters=seen.filters, values=seen.values)
 
 
 def _too_high(rank: int) -> str | None:

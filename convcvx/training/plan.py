@@ -20,6 +20,7 @@ from convcvx.losses.shares import counted
 from convcvx.losses.targets import encode_targets
 from convcvx.machine.threads import sparing_threads
 from convcvx.oracles import LocalOracle, Oracle, PolynomialOracle, RemainderOracle, get_oracle, pick_oracle
+from convcvx.oracles.branch_and_bound import FIRST_LOOK
 from convcvx.oracles.sampled import N_GATES
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.pooling import Pooling
@@ -33,8 +34,6 @@ BEGINNING = 0.15
 """Share of the time left that the search for beta_max may take: it is one call of the oracle, a training many."""
 TRAINING = 0.75
 """Share of the time left that the training may take: what remains is for the certificate, one thorough search."""
-FIRST_LOOK = LocalOracle(n_climbers=8, n_steps=4, n_batches=1)
-"""The search for beta_max where there is no time for one: a few passes."""
 
 ROUNDINGS = 8.0
 """Units of rounding that a response is off by, and a target."""
