@@ -23,10 +23,12 @@ import torch
 from torch import Tensor
 
 from convcvx.budget import OutOfTime
+from convcvx.oracles._convex_steps import climb
 from convcvx.oracles.base import OracleResult
 from convcvx.oracles.metric import Metric, norms, unit
 from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
+from convcvx.responses.small import SmallRows
 
 DISTINCT = 0.999
 """Cosine above which two filters count as the same local maximum."""
@@ -218,6 +220,11 @@ class LocalOracle:
         n_steps: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Filters (q, r), their g (q,) and G / g (q, P, c) at the end of climbs that set out towards `towards`."""
+        if problem.is_small and (small := SmallRows.of(problem.responses)).are_few:
+            best, weights = filters.numpy().copy(), np.empty_like(towards.numpy())
+            heights = np.empty(len(best))
+            climb(small.rows, small.pool, dual_point.numpy(), best, heights, weights)
+            return torch.from_numpy(best), torch.from_numpy(heights), torch.from_numpy(weights)
         # In numpy: on small arrays a call of it costs a fraction of one of torch.
         best, best_values = filters.numpy(), np.zeros(len(filters))
         trial, directions = best, unit(towards.numpy())

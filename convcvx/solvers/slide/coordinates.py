@@ -9,23 +9,30 @@ whitened by the second moments of the patches (for u) and of the centred respons
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from convcvx.losses.shares import Shares
 from convcvx.problem import Problem
 from convcvx.responses.mirror import MirrorPairs
+from convcvx.responses.table import Residual
 from convcvx.solution import Solution
 from convcvx.solvers.dictionary.features import Features
 
+Gradients = Callable[[Tensor, Tensor, Tensor, Residual], tuple[Tensor, Tensor, Tensor]]
 SAMPLE = 2000
 """Images from which the whitening is estimated: it sets the speed of the descent, not its target."""
 
 
 def balanced_gradients(
-    problem: Problem, network: tuple[Tensor, Tensor, Tensor]
+    problem: Problem, network: tuple[Tensor, Tensor, Tensor], gradients: Gradients | None = None
 ) -> tuple[float, tuple[Tensor, Tensor, Tensor]]:
-    """Value and gradients of the balanced objective, on the device of the passes as the network is."""
+    """Value and gradients of the balanced objective, on the device of the passes as the network is.
+
+    `gradients` takes the place of `Responses.gradients`.
+    """
     filters, weights, intercept = network
     responses = problem.responses
     targets = problem.targets.to(responses.device, responses.dtype)
@@ -38,7 +45,7 @@ def balanced_gradients(
         slopes = problem.loss.gradient(predictions, aimed)
         return (slopes if counts is None else slopes * counts[where]) / problem.shares.total
 
-    slopes = responses.gradients(filters, weights, intercept, residual)
+    slopes = (gradients or responses.gradients)(filters, weights, intercept, residual)
     penalty = 0.5 * problem.beta * float(filters.square().sum() + weights.square().sum())
     return float(problem.mean(losses.double())) + penalty, (
         slopes[0] + problem.beta * filters,
@@ -96,6 +103,10 @@ class Coordinates:
         if self._pairs is not None:
             filters, weights = self._pairs.filters(filters), self._pairs.unfold(weights)
         return filters, weights, intercept
+
+    def seen(self, rows: Tensor) -> Tensor:
+        """Patch rows (N, r), in the coordinates in which their products with u' are those with u."""
+        return rows.to(self._filter_inverse) @ self._filter_inverse.T
 
     def pullback(self, filters: Tensor, weights: Tensor, intercept: Tensor) -> list[Tensor]:
         """Gradients in the network to gradients in the coordinates."""

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from convcvx.problem import Problem
+from convcvx.responses.small import SmallRows
 from convcvx.solution import Solution
 from convcvx.solvers.slide.coordinates import Coordinates, balanced_gradients
 from convcvx.solvers.slide.descent import BATCH, descend
+from convcvx.solvers.slide.kinks import Kinks
 
 DETERMINISTIC_FLOPS = 1e9
 """Cost of a full gradient below which sliding is deterministic."""
@@ -37,30 +39,39 @@ def slide(problem: Problem, solution: Solution, seed: int, *, accuracy: float, s
 
 
 def slide_lbfgs(problem: Problem, solution: Solution, accuracy: float = 0.0, max_iter: int = 200) -> Solution:
-    """Full-batch L-BFGS: kinks of the ReLU can stop it, the oracle then steps over them."""
+    """Full-batch L-BFGS: kinks of the ReLU can stop it, the oracle then steps over them; among few rows filters slide
+    along the kinks that they have come to."""
     from scipy.optimize import minimize  # here: `import convcvx` does not wait for it
 
     coordinates = Coordinates(problem, solution, torch.Generator().manual_seed(0))
-    shapes = [part.shape for part in coordinates.start]
-    sizes = [part.numel() for part in coordinates.start]
+    small = SmallRows.of(problem.responses) if problem.is_small else None
+    kinks = Kinks(problem, solution, coordinates) if small is not None and small.are_few else None
+    gradients = None if small is None else small.gradients
+    start = coordinates.start
+    if kinks is not None:
+        start = [kinks.along(start[0]), *start[1:]]
+    shapes, sizes = [part.shape for part in start], [part.numel() for part in start]
 
     def unpack(point: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-        pieces = torch.from_numpy(point).to(coordinates.start[0]).split(sizes)
+        pieces = torch.from_numpy(point).to(start[0]).split(sizes)
         return coordinates.network([piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)])
 
     def flat(parts: list[Tensor]) -> np.ndarray:
         return torch.cat([part.flatten() for part in parts]).double().cpu().numpy()
 
     def value_and_gradient(point: np.ndarray) -> tuple[float, np.ndarray]:
-        value, slopes = balanced_gradients(problem, unpack(point))
-        return value, flat(coordinates.pullback(*slopes))
+        value, slopes = balanced_gradients(problem, unpack(point), gradients)
+        parts = coordinates.pullback(*slopes)
+        if kinks is not None:
+            parts[0] = kinks.along(parts[0])
+        return value, flat(parts)
 
     options = {
         "maxiter": max_iter,
         "maxfun": 2 * max_iter,
         "ftol": max(accuracy, 1e-15),
         "gtol": 1e-13,
-        "maxcor": 30,
+        "maxcor": 30 if small is None else 10,
     }
-    result = minimize(value_and_gradient, flat(coordinates.start), jac=True, method="L-BFGS-B", options=options)
+    result = minimize(value_and_gradient, flat(start), jac=True, method="L-BFGS-B", options=options)
     return solution.with_parameters(*(part.double().cpu() for part in unpack(result.x)))
