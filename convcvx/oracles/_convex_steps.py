@@ -9,7 +9,8 @@ at hand (the concave-convex procedure, Yuille and Rangarajan 2003); what is left
 both sums over rows of negative slope, with q = Σ_ρ a_ρ x_ρ over those of positive slope that are active. Coordinate
 descent solves the right side, and what it leaves of q is the next filter, up to its length. Then V becomes G / g. No
 step lowers g. At a maximum many rows lie on kinks, r - 1 at most: among few rows that is most of them, and steps along
-gradients zigzag there.
+gradients zigzag there. After its start a filter is a combination of rows, u = Σ_ρ m_ρ x_ρ: a climb knows the rows by
+their Gram matrix alone, and a coordinate that stays at its bound costs nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from convcvx.machine.jit import njit
 
 MAX_STEPS = 50
 """Convex steps of a climb at most: most take five."""
-RISE = 1e-7
+RISE = 1e-5
 """A climb is over when a step raises g by no more than this share of it."""
 MAX_SWEEPS = 100
 """Sweeps of coordinate descent in a step at most: an early stop costs more steps, not the maximum."""
@@ -28,97 +29,100 @@ STILL = 1e-10
 """A step is solved when no coordinate of a sweep moves what is left of q by this share of its square."""
 
 
-@njit(cache=True, fastmath={"reassoc", "contract"})
-def _dot(left, right):  # pragma: no cover - compiled
-    total = 0.0
-    for k in range(len(left)):
-        total += left[k] * right[k]
-    return total
-
-
 @njit(cache=True)
-def _add(total, factor, row):  # pragma: no cover - compiled
-    for k in range(len(row)):
-        total[k] += factor * row[k]
+def climb(gram, pool, dual_point, responses, mixtures, values, weights):  # pragma: no cover - compiled
+    """Climb from filters with these `responses` x_ρ·u (q, n·K), which are overwritten.
 
-
-@njit(cache=True)
-def climb(rows, pool, dual_point, filters, values, weights):  # pragma: no cover - compiled
-    """Move `filters` (q, r) uphill, in place; `values` (q,) becomes their g, `weights` (q, P, c) G / g.
-
-    `rows` (n, K, r), `pool` (P, K) and `dual_point` (n, c) are what g is made of.
+    `gram` (n·K, n·K) has the products of the rows, `pool` (P, K) and `dual_point` (n, c) what else g is made of. Where
+    the climbs end `values` (q,) are g, `weights` (q, P, c) are G / g and `mixtures` (q, n·K) are the m_ρ, up to the
+    filter's length; those of a climb that did not leave its start are zero.
     """
-    n, n_positions, size = rows.shape
-    squares = np.empty((n, n_positions))
-    for i in range(n):
-        for k in range(n_positions):
-            squares[i, k] = _dot(rows[i, k], rows[i, k])
-    slopes, shares = np.empty((n, n_positions)), np.empty((n, n_positions))
+    n_rows = len(gram)
+    slopes, trial = np.empty(n_rows), np.empty(n_rows)
     found = np.empty_like(weights[0])
-    for j in range(len(filters)):
-        filter_ = filters[j].copy()
-        shares[:] = 0.0
+    for j in range(len(responses)):
+        mixtures[j] = 0.0
         values[j] = 0.0
+        trial[:] = 0.0
         for _ in range(MAX_STEPS):
-            g = _correlate(rows, pool, dual_point, filter_, found)
-            if not g > values[j] * (1 + RISE):
+            g = _correlate(responses[j], pool, dual_point, found)
+            if not g > values[j]:
                 break
-            filters[j], values[j], weights[j] = filter_, g, found / g
+            risen = g > values[j] * (1 + RISE)
+            mixtures[j], values[j], weights[j] = trial, g, found / g
+            if not risen:
+                break
             _slopes(pool, dual_point, weights[j], slopes)
-            if not _convex_step(rows, squares, slopes, shares, filter_):
+            if not _convex_step(gram, slopes, responses[j], trial):
                 break
 
 
 @njit(cache=True)
-def _correlate(rows, pool, dual_point, filter_, found):  # pragma: no cover - compiled
+def _correlate(responses, pool, dual_point, found):  # pragma: no cover - compiled
     """Write G (P, c) to `found`; its norm."""
     found[:] = 0.0
-    for i in range(rows.shape[0]):
-        for k in range(rows.shape[1]):
-            response = _dot(rows[i, k], filter_)
-            if response > 0:
-                for p in range(pool.shape[0]):
-                    if pool[p, k] != 0:
-                        _add(found[p], pool[p, k] * response, dual_point[i])
+    n_positions = pool.shape[1]
+    for row in range(len(responses)):
+        if responses[row] > 0:
+            i, k = divmod(row, n_positions)
+            for p in range(pool.shape[0]):
+                if pool[p, k] != 0:
+                    for o in range(dual_point.shape[1]):
+                        found[p, o] += pool[p, k] * responses[row] * dual_point[i, o]
     return np.sqrt(np.sum(found * found))
 
 
 @njit(cache=True)
 def _slopes(pool, dual_point, weights, slopes):  # pragma: no cover - compiled
-    """a_ρ (n, K): how <V, G> changes with the response of each row."""
-    towards = np.ascontiguousarray(pool.T) @ weights
-    for i in range(slopes.shape[0]):
-        for k in range(slopes.shape[1]):
-            slopes[i, k] = _dot(towards[k], dual_point[i])
+    """a_ρ (n·K,): how <V, G> changes with the response of each row."""
+    slopes[:] = 0.0
+    n_positions = pool.shape[1]
+    for row in range(len(slopes)):
+        i, k = divmod(row, n_positions)
+        for p in range(pool.shape[0]):
+            if pool[p, k] != 0:
+                for o in range(dual_point.shape[1]):
+                    slopes[row] += pool[p, k] * weights[p, o] * dual_point[i, o]
 
 
 @njit(cache=True)
-def _convex_step(rows, squares, slopes, shares, filter_):  # pragma: no cover - compiled
-    """From `filter_` (r,) to the next, in place; `shares` are the λ_ρ of the last step. False if nothing is left."""
-    left = np.zeros_like(filter_)
-    for i in range(rows.shape[0]):
-        for k in range(rows.shape[1]):
-            shares[i, k] = min(shares[i, k], max(0.0, -slopes[i, k]))
-            if slopes[i, k] > 0 and _dot(rows[i, k], filter_) > 0:
-                _add(left, slopes[i, k], rows[i, k])
-            elif shares[i, k] > 0:
-                _add(left, -shares[i, k], rows[i, k])
+def _convex_step(gram, slopes, responses, mixture):  # pragma: no cover - compiled
+    """From a filter with these `responses` to the next, in place. False if nothing is left of q.
+
+    `mixture` (n·K,) has the m_ρ up to the filter's length: a_ρ of active rows, -λ_ρ of others, which begin as the last
+    step left them.
+    """
+    n_rows = len(gram)
+    for row in range(n_rows):
+        if slopes[row] > 0:
+            mixture[row] = slopes[row] if responses[row] > 0 else 0.0
+        else:
+            mixture[row] = max(min(mixture[row], 0.0), slopes[row])
+    left = np.zeros(n_rows)  # products of the rows with what is left of q
+    for row in range(n_rows):
+        if mixture[row] != 0:
+            for other in range(n_rows):
+                left[other] += mixture[row] * gram[row, other]
+    square = 0.0
     for _ in range(MAX_SWEEPS):
         largest = 0.0
-        for i in range(rows.shape[0]):
-            for k in range(rows.shape[1]):
-                if slopes[i, k] < 0 and squares[i, k] > 0:
-                    share = shares[i, k] + _dot(rows[i, k], left) / squares[i, k]
-                    share = min(max(share, 0.0), -slopes[i, k])
-                    change = share - shares[i, k]
-                    if change != 0:
-                        shares[i, k] = share
-                        _add(left, -change, rows[i, k])
-                        largest = max(largest, change * change * squares[i, k])
-        if largest <= STILL * _dot(left, left):
+        for row in range(n_rows):
+            if slopes[row] < 0 and gram[row, row] > 0:
+                share = max(min(mixture[row] - left[row] / gram[row, row], 0.0), slopes[row])
+                change = share - mixture[row]
+                if change != 0:
+                    mixture[row] = share
+                    for other in range(n_rows):
+                        left[other] += change * gram[row, other]
+                    largest = max(largest, change * change * gram[row, row])
+        square = 0.0
+        for row in range(n_rows):
+            square += mixture[row] * left[row]
+        if largest <= STILL * square:
             break
-    length = np.sqrt(_dot(left, left))
-    if not length > 0:
+    if not square > 0:
         return False
-    filter_[:] = left / length
+    length = np.sqrt(square)
+    for row in range(n_rows):
+        responses[row] = left[row] / length
     return True

@@ -221,10 +221,7 @@ class LocalOracle:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Filters (q, r), their g (q,) and G / g (q, P, c) at the end of climbs that set out towards `towards`."""
         if problem.is_small and (small := SmallRows.of(problem.responses)).are_few:
-            best, weights = filters.numpy().copy(), np.empty_like(towards.numpy())
-            heights = np.empty(len(best))
-            climb(small.rows, small.pool, dual_point.numpy(), best, heights, weights)
-            return torch.from_numpy(best), torch.from_numpy(heights), torch.from_numpy(weights)
+            return _climb_by_convex_steps(small, dual_point, filters)
         # In numpy: on small arrays a call of it costs a fraction of one of torch.
         best, best_values = filters.numpy(), np.zeros(len(filters))
         trial, directions = best, unit(towards.numpy())
@@ -255,6 +252,19 @@ class LocalOracle:
             if enough or idle == IDLE:
                 break
         return torch.from_numpy(best), torch.from_numpy(best_values), torch.from_numpy(directions)
+
+
+def _climb_by_convex_steps(small: SmallRows, dual_point: Tensor, filters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As `LocalOracle._climb`, among few rows: each climb goes to its maximum, kinks or not."""
+    rows, gram = small.flat, small.gram
+    responses = filters.numpy() @ rows.T
+    mixtures, values = np.empty_like(responses), np.empty(len(filters))
+    weights = np.zeros((len(filters), len(small.pool), dual_point.shape[1]))
+    climb(gram, small.pool, dual_point.numpy(), responses, mixtures, values, weights)
+    ends = mixtures @ rows
+    moved = norms(ends) > 0
+    ends = np.where(moved[:, None], unit(ends), filters.numpy())
+    return torch.from_numpy(ends), torch.from_numpy(values), torch.from_numpy(weights)
 
 
 def calibrate(sample: Problem, sampled: Tensor, problem: Problem, dual_point: Tensor, filters: Tensor) -> Tensor:

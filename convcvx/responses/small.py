@@ -6,6 +6,7 @@ A small problem keeps its patches anyway (see `Stream`); everything here is floa
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +48,16 @@ class SmallRows:
         return responses.kept["small_rows"]
 
     @property
+    def flat(self) -> Array:
+        """(n·K, r)."""
+        return self.rows.reshape(-1, self.rows.shape[2])
+
+    @cached_property
+    def gram(self) -> Array:
+        """(n·K, n·K) products of rows; for few of them."""
+        return self.flat @ self.flat.T
+
+    @property
     def are_few(self) -> bool:
         """Whether kinks are what shapes g."""
         n, n_positions, size = self.rows.shape
@@ -56,9 +67,9 @@ class SmallRows:
         self, filters: Tensor, weights: Tensor, intercept: Tensor, residual: Residual
     ) -> tuple[Tensor, Tensor, Tensor]:
         """As those of `Responses`, in a quarter of the time."""
-        n, n_positions, size = self.rows.shape
+        n, n_positions, _ = self.rows.shape
         m, cells, c = weights.shape
-        rows = self.rows.reshape(-1, size)
+        rows = self.flat
         matrix = weights.transpose(0, 1).reshape(-1, c).numpy()  # (P·m, c)
         active = np.maximum(rows @ filters.numpy().T, 0.0)
         pooled = (self.pool @ active.reshape(n, n_positions, m)).reshape(n, -1)

@@ -29,8 +29,7 @@ class Kinks:
 
     def __init__(self, problem: Problem, solution: Solution, coordinates: Coordinates) -> None:
         small = SmallRows.of(problem.responses)
-        size = small.rows.shape[2]
-        rows = small.rows.reshape(-1, size)
+        rows = small.flat
         dual_point = problem.dual_point(
             problem.responses.predict(solution.filters, solution.weights, solution.intercept)
         )
