@@ -10,11 +10,7 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
-
 from convcvx.responses.passes import Responses
-from convcvx.responses.table import Residual
 
 Array = npt.NDArray[np.float64]
 FEW = 2
@@ -62,20 +58,3 @@ class SmallRows:
         """Whether kinks are what shapes g."""
         n, n_positions, size = self.rows.shape
         return n * n_positions <= FEW * size
-
-    def gradients(
-        self, filters: Tensor, weights: Tensor, intercept: Tensor, residual: Residual
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """As those of `Responses`, in a quarter of the time."""
-        n, n_positions, _ = self.rows.shape
-        m, cells, c = weights.shape
-        rows = self.flat
-        matrix = weights.transpose(0, 1).reshape(-1, c).numpy()  # (P·m, c)
-        active = np.maximum(rows @ filters.numpy().T, 0.0)
-        pooled = (self.pool @ active.reshape(n, n_positions, m)).reshape(n, -1)
-        predictions = torch.from_numpy(pooled @ matrix) + intercept
-        slopes = residual(predictions, torch.arange(n))
-        back = self.pool.T @ (slopes.numpy() @ matrix.T).reshape(n, cells, m)
-        kernel = (back.reshape(-1, m) * (active > 0)).T @ rows
-        weight = torch.from_numpy(pooled.T @ slopes.numpy()).view(cells, m, c).transpose(0, 1)
-        return torch.from_numpy(kernel), weight, slopes.sum(dim=0)

@@ -9,30 +9,23 @@ whitened by the second moments of the patches (for u) and of the centred respons
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from convcvx.losses.shares import Shares
 from convcvx.problem import Problem
 from convcvx.responses.mirror import MirrorPairs
-from convcvx.responses.table import Residual
 from convcvx.solution import Solution
 from convcvx.solvers.dictionary.features import Features
 
-Gradients = Callable[[Tensor, Tensor, Tensor, Residual], tuple[Tensor, Tensor, Tensor]]
 SAMPLE = 2000
 """Images from which the whitening is estimated: it sets the speed of the descent, not its target."""
 
 
 def balanced_gradients(
-    problem: Problem, network: tuple[Tensor, Tensor, Tensor], gradients: Gradients | None = None
+    problem: Problem, network: tuple[Tensor, Tensor, Tensor]
 ) -> tuple[float, tuple[Tensor, Tensor, Tensor]]:
-    """Value and gradients of the balanced objective, on the device of the passes as the network is.
-
-    `gradients` takes the place of `Responses.gradients`.
-    """
+    """Value and gradients of the balanced objective, on the device of the passes as the network is."""
     filters, weights, intercept = network
     responses = problem.responses
     targets = problem.targets.to(responses.device, responses.dtype)
@@ -45,7 +38,7 @@ def balanced_gradients(
         slopes = problem.loss.gradient(predictions, aimed)
         return (slopes if counts is None else slopes * counts[where]) / problem.shares.total
 
-    slopes = (gradients or responses.gradients)(filters, weights, intercept, residual)
+    slopes = responses.gradients(filters, weights, intercept, residual)
     penalty = 0.5 * problem.beta * float(filters.square().sum() + weights.square().sum())
     return float(problem.mean(losses.double())) + penalty, (
         slopes[0] + problem.beta * filters,
@@ -63,6 +56,15 @@ class Coordinates:
     """u = u' A⁻¹, V = B⁻ᵀ V', b = b' - meanᵀ V: with AAᵀ and BBᵀ second moments, the descent is well conditioned.
 
     They live on the device of the problem's passes, and so do the networks and the gradients that they are given.
+
+    Attributes
+    ----------
+    start : list of Tensor
+        u' (m, r), V' (m·P, c) and b' (c,) of the solution.
+    filter_inverse, weight_inverse : Tensor (r, r), (m·P, m·P)
+        A⁻¹ and B⁻¹.
+    mean : Tensor (m·P, 1)
+        Of the responses; zero without an intercept.
     """
 
     def __init__(
@@ -75,7 +77,7 @@ class Coordinates:
         sample = problem if len(images) == problem.n else problem.sample(images)
         features = Features([sample.responses], [filters], flips=pairs is not None)
         moment, mean = _moments(features, sample.shares, centred=problem.intercept)
-        self._mean = mean[:, None]
+        self.mean = mean[:, None]
         if pairs is not None:
             filters, weights = filters.chunk(2)[0], weights.chunk(2)[0]
         self._shape = weights.shape
@@ -84,12 +86,12 @@ class Coordinates:
         filter_factor = _factor(patches.damped().to(device), 0.0)
         frame, inverse = (part.to(device) for part in patches.nearer())
         matrix = weights.flatten(0, 1)
-        intercept = solution.intercept.to(device) + (self._mean.T @ matrix)[0]
+        intercept = solution.intercept.to(device) + (self.mean.T @ matrix)[0]
         start = [filters @ inverse @ filter_factor, weight_factor.T @ matrix, intercept]
         # The descent needs no more precision than the passes over the images have.
         dtype = problem.responses.dtype
-        self._mean = self._mean.to(dtype)
-        self._weight_inverse, self._filter_inverse = (
+        self.mean = self.mean.to(dtype)
+        self.weight_inverse, self.filter_inverse = (
             _inverse(weight_factor).to(dtype),
             (_inverse(filter_factor) @ frame).to(dtype),
         )
@@ -97,24 +99,20 @@ class Coordinates:
 
     def network(self, parts: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Coordinates to filters (m, r), weights (m, P, c), intercept (c,)."""
-        matrix = self._weight_inverse.T @ parts[1]
-        intercept = parts[2] - (self._mean.T @ matrix)[0]
-        filters, weights = parts[0] @ self._filter_inverse, matrix.view(self._shape)
+        matrix = self.weight_inverse.T @ parts[1]
+        intercept = parts[2] - (self.mean.T @ matrix)[0]
+        filters, weights = parts[0] @ self.filter_inverse, matrix.view(self._shape)
         if self._pairs is not None:
             filters, weights = self._pairs.filters(filters), self._pairs.unfold(weights)
         return filters, weights, intercept
 
-    def seen(self, rows: Tensor) -> Tensor:
-        """Patch rows (N, r), in the coordinates in which their products with u' are those with u."""
-        return rows.to(self._filter_inverse) @ self._filter_inverse.T
-
     def pullback(self, filters: Tensor, weights: Tensor, intercept: Tensor) -> list[Tensor]:
         """Gradients in the network to gradients in the coordinates."""
-        filters, weights, intercept = (part.to(self._mean) for part in (filters, weights, intercept))
+        filters, weights, intercept = (part.to(self.mean) for part in (filters, weights, intercept))
         if self._pairs is not None:
             filters, weights = self._pairs.fold_filters(filters), self._pairs.fold(weights)
-        matrix = weights.flatten(0, 1) - self._mean @ intercept[None]
-        return [filters @ self._filter_inverse.T, self._weight_inverse @ matrix, intercept]
+        matrix = weights.flatten(0, 1) - self.mean @ intercept[None]
+        return [filters @ self.filter_inverse.T, self.weight_inverse @ matrix, intercept]
 
 
 def _moments(features: Features, shares: Shares, *, centred: bool) -> tuple[Tensor, Tensor]:

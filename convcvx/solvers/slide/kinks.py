@@ -15,7 +15,6 @@ from torch import Tensor
 from convcvx.problem import Problem
 from convcvx.responses.small import SmallRows
 from convcvx.solution import Solution
-from convcvx.solvers.slide.coordinates import Coordinates
 
 NEAR = 1e-2
 """Cosine of filter and row below which the filter is at the kink: where the last descent has left it, by its zigzags.
@@ -25,29 +24,40 @@ RIDGE = 1e-12
 
 
 class Kinks:
-    """The rows at whose kinks each filter stays, in the coordinates of a descent: (m, k, r), whitened, zeros for none."""
+    """The rows at whose kinks each filter stays.
 
-    def __init__(self, problem: Problem, solution: Solution, coordinates: Coordinates) -> None:
-        small = SmallRows.of(problem.responses)
-        rows = small.flat
-        dual_point = problem.dual_point(
-            problem.responses.predict(solution.filters, solution.weights, solution.intercept)
-        )
-        towards = small.pool.T @ solution.weights.numpy()  # (m, K, c)
-        slopes = np.einsum("mkc,ic->mik", towards, dual_point.numpy()).reshape(len(towards), -1)
-        lengths = np.linalg.norm(rows, axis=1)
-        at_kink = np.abs(solution.filters.numpy() @ rows.T) <= NEAR * lengths
-        held = at_kink & (slopes < 0) & (lengths > 0)  # (m, n·K)
-        most = max(1, int(held.sum(axis=1).max()))
-        order = np.argsort(~held, axis=1, kind="stable")[:, :most]
-        chosen = np.take_along_axis(held, order, axis=1)
-        seen = coordinates.seen(torch.from_numpy(rows))[torch.from_numpy(order)] * torch.from_numpy(chosen)[:, :, None]
-        gram = seen @ seen.transpose(1, 2)
-        scale = gram.diagonal(dim1=1, dim2=2).mean(dim=1).clamp_min(1e-300)
-        gram.diagonal(dim1=1, dim2=2).add_(RIDGE * scale[:, None] + torch.from_numpy(~chosen))
-        self._rows = torch.linalg.solve_triangular(torch.linalg.cholesky(gram), seen, upper=False)
+    Parameters
+    ----------
+    problem : Problem
+        One of few rows.
+    solution : Solution
+        Whose filters slide.
+    seen : Tensor (n·K, r)
+        The rows in the coordinates of the slide.
+    """
+
+    def __init__(self, problem: Problem, solution: Solution, seen: Tensor) -> None:
+        held = torch.from_numpy(_held(problem, solution))
+        most = max(1, int(held.sum(dim=1).max()))
+        order = held.int().argsort(dim=1, descending=True, stable=True)[:, :most]
+        chosen = held.gather(1, order)
+        rows = seen[order] * chosen[:, :, None]  # (m, k, r), zeros where a filter is at fewer kinks than others
+        gram = rows @ rows.transpose(1, 2)
+        scale = gram.diagonal(dim1=1, dim2=2).mean(dim=1, keepdim=True)
+        gram.diagonal(dim1=1, dim2=2).add_(RIDGE * scale + ~chosen)
+        self._rows = torch.linalg.solve_triangular(torch.linalg.cholesky(gram), rows, upper=False)
 
     def along(self, filters: Tensor) -> Tensor:
-        """Filters (m, r) in the coordinates, or steps of them, without what would leave a kink."""
+        """Filters (m, r) in the coordinates of the slide, or steps of them, less what would leave a kink."""
         across = self._rows @ filters[:, :, None]
         return filters - (self._rows.transpose(1, 2) @ across)[:, :, 0]
+
+
+def _held(problem: Problem, solution: Solution) -> np.ndarray:
+    """(m, n·K): whether a row keeps a filter at its kink."""
+    small = SmallRows.of(problem.responses)
+    predictions = problem.responses.predict(solution.filters, solution.weights, solution.intercept)
+    towards = small.pool.T @ solution.weights.numpy()  # (m, K, c)
+    slopes = np.einsum("mkc,ic->mik", towards, problem.dual_point(predictions).numpy()).reshape(len(towards), -1)
+    lengths = np.linalg.norm(small.flat, axis=1)
+    return (np.abs(solution.filters.numpy() @ small.flat.T) <= NEAR * lengths) & (slopes < 0) & (lengths > 0)
