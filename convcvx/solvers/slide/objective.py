@@ -32,60 +32,62 @@ class PassObjective:
     def __init__(self, problem: Problem, solution: Solution) -> None:
         self._problem, self._coordinates = problem, Coordinates(problem, solution, torch.Generator().manual_seed(0))
         start = self._coordinates.start
-        self._shapes, self._sizes = [part.shape for part in start], [part.numel() for part in start]
+        self._shapes = [tuple(part.shape) for part in start]
+        self._ends = np.cumsum([part.numel() for part in start])[:-1]  # where one part of a point ends, the next begins
         self.start = _flat(start)
 
     def __call__(self, point: Array) -> tuple[float, Array]:
         value, slopes = balanced_gradients(self._problem, self.network(point))
         return value, _flat(self._coordinates.pullback(*slopes))
 
-    def _parts(self, point: Array) -> list[Tensor]:
-        pieces = torch.from_numpy(point).to(self._coordinates.start[0]).split(self._sizes)
-        return [piece.view(shape) for piece, shape in zip(pieces, self._shapes, strict=True)]
-
     def network(self, point: Array) -> tuple[Tensor, Tensor, Tensor]:
         """Filters (m, r), weights (m, P, c), intercept (c,)."""
-        return self._coordinates.network(self._parts(point))
+        pieces = np.split(point, self._ends)
+        parts = [torch.from_numpy(piece).view(shape) for piece, shape in zip(pieces, self._shapes, strict=True)]
+        return self._coordinates.network([part.to(self._coordinates.start[0]) for part in parts])
 
 
 class SmallObjective(PassObjective):
-    """The same of a small problem, from its rows."""
+    """The same of a small problem, from its rows, position by position: pooling is one product then."""
 
     def __init__(self, problem: Problem, solution: Solution) -> None:
         super().__init__(problem, solution)
-        small = SmallRows.of(problem.responses)
-        coordinates = self._coordinates
-        inverse = coordinates.filter_inverse.double().numpy()
-        self._rows, self._pool = small.flat @ inverse.T, small.pool
+        small, coordinates = SmallRows.of(problem.responses), self._coordinates
+        inverse = coordinates.filter_inverse.numpy()
+        seen = small.rows @ inverse.T  # (n, K, r)
+        self._rows, self._pool = seen.transpose(1, 0, 2).reshape(-1, seen.shape[2]), small.pool
         self._decay = problem.beta * (inverse @ inverse.T)
-        self._weight_inverse, self._mean = coordinates.weight_inverse.double().numpy(), coordinates.mean.double().numpy()
+        self._weight_inverse, self._mean = coordinates.weight_inverse.numpy(), coordinates.mean.numpy()
         self._kinks = None
         if small.are_few:
-            self._kinks = Kinks(problem, solution, torch.from_numpy(self._rows))
-            filters, *rest = self._parts(self.start)
-            self.start = _flat([self._kinks.along(filters.double()), *rest])
+            self._kinks = Kinks(problem, solution, torch.from_numpy(seen).flatten(0, 1))
+            filters, *rest = coordinates.start
+            self.start = _flat([self._kinks.along(filters), *rest])
 
     def __call__(self, point: Array) -> tuple[float, Array]:
         problem, pool = self._problem, self._pool
-        filters, weights, intercept = (part.numpy() for part in self._parts(point))
-        n, m, (cells, n_positions) = problem.n, len(filters), pool.shape
+        (cells, n_positions), n, beta = pool.shape, problem.n, problem.beta
+        filters, weights, intercept = (
+            part.reshape(shape) for part, shape in zip(np.split(point, self._ends), self._shapes, strict=True)
+        )
+        m, c = len(filters), len(intercept)
         matrix = self._weight_inverse.T @ weights  # (m·P, c)
-        active = np.maximum(self._rows @ filters.T, 0.0)
-        pooled = (pool @ active.reshape(n, n_positions, m)).transpose(0, 2, 1).reshape(n, -1)
-        predictions = torch.from_numpy(pooled @ matrix + (intercept - self._mean[:, 0] @ matrix))
+        by_cell = matrix.reshape(m, cells, c).transpose(1, 0, 2)
+        active = np.maximum(self._rows @ filters.T, 0.0)  # (K·n, m)
+        pooled = (pool @ active.reshape(n_positions, -1)).reshape(cells, n, m)
+        shift = intercept - self._mean[:, 0] @ matrix
+        predictions = torch.from_numpy((pooled @ by_cell).sum(axis=0) + shift)
         slopes = problem.shares.times(problem.loss.gradient(predictions, problem.targets)).numpy()
         decay = filters @ self._decay
-        value = problem.mean_loss(predictions)
-        value += 0.5 * float(np.vdot(filters, decay) + problem.beta * np.vdot(matrix, matrix))
-        shift = slopes.sum(axis=0) * problem.intercept
-        matrix_slopes = pooled.T @ slopes + problem.beta * matrix - self._mean * shift
-        back = (slopes @ matrix.T).reshape(n, m, cells).transpose(0, 2, 1)
-        back = (pool.T @ back).reshape(-1, m) * (active > 0)
-        filter_slopes = back.T @ self._rows + decay
+        value = problem.mean_loss(predictions) + 0.5 * float(np.vdot(filters, decay) + beta * np.vdot(matrix, matrix))
+        total = slopes.sum(axis=0) * problem.intercept
+        pulls = (pooled.transpose(0, 2, 1) @ slopes).transpose(1, 0, 2).reshape(-1, c)
+        weight_slopes = self._weight_inverse @ (pulls + beta * matrix - self._mean * total)
+        back = pool.T @ (slopes @ by_cell.transpose(0, 2, 1)).reshape(cells, -1)
+        filter_slopes = (back.reshape(-1, m) * (active > 0)).T @ self._rows + decay
         if self._kinks is not None:
             filter_slopes = self._kinks.along(torch.from_numpy(filter_slopes)).numpy()
-        parts = filter_slopes, self._weight_inverse @ matrix_slopes, shift
-        return value, np.concatenate([part.ravel() for part in parts])
+        return value, np.concatenate([filter_slopes.ravel(), weight_slopes.ravel(), total])
 
 
 def _flat(parts: list[Tensor]) -> Array:
