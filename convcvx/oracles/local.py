@@ -152,12 +152,16 @@ class LocalOracle:
         # On a sample climbs are cheap; what they lead to is measured on all images.
         n_climbers = self.n_climbers if sample is problem else MORE * self.n_climbers
         persistent = (self.persistent or self.thorough) and sample is problem
+        few = _few_rows(problem)
         n_batches = self.n_batches * (PERSISTENT if persistent else 1)
         n_batches = n_batches if self.max_batches is None else min(n_batches, self.max_batches)
         # On a small problem a step of a few climbers costs as much as one of many: many batches climb at once.
         together, n_batches = (n_batches, 1) if persistent and problem.is_small else (1, n_batches)
         for batch in range(n_batches):
-            drawn = [self._starts(problem, n_climbers, metric, random) for _ in range(together)]
+            if few is None:
+                drawn = [self._starts(problem, n_climbers, metric, random) for _ in range(together)]
+            else:
+                drawn = [self._starts(problem, together * n_climbers, metric, random)]
             candidates = torch.cat(drawn)
             if batch == 0 and starts is not None and len(starts):
                 known = torch.from_numpy(unit(starts.double().numpy()))
@@ -220,8 +224,8 @@ class LocalOracle:
         n_steps: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Filters (q, r), their g (q,) and G / g (q, P, c) at the end of climbs that set out towards `towards`."""
-        if problem.is_small and (small := SmallRows.of(problem.responses)).are_few:
-            return _climb_by_convex_steps(small, dual_point, filters)
+        if (few := _few_rows(problem)) is not None:
+            return _climb_by_convex_steps(few, dual_point, filters)
         # In numpy: on small arrays a call of it costs a fraction of one of torch.
         best, best_values = filters.numpy(), np.zeros(len(filters))
         trial, directions = best, unit(towards.numpy())
@@ -252,6 +256,12 @@ class LocalOracle:
             if enough or idle == IDLE:
                 break
         return torch.from_numpy(best), torch.from_numpy(best_values), torch.from_numpy(directions)
+
+
+def _few_rows(problem: Problem) -> SmallRows | None:
+    """The patch rows of a problem that has few of them."""
+    rows = SmallRows.of(problem.responses) if problem.is_small else None
+    return rows if rows is not None and rows.are_few else None
 
 
 def _climb_by_convex_steps(small: SmallRows, dual_point: Tensor, filters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
