@@ -25,7 +25,7 @@ RISE = 1e-5
 """A climb is over when a step raises g by no more than this share of it."""
 MAX_SWEEPS = 100
 """Sweeps of coordinate descent in a step at most: an early stop costs more steps, not the maximum."""
-STILL = 1e-10
+STILL = 1e-8
 """A step is solved when no coordinate of a sweep moves what is left of q by this share of its square."""
 
 

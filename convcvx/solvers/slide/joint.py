@@ -6,19 +6,18 @@ the weights exactly, and within a solver the result counts only if the objective
 
 from __future__ import annotations
 
-import torch
-
 from convcvx.problem import Problem
+from convcvx.responses.few import FewRows
 from convcvx.solution import Solution
 from convcvx.solvers.slide.descent import BATCH, descend
-from convcvx.solvers.slide.objective import PassObjective, SmallObjective
+from convcvx.solvers.slide.objective import FewRowsObjective, PassObjective
 
 DETERMINISTIC_FLOPS = 1e9
 """Cost of a full gradient below which sliding is deterministic."""
 MEMORY = 30
 """Steps by which L-BFGS knows the curvature: more save passes over the images."""
-MEMORY_SMALL = 10
-"""The same where passes are cheap: more would cost more than they save."""
+MEMORY_FEW = 10
+"""The same among few rows, where passes are cheap: more would cost more than they save."""
 EPOCHS = 2.0
 """Of a descent by mini-batches, unless it is to take more steps."""
 
@@ -43,14 +42,14 @@ def slide_lbfgs(problem: Problem, solution: Solution, accuracy: float = 0.0, max
     along the kinks that they have come to."""
     from scipy.optimize import minimize  # here: `import convcvx` does not wait for it
 
-    small = problem.is_small and problem.responses.dtype == torch.float64
-    objective = SmallObjective(problem, solution) if small else PassObjective(problem, solution)
+    few = FewRows.of(problem.responses)
+    objective = PassObjective(problem, solution) if few is None else FewRowsObjective(problem, few, solution)
     options = {
         "maxiter": max_iter,
         "maxfun": 2 * max_iter,
         "ftol": max(accuracy, 1e-15),
         "gtol": 1e-13,
-        "maxcor": MEMORY_SMALL if small else MEMORY,
+        "maxcor": MEMORY if few is None else MEMORY_FEW,
     }
     result = minimize(objective, objective.start, jac=True, method="L-BFGS-B", options=options)
     return solution.with_parameters(*(part.double().cpu() for part in objective.network(result.x)))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from convcvx.problem import Problem
-from convcvx.responses.small import SmallRows
+from convcvx.responses.few import FewRows
 from convcvx.solution import Solution
 
 NEAR = 1e-2
@@ -29,15 +29,16 @@ class Kinks:
     Parameters
     ----------
     problem : Problem
-        One of few rows.
+    few : FewRows
+        Its rows.
     solution : Solution
         Whose filters slide.
     seen : Tensor (n·K, r)
         The rows in the coordinates of the slide.
     """
 
-    def __init__(self, problem: Problem, solution: Solution, seen: Tensor) -> None:
-        held = torch.from_numpy(_held(problem, solution))
+    def __init__(self, problem: Problem, few: FewRows, solution: Solution, seen: Tensor) -> None:
+        held = torch.from_numpy(_held(problem, few, solution))
         most = max(1, int(held.sum(dim=1).max()))
         order = held.int().argsort(dim=1, descending=True, stable=True)[:, :most]
         chosen = held.gather(1, order)
@@ -53,11 +54,10 @@ class Kinks:
         return filters - (self._rows.transpose(1, 2) @ across)[:, :, 0]
 
 
-def _held(problem: Problem, solution: Solution) -> np.ndarray:
+def _held(problem: Problem, few: FewRows, solution: Solution) -> np.ndarray:
     """(m, n·K): whether a row keeps a filter at its kink."""
-    small = SmallRows.of(problem.responses)
     predictions = problem.responses.predict(solution.filters, solution.weights, solution.intercept)
-    towards = small.pool.T @ solution.weights.numpy()  # (m, K, c)
+    towards = few.pool.T @ solution.weights.numpy()  # (m, K, c)
     slopes = np.einsum("mkc,ic->mik", towards, problem.dual_point(predictions).numpy()).reshape(len(towards), -1)
-    lengths = np.linalg.norm(small.flat, axis=1)
-    return (np.abs(solution.filters.numpy() @ small.flat.T) <= NEAR * lengths) & (slopes < 0) & (lengths > 0)
+    lengths = np.linalg.norm(few.flat, axis=1)
+    return (np.abs(solution.filters.numpy() @ few.flat.T) <= NEAR * lengths) & (slopes < 0) & (lengths > 0)

@@ -1,7 +1,7 @@
 """The balanced objective of a slide as a function of one vector, as scipy's minimisers want it.
 
-`PassObjective` goes over the images; `SmallObjective` has the rows of a small problem in the coordinates of the slide
-and writes the same out in numpy, as calls are all that costs there. Where rows are few filters stay at `Kinks`.
+`PassObjective` goes over the images. `FewRowsObjective` has the rows in the coordinates of the slide, and writes the
+same out in numpy, as calls are what costs there; its filters slide along `Kinks`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from convcvx.problem import Problem
-from convcvx.responses.small import SmallRows
+from convcvx.responses.few import FewRows
 from convcvx.solution import Solution
 from convcvx.solvers.slide.coordinates import Coordinates, balanced_gradients
 from convcvx.solvers.slide.kinks import Kinks
@@ -47,22 +47,20 @@ class PassObjective:
         return self._coordinates.network([part.to(self._coordinates.start[0]) for part in parts])
 
 
-class SmallObjective(PassObjective):
-    """The same of a small problem, from its rows, position by position: pooling is one product then."""
+class FewRowsObjective(PassObjective):
+    """The same from few rows, position by position: pooling is one product then. The gradient is that along kinks."""
 
-    def __init__(self, problem: Problem, solution: Solution) -> None:
+    def __init__(self, problem: Problem, few: FewRows, solution: Solution) -> None:
         super().__init__(problem, solution)
-        small, coordinates = SmallRows.of(problem.responses), self._coordinates
+        coordinates = self._coordinates
         inverse = coordinates.filter_inverse.numpy()
-        seen = small.rows @ inverse.T  # (n, K, r)
-        self._rows, self._pool = seen.transpose(1, 0, 2).reshape(-1, seen.shape[2]), small.pool
+        seen = few.rows @ inverse.T  # (n, K, r)
+        self._rows, self._pool = seen.transpose(1, 0, 2).reshape(-1, seen.shape[2]), few.pool
         self._decay = problem.beta * (inverse @ inverse.T)
         self._weight_inverse, self._mean = coordinates.weight_inverse.numpy(), coordinates.mean.numpy()
-        self._kinks = None
-        if small.are_few:
-            self._kinks = Kinks(problem, solution, torch.from_numpy(seen).flatten(0, 1))
-            filters, *rest = coordinates.start
-            self.start = _flat([self._kinks.along(filters), *rest])
+        self._kinks = Kinks(problem, few, solution, torch.from_numpy(seen).flatten(0, 1))
+        filters, *rest = coordinates.start
+        self.start = _flat([self._kinks.along(filters), *rest])
 
     def __call__(self, point: Array) -> tuple[float, Array]:
         problem, pool = self._problem, self._pool
@@ -85,8 +83,7 @@ class SmallObjective(PassObjective):
         weight_slopes = self._weight_inverse @ (pulls + beta * matrix - self._mean * total)
         back = pool.T @ (slopes @ by_cell.transpose(0, 2, 1)).reshape(cells, -1)
         filter_slopes = (back.reshape(-1, m) * (active > 0)).T @ self._rows + decay
-        if self._kinks is not None:
-            filter_slopes = self._kinks.along(torch.from_numpy(filter_slopes)).numpy()
+        filter_slopes = self._kinks.along(torch.from_numpy(filter_slopes)).numpy()
         return value, np.concatenate([filter_slopes.ravel(), weight_slopes.ravel(), total])
 
 
