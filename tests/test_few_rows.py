@@ -103,10 +103,10 @@ def test_filters_slide_along_the_kinks_that_they_have_come_to():
     solution = sliding_frank_wolfe(problem, LocalOracle(), Budget(tol=1e-3, max_rounds=3))
     objective = FewRowsObjective(problem, few, solution)
     start = objective.network(objective.start)[0]
-    held = (start @ few.flat.T).abs() < 1e-9 * start.norm(dim=1, keepdim=True)
+    held = (start @ torch.from_numpy(few.flat).T).abs() < 1e-9 * start.norm(dim=1, keepdim=True)
     assert int(held.sum()) > len(start)  # they have come to kinks
     slid = slide_lbfgs(problem, solution, 1e-9)
-    left = (slid.filters @ few.flat.T)[held].abs()
+    left = (slid.filters @ torch.from_numpy(few.flat).T)[held].abs()
     assert slid.n_filters == solution.n_filters
     assert float(left.max()) < 1e-9 * float(np.abs(few.flat).max())
 

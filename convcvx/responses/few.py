@@ -40,8 +40,8 @@ class FewRows:
         if "few_rows" not in responses.kept:
             rows = responses.rows(slice(0, responses.n)) @ responses.embedding.basis.T
             pool = responses.pooling.matrix(*responses.map_size)
-            pool = np.eye(responses.n_positions) if pool is None else pool.double().numpy()
-            responses.kept["few_rows"] = cls(np.ascontiguousarray(rows.numpy()), np.ascontiguousarray(pool))
+            pool = torch.eye(responses.n_positions) if pool is None else pool
+            responses.kept["few_rows"] = cls(rows.contiguous().numpy(), pool.double().contiguous().numpy())
         return responses.kept["few_rows"]
 
     @property
