@@ -33,9 +33,12 @@ class FewRows:
 
     @classmethod
     def of(cls, responses: Responses) -> FewRows | None:
-        """Those of a small problem in float64 on a CPU, worked out once; None where they are more than few."""
+        """Those of a small problem in float64 on a CPU, worked out once; None where they are more than few,
+        or far from zero."""
         here = responses.device.type == "cpu" and responses.dtype == torch.float64
         if not (here and responses.small and responses.n * responses.n_positions <= FEW * responses.dim):
+            return None
+        if responses.patch_moments().far:  # nearly parallel rows: coordinate descent on their products would crawl
             return None
         if "few_rows" not in responses.kept:
             rows = responses.rows(slice(0, responses.n)) @ responses.embedding.basis.T
