@@ -7,7 +7,7 @@ How curved g is follows the second moment S of the patches: steps are preconditi
 filter that fell goes back and takes a shorter step. Starts are whitened by S^(-1/2) as well: near the optimum plain
 patches lead to the maxima of bright, smooth filters only, which are known by then. Nor does g at a start say where its
 climb will end, so that none is preferred. On many images the way up is climbed on a sample of them; what counts is
-where it ends on all.
+where it ends on all. Among few rows climbs go by convex steps instead (`_convex_steps`), which kinks do not stop.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ import torch
 from torch import Tensor
 
 from convcvx.budget import OutOfTime
+from convcvx.oracles._convex_steps import climb
 from convcvx.oracles.base import OracleResult
 from convcvx.oracles.metric import Metric, norms, unit
 from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
+from convcvx.responses.few import FewRows
 
 DISTINCT = 0.999
 """Cosine above which two filters count as the same local maximum."""
@@ -150,12 +152,16 @@ class LocalOracle:
         # On a sample climbs are cheap; what they lead to is measured on all images.
         n_climbers = self.n_climbers if sample is problem else MORE * self.n_climbers
         persistent = (self.persistent or self.thorough) and sample is problem
+        few = FewRows.of(problem.responses)
         n_batches = self.n_batches * (PERSISTENT if persistent else 1)
         n_batches = n_batches if self.max_batches is None else min(n_batches, self.max_batches)
         # On a small problem a step of a few climbers costs as much as one of many: many batches climb at once.
         together, n_batches = (n_batches, 1) if persistent and problem.is_small else (1, n_batches)
         for batch in range(n_batches):
-            drawn = [self._starts(problem, n_climbers, metric, random) for _ in range(together)]
+            if few is None:
+                drawn = [self._starts(problem, n_climbers, metric, random) for _ in range(together)]
+            else:
+                drawn = [self._starts(problem, together * n_climbers, metric, random)]
             candidates = torch.cat(drawn)
             if batch == 0 and starts is not None and len(starts):
                 known = torch.from_numpy(unit(starts.double().numpy()))
@@ -218,6 +224,8 @@ class LocalOracle:
         n_steps: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Filters (q, r), their g (q,) and G / g (q, P, c) at the end of climbs that set out towards `towards`."""
+        if (few := FewRows.of(problem.responses)) is not None:
+            return _climb_by_convex_steps(few, dual_point, filters)
         # In numpy: on small arrays a call of it costs a fraction of one of torch.
         best, best_values = filters.numpy(), np.zeros(len(filters))
         trial, directions = best, unit(towards.numpy())
@@ -248,6 +256,19 @@ class LocalOracle:
             if enough or idle == IDLE:
                 break
         return torch.from_numpy(best), torch.from_numpy(best_values), torch.from_numpy(directions)
+
+
+def _climb_by_convex_steps(few: FewRows, dual_point: Tensor, filters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As `LocalOracle._climb`, among few rows: each climb goes to its maximum, kinks or not."""
+    rows = few.flat
+    responses = filters.numpy() @ rows.T
+    mixtures, values = np.empty_like(responses), np.empty(len(filters))
+    weights = np.zeros((len(filters), len(few.pool), dual_point.shape[1]))
+    climb(few.gram, few.pool, dual_point.numpy(), responses, mixtures, values, weights)
+    ends = mixtures @ rows
+    moved = norms(ends) > 0
+    ends = np.where(moved[:, None], unit(ends), filters.numpy())
+    return torch.from_numpy(ends), torch.from_numpy(values), torch.from_numpy(weights)
 
 
 def calibrate(sample: Problem, sampled: Tensor, problem: Problem, dual_point: Tensor, filters: Tensor) -> Tensor:

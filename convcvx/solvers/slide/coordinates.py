@@ -56,6 +56,15 @@ class Coordinates:
     """u = u' A⁻¹, V = B⁻ᵀ V', b = b' - meanᵀ V: with AAᵀ and BBᵀ second moments, the descent is well conditioned.
 
     They live on the device of the problem's passes, and so do the networks and the gradients that they are given.
+
+    Attributes
+    ----------
+    start : list of Tensor
+        u' (m, r), V' (m·P, c) and b' (c,) of the solution.
+    filter_inverse, weight_inverse : Tensor (r, r), (m·P, m·P)
+        A⁻¹ and B⁻¹.
+    mean : Tensor (m·P, 1)
+        Of the responses; zero without an intercept.
     """
 
     def __init__(
@@ -68,7 +77,7 @@ class Coordinates:
         sample = problem if len(images) == problem.n else problem.sample(images)
         features = Features([sample.responses], [filters], flips=pairs is not None)
         moment, mean = _moments(features, sample.shares, centred=problem.intercept)
-        self._mean = mean[:, None]
+        self.mean = mean[:, None]
         if pairs is not None:
             filters, weights = filters.chunk(2)[0], weights.chunk(2)[0]
         self._shape = weights.shape
@@ -77,12 +86,12 @@ class Coordinates:
         filter_factor = _factor(patches.damped().to(device), 0.0)
         frame, inverse = (part.to(device) for part in patches.nearer())
         matrix = weights.flatten(0, 1)
-        intercept = solution.intercept.to(device) + (self._mean.T @ matrix)[0]
+        intercept = solution.intercept.to(device) + (self.mean.T @ matrix)[0]
         start = [filters @ inverse @ filter_factor, weight_factor.T @ matrix, intercept]
         # The descent needs no more precision than the passes over the images have.
         dtype = problem.responses.dtype
-        self._mean = self._mean.to(dtype)
-        self._weight_inverse, self._filter_inverse = (
+        self.mean = self.mean.to(dtype)
+        self.weight_inverse, self.filter_inverse = (
             _inverse(weight_factor).to(dtype),
             (_inverse(filter_factor) @ frame).to(dtype),
         )
@@ -90,20 +99,20 @@ class Coordinates:
 
     def network(self, parts: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Coordinates to filters (m, r), weights (m, P, c), intercept (c,)."""
-        matrix = self._weight_inverse.T @ parts[1]
-        intercept = parts[2] - (self._mean.T @ matrix)[0]
-        filters, weights = parts[0] @ self._filter_inverse, matrix.view(self._shape)
+        matrix = self.weight_inverse.T @ parts[1]
+        intercept = parts[2] - (self.mean.T @ matrix)[0]
+        filters, weights = parts[0] @ self.filter_inverse, matrix.view(self._shape)
         if self._pairs is not None:
             filters, weights = self._pairs.filters(filters), self._pairs.unfold(weights)
         return filters, weights, intercept
 
     def pullback(self, filters: Tensor, weights: Tensor, intercept: Tensor) -> list[Tensor]:
         """Gradients in the network to gradients in the coordinates."""
-        filters, weights, intercept = (part.to(self._mean) for part in (filters, weights, intercept))
+        filters, weights, intercept = (part.to(self.mean) for part in (filters, weights, intercept))
         if self._pairs is not None:
             filters, weights = self._pairs.fold_filters(filters), self._pairs.fold(weights)
-        matrix = weights.flatten(0, 1) - self._mean @ intercept[None]
-        return [filters @ self._filter_inverse.T, self._weight_inverse @ matrix, intercept]
+        matrix = weights.flatten(0, 1) - self.mean @ intercept[None]
+        return [filters @ self.filter_inverse.T, self.weight_inverse @ matrix, intercept]
 
 
 def _moments(features: Features, shares: Shares, *, centred: bool) -> tuple[Tensor, Tensor]:

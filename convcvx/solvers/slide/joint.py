@@ -6,17 +6,18 @@ the weights exactly, and within a solver the result counts only if the objective
 
 from __future__ import annotations
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from convcvx.problem import Problem
+from convcvx.responses.few import FewRows
 from convcvx.solution import Solution
-from convcvx.solvers.slide.coordinates import Coordinates, balanced_gradients
 from convcvx.solvers.slide.descent import BATCH, descend
+from convcvx.solvers.slide.objective import FewRowsObjective, PassObjective
 
 DETERMINISTIC_FLOPS = 1e9
 """Cost of a full gradient below which sliding is deterministic."""
+MEMORY = 30
+"""Steps by which L-BFGS knows the curvature: more save passes over the images."""
+MEMORY_FEW = 10
+"""The same among few rows, where passes are cheap: more would cost more than they save."""
 EPOCHS = 2.0
 """Of a descent by mini-batches, unless it is to take more steps."""
 
@@ -37,30 +38,18 @@ def slide(problem: Problem, solution: Solution, seed: int, *, accuracy: float, s
 
 
 def slide_lbfgs(problem: Problem, solution: Solution, accuracy: float = 0.0, max_iter: int = 200) -> Solution:
-    """Full-batch L-BFGS: kinks of the ReLU can stop it, the oracle then steps over them."""
+    """Full-batch L-BFGS: kinks of the ReLU can stop it, the oracle then steps over them; among few rows filters slide
+    along the kinks that they have come to."""
     from scipy.optimize import minimize  # here: `import convcvx` does not wait for it
 
-    coordinates = Coordinates(problem, solution, torch.Generator().manual_seed(0))
-    shapes = [part.shape for part in coordinates.start]
-    sizes = [part.numel() for part in coordinates.start]
-
-    def unpack(point: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-        pieces = torch.from_numpy(point).to(coordinates.start[0]).split(sizes)
-        return coordinates.network([piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)])
-
-    def flat(parts: list[Tensor]) -> np.ndarray:
-        return torch.cat([part.flatten() for part in parts]).double().cpu().numpy()
-
-    def value_and_gradient(point: np.ndarray) -> tuple[float, np.ndarray]:
-        value, slopes = balanced_gradients(problem, unpack(point))
-        return value, flat(coordinates.pullback(*slopes))
-
+    few = FewRows.of(problem.responses)
+    objective = PassObjective(problem, solution) if few is None else FewRowsObjective(problem, few, solution)
     options = {
         "maxiter": max_iter,
         "maxfun": 2 * max_iter,
         "ftol": max(accuracy, 1e-15),
         "gtol": 1e-13,
-        "maxcor": 30,
+        "maxcor": MEMORY if few is None else MEMORY_FEW,
     }
-    result = minimize(value_and_gradient, flat(coordinates.start), jac=True, method="L-BFGS-B", options=options)
-    return solution.with_parameters(*(part.double().cpu() for part in unpack(result.x)))
+    result = minimize(objective, objective.start, jac=True, method="L-BFGS-B", options=options)
+    return solution.with_parameters(*(part.double().cpu() for part in objective.network(result.x)))
