@@ -247,11 +247,18 @@ class Workspace:
         self.bound, self.indices = np.empty(levels), np.empty(room, np.int32)
         self.pruned, self.best, self.counts = np.zeros(1), np.zeros((2, 1 + d)), np.zeros(2, np.int64)
         self.depth = 0
+        self.scratch = self._scratch()
+
+    def _scratch(self) -> tuple[np.ndarray, np.ndarray]:
+        """Heights and charges of the entries of one cone."""
+        d, _, width = self.linear.shape[1:]
+        return np.empty((d, len(self.indices))), np.empty((len(self.indices), width + 1))
 
     def load(self, block: Block) -> None:
         n = len(block.indices)
         if n > len(self.indices):
             self.indices = np.empty(2 * n, np.int32)
+            self.scratch = self._scratch()
         self.indices[:n] = block.indices
         self.vertices[0], self.linear[0], self.signs[0] = block.vertices, block.linear, block.signs
         self.span[0], self.bound[0], self.depth = (0, n, block.halvings), -block.priority, 1
@@ -259,10 +266,11 @@ class Workspace:
 
     def state(self) -> tuple[Any, ...]:
         stack = self.vertices, self.linear, self.span, self.signs, self.bound
-        return self.indices, stack, self.depth, self.pruned, self.best, self.counts
+        return self.indices, self.scratch, stack, self.depth, self.pruned, self.best, self.counts
 
     def grow(self) -> None:
         self.indices = np.concatenate([self.indices, np.empty_like(self.indices)])
+        self.scratch = self._scratch()
 
     def entries(self) -> Iterator[tuple[Any, ...]]:
         """What is left on the stack, to become blocks."""

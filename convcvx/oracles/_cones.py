@@ -27,17 +27,18 @@ OUT_OF_ROOM = 2
 
 
 @njit(**OPTIONS)
-def search(tree, fold, fineness, allowance, threshold, budget, indices, stack, depth, pruned, best, counts):
+def search(tree, fold, fineness, allowance, threshold, budget, indices, scratch, stack, depth, pruned, best, counts):
     """Depth first from the top of the stack, until it is empty or full, or `budget` entries were looked at.
 
     It stops early for a vertex with g > threshold[0], which the caller should raise: the cones around that vertex
     could not be dropped. Cones with a bound <= threshold[0] are dropped, the largest such bound being kept in
     pruned[0]. The two children of a cone share the list of entries that it kept, in `indices` after its own.
+    `scratch` has room for heights (d, N) and charges (N, width + 1) of as many entries as `indices` has.
     Signs: bit 0 stands for the cone, bit 1 for its antipode, where G(-u) = G(u) - fold(u). Returns (status, new depth).
     """
     vertices_of, linear_of, span_of, signs_of, bound_of = stack
     d, n_cells, width = linear_of.shape[1:]
-    heights, taken = np.empty((d, len(indices))), np.empty((len(indices), width + 1))
+    heights, taken = scratch
     linear, middle = np.empty((d, n_cells, width)), np.empty((d, n_cells, width))
     radius, remainder = np.empty((d, n_cells)), np.empty(n_cells)
     vertices, gram, edges, strain = np.empty((d, d)), np.empty((d, d)), np.empty((d, d)), np.empty((d, d))
