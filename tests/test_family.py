@@ -376,3 +376,14 @@ def test_an_estimator_with_a_dictionary_proves_the_same_gap():
     model.fit(train.images.numpy(), train.targets.numpy())
     assert model.certificate_.family_size == 24
     assert model.certificate_.family_gap < 0.02
+
+
+@pytest.mark.filterwarnings("ignore::convcvx.errors.ConvergenceWarning")
+def test_a_twin_of_free_filters_is_held_against_what_is_proved_of_all_networks():
+    train, _ = load("digits", limit=60)
+    images, classes = train.images, train.targets % 3
+    layer = convcvx.fit(images, classes, filters="ternary", rank=3, pool=2, beta_ratio=0.1, tol=0.05)
+    assert layer.certificate.scope == "family"
+    found = convcvx.compare(layer, images, classes, epochs=1, seeds=1).metrics
+    assert found["twin"]["scope"] == found["convex"]["scope"] == "global"
+    assert found["twin"]["lower_bound"] == layer.certificate.proved < layer.certificate.dual
