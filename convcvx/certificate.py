@@ -163,7 +163,7 @@ class Certificate:
         if other.proved is not None and not (self.proved is not None and self.proved >= other.proved):
             proved_gap = relative_gap(self.primal, other.proved)
             taken |= {"proved": other.proved, "proved_gap": proved_gap, "proved_by": other.proved_by}
-        return replace(self, **taken)
+        return replace(self, **taken) if taken else self
 
     @property
     def _standing(self) -> tuple[bool, bool, float]:

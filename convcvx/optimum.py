@@ -58,7 +58,7 @@ def active_directions(
 
     And (q,) bool: whether the network, which has unit `filters`, uses them.
     """
-    candidates, values = found.filters, found.values
+    filters, candidates, values = filters.double(), found.filters, found.values
     if found.scope.proved:  # else those of the network are among what was found
         own = problem.responses.correlate(filters, dual_point).flatten(1).norm(dim=1)
         candidates, values = torch.cat([filters, candidates]), torch.cat([own, values])

@@ -103,7 +103,7 @@ def test_gated_features_agree_with_the_cpu(size):
     ("solver", "oracle"), [("frank-wolfe", "local"), ("closed-form", "local"), ("gated", "sampled")]
 )
 def test_the_other_solvers_run_on_the_gpu(solver, oracle):
-    train, _ = load("digits", limit=20)
+    train, _ = load("digits", limit=150)  # more rows than are few, which only a CPU knows
     objectives = []
     for device in ("cuda", "cpu"):
         p = build_problem(train.images, train.targets, 1e-2, spec=PatchSpec(8), dtype=torch.float64, device=device)

@@ -199,7 +199,7 @@ NAN, BIG = np.full((12, 5, 4), np.nan), np.full((12, 5, 4), 255.0)
         ({"y_train": np.full(12, 4), "y_test": np.full(6, 4)}, "y_train has a single class in 12 images"),
         ({"y_test": np.array([0, 1, 2, 3, 9, 0])}, "y_test has labels that are no training class: [3, 9]"),
         (
-            {"y_train": np.eye(12, 3, dtype=int)},
+            {"y_train": 2 * np.eye(12, 3, dtype=int)},  # with 1 in place of 2 they are labels
             "y_train must be (n,) integer classes or (n, c) floats; got int64",
         ),
         ({"y_train": np.zeros((12, 0))}, "y_train must be (n,) integer classes or (n, c) floats"),
