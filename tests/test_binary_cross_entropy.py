@@ -23,7 +23,7 @@ from convcvx.training.functional import patches_to_images
 from convcvx.training.plan import build_problem
 
 BCE, TWO = get_loss("bce"), get_loss("cross-entropy")
-LAYER = {"kernel_size": 3, "rank": 2, "pool": 2, "beta": 0.01, "tol": 1e-6}
+LAYER = {"kernel_size": 3, "rank": 2, "pool": 2, "beta": 0.01, "tol": 1e-4}
 
 
 def draws(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -134,12 +134,12 @@ def test_labels_are_trained_certified_saved_and_scored(labelled, tmp_path):
     images, labels = labelled
     fit = convcvx.fit(images, labels, loss="bce", validation=0.25, **LAYER)
     assert fit.certificate.scope == "global"
-    assert fit.certificate.rel_gap <= 1e-6
+    assert fit.certificate.rel_gap <= 1e-4
     assert fit.metrics["train_accuracy"] is None
     assert 0 < fit.metrics["validation_exact_match"] <= 1
     arrays = {"x_train": images, "y_train": labels, "x_test": images[:40], "y_test": labels[:40]}
     np.savez(tmp_path / "set.npz", **arrays)
-    flags = ["--kernel-size", "3", "--rank", "2", "--pool", "2", "--beta", "0.01", "--tol", "1e-6", "--loss", "bce"]
+    flags = ["--kernel-size", "3", "--rank", "2", "--pool", "2", "--beta", "0.01", "--tol", "1e-4", "--loss", "bce"]
     done = invoke("train", "--data", tmp_path / "set.npz", *flags, "--out", tmp_path / "run", "--json")
     metrics = json.loads(done.stdout)
     plain = convcvx.fit(images, labels, loss="bce", **LAYER)

@@ -255,7 +255,10 @@ def test_rows_without_charges_of_their_own_are_the_same_rows(oracle, charged):
 
 
 @pytest.mark.parametrize("hidden_bias", [False, True])
-@pytest.mark.parametrize(("rank", "pool"), [(1, "global"), (2, "2"), (3, "2"), (3, "none"), (4, "global"), (5, "2")])
+@pytest.mark.parametrize(
+    ("rank", "pool"),
+    [(1, "global"), (2, "2"), (3, "2"), (3, "none"), (4, "global"), pytest.param(5, "2", marks=pytest.mark.slow)],
+)
 def test_single_rows_prove_what_merged_ones_do(rank, pool, hidden_bias, monkeypatch):
     """Images that share patches, blank ones among them: equal rows of a cell, zero rows, cells without rows."""
     random = np.random.default_rng(rank)
