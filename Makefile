@@ -20,7 +20,7 @@ test-slow: $(VENV)/installed-dev
 
 # The lowest versions that pyproject.toml allows, in an environment of their own: the tests that lean on them most.
 test-lowest: $(LOWEST)/installed
-	NUMBA_CACHE_DIR=$(CURDIR)/$(LOWEST)/numba $(LOWEST)/bin/python -m pytest -q -n 2 --dist loadfile -m "not slow" \
+	NUMBA_CACHE_DIR="$(CURDIR)/$(LOWEST)/numba" $(LOWEST)/bin/python -m pytest -q -n 2 --dist loadfile -m "not slow" \
 		$(LEANING:%=tests/test_%.py)
 
 # What is published, alone in an empty environment.
