@@ -52,31 +52,33 @@ def collapse(tree, indices, low, high, vertices, finest, linear, heights):
             k = pending[waiting]
             if kept >= room:
                 return -1
-            entry, radius = (
-                (directions[k], 0.0) if k < n_rows else (bundles[k - n_rows], bundles[k - n_rows, d + width + 2])
-            )
+            # By indices, not by views of rows and bundles: which of them it is would cost a count of references.
+            row, b = k < n_rows, k - n_rows
+            radius = 0.0 if row else bundles[b, d + width + 2]
             smallest, largest = np.inf, -np.inf
             for i in range(d):
                 height = 0.0
                 for j in range(d):
-                    height += entry[j] * vertices[i, j]
+                    height += (directions[k, j] if row else bundles[b, j]) * vertices[i, j]
                 heights[i, kept] = height
                 smallest, largest = min(smallest, height), max(largest, height)
             if largest <= -radius:
                 continue
             if smallest >= radius:
-                if k < n_rows:
-                    charge, size = charges[sources[k]], sizes[k]
+                p = cells[k]
+                if row:
+                    source = sources[k]
                     for j in range(d):
+                        scaled = directions[k, j] * sizes[k]
                         for a in range(width):
-                            linear[j, cells[k], a] += entry[j] * size * charge[a]
+                            linear[j, p, a] += scaled * charges[source, a]
                 else:
                     for j in range(d):
                         for a in range(width):
-                            linear[j, cells[k], a] += moments[k - n_rows, j, a]
-            elif k >= n_rows and entry[d + width + 1] > finest * entry[d + width + 3]:
-                first, count = children[k - n_rows]
-                for m in range(count):
+                            linear[j, p, a] += moments[b, j, a]
+            elif not row and bundles[b, d + width + 1] > finest * bundles[b, d + width + 3]:
+                first = children[b, 0]
+                for m in range(children[b, 1]):
                     pending[waiting] = first + m
                     waiting += 1
             else:
@@ -94,10 +96,10 @@ def take(tree, kept, taken):
     for t in range(len(kept)):
         k = kept[t]
         if k < n_rows:
-            charge, size = charges[sources[k]], sizes[k]
+            source, size = sources[k], sizes[k]
             for a in range(width):
-                taken[t, a] = size * charge[a]
-            taken[t, width] = size * norms[sources[k]]
+                taken[t, a] = size * charges[source, a]
+            taken[t, width] = size * norms[source]
         else:
             for a in range(width + 1):
                 taken[t, a] = bundles[k - n_rows, d + a]
@@ -139,11 +141,11 @@ def enclose(tree, kept, taken, heights, vertices, linear, middle, radius, remain
                 if one * two < 0.0:
                     strain[i, j] += min(abs(one), abs(two)) * norm
         if k >= n_rows:
-            entry = bundles[k - n_rows]
-            remainder[p] += 0.5 * entry[d + width + 1]
+            b = k - n_rows
+            remainder[p] += 0.5 * bundles[b, d + width + 1]
             for j in range(d):
                 for a in range(width):
-                    linear[j, p, a] += 0.5 * (moments[k - n_rows, j, a] - entry[j] * entry[d + a])
+                    linear[j, p, a] += 0.5 * (moments[b, j, a] - bundles[b, j] * bundles[b, d + a])
     for i in range(d):
         for p in range(len(remainder)):
             radius[i, p] += remainder[p]
