@@ -27,6 +27,8 @@ from convcvx.data import datasets as data
 from convcvx.data import sources as data_sources
 from convcvx.data.augment import randomly_moved, shifted
 from convcvx.data.datasets import check_images, check_targets, load, split
+from convcvx.data.given import given_dataset
+from convcvx.data.images import to_floats
 from convcvx.errors import DataError, InputError
 
 
@@ -541,3 +543,15 @@ def test_every_image_is_moved_at_random_on_its_own():
     assert int(counts.sum()) == 400  # no two places of this image look alike
     assert int(counts.min()) > 20
     assert torch.equal(randomly_moved(image, 0, torch.Generator()), image)
+
+
+def test_images_lie_where_torch_would_have_put_them():
+    """On memory that begins anywhere, as numpy's does, BLAS rounds otherwise: equal data would give other last bits."""
+    memory = np.zeros(12 * 5 * 4 + 16, np.float32)
+    for offset in range(16):
+        pixels = memory[offset:][: 12 * 5 * 4].reshape(12, 5, 4)
+        pixels[:] = 0.5
+        dataset, _ = given_dataset(pixels, np.arange(12) % 2)
+        assert dataset.images.data_ptr() % 64 == 0
+        assert to_floats(pixels[..., None]).data_ptr() % 64 == 0
+        assert dataset.images.unique().tolist() == [0.5]

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from convcvx.errors import ConvcvxError, InputError, one_line
 
+ALIGNMENT = 64
+"""Bytes to which torch aligns what it allocates: a cache line."""
+
 
 def as_array(name: str, values: Any, error: type[ConvcvxError] = InputError) -> np.ndarray:
     """`values` as whole or real numbers in the machine's own order of bytes; raise `error` if they are none."""
@@ -36,3 +39,9 @@ def as_tensor(name: str, values: Any, error: type[ConvcvxError] = InputError) ->
     if isinstance(values, Tensor) and not values.is_complex():
         return values.detach()
     return torch.as_tensor(as_array(name, values, error))
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """The tensor, copied if its memory is numpy's, which begins anywhere: BLAS rounds otherwise there, so that equal
+    data would not give equal results."""
+    return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone()

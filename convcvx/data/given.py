@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data import Dataset as TorchDataset
 
-from convcvx.data.arrays import as_array, as_tensor
+from convcvx.data.arrays import aligned, as_array, as_tensor
 from convcvx.data.datasets import ARRAYS, Dataset, check_images, load
 from convcvx.data.images import Images, StreamedImages
 from convcvx.data.weights import read_weights
@@ -82,7 +82,7 @@ def _pixels(images: Any) -> Images:
             f"images seem to be (n, height, width, channels), {tuple(pixels.shape)}: pass images.permute(0, 3, 1, 2), "
             "or transpose(0, 3, 1, 2) of an array"
         )
-    return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
+    return pixels.float() / 255 if pixels.dtype == torch.uint8 else aligned(pixels)
 
 
 def _classes(targets: Any) -> tuple[Any, tuple[str, ...]]:

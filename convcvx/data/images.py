@@ -11,7 +11,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from convcvx.data.arrays import as_tensor
+from convcvx.data.arrays import aligned, as_tensor
 from convcvx.errors import InputError
 
 
@@ -89,7 +89,7 @@ def to_floats(pixels: np.ndarray, device: str | torch.device = "cpu") -> Tensor:
     whole = torch.from_numpy(pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32, copy=False))
     images = rearrange(whole.to(device), "n h w c -> n c h w")
     images = images.to(torch.float32, memory_format=torch.contiguous_format)
-    return images.div_(255) if pixels.dtype == np.uint8 else images
+    return images.div_(255) if pixels.dtype == np.uint8 else aligned(images)
 
 
 def read_images(images: Images | np.ndarray) -> Images:

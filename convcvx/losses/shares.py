@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from convcvx.data.arrays import aligned
 from convcvx.data.weights import read_weights
 from convcvx.errors import InputError
 
@@ -50,7 +51,7 @@ class Shares:
         if bool((weights == weights[0]).all()):
             return cls.equal(n)
         exponent = math.frexp(float(weights.max()))[1]
-        counts = torch.from_numpy(np.ldexp(weights.numpy(), -exponent))  # exact, as the largest is not far above
+        counts = aligned(torch.from_numpy(np.ldexp(weights.numpy(), -exponent)))  # exact: the largest is not far above
         return cls(counts, math.fsum(counts.tolist()))
 
     @cached_property
