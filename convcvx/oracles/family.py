@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 
 from convcvx.budget import OutOfTime
 from convcvx.errors import InputError
-from convcvx.oracles._patch_rows import SMALLEST_NORMAL, embedding_errors
+from convcvx.oracles._patch_rows import ROUND_UP, SMALLEST_NORMAL
 from convcvx.oracles.base import OracleResult
 from convcvx.oracles.charged_rows import at_scale_one, largest, raised
 from convcvx.oracles.metric import Metric
@@ -31,8 +31,6 @@ from convcvx.rounding import SAFE, UNIT
 
 BLOCK = 1024
 """Filters scanned at once: their correlations take a few MB, and a pass over the images is worth its calls."""
-CHUNK = 256
-"""Images whose patch rows are measured at once."""
 MOST_COORDINATES = 10
 """Coordinates of ternary filters at most, rank 9 and a hidden bias: 59,048 filters. Each more takes three times as long
 to scan."""
@@ -238,23 +236,18 @@ def bound_over_family(problem: Problem, computed: float, dual_point: Tensor, *, 
 
 
 def reach(responses: Responses) -> tuple[Tensor, Tensor]:
-    """(n,) Σ_pk w_pk Σ_j |x_j| ‖b_j‖ of each image, and the same sum of what the rows are off; worked out once."""
-    if "reach" not in responses.kept:
-        basis = responses.embedding.basis
-        pool = responses.pooling.matrix(*responses.map_size)
-        weights = torch.ones(responses.n_positions).double() if pool is None else pool.sum(dim=0)
-        columns = basis.norm(dim=0)
-        sizes, errors = [], []
-        for start in range(0, responses.n, CHUNK):
-            where = slice(start, min(start + CHUNK, responses.n))
-            raw = responses.rows(where).cpu().double()
-            sizes.append((raw.abs() @ columns) @ weights)
-            errors.append(embedding_errors(responses, where, raw) @ weights)
-        total = torch.cat(sizes), torch.cat(errors)
-        # sums of terms >= 0: a few roundings each
-        grown = 1 + (sum(basis.shape) + responses.n_positions + OTHERS) * UNIT
-        responses.kept["reach"] = total[0] * grown, total[1] * grown
-    return responses.kept["reach"]
+    """(n,) Σ_pk w_pk a_ik of each image, at most, and the same sum of what `embedding_errors` finds row by row."""
+    spec, basis = responses.embedding.spec, responses.embedding.basis
+    sizes = responses.reach()
+    errors = responses.reach((basis.shape[1] + 1) * UNIT * basis.abs().sum(dim=0))
+    if spec.contrast is not None:
+        s = basis.shape[1] - spec.constant
+        largest = max(abs(float(bound)) for bound in responses.images.aminmax())
+        off = (2 * s + 4) * math.sqrt(s / spec.contrast) * largest + (s / 2 + 7) * math.sqrt(s)
+        errors = errors + UNIT * float(basis[:, :s].norm()) * off * responses.n_cells
+    # sums of terms >= 0: a few roundings each
+    grown = ROUND_UP + (sum(basis.shape) + responses.n_positions + OTHERS) * UNIT
+    return sizes * grown, errors * grown + SMALLEST_NORMAL
 
 
 def _promising(filters: Tensor, values: Tensor, count: int) -> tuple[Tensor, Tensor]:

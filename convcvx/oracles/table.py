@@ -119,9 +119,9 @@ def _polynomial(effort: Effort) -> Oracle:
 
 
 def _local_suits(problem: Problem) -> str:
-    if ROWS_IN_BUNDLES.lacking(problem) is not None:
-        return f"a proof would gather more than {MAX_BYTES >> 30} GiB of patches"
     rank = problem.responses.embedding.patch_rank
+    if rank <= FEW_DIMENSIONS and ROWS_IN_BUNDLES.lacking(problem) is not None:
+        return f"a proof would gather more than {MAX_BYTES >> 30} GiB of patches"
     return f"patches of rank {rank}: the cost of a proof grows exponentially in the rank"
 
 
@@ -156,7 +156,8 @@ def pick_oracle(name: str, problem: Problem) -> tuple[str, str]:
         return need.lacking(problem) is None
 
     for candidate, entry in ORACLES.items():
-        if all(map(met, entry.needs)) and (why := entry.suits(problem)) is not None:
+        # Reasons first: to count the rows that an oracle needs takes a look at all of them.
+        if (why := entry.suits(problem)) is not None and all(map(met, entry.needs)):
             return candidate, why
     raise AssertionError("the last oracle suits everywhere")
 
