@@ -512,7 +512,7 @@ def test_the_best_bound_of_a_run_is_proved_anew(loss, tmp_path):
     assert both.primal == alone.primal
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from(["squared", "cross-entropy"]), st.booleans(), st.floats(-4, 4))
 def test_no_dual_point_raises_the_bound_above_the_optimum(seed, loss, intercept, scale):
     problem = flat_problem(9, n_patches=2, beta=0.02, loss=loss, intercept=intercept)
