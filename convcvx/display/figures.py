@@ -85,7 +85,7 @@ def comparison_figure(
 
     A dot of a twin is the end of an epoch, a dot of the convex training that of a round.
     """
-    figure = Drawing(figsize=(6.4, 4.0), layout="constrained")
+    figure = Drawing(figsize=(5.2, 3.8), layout="constrained")
     axes = figure.subplots()
     seconds, objectives = _against(history, "objective")
     axes.plot(_late(seconds), objectives, _line(history), color=CONVEX_COLOUR, ms=3.5, label="convex, a dot a round")
@@ -111,8 +111,8 @@ def path_figure(path: Records, chosen: float | None = None) -> Drawing:
     chosen : float, optional
         The β to mark.
     """
-    figure = Drawing(figsize=WIDE, layout="constrained")
-    values, filters = figure.subplots(1, 2)
+    figure = Drawing(figsize=(5.2, 4.8), layout="constrained")
+    values, filters = figure.subplots(2, 1, sharex=True)
     betas = [step["beta"] for step in path]
     held_out = "held_out_loss" in path[0] if path else False
     if held_out:
@@ -127,9 +127,10 @@ def path_figure(path: Records, chosen: float | None = None) -> Drawing:
         values.legend()
     filters.plot(betas, [step["n_filters"] for step in path], "o-", color=CONVEX_COLOUR, ms=4)
     for axes, name in ((values, title), (filters, "Filters")):
-        axes.set(xscale="log", xlabel="weight decay β", title=name)
+        axes.set(xscale="log", title=name)
         if chosen is not None:
             axes.axvline(chosen, color=TWIN_COLOUR, lw=1.2, ls=":", label="chosen")
+    filters.set_xlabel("weight decay β")
     if chosen is not None:
         filters.legend()
     return figure
@@ -138,7 +139,7 @@ def path_figure(path: Records, chosen: float | None = None) -> Drawing:
 @look
 def bounds_figure(claims: Sequence[tuple[str, float, bool]], objective: float) -> Drawing:
     """The objective of a network, and lower bounds (name, value, proved) on that of every other, on one line."""
-    figure = Drawing(figsize=(6.4, 0.9 + 0.35 * len(claims)), layout="constrained")
+    figure = Drawing(figsize=(4.6, 0.9 + 0.35 * len(claims)), layout="constrained")
     axes = figure.subplots()
     for row, (_, value, proved) in enumerate(claims, start=1):
         axes.plot([value, objective], [row, row], "-" if proved else "--", color=BOUND_COLOUR, lw=2)
@@ -146,7 +147,7 @@ def bounds_figure(claims: Sequence[tuple[str, float, bool]], objective: float) -
     axes.axvline(objective, color=CONVEX_COLOUR, lw=2)
     axes.set_yticks(range(len(claims) + 1), ["this network", *(name for name, _, _ in claims)])
     axes.plot([objective], [0], "o", color=CONVEX_COLOUR)
-    axes.set(xlabel="objective: no network has less than a proved bound", ylim=(len(claims) + 0.5, -0.5))
+    axes.set(xlabel="objective", ylim=(len(claims) + 0.5, -0.5))
     axes.set_xlim(left=0)
     return figure
 
@@ -182,6 +183,8 @@ def confusion_figure(counts: Tensor, classes: Sequence[str]) -> Drawing:
         names = [name if len(name) <= 16 else f"{name[:15]}…" for name in classes]
         axes.set_xticks(range(c), names, rotation=90)
         axes.set_yticks(range(c), names)
+        for written in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+            written.set_parse_math(False)  # names of classes are no formulas
     if c <= COUNTED_CLASSES:
         for row, column in counts.nonzero().tolist():
             colour = "white" if shares[row, column] > 0.5 else INK_COLOUR

@@ -1,4 +1,4 @@
-"""The look of every figure, and what a figure becomes: a PNG on white, or an SVG in the colours of the page around it."""
+"""The look of every figure, and what it becomes: a PNG on white, or an SVG in the colours of the page around it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ IN_PAGE = {
     LINE_COLOUR: "var(--line)",
 }
 """What stands for these colours in an SVG: the page has other ones in the dark."""
-LOOK = {
+LOOK: dict[Any, Any] = {
     "axes.edgecolor": LINE_COLOUR,
     "axes.labelcolor": INK_COLOUR,
     "axes.titlecolor": INK_COLOUR,
@@ -43,7 +43,6 @@ LOOK = {
     "legend.frameon": False,
     "legend.labelcolor": INK_COLOUR,
     "text.color": INK_COLOUR,
-    "text.parse_math": False,  # names of classes are no formulas
     "xtick.color": LINE_COLOUR,
     "ytick.color": LINE_COLOUR,
     "xtick.labelcolor": INK_COLOUR,
@@ -55,6 +54,10 @@ look: Any = matplotlib.rc_context(LOOK)
 """A decorator: the function draws in `LOOK`."""
 DPI = 110
 """Dots an inch of a PNG: text of 10 points is as large as that of a page."""
+
+
+PIXELS = 110
+"""Of a page, for an inch of a figure, at most: wider, its text is larger than that around it."""
 
 
 class Drawing(Figure):
@@ -81,9 +84,10 @@ def svg(figure: Figure, name: str) -> str:
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    text = re.sub(r' (xmlns|xmlns:xlink|version|width|height)="[^"]*"', "", text.partition(">")[0]) + ">" + (
-        text.partition(">")[2].replace("xlink:href", "href")
-    )
+    head, _, body = text.partition(">")
+    head = re.sub(r' (xmlns|xmlns:xlink|version|width|height)="[^"]*"', "", head)
+    widest = round(PIXELS * figure.get_figwidth())
+    text = f'{head} style="max-width: {widest}px">' + body.replace("xlink:href", "href")
     for colour, variable in IN_PAGE.items():
         text = text.replace(colour, variable)
     return _own_names(text, name)

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from convcvx.oracles.scope import Scope
 from convcvx.optimum import told
+from convcvx.oracles.scope import Scope
 
 SLACK = 1e-9
 """Relative: what a printed share is raised by before it is rounded up, more than any rounding of its arithmetic."""
@@ -66,11 +66,35 @@ LABELS = {
     "data_dir": "Folder of data sets",
     "limit": "Training images at most",
     "tol": "Relative gap to reach",
+    "max_filters": "Filters at most",
+    "max_rounds": "Rounds at most",
+    "time_limit": "Seconds at most",
+    "validation": "Share of images held out",
+    "flips": "Mirror images as well",
+    "shifts": "Moved images as well, pixels",
+    "rank": "Rank of the filters",
+    "whiten": "Whitened patches",
+    "whiten_epsilon": "Added to the variances when whitening",
+    "contrast": "Contrast normalised",
+    "contrast_epsilon": "Added to the variance of a patch",
+    "hidden_bias": "A bias in each filter",
+    "intercept": "A bias in the output",
+    "gates": "Activation patterns sampled",
+    "dictionary": "Filters of the dictionary",
+    "dictionary_source": "Source of the dictionary",
+    "threshold": "What excites a filter of the dictionary",
+    "tune": "Share of images that choose β",
+    "slide": "Epochs of descent on the dictionary",
+    "crops": "Random moves while filters slide, pixels",
+    "class_weight": "Weights of the classes",
+    "paired": "Channels in mirror pairs",
+    "filters": "Filters allowed",
     "pool": "Pooling",
     "kernel_size": "Filter size",
     "beta_ratio": "Weight decay, as a share of the largest useful",
 }
 """What numbers and options are called; of others the underscores become spaces."""
+PROOFS = [scope for scope in Scope if scope.proved]
 UNITS = {"seconds": "s", "mb": "MiB"}
 """By the last word of a name."""
 SHARES = ("accuracy", "gap", "error", "match")
@@ -156,7 +180,7 @@ def claims(values: Mapping[str, Any]) -> list[Claim]:
         Scope.FAMILY: (f"network over these {family:,} filters" if family else "network over the family", ""),
         Scope.SAMPLED: ("network with the sampled activation patterns", ""),
     }.get(scope, (other, ", if the search missed no filter"))
-    said = [_claim(values["primal"], values["dual"], *meant, proved=scope in _PROOFS)]
+    said = [_claim(values["primal"], values["dual"], *meant, proved=scope in PROOFS)]
     if scope != Scope.GLOBAL and values.get("proved") is not None:
         by = f" (by {values['proved_by']})" if values.get("proved_by") else ""
         said.append(_claim(values["primal"], values["proved"], other, by, proved=True))
@@ -165,7 +189,14 @@ def claims(values: Mapping[str, Any]) -> list[Claim]:
     return said
 
 
-_PROOFS = [scope for scope in Scope if scope.proved]
+def bounds(values: Mapping[str, Any]) -> list[tuple[str, float, bool]]:
+    """The lower bounds of a certificate, or of the metrics of a run: name, value, and whether it is proved."""
+    scope = values["scope"]
+    proof = scope == Scope.GLOBAL
+    found = [("proved bound" if proof else f"bound ({scope})", values["dual"], scope in PROOFS)]
+    if not proof and values.get("proved") is not None:
+        found.append(("proved for all", values["proved"], True))
+    return found
 
 
 def _claim(primal: float, bound: float, other: str, condition: str, *, proved: bool) -> Claim:

@@ -132,11 +132,9 @@ class _Fired:
         return data_uri(marked(image, spread)), tuple(round(number, 2) for number in box)
 
 
-def _where_they_fire(
-    network: TwoLayerCNN, order: Tensor, images: Images, seen: Callable[[Tensor], Tensor]
-) -> _Fired:
+def _where_they_fire(network: TwoLayerCNN, order: Tensor, images: Images, seen: Callable[[Tensor], Tensor]) -> _Fired:
     convolution, rectified, pooling = network[0], network[1], network[2]
-    few = copy(convolution)
+    few, kernels = copy(convolution), network.state_dict()["0.weight"]
     few._parameters = {
         name: None if parameter is None else nn.Parameter(parameter.detach()[order], requires_grad=False)
         for name, parameter in convolution._parameters.items()
@@ -149,7 +147,7 @@ def _where_they_fire(
     size = 0, 0
     with torch.no_grad():
         for part in tried.split(at_once):
-            chunk = images[part].to(few.weight)
+            chunk = images[part].to(kernels)
             given = seen(chunk)
             size = given.shape[2], given.shape[3]
             found = rectified(few(given))
@@ -168,7 +166,7 @@ def _on_pixels(
     padding: tuple[int, int],
     kernel: tuple[int, int],
 ) -> Tensor:
-    """Responses (h', w') where the centres of their patches lie among (h, w) pixels; 0 where no patch has its centre."""
+    """Responses (h', w') at the centres of their patches among (h, w) pixels; 0 where no patch has its centre."""
     spread = heat
     for axis in (0, 1):
         centre = torch.arange(size[axis]) + padding[axis] - (kernel[axis] - 1) / 2

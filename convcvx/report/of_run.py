@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from convcvx.display import figures
-from convcvx.display.words import claims, percent, text
+from convcvx.display.words import PROOFS, bounds, claims, percent, text
 from convcvx.network.two_layer import TwoLayerCNN, two_layer_cnn
 from convcvx.optimum import told
 from convcvx.oracles.scope import Scope
@@ -31,6 +31,10 @@ ELSEWHERE = (
     *("family", "family_size", "family_gap"),
 )
 """Numbers of a run that its page says in other places than the table of results."""
+BOUNDS = "A solid line is proved, a dashed one an estimate: no network has an objective left of a proved bound."
+"""Below the picture of the bounds."""
+TRIED = "Weight decays tried for the dictionary, and what held-out images said of each."
+"""Below the path."""
 COMPARED = ("objective", "rel_gap", "test_accuracy", "train_accuracy", "seconds", "core_seconds", "n_filters")
 """Numbers of a comparison, as its table has them."""
 
@@ -58,7 +62,10 @@ def write_report(run: Run) -> Path:
         meaning=metrics["meaning"],
         notes=[line for name, line in told(metrics).items() if name != "family"],
         bounds=Drawn.of(
-            figures.bounds_figure(bounds(metrics), metrics["primal"]), "bounds", "Lower bounds and the objective"
+            figures.bounds_figure(bounds(metrics), metrics["primal"]),
+            "bounds",
+            "Lower bounds and the objective",
+            BOUNDS,
         ),
         cards=headline(metrics),
         scores=scores(metrics),
@@ -100,33 +107,24 @@ def evidence_parts(seen: Evidence | None, why: str, name: str) -> dict[str, Any]
     return {"seen": seen, "why": why, "confusion": drawn, "most_classes": MOST_CLASSES}
 
 
-def bounds(metrics: Mapping[str, Any]) -> list[tuple[str, float, bool]]:
-    """The lower bounds of a run, for `bounds_figure`: name, value, and whether it is proved."""
-    scope = metrics["scope"]
-    proof = scope == Scope.GLOBAL
-    found = [("proved lower bound" if proof else f"lower bound ({scope})", metrics["dual"], scope in PROOFS)]
-    if not proof and metrics.get("proved") is not None:
-        found.append(("proved for every network", metrics["proved"], True))
-    return found
-
-
-PROOFS = [scope for scope in Scope if scope.proved]
-
-
 def headline(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The few numbers to begin with."""
-    first = [("Objective", text("primal", metrics["primal"]))]
+    first = [("Objective", _brief(metrics["primal"]))]
     if metrics.get("test_accuracy") is not None:
         first.insert(0, ("Test accuracy", percent(metrics["test_accuracy"])))
     elif metrics.get("test_r2") is not None:
-        first.insert(0, ("Test R²", text("test_r2", metrics["test_r2"])))
+        first.insert(0, ("Test R²", _brief(metrics["test_r2"])))
     proved = metrics["scope"] == Scope.GLOBAL
-    first.append(("Proved lower bound" if proved else "Lower bound, estimated", text("dual", metrics["dual"])))
+    first.append(("Proved lower bound" if proved else "Lower bound, estimated", _brief(metrics["dual"])))
     if metrics["scope"] in PROOFS and not proved:
         first[-1] = (f"Lower bound ({metrics['scope']})", first[-1][1])
     if not proved and metrics.get("proved") is not None:
-        first.append(("Proved lower bound", text("proved", metrics["proved"])))
+        first.append(("Proved lower bound", _brief(metrics["proved"])))
     return [*first, ("Filters", text("n_filters", metrics["n_filters"])), ("Time", text("seconds", metrics["seconds"]))]
+
+
+def _brief(value: float) -> str:
+    return f"{value:.4g}"
 
 
 def scores(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -154,7 +152,7 @@ def _path(run: Run) -> Drawn | None:
     if not path:
         return None
     figure = figures.path_figure(path, run.chosen_beta)
-    return Drawn.of(figure, "path", "Weight decays tried for the dictionary, and what held-out images said")
+    return Drawn.of(figure, "path", "Weight decays tried for the dictionary", TRIED)
 
 
 def _comparison(history: list[dict[str, Any]], comparison: Mapping[str, Any]) -> dict[str, Any]:

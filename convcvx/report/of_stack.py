@@ -102,4 +102,6 @@ def dropped(record: Mapping[str, Any], records: list[dict[str, Any]]) -> str:
         return "Dropped: it did not raise the validation score."
     if score < 0 or best < 0:  # minus a loss
         return f"Dropped: its validation loss of {-score:.4g} is not below the {-best:.4g} of the stages before."
-    return f"Dropped: its validation accuracy of {percent(score)} is not above the {percent(best)} of the stages before."
+    return (
+        f"Dropped: its validation accuracy of {percent(score)} is not above the {percent(best)} of the stages before."
+    )

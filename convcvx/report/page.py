@@ -32,6 +32,8 @@ MACHINE = {
 }
 """What environment.json tells of a machine, and what it is called; earlier versions told less."""
 
+SETS = {"train": "Training", "test": "Test", "validation": "Validation"}
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -104,8 +106,9 @@ def provenance(folder: Folder) -> list[tuple[str, str]]:
             found.append(("Versions", ", ".join(f"{name} {version}" for name, version in versions.items() if version)))
     origin = folder.origin
     for name, part in {} if origin is None else origin.sets.items():
-        shape = "x".join(map(str, part.get("shape", [])))
-        found.append((f"{name.capitalize()} set", f"{shape} (images, channels, rows, columns), {part.get('blake2b')}"))
+        n, *shape = part.get("shape") or [0]
+        form = f"{n:,} images of {' × '.join(map(str, shape))}" if type(n) is int else "unknown"
+        found.append((f"{SETS.get(name, name)} set", f"{form}, fingerprint {part.get('blake2b')}"))
     return found
 
 

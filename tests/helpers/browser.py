@@ -58,7 +58,9 @@ class Browser:
         feature = {"name": "prefers-color-scheme", "value": scheme}
         self._ask("Emulation.setEmulatedMedia", media="screen", features=[feature])
         self._ask("Page.navigate", url=page.resolve().as_uri())
-        self.evaluate("new Promise(done => document.readyState === 'complete' ? done() : addEventListener('load', done))")
+        self.evaluate(
+            "new Promise(done => document.readyState === 'complete' ? done() : addEventListener('load', done))"
+        )
 
     def evaluate(self, script: str) -> Any:
         """The value of a JavaScript expression, or what it promises."""
