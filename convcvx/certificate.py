@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from convcvx.budget import NEVER
+from convcvx.display.words import bounds, claims, rows
 from convcvx.errors import InputError
 from convcvx.machine.threads import sparing_threads
 from convcvx.optimum import optimum_of
@@ -26,6 +27,9 @@ from convcvx.oracles.local import LocalOracle
 from convcvx.oracles.scope import Scope
 from convcvx.oracles.searched import Search
 from convcvx.problem import Problem, relative_gap
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 LARGE = 1e11
 """Products n·K·h·m of a pass over all images from which on certifying in float64 would take minutes."""
@@ -183,6 +187,24 @@ class Certificate:
             f"objective {self.primal:.8g}, {bound} {self.dual:.8g}, relative gap {self.rel_gap:.2e}\n"
             f"scope {self.scope}: {self.meaning}" + (f"\n{self.beside}" if self.beside else "")
         )
+
+    def _repr_html_(self) -> str:
+        from convcvx.display.html import notebook  # Jinja: on use
+
+        values = asdict(self)
+        shown = ("primal", "dual", "rel_gap", "beta", "loss", "n_filters")
+        return notebook(
+            title="Certificate",
+            claims=claims(values),
+            rows=rows({name: values[name] for name in shown}),
+            note=f"Scope {self.scope}: {self.meaning}.",
+        )
+
+    def plot(self) -> Figure:
+        """The objective and the lower bounds, proved ones solid, on one line: a matplotlib figure."""
+        from convcvx.display.figures import bounds_figure  # matplotlib: on use
+
+        return bounds_figure(bounds(asdict(self)), self.primal)
 
     @property
     def beside(self) -> str:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
 
-from convcvx.errors import Word
+from convcvx.display.words import claims, rows
+from convcvx.errors import InputError, Word
 from convcvx.oracles.scope import Scope
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from convcvx.certificate import Certificate
     from convcvx.patches import PatchEmbedding
     from convcvx.pooling import Pooling
@@ -156,6 +159,32 @@ class Solution:
     @property
     def n_filters(self) -> int:
         return len(self.filters)
+
+    def _repr_html_(self) -> str:
+        from convcvx.display.html import notebook  # Jinja: on use
+
+        said = {} if self.certificate is None else {"claims": claims(asdict(self.certificate))}
+        numbers: dict[str, Any] = {"n_filters": self.n_filters, "rounds": self.rounds}
+        numbers |= {name: self.history[-1][name] for name in ("objective", "seconds")} if self.history else {}
+        return notebook(title=f"Solution: {self.status.meaning}", rows=rows(numbers), **said)
+
+    def plot(self) -> Figure:
+        """Objective and relative gap of every round against seconds: a matplotlib figure.
+
+        Raises
+        ------
+        InputError
+            For a solution without a history.
+        """
+        from convcvx.display.figures import convergence_figure  # matplotlib: on use
+
+        if not self.history:
+            raise InputError("the solution has no history to plot: it was not trained; plot one that solve or fit gave")
+        last = self.history[-1]
+        bound, scope = last["lower_bound"], last["scope"]
+        if self.certificate is not None:
+            bound, scope = self.certificate.dual, self.certificate.scope
+        return convergence_figure(self.history, bound, scope)
 
     def shifted(self, offset: Tensor | float) -> Solution:
         """The same solution with `offset` (c,) added to its outputs; see `Problem.offset`."""

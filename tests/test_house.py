@@ -24,6 +24,7 @@ ORDER = [
     "problem",
     "oracles",
     "optimum",
+    "display",
     "certificate",
     "solution",
     "units",

@@ -11,6 +11,7 @@ from typing import Any
 
 from convcvx.data.datasets import ARRAYS
 from convcvx.data.given import given_dataset
+from convcvx.display.words import label, rows, text
 from convcvx.solution import Callback
 from convcvx.stack.jobs import StackRun, stack_job
 from convcvx.stack.network import StackedCNN, stacked_cnn
@@ -62,6 +63,23 @@ class StackFit:
                 stage.write(run.stage(number))
             run.save_result(self.network, self.metrics | {"out": str(run.out)})
         return Path(folder)
+
+    def _repr_html_(self) -> str:
+        from convcvx.display.html import notebook  # Jinja: on use
+
+        shown = ("primal", "dual", "rel_gap", "scope", "n_filters", "validation_accuracy", "test_accuracy")
+        records = self.metrics["stages"]
+        return notebook(
+            title=f"Stack: {self.metrics['n_stages']} of {len(records)} stages kept",
+            rows=rows({name: self.metrics.get(name) for name in ("train_accuracy", "test_accuracy", "seconds")}),
+            columns=["Stage", *map(label, shown)],
+            table=[
+                [f"{record['stage']}{'' if record['kept'] else ' (dropped)'}"]
+                + [text(name, record.get(name)) for name in shown]
+                for record in records
+            ],
+            note="Each gap is that of its stage on the features it was given.",
+        )
 
     def __str__(self) -> str:
         stages = [f"stage {number}: {stage}" for number, stage in enumerate(self.stages, start=1)]

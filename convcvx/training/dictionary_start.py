@@ -77,6 +77,7 @@ def start_from_dictionary(
     solution = replace(fit.solution, history=[record], status=Status.MAX_ROUNDS)
     journal.save_beta_max(fit.beta_max)
     journal.save_chosen_beta(fit.beta)
+    journal.save_path(fit.path)
     journal.save_state(solution)
     report(solution.shifted(problem.offset), fit.beta)
     return DictionaryStart(solution, fit.beta, fit.beta_max)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter, process_time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from convcvx.budget import LEAST
 from convcvx.certificate import Certificate
 from convcvx.data.datasets import Dataset
-from convcvx.errors import RunError
+from convcvx.data.given import given_dataset
+from convcvx.display.pictures import by_weight, data_uri, kernel_shades
+from convcvx.display.words import claims, rows
+from convcvx.errors import InputError, RunError, check_choice
 from convcvx.network.certify import certify_on, parameters_of
-from convcvx.network.evaluate import accuracy, predict, real_scores
+from convcvx.network.evaluate import accuracy, confusion, predict, real_scores
 from convcvx.network.layers import read_network
 from convcvx.network.two_layer import TwoLayerCNN, two_layer_cnn
 from convcvx.pooling import Pooling
@@ -29,6 +32,14 @@ from convcvx.training.plan import Plan
 from convcvx.training.progress import peak_memory_mb
 from convcvx.training.resolve import Data, image_shape
 from convcvx.training.run import Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PLOTS = ("training", "filters", "bounds", "confusion")
+"""What a fit plots."""
+SMALL_FILTERS = 24
+"""Filters that a notebook shows of a fit, in two lines."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +101,54 @@ class Fit:
         """The network, its certificate and the metrics: with them `run` is finished."""
         run.save_result(self.network, self.certificate)
         run.save_metrics(self.metrics | {"out": str(run.out)})
+
+    def _repr_html_(self) -> str:
+        from convcvx.display.html import notebook  # Jinja: on use
+
+        kernels = self.network.state_dict()["0.weight"]
+        order = by_weight(kernels)[:SMALL_FILTERS]
+        shades = kernel_shades(kernels[order])
+        shown = ("train_accuracy", "validation_accuracy", "test_accuracy", "test_r2", "n_filters", "primal", "seconds")
+        return notebook(
+            title=f"Trained layer: {Status(self.metrics['status']).meaning}",
+            claims=claims(asdict(self.certificate)),
+            rows=rows({name: self.metrics.get(name) for name in shown}),
+            pictures=[(data_uri(shades[k]), f"filter {index}") for k, index in enumerate(order.tolist())],
+        )
+
+    def plot(self, what: str = "training", images: Any = None, targets: Any = None) -> Figure:
+        """A matplotlib figure.
+
+        Parameters
+        ----------
+        what : {"training", "filters", "bounds", "confusion"}
+            Objective and gap against time; the filters, heaviest first; objective and lower bounds on one line; which
+            classes are taken for which.
+        images, targets
+            Of "confusion", as `convcvx.fit` takes them.
+
+        Raises
+        ------
+        InputError
+            For another name, or a confusion without images or of targets that are no classes.
+        """
+        from convcvx.display.figures import confusion_figure, filters_figure  # matplotlib: on use
+
+        check_choice("what", what, PLOTS)
+        if what == "training":
+            return replace(self.solution, certificate=self.certificate).plot()
+        if what == "filters":
+            return filters_figure(self.network.state_dict()["0.weight"])
+        if what == "bounds":
+            return self.certificate.plot()
+        if images is None:
+            raise InputError("a confusion is one on images: pass plot('confusion', images, targets)")
+        given, _ = given_dataset(images, targets)
+        if not given.n_classes:
+            raise InputError(
+                "targets must be classes for a confusion matrix; got real values: plot('training') instead"
+            )
+        return confusion_figure(confusion(predict(self.network, given.images), given.targets), given.classes)
 
     def __str__(self) -> str:
         scores = {name: self.metrics.get(f"{name}_accuracy") for name in ("train", "validation", "test")}

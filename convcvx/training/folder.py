@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -25,6 +29,8 @@ ENVIRONMENT = "environment.json"
 DATA = "data.json"
 """Where the data came from, and by what to know them again."""
 PACKAGES = ("convcvx", "torch", "numpy", "numba", "scipy", "scikit-learn")
+GIT_SECONDS = 5.0
+"""Wait for git, at most: a commit that is not told costs a reader less than a training that does not begin."""
 
 
 class Folder(Files):
@@ -233,7 +239,7 @@ class Folder(Files):
 
 
 def environment() -> dict[str, Any]:
-    """Versions and machine, for whoever reads the run later."""
+    """Versions, machine and command, for whoever reads the run later."""
 
     def version_of(package: str) -> str | None:
         try:
@@ -242,6 +248,9 @@ def environment() -> dict[str, Any]:
             return None
 
     return {
+        "began": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(sys.argv),
+        "commit": _commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
@@ -249,3 +258,17 @@ def environment() -> dict[str, Any]:
         "cuda": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
         "versions": {package: version_of(package) for package in PACKAGES},
     }
+
+
+def _commit() -> str | None:
+    """That of the source checkout which convcvx runs from; None for an installed one, or without git."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=GIT_SECONDS
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None

@@ -22,6 +22,7 @@ from convcvx.training.journal import Checkpoint
 from convcvx.training.optimise import named_oracle, optimise
 from convcvx.training.option import check_names
 from convcvx.training.options import TrainConfig
+from convcvx.training.path import SolutionPath
 from convcvx.training.plan import beta_at, build_problem, find_beta_max, warn_short_of
 from convcvx.training.progress import SILENT, Report
 from convcvx.units import Units
@@ -203,7 +204,7 @@ def path(
     n_betas: int = 10,
     ratio: float = 1e-3,
     **options: Any,
-) -> Iterator[Solution]:
+) -> SolutionPath:
     """Solutions along a decreasing sequence of β, each started from the one before.
 
     Parameters
@@ -214,11 +215,18 @@ def path(
     **options
         As for `solve`.
 
-    Yields
-    ------
-    Solution
-        One a β, in the order of `betas`; `.certificate.beta` says which.
+    Returns
+    -------
+    SolutionPath
+        An iterator of a `Solution` a β, in the order of `betas`, each trained when it is asked for; its
+        `.certificate.beta` says which. `.plot()` draws what was trained so far.
     """
+    return SolutionPath(_along(patches, targets, betas, n_betas, ratio, options))
+
+
+def _along(
+    patches: Any, targets: Any, betas: Sequence[float] | None, n_betas: int, ratio: float, options: dict[str, Any]
+) -> Iterator[Solution]:
     own = "pooling", "loss", "intercept", "device", "sample_weight"
     given = {name: options.pop(name) for name in own if name in options}
     run = {name: options.pop(name) for name in ("oracle", "start", "callback") if name in options}

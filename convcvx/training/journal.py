@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from convcvx.patches import PatchEmbedding
 from convcvx.solution import Solution
@@ -23,6 +24,9 @@ class Journal:
 
     def save_chosen_beta(self, beta: float) -> None:
         """The β of a dictionary, which held-out images may have chosen."""
+
+    def save_path(self, path: list[dict[str, Any]]) -> None:
+        """What held-out images said of each β tried for a dictionary."""
 
     def save_state(self, solution: Solution) -> None:
         """The solution after a round."""

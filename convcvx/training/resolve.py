@@ -17,6 +17,7 @@ from convcvx.patches import PatchEmbedding
 from convcvx.problem import Problem
 from convcvx.responses.passes import Responses
 from convcvx.responses.team import Team
+from convcvx.training.folder import Folder
 from convcvx.training.options import DEFAULT_BETA_RATIO, TrainConfig
 from convcvx.training.origin import Origin
 from convcvx.training.plan import beta_at, build_problem
@@ -29,9 +30,9 @@ Data = tuple[Dataset, Dataset | None, Dataset | None]
 """Training set, test set, and the validation set if one is split off; no test set where Python gave none."""
 
 
-def load_data(config: TrainConfig) -> Data:
+def load_data(config: TrainConfig, *, download: bool = True) -> Data:
     """The data that `config` names."""
-    return arranged(config, *load(config.data, config.data_dir, config.limit))
+    return arranged(config, *load(config.data, config.data_dir, config.limit, download=download))
 
 
 def arranged(config: TrainConfig, train: Dataset, test: Dataset | None) -> Data:
@@ -42,10 +43,10 @@ def arranged(config: TrainConfig, train: Dataset, test: Dataset | None) -> Data:
     return shifted(train, config.shifts) if config.shifts else train, test, validation
 
 
-def run_data(run: Run, config: TrainConfig, *, check: bool = True) -> Data:
+def run_data(run: Folder, config: TrainConfig, *, check: bool = True, download: bool = True) -> Data:
     """The images that `run` was trained on, found by its options `config`; with `check` a `DataError` if others are."""
     source = run.located(config)
-    data = load_data(source)
+    data = load_data(source, download=download)
     if check:
         run.check_data(Origin.of(source, data))
     return data

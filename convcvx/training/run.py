@@ -21,6 +21,8 @@ from convcvx.training.options import TrainConfig, check_unchanged, is_config
 
 RECORD = {"objective": (float, None), "lower_bound": (float, None), "rel_gap": (float, None), "seconds": float}
 """What every record of a history has; what is infinite is null."""
+STEP = {**dict.fromkeys(("beta", "held_out_loss", "held_out_error"), float), "n_filters": int}
+"""What every step of a path along β has."""
 NETWORK = {"filters": "m r", "weights": "m p c", "intercept": "c"}
 """Axes of a solution's tensors."""
 COMPARISON = {
@@ -34,6 +36,7 @@ FILES = {
     "data.json": "where the data came from, and by what to know them again",
     "beta_max.json": "the β from which on no filter helps, or none of the dictionary",
     "beta.json": "of a dictionary, the β that was chosen",
+    "path.json": "of a dictionary, what held-out images said of each β that was tried",
     "embedding.safetensors": "the basis that filters live in (exact, float64)",
     "state.safetensors": "the checkpoint: the solution in float64, with its rounds and history",
     "descent.safetensors": "before the first of those: where the filters of a dictionary are that slide",
@@ -109,6 +112,15 @@ class Run(Folder, Journal):
     def chosen_beta(self) -> float | None:
         """The β of a dictionary, which held-out images may have chosen."""
         return self._read_beta("beta.json")
+
+    def save_path(self, path: list[dict[str, Any]]) -> None:
+        if path:
+            self._write_json("path.json", path)
+
+    @property
+    def path(self) -> list[dict[str, Any]]:
+        """The β tried for a dictionary with their held-out scores; empty where none was, or by an earlier version."""
+        return self._read_json("path.json", [STEP]) if (self.folder / "path.json").exists() else []
 
     def _read_beta(self, name: str) -> float | None:
         """The β in a file, if that is there; 0 for a beta_max of data on which no filter helps."""

@@ -1,0 +1,209 @@
+"""Numbers and names as people read them, and what a certificate says as a sentence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from convcvx.optimum import told
+from convcvx.oracles.scope import Scope
+
+SLACK = 1e-9
+"""Relative: what a printed share is raised by before it is rounded up, more than any rounding of its arithmetic."""
+TIMES = 2.0
+"""From this excess on, 200 %, "so many times" reads better than per cent."""
+LONGEST_NAME = 60
+"""Characters of a class's name: longer ones are cut."""
+LABELS = {
+    "primal": "Objective",
+    "objective": "Objective",
+    "dual": "Lower bound",
+    "lower_bound": "Lower bound",
+    "rel_gap": "Relative gap",
+    "proved": "Proved lower bound",
+    "proved_gap": "Proved relative gap",
+    "proved_by": "Proved by",
+    "scope": "Scope of the bound",
+    "beta": "Weight decay β",
+    "beta_max": "β from which on no filter helps",
+    "loss": "Loss",
+    "oracle": "Search behind the bound",
+    "n_filters": "Filters",
+    "train_accuracy": "Training accuracy",
+    "validation_accuracy": "Validation accuracy",
+    "test_accuracy": "Test accuracy",
+    "test_loss": "Test loss",
+    "test_r2": "Test R²",
+    "test_exact_match": "Test: all labels right",
+    "test_macro_f1": "Test: F1 score, mean over labels",
+    "validation_loss": "Validation loss",
+    "validation_r2": "Validation R²",
+    "validation_exact_match": "Validation: all labels right",
+    "validation_macro_f1": "Validation: F1 score, mean over labels",
+    "seconds": "Time",
+    "core_seconds": "Time of all cores",
+    "tuning_seconds": "Time to choose the learning rate",
+    "peak_memory_mb": "Peak memory",
+    "status": "Why it ended",
+    "solver": "Solver",
+    "rounds": "Rounds",
+    "patch_rank": "Directions that the patches span",
+    "family": "Family of filters",
+    "family_size": "Filters in the family",
+    "family_gap": "Relative gap over the family",
+    "score": "Validation score",
+    "joint_objective": "Objective of the joint heads",
+    "joint_rel_gap": "Gap of the joint heads, over these filters",
+    "joint_beta": "Weight decay of the joint heads",
+    "joint_held_out_error": "Held-out error of the joint heads",
+    "cache_mb": "Features on disk",
+    "n_stages": "Stages kept",
+    "heads": "Heads",
+    "learning_rate": "Learning rate",
+    "filters_used": "Filters in use",
+    "data_dir": "Folder of data sets",
+    "limit": "Training images at most",
+    "tol": "Relative gap to reach",
+    "max_filters": "Filters at most",
+    "max_rounds": "Rounds at most",
+    "time_limit": "Seconds at most",
+    "validation": "Share of images held out",
+    "flips": "Mirror images as well",
+    "shifts": "Moved images as well, pixels",
+    "rank": "Rank of the filters",
+    "whiten": "Whitened patches",
+    "whiten_epsilon": "Added to the variances when whitening",
+    "contrast": "Contrast normalised",
+    "contrast_epsilon": "Added to the variance of a patch",
+    "hidden_bias": "A bias in each filter",
+    "intercept": "A bias in the output",
+    "gates": "Activation patterns sampled",
+    "dictionary": "Filters of the dictionary",
+    "dictionary_source": "Source of the dictionary",
+    "threshold": "What excites a filter of the dictionary",
+    "tune": "Share of images that choose β",
+    "slide": "Epochs of descent on the dictionary",
+    "crops": "Random moves while filters slide, pixels",
+    "class_weight": "Weights of the classes",
+    "paired": "Channels in mirror pairs",
+    "filters": "Filters allowed",
+    "pool": "Pooling",
+    "kernel_size": "Filter size",
+    "beta_ratio": "Weight decay, as a share of the largest useful",
+}
+"""What numbers and options are called; of others the underscores become spaces."""
+PROOFS = [scope for scope in Scope if scope.proved]
+UNITS = {"seconds": "s", "mb": "MiB"}
+"""By the last word of a name."""
+SHARES = ("accuracy", "gap", "error", "match")
+"""Last words of names of shares."""
+
+
+def label(name: str) -> str:
+    """A name of Python as people say it."""
+    return LABELS.get(name) or name.replace("_", " ").capitalize()
+
+
+def number(value: Any) -> str:
+    """Six digits of a float; other values as they print."""
+    return f"{value:.6g}" if isinstance(value, float) else f"{value:,}" if type(value) is int else str(value)
+
+
+def percent(share: float | None) -> str:
+    """A share in per cent, to two decimals, or more where it is small; a dash where there is none."""
+    if share is None or not math.isfinite(share):
+        return "–"
+    return f"{100 * share:.{max(2, 1 - _exponent(100 * share))}f} %" if share else "0 %"
+
+
+def percent_up(share: float) -> str:
+    """A share in per cent, two digits, never less than it is."""
+    if share <= 0:
+        return "0 %"
+    raised = 100 * share * (1 + SLACK)
+    unit = _exponent(raised) - 1
+    return f"{math.ceil(raised / 10.0**unit) * 10.0**unit:.{max(0, -unit)}f} %"
+
+
+def _exponent(value: float) -> int:
+    return math.floor(math.log10(abs(value)))
+
+
+def text(name: str, value: Any) -> str:
+    """The value of a number or an option, with its unit."""
+    last = name.rpartition("_")[2]
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float | int) and last in UNITS:
+        return f"{value:,.3g} {UNITS[last]}" if value < 100 else f"{value:,.0f} {UNITS[last]}"
+    if isinstance(value, float) and last in SHARES:
+        return percent(value)
+    return number(value)
+
+
+def rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Label and text of all that is there."""
+    return [(label(name), text(name, value)) for name, value in values.items() if value is not None]
+
+
+def short(name: str) -> str:
+    """The name of a class, cut where it is long."""
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is said of a network, and whether it is a proof."""
+
+    text: str
+    proved: bool
+
+    @property
+    def kind(self) -> str:
+        return "Proof" if self.proved else "Estimate"
+
+
+def claims(values: Mapping[str, Any]) -> list[Claim]:
+    """What a certificate, or the metrics of a run, of this version or an earlier one, claim: the gap itself first.
+
+    The excess over the optimum p is primal / p - 1 <= primal / dual - 1, and is rounded up.
+    """
+    scope, rank, size = values["scope"], values.get("filter_rank"), values.get("filter_size")
+    other = "possible network" if rank == size else f"network with filters of rank {rank} of {size}"
+    family = values.get("family_size")
+    meant = {
+        Scope.GLOBAL: (other, ""),
+        Scope.FAMILY: (f"network over these {family:,} filters" if family else "network over the family", ""),
+        Scope.SAMPLED: ("network with the sampled activation patterns", ""),
+    }.get(scope, (other, ", if the search missed no filter"))
+    said = [_claim(values["primal"], values["dual"], *meant, proved=scope in PROOFS)]
+    if scope != Scope.GLOBAL and values.get("proved") is not None:
+        by = f" (by {values['proved_by']})" if values.get("proved_by") else ""
+        said.append(_claim(values["primal"], values["proved"], other, by, proved=True))
+    if scope != Scope.FAMILY and (line := told(values).get("family")) is not None:
+        said.append(Claim(f"{line[0].upper()}{line[1:].removesuffix(': a proof')}.", True))
+    return said
+
+
+def bounds(values: Mapping[str, Any]) -> list[tuple[str, float, bool]]:
+    """The lower bounds of a certificate, or of the metrics of a run: name, value, and whether it is proved."""
+    scope = values["scope"]
+    proof = scope == Scope.GLOBAL
+    found = [("proved bound" if proof else f"bound ({scope})", values["dual"], scope in PROOFS)]
+    if not proof and values.get("proved") is not None:
+        found.append(("proved for all", values["proved"], True))
+    return found
+
+
+def _claim(primal: float, bound: float, other: str, condition: str, *, proved: bool) -> Claim:
+    if not (bound > 0 and primal / bound < math.inf):
+        return Claim("No lower bound but zero is known: the network may be far from the best one.", proved)
+    excess = primal / bound - 1
+    if excess < TIMES:
+        return Claim(f"At most {percent_up(excess)} above the best {other}{condition}.", proved)
+    times = math.ceil(10 * (1 + excess) * (1 + SLACK)) / 10
+    return Claim(f"At most {times:,} times the objective of the best {other}{condition}.", proved)

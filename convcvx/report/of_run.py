@@ -1,0 +1,179 @@
+"""The report of a run: its certificate, what it is right and wrong about, its filters, its training, its twin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from convcvx.display import figures
+from convcvx.display.words import PROOFS, bounds, claims, percent, text
+from convcvx.network.two_layer import TwoLayerCNN, two_layer_cnn
+from convcvx.optimum import told
+from convcvx.oracles.scope import Scope
+from convcvx.report.evidence import MOST_CLASSES, Evidence, seen_or_why
+from convcvx.report.filters import filter_cards
+from convcvx.report.page import (
+    Drawn,
+    Table,
+    files,
+    option_rows,
+    optional_json,
+    provenance,
+    render,
+    result_rows,
+)
+from convcvx.training.resolve import run_data
+from convcvx.training.run import FILES, Run
+
+ELSEWHERE = (
+    *("meaning", "out", "optimum", "train_accuracy", "validation_accuracy", "test_accuracy", "proved_by"),
+    *("family", "family_size", "family_gap"),
+)
+"""Numbers of a run that its page says in other places than the table of results."""
+BOUNDS = "A solid line is proved, a dashed one an estimate: no network has an objective left of a proved bound."
+"""Below the picture of the bounds."""
+TRIED = "Weight decays tried for the dictionary, and what held-out images said of each."
+"""Below the path."""
+COMPARED = ("objective", "rel_gap", "test_accuracy", "train_accuracy", "seconds", "core_seconds", "n_filters")
+"""Numbers of a comparison, as its table has them."""
+
+
+def write_report(run: Run) -> Path:
+    """Write the report of a finished run to report.html in its folder.
+
+    Raises
+    ------
+    RunError
+        For an unfinished run, or files that are not as convcvx writes them. Data that are gone are no error: what
+        needs images is left out, and the page says so.
+    """
+    metrics, config, history = run.metrics, run.config, run.history
+    network = two_layer_cnn(run.folder)
+    seen, why = seen_or_why(network, lambda: run_data(run, config, download=False), config.loss)
+    certified = metrics | _ranks(run)
+    page = render(
+        "run.html",
+        title=run.folder.resolve().name,
+        metrics=metrics,
+        subtitle=f"{config.loss} loss on {Path(config.data).name}",
+        claims=claims(certified),
+        scope=str(metrics["scope"]),
+        meaning=metrics["meaning"],
+        notes=[line for name, line in told(metrics).items() if name != "family"],
+        bounds=Drawn.of(
+            figures.bounds_figure(bounds(metrics), metrics["primal"]),
+            "bounds",
+            "Lower bounds and the objective",
+            BOUNDS,
+        ),
+        cards=headline(metrics),
+        scores=scores(metrics),
+        results=result_rows(metrics, ELSEWHERE),
+        curves=curves(history, metrics, "training"),
+        filters=filter_cards(network, names_of(network, seen), None if seen is None else seen.dataset.images),
+        n_filters=metrics["n_filters"],
+        path=_path(run),
+        comparisons=[_comparison(history, comparison) for comparison in run.comparisons],
+        options=option_rows(config),
+        provenance=provenance(run),
+        files=files(run, FILES),
+        **evidence_parts(seen, why, "confusion"),
+    )
+    return run.save_report(page)
+
+
+def _ranks(run: Run) -> dict[str, Any]:
+    """Of which rank the filters are that the certificate speaks of, as far as it says."""
+    kept = optional_json(run, "certificate.json", {})
+    return {name: kept.get(name) for name in ("filter_rank", "filter_size")}
+
+
+def names_of(network: TwoLayerCNN, seen: Evidence | None) -> list[str]:
+    """Names of the classes: of the data, else those that the network's file keeps."""
+    if seen is not None:
+        return seen.names
+    kept = network.meta.get("classes")
+    return list(map(str, kept)) if isinstance(kept, list) else []
+
+
+def evidence_parts(seen: Evidence | None, why: str, name: str) -> dict[str, Any]:
+    """What a page says of the images; the confusion matrix as a picture called `name` where it is too large to read."""
+    large = seen is not None and seen.counts is not None and len(seen.counts) > MOST_CLASSES
+    drawn = None
+    if large and seen is not None and seen.counts is not None:
+        figure = figures.confusion_figure(seen.counts, seen.names)
+        drawn = Drawn.of(figure, name, "Confusion matrix", "Darker: a larger share of the row, the true class.")
+    return {"seen": seen, "why": why, "confusion": drawn, "most_classes": MOST_CLASSES}
+
+
+def headline(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The few numbers to begin with."""
+    first = [("Objective", _brief(metrics["primal"]))]
+    if metrics.get("test_accuracy") is not None:
+        first.insert(0, ("Test accuracy", percent(metrics["test_accuracy"])))
+    elif metrics.get("test_r2") is not None:
+        first.insert(0, ("Test R²", _brief(metrics["test_r2"])))
+    proved = metrics["scope"] == Scope.GLOBAL
+    first.append(("Proved lower bound" if proved else "Lower bound, estimated", _brief(metrics["dual"])))
+    if metrics["scope"] in PROOFS and not proved:
+        first[-1] = (f"Lower bound ({metrics['scope']})", first[-1][1])
+    if not proved and metrics.get("proved") is not None:
+        first.append(("Proved lower bound", _brief(metrics["proved"])))
+    return [*first, ("Filters", text("n_filters", metrics["n_filters"])), ("Time", text("seconds", metrics["seconds"]))]
+
+
+def _brief(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def scores(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Accuracies by set."""
+    sets = ("train", "Training"), ("validation", "Validation"), ("test", "Test")
+    found = [(name, metrics.get(f"{key}_accuracy")) for key, name in sets]
+    return [(name, percent(share)) for name, share in found if share is not None]
+
+
+def curves(history: list[dict[str, Any]], metrics: Mapping[str, Any], name: str) -> list[Drawn]:
+    """Objective and gap of every round."""
+    if not history:
+        return []
+    scope = str(metrics["scope"])
+    objective = figures.objective_figure(history, metrics["dual"], scope)
+    gap = figures.gap_figure(history, scope)
+    return [
+        Drawn.of(objective, f"{name}objective", "Objective against seconds"),
+        Drawn.of(gap, f"{name}gap", "Relative gap against seconds"),
+    ]
+
+
+def _path(run: Run) -> Drawn | None:
+    path = run.path
+    if not path:
+        return None
+    figure = figures.path_figure(path, run.chosen_beta)
+    return Drawn.of(figure, "path", "Weight decays tried for the dictionary", TRIED)
+
+
+def _comparison(history: list[dict[str, Any]], comparison: Mapping[str, Any]) -> dict[str, Any]:
+    """A comparison as the page has it."""
+    convex, twin, tune = comparison["convex"], comparison["twin"], comparison["finetune"]
+    optimizer, scope = twin["optimizer"], convex["scope"]
+    columns = {"convex": convex, optimizer: twin} | ({"fine-tuned": tune} if tune else {})
+    histories = [part["history"] for part in twin["seeds"]]
+    figure = figures.comparison_figure(history, histories, convex["dual"], scope, optimizer)
+    caption = "Both axes are logarithmic."
+    if twin.get("epochs"):
+        caption += f" {optimizer}: {twin['epochs']} epochs, {len(histories)} seeds at the best learning rate."
+    name = "".join(filter(str.isalnum, f"race{optimizer}"))
+    ratio = comparison.get("objective_ratio")
+    return {
+        "name": name,
+        "optimizer": optimizer,
+        "ratio": None if ratio is None else f"{ratio:.4g}",
+        "table": Table.of(f"Convex training and {optimizer}", columns, COMPARED),
+        "race": Drawn.of(figure, name, f"The race: convex training and {optimizer}", caption),
+        "claims": claims({"primal": twin["objective"], "dual": convex["dual"], "scope": scope})
+        if isinstance(twin.get("objective"), float)
+        else [],
+    }
