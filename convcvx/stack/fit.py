@@ -14,7 +14,15 @@ from convcvx.data.given import given_dataset
 from convcvx.solution import Callback
 from convcvx.stack.jobs import StackRun, stack_job
 from convcvx.stack.network import StackedCNN, stacked_cnn
-from convcvx.stack.options import VALIDATION, StackConfig, StackShape, fitting_stack, settings_of, stage_text
+from convcvx.stack.options import (
+    STAGE_OPTIONS,
+    VALIDATION,
+    StackConfig,
+    StackShape,
+    fitting_stack,
+    settings_of,
+    stage_text,
+)
 from convcvx.training.entry import Told, announce, limited
 from convcvx.training.fit import Fit, load_fit
 from convcvx.training.option import as_kept, check_names, parameters
@@ -112,7 +120,8 @@ def fit_stack(
     (2, True)
     """
     check_names(options, [parameter.name for parameter in OPTIONS])
-    train, test = given_dataset(images, targets, sample_weight)
+    form = TrainConfig.of({"resize": options.get("resize")}).image_form
+    train, *others = given_dataset(images, targets, sample_weight, form=form)
     name = str(images) if isinstance(images, str | os.PathLike) else ARRAYS
     given = {"data": name} | {
         option: stage_text(value) if isinstance(value, list) else value
@@ -124,7 +133,7 @@ def fit_stack(
         given = {k: v for k, v in preset_options(preset).items() if k != "data"} | given
     config = settings_of(given)
     first = config.stages[0]
-    data = arranged(first, limited(train, first.limit), test)
+    data = arranged(first, limited(train, first.limit), *others)
     origin = Origin.of(first, data)
     with TemporaryDirectory(prefix="convcvx-") if out is None else nullcontext(out) as folder:
         place = Path(folder) / "stack" if out is None else Path(folder)
@@ -154,7 +163,10 @@ def load(folder: str | os.PathLike[str]) -> Fit | StackFit:
     return load_stack(stack) if stack.begun else load_fit(Run.open(Path(folder)))
 
 
-OPTIONS = [*parameters(StackShape), *(p for p in parameters(TrainConfig, validation=VALIDATION) if p.name != "beta")]
+OPTIONS = [
+    *parameters(StackShape),
+    *(p for p in parameters(TrainConfig, validation=VALIDATION) if p.name in STAGE_OPTIONS),
+]
 """The options of `fit_stack`, as its signature has them."""
 
 announce(fit_stack, (StackShape, TrainConfig), OPTIONS)
