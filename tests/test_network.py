@@ -401,4 +401,4 @@ def test_the_shipped_weights_work():
     assert set(weights.get_state_dict()) == set(network.state_dict())
     assert network.meta["data"] == "digits"
     with pytest.raises(InputError, match="images must be"):
-        weights.transforms()(torch.zeros(1, 1, 9, 9))
+        weights.transforms()(torch.zeros(1, 2, 9, 9))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +90,8 @@ def _class_names(feature: Any) -> tuple[str, ...] | None:
 
 def _read_saved(order: Order) -> Raw:
     try:
-        from datasets import load_from_disk  # type: ignore[attr-defined,import-not-found,unused-ignore]
-    except ImportError:
+        load_from_disk = import_module("datasets").load_from_disk
+    except (ImportError, AttributeError):  # a folder of that name is a package too, an empty one
         raise DataError(f"{order.path} needs Hugging Face's datasets: pip install 'convcvx[datasets]'") from None
     try:
         data = load_from_disk(str(order.path))
@@ -112,7 +113,7 @@ def _parquet_files(path: Path) -> dict[str, list[Path]]:
 
 def _read_parquet(order: Order) -> Raw:
     try:
-        from pyarrow import parquet  # type: ignore[import-not-found,import-untyped,unused-ignore]
+        from pyarrow import parquet
     except ImportError:
         raise DataError(f"{order.path} needs pyarrow: pip install 'convcvx[datasets]'") from None
     found = _parquet_files(order.path)

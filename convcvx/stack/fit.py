@@ -11,6 +11,7 @@ from typing import Any
 
 from convcvx.data.datasets import ARRAYS
 from convcvx.data.given import given_dataset
+from convcvx.network.pretrained import save_pretrained
 from convcvx.solution import Callback
 from convcvx.stack.jobs import StackRun, stack_job
 from convcvx.stack.network import StackedCNN, stacked_cnn
@@ -23,12 +24,13 @@ from convcvx.stack.options import (
     settings_of,
     stage_text,
 )
+from convcvx.training.card import model_card
 from convcvx.training.entry import Told, announce, limited
 from convcvx.training.fit import Fit, load_fit
 from convcvx.training.option import as_kept, check_names, parameters
 from convcvx.training.options import TrainConfig
 from convcvx.training.origin import Origin
-from convcvx.training.presets import leaves_open, preset_options
+from convcvx.training.presets import in_flags, leaves_open, preset_options
 from convcvx.training.resolve import arranged
 from convcvx.training.run import Run
 
@@ -70,6 +72,13 @@ class StackFit:
                 stage.write(run.stage(number))
             run.save_result(self.network, self.metrics | {"out": str(run.out)})
         return Path(folder)
+
+    def save_pretrained(self, folder: str | os.PathLike[str], *, push_to: str | None = None) -> Path:
+        """As `Fit.save_pretrained`, for `StackedCNN.from_pretrained`."""
+        kept = [stage for stage in self.metrics["stages"] if stage["kept"]]
+        flags = in_flags(self.config.stages[0].chosen)
+        card = model_card("StackedCNN", self.network, self.metrics, kept, flags)
+        return save_pretrained(folder, self.network.to_bytes(), card, push_to)
 
     def __str__(self) -> str:
         stages = [f"stage {number}: {stage}" for number, stage in enumerate(self.stages, start=1)]
