@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from convcvx.errors import InputError, RunError, check_choice
-from convcvx.network.frozen import frozen
 
 TOLERANCE = 1e-4
 """Largest difference between the scores of file and network, over the largest score: float32 sums in another order."""
@@ -76,6 +75,8 @@ def _run_torch(path: str, images: Tensor) -> Tensor:
 
 def _write_sklearn(network: nn.Module, images: Tensor, path: str) -> None:
     import joblib  # as scikit-learn itself keeps estimators
+
+    from convcvx.network.frozen import frozen  # scikit-learn takes a second, which other formats need not wait for
 
     joblib.dump(frozen(network), path)
 

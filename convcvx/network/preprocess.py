@@ -63,7 +63,7 @@ class ImageTransform:
 
     def _made(self, pixels: np.ndarray) -> Tensor:
         """Of images (n, H, W, C)."""
-        made = to_floats(self._form.array(pixels))
+        made = to_floats(np.require(self._form.array(pixels), requirements="W"))  # torch warns of others
         if tuple(made.shape[1:]) != self.image_shape:
             raise InputError(f"images must have {self.image_shape[0]} channels; got {pixels.shape[3]}")
         return made
