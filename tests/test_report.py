@@ -238,7 +238,12 @@ def test_a_browser_shows_the_report_without_findings(browser, digits, hostile, w
 def test_negative_control_a_bad_page_has_findings(browser, digits, tmp_path):
     bad = page(digits)
     for good, worse in (
-        *((' lang="en"', ""), ('<th scope="col">', "<th>"), (' tabindex="0"', ""), ("--muted: #5c636b", "--muted: #bbb")),
+        *(
+            (' lang="en"', ""),
+            ('<th scope="col">', "<th>"),
+            (' tabindex="0"', ""),
+            ("--muted: #5c636b", "--muted: #bbb"),
+        ),
         *(('alt="Filter', 'class="'), ("<h2", "<h4"), ("</main>", "<p style='width: 2000px'>wide</p></main>")),
     ):
         assert good in bad

@@ -37,7 +37,7 @@ Like = Annotated[Path | None, typer.Option(help="Take data, model and beta from 
     *f.flags_of(
         TrainConfig,
         (
-            *("data", "data_dir", "limit", "stride", "padding", "pool", "beta", "loss"),
+            *("data", "data_dir", "resize", "channels", "limit", "stride", "padding", "pool", "beta", "loss"),
             *("oracle", "gates", "tol", "time_limit", "seed", "device"),
         ),
     )
