@@ -1,4 +1,5 @@
-"""Pooled ReLU responses φ_p(x_i; u) = Σ_k w_pk (x_ik·u)_+, sums of them over all images, and their adjoints."""
+"""Pooled ReLU responses φ_p(x_i; u) = Σ_k w_pk (x_ik·u)_+, or the maximum over the positions of a cell: sums of them
+over all images, and their adjoints."""
 
 from __future__ import annotations
 
@@ -97,10 +98,11 @@ class Responses(Stream):
     def reach(self) -> Tensor:
         """(n,) Σ_pk w_pk ‖x_ik‖ ‖B‖_F, for raw patch rows x_ik and the basis B: no filter of unit norm responds more.
 
+        Where cells take the maximum, w_pk is 1 in them: it is no more than the sum.
+
         Rounding errors of responses are in proportion to it, whatever a whitening or a low-rank basis cancels.
         """
-        pool = self.pooling.matrix(*self.map_size)
-        weights = torch.ones(self.n_positions).double() if pool is None else pool.sum(dim=0)
+        weights = self.pooling.reach(*self.map_size)
         return self.patch_norms(torch.arange(self.n)) @ weights * float(self.embedding.basis.norm())
 
     def patch_moments(self) -> Moments:
