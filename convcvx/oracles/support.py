@@ -6,8 +6,10 @@ the circle on which no cell changes its vertex, all responses are linear in u, �
 
 **Rounding.** Angles and vertices are taken as they come. At the ends of arcs, a quarter of the circle at most, it is
 measured how far another row of the cell, or 0, exceeds the vertex: x·u - v·u is linear in u, a combination of its
-values at the ends with weights that add up to √2 at most, so that φ_ip is off by no more than √2 times that, and by
-16ε times the longest row for measuring it. Sums of N steps add (N + 2)ε Σ_i ‖Z_i‖ Σ‖step‖ to M u. The forms MᵀM are off
+values at the ends with weights that add up to √2 at most, so that φ_ip is off by no more than √2 times that. Measuring
+it rounds: an angle by 8ε, its sine and cosine by ε, products and sums by 4ε, of rows that differ by twice the longest
+one, which √2 times 26ε of that allow for: 64ε. Sums of N steps add (N + 2)ε Σ_i ‖Z_i‖ Σ‖step‖ to M u, and the circle
+does not end at the float 2π but within 3ε of it. The forms MᵀM are off
 by 4 (P·c + 32)ε of their trace. What rows do not say in coordinates of the plane, and what Z may be off, is added.
 """
 
@@ -91,7 +93,7 @@ def _swept(problem: Problem, dual_point: Tensor, most: int) -> tuple[Tensor, flo
         angles, images, places, steps, off, sizes, moved = changes(
             pad(coordinates, (0, 2 - d)).contiguous().numpy(), starts, positions
         )
-        unsaid = ROUND_UP * (unsaid + math.sqrt(2) * off + 16 * UNIT * sizes)
+        unsaid = ROUND_UP * (unsaid + math.sqrt(2) * off + 64 * UNIT * sizes)
         slack = largest(slack + float(unsaid @ weights[where]) + float((sizes + unsaid) @ wrong[where]))
         mass += float(moved @ weights[where])
         found.append((angles, images + start, places, steps))
@@ -101,7 +103,7 @@ def _swept(problem: Problem, dual_point: Tensor, most: int) -> tuple[Tensor, flo
     share = 4 * (responses.n_cells * charges.shape[1] + 32) * UNIT
     top = float(np.max(values + share * traces, initial=0.0))
     bound = largest(math.sqrt(top) if top >= 0 else math.inf, 0.0) if math.isfinite(top) else math.inf
-    slack += (len(angles) + 2) * UNIT * mass + len(angles) * TINY
+    slack += (len(angles) + 8) * UNIT * mass + len(angles) * TINY
     best = np.argsort(-values, kind="stable")[:most]
     plane = torch.from_numpy(np.stack([np.cos(where_[best]), np.sin(where_[best])], axis=1))
     points = normalize(plane[:, :d] @ frame) if d else plane[:0] @ frame.new_zeros(2, len(basis))
