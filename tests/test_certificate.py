@@ -306,9 +306,12 @@ def of(*middle, convolution=None, features=6):
 
 
 GLOBAL = nn.AdaptiveAvgPool2d(1)
-FORM = "network must be Conv2d → ReLU → average pooling → Linear; got "
+FORM = "network must be Conv2d → ReLU → average or maximum pooling → Linear; got "
 REFUSED = {
-    "max pooling": (of(nn.ReLU(), nn.AdaptiveMaxPool2d(1)), FORM + "Conv2d → ReLU → AdaptiveMaxPool2d → Linear"),
+    "two poolings": (
+        of(nn.ReLU(), nn.MaxPool2d(2, 1), GLOBAL),
+        FORM + "Conv2d → ReLU → MaxPool2d → AdaptiveAvgPool2d → Linear",
+    ),
     "order": (of(GLOBAL, nn.ReLU()), FORM + "Conv2d → AdaptiveAvgPool2d → ReLU → Linear"),
     "activation": (of(nn.GELU(), GLOBAL), FORM + "Conv2d → GELU → AdaptiveAvgPool2d → Linear"),
     "no activation": (of(GLOBAL), FORM + "Conv2d → AdaptiveAvgPool2d → Linear"),

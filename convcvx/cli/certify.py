@@ -24,9 +24,9 @@ from convcvx.training.run import Run
 Network = Annotated[
     Path,
     typer.Argument(
-        help="A run folder, or a .safetensors or .pt file with the state dict of any Conv2d → ReLU → average pooling → "
-        "Linear, or Linear → ReLU → Linear; stride, padding and pool are for a file that does not say (pool is the "
-        "square grid that fits by default).",
+        help="A run folder, or a .safetensors or .pt file with the state dict of any Conv2d → ReLU → average or "
+        "maximum pooling → Linear, or Linear → ReLU → Linear; stride, padding and pool are for a file that does not "
+        "say (pool is the square grid of averages that fits by default).",
         metavar="RUN|FILE",
     ),
 ]

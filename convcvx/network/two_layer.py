@@ -1,6 +1,6 @@
 """The trained network as an ordinary torch module, built and loaded the way torchvision models are.
 
-`TwoLayerCNN` is an `nn.Sequential` of convolution, ReLU, average pooling, Flatten and Linear: without contrast
+`TwoLayerCNN` is an `nn.Sequential` of convolution, ReLU, pooling, Flatten and Linear: without contrast
 normalisation its state dict fits the plain `nn.Sequential` and back. Files are safetensors; nothing is unpickled.
 """
 
@@ -30,7 +30,7 @@ from convcvx.storage.reading import check_form, open_tensors
 
 
 class TwoLayerCNN(nn.Sequential):
-    """Conv2d, ReLU, average pooling, Flatten, Linear: f(x) = Σ_j Σ_p φ_p(x; u_j) V_j[p,:] + b.
+    """Conv2d, ReLU, average or maximum pooling, Flatten, Linear: f(x) = Σ_j Σ_p φ_p(x; u_j) V_j[p,:] + b.
 
     Takes float images (n, C, H, W) with pixels in [0, 1], as `convcvx.data.datasets` gives them; returns (n, c).
     """

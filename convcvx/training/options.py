@@ -114,10 +114,11 @@ class TrainConfig:
     pool: str = option(
         "global",
         MODEL,
-        "global; a grid: 4 or 4x2 (AdaptiveAvgPool2d); window:SIZE,STRIDE (AvgPool2d); none.",
+        "global; a grid: 4 or 4x2 (AdaptiveAvgPool2d); window:SIZE,STRIDE (AvgPool2d); none. With max: in front, "
+        "max:4, the maximum over each cell instead of the average (AdaptiveMaxPool2d, MaxPool2d).",
         per_stage="",
         read=pool_text,
-        form="a grid such as 4 or (4, 2), or a text such as global, window:3,2 or none",
+        form="a grid such as 4 or (4, 2), or a text such as global, window:3,2, max:4 or none",
     )
     hidden_bias: bool = option(False, MODEL, "A regularised bias in each filter.")
     intercept: bool = option(True, MODEL, "An unpenalised bias in the output.", any_model=True)
