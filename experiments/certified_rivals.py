@@ -19,7 +19,7 @@ from convcvx.budget import Budget
 from convcvx.certificate import certify_parameters
 from convcvx.data.datasets import load
 from convcvx.patches import PatchSpec
-from convcvx.report import INK, RIVAL, png
+from convcvx.report import CONVEX_COLOUR, TWIN_COLOUR, png
 from convcvx.training.plan import build_problem, find_beta_max, solve_problem
 
 RESULTS = Path(__file__).parent / "results"
@@ -45,12 +45,14 @@ def main() -> None:
     ]
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    colours = dict(zip(OPTIMIZERS, (RIVAL, "#4d8a3a"), strict=True))
+    colours = dict(zip(OPTIMIZERS, (TWIN_COLOUR, "#4d8a3a"), strict=True))
     for ratio in RATIOS:
         problem = problem.with_beta(ratio * beta_max)
         solution = solve_problem(problem, Budget(tol=TOL), oracle="branch-and-bound")
         bound = certify_parameters(problem, solution.filters, solution.weights, oracle="branch-and-bound", tol=TOL)
-        axes.plot([ratio], [bound.rel_gap], "*", color=INK, ms=9, label="convex" if ratio == RATIOS[0] else None)
+        axes.plot(
+            [ratio], [bound.rel_gap], "*", color=CONVEX_COLOUR, ms=9, label="convex" if ratio == RATIOS[0] else None
+        )
         for optimizer in OPTIMIZERS:
             for m in WIDTHS:
                 options = {"epochs": EPOCHS, "batch": BATCH}

@@ -27,7 +27,7 @@ from convcvx.oracles.branch_and_bound import BranchAndBoundOracle
 from convcvx.oracles.charged_rows import ChargedRows
 from convcvx.oracles.enumerate import ExactOracle
 from convcvx.patches import PatchSpec
-from convcvx.report import BOUND, INK, RIVAL, png
+from convcvx.report import BOUND_COLOUR, CONVEX_COLOUR, TWIN_COLOUR, png
 from convcvx.solvers.sliding_frank_wolfe import sliding_frank_wolfe
 from convcvx.solvers.sparsify import sparsify
 from convcvx.training.plan import build_problem, find_beta_max
@@ -136,13 +136,13 @@ def draw(growth: dict[int, Sizes]) -> Figure:
     seconds, cells = figure.subplots(1, 2)
     for (rank, sizes), marker in zip(growth.items(), "os^", strict=True):
         n, count, _, exact, rival = np.array(sizes).T
-        seconds.plot(n, exact, marker + "-", color=INK, ms=4, label="exact" if rank == 2 else None)
-        seconds.plot(n, rival, marker + "--", color=RIVAL, ms=4, label="branch and bound" if rank == 2 else None)
-        cells.plot(n, count, marker, color=INK, ms=4, label=f"r = {rank}")
-        cells.plot(n, count[-1] * (n / n[-1]) ** (rank - 1), color=BOUND, lw=1, ls=":")
-        seconds.plot(n, exact[-1] * (n / n[-1]) ** (rank - 1), color=BOUND, lw=1, ls=":")
+        seconds.plot(n, exact, marker + "-", color=CONVEX_COLOUR, ms=4, label="exact" if rank == 2 else None)
+        seconds.plot(n, rival, marker + "--", color=TWIN_COLOUR, ms=4, label="branch and bound" if rank == 2 else None)
+        cells.plot(n, count, marker, color=CONVEX_COLOUR, ms=4, label=f"r = {rank}")
+        cells.plot(n, count[-1] * (n / n[-1]) ** (rank - 1), color=BOUND_COLOUR, lw=1, ls=":")
+        seconds.plot(n, exact[-1] * (n / n[-1]) ** (rank - 1), color=BOUND_COLOUR, lw=1, ls=":")
     for axes in (seconds, cells):
-        axes.plot([], [], color=BOUND, lw=1, ls=":", label="slope r - 1")
+        axes.plot([], [], color=BOUND_COLOUR, lw=1, ls=":", label="slope r - 1")
     for axes, title in ((seconds, "CPU seconds for a proved maximum"), (cells, "cells of the arrangement")):
         axes.set(xscale="log", yscale="log", xlabel="distinct patch rows N", title=title)
         axes.grid(alpha=0.3, which="major")

@@ -20,14 +20,14 @@ from spiral import spiral
 import convcvx
 from convcvx.baseline import train_twin, tune_rate
 from convcvx.patches import PatchSpec
-from convcvx.report import BOUND, INK, RIVAL, png
+from convcvx.report import BOUND_COLOUR, CONVEX_COLOUR, TWIN_COLOUR, png
 from convcvx.solvers.programs.convex import Cones, solve_program
 from convcvx.training.functional import patches_to_images
 from convcvx.training.plan import build_problem
 
 RESULTS = Path(__file__).parent / "results"
 WIDTHS, SEEDS, EPOCHS, BATCH = (5, 15, 50, 100, 300), 5, 1000, 10
-COLOURS = np.array([INK, RIVAL, "#4d8a3a"])
+COLOURS = np.array([CONVEX_COLOUR, TWIN_COLOUR, "#4d8a3a"])
 
 
 def main() -> None:
@@ -55,7 +55,8 @@ def main() -> None:
             options = {"rate": rate, "epochs": EPOCHS, "batch": BATCH}
             found = [train_twin(problem, "sgd", m, seed=seed, **options).objective for seed in range(SEEDS)]
             excess = np.sort(np.array(found) / certificate.primal - 1)
-            spread.plot([m] * SEEDS, excess, marker, color=INK if scaled == 0.1 else RIVAL, ms=4, alpha=0.7,
+            colour = CONVEX_COLOUR if scaled == 0.1 else TWIN_COLOUR
+            spread.plot([m] * SEEDS, excess, marker, color=colour, ms=4, alpha=0.7,
                         label=f"β·n = {scaled}" if m == WIDTHS[0] else None)  # fmt: skip
             lines.append(
                 f"| {scaled} | {certificate.primal:.6f} | {certificate.rel_gap:.0e} | {optimum.n_filters} "
@@ -83,7 +84,7 @@ def draw_regions(axes: Axes, x: np.ndarray, y: np.ndarray, solution: convcvx.Sol
         ticks, ticks, scores.argmax(axis=1).reshape(300, 300), [-0.5, 0.5, 1.5, 2.5], colors=COLOURS, alpha=0.25
     )
     for u in filters:
-        axes.axline((0, 0), (-u[1], u[0]), color=BOUND, lw=0.4)
+        axes.axline((0, 0), (-u[1], u[0]), color=BOUND_COLOUR, lw=0.4)
     axes.scatter(*x.T, c=COLOURS[y], s=12)
     axes.set(xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), aspect="equal", title="the proved optimum and its planes, β·n = 0.01")
 

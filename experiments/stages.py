@@ -28,7 +28,7 @@ from convcvx.network.evaluate import accuracy, predict
 from convcvx.network.two_layer import TwoLayerCNN
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
-from convcvx.report import INK, RIVAL, png
+from convcvx.report import CONVEX_COLOUR, TWIN_COLOUR, png
 from convcvx.stack.features import fit_link, stream_features
 from convcvx.training.plan import build_problem, find_beta_max, solve_problem
 from convcvx.training.resolve import image_shape
@@ -38,7 +38,7 @@ N, EPOCHS, CHANNELS, DOWNSAMPLE = 2000, 15, 16, 2
 SPECS = (PatchSpec((5, 5)), PatchSpec((3, 3), padding=(1, 1), rank=32, whiten=0.01))
 POOLS, RATIOS = ("4", "3"), (1e-3, 2e-3)
 BUDGETS = (8, 16, 32, 64)
-COLOURS = {"convex": INK, "adam": RIVAL}
+COLOURS = {"convex": CONVEX_COLOUR, "adam": TWIN_COLOUR}
 Train = Callable[[Problem, int, Dataset], tuple[TwoLayerCNN, float]]
 
 

@@ -22,7 +22,7 @@ from convcvx.data.datasets import load
 from convcvx.network.evaluate import accuracy, predict
 from convcvx.network.two_layer import TwoLayerCNN
 from convcvx.patches import PatchSpec
-from convcvx.report import BOUND, INK, RIVAL, png
+from convcvx.report import BOUND_COLOUR, CONVEX_COLOUR, TWIN_COLOUR, png
 from convcvx.training.plan import build_problem, find_beta_max, solve_problem
 from convcvx.training.resolve import image_shape
 
@@ -76,11 +76,11 @@ def write(rows: list[tuple], bound: float, beta: float, rate: float) -> None:
     objectives, accuracies = figure.subplots(1, 2)
     widths = [row[0] for row in rows]
     for axes, columns in ((objectives, (1, 4)), (accuracies, (2, 5))):
-        for column, name, colour in zip(columns, ("convex", "Adam"), (INK, RIVAL), strict=True):
+        for column, name, colour in zip(columns, ("convex", "Adam"), (CONVEX_COLOUR, TWIN_COLOUR), strict=True):
             axes.plot(widths, [row[column] for row in rows], "o-", color=colour, ms=4, label=name)
         axes.set(xscale="log", xlabel="filters")
         axes.grid(alpha=0.3, which="both")
-    objectives.axhline(bound, color=BOUND, ls="--", lw=1, label="lower bound (heuristic)")
+    objectives.axhline(bound, color=BOUND_COLOUR, ls="--", lw=1, label="lower bound (heuristic)")
     objectives.set(title="objective", yscale="log")
     accuracies.set(title="test accuracy")
     objectives.legend(frameon=False)

@@ -25,14 +25,14 @@ from convcvx.data.datasets import load
 from convcvx.network.evaluate import accuracy, predict
 from convcvx.network.two_layer import TwoLayerCNN
 from convcvx.patches import PatchSpec
-from convcvx.report import BOUND, INK, RIVAL, png
+from convcvx.report import BOUND_COLOUR, CONVEX_COLOUR, TWIN_COLOUR, png
 from convcvx.training.plan import build_problem, find_beta_max, solve_problem
 from convcvx.training.resolve import image_shape
 
 RESULTS = Path(__file__).parent / "results"
 N, SEEDS, EPOCHS, MAX_FILTERS = 2000, 3, 15, 48
 RATIOS = (1e-2, 1e-3, 1e-4)
-COLOURS = {"convex": INK, "adam": RIVAL, "sgd": BOUND}
+COLOURS = {"convex": CONVEX_COLOUR, "adam": TWIN_COLOUR, "sgd": BOUND_COLOUR}
 
 
 @dataclass(frozen=True)

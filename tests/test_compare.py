@@ -111,8 +111,11 @@ def test_the_report_is_well_formed_self_contained_and_says_what_the_run_says(com
     ElementTree.fromstring(text)  # raises on any tag that is left open
     with pytest.raises(ElementTree.ParseError):
         ElementTree.fromstring(text.replace("</table>", "", 1))
-    pictures = [attributes["src"] for tag, attributes in Tags(text).found if tag == "img"]
-    assert len(pictures) == 3  # convergence, filters, the comparison
+    tags = Tags(text).found
+    plots = [attributes["aria-label"] for tag, attributes in tags if tag == "div" and attributes.get("role") == "img"]
+    assert len(plots) == 4  # bounds, objective, gap, the comparison
+    pictures = [attributes["src"] for tag, attributes in tags if tag == "img"]
+    assert len(pictures) > 40  # filters, and images that are taken for others
     head = "data:image/png;base64,"
     assert all(base64.b64decode(p.removeprefix(head), validate=True).startswith(b"\x89PNG") for p in pictures)
     # No address of another machine; its colon cannot occur in base64 by chance.
@@ -121,6 +124,7 @@ def test_the_report_is_well_formed_self_contained_and_says_what_the_run_says(com
     for number in (f"{metrics['primal']:.6g}", f"{metrics['dual']:.6g}", f"{result['twin']['objective']:.6g}"):
         assert number in text
     assert metrics["meaning"] in text
+    assert "Beside SGD" in text
 
 
 def test_the_plot_and_the_twin_are_left_in_the_run(compared):

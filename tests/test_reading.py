@@ -136,7 +136,7 @@ def test_what_metrics_say_is_text_in_a_report(run):
     cli("report", run.folder)
     page = (run.folder / "report.html").read_text()
     assert "<script>" not in page
-    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 3
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 3
 
 
 @pytest.mark.parametrize("command", ["report", "compare", "certify"])

@@ -225,7 +225,7 @@ def test_the_report_of_a_stack_is_well_formed_and_names_every_stage(two):
     run, result = two
     text = write_stack_report(run).read_text()
     ElementTree.fromstring(text)
-    assert text.count("data:image/png;base64,") == 2
+    assert all(f"Filters of stage {number}" in text for number in (1, 2))
     assert all(f"{record['primal']:.6g}" in text and record["meaning"] in text for record in result["stages"])
 
 

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from convcvx.display.pictures import by_weight, kernel_shades
 from convcvx.display.theme import BOUND_COLOUR, CONVEX_COLOUR, INK_COLOUR, TWIN_COLOUR, Drawing, look
+from convcvx.display.words import OPTIMIZERS
 
 Records = Sequence[Mapping[str, Any]]
 """A history, or a path: one record a round, or a β."""
@@ -24,8 +24,9 @@ DOTTED = 60
 """Records up to which each has a dot: beyond, the dots hide the line."""
 SMALLEST_GAP = 1e-12
 """Relative gap that smaller ones are drawn as: a logarithmic axis has no zero."""
-SOONEST = 1e-3
-"""Seconds that earlier ones are drawn as, for the same reason."""
+SPREAD = 10.0
+"""From this ratio of the largest objective to the smallest on, an axis is logarithmic: within it, plain numbers read
+better."""
 MOST_FILTERS = 100
 """Filters drawn in the gallery, those with the largest weights: more would be too small to see."""
 DOTS = 12
@@ -81,22 +82,30 @@ def _gap(axes: Axes, history: Records, scope: str) -> None:
 def comparison_figure(
     history: Records, twins: Sequence[Records], lower_bound: float, scope: str, optimizer: str
 ) -> Drawing:
-    """The race: objective against seconds, both logarithmic, of convex training and every seed of its twin.
+    """The race: objective against the logarithm of seconds, of convex training and every seed of its twin.
 
     A dot of a twin is the end of an epoch, a dot of the convex training that of a round.
     """
     figure = Drawing(figsize=(5.2, 3.8), layout="constrained")
     axes = figure.subplots()
-    seconds, objectives = _against(history, "objective")
-    axes.plot(_late(seconds), objectives, _line(history), color=CONVEX_COLOUR, ms=3.5, label="convex, a dot a round")
+    every = [record for part in (history, *twins) for record in part]
+    # A logarithmic axis has no zero: what is at 0 s is drawn at half the first time there is.
+    soonest = min((record["seconds"] for record in every if record["seconds"] > 0), default=1.0) / 2
+
+    def race(part: Records, line: str, **about: Any) -> None:
+        seconds, objectives = _against(part, "objective")
+        axes.plot([max(second, soonest) for second in seconds], objectives, line, **about)
+
+    race(history, _line(history), color=CONVEX_COLOUR, ms=3.5, label="convex, a dot a round")
     for k, twin in enumerate(twins):
-        seconds, objectives = _against(twin, "objective")
-        label = f"{optimizer}, {len(twins)} {'seed' if len(twins) == 1 else 'seeds'}, a dot an epoch"
-        line = _line(twin).replace("o", ".")
-        axes.plot(_late(seconds), objectives, line, color=TWIN_COLOUR, alpha=0.8, label=label if k == 0 else None)
+        name = f"{OPTIMIZERS.get(optimizer, optimizer)}, {len(twins)} {'seed' if len(twins) == 1 else 'seeds'}"
+        label = f"{name}, a dot an epoch" if k == 0 else None
+        race(twin, _line(twin).replace("o", "."), color=TWIN_COLOUR, alpha=0.8, label=label)
     _bound(axes, lower_bound, scope)
-    axes.set(xlabel="seconds", ylabel="objective", xscale="log", yscale="log")
-    axes.legend()
+    values = [value for value in (lower_bound, *(_number(record["objective"]) for record in every)) if value > 0]
+    wide = bool(values) and max(values) >= SPREAD * min(values)
+    axes.set(xlabel="seconds", ylabel="objective", xscale="log", yscale="log" if wide else "linear")
+    axes.legend(loc="upper right")
     return figure
 
 
@@ -201,10 +210,6 @@ def _line(history: Records) -> str:
     return "o-" if len(history) <= DOTTED else "-"
 
 
-def _late(seconds: list[float]) -> list[float]:
-    return [max(second, SOONEST) for second in seconds]
-
-
 def _number(value: float | None) -> float:
     """NaN, which plots leave out, for the null that JSON has for infinity."""
     return math.nan if value is None else value
@@ -213,6 +218,3 @@ def _number(value: float | None) -> float:
 def _bound(axes: Axes, lower_bound: float, scope: str) -> None:
     label = "lower bound (proved)" if scope == "global" else f"lower bound ({scope})"
     axes.axhline(lower_bound, color=BOUND_COLOUR, ls="--", lw=1.2, label=label)
-
-
-__all__ = [name for name in dir() if name.endswith("_figure")] + ["Figure"]

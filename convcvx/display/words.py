@@ -95,6 +95,8 @@ LABELS = {
 }
 """What numbers and options are called; of others the underscores become spaces."""
 PROOFS = [scope for scope in Scope if scope.proved]
+OPTIMIZERS = {"adam": "Adam", "sgd": "SGD"}
+"""What optimisers are called."""
 UNITS = {"seconds": "s", "mb": "MiB"}
 """By the last word of a name."""
 SHARES = ("accuracy", "gap", "error", "match")

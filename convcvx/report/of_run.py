@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from convcvx.display import figures
-from convcvx.display.words import PROOFS, bounds, claims, percent, text
+from convcvx.display.words import OPTIMIZERS, PROOFS, bounds, claims, percent, text
 from convcvx.network.two_layer import TwoLayerCNN, two_layer_cnn
 from convcvx.optimum import told
 from convcvx.oracles.scope import Scope
@@ -23,6 +23,7 @@ from convcvx.report.page import (
     render,
     result_rows,
 )
+from convcvx.training.options import TrainConfig
 from convcvx.training.resolve import run_data
 from convcvx.training.run import FILES, Run
 
@@ -51,13 +52,13 @@ def write_report(run: Run) -> Path:
     metrics, config, history = run.metrics, run.config, run.history
     network = two_layer_cnn(run.folder)
     seen, why = seen_or_why(network, lambda: run_data(run, config, download=False), config.loss)
-    certified = metrics | _ranks(run)
+    meant = ranks(run, config, network)
     page = render(
         "run.html",
         title=run.folder.resolve().name,
         metrics=metrics,
         subtitle=f"{config.loss} loss on {Path(config.data).name}",
-        claims=claims(certified),
+        claims=claims(metrics | meant),
         scope=str(metrics["scope"]),
         meaning=metrics["meaning"],
         notes=[line for name, line in told(metrics).items() if name != "family"],
@@ -74,7 +75,7 @@ def write_report(run: Run) -> Path:
         filters=filter_cards(network, names_of(network, seen), None if seen is None else seen.dataset.images),
         n_filters=metrics["n_filters"],
         path=_path(run),
-        comparisons=[_comparison(history, comparison) for comparison in run.comparisons],
+        comparisons=[_comparison(history, comparison, meant) for comparison in run.comparisons],
         options=option_rows(config),
         provenance=provenance(run),
         files=files(run, FILES),
@@ -83,10 +84,12 @@ def write_report(run: Run) -> Path:
     return run.save_report(page)
 
 
-def _ranks(run: Run) -> dict[str, Any]:
-    """Of which rank the filters are that the certificate speaks of, as far as it says."""
-    kept = optional_json(run, "certificate.json", {})
-    return {name: kept.get(name) for name in ("filter_rank", "filter_size")}
+def ranks(run: Run, config: TrainConfig, network: TwoLayerCNN) -> dict[str, int]:
+    """Rank and size of the filters that the certificate speaks of; earlier versions kept the options alone."""
+    kept = optional_json(run, "certificate.json", {"filter_rank?": (int, None), "filter_size?": (int, None)})
+    state = network.state_dict()
+    size = kept.get("filter_size") or state["0.weight"][0].numel() + ("0.bias" in state)
+    return {"filter_rank": kept.get("filter_rank") or min(config.rank or size, size), "filter_size": size}
 
 
 def names_of(network: TwoLayerCNN, seen: Evidence | None) -> list[str]:
@@ -155,25 +158,28 @@ def _path(run: Run) -> Drawn | None:
     return Drawn.of(figure, "path", "Weight decays tried for the dictionary", TRIED)
 
 
-def _comparison(history: list[dict[str, Any]], comparison: Mapping[str, Any]) -> dict[str, Any]:
-    """A comparison as the page has it."""
+def _comparison(
+    history: list[dict[str, Any]], comparison: Mapping[str, Any], meant: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A comparison as the page has it; the bound is that of the run, and speaks of the filters `meant`."""
     convex, twin, tune = comparison["convex"], comparison["twin"], comparison["finetune"]
     optimizer, scope = twin["optimizer"], convex["scope"]
-    columns = {"convex": convex, optimizer: twin} | ({"fine-tuned": tune} if tune else {})
+    called = OPTIMIZERS.get(optimizer, optimizer)
+    columns = {"Convex": convex, called: twin} | ({"Fine-tuned": tune} if tune else {})
     histories = [part["history"] for part in twin["seeds"]]
     figure = figures.comparison_figure(history, histories, convex["dual"], scope, optimizer)
-    caption = "Both axes are logarithmic."
+    caption = "The time axis is logarithmic."
     if twin.get("epochs"):
-        caption += f" {optimizer}: {twin['epochs']} epochs, {len(histories)} seeds at the best learning rate."
+        caption += f" {called}: {twin['epochs']} epochs at the best learning rate."
     name = "".join(filter(str.isalnum, f"race{optimizer}"))
     ratio = comparison.get("objective_ratio")
     return {
         "name": name,
-        "optimizer": optimizer,
+        "optimizer": called,
         "ratio": None if ratio is None else f"{ratio:.4g}",
-        "table": Table.of(f"Convex training and {optimizer}", columns, COMPARED),
-        "race": Drawn.of(figure, name, f"The race: convex training and {optimizer}", caption),
-        "claims": claims({"primal": twin["objective"], "dual": convex["dual"], "scope": scope})
+        "table": Table.of(f"Convex training and {called}", columns, COMPARED),
+        "race": Drawn.of(figure, name, f"The race: convex training and {called}", caption),
+        "claims": claims({"primal": twin["objective"], "dual": convex["dual"], "scope": scope} | dict(meant))
         if isinstance(twin.get("objective"), float)
         else [],
     }

@@ -12,7 +12,7 @@ from convcvx.display.words import claims, percent
 from convcvx.network.two_layer import two_layer_cnn
 from convcvx.report.evidence import Evidence, seen_or_why
 from convcvx.report.filters import filter_cards
-from convcvx.report.of_run import curves, evidence_parts, names_of, scores
+from convcvx.report.of_run import curves, evidence_parts, names_of, ranks, scores
 from convcvx.report.page import Table, files, option_rows, provenance, render, result_rows
 from convcvx.stack.jobs import StackRun
 from convcvx.stack.network import StackedCNN, stacked_cnn
@@ -47,7 +47,7 @@ def write_stack_report(stack: StackRun) -> Path:
         subtitle=f"{len(kept)} of {len(records)} stages kept, {first.loss} loss on {Path(first.data).name}",
         scores=scores(metrics),
         cards=[(f"{name} accuracy", share) for name, share in scores(metrics)],
-        table=Table.of("Stages", {f"Stage {record['stage']}": record for record in records}, STAGED),
+        table=Table.of("Numbers of the stages", {f"Stage {record['stage']}": record for record in records}, STAGED),
         stages=[_stage(stack, model, record, records, seen) for record in records],
         results=result_rows(metrics, ELSEWHERE),
         options=[(f"Stage {number}", option_rows(stage)) for number, stage in enumerate(config.stages, start=1)],
@@ -83,7 +83,7 @@ def _stage(
         "number": number,
         "kept": record["kept"],
         "why": "" if record["kept"] else dropped(record, records),
-        "claims": claims(record),
+        "claims": claims(dict(record) | ranks(run, run.config, network)),
         "scope": str(record["scope"]),
         "meaning": record["meaning"],
         "n_filters": record["n_filters"],

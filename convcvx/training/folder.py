@@ -249,7 +249,7 @@ def environment() -> dict[str, Any]:
 
     return {
         "began": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(sys.argv),
+        "command": shlex.join(sys.orig_argv),
         "commit": _commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),

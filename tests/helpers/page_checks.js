@@ -25,6 +25,10 @@
     const scrolls = ["auto", "scroll"].includes(getComputedStyle(node).overflowX) && node.scrollWidth > node.clientWidth;
     if (scrolls && node.tabIndex !== 0) say("scrolled by keys", node);
   }
+  const names = all("section, nav, [role='region']").map(
+    (node) => node.getAttribute("aria-label") || document.getElementById(node.getAttribute("aria-labelledby"))?.textContent,
+  );
+  for (const name of names) if (!name || names.filter((other) => other === name).length > 1) found.push(`landmark: ${name}`);
   for (const link of all('a[href^="#"]')) if (!document.getElementById(link.hash.slice(1))) say("target", link);
 
   // Contrast of all text with what is behind it, as WCAG 2 computes it.
