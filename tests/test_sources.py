@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 from helpers.commands import answer, cli, refused
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from scipy.io import savemat
 
@@ -195,6 +198,22 @@ def test_a_csv_that_is_no_text_is_refused(tmp_path):
     assert "is no table of text" in said(DataError, tmp_path / "list.csv")
 
 
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.lists(st.text(max_size=6) | st.sampled_from(["x.png", "1", "-2", "0.5", "nan", "test"]), max_size=4))
+)
+def test_any_table_is_taken_or_refused(tmp_path, rows):
+    Image.new("L", (4, 4)).save(tmp_path / "x.png")
+    try:
+        text = io.StringIO()
+        csv.writer(text).writerows([["path", "label", "split"], *rows])
+        (tmp_path / "list.csv").write_text(text.getvalue(), errors="surrogateescape")
+    except (csv.Error, UnicodeError):
+        return
+    with contextlib.suppress(DataError):
+        load(tmp_path / "list.csv")
+
+
 def test_the_arrays_of_medmnist_and_texts_are_read(tmp_path):
     x, y = NOISE, np.arange(12, dtype=np.uint8)[:, None] % 2
     parts = {"train": slice(None), "val": slice(6), "test": slice(4)}
@@ -298,8 +317,8 @@ def test_what_needs_other_packages_says_which(tmp_path, monkeypatch):
 
 
 def test_names_are_known_in_any_case_and_near_misses_are_suggested(tmp_path):
-    for given, meant in (("MNIST", "mnist"), ("FashionMNIST", "fashion-mnist"), ("Fashion_MNIST", "fashion-mnist")):
-        assert set_named(given) == meant
+    for name, meant in (("MNIST", "mnist"), ("FashionMNIST", "fashion-mnist"), ("Fashion_MNIST", "fashion-mnist")):
+        assert set_named(name) == meant
     assert [set_named(name) for name in ("OxfordIIITPet", "SVHN", "EMNIST-Letters")] == [
         "oxford-iiit-pet", "svhn", "emnist-letters",
     ]  # fmt: skip

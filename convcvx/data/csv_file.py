@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ def read_csv(order: Order) -> Raw:
         parts.setdefault(row["part"], []).append(row)
     if "train" not in parts:
         raise DataError(f"{order.path} has no training images: write train into the column split")
-    whole = all(row["label"].lstrip("-").isdecimal() for row in rows)
+    whole = all(re.fullmatch(r"-?\d+", row["label"]) for row in rows)
     kind: type = int if whole else float if all(_is_number(row["label"]) for row in rows) else str
     labels, classes = with_classes({part: np.array([kind(row["label"]) for row in parts[part]]) for part in parts})
     for part in parts:

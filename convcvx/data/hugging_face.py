@@ -6,7 +6,7 @@ Objects are used by what they offer, so that nothing is imported for them. Nothi
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ def raw_of(data: Any, name: str, form: ImageForm, limit: int | None = None) -> R
     if streams := [part for part, data in parts.items() if not hasattr(data, "__len__")]:
         raise DataError(f"{streams[0]} of {name} is a stream, which has no end: load it with streaming=False")
     columns = {part: _columns(data, name) for part, data in parts.items()}
-    labels = {part: np.asarray(list(data[columns[part][1]])) for part, data in parts.items()}
+    labels = {part: _labels(data[columns[part][1]], name) for part, data in parts.items()}
     parts = {part: data for part, data in parts.items() if part == "train" or not _is_hidden(labels[part])}
     names = _class_names(parts["train"].features[columns["train"][1]])
     labels, classes = with_classes({part: labels[part] for part in parts}, names)
@@ -65,6 +65,14 @@ def raw_of(data: Any, name: str, form: ImageForm, limit: int | None = None) -> R
 
         arrays |= {f"x_{part}": read_sequence(len(rows), image, form, name), f"y_{part}": labels[part][rows]}
     return Raw(name, arrays, classes)
+
+
+def _labels(values: Iterable[Any], name: str) -> np.ndarray:
+    """Of all images, (n,) or (n, c)."""
+    try:
+        return np.asarray(list(values))
+    except ValueError:  # lists of several lengths
+        raise DataError(f"the labels of {name} must be one an image, or as many for each: write 0 and 1") from None
 
 
 def _is_hidden(labels: np.ndarray) -> bool:
@@ -126,7 +134,7 @@ def _read_parquet(order: Order) -> Raw:
     for part, files in found.items():
         read = [_parquet_file(parquet, file) for file in files]
         images[part] = [image for encoded, _, _ in read for image in encoded]
-        labels[part] = np.asarray([value for _, values, _ in read for value in values])
+        labels[part] = _labels((value for _, values, _ in read for value in values), str(order.path))
         names = names or read[0][2]
     labels, classes = with_classes(labels, names)
     for part in found:
