@@ -58,7 +58,7 @@ def longest(constant: Tensor, linear: Tensor, square: Tensor, tails: Tensor, mas
     total = (multipliers * weights).sum(dim=1) * (1 + share)
     # A block whose λ underflowed is not in the matrix: its length is added.
     lost = (torch.where(multipliers > 0, 0.0, traces * weights).clamp_min(0) * (1 + share)[:, None]).sqrt().sum(dim=1)
-    return ((top * total).sqrt() + lost) * SAFE
+    return _proved(((top * total).sqrt() + lost) * SAFE)
 
 
 def above(corners: Tensor, values: Tensor) -> Tensor:
@@ -77,7 +77,11 @@ def above(corners: Tensor, values: Tensor) -> Tensor:
     signs = torch.where(corners.sum(dim=1) < 0, -1.0, 1.0).to(corners.dtype)
     found = torch.stack([(shares[:, :, None] * corners).sum(dim=1), signs], dim=1)  # (B, 2, V)
     heights = found @ corners.mT
-    ratio = torch.where(values[:, None] > 0, values[:, None] / heights, 0.0)
-    ratio = torch.where((heights > 0) | (values[:, None] <= 0), ratio, torch.inf).amax(dim=2)
-    bounds = ratio * found.norm(dim=2) * (1 + (8 * size + 32) * UNIT)
-    return torch.where(bounds.isnan(), torch.inf, bounds).amin(dim=1)
+    idle = (values <= 0)[:, None]  # not so of a NaN, which is to stay one
+    ratios = torch.where(idle, 0.0, torch.where(heights > 0, values[:, None] / heights, torch.inf)).amax(dim=2)
+    return _proved(ratios * found.norm(dim=2) * (1 + (8 * size + 32) * UNIT)).amin(dim=1)
+
+
+def _proved(bounds: Tensor) -> Tensor:
+    """The same, infinite for what is no number."""
+    return torch.where(bounds.isnan(), torch.inf, bounds)

@@ -18,6 +18,9 @@ ROUNDINGS = 64.0
 """Roundings, each of a longer side A at most, by which the error of a quadratic is raised; fewer than 40 were counted
 in its coefficients and extremes."""
 
+BLOCK = 256
+"""Rows whose moments are added up in one product, small enough for the cache."""
+
 
 @njit(**OPTIONS)
 def quadratic(low, high, spread, steepest):
@@ -82,9 +85,11 @@ def settle(rows, lengths, rests, cells, charges, sizes, corners, indices, linear
     d, c = rows.shape[1], charges.shape[1]
     n_corners = len(corners)
     r = n_corners - 1
-    heights, features = np.empty(n_corners), np.empty(moments.shape[2])
+    width = moments.shape[2]
+    heights = np.empty(n_corners)
+    features, taken, weighed = np.empty((BLOCK, width)), np.empty((BLOCK, c)), np.empty((BLOCK, c))
     shrink = (4.0 * d + 16.0) * UNIT
-    count, modulus = 0, 0.0
+    count, modulus, filled, cell = 0, 0.0, 0, 0
     for t in range(len(indices)):
         k = indices[t]
         low, high = np.inf, -np.inf
@@ -112,24 +117,36 @@ def settle(rows, lengths, rests, cells, charges, sizes, corners, indices, linear
                 spread = max(spread, apart)
         spread += 2.0 * shrink * lengths[k]
         constant, slope, square, error = quadratic(low, high, spread, STEEPEST / lengths[k])
-        features[0] = constant
-        place = 1 + d
-        for j in range(d):
-            features[1 + j] = slope * rows[k, j]
-            for m in range(j, d):
-                product = square * rows[k, j] * rows[k, m]
-                features[place] = product
-                bends[place - 1 - d] += sizes[k] * product
-                place += 1
+        if filled == BLOCK or (filled > 0 and p != cell):
+            add(features[:filled], taken[:filled], weighed[:filled], moments[cell], tails[cell])
+            filled = 0
+        cell = p
         share = error / sizes[k] if sizes[k] > 0.0 else 0.0
         for a in range(c):
-            charge = charges[k, a]
-            for j in range(len(features)):
-                moments[p, a, j] += charge * features[j]
-            for b in range(a + 1):
-                tails[p, a, b] += share * charge * charges[k, b]
+            taken[filled, a] = charges[k, a]
+            weighed[filled, a] = share * charges[k, a]
+        features[filled, 0] = constant
+        place = 1 + d
+        for j in range(d):
+            features[filled, 1 + j] = slope * rows[k, j]
+            scaled = square * rows[k, j]
+            for m in range(j, d):
+                features[filled, place + m - j] = scaled * rows[k, m]
+            place += d - j
+        for j in range(len(bends)):
+            bends[j] += sizes[k] * features[filled, 1 + d + j]
+        filled += 1
         masses[p] += error * sizes[k]
         modulus += sizes[k] * (abs(constant) + abs(slope) * lengths[k] + square * lengths[k] * lengths[k])
         kept[count] = k
         count += 1
+    if filled > 0:
+        add(features[:filled], taken[:filled], weighed[:filled], moments[cell], tails[cell])
     return count, modulus
+
+
+@njit(**OPTIONS)
+def add(features, taken, weighed, moments, tails):
+    """What some rows of one cell add to its moments and tails."""
+    moments += np.dot(taken.T, features)
+    tails += np.dot(weighed.T, taken)

@@ -16,6 +16,7 @@ from convcvx.oracles._patch_rows import MAX_BYTES
 from convcvx.oracles.base import Oracle
 from convcvx.oracles.branch_and_bound import LOW_RANK, BranchAndBoundOracle
 from convcvx.oracles.copositive import CopositiveOracle
+from convcvx.oracles.cylinders import FEW_CELLS_AND_OUTPUTS, CylinderOracle
 from convcvx.oracles.enumerate import ExactOracle
 from convcvx.oracles.family import Family, FamilyOracle
 from convcvx.oracles.local import LocalOracle
@@ -132,6 +133,7 @@ ORACLES: dict[str, Entry] = {
     "family": Entry(_family),
     "polynomial": Entry(_polynomial),
     "remainder": Entry(lambda effort: RemainderOracle(), (PRINCIPAL_ROWS,)),
+    "cylinders": Entry(lambda effort: CylinderOracle(), (ROWS_IN_MEMORY, FEW_CELLS_AND_OUTPUTS)),
     "sampled": Entry(lambda effort: SampledOracle(effort.gates)),
     "local": Entry(lambda effort: LocalOracle(thorough=effort.thorough), suits=_local_suits),
 }
