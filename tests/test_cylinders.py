@@ -34,7 +34,7 @@ from convcvx.oracles.cylinders import principal
     share=st.sampled_from([0.0, 0.1, 0.7, 1.0]),
 )
 def test_a_row_is_within_the_error_of_its_quadratics_wherever_the_heights_lie(seed, size, lopsided, share):
-    """Heights h_i anywhere in the interval, no further than the spread apart, and any weights: ends and zero included."""
+    """Heights h_i anywhere in the interval, no further than the spread apart, ends and zero included, and any weights."""
     random = np.random.default_rng(seed)
     low, high = -size * (1 - lopsided * random.random()), size * (1 - lopsided * random.random())
     spread = share * (high - low)
@@ -48,7 +48,9 @@ def test_a_row_is_within_the_error_of_its_quadratics_wherever_the_heights_lie(se
     heights = np.clip(heights, low, high)
     curves = (shares * (constant + slope * heights + square * heights**2)).sum(axis=2)
     assert float(np.abs(np.maximum(mean, 0) - curves).max()) <= error * (1 + 1e-12)
-    assert 0 <= error <= 0.26 * max(-low, high) and 0 <= slope <= 1 and square >= 0
+    assert 0 <= error <= 0.26 * max(-low, high)
+    assert 0 <= slope <= 1
+    assert square >= 0
 
 
 @pytest.mark.parametrize("low", [-1.0, -0.7, -0.4, -0.1])
@@ -172,11 +174,11 @@ def test_the_maps_at_corners_are_the_quadratics_of_the_filters_there():
         torch.testing.assert_close(value[:, sign] + slope[:, sign] @ zeta + curve[:, sign] @ lift, truth)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(awkward(), st.integers(1, 3))
 def test_the_bound_is_never_below_g_anywhere(case, directions):
     problem, point = case
-    result = CylinderOracle(directions, max_cylinders=60)(problem, point)
+    result = CylinderOracle(directions, max_cylinders=30)(problem, point)
     assert result.scope == "global"
     filters = torch.cat([sphere(100, problem.responses.dim), result.filters])
     assert float(g(problem, filters, point).max()) <= result.upper_bound * (1 + 1e-12)
@@ -191,7 +193,7 @@ def random_point(problem, seed: int) -> Tensor:
 
 @pytest.mark.parametrize("d", [1, 2, 3])
 def test_the_bound_is_above_the_exact_maximum_and_near_it(d):
-    for seed in range(4):
+    for seed in range(2):
         problem = flat_problem(4 + seed, 2, d, 2, seed=seed, intercept=False)
         point = random_point(problem, seed)
         exact = float(ExactOracle()(problem, point).values.max())
@@ -221,11 +223,13 @@ def test_a_search_stops_at_its_target_or_its_deadline_with_a_bound_that_holds():
     easy = CylinderOracle(2)(problem, point, target=2 * LocalOracle()(problem, point).g_max)
     assert easy.stats["stopped"] == "bound"
     late = CylinderOracle(2)(problem.until(Deadline.after(0.0)), point)
-    assert late.cut_short and late.upper_bound == math.inf
+    assert late.cut_short
+    assert easy.values.max() <= late.upper_bound < math.inf
     search = CylinderSearch(principal(ChargedRows.build(problem, point)), 2, 0.0)
     assert search.run(Deadline.after(0.0)) == "time_limit"
     assert search.bound == search.total
-    assert search.run(NEVER, 1) == "max_cylinders" and search.bound < search.total
+    assert search.run(NEVER, 1) == "max_cylinders"
+    assert search.bound < search.total
 
 
 def test_a_certificate_by_cylinders_is_a_proof_and_names_what_proved_it():
@@ -246,6 +250,6 @@ def test_on_a_thousand_small_problems_no_rigorous_bound_is_below_the_exact_maxim
     counts = dict.fromkeys(proofs.CHECKED, 0)
     for seed in range(1000):
         for name, ratio in proofs.looseness(*proofs.small_problem(seed)).items():
-            assert ratio >= 1 - 1e-12, (name, seed)
+            assert ratio >= proofs.EQUAL, (name, seed)
             counts[name] += 1
     assert min(counts.values()) > 900
