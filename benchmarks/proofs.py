@@ -127,7 +127,7 @@ def checked(arguments: argparse.Namespace) -> str:
 
 
 def small_problem(seed: int) -> tuple[Problem, torch.Tensor]:
-    """Few images of few patches, of rank 1 to 4, in one to three cells; the residual of random or constant predictions."""
+    """Few images of few patches, of rank 1 to 4, in 1 to 3 cells; the residual of random or constant predictions."""
     random = np.random.default_rng(seed)
     d, cells, c = 1 + seed % 4, int(random.integers(1, 4)), int(random.integers(2, 4))
     n, k = int(random.integers(2, 6)), int(random.integers(1, 3))

@@ -34,7 +34,7 @@ from convcvx.oracles.cylinders import principal
     share=st.sampled_from([0.0, 0.1, 0.7, 1.0]),
 )
 def test_a_row_is_within_the_error_of_its_quadratics_wherever_the_heights_lie(seed, size, lopsided, share):
-    """Heights h_i anywhere in the interval, no further than the spread apart, ends and zero included, and any weights."""
+    """Heights h_i anywhere in the interval, ends included, no further than the spread apart, and any weights."""
     random = np.random.default_rng(seed)
     low, high = -size * (1 - lopsided * random.random()), size * (1 - lopsided * random.random())
     spread = share * (high - low)
