@@ -67,7 +67,8 @@ def certify(
     beta : float
         torch's `weight_decay` under a mean-reduced loss.
     loss : {"squared", "cross-entropy", "bce", "huber", "huber:DELTA"}
-    oracle : {"auto", "exact", "branch-and-bound", "copositive", "polynomial", "remainder", "sampled", "local"}
+    oracle : {"auto", "exact", "branch-and-bound", "copositive", "polynomial", "remainder", "cylinders",
+        "sampled", "local"}
     tol : float
         Gap at which a rigorous oracle may stop refining its bound.
     embedding : PatchEmbedding, optional

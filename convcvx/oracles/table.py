@@ -16,6 +16,7 @@ from convcvx.oracles._patch_rows import MAX_BYTES
 from convcvx.oracles.base import Oracle
 from convcvx.oracles.branch_and_bound import LOW_RANK, BranchAndBoundOracle
 from convcvx.oracles.copositive import CopositiveOracle
+from convcvx.oracles.cylinders import FEW_CELLS_AND_OUTPUTS, CylinderOracle
 from convcvx.oracles.enumerate import ExactOracle
 from convcvx.oracles.family import Family, FamilyOracle
 from convcvx.oracles.local import LocalOracle
@@ -136,6 +137,7 @@ ORACLES: dict[str, Entry] = {
     "family": Entry(_family),
     "polynomial": Entry(_polynomial),
     "remainder": Entry(lambda effort: RemainderOracle(), (AVERAGES, PRINCIPAL_ROWS)),
+    "cylinders": Entry(lambda effort: CylinderOracle(), (AVERAGES, ROWS_IN_MEMORY, FEW_CELLS_AND_OUTPUTS)),
     "sampled": Entry(lambda effort: SampledOracle(effort.gates), (AVERAGES,)),
     "local": Entry(lambda effort: LocalOracle(thorough=effort.thorough), suits=_local_suits),
 }
