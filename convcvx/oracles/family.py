@@ -241,8 +241,7 @@ def reach(responses: Responses) -> tuple[Tensor, Tensor]:
     """(n,) Σ_pk w_pk Σ_j |x_j| ‖b_j‖ of each image, and the same sum of what the rows are off; worked out once."""
     if "reach" not in responses.kept:
         basis = responses.embedding.basis
-        pool = responses.pooling.matrix(*responses.map_size)
-        weights = torch.ones(responses.n_positions).double() if pool is None else pool.sum(dim=0)
+        weights = responses.position_weights
         columns = basis.norm(dim=0)
         sizes, errors = [], []
         for start in range(0, responses.n, CHUNK):

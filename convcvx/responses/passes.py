@@ -94,14 +94,25 @@ class Responses(Stream):
             norms.append((rows if basis is None else rows @ basis.double().T).norm(dim=2))
         return torch.cat(norms)
 
+    @property
+    def position_weights(self) -> Tensor:
+        """(K,) Σ_p w_pk: what a position counts for in all cells together."""
+        pool = self.pooling.matrix(*self.map_size)
+        return torch.ones(self.n_positions).double() if pool is None else pool.sum(dim=0)
+
+    def lengths(self) -> Tensor:
+        """(n,) Σ_pk w_pk ‖x_ik‖ for raw patch rows x_ik; one pass over the patches, once."""
+        name = f"lengths in {self.dtype}"
+        if name not in self.kept:
+            self.kept[name] = self.patch_norms(torch.arange(self.n)) @ self.position_weights
+        return self.kept[name]
+
     def reach(self) -> Tensor:
         """(n,) Σ_pk w_pk ‖x_ik‖ ‖B‖_F, for raw patch rows x_ik and the basis B: no filter of unit norm responds more.
 
         Rounding errors of responses are in proportion to it, whatever a whitening or a low-rank basis cancels.
         """
-        pool = self.pooling.matrix(*self.map_size)
-        weights = torch.ones(self.n_positions).double() if pool is None else pool.sum(dim=0)
-        return self.patch_norms(torch.arange(self.n)) @ weights * float(self.embedding.basis.norm())
+        return self.lengths() * float(self.embedding.basis.norm())
 
     def patch_moments(self) -> Moments:
         """Those of the embedded patches, of some images."""
