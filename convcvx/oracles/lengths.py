@@ -9,8 +9,8 @@ A weak bound: nothing cancels. But the lengths are those by which the rounding o
 costs nothing where a certificate is made; and any bound on max g is a lower bound above zero on the optimum.
 
 **Rounding.** A length of h entries, its products with weights and ‖P‖, and sums over K positions and n images round
-h + K + n + 16 times at most, all terms being >= 0. A patch whose contrast is normalised, q / D with D² >= ‖q‖²/s, is not
-longer than √s whatever was computed. What Z itself may be off by counts like Z.
+h + K + n + 16 times at most, all terms being >= 0. A patch whose contrast is normalised, q / D with D² >= ‖q‖²/s, is
+not longer than √s whatever was computed. What Z itself may be off by counts like Z.
 """
 
 from __future__ import annotations

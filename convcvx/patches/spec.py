@@ -16,7 +16,6 @@ from torch import Tensor
 
 from convcvx.errors import InputError, check_count, check_positive, is_count
 
-
 FAINT = 2.0**-511
 """Size up to which the square of a number may underflow in float64: about 1.5e-154."""
 
