@@ -6,7 +6,8 @@ import pytest
 from helpers.commands import Quiet, answer, cli, refused
 
 from convcvx.errors import InputError, RunError
-from convcvx.responses.team import LAUNCHED, Team
+from convcvx.responses.processes import LAUNCHED
+from convcvx.responses.team import Team
 from convcvx.stack.options import StackConfig
 from convcvx.training.jobs import train_job
 from convcvx.training.options import TrainConfig

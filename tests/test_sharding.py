@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -27,7 +28,7 @@ from convcvx.errors import InputError, WorkerError
 from convcvx.losses.shares import Shares
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.responses import portions
-from convcvx.responses import team as sharding
+from convcvx.responses import processes as sharding
 from convcvx.responses.passes import Responses
 from convcvx.responses.portions import add, portion, segments
 from convcvx.responses.table import CORRELATE
@@ -84,8 +85,9 @@ class Rehearsal(Team):
         self.portions = [self._portion, *(portions.Portion(rank, size) for rank in range(1, size))]
         self._portion.size = size
 
-    def _run(self, name, arguments, own=lambda: None):
-        others = [getattr(part, name)(*arguments(rank)) for rank, part in enumerate(self.portions) if rank > 0]
+    def _run(self, name, common, each=None, own=lambda: None, added=False):
+        each = each or (lambda rank: ())
+        others = [getattr(part, name)(*common, *each(rank)) for rank, part in enumerate(self.portions) if rank > 0]
         return [own(), *others]
 
 
@@ -175,7 +177,7 @@ def test_a_worker_reads_nothing_but_its_portion(short_segments):
         worker.load(identity, StreamedImages(pages), 45)
         worker.build([0], PatchEmbedding.fit(StreamedImages(pixels), PatchSpec(3)), None, {"device": "cpu"})
         dual_point = torch.ones(45 - place.start, 3, dtype=torch.float64)
-        nodes, _ = worker.run(0, CORRELATE, [dual_point], [torch.ones(2, 18, dtype=torch.float64)])
+        nodes, _ = worker.run([0], CORRELATE, [torch.ones(2, 18, dtype=torch.float64)], math.inf, [dual_point])
         results.append(
             [*worker.moment(PatchSpec(3), torch.zeros(18, dtype=torch.float64))[0].values(), *nodes.values()]
         )
