@@ -45,7 +45,8 @@ class Wire:
     def open(self) -> None:
         """Meet the other processes."""
         self._sums_on_gpus = _have_gpus_of_their_own()
-        dist.init_process_group("cpu:gloo,cuda:nccl" if self._sums_on_gpus else "gloo", timeout=TIMEOUT)
+        backend = "cpu:gloo,cuda:nccl" if self._sums_on_gpus else "gloo"
+        dist.init_process_group(backend, timeout=TIMEOUT, **_meeting_point())
 
     def close(self) -> None:
         dist.destroy_process_group()
@@ -104,6 +105,23 @@ def forms_of(tensors: Sequence[Tensor]) -> list[Form]:
 def zeros_of(forms: Sequence[Form]) -> list[Tensor]:
     """What a process adds that has nothing to add."""
     return [torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in forms]
+
+
+def attempt() -> int:
+    """How often torchrun has started these processes anew, in the place of others that were lost."""
+    count = os.environ.get("TORCHELASTIC_RESTART_COUNT", "")
+    return int(count) if count.isdecimal() else 0
+
+
+def _meeting_point() -> dict[str, Any]:
+    """Where processes find each other, if not where torch says.
+
+    torchrun keeps one store for all attempts. torch 2.13 reads there what the lost processes wrote, and waits for them.
+    """
+    if not attempt():
+        return {}
+    store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    return {"store": dist.PrefixStore(f"attempt-{attempt()}", store), "rank": rank, "world_size": size}
 
 
 def _bytes(message: Any) -> Tensor:

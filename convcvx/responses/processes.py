@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from convcvx.budget import OutOfTime
 from convcvx.errors import InputError, WorkerError
-from convcvx.machine.wire import Wire, forms_of, zeros_of
+from convcvx.machine.wire import Wire, attempt, forms_of, zeros_of
 from convcvx.responses.portions import Found, Portion
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -94,7 +94,7 @@ class Processes:
     @property
     def restarted(self) -> bool:
         """Whether torchrun started these processes in the place of others that were lost."""
-        return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+        return attempt() > 0
 
     @property
     def replaceable(self) -> bool:
