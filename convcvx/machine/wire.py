@@ -6,6 +6,7 @@ through gloo; tensors that are summed go as they are, through NCCL where they li
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 from collections.abc import Sequence
@@ -34,12 +35,13 @@ class Wire:
     ----------
     rank, size : int
         This process's number and the number of processes.
-    sent : int
-        Bytes that this process has handed over: of what goes to all others once, however it is passed on to them.
+    carried : int
+        Bytes of all messages and sums that this process had a part in: what it tells all counts once for each of them,
+        a sum once for each process that adds to it. In process 0 that is all there is.
     """
 
     def __init__(self, rank: int, size: int) -> None:
-        self.rank, self.size, self.sent = rank, size, 0
+        self.rank, self.size, self.carried = rank, size, 0
         self._sums_on_gpus = False
 
     def open(self) -> None:
@@ -56,7 +58,7 @@ class Wire:
         data = _bytes(message)
         dist.broadcast(torch.tensor(len(data)), 0)
         dist.broadcast(data, 0)
-        self.sent += len(data)
+        self.carried += len(data) * (self.size - 1)
 
     def hear(self) -> Any:
         """What process 0 tells all."""
@@ -71,7 +73,7 @@ class Wire:
         data = _bytes(message)
         dist.send(torch.tensor(len(data)), rank)
         dist.send(data, rank)
-        self.sent += len(data)
+        self.carried += len(data)
 
     def receive(self, rank: int) -> Any:
         """What the process of that `rank` sends."""
@@ -79,13 +81,14 @@ class Wire:
         dist.recv(size, rank)
         data = torch.empty(int(size), dtype=torch.uint8)
         dist.recv(data, rank)
+        self.carried += len(data)
         return _object(data)
 
     def exchange(self, message: Any) -> list[Any]:
         """What each process says, to all: a few bytes."""
         everyone: list[Any] = [None] * self.size
         dist.all_gather_object(everyone, message)
-        self.sent += len(_bytes(message))
+        self.carried += len(_bytes(message)) * (self.size - 1)
         return everyone
 
     def add_up(self, tensor: Tensor) -> Tensor:
@@ -94,7 +97,7 @@ class Wire:
         whole = whole.contiguous()
         for piece in whole.view(-1).split(PIECE):
             dist.reduce(piece, 0)
-        self.sent += (self.rank > 0) * whole.nbytes
+        self.carried += whole.nbytes * (self.size - 1)
         return whole
 
 
@@ -124,8 +127,19 @@ def _meeting_point() -> dict[str, Any]:
     return {"store": dist.PrefixStore(f"attempt-{attempt()}", store), "rank": rank, "world_size": size}
 
 
+class _Pickler(pickle.Pickler):
+    """Sends of a tensor what it has itself: torch would send all that the memory has which it is a part of."""
+
+    def reducer_override(self, found: Any) -> Any:
+        if isinstance(found, Tensor) and found.nbytes < found.untyped_storage().nbytes():
+            return found.clone(memory_format=torch.contiguous_format).__reduce_ex__(pickle.DEFAULT_PROTOCOL)
+        return NotImplemented
+
+
 def _bytes(message: Any) -> Tensor:
-    return torch.frombuffer(bytearray(pickle.dumps(message)), dtype=torch.uint8)
+    stream = io.BytesIO()
+    _Pickler(stream).dump(message)
+    return torch.frombuffer(stream.getbuffer(), dtype=torch.uint8)
 
 
 def _object(data: Tensor) -> Any:

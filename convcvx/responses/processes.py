@@ -102,9 +102,9 @@ class Processes:
         return os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
 
     @property
-    def bytes_sent(self) -> int:
-        """By the leader, so far."""
-        return self._wire.sent
+    def traffic(self) -> int:
+        """Bytes that have gone from process to process so far."""
+        return self._wire.carried
 
     def collect(
         self, name: str, common: tuple[Any, ...], each: Callable[[int], tuple[Any, ...]] | None = None, **options: bool
