@@ -26,6 +26,7 @@ from convcvx.certificate import certify_parameters
 from convcvx.data.images import StreamedImages
 from convcvx.errors import InputError, WorkerError
 from convcvx.losses.shares import Shares
+from convcvx.machine.wire import _bytes, _object
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.responses import portions
 from convcvx.responses import processes as sharding
@@ -473,3 +474,28 @@ def test_a_deadline_ends_a_pass_in_the_middle(short_segments):
         with pytest.raises(OutOfTime):
             late.responses.run(Pass(slow, ("sum",)), ())
         assert float(problem.responses.run(Pass(slow, ("sum",)), ())[0]) == 0
+
+
+def test_a_message_has_of_a_tensor_what_it_has_itself():
+    whole = torch.arange(10_000).double()
+    for part in (whole[5:8], whole.view(100, 100)[:, 3][:3]):
+        data = _bytes([part, "text"])
+        assert len(data) < 1000
+        assert torch.equal(_object(data)[0], part)
+    assert len(_bytes(whole)) > 80_000  # negative control
+
+
+def test_a_team_started_anew_goes_on_and_is_not_started_again(tmp_path, monkeypatch):
+    short = "train --limit 40 --stride 2 --rank 2 --pool 2 --beta-ratio .1 --tol 1e-9 --max-rounds 1 --oracle local -q"
+    out = tmp_path / "run"
+    cli(short, "--out", out, code=3)
+    cli(short, "--out", out, code=2)  # there is one
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    known = (out / "state.safetensors").read_bytes()
+    cli(short, "--out", out, code=0)
+    (out / "metrics.json").unlink()
+    cli(short, "--overwrite", "--out", out, code=0)  # unfinished: what it was replaced with, of the same options
+    assert (out / "state.safetensors").read_bytes() == known
+    cli(short, "--seed", "1", "--overwrite", "--out", out, code=0)  # finished: what was to be replaced
+    assert json.loads((out / "config.json").read_text())["seed"] == 1
