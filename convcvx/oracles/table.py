@@ -119,6 +119,11 @@ def _polynomial(effort: Effort) -> Oracle:
     return PolynomialOracle(None if effort.thorough else LocalOracle())
 
 
+def _cylinders(effort: Effort) -> Oracle:
+    """In training a search and polynomials: minutes a round would buy a bound that the certificate proves anew."""
+    return CylinderOracle() if effort.thorough else _polynomial(effort)
+
+
 def _local_suits(problem: Problem) -> str:
     if ROWS_IN_BUNDLES.lacking(problem) is not None:
         return f"a proof would gather more than {MAX_BYTES >> 30} GiB of patches"
@@ -133,7 +138,7 @@ ORACLES: dict[str, Entry] = {
     "family": Entry(_family),
     "polynomial": Entry(_polynomial),
     "remainder": Entry(lambda effort: RemainderOracle(), (PRINCIPAL_ROWS,)),
-    "cylinders": Entry(lambda effort: CylinderOracle(), (ROWS_IN_MEMORY, FEW_CELLS_AND_OUTPUTS)),
+    "cylinders": Entry(_cylinders, (ROWS_IN_MEMORY, FEW_CELLS_AND_OUTPUTS)),
     "sampled": Entry(lambda effort: SampledOracle(effort.gates)),
     "local": Entry(lambda effort: LocalOracle(thorough=effort.thorough), suits=_local_suits),
 }
