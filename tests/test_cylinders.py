@@ -222,6 +222,9 @@ def test_a_search_stops_at_its_target_or_its_deadline_with_a_bound_that_holds():
     problem, point = correlated()
     easy = CylinderOracle(2)(problem, point, target=2 * LocalOracle()(problem, point).g_max)
     assert easy.stats["stopped"] == "bound"
+    own = CylinderOracle(2, time_limit=1e-9)(problem, point)
+    assert own.stats["stopped"] == "seconds"
+    assert not own.cut_short
     late = CylinderOracle(2)(problem.until(Deadline.after(0.0)), point)
     assert late.cut_short
     assert easy.values.max() <= late.upper_bound < math.inf

@@ -12,6 +12,7 @@ from torch import Tensor
 from convcvx.budget import Deadline
 from convcvx.oracles.base import Oracle, OracleResult
 from convcvx.oracles.beside import best_proof, proof_beside
+from convcvx.oracles.cylinders import CylinderOracle
 from convcvx.oracles.local import LocalOracle
 from convcvx.oracles.polynomial import PolynomialOracle
 from convcvx.oracles.remainder import RemainderOracle
@@ -98,7 +99,7 @@ class Search:
         `points` are dual points, the network's residual first; `given` is the problem in the arithmetic that a
         heuristic may search in.
         """
-        if isinstance(self.oracle, PolynomialOracle | RemainderOracle):
+        if isinstance(self.oracle, PolynomialOracle | RemainderOracle | CylinderOracle):
             return self._at_any_rank(problem, points)
         guesses, proof = isinstance(self.oracle, LocalOracle | SampledOracle), None
         if guesses:  # before a search that takes what time there is
@@ -124,7 +125,7 @@ class Search:
         in_time, oracle = problem.until(self.deadline), self.oracle
         polynomial = replace(oracle, search=None) if isinstance(oracle, PolynomialOracle) else PolynomialOracle()
         best, name = best_proof(in_time, points, polynomial), polynomial.name
-        if isinstance(oracle, RemainderOracle):
+        if not isinstance(oracle, PolynomialOracle):
             other = best_proof(in_time, points, oracle)
             best, name = (other, oracle.name) if other.value >= best.value else (best, name)
         return Shown(best.found, best.value, best.point, name, best.value, name)
