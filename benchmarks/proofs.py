@@ -4,8 +4,13 @@
 
 A network is trained by sliding Frank-Wolfe with the local oracle (at most --solve-seconds); what counts for the proof
 is its objective alone. Then lower bounds are proved from the data: by polynomials of degree two in the filter at the
-network's residual, then at a dual point chosen for the bound; at last by branch and bound over the filters in the first
---directions principal directions with the rest as a remainder (0: not at all). Seconds are those of all cores.
+network's residual, then at a dual point chosen for the bound; then by branch and bound over the filters in the first
+--directions principal directions with the rest as a remainder (0: not at all); at last in --cylinders cylinders of the
+first --divided directions (0: not at all). Seconds are those of all cores.
+
+    python benchmarks/proofs.py --section checked [--problems 1000]
+
+compares every rigorous oracle with the exact maximum on small random problems, and exits with 1 if a bound is below it.
 
 Each section of benchmarks/results/proofs.md is written by one function of `SECTIONS`; a run replaces its own alone.
 """
@@ -21,13 +26,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from machine import machine
 
 from convcvx.budget import Budget
 from convcvx.data.datasets import load
+from convcvx.oracles.base import Oracle
 from convcvx.oracles.beside import best_proof, proof_beside
 from convcvx.oracles.branch_and_bound import BranchAndBoundOracle
+from convcvx.oracles.cylinders import CylinderOracle
+from convcvx.oracles.enumerate import ExactOracle
+from convcvx.oracles.family import FamilyOracle, Ternary
 from convcvx.oracles.local import LocalOracle
 from convcvx.oracles.polynomial import PolynomialOracle
 from convcvx.oracles.remainder import RemainderOracle
@@ -49,8 +59,18 @@ FULL_RANK = [
 WHOLE = ["mnist:3:1:60000:0.5", "mnist:3:1:60000:0.2"]
 HEADER = (
     "| data | kernel | cells | images | beta / beta_max | objective | gap at the residual | chosen | seconds "
-    "| searched | seconds |"
+    "| searched | seconds | cylinders | seconds |"
 )
+EQUAL = 1 - 1e-12
+"""Least ratio of a bound to the maximum found that counts as no less: the maximum itself is rounded."""
+CHECKED: dict[str, Oracle] = {
+    "polynomial": PolynomialOracle(),
+    "remainder": RemainderOracle(2, BranchAndBoundOracle(0.1, max_cones=100)),
+    "cylinders": CylinderOracle(2, max_cylinders=60),
+    "branch-and-bound": BranchAndBoundOracle(0.05, max_cones=300),
+    "family": FamilyOracle(Ternary()),
+}
+"""Every rigorous oracle but those that are exact, made to stop early: a bound has to hold then too."""
 
 
 @dataclass(frozen=True)
@@ -82,13 +102,59 @@ def full_rank(arguments: argparse.Namespace) -> str:
 
 def whole(arguments: argparse.Namespace) -> str:
     """Filters of full rank on all images: polynomials alone."""
-    arguments.directions = 0
+    arguments.directions = arguments.cylinders = 0
     return table(WHOLE, arguments)
+
+
+def checked(arguments: argparse.Namespace) -> str:
+    """Bounds on small random problems of all kinds, beside the exact maximum."""
+    ratios: dict[str, list[float]] = {name: [] for name in CHECKED}
+    for seed in range(arguments.problems):
+        problem, point = small_problem(seed)
+        for name, ratio in looseness(problem, point).items():
+            ratios[name].append(ratio)
+    lines = [
+        "| oracle | problems | bounds below the maximum | bound / maximum, median | largest |",
+        "|---|---|---|---|---|",
+    ]
+    below = {name: sum(not ratio >= EQUAL for ratio in found) for name, found in ratios.items()}
+    for name, found in ratios.items():
+        lines.append(f"| {name} | {len(found)} | {below[name]} | {np.median(found):.3f} | {max(found):.3f} |")
+    print("\n".join(lines), flush=True)
+    if any(below.values()):
+        raise SystemExit("a bound is below the maximum")
+    return "\n".join(lines)
+
+
+def small_problem(seed: int) -> tuple[Problem, torch.Tensor]:
+    """Few images of few patches, of rank 1 to 4, in 1 to 3 cells; the residual of random or constant predictions."""
+    random = np.random.default_rng(seed)
+    d, cells, c = 1 + seed % 4, int(random.integers(1, 4)), int(random.integers(2, 4))
+    n, k = int(random.integers(2, 6)), int(random.integers(1, 3))
+    x = random.standard_normal((n, 1, k, d)) + random.choice([0.0, 2.0]) * random.standard_normal(d)
+    loss = ("squared", "cross-entropy")[seed // 4 % 2]
+    y = random.permutation(np.arange(n) % c) if loss == "cross-entropy" else random.standard_normal((n, c))
+    pool = random.random((cells, k)) + 0.1
+    images = torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
+    spec, options = PatchSpec((1, 1)), {"pooling": pool, "loss": loss, "n_classes": c}
+    problem = build_problem(images, y, spec=spec, intercept=bool(seed // 8 % 2), dtype=torch.float64, **options)
+    predictions = torch.from_numpy(random.standard_normal((n, c)))
+    return problem, problem.dual_point(predictions if seed // 16 % 2 else problem.constant_predictions())
+
+
+def looseness(problem: Problem, point: torch.Tensor) -> dict[str, float]:
+    """Each bound over the maximum that it is a bound on, that over the family being found by a scan of its own."""
+    maximum = float(ExactOracle()(problem, point).values.max())
+    filters = torch.cat(list(Ternary().blocks(problem.responses.dim)))
+    over_family = problem.responses.correlate(torch.cat([filters, -filters]), point).flatten(1).norm(dim=1)
+    most = dict.fromkeys(CHECKED, maximum) | {"family": float(over_family.max())}
+    return {name: oracle(problem, point).upper_bound / most[name] for name, oracle in CHECKED.items() if most[name] > 0}
 
 
 def table(rows: list[str], arguments: argparse.Namespace) -> str:
     """The rows given, or these."""
     lines = [HEADER, "|" + "---|" * (HEADER.count("|") - 1)]
+    print(HEADER, flush=True)
     for case in map(Case.parse, arguments.rows or rows):
         problem = case.problem(arguments.data_dir)
         budget = Budget(tol=1e-3, time_limit=arguments.solve_seconds)
@@ -105,8 +171,15 @@ def table(rows: list[str], arguments: argparse.Namespace) -> str:
             search = BranchAndBoundOracle(1e-2, arguments.search_seconds)
             searched = best_proof(problem, [residual], RemainderOracle(arguments.directions, search)).value
             longer = time.process_time() - began
+        divided, longest = math.nan, 0.0
+        if arguments.cylinders:
+            began = time.process_time()
+            oracle = CylinderOracle(arguments.divided, time_limit=None, max_cylinders=arguments.cylinders)
+            divided = best_proof(problem, [residual], oracle).value
+            longest = time.process_time() - began
         gaps = " | ".join(f"{relative_gap(primal, value):.2%}" for value in (plain, proof.value))
         by_search = f"{relative_gap(primal, searched):.2%} | {longer:.1f}" if arguments.directions else "- | -"
+        by_search += f" | {relative_gap(primal, divided):.2%} | {longest:.0f}" if arguments.cylinders else " | - | -"
         lines.append(
             f"| {case.data} | {case.kernel}x{case.kernel} | {case.pool}x{case.pool} | {case.images} | {case.ratio:.3g} "
             f"| {primal:.6g} | {gaps} | {seconds:.2f} | {by_search} |"
@@ -115,7 +188,7 @@ def table(rows: list[str], arguments: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
-SECTIONS: dict[str, Callable[[argparse.Namespace], str]] = {"full-rank": full_rank, "whole": whole}
+SECTIONS: dict[str, Callable[[argparse.Namespace], str]] = {"full-rank": full_rank, "whole": whole, "checked": checked}
 """What a section of the results is made by; its docstring is the heading."""
 
 
@@ -136,11 +209,14 @@ def main() -> None:
     parser.add_argument("--solve-seconds", type=float, default=60.0)
     parser.add_argument("--directions", type=int, default=4)
     parser.add_argument("--search-seconds", type=float, default=60.0, help="of each of three searches, at most")
+    parser.add_argument("--divided", type=int, default=3)
+    parser.add_argument("--cylinders", type=int, default=5000, help="of each of three searches, at most")
+    parser.add_argument("--problems", type=int, default=1000)
     parser.add_argument("--section", choices=SECTIONS, default="full-rank")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    print(f"{' '.join(sys.argv)}\n{HEADER}", flush=True)
+    print(" ".join(sys.argv), flush=True)
     body = SECTIONS[arguments.section](arguments)
     options = re.sub(r"--data-dir[ =]\S+ ?", "", " ".join(sys.argv[1:]))
     command = f"    python benchmarks/proofs.py {options}".rstrip()

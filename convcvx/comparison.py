@@ -113,11 +113,12 @@ def compare(
     check_names(options, [parameter.name for parameter in PARAMETERS])
     config = CompareConfig(**options)
     config.check()
-    train, test_set = given_dataset(images, targets, sample_weight)
+    form = fit.config.image_form
+    train, test_set, validation = given_dataset(images, targets, sample_weight, form=form)
     if test is not None:
-        test_set = given_dataset(*test)[0]
+        test_set = given_dataset(*test, form=form)[0]
     settings = replace(fit.config, beta=fit.certificate.beta, beta_ratio=None, device=config.device)
-    train, test_set, _ = arranged(settings, limited(train, settings.limit), test_set)
+    train, test_set, _ = arranged(settings, limited(train, settings.limit), test_set, validation)
     if fit.origin is not None:
         known = {name: part for name, part in fit.origin.sets.items() if name == "train"}
         replace(fit.origin, sets=known).check(Origin.of(fit.config, (train, None, None)), "the fit")

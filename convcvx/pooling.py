@@ -1,17 +1,17 @@
-"""Average pooling as a (P, K) matrix over the K patch positions of an image, and as a torch module.
+"""Pooling: averages over cells of the K patch positions of an image, as a (P, K) matrix, or the maximum in each cell.
 
-Every solver sees the matrix, every exported network the module; `tests/test_patches.py` holds them equal.
+Every solver sees the matrix or the cells, every exported network the torch module; `tests/test_patches.py` and
+`tests/test_max_pooling.py` hold them equal.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convcvx.data.arrays import as_tensor
@@ -21,6 +21,8 @@ Line = tuple[tuple[int, int], ...]
 """Half-open ranges of positions along one axis."""
 Ranges = tuple[Line, Line]
 """Rows and columns of cells: each cell is a range of rows by a range of columns."""
+LARGEST = "max:"
+"""What stands before the shape of the cells where each takes the maximum over its positions."""
 
 
 def _grid(length: int, cells: int) -> Line:
@@ -43,7 +45,7 @@ def _averages(length: int, line: Line) -> Tensor:
 
 @dataclass(frozen=True)
 class Pooling:
-    """Average pooling of a map of patch responses.
+    """Pooling of a map of patch responses, by averages or, with `maximum`, by the maximum in each cell.
 
     Parameters
     ----------
@@ -54,19 +56,27 @@ class Pooling:
         Rows and columns.
     weights : Tensor (P, K), optional
         Any non-negative pooling of one's own, instead of a `kind`; such a network has no torch pooling module.
+    maximum : bool
+        Take the maximum over a cell, φ_p(u) = max_k (x_k·u)_+, as `nn.AdaptiveMaxPool2d` and `nn.MaxPool2d` do. It is
+        convex and positively homogeneous in u like an average, but no matrix times the responses.
     """
 
     kind: str = "grid"
     size: tuple[int, int] = (1, 1)
     stride: tuple[int, int] = (1, 1)
     weights: Tensor | None = None
+    maximum: bool = False
 
     @classmethod
     def of(cls, value: Any) -> Pooling:
         """Read what users write: None or "global", 4, "4", "4x2" or (4, 2) (a grid), "window:3,2", "none", a matrix.
 
+        With "max:" before a grid or a window, "max:4", the maximum over each cell.
+
         >>> Pooling.of("4").size
         (4, 4)
+        >>> Pooling.of("max:4").maximum
+        True
         >>> Pooling.of("window:3,2").stride
         (2, 2)
         """
@@ -81,6 +91,11 @@ class Pooling:
         text = str(value).strip().lower()
         if text == "none":
             return cls("none")
+        if text.startswith(LARGEST):
+            cells = text.removeprefix(LARGEST)
+            if cells.startswith(LARGEST) or (plain := cls.of(cells)).kind == "none":
+                raise InputError(f"pool max: takes global, a grid such as 4 or 4x2, or window:SIZE,STRIDE; got {text}")
+            return replace(plain, maximum=True)
         number = r"([1-9][0-9]{0,5})(?:x([1-9][0-9]{0,5}))?"
         if match := re.fullmatch(number, text):
             rows = int(match[1])
@@ -89,7 +104,7 @@ class Pooling:
             size = int(match[1]), int(match[2] or match[1])
             stride = (int(match[3]), int(match[4] or match[3])) if match[3] else size
             return cls("window", size, stride)
-        kinds = "global, none, a grid such as 4 or 4x2, or window:SIZE,STRIDE"
+        kinds = "global, none, a grid such as 4 or 4x2, or window:SIZE,STRIDE, with max: in front for the maximum"
         raise InputError(f"pool must be {kinds}; got {shown(value)}")
 
     @classmethod
@@ -102,10 +117,17 @@ class Pooling:
         return cls("matrix", weights=weights)
 
     def __str__(self) -> str:
+        if self.maximum:
+            return LARGEST + str(self.average)
         if self.kind == "grid":
             return "global" if self.size == (1, 1) else f"{self.size[0]}x{self.size[1]}"
         size, stride = (str(a) if a == b else f"{a}x{b}" for a, b in (self.size, self.stride))
         return f"window:{size},{stride}" if self.kind == "window" else self.kind
+
+    @property
+    def average(self) -> Pooling:
+        """Averages over the same cells."""
+        return replace(self, maximum=False)
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of the pooled map; a matrix pools to (P, 1)."""
@@ -131,7 +153,15 @@ class Pooling:
         return None
 
     def matrix(self, height: int, width: int) -> Tensor | None:
-        """(P, K) float64 pooling weights over positions in row-major order; None stands for the identity."""
+        """(P, K) float64 pooling weights over positions in row-major order; None stands for the identity.
+
+        Raises
+        ------
+        InputError
+            For the maximum, which is not linear in the responses: what needs this says so (`needs.AVERAGES`).
+        """
+        if self.maximum:
+            raise InputError(f"average pooling is needed; got pool {self}, which no matrix is; use pool {self.average}")
         if self.weights is not None:
             if self.weights.shape[1] != height * width:
                 raise InputError(
@@ -143,94 +173,25 @@ class Pooling:
             return None
         return torch.kron(_averages(height, ranges[0]), _averages(width, ranges[1]))
 
+    def cells(self, height: int, width: int) -> Tensor | None:
+        """(P, K) what the positions count for in a cell: as `matrix` says, or 1 where the maximum is over them."""
+        if not self.maximum:
+            return self.matrix(height, width)
+        averages = self.average.matrix(height, width)
+        assert averages is not None
+        return (averages > 0).double()
+
+    def reach(self, height: int, width: int) -> Tensor:
+        """(K,) float64: no more than so many times as much do all cells change as a response of that position does."""
+        cells = self.cells(height, width)
+        return torch.ones(height * width).double() if cells is None else cells.sum(dim=0)
+
     def module(self) -> nn.Module:
         """The torch module that pools (n, m, H, W) maps the same way."""
         if self.weights is not None:
             raise InputError("pooling by a matrix of one's own has no torch module; use a grid, a window or none")
+        if self.kind == "none":
+            return nn.Identity()
         if self.kind == "grid":
-            return nn.AdaptiveAvgPool2d(self.size)
-        return nn.AvgPool2d(self.size, self.stride) if self.kind == "window" else nn.Identity()
-
-
-class Pool:
-    """`Pooling` applied to rectified responses of a height x width map, and its adjoint.
-
-    Grids and windows run through torch's own pooling in its channels-last layout, which visits a response once;
-    global pooling and matrices are matrix products.
-
-    Parameters
-    ----------
-    pooling : Pooling
-    height, width : int
-        Rows and columns of patch positions.
-    dtype, device
-        Of the responses.
-    """
-
-    def __init__(self, pooling: Pooling, height: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
-        matrix = pooling.matrix(height, width)
-        self.n_cells = height * width if matrix is None else len(matrix)
-        self._map, self._cells = (height, width), pooling.output_size(height, width)
-        self._kind, self._size, self._stride = pooling.kind, pooling.size, pooling.stride
-        if pooling.kind == "grid" and height % pooling.size[0] == 0 and width % pooling.size[1] == 0:
-            self._kind = "window"
-            self._size = self._stride = height // pooling.size[0], width // pooling.size[1]
-        if matrix is None or (len(matrix) == height * width and torch.equal(matrix, torch.eye(len(matrix)).double())):
-            self._kind = "none"
-        elif self.n_cells == 1:
-            self._kind = "matrix"
-        self._matrix = matrix.to(device, dtype) if matrix is not None and self._kind == "matrix" else None
-
-    def __call__(self, active: Tensor) -> Tensor:
-        """(b, K, m) responses to (b, P, m)."""
-        if self._kind == "none":
-            return active
-        if self._matrix is not None:
-            return self._matrix @ active
-        maps = self._maps(active, self._map)
-        if self._kind == "grid":
-            return self._flat(F.adaptive_avg_pool2d(maps, self._size))
-        return self._flat(F.avg_pool2d(maps, self._size, self._stride))
-
-    def pullback_(self, slopes: Tensor, active: Tensor) -> Tensor:
-        """Slopes (b, P, m) in the pooled responses to slopes (b, K, m) before rectifying, in place of `active`."""
-        if self._kind == "window" and self._tiles:
-            cells = slopes.mul_(1.0 / (self._size[0] * self._size[1]))
-            cells = cells.view(len(cells), self._cells[0], 1, self._cells[1], 1, -1)
-            tiles = active.view(len(cells), self._cells[0], self._size[0], self._cells[1], self._size[1], -1)
-            _mask_(cells.expand_as(tiles), tiles)
-            return active
-        return _mask_(self._spread(slopes, active), active)
-
-    @property
-    def _tiles(self) -> bool:
-        """Whether every position lies in exactly one window."""
-        whole = tuple(size * count for size, count in zip(self._size, self._cells, strict=True))
-        return self._size == self._stride and whole == self._map
-
-    def _spread(self, slopes: Tensor, active: Tensor) -> Tensor:
-        """(b, P, m) to (b, K, m), the adjoint of pooling alone."""
-        if self._kind == "none":
-            return slopes
-        if self._matrix is not None:
-            return self._matrix.T @ slopes
-        maps, cells = self._maps(active, self._map), self._maps(slopes, self._cells)
-        if self._kind == "grid":
-            return self._flat(torch.ops.aten._adaptive_avg_pool2d_backward(cells, maps))
-        return self._flat(
-            torch.ops.aten.avg_pool2d_backward(cells, maps, self._size, self._stride, (0, 0), False, True, None)
-        )
-
-    @staticmethod
-    def _maps(rows: Tensor, size: tuple[int, int]) -> Tensor:
-        """(b, K, m) as (b, m, height, width), channels last in memory."""
-        return rows.unflatten(1, size).permute(0, 3, 1, 2)
-
-    @staticmethod
-    def _flat(maps: Tensor) -> Tensor:
-        return maps.permute(0, 2, 3, 1).flatten(1, 2)
-
-
-def _mask_(slopes: Tensor, active: Tensor) -> Tensor:
-    """`slopes` where `active` is positive, else zero; written into `active`."""
-    return torch.ops.aten.threshold_backward.grad_input(slopes, active, 0, grad_input=active)
+            return nn.AdaptiveMaxPool2d(self.size) if self.maximum else nn.AdaptiveAvgPool2d(self.size)
+        return (nn.MaxPool2d if self.maximum else nn.AvgPool2d)(self.size, self.stride)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,18 +43,26 @@ def top_eigenvalue(matrix: Tensor) -> float:
     factorisation that runs to its end: α = γ Σ_k a_kk, γ = (m + 1)ε / (1 - 2(m + 1)ε) (Rump, *Verification of positive
     definiteness*, BIT 2006, theorem 2.3). Where it does not, the trace is a bound. Infinite for what is no number.
     """
-    size = len(matrix)
-    trace = float(matrix.diagonal().sum()) * (1 + size * UNIT)
-    if not (math.isfinite(trace) and bool(matrix.isfinite().all())):
-        return math.inf
-    if not trace > 0:
-        return max(trace, 0.0)
-    scale = 2.0 ** math.frexp(trace)[1]  # a power of two: squares neither over- nor underflow
-    matrix, trace = matrix / scale, trace / scale
-    top = float(torch.linalg.eigvalsh(matrix)[-1]) + 4 * size * UNIT * trace
-    shifted = top * torch.eye(size, dtype=matrix.dtype) - matrix
-    _, failed = torch.linalg.cholesky_ex(shifted)
-    if int(failed) != 0 or not top < trace:
-        return trace * scale
+    return float(top_eigenvalues(matrix[None])[0])
+
+
+def top_eigenvalues(matrices: Tensor) -> Tensor:
+    """`top_eigenvalue` of each of many (B, m, m): (B,)."""
+    size = matrices.shape[1]
+    traces = matrices.diagonal(dim1=1, dim2=2).sum(dim=1) * (1 + size * UNIT)
+    finite = traces.isfinite() & matrices.isfinite().flatten(1).all(dim=1)
+    positive = finite & (traces > 0)
+    # Powers of two: squares neither over- nor underflow.
+    mantissas, exponents = np.frexp(torch.where(positive, traces, 1.0).numpy())
+    shares = torch.from_numpy(mantissas)
+    safe = torch.where(positive[:, None, None], matrices, 0.0).numpy()
+    scaled = torch.from_numpy(np.ldexp(safe, -exponents[:, None, None]))
+    tops = torch.linalg.eigvalsh(scaled)[:, -1] + 4 * size * UNIT * shares
+    shifted = tops[:, None, None] * torch.eye(size, dtype=matrices.dtype) - scaled
+    failed = torch.linalg.cholesky_ex(shifted).info != 0
     share = 2 * (size + 4) * UNIT  # that of Rump's theorem, and of the roundings of the diagonal of `shifted`
-    return (top + share * size * top + size * size * TINY) * (1 + 8 * UNIT) * scale
+    proved = (tops + share * size * tops + size * size * TINY) * (1 + 8 * UNIT)
+    bounds = torch.where(failed | ~(tops < shares), shares, proved)
+    with np.errstate(over="ignore"):
+        bounds = torch.from_numpy(np.ldexp(bounds.numpy(), exponents))
+    return torch.where(positive, bounds, torch.where(finite, traces.clamp_min(0), torch.inf))

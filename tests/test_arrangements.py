@@ -121,7 +121,7 @@ def test_two_thousand_rows_in_space_are_counted_without_being_listed() -> None:
 
 
 def test_listing_is_lazy() -> None:
-    rows = np.random.default_rng(0).standard_normal((300, 8))
+    rows = np.random.default_rng(0).standard_normal((300, 6))
     assert len(list(itertools.islice(cells(rows), 3))) == 3
 
 

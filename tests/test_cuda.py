@@ -100,7 +100,12 @@ def test_gated_features_agree_with_the_cpu(size):
 
 
 @pytest.mark.parametrize(
-    ("solver", "oracle"), [("frank-wolfe", "local"), ("closed-form", "local"), ("gated", "sampled")]
+    ("solver", "oracle"),
+    [
+        ("frank-wolfe", "local"),
+        ("closed-form", "local"),
+        pytest.param("gated", "sampled", marks=pytest.mark.slow),
+    ],
 )
 def test_the_other_solvers_run_on_the_gpu(solver, oracle):
     train, _ = load("digits", limit=150)  # more rows than are few, which only a CPU knows

@@ -25,22 +25,24 @@ from convcvx.training.plan import build_problem, find_beta_max
 
 EASY = {"beta_ratio": 0.1, "random_state": 0}
 QUICK = {"beta_ratio": 0.1, "tol": 0.1}
+TO_TOL = {"check_sample_weight_equivalence_on_dense_data": "equal to tol, not to 1e-7: see test_weights_of_images.py"}
 
 
 # scikit-learn fits noise with 20 samples in many dimensions: a search with another seed may well find a better
 # filter, and the warning that says so is right.
 @pytest.mark.filterwarnings("ignore::convcvx.errors.ConvergenceWarning")
 @parametrize_with_checks(
-    [
-        ConvexCNNClassifier(**QUICK),
-        ConvexCNNClassifier(**QUICK, loss="cross-entropy"),
-        ConvexCNNRegressor(**QUICK, hidden_bias=True),
-    ],
-    expected_failed_checks=lambda _: {
-        "check_sample_weight_equivalence_on_dense_data": "equal to tol, not to 1e-7: see test_weights_of_images.py"
-    },
+    [ConvexCNNClassifier(**QUICK), ConvexCNNRegressor(**QUICK, hidden_bias=True)],
+    expected_failed_checks=lambda _: TO_TOL,
 )
 def test_scikit_learn_checks(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::convcvx.errors.ConvergenceWarning")
+@parametrize_with_checks([ConvexCNNClassifier(**QUICK, loss="cross-entropy")], expected_failed_checks=lambda _: TO_TOL)
+def test_scikit_learn_checks_with_the_cross_entropy(estimator, check):
     check(estimator)
 
 

@@ -61,7 +61,7 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
     network = TwoLayerCNN(PLAIN)
     with pytest.raises(RunError, match=r"cannot write .*none.*: No such file"):
         export(network, PLAIN.image_shape, tmp_path / "none" / "model.pt2", "torch")
-    with pytest.raises(InputError, match="to must be one of onnx, torch; got 'tf'"):
+    with pytest.raises(InputError, match="to must be one of onnx, torch, sklearn; got 'tf'"):
         export(network, PLAIN.image_shape, tmp_path / "model", "tf")
     monkeypatch.setitem(FORMATS, "onnx", replace(FORMATS["onnx"], packages=("torch", "no_such_package")))
     with pytest.raises(InputError, match=r"needs no_such_package: pip install 'convcvx\[onnx\]'"):

@@ -81,6 +81,16 @@ class Dropped(Mean):
         return self.head(F.dropout(x, 0.5, training=self.training).squeeze(-1).squeeze(-1))
 
 
+class Largest(Functional):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.max_pool2d(F.relu(self.conv1(x)), 2).flatten(1))
+
+
+class LargestOfAll(Mean):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.conv(x)).amax(dim=(2, 3)))
+
+
 class Blocks(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -121,6 +131,11 @@ def plain(*middle: nn.Module, features: int, convolution: nn.Module | None = Non
     return nn.Sequential(convolution or nn.Conv2d(1, 4, 3), *middle, nn.Flatten(), nn.Linear(features, 3, bias=bias))
 
 
+def negative(norm: nn.Module) -> nn.Module:
+    nn.init.constant_(norm.weight, -1.0)
+    return norm
+
+
 GLOBAL = nn.AdaptiveAvgPool2d(1)
 ACCEPTED = {
     "functional": Functional(),
@@ -142,6 +157,10 @@ ACCEPTED = {
     ),
     "padding by name": plain(nn.ReLU(), GLOBAL, features=4, convolution=nn.Conv2d(1, 4, (3, 5), padding="same")),
     "no padding by name": plain(nn.ReLU(), GLOBAL, features=4, convolution=nn.Conv2d(1, 4, 3, padding="valid")),
+    "max pooling": plain(nn.ReLU(), nn.MaxPool2d(2), features=16),
+    "max pooling before the ReLU": plain(nn.BatchNorm2d(4), nn.MaxPool2d(2), nn.ReLU(), features=16),
+    "max pooling as a function": Largest(),
+    "max over the map": LargestOfAll(),
     "identities": plain(nn.Identity(), nn.ReLU(), nn.Dropout2d(), GLOBAL, nn.Identity(), features=4),
 }
 REFUSED = {
@@ -150,9 +169,14 @@ REFUSED = {
             *(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(24, 8), nn.ReLU()),
             nn.Linear(8, 3),
         ),
-        "a maximum is no average.*of more than two layers the last two",
+        "of more than two layers the last two",
     ),
-    "max pooling": (plain(nn.ReLU(), nn.MaxPool2d(2), features=16), "a maximum is no average"),
+    "padded max pooling": (plain(nn.ReLU(), nn.MaxPool2d(2, padding=1), features=36), "without padding"),
+    "max pooling, then averages": (plain(nn.ReLU(), nn.MaxPool2d(2), GLOBAL, features=4), "to be the only one"),
+    "max pooling of a negative BatchNorm": (
+        plain(nn.ReLU(), negative(nn.BatchNorm2d(4)), nn.MaxPool2d(2), features=16),
+        "makes a minimum of it",
+    ),
     "softmax at the end": (nn.Sequential(Mean(), nn.Softmax(dim=1)), "without what follows its last linear layer"),
     "log-softmax at the end": (nn.Sequential(Perceptron(), nn.LogSoftmax(dim=1)), "loss='cross-entropy'"),
     "tanh": (plain(nn.Tanh(), GLOBAL, features=4), "the ReLU alone"),

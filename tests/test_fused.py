@@ -21,7 +21,19 @@ from convcvx.responses.fused import Fused
 from convcvx.responses.unrolled import Unrolled
 
 SHAPE = (2, 11, 16)
-POOLS = ("global", "2", "4x3", "1x5", "window:3,2", "window:2", "window:4x7,2x3", "2x16")
+POOLS = (
+    "global",
+    "2",
+    "4x3",
+    "1x5",
+    "window:3,2",
+    "window:2",
+    "window:4x7,2x3",
+    "2x16",
+    "max:2",
+    "max:4x3",
+    "max:window:3,2",
+)
 pairs = st.tuples(st.integers(1, 4), st.integers(1, 4))
 specs = st.builds(
     PatchSpec,

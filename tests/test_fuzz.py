@@ -33,7 +33,7 @@ import convcvx.comparison
 import convcvx.training.jobs
 from convcvx.data.datasets import check_images, check_targets, load
 from convcvx.data.idx_files import NAMES, read_idx
-from convcvx.data.image_folder import ENDINGS
+from convcvx.data.image_files import ENDINGS
 from convcvx.errors import ConvcvxError, DataWarning, InputError
 from convcvx.losses.targets import encode_targets
 from convcvx.network.two_layer import two_layer_cnn

@@ -660,16 +660,16 @@ class Family:
 
 
 FAMILIES = {
-    "random networks": Family(random_networks, 5, 60, 4),
+    "random networks": Family(random_networks, 3, 60, 4),
     "trained networks": Family(trained_networks, 2, 40, 4),
     "solved problems": Family(solved_problems, 4, 40, 3),
-    "tampered networks": Family(tampered_networks, 3, 30, 1),
-    "weighted images": Family(weighted_problems, 6, 60, 3),
+    "tampered networks": Family(tampered_networks, 2, 30, 1),
+    "weighted images": Family(weighted_problems, 3, 60, 3),
     "confident networks": Family(confident_networks, 5, 60, 2),
     "one class": Family(one_class_networks, 6, 60, 1),
-    "offset targets": Family(offset_targets, 8, 60, 2),
-    "small decay": Family(small_decay, 6, 60, 2),
-    "scaled data": Family(scaled_data, 8, 64, 1),
+    "offset targets": Family(offset_targets, 5, 60, 2),
+    "small decay": Family(small_decay, 3, 60, 2),
+    "scaled data": Family(scaled_data, 5, 64, 1),
     "odd rows": Family(odd_data, 6, 40, 3),
     "images far from zero": Family(images_far_from_zero, 4, 40, 2),
     "given dual points": Family(given_dual_points, 3, 24, 5),

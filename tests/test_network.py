@@ -400,5 +400,5 @@ def test_the_shipped_weights_work():
     assert float((scores.argmax(dim=1) == test.targets).double().mean()) > 0.97
     assert set(weights.get_state_dict()) == set(network.state_dict())
     assert network.meta["data"] == "digits"
-    with pytest.raises(InputError, match="images must be"):
-        weights.transforms()(torch.zeros(1, 1, 9, 9))
+    with pytest.raises(InputError, match="these have 2"):
+        weights.transforms()(torch.zeros(1, 2, 9, 9))

@@ -68,7 +68,7 @@ def test_every_public_name_is_found_and_importing_convcvx_waits_for_nothing():
     assert {
         name: module for module, name in re.findall(r"from convcvx\.(\S+) import \w+ as (\w+)", block)
     } == convcvx.HOMES
-    assert convcvx.data.load is convcvx.training.resolve.load
+    assert convcvx.data.load is convcvx.data.datasets.load
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         convcvx.nothing  # noqa: B018
 

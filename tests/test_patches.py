@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -60,6 +61,33 @@ def test_rows_are_those_of_unfold(channels, kernel, stride, padding, size):
     unfolded = F.unfold(batch, kernel, padding=padding, stride=stride).transpose(1, 2)
     assert torch.equal(rows, unfolded)
     assert rows.shape[1] == np.prod(spec.output_size(*size))
+
+
+@pytest.mark.parametrize("scale", [1e-160, 1.0, 1e160])
+@pytest.mark.parametrize(
+    "spec",
+    [PatchSpec((2, 3), (2, 1), (1, 2), hidden_bias=True), PatchSpec(4, contrast=0.1), PatchSpec((1, 5), whiten=1.0)],
+)
+def test_norms_and_reach_are_those_of_the_rows_or_above(spec, scale):
+    random = torch.Generator().manual_seed(0)
+    images = torch.randn(5, 2, 7, 6, generator=random, dtype=torch.float64)
+    images[1] = 0.0
+    embedding = PatchEmbedding.fit(images, spec)
+    images = scale * images
+    rows = spec.rows(images)
+    patches = rows[..., :-1] if spec.constant else rows
+    norms, expected = spec.norms(images), scale * (patches / scale).norm(dim=2)
+    if spec.contrast is None:
+        torch.testing.assert_close(norms, expected, rtol=1e-14, atol=0)
+    else:
+        assert bool((norms >= expected).all())
+        assert bool((norms == math.sqrt(patches.shape[2])).all())
+
+    responses = Responses(images, embedding, Pooling.of("2"))
+    columns = torch.rand(rows.shape[2], generator=random, dtype=torch.float64)
+    for entries, reach in ((columns, responses.reach(columns)), (embedding.basis.norm(dim=0), responses.reach())):
+        exact = rows.abs() @ entries @ responses.pooling.matrix(*responses.map_size).sum(dim=0)
+        assert bool((reach >= exact * (1 - 1e-14)).all())
 
 
 def test_a_constant_channel_ends_the_rows():

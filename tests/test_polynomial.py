@@ -342,7 +342,7 @@ def test_what_the_first_directions_leave_is_within_the_remainder(case, seed):
     filters = sphere(60, problem.responses.dim, seed)
     rest = filters - filters @ frame.T @ frame
     difference = problem.responses.correlate(filters, point) - principal.responses.correlate(filters @ frame.T, point)
-    bound = remainder(problem, principal, point)
+    bound, _ = remainder(problem, principal, point)
     scale = float((problem.responses.reach() * point.norm(dim=1)).sum())
     assert bool((difference.flatten(1).norm(dim=1) <= bound * rest.norm(dim=1) * (1 + 1e-12) + 1e-14 * scale).all())
 
@@ -362,7 +362,18 @@ def test_a_remainder_is_as_large_as_adversarial_shares_make_it_at_most(cells):
     shares = torch.tensor([[float(number >> i & 1) for i in range(8)] for number in range(2**8)]).double()
     sums = torch.einsum("ti,zi,ic->tzc", shares, z @ rows.T, point).norm(dim=2)
     farthest = cells**0.5 * float(sums.max())
-    assert farthest <= remainder(problem, principal, point) <= 3 * farthest
+    assert farthest <= remainder(problem, principal, point)[0] <= 3 * farthest
+
+
+def test_rounding_is_added_to_the_bound_and_does_not_vanish_in_a_square():
+    """Where no direction is left R is nothing but rounding, and g_r² + R² = g_r² in floating point."""
+    problem = flat_problem(5, 2, 2, 2, intercept=False)
+    point = torch.randn(problem.n, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    result = RemainderOracle(2)(problem, point)
+    rest, slack = remainder(problem, principal_problem(problem, 2), point)
+    searched = result.stats["searched_bound"]
+    assert 0 < slack < 1e-10 * searched
+    assert math.hypot(searched, rest + slack) < searched + 0.9 * slack <= result.upper_bound
 
 
 def correlated() -> tuple[Problem, Tensor]:

@@ -24,9 +24,9 @@ from convcvx.training.run import Run
 Network = Annotated[
     Path,
     typer.Argument(
-        help="A run folder, or a .safetensors or .pt file with the state dict of any Conv2d → ReLU → average pooling → "
-        "Linear, or Linear → ReLU → Linear; stride, padding and pool are for a file that does not say (pool is the "
-        "square grid that fits by default).",
+        help="A run folder, or a .safetensors or .pt file with the state dict of any Conv2d → ReLU → average or "
+        "maximum pooling → Linear, or Linear → ReLU → Linear; stride, padding and pool are for a file that does not "
+        "say (pool is the square grid of averages that fits by default).",
         metavar="RUN|FILE",
     ),
 ]
@@ -37,7 +37,7 @@ Like = Annotated[Path | None, typer.Option(help="Take data, model and beta from 
     *f.flags_of(
         TrainConfig,
         (
-            *("data", "data_dir", "limit", "stride", "padding", "pool", "beta", "loss"),
+            *("data", "data_dir", "resize", "channels", "limit", "stride", "padding", "pool", "beta", "loss"),
             *("oracle", "gates", "tol", "time_limit", "seed", "device"),
         ),
     )

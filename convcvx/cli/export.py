@@ -12,20 +12,26 @@ from convcvx.cli.output import finish, guard, open_console
 from convcvx.errors import check_choice
 from convcvx.network.export import FORMATS
 from convcvx.network.export import export as write
+from convcvx.network.preprocess import ImageTransform
 from convcvx.network.two_layer import two_layer_cnn
 from convcvx.stack.jobs import StackRun
 from convcvx.stack.network import stacked_cnn
 from convcvx.training.run import Run
 
 Folder = Annotated[Path, typer.Argument(help="The folder of a finished run or stack.", metavar="RUN")]
-To = Annotated[str, typer.Option(help="onnx (needs pip install 'convcvx\\[onnx]') or torch (for torch.export.load).")]
+To = Annotated[
+    str,
+    typer.Option(
+        help="onnx (needs pip install 'convcvx\\[onnx]'), torch (for torch.export.load) or sklearn (for joblib.load)."
+    ),
+]
 
 
 def export(run: Folder, to: To = "onnx", json_output: f.Json = False, quiet: f.Quiet = False) -> None:
-    """Write the network of a run or a stack as model.onnx or model.pt2 into its folder, and check what it computes.
+    """Write the network of a run or a stack as model.onnx, model.pt2 or model.joblib into its folder, and check it.
 
-    One file, which needs convcvx no more and takes any number of images
-    (n, C, H, W), pixels in [0, 1].
+    One file, which takes any number of images (n, C, H, W), pixels in [0, 1].
+    Those of onnx and torch need convcvx no more.
 
     Example:
 
@@ -36,5 +42,7 @@ def export(run: Folder, to: To = "onnx", json_output: f.Json = False, quiet: f.Q
         path = run / f"model{FORMATS[check_choice('to', to, FORMATS)].suffix}"
         network = stacked_cnn(run) if StackRun(run).begun else two_layer_cnn(Run.open(run).model_file)
         difference = write(network, network.image_shape, path, to)
-        console.print(f"wrote {path}, whose scores agree to {difference:.1e}")
-        finish({"file": str(path), "to": to, "difference": difference, "status": "done"}, json_output)
+        taken = ImageTransform(network.image_shape).description
+        console.print(f"wrote {path}, whose scores agree to {difference:.1e}\nit takes {taken}")
+        answer = {"file": str(path), "to": to, "difference": difference, "image_shape": list(network.image_shape)}
+        finish(answer | {"takes": taken, "status": "done"}, json_output)

@@ -14,8 +14,8 @@ from convcvx.cli.output import cost, explain_short, finish, guard, open_console,
 from convcvx.errors import InputError
 from convcvx.responses.team import Team
 from convcvx.stack.jobs import StackRun, stack_job
-from convcvx.stack.options import VALIDATION, StackConfig, StackShape, fitting_stack, settings_of
-from convcvx.training.options import OPTIONS, TrainConfig
+from convcvx.stack.options import STAGE_OPTIONS, VALIDATION, StackConfig, StackShape, fitting_stack, settings_of
+from convcvx.training.options import TrainConfig
 from convcvx.training.origin import Origin
 from convcvx.training.presets import in_flags, leaves_open
 from convcvx.training.progress import Progress
@@ -24,7 +24,7 @@ from convcvx.training.resolve import load_data
 
 @f.takes(
     *f.flags_of(StackShape),
-    *f.flags_of(TrainConfig, [name for name in OPTIONS if name != "beta"], by_stage=True, validation=VALIDATION),
+    *f.flags_of(TrainConfig, STAGE_OPTIONS, by_stage=True, validation=VALIDATION),
 )
 def stack(
     context: typer.Context,

@@ -12,22 +12,25 @@ from typing import IO
 import numpy as np
 from numpy.lib import format as npy
 
+from convcvx.data.source import PARTS, Raw, Source
 from convcvx.errors import DataError, one_line
 from convcvx.machine.memory import check_memory
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 """Names of the arrays of a data set: images and targets to train on and to test with, by the Keras convention."""
-WEIGHTS = ("w_train", "w_test")
-"""Names of the arrays that a data set may have besides: what each image counts for."""
+FURTHER = ("x_val", "y_val", "w_train", "w_val", "w_test")
+"""Names of those that it may have besides: a validation set, and what each image counts for."""
+MEDMNIST = {f"{kind}_{part}": f"{part}_{name}" for kind, name in (("x", "images"), ("y", "labels")) for part in PARTS}
+"""What MedMNIST calls the same arrays."""
 Arrays = dict[str, np.ndarray]
-"""The arrays of a data set by `KEYS` and `WEIGHTS`, images NHW or NHWC."""
+"""The arrays of a data set by `KEYS` and `FURTHER`, images NHW or NHWC."""
 
 
 def read_npz(path: Path) -> Arrays:
     if not path.is_file():
         raise DataError(f"{path} does not exist: give an .npz file with {', '.join(KEYS)}")
     try:
-        forms = _forms_in_zip(path)
+        forms, names = _forms_in_zip(path)
     except Exception as error:  # of zip, zlib, numpy's header: no closed list is documented
         raise DataError(f"{path} is no complete .npz file: write it again ({one_line(error)})") from None
     if missing := [key for key in KEYS if key not in forms]:
@@ -35,14 +38,14 @@ def read_npz(path: Path) -> Arrays:
     check_forms(forms, path)
     check_memory(
         # As they are stored, and images once more in float32.
-        sum(forms[key].nbytes + 4 * forms[key].size * key.startswith("x") for key in (*KEYS, *WEIGHTS) if key in forms),
+        sum(forms[key].nbytes + 4 * forms[key].size * key.startswith("x") for key in (*KEYS, *FURTHER) if key in forms),
         f"{path} unpacked",
         "give fewer images, or save the arrays as .npy files in a folder: such images stay on disk",
         DataError,
     )
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in (*KEYS, *WEIGHTS) if key in forms}
+            return {key: file[names[key]] for key in (*KEYS, *FURTHER) if key in forms}
     except Exception as error:
         raise DataError(f"{path} is no complete .npz file: write it again ({one_line(error)})") from None
 
@@ -52,7 +55,7 @@ def read_arrays(root: Path) -> Arrays:
     files = {key: root / f"{key}.npy" for key in KEYS}
     if missing := [file.name for file in files.values() if not file.is_file()]:
         raise DataError(f"{root} lacks {', '.join(missing)}: add them")
-    files |= {key: file for key in WEIGHTS if (file := root / f"{key}.npy").is_file()}
+    files |= {key: file for key in FURTHER if (file := root / f"{key}.npy").is_file()}
     arrays = {}
     for key, file in files.items():
         try:
@@ -71,10 +74,12 @@ def read_arrays(root: Path) -> Arrays:
 
 def check_forms(arrays: Arrays, place: Path) -> None:
     """Raise `DataError` for dtypes and shapes that no data set has; looks at no entry."""
-    for key in (*KEYS, *WEIGHTS):
+    for key in (*KEYS, *FURTHER):
         if key in arrays and arrays[key].dtype.hasobject:
             raise DataError(f"{key} of {place} holds Python objects, which are never unpickled: save plain arrays")
-    for part in ("train", "test"):
+    if ("x_val" in arrays) != ("y_val" in arrays):
+        raise DataError(f"{place} has one of x_val and y_val: give both, or neither")
+    for part in (part for part in PARTS if f"x_{part}" in arrays):
         x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
         check_pixels(x, f"x_{part}")
         if y.ndim and len(x) != len(y):
@@ -99,20 +104,23 @@ def _channels_first(first: int, second: int, third: int) -> bool:
     return third > 4 and (first <= 4 or first != second == third)
 
 
-def _forms_in_zip(path: Path) -> Arrays:
-    """What the headers in an .npz file promise, and the names of its other members."""
+def _forms_in_zip(path: Path) -> tuple[Arrays, dict[str, str]]:
+    """What the headers in an .npz file promise and what its arrays are called there, and the names of the others."""
     forms: Arrays = {}
     with zipfile.ZipFile(path) as archive:
-        for member in archive.infolist():
-            key = member.filename.removesuffix(".npy")
+        members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+        told = MEDMNIST if MEDMNIST["x_train"] in members and KEYS[0] not in members else {}
+        names = {told.get(key, key): key for key in (*KEYS, *FURTHER)}
+        for stored, member in members.items():
+            key = names.get(stored, stored)
             forms[key] = np.zeros(0)
-            if key in KEYS + WEIGHTS:
+            if stored in names:
                 with archive.open(member) as file:
                     forms[key] = _form(file)
                     size = file.tell() + forms[key].nbytes
                 if size != member.file_size and not forms[key].dtype.hasobject:
                     raise ValueError(f"{key} promises {size} bytes and has {member.file_size}")
-    return forms
+    return forms, {key: stored for stored, key in names.items()}
 
 
 def _form(file: IO[bytes]) -> np.ndarray:
@@ -123,3 +131,15 @@ def _form(file: IO[bytes]) -> np.ndarray:
     read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
     shape, _, dtype = read(file)
     return np.broadcast_to(np.zeros((), dtype), shape)
+
+
+NPZ_SOURCE = Source(
+    "FILE.npz with x_train, y_train, x_test, y_test and, perhaps, x_val, y_val; or as MedMNIST calls them",
+    lambda order: order.path.suffix == ".npz",
+    lambda order: Raw(order.path.stem, read_npz(order.path)),
+)
+FOLDER_SOURCE = Source(
+    "a FOLDER of x_train.npy, y_train.npy, x_test.npy, y_test.npy, which stay on disk",
+    lambda order: order.path.is_dir() and any(order.path.glob("[xy]_*.npy")),
+    lambda order: Raw(order.path.resolve().name, read_arrays(order.path)),
+)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -14,25 +14,35 @@ from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data import Dataset as TorchDataset
 
 from convcvx.data.arrays import aligned, as_array, as_tensor
-from convcvx.data.datasets import ARRAYS, Dataset, check_images, load
-from convcvx.data.images import Images, StreamedImages
+from convcvx.data.datasets import ARRAYS, AS_THEY_ARE, Dataset, assembled, check_images, load_sets
+from convcvx.data.form import ImageForm, channels_last
+from convcvx.data.hugging_face import is_hugging_face, raw_of
+from convcvx.data.images import Images, StreamedImages, to_floats
 from convcvx.data.weights import read_weights
 from convcvx.errors import DataError, InputError, shown
 
+Given: TypeAlias = tuple[Dataset, Dataset | None, Dataset | None]
+"""Training, test and validation set, as far as they are there."""
 
-def given_dataset(images: Any, targets: Any = None, sample_weight: Any = None) -> tuple[Dataset, Dataset | None]:
-    """A training set and, where there is one, its test set.
+
+def given_dataset(
+    images: Any, targets: Any = None, sample_weight: Any = None, *, form: ImageForm = AS_THEY_ARE
+) -> Given:
+    """A training set and, where there are any, its test and validation set.
 
     Parameters
     ----------
     images : Tensor or ndarray (n, C, H, W) or (n, H, W); StreamedImages; torch Dataset or DataLoader; str or path; pair
         uint8 pixels are divided by 255, floats taken as they are. A torch `Dataset` gives pairs of an image, PIL or
         tensor, and its target; a `DataLoader` batches of them. A name or a path is what `convcvx.data.load` takes, and
-        has a test set as well. A pair is (images, targets).
+        has a test set as well. A `Dataset` or `DatasetDict` of Hugging Face has columns of images and labels. A pair is
+        (images, targets).
     targets : Tensor, ndarray or sequence, optional
         (n,) classes, any whole numbers or texts, or (n, c) real values; None where `images` hold them.
     sample_weight : Tensor, ndarray or sequence (n,), optional
         What each image counts for, 0 to leave it out; for a data set that has weights, instead of them.
+    form : ImageForm
+        Size and channels that all images are made to have.
 
     Raises
     ------
@@ -41,22 +51,36 @@ def given_dataset(images: Any, targets: Any = None, sample_weight: Any = None) -
     """
     if isinstance(images, str | os.PathLike):
         _check_absent(targets, "a data set that has its own")
-        train, test = load(images)
-        return _weighted(train, sample_weight), test
+        train, test, validation = load_sets(images, form=form)
+        return _weighted(train, sample_weight), test, validation
     if isinstance(images, Dataset):
         _check_absent(targets, "a data set that has its own")
-        return _weighted(images, sample_weight), None
+        return _weighted(replace(images, images=form.images(images.images)), sample_weight), None, None
+    if is_hugging_face(images):
+        _check_absent(targets, f"a {type(images).__name__} of Hugging Face, which has its own")
+        return _of_hugging_face(images, sample_weight, form)
     if isinstance(images, tuple | list) and len(images) == 2 and targets is None:
         images, targets = images
     elif isinstance(images, DataLoader | TorchDataset):
         _check_absent(targets, f"a {type(images).__name__}, which has its own")
-        images, targets = _collected(images)
+        images, targets = _collected(images, form)
     if targets is None:
         raise InputError("targets must be given with an array of images; got None: pass them, or a pair, or a Dataset")
-    pixels = _pixels(images)
+    pixels = form.images(_pixels(images))
     targets, classes = _classes(targets)
     pixels, targets = check_images(pixels, targets)
-    return _weighted(Dataset(pixels, targets, classes, ARRAYS), sample_weight), None
+    return _weighted(Dataset(pixels, targets, classes, ARRAYS), sample_weight), None, None
+
+
+def _of_hugging_face(data: Any, sample_weight: Any, form: ImageForm) -> Given:
+    """The parts of a `DatasetDict`; a `Dataset` alone is all to train on, as other data that Python gives are."""
+    raw = raw_of(data, ARRAYS, form)
+    if "x_test" in raw.arrays or "x_val" in raw.arrays:
+        train, test, validation = assembled(raw)
+        return _weighted(train, sample_weight), test, validation
+    whole = {f"{key}_test": raw.arrays[f"{key}_train"] for key in "xy"}
+    train, *_ = assembled(replace(raw, arrays=raw.arrays | whole))
+    return _weighted(train, sample_weight), None, None
 
 
 def _weighted(dataset: Dataset, sample_weight: Any) -> Dataset:
@@ -107,7 +131,7 @@ def _classes(targets: Any) -> tuple[Any, tuple[str, ...]]:
     return places, tuple(map(str, labels.tolist()))
 
 
-def _collected(source: DataLoader | TorchDataset) -> tuple[Tensor, Tensor]:
+def _collected(source: DataLoader | TorchDataset, form: ImageForm) -> tuple[Tensor, Tensor]:
     """All images and targets of a torch `Dataset` or `DataLoader`, in the order in which it gives them."""
     images: list[Tensor] = []
     targets: list[Tensor] = []
@@ -116,13 +140,14 @@ def _collected(source: DataLoader | TorchDataset) -> tuple[Tensor, Tensor]:
         if not isinstance(item, tuple | list) or len(item) != 2:
             raise DataError(f"images must come in pairs (image, target); {type(source).__name__} gives {_kind(item)}")
         image, target = _image(item[0]), torch.as_tensor(item[1])
-        images.append(image if batches else image[None])
+        image = image if batches else image[None]
+        images.append(image if form.keeps_all else to_floats(form.array(channels_last(_pixels(image)))))
         targets.append(target if batches else target[None])
     if not images:
         raise DataError(f"images is an empty {type(source).__name__}: give at least one image")
     shapes = {tuple(part.shape[1:]) for part in images}
     if len(shapes) > 1:
-        raise DataError(f"images must be of one size; got {' and '.join(map(str, sorted(shapes)[:3]))}: resize them")
+        raise DataError(f"images must be of one size; got {' and '.join(map(str, sorted(shapes)[:3]))}: pass resize")
     return torch.cat(images), torch.cat(targets)
 
 

@@ -6,13 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from scipy.special import softmax
+from scipy.sparse import issparse
+from scipy.special import expit, softmax
 from sklearn.base import ClassifierMixin, MultiOutputMixin, RegressorMixin
-from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils import Tags, column_or_1d
+from sklearn.utils.multiclass import check_classification_targets, type_of_target
 
 from convcvx.errors import InputError
 from convcvx.estimator.base import PARAMETERS, ConvexCNN, declare
 from convcvx.losses.table import get_loss
+from convcvx.losses.targets import LABELLED
 
 
 class ConvexCNNClassifier(ClassifierMixin, ConvexCNN):
@@ -23,10 +26,12 @@ class ConvexCNNClassifier(ClassifierMixin, ConvexCNN):
 
     which is weight decay β on the network's weights under a mean-reduced loss. The parameters are the options of
     `convcvx.fit`, but for `image_shape` and what scikit-learn has of its own. `predict_proba` needs
-    loss="cross-entropy".
+    loss="cross-entropy". With loss="bce" y may also be labels (n_samples, c) of 0 and 1, several a sample: `predict`
+    and `predict_proba` have the same shape then, and `score` is the share of samples whose labels are all right.
 
     {parameters}
     classes_ : ndarray (c,)
+        Of labels their columns, 0..c-1.
     n_features_in_ : int
 
     Examples
@@ -39,10 +44,25 @@ class ConvexCNNClassifier(ClassifierMixin, ConvexCNN):
     (True, True)
     """
 
+    _checks_of_y = {"multi_output": True}  # noqa: RUF012 - constant
     classes_: np.ndarray
 
-    def _encode(self, y: np.ndarray) -> np.ndarray:
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = tags.target_tags.multi_output = self.loss in LABELLED
+        return tags
+
+    def _encode(self, y: Any) -> np.ndarray:
         check_classification_targets(y)
+        y = y.toarray() if issparse(y) else y
+        self._labelled = y.ndim == 2 and y.shape[1] > 1
+        if self._labelled:
+            if type_of_target(y) != "multilabel-indicator" or self.loss not in LABELLED:
+                kind = 'classes (n_samples,) or, with loss="bce", labels (n_samples, c) of 0 and 1'
+                raise InputError(f"y must be {kind}; got shape {y.shape} with loss={self.loss!r}")
+            self.classes_ = np.arange(y.shape[1])
+            return y.astype(np.float64)
+        y = column_or_1d(y, warn=True)
         self.classes_, targets = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise InputError(f"y has one class, {self.classes_[0]!r}; training needs two or more")
@@ -51,16 +71,23 @@ class ConvexCNNClassifier(ClassifierMixin, ConvexCNN):
     def decision_function(self, X: Any) -> np.ndarray:
         """f (n_samples, c); for two classes f[:, 1] - f[:, 0], of shape (n_samples,)."""
         outputs = self._outputs(X)
-        return outputs[:, 1] - outputs[:, 0] if len(self.classes_) == 2 else outputs
+        two = len(self.classes_) == 2 and not self._labelled
+        return outputs[:, 1] - outputs[:, 0] if two else outputs
 
     def predict(self, X: Any) -> np.ndarray:
-        """The class of each row, (n_samples,)."""
+        """The class of each row, (n_samples,); or its labels, (n_samples, c)."""
         outputs = self._outputs(X)
+        if self._labelled:
+            return (outputs > 0).astype(int)
         return self.classes_[outputs.argmax(axis=1)]
 
     @property
     def predict_proba(self) -> Callable[[Any], np.ndarray]:
-        """`predict_proba(X)`: softmax of the outputs, (n_samples, c); only with loss="cross-entropy"."""
+        """`predict_proba(X)` (n_samples, c): softmax of the outputs, with loss="cross-entropy"; or how probable each
+        label is.
+        """
+        if self.__dict__.get("_labelled"):
+            return lambda X: expit(self._outputs(X))
         if self.loss != "cross-entropy":
             raise AttributeError(f'predict_proba needs loss="cross-entropy"; this estimator has loss={self.loss!r}')
         return lambda X: softmax(self._outputs(X), axis=1)

@@ -1,6 +1,7 @@
 """Trained networks as torch modules, ours and those of others."""
 
 from convcvx.network.architecture import ARCHITECTURE, Architecture, ContrastConv2d
+from convcvx.network.preprocess import ImageTransform
 from convcvx.network.two_layer import (
     TwoLayerCNN,
     TwoLayerCNN_Weights,
@@ -14,6 +15,7 @@ __all__ = [
     "ARCHITECTURE",
     "Architecture",
     "ContrastConv2d",
+    "ImageTransform",
     "TwoLayerCNN",
     "TwoLayerCNN_Weights",
     "Weights",

@@ -1,7 +1,7 @@
 """Certify a network, whoever trained it: read it layer by layer, check that it computes what its layers stand for.
 
-Any Conv2d → ReLU → average pooling → Linear qualifies, with or without Dropout and BatchNorm in evaluation, and any
-Linear → ReLU → Linear, however its `forward` is written; see `layers`.
+Any Conv2d → ReLU → average or maximum pooling → Linear qualifies, with or without Dropout and BatchNorm in evaluation,
+and any Linear → ReLU → Linear, however its `forward` is written; see `layers`.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ def certify(
     Parameters
     ----------
     network : nn.Module
-        Conv2d → ReLU → average pooling (or none) → Flatten → Linear, or Linear → ReLU → Linear on flattened images.
-        Biases are used as they are there: one on the convolution counts as a regularised hidden bias, one on the linear
-        layer as the free intercept. A BatchNorm is folded into the layer beside it, and weight decay is that of the
-        folded weights.
+        Conv2d → ReLU → average or maximum pooling (or none) → Flatten → Linear, or Linear → ReLU → Linear on flattened
+        images. Biases are used as they are there: one on the convolution counts as a regularised hidden bias, one on
+        the linear layer as the free intercept. A BatchNorm is folded into the layer beside it, and weight decay is that
+        of the folded weights.
     images : Tensor, ndarray or StreamedImages (n, C, H, W), or (n, H, W) with one channel
         Training images, as the network takes them.
     targets : Tensor or ndarray
@@ -67,7 +67,8 @@ def certify(
     beta : float
         torch's `weight_decay` under a mean-reduced loss.
     loss : {"squared", "cross-entropy", "bce", "huber", "huber:DELTA"}
-    oracle : {"auto", "exact", "branch-and-bound", "copositive", "polynomial", "remainder", "sampled", "local"}
+    oracle : {"auto", "exact", "branch-and-bound", "copositive", "polynomial", "remainder", "cylinders",
+        "sampled", "local"}
     tol : float
         Gap at which a rigorous oracle may stop refining its bound.
     embedding : PatchEmbedding, optional
@@ -193,7 +194,7 @@ def _check_outputs(network: nn.Module, images: Images, without_bias: Tensor, bia
     difference = float((outputs - expected).abs().max())
     if not difference <= allowed:  # nor is NaN anything that layers stand for
         raise InputError(
-            "the network's outputs are not those of its Conv2d → ReLU → average pooling → Linear applied in this "
+            "the network's outputs are not those of its Conv2d → ReLU → pooling → Linear applied in this "
             f"order: they differ by {difference:.1e}, more than rounding, {allowed:.1e}; certify a plain nn.Sequential "
             "of them, or network.double() if its arithmetic is too coarse for these images"
         )

@@ -1,4 +1,4 @@
-"""A trained network as a file that needs convcvx no more: ONNX, or a program of torch; checked by running it."""
+"""A trained network as a file: ONNX, a program of torch, an estimator of scikit-learn; checked by running it."""
 
 from __future__ import annotations
 
@@ -73,9 +73,24 @@ def _run_torch(path: str, images: Tensor) -> Tensor:
     return torch.export.load(path).module()(images)
 
 
+def _write_sklearn(network: nn.Module, images: Tensor, path: str) -> None:
+    import joblib  # as scikit-learn itself keeps estimators
+
+    from convcvx.network.frozen import frozen  # scikit-learn takes a second, which other formats need not wait for
+
+    joblib.dump(frozen(network), path)
+
+
+def _run_sklearn(path: str, images: Tensor) -> Tensor:
+    import joblib
+
+    return torch.from_numpy(joblib.load(path).scores(images.numpy()))
+
+
 FORMATS = {
     "onnx": Format(".onnx", ("onnx", "onnxscript", "onnxruntime"), _write_onnx, _run_onnx),
     "torch": Format(".pt2", (), _write_torch, _run_torch),
+    "sklearn": Format(".joblib", (), _write_sklearn, _run_sklearn),
 }
 """What `--to` takes."""
 
@@ -86,7 +101,8 @@ def export(network: nn.Module, image_shape: tuple[int, int, int], path: str | Pa
     Parameters
     ----------
     to : str
-        "onnx" (an input "images", an output "scores") or "torch" (read by `torch.export.load`).
+        "onnx" (an input "images", an output "scores"), "torch" (read by `torch.export.load`) or "sklearn" (read by
+        `joblib.load` where convcvx is installed; see `convcvx.network.frozen`). The first two need convcvx no more.
 
     Returns
     -------

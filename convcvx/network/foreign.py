@@ -14,6 +14,7 @@ from convcvx.errors import InputError, RunError, one_line
 from convcvx.network.architecture import Architecture
 from convcvx.network.layers import folded
 from convcvx.network.two_layer import TwoLayerCNN
+from convcvx.pooling import Pooling
 
 PICKLED = (".pt", ".pth", ".bin")
 """Files that `torch.save` writes, by custom."""
@@ -81,8 +82,8 @@ def foreign_network(
     unknown = [f"{name} {tuple(tensor.shape)}" for name, tensor in state.items() if name not in named.values()]
     if unknown or not named:
         raise RunError(
-            "the file must hold the state dict of Conv2d → ReLU → average pooling → Linear and nothing else; it has "
-            + (", ".join(unknown) or "none of them")
+            "the file must hold the state dict of Conv2d → ReLU → average or maximum pooling → Linear and "
+            "nothing else; it has " + (", ".join(unknown) or "none of them")
         )
     state = {own: state[name] for own, name in named.items()}
     for norm in norms:
@@ -115,10 +116,9 @@ def assumed(network: TwoLayerCNN, state: dict[str, Tensor]) -> str:
     """What `foreign_network` had to take for granted of a state dict, in words."""
     a = network.architecture
     pair = "{}x{}".format
+    pooled = f"pooling {a.pool}" if Pooling.of(a.pool).maximum else f"average pooling {a.pool}"
     norm = "BatchNorm with epsilon 1e-5 before it, " if any("running_" in name for name in state) else ""
-    return (
-        f"ReLU, {norm}average pooling {a.pool}, stride {pair(*a.stride)}, padding {pair(*a.padding)}, images in [0, 1]"
-    )
+    return f"ReLU, {norm}{pooled}, stride {pair(*a.stride)}, padding {pair(*a.padding)}, images in [0, 1]"
 
 
 def _without_norms(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[nn.BatchNorm2d]]:

@@ -12,7 +12,7 @@ SHAPES = {"flatten", "view", "reshape", "squeeze"}
 RELUS = {"relu", "relu_"}
 DROPOUTS = {"dropout", "dropout2d", "feature_dropout", "alpha_dropout"}
 MAPS = ({2, 3}, {-2, -1})
-"""Axes over which the mean of a map (n, m, H, W) is global average pooling."""
+"""Axes over which the mean of a map (n, m, H, W) is global average pooling, and its maximum global maximum pooling."""
 
 
 class Other(nn.Module):
@@ -107,6 +107,12 @@ def _as_module(name: str, rest: tuple[Any, ...], named: dict[str, Any]) -> nn.Mo
         return nn.AvgPool2d(*rest, **named)
     if name == "adaptive_avg_pool2d":
         return nn.AdaptiveAvgPool2d(*rest, **named)
+    if name == "max_pool2d":
+        return _max_pool(*rest, **named)
+    if name == "adaptive_max_pool2d":
+        return nn.AdaptiveMaxPool2d(*rest, **named)
+    if name == "amax" and _axes(*rest, **named) in MAPS:
+        return nn.AdaptiveMaxPool2d(1)
     if name == "mean" and _axes(*rest, **named) in MAPS:
         return nn.AdaptiveAvgPool2d(1)
     return Other(name)
@@ -120,6 +126,18 @@ def _from_zero(rest: tuple[Any, ...], named: dict[str, Any]) -> bool:
 def _dropout(p: float = 0.5, training: bool = True) -> nn.Module:
     """As the function is called: that of `torch.nn.functional` drops even in evaluation, unless it is told."""
     return nn.Dropout(p).train(training)
+
+
+def _max_pool(
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> nn.Module:
+    """As the function has its arguments, in another order than the module."""
+    return nn.MaxPool2d(kernel_size, stride, padding, dilation, return_indices, ceil_mode)
 
 
 def _axes(dim: Any = (), keepdim: bool = False) -> set[int]:

@@ -1,7 +1,8 @@
-"""A network read as convolution, ReLU, average pooling and linear layer, whatever else it is written with.
+"""A network read as convolution, ReLU, pooling and linear layer, whatever else it is written with.
 
 What does nothing once a network is trained is left out (Dropout, Identity), what is linear folded into its neighbours
-(BatchNorm), a linear layer on whole images read as a convolution with one position. Outputs stay the same.
+(BatchNorm), a linear layer on whole images read as a convolution with one position. Maximum pooling may stand before
+the ReLU, which does not change the order of numbers. Outputs stay the same.
 """
 
 from __future__ import annotations
@@ -21,11 +22,14 @@ from convcvx.network.graph import name_of, steps_of
 from convcvx.patches import PatchSpec
 from convcvx.pooling import Pooling
 
-WANTED = "network must be Conv2d → ReLU → average pooling → Linear"
+WANTED = "network must be Conv2d → ReLU → average or maximum pooling → Linear"
 SILENT = nn.Flatten, nn.Identity
 """Steps that messages do not name."""
 REMEDIES: list[tuple[tuple[str, ...], str]] = [
-    (("MaxPool2d", "AdaptiveMaxPool2d", "max_pool2d", "amax", "max"), "a maximum is no average: no bound is known"),
+    (
+        ("MaxPool2d", "AdaptiveMaxPool2d"),
+        "maximum pooling is to be the only one, without padding, dilation or ceil_mode, beside the ReLU",
+    ),
     (
         ("Softmax", "LogSoftmax", "softmax", "log_softmax", "Sigmoid", "sigmoid"),
         "certify the network without what follows its last linear layer, with loss='cross-entropy'",
@@ -78,19 +82,23 @@ def read_network(network: nn.Module, image_shape: Sequence[int]) -> Layers:
     convolution = _numeric(rest.pop(0), image_shape)
     if rest and isinstance(rest[0], _BatchNorm):
         convolution = folded(convolution, rest.pop(0))
+    pooling = Pooling("none")
+    pooled = False
+    if rest and (first := _read_pooling(rest[0])) is not None and first.maximum:
+        pooling, pooled, rest = first, True, rest[1:]
     behind = list(dropwhile(lambda step: isinstance(step, nn.ReLU), rest))
     if len(behind) == len(rest):
         raise _refusal(steps)
     rest = behind
     scales: list[_BatchNorm] = []
-    pooling = Pooling("none")
-    pooled = False
     while rest and not isinstance(rest[0], nn.Linear):
         step = rest.pop(0)
         if isinstance(step, _BatchNorm):
             scales.append(step)
         elif (found := _read_pooling(step)) is not None and not pooled:
             pooling, pooled = found, True
+            if found.maximum and any(scale.weight is not None and bool((scale.weight < 0).any()) for scale in scales):
+                raise InputError("a BatchNorm with negative weights before maximum pooling makes a minimum of it")
         else:
             raise _refusal(steps)
     if len(rest) != 1 or not isinstance(rest[0], nn.Linear):
@@ -178,7 +186,8 @@ def folded(convolution: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
 
 
 def _scaled_inputs(classifier: nn.Linear, scale: Tensor, shift: Tensor, n_channels: int) -> nn.Linear:
-    """The linear layer behind x ↦ scale x + shift, of channels or of single features; averages of either are alike."""
+    """The linear layer behind x ↦ scale x + shift, of channels or of single features; averages of either are alike, and
+    maxima where the scale is not negative."""
     if classifier.bias is None:
         raise InputError("a BatchNorm behind the ReLU shifts the output: give the linear layer a bias")
     if len(scale) not in (n_channels, classifier.in_features) or classifier.in_features % len(scale):
@@ -194,8 +203,14 @@ def _read_pooling(pool: nn.Module) -> Pooling | None:
     def pair(value: Any) -> tuple[int, int]:
         return (value, value) if isinstance(value, int) else tuple(value)
 
-    if isinstance(pool, nn.AdaptiveAvgPool2d) and None not in pair(pool.output_size):
-        return Pooling("grid", pair(pool.output_size))
+    if isinstance(pool, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d) and None not in pair(pool.output_size):
+        maximum = isinstance(pool, nn.AdaptiveMaxPool2d)
+        return Pooling("grid", pair(pool.output_size), maximum=maximum)
+    if isinstance(pool, nn.MaxPool2d):
+        plain = pair(pool.padding) == (0, 0) and pair(pool.dilation) == (1, 1)
+        if not plain or pool.ceil_mode or pool.return_indices:
+            return None
+        return Pooling("window", pair(pool.kernel_size), pair(pool.stride), maximum=True)
     if (
         isinstance(pool, nn.AvgPool2d)
         and pair(pool.padding) == (0, 0)

@@ -1,14 +1,15 @@
 """The trained network as an ordinary torch module, built and loaded the way torchvision models are.
 
-`TwoLayerCNN` is an `nn.Sequential` of convolution, ReLU, average pooling, Flatten and Linear: without contrast
+`TwoLayerCNN` is an `nn.Sequential` of convolution, ReLU, pooling, Flatten and Linear: without contrast
 normalisation its state dict fits the plain `nn.Sequential` and back. Files are safetensors; nothing is unpickled.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
 from dataclasses import asdict, dataclass, field, replace
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 from convcvx.errors import InputError, RunError, one_line
 from convcvx.network.architecture import Architecture, ContrastConv2d
 from convcvx.network.export import export
+from convcvx.network.preprocess import ImageTransform
+from convcvx.network.pretrained import find_pretrained
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.pooling import Pooling
 from convcvx.solution import Solution
@@ -27,7 +30,7 @@ from convcvx.storage.reading import check_form, open_tensors
 
 
 class TwoLayerCNN(nn.Sequential):
-    """Conv2d, ReLU, average pooling, Flatten, Linear: f(x) = Σ_j Σ_p φ_p(x; u_j) V_j[p,:] + b.
+    """Conv2d, ReLU, average or maximum pooling, Flatten, Linear: f(x) = Σ_j Σ_p φ_p(x; u_j) V_j[p,:] + b.
 
     Takes float images (n, C, H, W) with pixels in [0, 1], as `convcvx.data.datasets` gives them; returns (n, c).
     """
@@ -134,6 +137,17 @@ class TwoLayerCNN(nn.Sequential):
         metadata = {"convcvx": json.dumps({"architecture": asdict(self.architecture), "meta": self.meta})}
         return save({name: tensor.cpu().contiguous() for name, tensor in self.state_dict().items()}, metadata)
 
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike[str], *, revision: str | None = None) -> TwoLayerCNN:
+        """The network of a folder that `save_pretrained` wrote, or of a repository OWNER/NAME of Hugging Face.
+
+        Raises
+        ------
+        InputError, RunError
+            As `convcvx.network.pretrained.find_pretrained`, and for weights of another kind.
+        """
+        return two_layer_cnn(find_pretrained(name, revision))
+
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of the images it takes."""
@@ -176,26 +190,50 @@ class Weights:
     def architecture(self) -> Architecture:
         return two_layer_cnn(self.path).architecture
 
-    def transforms(self) -> Callable[[Tensor], Tensor]:
-        """What to do to images before the network: (n, C, H, W) or (C, H, W), uint8 or float in [0, 1]."""
-        shape = self.architecture.image_shape
-
-        def prepare(images: Tensor) -> Tensor:
-            if tuple(images.shape[-3:]) != shape:
-                raise InputError(f"images must be {shape} (channels, height, width); got {tuple(images.shape[-3:])}")
-            return images.float() / 255 if images.dtype == torch.uint8 else images.float()
-
-        return prepare
+    def transforms(self) -> ImageTransform:
+        """What makes any image, of Pillow's or a tensor, one that the network takes."""
+        return ImageTransform(self.architecture.image_shape)
 
     def get_state_dict(self) -> dict[str, Tensor]:
         return read_weights(self.path)[0]
 
 
-class TwoLayerCNN_Weights:
-    """Weights that ship with the package: those of `checkpoints/digits`."""
+class TwoLayerCNN_Weights(Enum):
+    """Weights that ship with the package, each with its `meta` and `transforms`: those of `checkpoints/digits`.
+
+    Examples
+    --------
+    >>> from PIL import Image
+    >>> weights = TwoLayerCNN_Weights.DIGITS
+    >>> network, transforms = two_layer_cnn(weights), weights.transforms()
+    >>> network(transforms(Image.new("L", (40, 40)))[None]).shape, weights.meta["categories"][:3]
+    (torch.Size([1, 10]), ['0', '1', '2'])
+    """
 
     DIGITS = Weights(Path(__file__).parents[1] / "weights" / "digits.safetensors", {"data": "digits"})
     DEFAULT = DIGITS
+
+    @property
+    def path(self) -> Path:
+        return self.value.path
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What the file says of its training, and, as torchvision calls them, `categories` and `num_params`."""
+        state, _, stored = read_weights(self.path)
+        classes = stored.get("classes", [])
+        counted = {"categories": classes, "num_params": sum(tensor.numel() for tensor in state.values())}
+        return stored | counted | self.value.meta
+
+    @property
+    def architecture(self) -> Architecture:
+        return self.value.architecture
+
+    def transforms(self) -> ImageTransform:
+        return self.value.transforms()
+
+    def get_state_dict(self) -> dict[str, Tensor]:
+        return self.value.get_state_dict()
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], Architecture | None, dict[str, Any]]:
@@ -228,7 +266,9 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], Architecture | No
     return state, architecture, meta
 
 
-def two_layer_cnn(weights: Weights | str | Path | None = None, **architecture: Any) -> TwoLayerCNN:
+def two_layer_cnn(
+    weights: Weights | TwoLayerCNN_Weights | str | Path | None = None, **architecture: Any
+) -> TwoLayerCNN:
     """Build a `TwoLayerCNN`, from weights or, untrained, from the fields of `Architecture`.
 
     Parameters
@@ -243,9 +283,9 @@ def two_layer_cnn(weights: Weights | str | Path | None = None, **architecture: A
     """
     if weights is None:
         return TwoLayerCNN(Architecture(**architecture))
-    if isinstance(weights, str) and hasattr(TwoLayerCNN_Weights, weights):
-        weights = getattr(TwoLayerCNN_Weights, weights)
-    path = weights.path if isinstance(weights, Weights) else Path(weights)
+    if isinstance(weights, str) and weights in TwoLayerCNN_Weights.__members__:
+        weights = TwoLayerCNN_Weights[weights]
+    path = weights.path if isinstance(weights, Weights | TwoLayerCNN_Weights) else Path(weights)
     path = path / "model.safetensors" if path.is_dir() else path
     state, stored, meta = read_weights(path)
     if stored is None:

@@ -4,6 +4,7 @@ from convcvx.oracles.base import Oracle, OracleResult
 from convcvx.oracles.branch_and_bound import BranchAndBoundOracle
 from convcvx.oracles.charged_rows import ChargedRows
 from convcvx.oracles.copositive import CopositiveOracle
+from convcvx.oracles.cylinders import CylinderOracle
 from convcvx.oracles.enumerate import ExactOracle
 from convcvx.oracles.family import FAMILIES, Family, FamilyOracle, Listed, Ternary
 from convcvx.oracles.local import LocalOracle
@@ -19,6 +20,7 @@ __all__ = [
     "BranchAndBoundOracle",
     "ChargedRows",
     "CopositiveOracle",
+    "CylinderOracle",
     "ExactOracle",
     "Family",
     "FamilyOracle",

@@ -122,7 +122,7 @@ class PatchRows:
         their bundles."""
         sample = responses.to(images=responses.images[:SAMPLE]).until(NEVER)
         share = float((sample.rows(slice(0, SAMPLE)) != 0).any(dim=2).double().mean())
-        pool = responses.pooling.matrix(*responses.map_size)
+        pool = responses.pooling.cells(*responses.map_size)
         entries = responses.n_positions if pool is None else int(pool.count_nonzero())
         d, width = responses.dim, n_outputs + 4
         numbers = 4 * d + 3 * n_outputs + 8 if merged else d + 3 + 4 * (d + 1) * (width + 1) / LARGE_BUCKET

@@ -29,6 +29,7 @@ from convcvx.oracles._sweeps import DISTINCT
 from convcvx.oracles.base import OracleResult
 from convcvx.oracles.charged_rows import ChargedRows
 from convcvx.oracles.scope import Scope
+from convcvx.oracles.support import sweep_plane
 from convcvx.problem import Problem
 from convcvx.rounding import UNIT
 
@@ -53,6 +54,8 @@ class ExactOracle:
     sweeping all circles, with crossings ordered by exact predicates, meets every cell. In rank 4 and
     above, cells come from `convcvx.arrangements`, complete but for slivers within δ of one of the hyperplanes, where g
     is at most δ·S above its maximum on that hyperplane.
+
+    *Where cells take the maximum* responses are no sums over rows: see `convcvx.oracles.support`, for rank 2.
 
     *Cost.* Rank 2: O(N (c + P + log N)). Rank 3: O(N² (c + P + log N)). Rank r: O(N^(r-1)) flats and cells.
 
@@ -86,6 +89,8 @@ class ExactOracle:
         target: float = 0.0,
     ) -> OracleResult:
         """Return up to `n_filters` local maxima, best first; `starts`, `seed` and `target` are not needed."""
+        if problem.responses.pooling.maximum:
+            return sweep_plane(problem, dual_point, check_count("n_filters", n_filters))
         began = time.perf_counter()
         try:
             return self.maximise(ChargedRows.build(problem, dual_point), n_filters, problem.deadline)

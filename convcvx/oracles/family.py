@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 
 from convcvx.budget import OutOfTime
 from convcvx.errors import InputError
-from convcvx.oracles._patch_rows import SMALLEST_NORMAL, embedding_errors
+from convcvx.oracles._patch_rows import ROUND_UP, SMALLEST_NORMAL
 from convcvx.oracles.base import OracleResult
 from convcvx.oracles.charged_rows import at_scale_one, largest, raised
 from convcvx.oracles.metric import Metric
@@ -31,8 +31,6 @@ from convcvx.rounding import SAFE, UNIT
 
 BLOCK = 1024
 """Filters scanned at once: their correlations take a few MB, and a pass over the images is worth its calls."""
-CHUNK = 256
-"""Images whose patch rows are measured at once."""
 MOST_COORDINATES = 10
 """Coordinates of ternary filters at most, rank 9 and a hidden bias: 59,048 filters. Each more takes three times as long
 to scan."""
@@ -153,14 +151,16 @@ class FamilyOracle:
     - the kernel uB and its product with x are off by (r + h + 2)ε a, the filter itself, whose length is one to
       rounding, by (r + 4)ε a; x by what `embedding_errors` says, where contrast is normalised;
     - (·)_+ is exact; a cell sums K weighed terms at most: (K + 3)ε Σ_k w_pk a_k;
+      the maximum over a cell is exact, and off by no more than one of its terms;
     - the sum over n images, in whatever order, rounds (n + 1)ε Σ_i |Z_ic| |φ_ip|.
 
     So each entry of G is off by Tε Σ_i |Z_ic| Σ_k w_pk a_ik, T = 2r + h + K + n + 16, and its norm by
     Tε Σ_i ‖Z_i‖ Σ_pk w_pk a_ik; forming the norm rounds (P·c + 2)ε, relatively. As ‖φ(x_i; u)‖ <= Σ_pk w_pk a_ik, what
     Z may be off counts with that sum.
 
-    *Symmetry.* (t)_+ - (-t)_+ = t, so that G(u) - G(-u) is linear in u: half of a symmetric family is evaluated, and
-    G(e_j), G(-e_j) for the r axes. With Σ|u_j| <= √r, G(-u) is off by (1 + 2√r) times as much, and (r + 2)ε more.
+    *Symmetry.* Of averages, (t)_+ - (-t)_+ = t, so that G(u) - G(-u) is linear in u: half of a symmetric family is
+    evaluated, and G(e_j), G(-e_j) for the r axes. With Σ|u_j| <= √r, G(-u) is off by (1 + 2√r) times as much, and
+    (r + 2)ε more. Of maxima all of it is evaluated.
     """
 
     family: Family
@@ -194,7 +194,8 @@ class FamilyOracle:
             for filters, values in self._scan(problem, torch.from_numpy(scaled)):
                 bound = largest(bound, float(values.max()))
                 scanned.append(_promising(filters, values, n_filters))
-            bound = bound_over_family(problem, raised(bound, exponent), dual_point, symmetric=self.family.symmetric)
+            linear = self.family.symmetric and not problem.responses.pooling.maximum
+            bound = bound_over_family(problem, raised(bound, exponent), dual_point, symmetric=linear)
         except OutOfTime:
             bound, stats["stopped"] = math.inf, "time_limit"
         stats["seconds"] = perf_counter() - began
@@ -208,13 +209,16 @@ class FamilyOracle:
     def _scan(self, problem: Problem, dual_point: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (filters (b, r), g of each) until all of the family are through."""
         responses, linear = problem.responses, None
-        if self.family.symmetric:
+        maximum = responses.pooling.maximum
+        if self.family.symmetric and not maximum:
             axes = torch.eye(responses.dim, dtype=torch.float64)
             ahead, back = responses.correlate(torch.cat([axes, -axes]), dual_point).flatten(1).chunk(2)
             linear = ahead - back
         for filters in self.family.blocks(responses.dim):
             correlations = responses.correlate(filters, dual_point).flatten(1)
             yield filters, correlations.norm(dim=1)
+            if self.family.symmetric and maximum:  # G(u) - G(-u) is not linear
+                yield -filters, responses.correlate(-filters, dual_point).flatten(1).norm(dim=1)
             if linear is not None:
                 yield -filters, (correlations - filters @ linear).norm(dim=1)
 
@@ -238,23 +242,18 @@ def bound_over_family(problem: Problem, computed: float, dual_point: Tensor, *, 
 
 
 def reach(responses: Responses) -> tuple[Tensor, Tensor]:
-    """(n,) Σ_pk w_pk Σ_j |x_j| ‖b_j‖ of each image, and the same sum of what the rows are off; worked out once."""
-    if "reach" not in responses.kept:
-        basis = responses.embedding.basis
-        pool = responses.pooling.matrix(*responses.map_size)
-        weights = torch.ones(responses.n_positions).double() if pool is None else pool.sum(dim=0)
-        columns = basis.norm(dim=0)
-        sizes, errors = [], []
-        for start in range(0, responses.n, CHUNK):
-            where = slice(start, min(start + CHUNK, responses.n))
-            raw = responses.rows(where).cpu().double()
-            sizes.append((raw.abs() @ columns) @ weights)
-            errors.append(embedding_errors(responses, where, raw) @ weights)
-        total = torch.cat(sizes), torch.cat(errors)
-        # sums of terms >= 0: a few roundings each
-        grown = 1 + (sum(basis.shape) + responses.n_positions + OTHERS) * UNIT
-        responses.kept["reach"] = total[0] * grown, total[1] * grown
-    return responses.kept["reach"]
+    """(n,) Σ_pk w_pk a_ik of each image, at most, and the same sum of what `embedding_errors` finds row by row."""
+    spec, basis = responses.embedding.spec, responses.embedding.basis
+    sizes = responses.reach()
+    errors = responses.reach((basis.shape[1] + 1) * UNIT * basis.abs().sum(dim=0))
+    if spec.contrast is not None:
+        s = basis.shape[1] - spec.constant
+        largest = max(abs(float(bound)) for bound in responses.images.aminmax())
+        off = (2 * s + 4) * math.sqrt(s / spec.contrast) * largest + (s / 2 + 7) * math.sqrt(s)
+        errors = errors + UNIT * float(basis[:, :s].norm()) * off * float(responses.position_weights.sum())
+    # sums of terms >= 0: a few roundings each
+    grown = ROUND_UP + (sum(basis.shape) + responses.n_positions + OTHERS) * UNIT
+    return sizes * grown, errors * grown + SMALLEST_NORMAL
 
 
 def _promising(filters: Tensor, values: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,13 @@ the identity split off, the pooled response is
 
 as ‖uuᵀ - I/d‖_F² = 1 - 1/d. All of it holds for any l_ik >= ‖x_ik‖: the computed length, rounded up.
 
+**The maximum** over the k positions of a cell lies above their average, with x̄ the mean row and for some l by no more
+than
+
+    |p|⁻¹ Σ_k ((x_l·u)_+ - (x_k·u)_+)  <=  |p|⁻¹ Σ_k ‖x_l - x_k‖  <=  (‖x_l - x̄‖² + |p|⁻¹ Σ_k ‖x_k - x̄‖²)^½,
+
+and no more than (1 - 1/|p|) ‖x_l‖: between 0 and `spread`, of which half is added to a, and half to the tail.
+
 **Rounding.** A computed row is off by `embedding_errors`, and φ by no more than these, as (·)_+ is 1-Lipschitz. A
 feature is a sum over the K positions, the trace one over d entries; each term rounds at most 16 times. The moduli of
 a, b and q add up to (9/16 + 1/2 + 1) m at most, so that what rounding changes of a_ip + b_ip·u + q_ip·v is at most
@@ -28,7 +35,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from convcvx.oracles._patch_rows import ROUND_UP, embedding_errors, lengths
+from convcvx.oracles._patch_rows import ROUND_UP, SMALLEST_NORMAL, embedding_errors, lengths
 from convcvx.responses.passes import Responses
 from convcvx.rounding import UNIT
 
@@ -70,13 +77,13 @@ def lifted(responses: Responses, degree: int = 2) -> Iterator[Lifted]:
     """The features of all images, some at a time; raises `OutOfTime` once the deadline of `responses` has passed."""
     responses = responses.to(dtype=torch.float64)
     basis, dim, positions = responses.embedding.basis, responses.dim, responses.n_positions
-    pool = responses.pooling.matrix(*responses.map_size)
+    pool = responses.pooling.average.matrix(*responses.map_size)
     pool = torch.eye(positions, dtype=torch.float64) if pool is None else pool
     width = sum(widths(dim, degree))
     image_bytes = 8 * (positions * (2 * basis.shape[1] + 3 * dim) + len(pool) * (width + dim * dim))
     size = max(1, CHUNK_BYTES // image_bytes)
     cells = [(weights.nonzero()[:, 0], weights[weights != 0]) for weights in pool]
-    reach = pool.sum(dim=0)
+    reach = responses.pooling.reach(*responses.map_size)
     share = 3 * (positions + dim + 16) * UNIT
     for start in range(0, responses.n, size):
         where = slice(start, min(start + size, responses.n))
@@ -86,8 +93,24 @@ def lifted(responses: Responses, degree: int = 2) -> Iterator[Lifted]:
         off = embedding_errors(responses, where, raw) @ reach
         mass = norms @ pool.T * (1 + (positions + 4) * UNIT)  # (b, P)
         features = _features(rows, norms, cells, dim, degree) if degree == 2 else _linear(rows, mass, pool)
-        total = mass.sum(dim=1) * ROUND_UP
-        yield Lifted(where, features, mass / (16 if degree == 2 else 4), total + off, ROUND_UP * (share * total + off))
+        total, tails = mass.sum(dim=1) * ROUND_UP, mass / (16 if degree == 2 else 4)
+        if responses.pooling.maximum:
+            half = 0.5 * _spread(rows, norms, cells)
+            features[..., 0] += half
+            tails, total = (tails + half) * ROUND_UP, total + 2 * half.sum(dim=1) * ROUND_UP
+        yield Lifted(where, features, tails, total + off, ROUND_UP * (share * total + off))
+
+
+def _spread(rows: Tensor, norms: Tensor, cells: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """(b, P): at least how far the maximum over a cell lies above its average, for any unit filter."""
+    dim, spreads = rows.shape[2], []
+    for positions, _ in cells:
+        inside, heights, count = rows[:, positions], norms[:, positions], len(positions)
+        squares = (inside - inside.mean(dim=1, keepdim=True)).square().sum(dim=2)
+        apart = (squares + squares.mean(dim=1, keepdim=True)).sqrt() * (1 + (dim + count + 16) * UNIT)
+        apart += (count + 8) * UNIT * heights.amax(dim=1, keepdim=True)  # what the mean row is off
+        spreads.append(torch.minimum(apart, (1 - 1 / count) * heights * (1 + 4 * UNIT)).amax(dim=1))
+    return torch.stack(spreads, dim=1) + SMALLEST_NORMAL**0.5
 
 
 def _linear(rows: Tensor, mass: Tensor, pool: Tensor) -> Tensor:

@@ -52,6 +52,15 @@ def _several_patches(problem: Problem) -> str | None:
     return None if problem.responses.n_positions == 1 else str(problem.responses.n_positions)
 
 
+def _maximum(problem: Problem) -> str | None:
+    return f"pool {problem.responses.pooling}" if problem.responses.pooling.maximum else None
+
+
+def _maximum_in_space(problem: Problem) -> str | None:
+    rank = problem.responses.embedding.patch_rank
+    return f"pool {problem.responses.pooling} of rank {rank}" if _maximum(problem) and rank > 2 else None
+
+
 def _all_rows(merged: bool) -> Need:
     def too_many(problem: Problem) -> str | None:
         size = PatchRows.size(problem.responses, problem.n_outputs, merged=merged)
@@ -61,6 +70,12 @@ def _all_rows(merged: bool) -> Need:
     return Need(what, too_many, "use fewer images, a coarser stride, or oracle='local'")
 
 
+AVERAGES = Need("average pooling", _maximum, "pool without max:, or leave solver and oracle to auto")
+"""What is made for sums over patch rows, as pooled responses are unless cells take the maximum."""
+AVERAGES_OR_PLANE = Need(
+    "average pooling, or patches of rank 2 at most", _maximum_in_space, "use oracle='local' or 'polynomial', or rank 2"
+)
+"""What the exact oracle needs: where cells take the maximum it sweeps the plane, and knows no way in space."""
 SQUARED_LOSS = Need("loss 'squared'", _other_loss, "use solver='sliding-fw'")
 CONIC_LOSS = Need("loss 'squared' or 'cross-entropy'", _no_cone, "use solver='sliding-fw'")
 ONE_PATCH = Need("one patch a sample", _several_patches, "take images that are one patch each")

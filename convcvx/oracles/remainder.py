@@ -8,14 +8,15 @@ filter u let y = F u and z = u - Fᵀy: x·u = a·y + b·z, ‖y‖² + ‖z‖�
 The first sum is g_r ‖y‖ long at most, with g_r the maximum over unit filters of rank r, which branch and bound proves
 an upper bound on. The second is a matrix A times z. The third has in cell p, for any ν_k > 0, a square of at most
 λ_max(Σ_{k in p} s_k s_kᵀ/ν_k) zᵀ(Σ_{k in p} ν_k b_k b_kᵀ)z by Cauchy and Schwarz. With ν_k = ‖s_k‖/‖b_k‖ and E_p, N_p
-for the two sums,
+for the two sums, g(u) <= g_r ‖y‖ + R ‖z‖ and so
 
     g(u)² <= g_r² + R²,      R = ½ ‖A‖ + ½ λ_max(Σ_p λ_max(E_p) N_p)^½.
 
 **Rounding.** Branch and bound is asked about the computed matrix F B, B the embedding: a problem of its own, with an
 allowance of its own. What is left is b = B x - Fᵀ(F B)x, computed with the errors of both embeddings and of 2r + 4
 operations. F is orthonormal to δ = ‖FFᵀ - I‖: ‖y‖² + ‖z‖² <= 1 + 2δ, and b·u is b·z but for (F b)·y: what is computed
-of F b, and its rounding, is taken as it is. Sums over n images of K positions round as in `convcvx.oracles.polynomial`.
+of F b, and its rounding, is taken as it is. Sums over n images of K positions round as in `convcvx.oracles.polynomial`;
+N_p is one of n K terms. None of this is multiplied by ‖z‖: it is added to the root of the two squares, not to R.
 """
 
 from __future__ import annotations
@@ -81,9 +82,10 @@ class RemainderOracle:
         began = time.perf_counter()
         try:
             principal = principal_problem(problem, self.directions)
-            rest = remainder(problem, principal, dual_point)
-            # The search may stop where g_r² + R² is below the target squared.
-            own = math.sqrt(max(target - rest, 0.0)) * math.sqrt(target + rest) if rest < target else 0.0
+            rest, slack = remainder(problem, principal, dual_point)
+            # The search may stop where g_r² + R² is below the square of the target, less slack.
+            left = target - slack
+            own = math.sqrt(left - rest) * math.sqrt(left + rest) if rest < left else 0.0
             found = self.search(principal, dual_point, n_filters=n_filters, seed=seed, target=own)
             filters = torch.nn.functional.normalize(found.filters @ frame_of(problem, principal))
             measured = problem.until(NEVER).responses.correlate(
@@ -94,7 +96,7 @@ class RemainderOracle:
         frame = frame_of(problem, principal)
         skew = float((frame @ frame.T - torch.eye(len(frame), dtype=torch.float64)).norm()) + 2 * frame.numel() * UNIT
         values = measured.flatten(1).norm(dim=1)
-        bound = largest(math.hypot(largest(found.upper_bound), largest(rest)) * (1 + skew) * SAFE)
+        bound = largest((math.hypot(largest(found.upper_bound), largest(rest)) * (1 + skew) + slack) * SAFE)
         stats = found.stats | {"directions": len(frame), "searched_bound": found.upper_bound, "remainder": rest}
         return OracleResult(filters, values, bound, Scope.GLOBAL, stats | {"seconds": time.perf_counter() - began})
 
@@ -120,8 +122,8 @@ def frame_of(problem: Problem, principal: Problem) -> Tensor:
     )
 
 
-def remainder(problem: Problem, principal: Problem, dual_point: Tensor) -> float:
-    """R for Z = `dual_point` (n, c), rounding and the `dual_error` of the rest included."""
+def remainder(problem: Problem, principal: Problem, dual_point: Tensor) -> tuple[float, float]:
+    """R for Z = `dual_point` (n, c); and, for rounding and the `dual_error` of the rest, what is to be added to g."""
     responses, low = problem.responses.to(dtype=torch.float64), principal.responses
     frame, basis, d = frame_of(problem, principal), responses.embedding.basis, responses.dim
     scaled, exponent = at_scale_one(dual_point.numpy())
@@ -135,6 +137,7 @@ def remainder(problem: Problem, principal: Problem, dual_point: Tensor) -> float
     linear, first = charges.new_zeros(c, n_cells * d), charges.new_zeros(n_cells, c, c)
     second, slack, mass = charges.new_zeros(n_cells, d, d), 0.0, 0.0
     share = (responses.n + responses.n_positions + 4 * d + 32) * UNIT
+    longer = share + responses.n * responses.n_positions * UNIT
     size = max(1, CHUNK_BYTES // (8 * responses.n_positions * (basis.shape[1] + 4 * d)))
     for start in range(0, responses.n, size):
         where = slice(start, min(start + size, responses.n))
@@ -166,9 +169,9 @@ def remainder(problem: Problem, principal: Problem, dual_point: Tensor) -> float
         (top * part for top, part in zip(tops, second, strict=True)), start=torch.zeros(d, d, dtype=torch.float64)
     )
     moment = 0.5 * (moment + moment.T)
-    beside = top_eigenvalue(moment) + (share + (n_cells + 4) * UNIT) * float(moment.diagonal().sum())
-    total = (along + 0.5 * math.sqrt(beside)) * SAFE + (slack + share * mass) * (1 + 1e-9)
-    return raised(largest(total), exponent)
+    beside = top_eigenvalue(moment) + (longer + (n_cells + 4) * UNIT) * float(moment.diagonal().sum())
+    rounding = (slack + share * mass) * (1 + 1e-9)
+    return raised(largest((along + 0.5 * math.sqrt(beside)) * SAFE), exponent), raised(largest(rounding), exponent)
 
 
 def _too_many_rows(problem: Problem) -> str | None:

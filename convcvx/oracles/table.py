@@ -16,10 +16,11 @@ from convcvx.oracles._patch_rows import MAX_BYTES
 from convcvx.oracles.base import Oracle
 from convcvx.oracles.branch_and_bound import LOW_RANK, BranchAndBoundOracle
 from convcvx.oracles.copositive import CopositiveOracle
+from convcvx.oracles.cylinders import FEW_CELLS_AND_OUTPUTS, CylinderOracle
 from convcvx.oracles.enumerate import ExactOracle
 from convcvx.oracles.family import Family, FamilyOracle
 from convcvx.oracles.local import LocalOracle
-from convcvx.oracles.needs import ROWS_IN_BUNDLES, ROWS_IN_MEMORY, Need, require
+from convcvx.oracles.needs import AVERAGES, AVERAGES_OR_PLANE, ROWS_IN_BUNDLES, ROWS_IN_MEMORY, Need, require
 from convcvx.oracles.polynomial import PolynomialOracle
 from convcvx.oracles.remainder import PRINCIPAL_ROWS, RemainderOracle
 from convcvx.oracles.sampled import N_GATES, SampledOracle
@@ -91,6 +92,8 @@ def _exact_suits(problem: Problem) -> str | None:
     rank = problem.responses.embedding.patch_rank
     if rank <= 2:
         return f"patches of rank {rank} are swept completely"
+    if AVERAGES.lacking(problem) is not None:
+        return None
     rows = problem.n * problem.responses.n_positions
     most = count_bound(rows, rank) if rank <= FEW_DIMENSIONS else math.inf
     if most <= FEW_CELLS:
@@ -119,20 +122,23 @@ def _polynomial(effort: Effort) -> Oracle:
 
 
 def _local_suits(problem: Problem) -> str:
-    if ROWS_IN_BUNDLES.lacking(problem) is not None:
-        return f"a proof would gather more than {MAX_BYTES >> 30} GiB of patches"
     rank = problem.responses.embedding.patch_rank
+    if (instead := AVERAGES.lacking(problem)) is not None:
+        return f"{instead} of patches of rank {rank}: a maximum is searched completely up to rank 2 alone"
+    if rank <= FEW_DIMENSIONS and ROWS_IN_BUNDLES.lacking(problem) is not None:
+        return f"a proof would gather more than {MAX_BYTES >> 30} GiB of patches"
     return f"patches of rank {rank}: the cost of a proof grows exponentially in the rank"
 
 
 ORACLES: dict[str, Entry] = {
-    "exact": Entry(lambda effort: ExactOracle(), (ROWS_IN_MEMORY,), _exact_suits),
-    "branch-and-bound": Entry(_branch_and_bound, (ROWS_IN_BUNDLES, LOW_RANK), _branch_and_bound_suits),
-    "copositive": Entry(lambda effort: CopositiveOracle(), (ROWS_IN_MEMORY,)),
+    "exact": Entry(lambda effort: ExactOracle(), (AVERAGES_OR_PLANE, ROWS_IN_MEMORY), _exact_suits),
+    "branch-and-bound": Entry(_branch_and_bound, (AVERAGES, ROWS_IN_BUNDLES, LOW_RANK), _branch_and_bound_suits),
+    "copositive": Entry(lambda effort: CopositiveOracle(), (AVERAGES, ROWS_IN_MEMORY)),
     "family": Entry(_family),
     "polynomial": Entry(_polynomial),
-    "remainder": Entry(lambda effort: RemainderOracle(), (PRINCIPAL_ROWS,)),
-    "sampled": Entry(lambda effort: SampledOracle(effort.gates)),
+    "remainder": Entry(lambda effort: RemainderOracle(), (AVERAGES, PRINCIPAL_ROWS)),
+    "cylinders": Entry(lambda effort: CylinderOracle(), (AVERAGES, ROWS_IN_MEMORY, FEW_CELLS_AND_OUTPUTS)),
+    "sampled": Entry(lambda effort: SampledOracle(effort.gates), (AVERAGES,)),
     "local": Entry(lambda effort: LocalOracle(thorough=effort.thorough), suits=_local_suits),
 }
 """By name; "auto" takes the first that suits, and the last suits everywhere."""
@@ -156,7 +162,8 @@ def pick_oracle(name: str, problem: Problem) -> tuple[str, str]:
         return need.lacking(problem) is None
 
     for candidate, entry in ORACLES.items():
-        if all(map(met, entry.needs)) and (why := entry.suits(problem)) is not None:
+        # Reasons first: to count the rows that an oracle needs takes a look at all of them.
+        if (why := entry.suits(problem)) is not None and all(map(met, entry.needs)):
             return candidate, why
     raise AssertionError("the last oracle suits everywhere")
 

@@ -6,6 +6,7 @@ a constant 1 appended where the model needs one.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,3 +120,23 @@ class PatchSpec:
     def rows(self, images: Tensor) -> Tensor:
         """(b, C, H, W) images to (b, K, h) patch rows, a view of `columns`."""
         return self.columns(images).T.unflatten(0, (len(images), -1))
+
+    def norms(self, images: Tensor) -> Tensor:
+        """(b, C, H, W) images to (b, K) norms of their patches, to rounding; where contrast is normalised, to the
+        largest norm that such a patch can have.
+
+        Nothing is unrolled: squares of pixels are summed up along the sides of the windows.
+        """
+        rows, columns = self.output_size(*images.shape[2:])
+        if self.contrast is not None:
+            return images.new_full(
+                (len(images), rows * columns), math.sqrt(images.shape[1] * math.prod(self.kernel_size))
+            )
+        largest = images.abs().flatten(1).amax(dim=1).clamp_min(torch.finfo(images.dtype).tiny)
+        squares = (images / largest[:, None, None, None]).square().sum(dim=1, keepdim=True)
+        vertical, horizontal = self.padding
+        squares = F.pad(squares, (horizontal, horizontal, vertical, vertical))
+        (tall, wide), (down, along) = self.kernel_size, self.stride
+        squares = F.avg_pool2d(squares, (tall, 1), (down, 1), divisor_override=1)
+        squares = F.avg_pool2d(squares, (1, wide), (1, along), divisor_override=1)
+        return squares.flatten(1).sqrt() * largest[:, None]

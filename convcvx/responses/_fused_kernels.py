@@ -2,9 +2,11 @@
 
 A tile is a few neighbouring positions of one pooling cell, times two vectors of filters. Its responses are summed up
 tap by tap (an entry of the kernel, times the pixels that the positions see through it), rectified, and added to the
-cell without ever being written to memory; only their signs are, a bit each, which is all that the adjoint needs. The
-vector code is written out as LLVM IR, for whatever vectors the machine has: what compilers make of loops over a
-small image is several times as slow.
+cell without ever being written to memory; only their signs are, a bit each, which is all that the adjoint needs. Where
+a cell takes its maximum, the bit says whether a response is larger than zero and all before it in the cell: the last
+such is the maximum, and the adjoint, which goes through tiles and positions backwards, meets it first. The vector code
+is written out as LLVM IR, for whatever vectors the machine has: what compilers make of loops over a small image is
+several times as slow.
 """
 
 from __future__ import annotations
@@ -111,16 +113,18 @@ def _each_length(builder: ir.IRBuilder, length: ir.Value, body: Callable[[int], 
 
 @intrinsic
 def _respond_tile(
-    typing, length, images, pixel, stride, taps, weights, first, scales, scale, pooled, cell, signs, sign
+    typing, length, images, pixel, stride, taps, weights, first, scales, scale, pooled, cell, signs, sign, maximum
 ):
     """Add the rectified responses of `length` positions to their cell, and keep their signs.
 
-    Every array comes with the index of its first entry that belongs to the tile.
+    Unless `maximum` is None, have the largest of them in the cell. Every array comes with the index of its first entry
+    that belongs to the tile.
     """
-    arguments = (length, images, pixel, stride, taps, weights, first, scales, scale, pooled, cell, signs, sign)
+    arguments = length, images, pixel, stride, taps, weights, first, scales, scale, pooled, cell, signs, sign, maximum
+    largest = not isinstance(maximum, types.NoneType)
 
     def code(context, builder, signature, values):
-        length, images, pixel, stride, taps, weights, first, scales, scale, pooled, cell, signs, sign = (
+        length, images, pixel, stride, taps, weights, first, scales, scale, pooled, cell, signs, sign, _ = (
             _Vectors(context, builder, kind, value) if isinstance(kind, types.Array) else value
             for kind, value in zip(signature.args, values, strict=True)
         )
@@ -150,8 +154,9 @@ def _respond_tile(
                         value = _multiply_add(builder, value, scales.spread(builder.add(scale, _at(t))), bias)
                     else:
                         value = builder.fadd(value, bias)
-                    active = builder.fcmp_ordered(">", value, zero)
-                    total = builder.fadd(total, builder.select(active, value, zero))
+                    active = builder.fcmp_ordered(">", value, total if largest else zero)
+                    counted = builder.select(active, value, total if largest else zero)
+                    total = counted if largest else builder.fadd(total, counted)
                     bits = builder.bitcast(active, ir.IntType(weights.lanes))
                     bits = bits if weights.lanes == _BITS.width else builder.zext(bits, _BITS)
                     signs.put(bits, builder.add(sign, _at(t * VECTORS + v)))
@@ -165,13 +170,14 @@ def _respond_tile(
 
 @intrinsic
 def _pull_back_tile(
-    typing, length, images, pixel, stride, taps, gradient, first, scales, scale, slopes, cell, signs, sign
+    typing, length, images, pixel, stride, taps, gradient, first, scales, scale, slopes, cell, signs, sign, maximum
 ):
     """Add to the gradient in the kernels what `length` positions of one cell contribute: the adjoint of the above."""
-    arguments = (length, images, pixel, stride, taps, gradient, first, scales, scale, slopes, cell, signs, sign)
+    arguments = length, images, pixel, stride, taps, gradient, first, scales, scale, slopes, cell, signs, sign, maximum
+    largest = not isinstance(maximum, types.NoneType)
 
     def code(context, builder, signature, values):
-        length, images, pixel, stride, taps, gradient, first, scales, scale, slopes, cell, signs, sign = (
+        length, images, pixel, stride, taps, gradient, first, scales, scale, slopes, cell, signs, sign, _ = (
             _Vectors(context, builder, kind, value) if isinstance(kind, types.Array) else value
             for kind, value in zip(signature.args, values, strict=True)
         )
@@ -186,15 +192,20 @@ def _pull_back_tile(
             for v in range(VECTORS):
                 slope = slopes.load(cell, v)
                 constant = zero
-                for t in range(count):
+                for t in reversed(range(count)) if largest else range(count):
                     bits = signs.entry(builder.add(sign, _at(t * VECTORS + v)))
                     bits = bits if gradient.lanes == _BITS.width else builder.trunc(bits, ir.IntType(gradient.lanes))
-                    value = builder.select(builder.bitcast(bits, mask), slope, zero)
+                    counts = builder.bitcast(bits, mask)
+                    value = builder.select(counts, slope, zero)
+                    if largest:  # what is before it in the cell counts for nothing any more
+                        slope = builder.select(counts, zero, slope)
                     constant = builder.fadd(constant, value)
                     if isinstance(scales, _Vectors):
                         value = builder.fmul(value, scales.spread(builder.add(scale, _at(t))))
                     active[t][v] = value
                 gradient.add(constant, constants, v)
+                if largest:
+                    slopes.store(slope, cell, v)
             with cgutils.for_range(builder, taps.size) as loop:
                 at = builder.add(pixel, taps.entry(loop.index))
                 line = builder.add(first, builder.mul(loop.index, _at(width)))
@@ -212,8 +223,8 @@ def _pull_back_tile(
 
 
 @njit(nogil=True, cache=True)
-def respond(images, taps, stride, tiles, weights, scales, pooled, signs, kept):
-    """Sums over cells of rectified responses, added to `pooled`.
+def respond(images, taps, stride, tiles, weights, scales, pooled, signs, kept, maximum):
+    """Sums over cells of rectified responses, added to `pooled`; or the largest of each cell and `pooled`.
 
     Parameters
     ----------
@@ -231,6 +242,8 @@ def respond(images, taps, stride, tiles, weights, scales, pooled, signs, kept):
     pooled : (n, P, B, VECTORS times lanes)
     signs : (n, B, VECTORS times the positions of all tiles) uint16
         Bits that say which responses are positive; unless `kept`, (1, 1, VECTORS times POSITIONS) to write over.
+    maximum : True or None
+        None for sums: code is compiled for either.
     """
     n, cells, blocks, width = pooled.shape
     for block in range(blocks):
@@ -244,18 +257,22 @@ def respond(images, taps, stride, tiles, weights, scales, pooled, signs, kept):
                     scale = i * scales.shape[1] + position
                 at = ((i * cells + cell) * blocks + block) * width
                 _respond_tile(  # type: ignore[call-arg]
-                    length, images, pixel, stride, taps, weights, first, scales, scale, pooled, at, signs, sign
+                    length, images, pixel, stride, taps, weights, first, scales, scale, pooled, at, signs, sign, maximum
                 )
 
 
 @njit(nogil=True, cache=True)
-def pull_back(images, taps, stride, tiles, gradient, scales, slopes, signs):
-    """Gradient in the weights, added to `gradient`, of the product of `slopes` and what `respond` gives."""
+def pull_back(images, taps, stride, tiles, gradient, scales, slopes, signs, maximum):
+    """Gradient in the weights, added to `gradient`, of the product of `slopes` and what `respond` gives.
+
+    `slopes` are used up where each goes to the `maximum` of its cell alone.
+    """
     n, cells, blocks, width = slopes.shape
     for block in range(blocks):
         first = block * (len(taps) + 1) * width
         for i in range(n):
-            for t in range(len(tiles)):
+            for step in range(len(tiles)):
+                t = step if maximum is None else len(tiles) - 1 - step
                 cell, place, position, length, before = tiles[t]
                 sign = (i * blocks + block) * signs.shape[2] + before * VECTORS
                 pixel, scale = i * images.shape[1] + place, 0
@@ -263,5 +280,18 @@ def pull_back(images, taps, stride, tiles, gradient, scales, slopes, signs):
                     scale = i * scales.shape[1] + position
                 at = ((i * cells + cell) * blocks + block) * width
                 _pull_back_tile(  # type: ignore[call-arg]
-                    length, images, pixel, stride, taps, gradient, first, scales, scale, slopes, at, signs, sign
+                    length,
+                    images,
+                    pixel,
+                    stride,
+                    taps,
+                    gradient,
+                    first,
+                    scales,
+                    scale,
+                    slopes,
+                    at,
+                    signs,
+                    sign,
+                    maximum,
                 )

@@ -36,6 +36,8 @@ class FewRows:
         """Those of a small problem in float64 on a CPU, worked out once; None where they are more than few,
         or far from zero."""
         here = responses.device.type == "cpu" and responses.dtype == torch.float64
+        if responses.pooling.maximum:  # which is no sum over rows
+            return None
         if not (here and responses.small and responses.n * responses.n_positions <= FEW * responses.dim):
             return None
         if responses.patch_moments().far:  # nearly parallel rows: coordinate descent on their products would crawl

@@ -64,9 +64,11 @@ class Fused:
 
     def __init__(self, spec: PatchSpec, pooling: Pooling, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
         self._spec, self._dtype = spec, dtype
+        self._maximum = True if pooling.maximum else None
         ranges = pooling.ranges(*spec.output_size(*shape[1:]))
         assert ranges is not None
         self._plan = _plan(spec, ranges, shape)
+        self._means = torch.ones_like(self._plan.means) if pooling.maximum else self._plan.means
         self._width = VECTORS * lanes(dtype.itemsize)
 
     @classmethod
@@ -124,16 +126,18 @@ class Fused:
         weights = weights.view(blocks, self._width, -1).transpose(1, 2).contiguous()
         pooled = torch.zeros(len(pixels), len(plan.means), blocks, self._width, dtype=self._dtype)
         stride = self._spec.stride[1]
-        respond(pixels, plan.taps, stride, plan.tiles, weights.numpy(), scales, pooled.numpy(), signs, kept)
-        return pooled.flatten(2)[..., :m] * plan.means.to(self._dtype)
+        respond(
+            pixels, plan.taps, stride, plan.tiles, weights.numpy(), scales, pooled.numpy(), signs, kept, self._maximum
+        )
+        return pooled.flatten(2)[..., :m] * self._means.to(self._dtype)
 
     def _pull_back(self, pixels: np.ndarray, scales: np.ndarray | None, slopes: Tensor, signs: np.ndarray) -> Tensor:
         plan, m, blocks = self._plan, slopes.shape[-1], signs.shape[1]
         padded = torch.zeros(*slopes.shape[:2], blocks, self._width, dtype=self._dtype)
-        padded.flatten(2)[..., :m] = slopes * plan.means.to(slopes)
+        padded.flatten(2)[..., :m] = slopes * self._means.to(slopes)
         gradient = torch.zeros(blocks, len(plan.taps) + 1, self._width, dtype=self._dtype)
         stride = self._spec.stride[1]
-        pull_back(pixels, plan.taps, stride, plan.tiles, gradient.numpy(), scales, padded.numpy(), signs)
+        pull_back(pixels, plan.taps, stride, plan.tiles, gradient.numpy(), scales, padded.numpy(), signs, self._maximum)
         gradient = gradient.transpose(0, 1).flatten(1)[: len(plan.taps) + self._spec.constant, :m]
         return self._centred(gradient.T).T
 

@@ -68,7 +68,7 @@ class MirrorPairs:
 def _check_symmetry(responses: Stream) -> None:
     spec, width, grid = responses.embedding.spec, responses.images.shape[3], responses.map_size
     left = (width + 2 * spec.padding[1] - spec.kernel_size[1]) % spec.stride[1]
-    pool = responses.pooling.matrix(*grid)
+    pool = responses.pooling.cells(*grid)
     symmetric = pool is None
     if pool is not None:
         mirrored = pool.view(*responses.pooling.output_size(*grid), *grid).flip(1, 3).reshape(pool.shape)

@@ -1,4 +1,5 @@
-"""Pooled ReLU responses φ_p(x_i; u) = Σ_k w_pk (x_ik·u)_+, sums of them over all images, and their adjoints."""
+"""Pooled ReLU responses φ_p(x_i; u) = Σ_k w_pk (x_ik·u)_+, or the maximum over the positions of a cell: sums of them
+over all images, and their adjoints."""
 
 from __future__ import annotations
 
@@ -94,14 +95,34 @@ class Responses(Stream):
             norms.append((rows if basis is None else rows @ basis.double().T).norm(dim=2))
         return torch.cat(norms)
 
-    def reach(self) -> Tensor:
-        """(n,) Σ_pk w_pk ‖x_ik‖ ‖B‖_F, for raw patch rows x_ik and the basis B: no filter of unit norm responds more.
+    @property
+    def position_weights(self) -> Tensor:
+        """(K,) Σ_p w_pk: what a position counts for in all cells together, 1 in each that takes the maximum."""
+        return self.pooling.reach(*self.map_size)
 
-        Rounding errors of responses are in proportion to it, whatever a whitening or a low-rank basis cancels.
+    def reach(self, columns: Tensor | None = None) -> Tensor:
+        """(n,) Σ_pk w_pk Σ_j |x_ikj| c_j, or a little more, for raw patch rows x_ik and c = `columns` (h,) >= 0.
+
+        By default c_j = ‖b_j‖ of the columns of the basis: no filter of unit norm responds more, and rounding errors of
+        responses are in proportion to it, whatever a whitening or a low-rank basis cancels.
         """
-        pool = self.pooling.matrix(*self.map_size)
-        weights = torch.ones(self.n_positions).double() if pool is None else pool.sum(dim=0)
-        return self.patch_norms(torch.arange(self.n)) @ weights * float(self.embedding.basis.norm())
+        columns = self.embedding.basis.norm(dim=0) if columns is None else columns
+        n_entries = len(columns) - self.embedding.spec.constant
+        # By Cauchy and Schwarz, but for the constant, which may be far larger than all pixels or far smaller.
+        constants = float(columns[n_entries:].sum() * self.position_weights.sum())
+        return self.lengths() * float(columns[:n_entries].norm()) + constants
+
+    def lengths(self) -> Tensor:
+        """(n,) Σ_pk w_pk ‖x_ik‖ for patches x_ik without the constant, or a little more; worked out once."""
+        if "lengths" not in self.kept:
+            size = max(1, self.chunk_bytes // (8 * self.images.shape[1:].numel()))
+            norms = []
+            for start in range(0, self.n, size):
+                self.deadline.check()
+                pixels = self.images[start : start + size].cpu().double()
+                norms.append(self.embedding.spec.norms(pixels) @ self.position_weights)
+            self.kept["lengths"] = torch.cat(norms)
+        return self.kept["lengths"]
 
     def patch_moments(self) -> Moments:
         """Those of the embedded patches, of some images."""

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from convcvx.patches import PatchSpec
-from convcvx.pooling import Pool, Pooling
+from convcvx.pooling import Pooling
+from convcvx.responses.pools import pool_of
 
 
 class Unrolled:
@@ -24,7 +25,7 @@ class Unrolled:
     shape : (int, int, int)
         Channels, rows and columns of an image.
     dtype : torch.dtype
-        In which patches and kernels are multiplied, their products rectified and averaged.
+        In which patches and kernels are multiplied, their products rectified and pooled.
     device : torch.device
     """
 
@@ -38,7 +39,7 @@ class Unrolled:
     ) -> None:
         self._spec, self._dtype, self._device = spec, dtype, device
         height, width = spec.output_size(*shape[1:])
-        self._pool = Pool(pooling, height, width, dtype, device)
+        self._pool = pool_of(pooling, height, width, dtype, device)
         self._n_positions = height * width
         self._size = shape[0] * spec.kernel_size[0] * spec.kernel_size[1] + spec.constant
         self._buffers = threading.local()
@@ -57,12 +58,12 @@ class Unrolled:
         The map overwrites its argument, and serves once, before the thread's next pass.
         """
         columns = self.columns(images)
-        active = self._activate(columns, kernels)
+        pooled, spread = self._pool.vjp(self._activate(columns, kernels))
 
         def pull_back(slopes: Tensor) -> Tensor:
-            return columns @ self._pool.pullback_(slopes.to(self._dtype), active).flatten(0, 1)
+            return columns @ spread(slopes.to(self._dtype)).flatten(0, 1)
 
-        return self._pool(active), pull_back
+        return pooled, pull_back
 
     def columns(self, images: Tensor) -> Tensor:
         """(h, b·K) patches, also of such."""

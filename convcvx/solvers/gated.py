@@ -24,6 +24,7 @@ from torch import Tensor
 from convcvx.budget import NEVER, Budget, OutOfTime
 from convcvx.errors import InputError
 from convcvx.oracles.base import Oracle
+from convcvx.oracles.needs import AVERAGES, Need
 from convcvx.oracles.pattern_cones import PatternCones
 from convcvx.oracles.sampled import N_GATES, SampledOracle
 from convcvx.problem import Problem
@@ -48,6 +49,7 @@ class Gated(Solver):
     """
 
     name: ClassVar[str] = "gated"
+    needs: ClassVar[tuple[Need, ...]] = (AVERAGES,)
     asks_oracle: ClassVar[bool] = False
     resumes: ClassVar[bool] = False
 

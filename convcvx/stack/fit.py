@@ -12,16 +12,26 @@ from typing import Any
 from convcvx.data.datasets import ARRAYS
 from convcvx.data.given import given_dataset
 from convcvx.display.words import label, rows, text
+from convcvx.network.pretrained import save_pretrained
 from convcvx.solution import Callback
 from convcvx.stack.jobs import StackRun, stack_job
 from convcvx.stack.network import StackedCNN, stacked_cnn
-from convcvx.stack.options import VALIDATION, StackConfig, StackShape, fitting_stack, settings_of, stage_text
+from convcvx.stack.options import (
+    STAGE_OPTIONS,
+    VALIDATION,
+    StackConfig,
+    StackShape,
+    fitting_stack,
+    settings_of,
+    stage_text,
+)
+from convcvx.training.card import model_card
 from convcvx.training.entry import Told, announce, limited
 from convcvx.training.fit import Fit, load_fit
 from convcvx.training.option import as_kept, check_names, parameters
 from convcvx.training.options import TrainConfig
 from convcvx.training.origin import Origin
-from convcvx.training.presets import leaves_open, preset_options
+from convcvx.training.presets import in_flags, leaves_open, preset_options
 from convcvx.training.resolve import arranged
 from convcvx.training.run import Run
 
@@ -81,6 +91,13 @@ class StackFit:
             note="Each gap is that of its stage on the features it was given.",
         )
 
+    def save_pretrained(self, folder: str | os.PathLike[str], *, push_to: str | None = None) -> Path:
+        """As `Fit.save_pretrained`, for `StackedCNN.from_pretrained`."""
+        kept = [stage for stage in self.metrics["stages"] if stage["kept"]]
+        flags = in_flags(self.config.stages[0].chosen)
+        card = model_card("StackedCNN", self.network, self.metrics, kept, flags)
+        return save_pretrained(folder, self.network.to_bytes(), card, push_to)
+
     def __str__(self) -> str:
         stages = [f"stage {number}: {stage}" for number, stage in enumerate(self.stages, start=1)]
         return "\n".join([f"{self.metrics['n_stages']} stages, status {self.metrics['status']}", *stages])
@@ -130,7 +147,8 @@ def fit_stack(
     (2, True)
     """
     check_names(options, [parameter.name for parameter in OPTIONS])
-    train, test = given_dataset(images, targets, sample_weight)
+    form = TrainConfig.of({"resize": options.get("resize")}).image_form
+    train, *others = given_dataset(images, targets, sample_weight, form=form)
     name = str(images) if isinstance(images, str | os.PathLike) else ARRAYS
     given = {"data": name} | {
         option: stage_text(value) if isinstance(value, list) else value
@@ -142,7 +160,7 @@ def fit_stack(
         given = {k: v for k, v in preset_options(preset).items() if k != "data"} | given
     config = settings_of(given)
     first = config.stages[0]
-    data = arranged(first, limited(train, first.limit), test)
+    data = arranged(first, limited(train, first.limit), *others)
     origin = Origin.of(first, data)
     with TemporaryDirectory(prefix="convcvx-") if out is None else nullcontext(out) as folder:
         place = Path(folder) / "stack" if out is None else Path(folder)
@@ -172,7 +190,10 @@ def load(folder: str | os.PathLike[str]) -> Fit | StackFit:
     return load_stack(stack) if stack.begun else load_fit(Run.open(Path(folder)))
 
 
-OPTIONS = [*parameters(StackShape), *(p for p in parameters(TrainConfig, validation=VALIDATION) if p.name != "beta")]
+OPTIONS = [
+    *parameters(StackShape),
+    *(p for p in parameters(TrainConfig, validation=VALIDATION) if p.name in STAGE_OPTIONS),
+]
 """The options of `fit_stack`, as its signature has them."""
 
 announce(fit_stack, (StackShape, TrainConfig), OPTIONS)

@@ -7,6 +7,7 @@ averages them down and keeps their principal channels with a 1x1 convolution. Fi
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from convcvx.errors import RunError, one_line
 from convcvx.network.architecture import ARCHITECTURE, Architecture
 from convcvx.network.export import export
+from convcvx.network.pretrained import find_pretrained
 from convcvx.network.two_layer import TwoLayerCNN
 from convcvx.storage.reading import form_fault, open_tensors
 
@@ -98,6 +100,11 @@ class StackedCNN(nn.Module):
         for (convolution, relu, *_), link in zip(earlier, self.links, strict=True):
             body += [convolution, relu, *link.children()]
         return nn.Sequential(*body, *last)
+
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike[str], *, revision: str | None = None) -> StackedCNN:
+        """As `TwoLayerCNN.from_pretrained`."""
+        return stacked_cnn(find_pretrained(name, revision))
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

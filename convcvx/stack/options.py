@@ -54,6 +54,11 @@ class StackShape:
     )
 
 
+STAGE_OPTIONS = tuple(name for name in OPTIONS if name not in ("beta", *options_of(StackShape)))
+"""Options of `TrainConfig` that a stack takes: a number for beta means something else on every stage's features, and
+its `channels` are those of the features."""
+
+
 def settings_of(given: dict[str, Any]) -> StackConfig:
     """The options of a stack: those of `StackShape`, and of `TrainConfig`, some of which may have a value a stage."""
     shape = options_of(StackShape)

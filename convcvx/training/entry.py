@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from convcvx.data.datasets import ARRAYS, Dataset
+from convcvx.data.form import ImageForm
 from convcvx.data.given import given_dataset
 from convcvx.errors import check_count
 from convcvx.solution import Callback, Solution
@@ -106,11 +107,11 @@ def fit(
     """
     clock = Clock.now()
     check_names(options, [parameter.name for parameter in OPTIONS])
-    train, test = given_dataset(images, targets, sample_weight)
-    name = str(images) if isinstance(images, str | os.PathLike) else ARRAYS
-    config = chosen_config({"data": name} | as_kept(TrainConfig, options), preset, train)
+    given = {"data": str(images) if isinstance(images, str | os.PathLike) else ARRAYS} | as_kept(TrainConfig, options)
+    train, *others = given_dataset(images, targets, sample_weight, form=image_form(given))
+    config = chosen_config(given, preset, train)
     config.check()
-    data = arranged(config, limited(train, config.limit), test)
+    data = arranged(config, limited(train, config.limit), *others)
     origin, told = Origin.of(config, data), Told(callback)
     if out is None:
         found = train_in_memory(config, data, told, origin, clock)
@@ -118,6 +119,11 @@ def fit(
         found = train_into(Run.new(Path(out), overwrite=overwrite), config, told, data=data, origin=origin, clock=clock)
     warn_short_of(found.certificate, found.solution, config.tol)
     return found
+
+
+def image_form(given: dict[str, Any]) -> ImageForm:
+    """What the options `given` make of images, before the others are known."""
+    return TrainConfig.from_dict({name: given[name] for name in ("resize", "channels") if name in given}).image_form
 
 
 def chosen_config(given: dict[str, Any], preset: str | None, train: Dataset) -> TrainConfig:

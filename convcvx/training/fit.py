@@ -20,15 +20,18 @@ from convcvx.errors import InputError, RunError, check_choice
 from convcvx.network.certify import certify_on, parameters_of
 from convcvx.network.evaluate import accuracy, confusion, predict, real_scores
 from convcvx.network.layers import read_network
+from convcvx.network.pretrained import save_pretrained
 from convcvx.network.two_layer import TwoLayerCNN, two_layer_cnn
 from convcvx.pooling import Pooling
 from convcvx.solution import Round, Solution, Status
 from convcvx.solvers import SOLVERS
+from convcvx.training.card import model_card
 from convcvx.training.dictionary_gap import with_dictionary_gap
 from convcvx.training.optimise import Optimised, named_oracle
 from convcvx.training.options import TrainConfig
 from convcvx.training.origin import Origin
 from convcvx.training.plan import Plan
+from convcvx.training.presets import in_flags
 from convcvx.training.progress import peak_memory_mb
 from convcvx.training.resolve import Data, image_shape
 from convcvx.training.run import Run
@@ -143,12 +146,29 @@ class Fit:
             return self.certificate.plot()
         if images is None:
             raise InputError("a confusion is one on images: pass plot('confusion', images, targets)")
-        given, _ = given_dataset(images, targets)
+        given, *_ = given_dataset(images, targets)
         if not given.n_classes:
             raise InputError(
                 "targets must be classes for a confusion matrix; got real values: plot('training') instead"
             )
         return confusion_figure(confusion(predict(self.network, given.images), given.targets), given.classes)
+
+    def save_pretrained(self, folder: str | os.PathLike[str], *, push_to: str | None = None) -> Path:
+        """Write the network with a model card of its scores and certificate, for `TwoLayerCNN.from_pretrained`.
+
+        Parameters
+        ----------
+        push_to : str, optional
+            A repository OWNER/NAME of Hugging Face to upload both to (`pip install convcvx[hub]`).
+
+        Raises
+        ------
+        InputError, RunError
+            Where something is missing, or the folder cannot be written.
+        """
+        flags = in_flags(self.config.chosen)
+        card = model_card("TwoLayerCNN", self.network, self.metrics, [self.metrics], flags)
+        return save_pretrained(folder, self.network.to_bytes(), card, push_to)
 
     def __str__(self) -> str:
         scores = {name: self.metrics.get(f"{name}_accuracy") for name in ("train", "validation", "test")}
@@ -196,6 +216,7 @@ def finish(
         solution, responses.embedding, responses.pooling, image_shape(train), intercept=config.intercept
     )
     network.meta = {"data": config.data, "classes": list(train.classes), "loss": config.loss, "beta": problem.beta}
+    network.meta |= {name: value for name in ("resize", "channels") if (value := getattr(config, name)) is not None}
     network.to(responses.device)  # where it is checked and scored
     certificate = certify_on(
         problem.until(problem.deadline.later(LEAST * (config.time_limit or 0.0))),

@@ -72,7 +72,8 @@ def solve(
     intercept : bool
         Train an unpenalised output bias.
     solver : {"auto", "sliding-fw", "frank-wolfe", "copositive", "gated", "closed-form"}
-    oracle : Oracle, or "auto", "exact", "branch-and-bound", "copositive", "polynomial", "remainder", "sampled", "local"
+    oracle : Oracle, or "auto", "exact", "branch-and-bound", "copositive", "polynomial", "remainder", "cylinders",
+        "sampled", "local"
     tol : float
         Relative gap (primal - dual) / primal to reach.
     max_filters, max_rounds, time_limit : int, int, float

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from convcvx.budget import Budget
+from convcvx.data.form import ImageForm
 from convcvx.data.weights import BALANCED, class_weight_text
 from convcvx.errors import InputError, check_count, shown
 from convcvx.losses.table import WORDS as LOSS_WORDS
@@ -53,8 +54,9 @@ class TrainConfig:
     data: str = option(
         "digits",
         DATA,
-        "digits, mnist, fashion-mnist, cifar10, cifar100, FILE.npz (Keras keys), or a FOLDER: of train/ and test/ with "
-        "a folder a class, or of x_train.npy, y_train.npy, x_test.npy, y_test.npy, which stay on disk.",
+        "digits, mnist, cifar10 or another set of torchvision, FILE.npz (Keras or MedMNIST keys), FILE.csv of paths "
+        "and labels, FILE.parquet, or a FOLDER: of train/, test/ and perhaps val/ with a folder a class; of folders a "
+        "class; or of x_train.npy, y_train.npy, x_test.npy, y_test.npy, which stay on disk. `convcvx data` lists them.",
         any_model=True,
         command_only=True,
     )
@@ -66,9 +68,30 @@ class TrainConfig:
         any_model=True,
         command_only=True,
     )
+    resize: str | None = option(
+        None,
+        DATA,
+        "32, or 24x32 (rows x columns): what all images are resized to [default: as they are, all alike]",
+        read=size_text,
+        form=SIZE,
+        any_model=True,
+    )
+    channels: int | None = option(
+        None,
+        DATA,
+        "1 for grey images, 3 for colour [default: as they are, colour if one of them has it]",
+        low=1,
+        high=3,
+        any_model=True,
+    )
     limit: int | None = option(None, DATA, "Use the first N training images only.", low=1, any_model=True)
     validation: float = option(
-        0.0, DATA, "Share of training images held out and scored.", low=0, high=1, any_model=True
+        0.0,
+        DATA,
+        "Share of training images held out and scored, where the data have no validation set of their own.",
+        low=0,
+        high=1,
+        any_model=True,
     )
     flips: bool = option(
         False,
@@ -91,10 +114,11 @@ class TrainConfig:
     pool: str = option(
         "global",
         MODEL,
-        "global; a grid: 4 or 4x2 (AdaptiveAvgPool2d); window:SIZE,STRIDE (AvgPool2d); none.",
+        "global; a grid: 4 or 4x2 (AdaptiveAvgPool2d); window:SIZE,STRIDE (AvgPool2d); none. With max: in front, "
+        "max:4, the maximum over each cell instead of the average (AdaptiveMaxPool2d, MaxPool2d).",
         per_stage="",
         read=pool_text,
-        form="a grid such as 4 or (4, 2), or a text such as global, window:3,2 or none",
+        form="a grid such as 4 or (4, 2), or a text such as global, window:3,2, max:4 or none",
     )
     hidden_bias: bool = option(False, MODEL, "A regularised bias in each filter.")
     intercept: bool = option(True, MODEL, "An unpenalised bias in the output.", any_model=True)
@@ -162,8 +186,8 @@ class TrainConfig:
         "auto",
         SOLVER,
         f"auto, {', '.join(ORACLES)}. exact is a proof for patches of low rank or few; branch-and-bound a proof for "
-        "rank 3 and up; polynomial and remainder proofs at any rank, good at large beta; family a proof for networks "
-        "over --filters; sampled a proof for sampled patterns only; local scales and proves nothing.",
+        "rank 3 and up; polynomial, remainder and cylinders proofs at any rank, good at large beta; family a proof for "
+        "networks over --filters; sampled a proof for sampled patterns only; local scales and proves nothing.",
     )
     gates: int = option(
         N_GATES,
@@ -272,6 +296,7 @@ class TrainConfig:
         check_options(self)
         budget = self.budget  # which checks itself, as the next one does
         self.patch_spec()
+        _ = self.image_form
         class_weight_text(self.class_weight)
         get_loss(self.loss)
         if self.beta is not None and self.beta_ratio is not None:
@@ -324,6 +349,11 @@ class TrainConfig:
                 f"a dictionary of {n_filters} filters is more than max_filters {self.max_filters}; give fewer, or "
                 "leave max_filters out"
             )
+
+    @property
+    def image_form(self) -> ImageForm:
+        """Raises `InputError` for what no image can be."""
+        return ImageForm(None if self.resize is None else parse_pair("resize", self.resize), self.channels)
 
     def patch_spec(self) -> PatchSpec:
         return PatchSpec(

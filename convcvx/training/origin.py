@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convcvx.data.datasets import ARRAYS, Dataset
+from convcvx.data.datasets import Dataset
 from convcvx.data.images import StreamedImages
-from convcvx.data.sources import DOWNLOADS
+from convcvx.data.sources import is_path
 from convcvx.errors import DataError, RunError
 from convcvx.training.options import TrainConfig
 
@@ -53,7 +53,7 @@ class Origin:
             {
                 name: str(Path(given).expanduser().resolve())
                 for name, given in options.items()
-                if given is not None and given not in ("digits", ARRAYS, *DOWNLOADS)
+                if given is not None and (name != "data" or is_path(given))
             },
             {name: _fingerprint(part) for name, part in zip(PARTS, data, strict=True) if part is not None},
         )

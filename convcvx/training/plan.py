@@ -19,7 +19,15 @@ from convcvx.errors import ConvergenceWarning, check_count
 from convcvx.losses.shares import counted
 from convcvx.losses.targets import encode_targets
 from convcvx.machine.threads import sparing_threads
-from convcvx.oracles import LocalOracle, Oracle, PolynomialOracle, RemainderOracle, get_oracle, pick_oracle
+from convcvx.oracles import (
+    CylinderOracle,
+    LocalOracle,
+    Oracle,
+    PolynomialOracle,
+    RemainderOracle,
+    get_oracle,
+    pick_oracle,
+)
 from convcvx.oracles.branch_and_bound import FIRST_LOOK
 from convcvx.oracles.sampled import N_GATES
 from convcvx.patches import PatchEmbedding, PatchSpec
@@ -35,6 +43,8 @@ BEGINNING = 0.15
 TRAINING = 0.75
 """Share of the time left that the training may take: what remains is for the certificate, one thorough search."""
 
+LOOSE = (PolynomialOracle.name, RemainderOracle.name, CylinderOracle.name)
+"""Oracles whose bounds hold at any rank and are tight nowhere: beta_max is what a search finds instead."""
 ROUNDINGS = 8.0
 """Units of rounding that a response is off by, and a target."""
 ROUNDING_SAMPLE = 1024
@@ -81,7 +91,7 @@ def find_beta_max(problem: Problem, oracle: str | Oracle = "auto", seed: int = 0
     targets counts as 0: no filter helps then, at any β.
     """
     dual_point = problem.dual_point(problem.constant_predictions())
-    if oracle in (PolynomialOracle.name, RemainderOracle.name):  # bounds that hold anywhere and are tight nowhere
+    if oracle in LOOSE:
         oracle = LocalOracle.name
     search = get_oracle(oracle, problem, tol=4e-3, thorough=True) if isinstance(oracle, str) else oracle
     found = search(problem.until(problem.deadline.share(BEGINNING)), dual_point, seed=seed)

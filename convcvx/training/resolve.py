@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from torch import Tensor
 
 from convcvx.data.augment import shifted
-from convcvx.data.datasets import Dataset, load, split
+from convcvx.data.datasets import Dataset, load_sets, split
 from convcvx.data.images import Images
 from convcvx.data.weights import with_class_weight
 from convcvx.errors import InputError, RunError
@@ -27,18 +27,21 @@ LARGEST_CANCELLATION = 1000.0
 """`PatchEmbedding.cancellation` up to which a float32 network is right to 1e-4, which is what its check asks for."""
 
 Data = tuple[Dataset, Dataset | None, Dataset | None]
-"""Training set, test set, and the validation set if one is split off; no test set where Python gave none."""
+"""Training set, test set, and the validation set if there is one; no test set where Python gave none."""
 
 
 def load_data(config: TrainConfig, *, download: bool = True) -> Data:
     """The data that `config` names."""
-    return arranged(config, *load(config.data, config.data_dir, config.limit, download=download))
+    sets = load_sets(config.data, config.data_dir, config.limit, form=config.image_form, download=download)
+    return arranged(config, *sets)
 
 
-def arranged(config: TrainConfig, train: Dataset, test: Dataset | None) -> Data:
-    """The sets as `config` has them: some images held out, the others shifted as well, none of weight 0 among them."""
-    train, validation = train.counting(), None
-    if config.validation:
+def arranged(config: TrainConfig, train: Dataset, test: Dataset | None, validation: Dataset | None = None) -> Data:
+    """The sets as `config` has them: some images held out, unless the data have a validation set of their own; the
+    others shifted as well, none of weight 0 among them.
+    """
+    train = train.counting()
+    if config.validation and validation is None:
         train, validation = split(train, config.validation, config.seed)
     return shifted(train, config.shifts) if config.shifts else train, test, validation
 

@@ -1,0 +1,105 @@
+"""A list of images with their labels: FILE.csv with a column of paths and one of labels."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+
+import numpy as np
+
+from convcvx.data.image_files import Encoded, read_images
+from convcvx.data.source import Order, Raw, Source, kept_rows, part_of, with_classes
+from convcvx.errors import DataError, one_line, shown
+from convcvx.machine.memory import check_memory
+
+COLUMNS = {
+    "path": ("path", "image", "image_path", "file", "filename", "file_name", "filepath"),
+    "label": ("label", "class", "target", "y", "category"),
+    "part": ("split", "set", "part", "subset"),
+    "weight": ("weight", "sample_weight"),
+}
+"""Columns, and what they may be called; without these names the first two are paths and labels."""
+BYTES_A_CHARACTER = 60
+"""Bytes that a character of a table takes once it stands in lists of texts, at most: short ones are mostly overhead."""
+
+
+def read_csv(order: Order) -> Raw:
+    """Images and labels of a list; training images in an order drawn with seed 0.
+
+    A column `split` says which set an image is of; without it a test set is taken out of all of them.
+
+    Raises
+    ------
+    DataError
+        For a table that is none, and files that are missing or unfit.
+    """
+    rows = _rows(order.path)
+    parts: dict[str, list[dict[str, str]]] = {}
+    for row in rows:
+        parts.setdefault(row["part"], []).append(row)
+    if "train" not in parts:
+        raise DataError(f"{order.path} has no training images: write train into the column split")
+    whole = all(re.fullmatch(r"-?\d+", row["label"]) for row in rows)
+    kind: type = int if whole else float if all(_is_number(row["label"]) for row in rows) else str
+    labels, classes = with_classes({part: np.array([kind(row["label"]) for row in parts[part]]) for part in parts})
+    for part in parts:
+        kept = kept_rows(part, len(parts[part]), parts, order.limit)
+        parts[part], labels[part] = [parts[part][row] for row in kept], labels[part][kept]
+    here = order.path.parent
+    files = {f"x_{p}": [Encoded.at(here / Path(row["path"]).expanduser()) for row in parts[p]] for p in parts}
+    if missing := [file.name for found in files.values() for file in found if not Path(file.name).is_file()]:
+        raise DataError(f"{order.path} names {missing[0]}, which is no file: paths count from where the list lies")
+    arrays = read_images(files, order.form) | {f"y_{part}": y for part, y in labels.items()}
+    if "weight" in rows[0]:
+        arrays |= {f"w_{part}": np.array([float(row["weight"]) for row in found]) for part, found in parts.items()}
+    return Raw(order.path.stem, arrays, classes)
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    """One record an image with path, label, part and, perhaps, weight."""
+    try:
+        check_memory(BYTES_A_CHARACTER * path.stat().st_size, str(path), "give fewer images", DataError)
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            table = [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} is no table of text: write it again, in UTF-8 ({one_line(error)})") from None
+    if not table:
+        raise DataError(f"{path} is empty: write a path and a label a line")
+    names = [cell.strip().lower() for cell in table[0]]
+    places = {key: names.index(name) for key, known in COLUMNS.items() for name in reversed(known) if name in names}
+    if not {"path", "label"} <= places.keys():
+        if len(names) != 2 or not (path.parent / table[0][0]).is_file():
+            raise DataError(
+                f"{path} must have the columns path and label; its first line is {shown(','.join(table[0]))}"
+            )
+        places, table = {"path": 0, "label": 1}, [[], *table]
+    rows = []
+    for number, row in enumerate(table[1:], start=2):
+        if len(row) <= max(places.values()):
+            raise DataError(f"{path} has {len(row)} cells in line {number}, the header {len(names)}: complete it")
+        record = {key: row[place].strip() for key, place in places.items()}
+        part = part_of(record.get("part", "train"))
+        if part is None:
+            raise DataError(f"{path} has the split {shown(record['part'])} in line {number}: write train, val or test")
+        if not record["label"] or not _is_number(record.get("weight", "1")):
+            raise DataError(f"{path} lacks a label or a weight in line {number}: complete it")
+        rows.append(record | {"part": part})
+    if not rows:
+        raise DataError(f"{path} lists no images: write a path and a label a line")
+    return rows
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+SOURCE = Source(
+    "FILE.csv with a column of paths and one of labels, and perhaps one that says split: train, val or test",
+    lambda order: order.path.suffix.lower() == ".csv" and order.path.is_file(),
+    read_csv,
+)

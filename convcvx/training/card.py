@@ -1,0 +1,117 @@
+"""The card of a network: what it is, what is proved of it, how it scores, what it takes. Made from what a run keeps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from convcvx.network.preprocess import ImageTransform
+from convcvx.optimum import told
+from convcvx.oracles.scope import Scope
+
+SCORED = {"train": "training images", "validation": "validation images", "test": "test images"}
+"""The sets that a network is scored on."""
+
+
+def model_card(kind: str, network: Any, metrics: dict[str, Any], stages: list[dict[str, Any]], options: str) -> str:
+    """A README.md with the metadata that Hugging Face reads.
+
+    Parameters
+    ----------
+    kind : str
+        The class that loads it: TwoLayerCNN or StackedCNN.
+    network : TwoLayerCNN or StackedCNN
+    metrics : dict
+        What `--json` prints.
+    stages : list of dict
+        For each certificate, one of a stage, the metrics of its training.
+    options : str
+        Those of the training that are not the defaults, as flags.
+    """
+    meta = network.meta
+    data = Path(str(meta.get("data", "data"))).name
+    classes = [str(name) for name in meta.get("classes", [])]
+    scores = {name: metrics.get(f"{name}_accuracy") for name in SCORED}
+    lines = [
+        "---",
+        *_metadata(data, classes, scores["test"]),
+        "---",
+        "",
+        f"# {kind} for {data}",
+        "",
+        "A convolutional ReLU network that convcvx trained to the optimum of its objective, loss plus weight "
+        "decay, as a convex program.",
+        "",
+        "## How far it is from the optimum",
+        "",
+        *(line for number, stage in enumerate(stages, 1) for line in _certified(stage, number, len(stages))),
+        "",
+        "Others may score better on test images: the certificate speaks of the objective on the training images.",
+        "",
+        "## Scores",
+        "",
+        "| images | accuracy |",
+        "|---|---|",
+        *(f"| {SCORED[name]} | {score:.2%} |" for name, score in scores.items() if score is not None),
+        *(f"| test images, {key[5:]} | {metrics[key]:.4g} |" for key in sorted(metrics) if _other_score(key)),
+        "",
+        "## Images and outputs",
+        "",
+        f"It takes {ImageTransform(network.image_shape).description}; `convcvx.network.ImageTransform` makes them from "
+        "any image.",
+        f"Its outputs are scores of the classes {', '.join(classes)}." if classes else "Its outputs are real values.",
+        "",
+        "```python",
+        f"from convcvx.network import ImageTransform, {kind}" if kind == "TwoLayerCNN" else _STACK_IMPORTS,
+        "",
+        f'network = {kind}.from_pretrained("this folder")',
+        "scores = network(ImageTransform(network.image_shape)(image)[None])",
+        "```",
+        "",
+        "## Training",
+        "",
+        f"Data {data}, loss {meta.get('loss')}, {_spent(metrics)}. Options: `{options or 'the defaults'}`.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+_STACK_IMPORTS = "from convcvx.network import ImageTransform\nfrom convcvx.stack.network import StackedCNN"
+
+
+def _metadata(data: str, classes: list[str], accuracy: float | None) -> list[str]:
+    """YAML; texts are written as JSON, which is YAML too."""
+    task = "image-classification" if classes else "other"
+    lines = ["library_name: convcvx", f"pipeline_tag: {task}", "tags: [convcvx, convex-optimization, certificate]"]
+    if accuracy is None:
+        return lines
+    result = {
+        "task": {"type": task},
+        "dataset": {"name": data, "type": data, "split": "test"},
+        "metrics": [{"type": "accuracy", "value": accuracy}],
+    }
+    return [*lines, f"model-index: {json.dumps([{'name': data, 'results': [result]}])}"]
+
+
+def _certified(stage: dict[str, Any], number: int, count: int) -> list[str]:
+    """What is known of the optimum, of a stage on the features it was given."""
+    scope = Scope(stage["scope"])
+    where = f"Stage {number}: the objective" if count > 1 else "The objective"
+    text = (
+        f"{where} is {stage['primal']:.8g} at beta {stage['beta']:.6g}; the lower bound is {stage['dual']:.8g}, a "
+        f"relative gap of {stage['rel_gap']:.2e}. Scope **{scope}**: {scope.meaning}."
+    )
+    proved = stage.get("proved")
+    if not scope.for_all and proved is not None:
+        text += f" Proved for all networks, by {stage['proved_by']}: {proved:.8g}, a gap of {stage['proved_gap']:.2e}."
+    further = [f"{name}: {said}" for name, said in told(stage).items()] if "optimum" in stage else []
+    return [f"- {line}" for line in (text, *further)]
+
+
+def _other_score(key: str) -> bool:
+    return key.startswith("test_") and key != "test_accuracy"
+
+
+def _spent(metrics: dict[str, Any]) -> str:
+    return f"{metrics['seconds']:.0f} s, status {metrics['status']}"
