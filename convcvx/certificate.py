@@ -24,6 +24,7 @@ from convcvx.machine.threads import sparing_threads
 from convcvx.optimum import optimum_of
 from convcvx.oracles import get_oracle
 from convcvx.oracles.base import Oracle
+from convcvx.oracles.lengths import NAME as LENGTHS
 from convcvx.oracles.local import LocalOracle
 from convcvx.oracles.scope import Scope
 from convcvx.oracles.searched import Search
@@ -135,6 +136,8 @@ class Certificate:
         if stopped and self.g_max == math.inf:
             return "no bound but zero, which no loss is below: the time limit left no time for a search"
         cut = "; the time limit cut it short" if stopped else ""
+        if stopped and self.oracle == LENGTHS:
+            cut = "; from the lengths of the patches alone, as the time limit left no time for a search"
         if self.search.get("stopped") == "hopeless":
             cut = "; the search ended early: it shows a gap that is large and would only grow"
         if not {"starts", "basins", "unseen_mass"} <= set(self.search):
@@ -272,7 +275,8 @@ def certify_parameters(
     A proof is always in float64, and rounding is on the safe side of it: docs/certificates.md. At the deadline of
     `problem` the search for filters ends, with what it has by then.
 
-    Where the search proves nothing for all networks, or its time was over, polynomials prove what a few passes can.
+    Where the search proves nothing for all networks, or its time was over, polynomials prove what a few passes can, and
+    where there was no time for these the lengths of the patches: a bound above zero in any case.
     """
     deadline, problem = problem.deadline, problem.until(NEVER)  # whose passes for the objective have to be made
     search = get_oracle(oracle, problem, tol=tol, thorough=True) if isinstance(oracle, str) else oracle
@@ -318,7 +322,7 @@ def certify_parameters(
         filter_size=problem.responses.embedding.size,
         family=found.stats.get("family"),
         family_size=found.stats.get("family_size"),
-        family_gap=rel_gap if found.scope is Scope.FAMILY else None,
+        family_gap=rel_gap if found.scope.proved and "family" in found.stats else None,
         optimum=optimum_of(problem, filters, weights, bounds.point, bounds.found, primal=primal + off, rel_gap=rel_gap),
         proved=proved,
         proved_gap=relative_gap(primal, proved),

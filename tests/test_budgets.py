@@ -25,9 +25,11 @@ from convcvx.oracles import (
     BranchAndBoundOracle,
     CopositiveOracle,
     ExactOracle,
+    FamilyOracle,
     LocalOracle,
     OracleResult,
     SampledOracle,
+    Ternary,
 )
 from convcvx.problem import Problem
 from convcvx.solvers import SOLVERS
@@ -204,9 +206,38 @@ def test_what_a_training_has_proved_outlives_a_search_that_time_cuts_short(clock
     kept = certify_parameters(late, *network, oracle="branch-and-bound", rounds=[estimate, sample, proof])
     assert 0.999 * lowest < kept.dual <= lowest
     assert (kept.g_max, kept.search["proved_in_round"]) == (3.0, 7)
-    assert certify_parameters(late, *network, oracle="branch-and-bound", rounds=[estimate, sample]).dual == 0.0
+    alone = certify_parameters(late, *network, oracle="branch-and-bound", rounds=[estimate, sample])
+    assert 0.0 < alone.dual < kept.dual
     in_time = certify_parameters(problem, *network, oracle="branch-and-bound", rounds=[proof])
     assert in_time.dual < lowest  # its own search had all the time that it wanted, and is believed
+
+
+@pytest.mark.parametrize("limit", [0, 5, 30])
+@pytest.mark.parametrize("name", [*ORACLES, "family", "polynomial", "remainder"])
+def test_whenever_time_is_over_a_bound_above_zero_is_proved(name, limit, clock):
+    problem, _, highest = small("squared")
+    network = torch.zeros(0, problem.responses.dim), torch.zeros(0, problem.responses.n_cells, problem.n_outputs)
+    oracle = FamilyOracle(Ternary()) if name == "family" else name
+    certificate = certify_parameters(problem.until(Deadline.after(limit)), *network, oracle=oracle)
+    assert 0 < certificate.proved <= highest
+    assert certificate.dual > 0
+
+
+def test_a_pass_that_is_over_in_time_outlives_a_search_that_is_not(clock):
+    """Rows are gathered until the time is over: what polynomials proved before stands."""
+
+    class Gathering(BranchAndBoundOracle):
+        def __call__(self, problem: Problem, dual_point: torch.Tensor, **options: object) -> OracleResult:
+            clock.now += 1000
+            return super().__call__(problem, dual_point, **options)
+
+    problem, _, highest = small("squared")
+    network = torch.zeros(0, problem.responses.dim), torch.zeros(0, problem.responses.n_cells, problem.n_outputs)
+    late = certify_parameters(problem.until(Deadline.after(900)), *network, oracle=Gathering())
+    alone = certify_parameters(problem.until(Deadline.after(0)), *network, oracle=Gathering())
+    assert (late.oracle, alone.oracle) == ("polynomial", "lengths")
+    assert late.search["stopped"] == "time_limit"
+    assert 0 < alone.dual < late.dual <= highest
 
 
 @pytest.mark.parametrize("name", ORACLES)
@@ -264,7 +295,8 @@ def test_certify_takes_a_time_limit_and_says_when_it_has_cut_the_search_short(cl
     assert "left no time" in short.meaning
     assert "time" not in whole.meaning
     assert short.primal == pytest.approx(whole.primal)
-    assert short.dual == 0.0 < whole.dual
+    assert (short.scope, short.oracle) == ("global", "lengths")
+    assert 0.0 < short.dual < whole.dual
     with pytest.raises(InputError, match="time_limit must be a positive float; got 0"):
         convcvx.certify(network, images, targets, 0.05, time_limit=0)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from convcvx.budget import Deadline
 from convcvx.certificate import certify_parameters
 from convcvx.oracles import BranchAndBoundOracle, ExactOracle, LocalOracle, PolynomialOracle, RemainderOracle
+from convcvx.oracles.lengths import bound_by_lengths
 from convcvx.oracles.lifted import lifted, widths
 from convcvx.oracles.polynomial import Multipliers, block_bound
 from convcvx.oracles.relaxed import Features, relaxed_point
@@ -404,3 +405,35 @@ def test_a_certificate_by_a_remainder_is_a_proof_and_names_what_proved_it():
     problem, _, _ = relaxed_case("squared")
     filters, weights, _ = random_parameters(problem, 2, scale=0.01)
     assert certify_parameters(problem, filters, weights, oracle=RemainderOracle(2)).oracle == "polynomial"
+
+
+# -- lengths alone ------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=40)
+@given(awkward(), st.integers(0, 10**6))
+def test_no_filter_beats_the_bound_by_lengths_at_any_scale(case, seed):
+    problem, point = case
+    filters = sphere(60, problem.responses.dim, seed)
+    for exact in (problem, problem.with_dtype(torch.float32)):
+        assert float(g(problem, filters, point).max()) <= bound_by_lengths(exact, point)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-170, 1e120])
+def test_one_patch_of_one_image_reaches_the_bound_by_lengths(scale):
+    """A control: the bound is no larger than it has to be, and a millionth less would be none."""
+    row = torch.tensor([[[3.0, 4.0]]], dtype=torch.float64) * scale
+    problem = problem_of(row.numpy(), np.ones((1, 1)), intercept=False)
+    point = torch.full((1, 1), 2.0, dtype=torch.float64)
+    assert bound_by_lengths(problem, point) == pytest.approx(10 * scale, rel=1e-9)
+
+
+def test_patches_of_normalised_contrast_are_as_long_as_they_can_be_at_most():
+    """Flat images, of which rounding is all that contrast leaves, as well as others."""
+    images = torch.rand(6, 1, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    images[3:] = 0.7 + 1e-9 * images[3:]
+    spec = PatchSpec((2, 2), contrast=1e-12, hidden_bias=True)
+    problem = build_problem(images, torch.arange(6) % 2, 0.1, spec=spec)
+    point = problem.dual_point(problem.constant_predictions())
+    reached = float(g(problem, sphere(200, problem.responses.dim), point).max())
+    assert 0 < reached <= bound_by_lengths(problem, point) < 20 * reached

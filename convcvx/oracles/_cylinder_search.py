@@ -123,7 +123,8 @@ class CylinderSearch:
         """The cylinders with the largest bounds."""
         n_cells, c, d = self.fold.shape
         entries = n_cells * c * (d * d + 4 * (self.r + 1) * (3 + n_cells) * n_cells * c)
-        batch, rows, most = [], 0, max(1, min(BATCH, BATCH_ENTRIES // entries))
+        batch: list[Cylinder] = []
+        rows, most = 0, max(1, min(BATCH, BATCH_ENTRIES // entries))
         while self.open and len(batch) < most and rows < BATCH_ROWS:
             batch.append(heapq.heappop(self.open))
             rows += len(batch[-1].held.indices)

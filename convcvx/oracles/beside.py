@@ -1,18 +1,21 @@
 """What is proved beside an estimate: a lower bound for every network, from a few passes, at any rank.
 
-The bound on max g is that of polynomials in the filter; the dual points are those at hand and, where it is affordable,
-one that is chosen for the bound. The best of the lower bounds counts. A weak one is a proof as well.
+The bound on max g is that of polynomials in the filter, or where there is no time for these that of the lengths of the
+patches; the dual points are those at hand and, where it is affordable, one that is chosen for the bound. The best of
+the lower bounds counts. A weak one is a proof as well.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from convcvx.oracles.base import Oracle, OracleResult
+from convcvx.oracles.lengths import NAME as LENGTHS
+from convcvx.oracles.lengths import bound_by_lengths
 from convcvx.oracles.lifted import widths
 from convcvx.oracles.polynomial import PolynomialOracle, affordable_degree
 from convcvx.oracles.relaxed import relaxed_point
@@ -35,6 +38,10 @@ CALL = 0.5
 """Share of the time left that one proof may take: others are to follow."""
 CHOSEN = ", at a dual point chosen for it"
 """What is said of such a proof."""
+TOO_LONG = ": another pass over all patches would take long beside the training"
+"""What is said where no pass is made for it."""
+OUT_OF_TIME = ": the time limit left none for a pass over all patches"
+"""What is said where such a pass was cut short."""
 BETWEEN = 16
 """Parts of the way from one dual point to another at which it is asked whether more could be proved there."""
 LEAST = 2.0
@@ -54,12 +61,15 @@ class Proof:
         The dual point that this is a bound at.
     by : str
         In words: which bound, at which dual point.
+    oracle : str
+        The name of that bound.
     """
 
     value: float
     found: OracleResult
     point: Tensor
     by: str
+    oracle: str
 
 
 def best_proof(problem: Problem, points: Sequence[Tensor], oracle: Oracle) -> Proof:
@@ -87,7 +97,7 @@ def best_proof(problem: Problem, points: Sequence[Tensor], oracle: Oracle) -> Pr
 
 
 def proof_beside(problem: Problem, points: Sequence[Tensor], training_seconds: float | None = None) -> Proof:
-    """The best lower bound that polynomials prove by the deadline of `problem`: zero where there was no time.
+    """The best lower bound that polynomials prove by the deadline of `problem`, or lengths where there was no time.
 
     Parameters
     ----------
@@ -103,8 +113,8 @@ def proof_beside(problem: Problem, points: Sequence[Tensor], training_seconds: f
         degree -= 1
     if not degree:
         found = OracleResult.unfinished(problem, Scope.GLOBAL, 0.0)
-        why = "nothing but its sign: a pass over all patches would take long beside the training"
-        return Proof(0.0, found, points[0], why)
+        proofs = [_by_lengths(problem, point, found, TOO_LONG) for point in points]
+        return max(proofs, key=lambda proof: proof.value)
     oracle = PolynomialOracle(degree=degree)
     if degree == 2 and _chooses(problem, left - pass_seconds(problem, degree) * len(points)):
         return best_proof(problem, points, oracle)
@@ -120,9 +130,17 @@ def pass_seconds(problem: Problem, degree: int) -> float:
 
 def _proof(problem: Problem, point: Tensor, oracle: Oracle, where: str) -> Proof:
     found = oracle(problem.until(problem.deadline.share(CALL)), point)
+    if not math.isfinite(found.upper_bound):
+        return _by_lengths(problem, point, found, OUT_OF_TIME if found.cut_short else "")
     by = f"polynomials of degree {found.stats['degree']}" if "degree" in found.stats else oracle.name
-    by = by + where if math.isfinite(found.upper_bound) else "nothing but its sign"
-    return Proof(problem.dual(point, found.g_max), found, point, by)
+    return Proof(problem.dual(point, found.g_max), found, point, by + where, oracle.name)
+
+
+def _by_lengths(problem: Problem, point: Tensor, found: OracleResult, why: str) -> Proof:
+    """What is proved where a search, which `found` nothing, proves nothing."""
+    found = replace(found, upper_bound=bound_by_lengths(problem, point))
+    by = "the lengths of the patches alone" if math.isfinite(found.upper_bound) else "nothing but its sign"
+    return Proof(problem.dual(point, found.g_max), found, point, by + why, LENGTHS)
 
 
 def _chooses(problem: Problem, left: float) -> bool:

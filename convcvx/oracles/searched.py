@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from convcvx.budget import Deadline
 from convcvx.oracles.base import Oracle, OracleResult
-from convcvx.oracles.beside import best_proof, proof_beside
+from convcvx.oracles.beside import Proof, best_proof, proof_beside
 from convcvx.oracles.local import LocalOracle
 from convcvx.oracles.polynomial import PolynomialOracle
 from convcvx.oracles.remainder import RemainderOracle
@@ -23,6 +24,9 @@ HALF = 0.5
 """Share of the time left for the network's own dual point, where there is another one to try."""
 PROVING = 0.3
 """Share of the time left in which something is proved before a search that proves nothing takes the rest."""
+
+SAID = ("stopped", "family", "family_size")
+"""Statistics of a search that count although something else proved more: what it searched, and what ended it."""
 
 
 @dataclass(frozen=True)
@@ -93,41 +97,52 @@ class Search:
     def __call__(
         self, problem: Problem, given: Problem, starts: Tensor, points: Sequence[Tensor], primal: float
     ) -> Shown:
-        """The bounds for a network with this `primal` and filters `starts` (q, r).
+        """The bounds for a network with this `primal` and filters `starts` (q, r): above zero at any deadline.
 
         `points` are dual points, the network's residual first; `given` is the problem in the arithmetic that a
         heuristic may search in.
         """
         if isinstance(self.oracle, PolynomialOracle | RemainderOracle):
             return self._at_any_rank(problem, points)
-        guesses, proof = isinstance(self.oracle, LocalOracle | SampledOracle), None
+        guesses, early = isinstance(self.oracle, LocalOracle | SampledOracle), None
         if guesses:  # before a search that takes what time there is
-            early = problem.until(self.deadline.share(PROVING))
-            proof = proof_beside(early, points, self.training_seconds)
+            early = self._beside(problem, points, self.deadline.share(PROVING), self.training_seconds)
+        elif self.deadline.at < math.inf:  # in case that the search has nothing when its time is over
+            early = self._beside(problem, points[:1], self.deadline.share(PROVING), self.deadline.left)
         found, dual, point = self._searched(problem, given, starts, points, primal)
         shown = Shown(found, dual, point, self.oracle.name, dual, self.oracle.name)
-        if proof is None and (found.cut_short or not found.scope.for_all):
-            proof = proof_beside(problem.until(self.deadline), points, self.training_seconds)
-        if proof is not None and not found.scope.for_all:
+        if not found.cut_short and found.scope.for_all:
+            return shown
+        proof = early
+        if early is None or early.found.cut_short or not guesses:
+            late = self._beside(problem, points, self.deadline, self.training_seconds)
+            proof = late if early is None else max(early, late, key=lambda proof: proof.value)
+        assert proof is not None
+        if (found.scope.for_all and proof.value > dual) or found.g_max == math.inf:
+            kept = {name: found.stats[name] for name in SAID if name in found.stats}
+            proved = replace(proof.found, stats=proof.found.stats | kept)
+            shown = Shown(proved, proof.value, proof.point, proof.oracle, proof.value, proof.by)
+        elif not found.scope.for_all:
             shown = replace(shown, proved=proof.value, proved_by=proof.by)
-        elif proof is not None and proof.value > dual:
-            name = PolynomialOracle.name
-            shown = Shown(proof.found, proof.value, proof.point, name, proof.value, proof.by)
         if found.cut_short and found.scope.for_all:
             best = _best_round(self.rounds)
             if best is not None and best["lower_bound"] > shown.dual:
                 return replace(shown, name=self.oracle.name, round=best)
         return shown
 
+    @staticmethod
+    def _beside(problem: Problem, points: Sequence[Tensor], deadline: Deadline, seconds: float | None) -> Proof:
+        return proof_beside(problem.until(deadline), points, seconds)
+
     def _at_any_rank(self, problem: Problem, points: Sequence[Tensor]) -> Shown:
         """By the oracle, or by polynomials alone where these prove more."""
         in_time, oracle = problem.until(self.deadline), self.oracle
         polynomial = replace(oracle, search=None) if isinstance(oracle, PolynomialOracle) else PolynomialOracle()
-        best, name = best_proof(in_time, points, polynomial), polynomial.name
+        best = best_proof(in_time, points, polynomial)
         if isinstance(oracle, RemainderOracle):
             other = best_proof(in_time, points, oracle)
-            best, name = (other, oracle.name) if other.value >= best.value else (best, name)
-        return Shown(best.found, best.value, best.point, name, best.value, name)
+            best = other if other.value >= best.value else best
+        return Shown(best.found, best.value, best.point, best.oracle, best.value, best.oracle)
 
     def _searched(
         self, problem: Problem, given: Problem, starts: Tensor, points: Sequence[Tensor], primal: float

@@ -16,6 +16,9 @@ from torch import Tensor
 
 from convcvx.errors import InputError, check_count, check_positive, is_count
 
+FAINT = 2.0**-511
+"""Size up to which the square of a number may underflow in float64: about 1.5e-154."""
+
 
 def pair(value: Any, name: str, minimum: int = 1) -> tuple[int, int]:
     """Read 3 or (3, 5) as (rows, columns)."""
@@ -123,7 +126,7 @@ class PatchSpec:
 
     def norms(self, images: Tensor) -> Tensor:
         """(b, C, H, W) images to (b, K) norms of their patches, to rounding; where contrast is normalised, to the
-        largest norm that such a patch can have.
+        largest norm that such a patch can have. What squares lose by underflow is added.
 
         Nothing is unrolled: squares of pixels are summed up along the sides of the windows.
         """
@@ -139,4 +142,5 @@ class PatchSpec:
         (tall, wide), (down, along) = self.kernel_size, self.stride
         squares = F.avg_pool2d(squares, (tall, 1), (down, 1), divisor_override=1)
         squares = F.avg_pool2d(squares, (1, wide), (1, along), divisor_override=1)
-        return squares.flatten(1).sqrt() * largest[:, None]
+        lost = math.sqrt(images.shape[1] * tall * wide) * FAINT
+        return (squares.flatten(1).sqrt() + lost) * largest[:, None]
