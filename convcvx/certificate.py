@@ -205,7 +205,7 @@ class Certificate:
         )
 
     def plot(self) -> Figure:
-        """The objective and the lower bounds, proved ones solid, on one line: a matplotlib figure."""
+        """The objective and the lower bounds on one line, those proved for every network solid: a matplotlib figure."""
         from convcvx.display.figures import bounds_figure  # matplotlib: on use
 
         return bounds_figure(bounds(asdict(self)), self.primal)

@@ -1,21 +1,24 @@
-"""What a notebook shows of results, and their plots."""
+"""What notebooks and terminals show of results and of work under way, and plots."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from io import StringIO
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
 from helpers.commands import DIGITS
+from rich.console import Console
 from sklearn.datasets import load_digits
 
 import convcvx
 from convcvx.display.figures import confusion_figure
 from convcvx.display.theme import IN_PAGE, png, svg
 from convcvx.errors import InputError
+from convcvx.training.progress import Progress
 
 X = np.random.default_rng(0).normal(size=(12, 2))
 Y = (X[:, 0] > abs(X[:, 1])).astype(int)
@@ -93,3 +96,13 @@ def test_nothing_is_drawn_before_it_is_asked_for():
     probe = "import sys, convcvx; convcvx.Fit; print([m for m in ('matplotlib', 'jinja2') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_terminal_shows_how_long_a_phase_takes_and_a_pipe_nothing_of_it(terminal):
+    shown = StringIO()
+    console = Console(file=shown, force_terminal=terminal, markup=False, width=80)
+    with Progress(console, 0.1) as progress:
+        progress.begin("certificate and scores")
+    assert ("at it for" in shown.getvalue()) == terminal
+    assert terminal or shown.getvalue() == "certificate and scores\n"

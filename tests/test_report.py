@@ -126,7 +126,7 @@ def targets_for(loss: str, images: np.ndarray) -> np.ndarray:
 )
 def test_every_kind_of_targets_has_its_own_evidence(loss, said):
     images = np.random.default_rng(1).uniform(size=(20, 6, 6))
-    dataset, _ = given_dataset(images, targets_for(loss, images))
+    dataset, *_ = given_dataset(images, targets_for(loss, images))
     network = two_layer_cnn(image_shape=(1, 6, 6), n_filters=2, n_outputs=3)
     parts = evidence_parts(*seen_or_why(network, lambda: (dataset, None, None), loss), "confusion")
     macro = "{% import 'parts.html' as parts %}{{ parts.evidence(seen, why, confusion, [], most_classes) }}"
@@ -157,7 +157,7 @@ def test_a_run_without_classes_has_its_own_scores(loss, said, tmp_path):
 def test_a_confusion_of_many_classes_is_a_picture_and_its_table_has_the_worst():
     random = np.random.default_rng(2)
     images, classes = random.uniform(size=(60, 6, 6)), np.arange(60) % 30
-    dataset, _ = given_dataset(images, classes)
+    dataset, *_ = given_dataset(images, classes)
     network = two_layer_cnn(image_shape=(1, 6, 6), n_filters=2, n_outputs=30)
     parts = evidence_parts(*seen_or_why(network, lambda: (dataset, None, None), "squared"), "confusion")
     assert len(parts["seen"].classes) == MOST_CLASSES

@@ -64,12 +64,12 @@ def stack(
                 data = load_data(settings.stages[0])
                 chosen = fitting_stack(given, data[0])
                 settings, origin = settings_of(chosen), Origin.of(settings.stages[0], data)
-            progress = Progress(console, settings.stages[0].tol, settings.stages[0].time_limit)
-            if resume and not goes_on:
-                progress.begin(f"nothing has begun in {out}: it begins now, by these options")
-            if fits:
-                progress.begin(f"options that fit the data: {in_flags(chosen)}")
-            result = stack_job(settings, run, progress, team, resume=goes_on, data=data, origin=origin)
+            with Progress(console, settings.stages[0].tol, settings.stages[0].time_limit) as progress:
+                if resume and not goes_on:
+                    progress.begin(f"nothing has begun in {out}: it begins now, by these options")
+                if fits:
+                    progress.begin(f"options that fit the data: {in_flags(chosen)}")
+                result = stack_job(settings, run, progress, team, resume=goes_on, data=data, origin=origin)
         _print_table(console, result)
         explain_short(console, result["status"], "raise --tol, or the budgets of the stages that fell short")
         finish(result, json_output, team)

@@ -68,15 +68,15 @@ def train(
             if fits:
                 data = load_data(settings)
                 settings = TrainConfig.from_dict(fitting(given, data[0]))
-            progress = Progress(console, settings.tol, settings.time_limit)
-            if resume and not goes_on:
-                progress.begin(f"nothing has begun in {out}: it begins now, by these options")
-            if fits:
-                progress.begin(
-                    f"options that fit the data: {in_flags(settings.chosen)}\n(--preset plain: the defaults)"
-                )
-            origin = None if data is None else Origin.of(settings, data)
-            fit = train_into(run, settings, progress, team, resume=goes_on, data=data, origin=origin, clock=clock)
+            with Progress(console, settings.tol, settings.time_limit) as progress:
+                if resume and not goes_on:
+                    progress.begin(f"nothing has begun in {out}: it begins now, by these options")
+                if fits:
+                    progress.begin(
+                        f"options that fit the data: {in_flags(settings.chosen)}\n(--preset plain: the defaults)"
+                    )
+                origin = None if data is None else Origin.of(settings, data)
+                fit = train_into(run, settings, progress, team, resume=goes_on, data=data, origin=origin, clock=clock)
             metrics = fit.metrics
         print_summary(console, metrics)
         remedy = as_flags(Status(metrics["status"]).remedy)

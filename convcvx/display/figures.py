@@ -90,7 +90,8 @@ def comparison_figure(
     axes = figure.subplots()
     every = [record for part in (history, *twins) for record in part]
     # A logarithmic axis has no zero: what is at 0 s is drawn at half the first time there is.
-    soonest = min((record["seconds"] for record in every if record["seconds"] > 0), default=1.0) / 2
+    times = [record["seconds"] for record in every if record["seconds"] > 0] or [1.0]
+    soonest = min(times) / 2
 
     def race(part: Records, line: str, **about: Any) -> None:
         seconds, objectives = _against(part, "objective")
@@ -105,7 +106,10 @@ def comparison_figure(
     values = [value for value in (lower_bound, *(_number(record["objective"]) for record in every)) if value > 0]
     wide = bool(values) and max(values) >= SPREAD * min(values)
     axes.set(xlabel="seconds", ylabel="objective", xscale="log", yscale="log" if wide else "linear")
-    axes.legend(loc="upper right")
+    axes.set_xlim(10.0 ** math.floor(math.log10(soonest)), 10.0 ** math.ceil(math.log10(max(times) * 1.01)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
+    figure.legend(loc="outside upper left")
     return figure
 
 
@@ -147,7 +151,7 @@ def path_figure(path: Records, chosen: float | None = None) -> Drawing:
 
 @look
 def bounds_figure(claims: Sequence[tuple[str, float, bool]], objective: float) -> Drawing:
-    """The objective of a network, and lower bounds (name, value, proved) on that of every other, on one line."""
+    """The objective of a network, and lower bounds on one line: name, value, and whether no network is below."""
     figure = Drawing(figsize=(4.6, 0.9 + 0.35 * len(claims)), layout="constrained")
     axes = figure.subplots()
     for row, (_, value, proved) in enumerate(claims, start=1):
@@ -157,7 +161,7 @@ def bounds_figure(claims: Sequence[tuple[str, float, bool]], objective: float) -
     axes.set_yticks(range(len(claims) + 1), ["this network", *(name for name, _, _ in claims)])
     axes.plot([objective], [0], "o", color=CONVEX_COLOUR)
     axes.set(xlabel="objective", ylim=(len(claims) + 0.5, -0.5))
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, 1.04 * objective if objective > 0 else 1.0)
     return figure
 
 

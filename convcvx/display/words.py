@@ -176,10 +176,11 @@ def claims(values: Mapping[str, Any]) -> list[Claim]:
     """
     scope, rank, size = values["scope"], values.get("filter_rank"), values.get("filter_size")
     other = "possible network" if rank == size else f"network with filters of rank {rank} of {size}"
-    family = values.get("family_size")
+    size_of_family, named = values.get("family_size"), values.get("family") or "filters"
+    over = f"these {size_of_family:,} {named}" if size_of_family else "the family"
     meant = {
         Scope.GLOBAL: (other, ""),
-        Scope.FAMILY: (f"network over these {family:,} filters" if family else "network over the family", ""),
+        Scope.FAMILY: (f"network over {over}", ""),
         Scope.SAMPLED: ("network with the sampled activation patterns", ""),
     }.get(scope, (other, ", if the search missed no filter"))
     said = [_claim(values["primal"], values["dual"], *meant, proved=scope in PROOFS)]
@@ -192,10 +193,10 @@ def claims(values: Mapping[str, Any]) -> list[Claim]:
 
 
 def bounds(values: Mapping[str, Any]) -> list[tuple[str, float, bool]]:
-    """The lower bounds of a certificate, or of the metrics of a run: name, value, and whether it is proved."""
+    """The lower bounds of a certificate, or of the metrics of a run: name, value, and whether no network is below."""
     scope = values["scope"]
     proof = scope == Scope.GLOBAL
-    found = [("proved bound" if proof else f"bound ({scope})", values["dual"], scope in PROOFS)]
+    found = [("proved bound" if proof else f"bound ({scope})", values["dual"], proof)]
     if not proof and values.get("proved") is not None:
         found.append(("proved for all", values["proved"], True))
     return found

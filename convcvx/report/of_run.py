@@ -32,7 +32,7 @@ ELSEWHERE = (
     *("family", "family_size", "family_gap"),
 )
 """Numbers of a run that its page says in other places than the table of results."""
-BOUNDS = "A solid line is proved, a dashed one an estimate: no network has an objective left of a proved bound."
+BOUNDS = "A solid line is proved: no network has an objective left of it. A dashed one is an estimate, or not for all."
 """Below the picture of the bounds."""
 TRIED = "Weight decays tried for the dictionary, and what held-out images said of each."
 """Below the path."""

@@ -146,7 +146,7 @@ class Fit:
             return self.certificate.plot()
         if images is None:
             raise InputError("a confusion is one on images: pass plot('confusion', images, targets)")
-        given, *_ = given_dataset(images, targets)
+        given, *_ = given_dataset(images, targets, form=self.config.image_form)
         if not given.n_classes:
             raise InputError(
                 "targets must be classes for a confusion matrix; got real values: plot('training') instead"
