@@ -1,22 +1,22 @@
-"""Data sets to pairs of `Dataset`: images float32 NCHW in [0, 1], targets classes 0..c-1 or real values.
+"""Data sets to `Dataset`s: images float32 NCHW in [0, 1], targets classes 0..c-1 or real values.
 
-What `data_sources` reads is checked and converted here. Images on a memory map stay in their file.
+What `sources` reads is checked and converted here. Images on a memory map stay in their file.
 """
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from convcvx.data.array_files import KEYS as KEYS
-from convcvx.data.arrays import as_array, as_tensor
+from convcvx.data.checks import check_images as check_images
+from convcvx.data.checks import check_targets as check_targets
 from convcvx.data.form import ImageForm
 from convcvx.data.images import Images, StreamedImages, to_floats
 from convcvx.data.source import Order, Raw
@@ -211,50 +211,6 @@ def spiral(n: int = 60, n_classes: int = 3, noise: float = 0.2, seed: int = 0) -
     angles = [np.linspace(4 * k, 4 * (k + 1), arm) + noise * random.normal(size=arm) for k in range(n_classes)]
     points = [np.stack([radius * np.sin(angle), radius * np.cos(angle)], axis=1) for angle in angles]
     return np.concatenate(points), np.repeat(np.arange(n_classes), arm)
-
-
-def check_targets(targets: Any, n: int, names: tuple[str, str] = ("images", "targets")) -> Tensor:
-    """Targets of `n` images as (n,) int64 classes or (n, c) float64 real values, else a `DataError`.
-
-    Integers of shape (n, 1) are classes, floats of shape (n,) real values with c = 1; (n, c) of 0 and 1 are labels,
-    real values as well. Messages use `names`.
-    """
-    y = as_array(names[1], targets, DataError)
-    name, width = names[1], math.prod(y.shape[1:])
-    labels = y.dtype.kind in "biu" and y.ndim == 2 and width > 1 and bool(((y == 0) | (y == 1)).all())
-    real = labels or y.dtype.kind == "f"
-    if y.ndim not in (1, 2) or width < 1 or (width > 1 and not real):
-        raise DataError(f"{name} must be (n,) integer classes or (n, c) floats; got {y.dtype} {y.shape}")
-    if len(y) != n:
-        raise DataError(f"{names[0]} has {n} images but {name} has {len(y)} labels: give each image one")
-    if not np.isfinite(y).all():
-        raise DataError(f"{name} has NaN or infinite values: repair them or remove their images")
-    return torch.from_numpy(y.reshape(n, width).astype(np.float64) if real else y.reshape(n).astype(np.int64))
-
-
-def check_images(
-    images: Any, targets: Any, names: tuple[str, str] = ("images", "targets"), *, training: bool = True
-) -> tuple[Images, Tensor]:
-    """Check images (n, C, H, W) and their targets and return them as tensors; raise `DataError` if unfit.
-
-    A single class is an error only with `training`. The range of the pixels is left to the caller.
-    """
-    name = names[0]
-    if not isinstance(images, StreamedImages):
-        images = as_tensor(name, images, DataError)
-        images = images if images.is_floating_point() else images.float()
-    if images.ndim != 4:
-        raise DataError(f"{name} must be (n, channels, height, width); got {tuple(images.shape)}")
-    if images.numel() == 0:
-        raise DataError(f"{name} is empty, {tuple(images.shape)}: give at least one image")
-    if not all(math.isfinite(value) for value in images.aminmax()):  # NaN propagates
-        bad = sum(int((~part.flatten(1).isfinite().all(dim=1)).sum()) for part in images.split(1024))
-        raise DataError(f"{name} has NaN or infinite pixels in {bad} images: repair or remove them")
-    targets = check_targets(targets, len(images), names)
-    if training and not targets.is_floating_point() and bool((targets == targets[0]).all()):
-        advice = "training needs two or more: raise the limit, shuffle or extend the set"
-        raise DataError(f"{names[1]} has a single class in {len(targets)} images; {advice}")
-    return images, targets
 
 
 def assembled(raw: Raw, limit: int | None = None, form: ImageForm = AS_THEY_ARE) -> Sets:

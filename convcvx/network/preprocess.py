@@ -65,7 +65,7 @@ class ImageTransform:
         """Of images (n, H, W, C)."""
         made = to_floats(np.require(self._form.array(pixels), requirements="W"))  # torch warns of others
         if tuple(made.shape[1:]) != self.image_shape:
-            raise InputError(f"images must have {self.image_shape[0]} channels; got {pixels.shape[3]}")
+            raise InputError(f"images must be {self.image_shape}, or of other sizes; got {pixels.shape[3]} channels")
         return made
 
     @property

@@ -1,0 +1,58 @@
+"""Whether images and targets are fit for training, and as the tensors that they then are."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from convcvx.data.arrays import as_array, as_tensor
+from convcvx.data.images import Images, StreamedImages
+from convcvx.errors import DataError
+
+
+def check_targets(targets: Any, n: int, names: tuple[str, str] = ("images", "targets")) -> Tensor:
+    """Targets of `n` images as (n,) int64 classes or (n, c) float64 real values, else a `DataError`.
+
+    Integers of shape (n, 1) are classes, floats of shape (n,) real values with c = 1; (n, c) of 0 and 1 are labels,
+    real values as well. Messages use `names`.
+    """
+    y = as_array(names[1], targets, DataError)
+    name, width = names[1], math.prod(y.shape[1:])
+    labels = y.dtype.kind in "biu" and y.ndim == 2 and width > 1 and bool(((y == 0) | (y == 1)).all())
+    real = labels or y.dtype.kind == "f"
+    if y.ndim not in (1, 2) or width < 1 or (width > 1 and not real):
+        raise DataError(f"{name} must be (n,) integer classes or (n, c) floats; got {y.dtype} {y.shape}")
+    if len(y) != n:
+        raise DataError(f"{names[0]} has {n} images but {name} has {len(y)} labels: give each image one")
+    if not np.isfinite(y).all():
+        raise DataError(f"{name} has NaN or infinite values: repair them or remove their images")
+    return torch.from_numpy(y.reshape(n, width).astype(np.float64) if real else y.reshape(n).astype(np.int64))
+
+
+def check_images(
+    images: Any, targets: Any, names: tuple[str, str] = ("images", "targets"), *, training: bool = True
+) -> tuple[Images, Tensor]:
+    """Check images (n, C, H, W) and their targets and return them as tensors; raise `DataError` if unfit.
+
+    A single class is an error only with `training`. The range of the pixels is left to the caller.
+    """
+    name = names[0]
+    if not isinstance(images, StreamedImages):
+        images = as_tensor(name, images, DataError)
+        images = images if images.is_floating_point() else images.float()
+    if images.ndim != 4:
+        raise DataError(f"{name} must be (n, channels, height, width); got {tuple(images.shape)}")
+    if images.numel() == 0:
+        raise DataError(f"{name} is empty, {tuple(images.shape)}: give at least one image")
+    if not all(math.isfinite(value) for value in images.aminmax()):  # NaN propagates
+        bad = sum(int((~part.flatten(1).isfinite().all(dim=1)).sum()) for part in images.split(1024))
+        raise DataError(f"{name} has NaN or infinite pixels in {bad} images: repair or remove them")
+    targets = check_targets(targets, len(images), names)
+    if training and not targets.is_floating_point() and bool((targets == targets[0]).all()):
+        advice = "training needs two or more: raise the limit, shuffle or extend the set"
+        raise DataError(f"{names[1]} has a single class in {len(targets)} images; {advice}")
+    return images, targets
