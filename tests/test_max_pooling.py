@@ -172,7 +172,7 @@ def test_weights_over_given_filters_are_those_of_cvxpy():
     assert made.primal(predictions, ours.weights) == pytest.approx(best, rel=1e-6)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.sampled_from(POOLS), st.integers(3, 12), st.integers(0, 99), st.sampled_from([0, 0, 1, 3]))
 def test_no_filter_of_the_whole_circle_is_above_a_proof(pool, n, seed, steps):
     made = problem(pool, n, seed, steps=steps)
@@ -247,7 +247,7 @@ def test_ternary_filters_are_all_looked_at_though_opposite_ones_say_nothing_of_e
 
 
 def test_an_estimate_says_so_and_has_a_proof_beside_it():
-    made = digits_problem(60, 0.02, spec=PatchSpec(3, stride=2), pooling="max:2")
+    made = digits_problem(30, 0.02, spec=PatchSpec(3, stride=2), pooling="max:2")
     plan = Plan.of(made)
     assert (plan.solver, plan.oracle) == ("sliding-fw", "local")
     assert "a maximum" in plan.reasons[1]
@@ -311,7 +311,7 @@ def _sizes(module: nn.Module) -> tuple:
 
 
 def test_maxima_before_and_behind_the_relu_have_the_same_certificate():
-    pixels, targets = images(20).float(), torch.arange(20) % 3
+    pixels, targets = images(12).float(), torch.arange(12) % 3
     torch.manual_seed(0)
     convolution, linear = nn.Conv2d(1, 3, (1, 2)), nn.Linear(3 * 9, 3)
     behind, before = (
@@ -331,7 +331,7 @@ def test_maxima_before_and_behind_the_relu_have_the_same_certificate():
 
 @pytest.mark.filterwarnings("ignore::convcvx.errors.ConvergenceWarning")
 def test_fit_saves_and_resumes_to_the_same_bits(tmp_path):
-    train, _ = load("digits", limit=80)
+    train, _ = load("digits", limit=40)
     options = {"kernel_size": 3, "stride": 2, "pool": "max:2", "beta_ratio": 0.1, "tol": 1e-6, "max_filters": 12}
     whole = convcvx.fit(train.images, train.targets, max_rounds=4, **options)
     first = convcvx.fit(train.images, train.targets, max_rounds=2, **options)
