@@ -9,11 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from convcvx.errors import InputError, RunError, check_choice
+from convcvx.pooling import Pooling
 
 TOLERANCE = 1e-4
 """Largest difference between the scores of file and network, over the largest score: float32 sums in another order."""
@@ -44,9 +46,34 @@ def _batches() -> tuple[dict]:
     return ({0: torch.export.Dim("batch", min=1)},)
 
 
+class CellMaxima(nn.Module):
+    """`nn.AdaptiveMaxPool2d` in operations that ONNX has, cell by cell: it has none for cells of unequal size."""
+
+    def __init__(self, size: Any) -> None:
+        super().__init__()
+        self.pooling = Pooling.of((size, size) if isinstance(size, int) else tuple(size))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(n, m, H, W) to (n, m, rows, columns)."""
+        ranges = self.pooling.ranges(maps.shape[2], maps.shape[3])
+        assert ranges is not None
+        cells = [[maps[:, :, a:b, c:d].amax(dim=(2, 3)) for c, d in ranges[1]] for a, b in ranges[0]]
+        return torch.stack([torch.stack(row, dim=-1) for row in cells], dim=-2)
+
+
+def _by_cells(network: nn.Module) -> nn.Module:
+    """A copy of `network` with `CellMaxima` for adaptive maximum pooling."""
+    network = copy.deepcopy(network)
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.AdaptiveMaxPool2d):
+                setattr(parent, name, CellMaxima(child.output_size))
+    return network
+
+
 def _write_onnx(network: nn.Module, images: Tensor, path: str) -> None:
     torch.onnx.export(
-        network,
+        _by_cells(network),
         (images,),
         path,
         input_names=["images"],
