@@ -56,6 +56,7 @@ FULL_RANK = [
     "cifar10:3:1:200:0.5",
     "cifar10:3:1:200:0.2",
 ]
+CYLINDERS = ["mnist:3:1:200:0.2", "mnist:3:1:200:0.1"]
 WHOLE = ["mnist:3:1:60000:0.5", "mnist:3:1:60000:0.2"]
 HEADER = (
     "| data | kernel | cells | images | beta / beta_max | objective | gap at the residual | chosen | seconds "
@@ -98,6 +99,12 @@ class Case:
 def full_rank(arguments: argparse.Namespace) -> str:
     """Filters of full rank: polynomials of degree two, and a search over the first directions."""
     return table(FULL_RANK, arguments)
+
+
+def cylinders(arguments: argparse.Namespace) -> str:
+    """Filters of full rank: cones in the first directions, quadratics in all others."""
+    arguments.directions = 0
+    return table(CYLINDERS, arguments)
 
 
 def whole(arguments: argparse.Namespace) -> str:
@@ -188,7 +195,12 @@ def table(rows: list[str], arguments: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
-SECTIONS: dict[str, Callable[[argparse.Namespace], str]] = {"full-rank": full_rank, "whole": whole, "checked": checked}
+SECTIONS: dict[str, Callable[[argparse.Namespace], str]] = {
+    "full-rank": full_rank,
+    "cylinders": cylinders,
+    "whole": whole,
+    "checked": checked,
+}
 """What a section of the results is made by; its docstring is the heading."""
 
 

@@ -222,6 +222,9 @@ def test_a_search_stops_at_its_target_or_its_deadline_with_a_bound_that_holds():
     problem, point = correlated()
     easy = CylinderOracle(2)(problem, point, target=2 * LocalOracle()(problem, point).g_max)
     assert easy.stats["stopped"] == "bound"
+    own = CylinderOracle(2, time_limit=1e-9)(problem, point)
+    assert own.stats["stopped"] == "seconds"
+    assert not own.cut_short
     late = CylinderOracle(2)(problem.until(Deadline.after(0.0)), point)
     assert late.cut_short
     assert easy.values.max() <= late.upper_bound < math.inf
@@ -239,7 +242,8 @@ def test_a_certificate_by_cylinders_is_a_proof_and_names_what_proved_it():
     assert certificate.scope == "global"
     assert certificate.oracle == certificate.proved_by == "cylinders"
     assert 0 < certificate.dual <= certificate.primal
-    assert get_oracle("cylinders", problem).name == "cylinders"
+    assert get_oracle("cylinders", problem, thorough=True).name == "cylinders"
+    assert get_oracle("cylinders", problem).name == "polynomial"
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from PIL import Image
 from convcvx._compat import import_torchvision
 from convcvx.data import datasets as data
 from convcvx.data import downloads as data_sources
-from convcvx.data.augment import randomly_moved, shifted
+from convcvx.data.augment import moved, random_moves, shifted
 from convcvx.data.datasets import check_images, check_targets, load, split
 from convcvx.data.given import given_dataset
 from convcvx.data.images import to_floats
@@ -533,13 +533,14 @@ def test_shifted_images_are_moved_by_whole_pixels_and_keep_their_targets():
 
 def test_every_image_is_moved_at_random_on_its_own():
     image = load("digits", limit=2)[0].images[:1]
-    moved = randomly_moved(image.repeat(400, 1, 1, 1), 1, torch.Generator().manual_seed(0))
+    moves = random_moves(400, 1, torch.Generator().manual_seed(0))
+    found = moved(image.repeat(400, 1, 1, 1), 1, moves)
     wide = torch.nn.functional.pad(image, (1, 1, 1, 1))[0]
     places = [wide[:, y : y + 8, x : x + 8] for y in range(3) for x in range(3)]
-    counts = torch.tensor([[torch.equal(one, place) for place in places] for one in moved]).sum(dim=0)
+    counts = torch.tensor([[torch.equal(one, place) for place in places] for one in found]).sum(dim=0)
     assert int(counts.sum()) == 400  # no two places of this image look alike
     assert int(counts.min()) > 20
-    assert torch.equal(randomly_moved(image, 0, torch.Generator()), image)
+    assert torch.equal(moved(image, 0, random_moves(1, 0, torch.Generator())), image)
 
 
 def test_images_lie_where_torch_would_have_put_them():

@@ -89,6 +89,7 @@ def test_a_saved_network_comes_back_with_a_card_that_says_what_is_known(tmp_path
     card, metrics = (folder / "README.md").read_text(), fitted.metrics
     assert f"{metrics['dual']:.8g}" in card
     assert "Scope **heuristic**: an estimate, not a proof" in card  # never more than was proved
+    assert "the estimated lower bound is" in card
     assert "Proved" not in card
     assert f"| test images | {metrics['test_accuracy']:.2%} |" in card
     front = card.split("---")[1]

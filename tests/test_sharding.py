@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -20,19 +21,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
-from convcvx.budget import Budget
+from convcvx.budget import Budget, Deadline, OutOfTime, clock
 from convcvx.certificate import certify_parameters
 from convcvx.data.images import StreamedImages
 from convcvx.errors import InputError, WorkerError
 from convcvx.losses.shares import Shares
+from convcvx.machine.wire import _bytes, _object
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.responses import portions
-from convcvx.responses import team as sharding
+from convcvx.responses import processes as sharding
 from convcvx.responses.passes import Responses
 from convcvx.responses.portions import add, portion, segments
-from convcvx.responses.table import CORRELATE
+from convcvx.responses.table import CORRELATE, PREDICT, Pass
 from convcvx.responses.team import ShardedResponses, Team
-from convcvx.solvers.dictionary.path import fit_dictionary
+from convcvx.solvers.dictionary import filters
+from convcvx.solvers.dictionary.path import fit_dictionaries, fit_dictionary
+from convcvx.solvers.slide.coordinates import balanced_gradients, batch_gradients
+from convcvx.solvers.slide.descent import _Descent, descend
 from convcvx.training.plan import build_problem, solve_problem
 
 # -- the arithmetic, in this process ------------------------------------------------------------------
@@ -84,8 +89,9 @@ class Rehearsal(Team):
         self.portions = [self._portion, *(portions.Portion(rank, size) for rank in range(1, size))]
         self._portion.size = size
 
-    def _run(self, name, arguments, own=lambda: None):
-        others = [getattr(part, name)(*arguments(rank)) for rank, part in enumerate(self.portions) if rank > 0]
+    def _run(self, name, common, each=None, own=lambda: None, added=False):
+        each = each or (lambda rank: ())
+        others = [getattr(part, name)(*common, *each(rank)) for rank, part in enumerate(self.portions) if rank > 0]
         return [own(), *others]
 
 
@@ -97,9 +103,14 @@ def identity(source):
     return source
 
 
-def sharded_problem(size: int, loss: str = "squared", dtype: torch.dtype = torch.float64):
-    team, data = Rehearsal(size), images()
-    team.share_out(data, identity, data)
+def sharded_problem(size: int, loss: str = "squared", dtype: torch.dtype = torch.float64, team=None, work=None):
+    team, data = team or Rehearsal(size), images()
+    if work is None:
+        team.share_out(data, identity, data)
+    else:  # the images that the team has become others
+        data = work(data, 0.5)
+        team.transform(work, 0.5)
+        team.keep(data)
     embedding = team.fit(data, PatchSpec(3, rank=6, whiten=0.1))
     targets = torch.arange(len(data)) % 3
     return build_problem(
@@ -175,7 +186,7 @@ def test_a_worker_reads_nothing_but_its_portion(short_segments):
         worker.load(identity, StreamedImages(pages), 45)
         worker.build([0], PatchEmbedding.fit(StreamedImages(pixels), PatchSpec(3)), None, {"device": "cpu"})
         dual_point = torch.ones(45 - place.start, 3, dtype=torch.float64)
-        nodes, _ = worker.run(0, CORRELATE, [dual_point], [torch.ones(2, 18, dtype=torch.float64)])
+        nodes, _ = worker.run([0], CORRELATE, [torch.ones(2, 18, dtype=torch.float64)], math.inf, [dual_point])
         results.append(
             [*worker.moment(PatchSpec(3), torch.zeros(18, dtype=torch.float64))[0].values(), *nodes.values()]
         )
@@ -365,3 +376,126 @@ def test_two_processes_fit_the_dictionary_of_one(folder, tmp_path):
     assert "2 processes" in both.stderr
     for name in ("primal", "beta", "beta_max", "n_filters", "train_accuracy", "test_accuracy"):
         assert theirs[name] == pytest.approx(mine[name], rel=1e-4), name
+
+
+# -- what is shared out without the promise of bits -----------------------------------------------------
+
+
+def dictionary_of(problem, count: int = 6) -> torch.Tensor:
+    return torch.nn.functional.normalize(random_parameters(problem, count)[0])
+
+
+def test_two_dictionaries_side_by_side_are_those_of_one_process(short_segments):
+    """As joint heads are: each process makes the features of all of them, of its own images."""
+    fits = []
+    for size in (1, 3, 11):
+        team = Rehearsal(size)
+        problems = [sharded_problem(size, team=team), sharded_problem(size, team=team, work=halved)]
+        fits.append(fit_dictionaries(problems, [dictionary_of(p) for p in problems], beta_ratio=0.05, tol=1e-8))
+    for fit in fits[1:]:
+        assert fit.objective == pytest.approx(fits[0].objective, rel=1e-9)
+        for ours, theirs in zip(fit.weights, fits[0].weights, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-8)
+
+
+def halved(images, factor):
+    return images * factor
+
+
+def test_chosen_images_are_looked_at_where_they_are(short_segments):
+    weights = torch.rand(45, generator=torch.Generator().manual_seed(1)).double() + 0.1
+    chosen = torch.tensor([44, 3, 17, 2, 30])
+    moves = torch.tensor([[0, 1], [2, 2], [1, 1], [0, 0], [2, 1]])
+    results = []
+    for size in (1, 2, 11):
+        problem = replace(sharded_problem(size), shares=Shares.of(weights, 45))
+        network = random_parameters(problem, 4)
+        value, slopes = batch_gradients(problem, network, chosen, 1, moves)
+        found = problem.responses.run(replace(PREDICT, exact=False), (), *network, where=chosen)[0]
+        results.append([torch.tensor(value), *slopes, found])
+    for other in results[1:]:
+        for ours, theirs in zip(other, results[0], strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+    everything = problem.responses.predict(*network)
+    torch.testing.assert_close(results[0][-1], everything[chosen], rtol=1e-10, atol=1e-12)
+
+
+def test_a_shared_descent_takes_of_each_process_as_many_images_as_its_share(short_segments):
+    for size in (1, 2, 3):
+        problem = sharded_problem(size)
+        descent = _Descent([torch.ones(1)], (0.1,), problem.responses.owners, torch.Generator().manual_seed(0))
+        drawn = [descent.draw(9) for _ in range(10)]
+        assert torch.equal(torch.cat(drawn[:5]).sort().values, torch.arange(45))
+        counts = torch.stack([torch.bincount(problem.responses.owners[part], minlength=size) for part in drawn])
+        share = torch.bincount(problem.responses.owners, minlength=size) / 5
+        assert float((counts - share).abs().max()) <= 1.5
+    alone = torch.randperm(45, generator=torch.Generator().manual_seed(0))
+    first = _Descent([torch.ones(1)], (0.1,), torch.zeros(45), torch.Generator().manual_seed(0)).draw(45)
+    assert torch.equal(first, alone)
+
+
+def test_a_slide_is_shared_only_where_it_is_asked_for(short_segments):
+    """What the solver slides keeps its bits; a dictionary that slides has its mini-batches shared out."""
+    slid = {}
+    for size in (1, 2, 3):
+        problem = sharded_problem(size)
+        start = fit_dictionary(problem, dictionary_of(problem), beta_ratio=0.05).solution
+        problem = problem.with_beta(1e-3)
+        for shared in (False, True):
+            found = descend(problem, start, 0, 20, batch=12, shared=shared)
+            slid[size, shared] = balanced_gradients(problem, (found.filters, found.weights, found.intercept))[0]
+        slid[size, "start"] = balanced_gradients(problem, (start.filters, start.weights, start.intercept))[0]
+    assert slid[1, False] == slid[1, True]
+    assert slid[2, False] == pytest.approx(slid[1, False], rel=1e-9)
+    for size in (2, 3):
+        assert slid[size, True] != slid[1, True]
+        assert slid[size, True] < 0.9 * slid[1, "start"]
+
+
+def test_clusters_are_the_same_bits_in_any_number_of_processes(short_segments, monkeypatch):
+    monkeypatch.setattr(filters, "KMEANS_PART", 16)
+    found = [
+        filters.dictionary(sharded_problem(size, dtype=torch.float32).responses, 5, source="kmeans")
+        for size in (1, 2, 3)
+    ]
+    assert all(torch.equal(found[0], other) for other in found[1:])
+
+
+def test_a_deadline_ends_a_pass_in_the_middle(short_segments):
+    for size in (1, 3):
+        problem = sharded_problem(size)
+        late = problem.until(Deadline(clock() + 0.05))
+
+        def slow(stream, *arguments):
+            time.sleep(0.1)
+            stream.deadline.check()
+            return [torch.zeros(1)]
+
+        with pytest.raises(OutOfTime):
+            late.responses.run(Pass(slow, ("sum",)), ())
+        assert float(problem.responses.run(Pass(slow, ("sum",)), ())[0]) == 0
+
+
+def test_a_message_has_of_a_tensor_what_it_has_itself():
+    whole = torch.arange(10_000).double()
+    for part in (whole[5:8], whole.view(100, 100)[:, 3][:3]):
+        data = _bytes([part, "text"])
+        assert len(data) < 1000
+        assert torch.equal(_object(data)[0], part)
+    assert len(_bytes(whole)) > 80_000  # negative control
+
+
+def test_a_team_started_anew_goes_on_and_is_not_started_again(tmp_path, monkeypatch):
+    short = "train --limit 40 --stride 2 --rank 2 --pool 2 --beta-ratio .1 --tol 1e-9 --max-rounds 1 --oracle local -q"
+    out = tmp_path / "run"
+    cli(short, "--out", out, code=3)
+    cli(short, "--out", out, code=2)  # there is one
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    known = (out / "state.safetensors").read_bytes()
+    cli(short, "--out", out, code=0)
+    (out / "metrics.json").unlink()
+    cli(short, "--overwrite", "--out", out, code=0)  # unfinished: what it was replaced with, of the same options
+    assert (out / "state.safetensors").read_bytes() == known
+    cli(short, "--seed", "1", "--overwrite", "--out", out, code=0)  # finished: what was to be replaced
+    assert json.loads((out / "config.json").read_text())["seed"] == 1

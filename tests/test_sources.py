@@ -21,7 +21,7 @@ from scipy.io import savemat
 import convcvx
 from convcvx._compat import import_torchvision
 from convcvx.data.datasets import load, load_sets
-from convcvx.data.downloads import DOWNLOADS, nearest, other_task, set_named
+from convcvx.data.downloads import DOWNLOADS, _downloads, nearest, other_task, set_named
 from convcvx.data.form import ImageForm, grey
 from convcvx.data.given import given_dataset
 from convcvx.errors import DataError, InputError
@@ -360,6 +360,21 @@ def test_a_set_of_torchvision_is_read_as_torchvision_reads_it(tmp_path, monkeypa
     assert "is damaged" in text
     assert "is not in" in said(DataError, "food101", tmp_path, download=False)
     assert "torchvision cannot download it" in said(DataError, "fer2013", tmp_path)
+
+
+def test_a_set_that_torchvision_derives_from_another_is_read(tmp_path):
+    (tmp_path / "EMNIST" / "raw").mkdir(parents=True)
+    for part, n in (("train", 12), ("test", 6)):
+        x, y = RANDOM.integers(0, 256, (n, 5, 4), np.uint8), (np.arange(n) % 10).astype(np.uint8)
+        for name, array in (("images-idx3", x), ("labels-idx1", y)):
+            header = bytes((0, 0, 8, array.ndim)) + np.array(array.shape, ">u4").tobytes()
+            (tmp_path / f"EMNIST/raw/emnist-digits-{part}-{name}-ubyte").write_bytes(header + array.tobytes())
+    train, test = load("EMNIST-digits", tmp_path, 5, download=False)
+    assert (len(train), len(test), train.classes) == (5, 6, tuple("0123456789"))
+    assert torch.equal(test.images[:, 0], torch.from_numpy(x) / 255)
+    assert [name for name, listed in DOWNLOADS.items() if not _downloads(getattr(DATASETS, listed.class_name))] == [
+        "fer2013", "imagenet",
+    ]  # fmt: skip
 
 
 def test_a_set_of_one_part_and_many_sizes_is_split_and_resized(tmp_path):

@@ -19,6 +19,7 @@ from rich.console import Console
 from convcvx.errors import ConvcvxError, WorkerError, one_line
 from convcvx.optimum import told
 from convcvx.oracles.scope import Scope
+from convcvx.responses.team import Team
 from convcvx.solution import SHORT, Status
 from convcvx.storage.reading import json_text
 
@@ -94,11 +95,15 @@ def as_flags(remedy: str) -> str:
     return re.sub(r"\b(tol|max_filters|max_rounds|time_limit)\b", lambda name: f"--{name[0].replace('_', '-')}", named)
 
 
-def finish(metrics: dict[str, Any], json_output: bool) -> NoReturn:
-    """Print the JSON object if asked for, and end with the exit status that `metrics["status"]` stands for."""
+def finish(metrics: dict[str, Any], json_output: bool, team: Team | None = None) -> NoReturn:
+    """Print the JSON object if asked for, and end with the exit status that `metrics["status"]` stands for.
+
+    A training that stopped short is done all the same: a `team` that would be started anew for it ends with 0.
+    """
     if json_output:
         print(json_text(metrics), flush=True)
-    raise typer.Exit(Status(metrics["status"]).exit_code)
+    code = Status(metrics["status"]).exit_code
+    raise typer.Exit(0 if code == SHORT and team is not None and team.replaceable else code)
 
 
 @contextmanager

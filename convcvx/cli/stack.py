@@ -11,7 +11,6 @@ from rich.table import Table
 
 from convcvx.cli import flags as f
 from convcvx.cli.output import cost, explain_short, finish, guard, open_console, percent
-from convcvx.errors import InputError
 from convcvx.responses.team import Team
 from convcvx.stack.jobs import StackRun, stack_job
 from convcvx.stack.options import STAGE_OPTIONS, VALIDATION, StackConfig, StackShape, fitting_stack, settings_of
@@ -53,13 +52,11 @@ def stack(
       convcvx stack --stages 2 --padding 1 --pool 4 --beta-ratio 0.01 --tol 0.03
     """
     console = open_console(json_output, quiet)
-    with guard(json_output):
-        if (size := Team.of_torchrun().size) > 1:
-            raise InputError(f"a stack is trained by one process; got {size}: start it without torchrun")
+    with guard(json_output), Team.of_torchrun() as team:
         given = f.given_options(context, preset, config)
         run = StackRun(f.out_folder(out, resume, overwrite, lambda: _named(settings_of(given))))
         with run.held():
-            goes_on = run.enter(resume=resume, overwrite=overwrite)
+            goes_on = run.enter(resume=resume or team.restarted, overwrite=overwrite)
             fits = not goes_on and leaves_open(given, preset)
             settings = run.config.continued(given) if goes_on else settings_of(given)
             data = origin = None
@@ -72,10 +69,10 @@ def stack(
                     progress.begin(f"nothing has begun in {out}: it begins now, by these options")
                 if fits:
                     progress.begin(f"options that fit the data: {in_flags(chosen)}")
-                result = stack_job(settings, run, progress, resume=goes_on, data=data, origin=origin)
+                result = stack_job(settings, run, progress, team, resume=goes_on, data=data, origin=origin)
         _print_table(console, result)
         explain_short(console, result["status"], "raise --tol, or the budgets of the stages that fell short")
-        finish(result, json_output)
+        finish(result, json_output, team)
 
 
 def _named(config: StackConfig) -> str:

@@ -60,7 +60,7 @@ def train(
         given = f.given_options(context, preset, config)
         run = Run(f.out_folder(out, resume, overwrite, lambda: _named(TrainConfig.from_dict(given))))
         with run.held():
-            goes_on = run.enter(resume=resume, overwrite=overwrite)
+            goes_on = run.enter(resume=resume or team.restarted, overwrite=overwrite)
             fits = not goes_on and leaves_open(given, preset)
             settings = run.continued(given) if goes_on else TrainConfig.from_dict(given)
             settings.check()
@@ -84,7 +84,7 @@ def train(
         explain_short(console, metrics["status"], f"{remedy}\nthe network is saved and of use as it is; {go_on}")
         if fits:
             console.print(f"try next: {next_steps(settings)}")
-        finish(metrics, json_output)
+        finish(metrics, json_output, team)
 
 
 def _named(config: TrainConfig) -> str:

@@ -10,11 +10,13 @@ from convcvx.data.datasets import (
     spiral,
     split,
 )
+from convcvx.data.form import ImageForm
 
 __all__ = [
     "KEYS",
     "DataError",
     "Dataset",
+    "ImageForm",
     "check_images",
     "check_targets",
     "load",

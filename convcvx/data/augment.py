@@ -32,9 +32,14 @@ def shifted(dataset: Dataset, pixels: int) -> Dataset:
     return replace(dataset, images=torch.cat(versions), targets=targets, weights=weights)
 
 
-def randomly_moved(images: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
-    """Each of the images (b, C, H, W) moved by up to so many pixels, up or down and left or right. Zeros move in."""
+def random_moves(count: int, pixels: int, generator: torch.Generator) -> Tensor:
+    """(count, 2): by how many pixels an image is moved up and left, where `pixels` of them leave it where it is."""
+    return torch.randint(2 * pixels + 1, (2, count), generator=generator).T
+
+
+def moved(images: Tensor, pixels: int, moves: Tensor) -> Tensor:
+    """Each of the images (b, C, H, W) moved by its `random_moves` (b, 2) of up to so many pixels. Zeros move in."""
     height, width = images.shape[2:]
     windows = F.pad(images, 4 * (pixels,)).unfold(2, height, 1).unfold(3, width, 1)  # (b, C, moves, moves, H, W)
-    down, right = torch.randint(2 * pixels + 1, (2, len(images)), generator=generator).to(images.device)
+    down, right = moves.T.to(images.device)
     return windows[torch.arange(len(images), device=images.device), :, down, right]

@@ -267,8 +267,11 @@ def assembled(raw: Raw, limit: int | None = None, form: ImageForm = AS_THEY_ARE)
     """
     arrays, classes = _numbered(_with_test(raw))
     parts = [part for part in ("train", "test", "val") if f"x_{part}" in arrays]
-    x = {part: form.array(_to_nhwc(arrays[f"x_{part}"])) for part in parts}
-    y = {part: check_targets(arrays[f"y_{part}"], len(x[part]), (f"x_{part}", f"y_{part}")) for part in parts}
+    names = {part: (f"x_{part}", f"y_{part}") for part in parts}
+    sizes = {part: len(arrays[f"x_{part}"]) for part in parts}
+    rows = {part: slice(limit if part == "train" else None) for part in parts}
+    x = {part: form.array(_to_nhwc(arrays[f"x_{part}"])[rows[part]]) for part in parts}
+    y = {part: check_targets(arrays[f"y_{part}"], sizes[part], names[part]) for part in parts}
     for key, pair in (("x", x), ("y", y)):
         for part in parts[1:]:
             if pair["train"].shape[1:] != pair[part].shape[1:]:  # integer y are (n,), real y (n, c)
@@ -286,16 +289,15 @@ def assembled(raw: Raw, limit: int | None = None, form: ImageForm = AS_THEY_ARE)
 
     sets = {}
     for part in parts:
-        names, rows = (f"x_{part}", f"y_{part}"), slice(limit if part == "train" else None)
-        pixels = x[part][rows]
+        pixels, labels = x[part], y[part][rows[part]]
         images = StreamedImages(pixels) if isinstance(pixels, np.memmap) else to_floats(pixels)
-        images, targets = check_images(images, y[part][rows], names, training=part == "train")
+        images, targets = check_images(images, labels, names[part], training=part == "train")
         low, high = (value.item() for value in images.aminmax())
         if low < -OVERSHOOT or high > 1 + OVERSHOOT:
             raise DataError(f"x_{part} must be uint8 or lie in [0, 1]; got [{low}, {high}]: rescale it")
         images = images if low >= 0 and high <= 1 else images.clamp(0, 1)
         given = arrays.get(f"w_{part}")
-        weights = None if given is None else read_weights(given, len(x[part]), f"w_{part}", DataError)[rows]
+        weights = None if given is None else read_weights(given, sizes[part], f"w_{part}", DataError)[rows[part]]
         sets[part] = Dataset(images, targets, classes, raw.name, weights)
     return sets["train"], sets["test"], sets.get("val")
 

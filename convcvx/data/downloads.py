@@ -195,7 +195,7 @@ def _fetch(name: str, cls: Any, root: Path, download: bool) -> None:
     advice = f"give the --data-dir that holds it, or put {name}.npz there"
     if not packed.is_file() and not download:
         raise DataError(f"{name} is not in {root}: allow its download, or give the --data-dir that holds it")
-    if "download" not in signature(cls).parameters and name not in OWN:
+    if not _downloads(cls):
         raise DataError(f"{name} is not in {root}, and torchvision cannot download it: {advice}")
     try:
         if name in OWN:
@@ -214,7 +214,8 @@ def _read_any(name: str, cls: Any, place: Path, order: Order) -> Raw:
     classes: tuple[str, ...] | None = None
     for part, arguments in parts.items():
         own = {"loader": _load_image} if "loader" in signature(cls).parameters else {}
-        data = cls(place, **arguments, **own, **_silent(cls))
+        kept = {"download": False} if _downloads(cls) else {}  # some download unless told not to
+        data = cls(place, **arguments, **own, **kept)
         if part == "train":
             classes = _class_names(data)
         # Without names of classes only all labels tell them.
@@ -230,9 +231,9 @@ def _read_any(name: str, cls: Any, place: Path, order: Order) -> Raw:
     return Raw(name, arrays, classes)
 
 
-def _silent(cls: Any) -> dict[str, Any]:
-    """Some classes download unless told not to."""
-    return {"download": False} if "download" in signature(cls).parameters else {}
+def _downloads(cls: type) -> bool:
+    """Whether a class of torchvision can download its set, by itself or as the class that it is made from does."""
+    return any("download" in signature(base).parameters for base in cls.__mro__ if base is not object)
 
 
 def _class_names(data: Any) -> tuple[str, ...] | None:

@@ -100,7 +100,10 @@ class CylinderOracle:
         seed: int = 0,
         target: float = 0.0,
     ) -> OracleResult:
-        """As `Oracle` says; `stats` holds cylinders, directions, seconds and why the search stopped."""
+        """As `Oracle` says; `stats` holds cylinders, directions, seconds and why the search stopped.
+
+        That its own limit ended it, "seconds", is how most searches end: at another dual point more may be proved.
+        """
         began = clock()
         limited = problem.until(problem.deadline.sooner(Deadline.after(self.time_limit)))
         whole = PolynomialOracle()(limited, dual_point).upper_bound
@@ -114,6 +117,7 @@ class CylinderOracle:
         enough = largest(target, *(float(value) * (1 + self.rel_tol) for value in found.values[:1]))
         search = CylinderSearch(charged, self.directions, charged.target(enough))
         stopped = search.run(limited.deadline, self.max_cylinders) if whole > enough else "bound"
+        stopped = "seconds" if stopped == "time_limit" and not problem.deadline.passed else stopped
         bound = charged.result(np.zeros((0, charged.rows.shape[1])), np.zeros(0), search.bound, {}).upper_bound
         stats = {"cylinders": search.seen, "directions": search.r, "stopped": stopped, "seconds": clock() - began}
         return OracleResult(found.filters, found.values, min(whole, bound), Scope.GLOBAL, stats)

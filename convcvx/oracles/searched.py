@@ -13,6 +13,7 @@ from torch import Tensor
 from convcvx.budget import Deadline
 from convcvx.oracles.base import Oracle, OracleResult
 from convcvx.oracles.beside import Proof, best_proof, proof_beside
+from convcvx.oracles.cylinders import CylinderOracle
 from convcvx.oracles.local import LocalOracle
 from convcvx.oracles.polynomial import PolynomialOracle
 from convcvx.oracles.remainder import RemainderOracle
@@ -102,7 +103,7 @@ class Search:
         `points` are dual points, the network's residual first; `given` is the problem in the arithmetic that a
         heuristic may search in.
         """
-        if isinstance(self.oracle, PolynomialOracle | RemainderOracle):
+        if isinstance(self.oracle, PolynomialOracle | RemainderOracle | CylinderOracle):
             return self._at_any_rank(problem, points)
         guesses, early = isinstance(self.oracle, LocalOracle | SampledOracle), None
         if guesses:  # before a search that takes what time there is
@@ -139,7 +140,7 @@ class Search:
         in_time, oracle = problem.until(self.deadline), self.oracle
         polynomial = replace(oracle, search=None) if isinstance(oracle, PolynomialOracle) else PolynomialOracle()
         best = best_proof(in_time, points, polynomial)
-        if isinstance(oracle, RemainderOracle):
+        if not isinstance(oracle, PolynomialOracle):
             other = best_proof(in_time, points, oracle)
             best = other if other.value >= best.value else best
         return Shown(best.found, best.value, best.point, best.oracle, best.value, best.oracle)

@@ -121,6 +121,11 @@ def _polynomial(effort: Effort) -> Oracle:
     return PolynomialOracle(None if effort.thorough else LocalOracle())
 
 
+def _cylinders(effort: Effort) -> Oracle:
+    """In training a search and polynomials: minutes a round would buy a bound that the certificate proves anew."""
+    return CylinderOracle() if effort.thorough else _polynomial(effort)
+
+
 def _local_suits(problem: Problem) -> str:
     rank = problem.responses.embedding.patch_rank
     if (instead := AVERAGES.lacking(problem)) is not None:
@@ -137,7 +142,7 @@ ORACLES: dict[str, Entry] = {
     "family": Entry(_family),
     "polynomial": Entry(_polynomial),
     "remainder": Entry(lambda effort: RemainderOracle(), (AVERAGES, PRINCIPAL_ROWS)),
-    "cylinders": Entry(lambda effort: CylinderOracle(), (AVERAGES, ROWS_IN_MEMORY, FEW_CELLS_AND_OUTPUTS)),
+    "cylinders": Entry(_cylinders, (AVERAGES, ROWS_IN_MEMORY, FEW_CELLS_AND_OUTPUTS)),
     "sampled": Entry(lambda effort: SampledOracle(effort.gates), (AVERAGES,)),
     "local": Entry(lambda effort: LocalOracle(thorough=effort.thorough), suits=_local_suits),
 }

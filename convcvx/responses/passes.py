@@ -3,7 +3,7 @@ over all images, and their adjoints."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -134,9 +134,33 @@ class Responses(Stream):
 
     # -- passes over all images -----------------------------------------------------------------------
 
-    def run(self, wanted: Pass, rows: Sequence[Tensor], *common: Any) -> list[Tensor]:
-        """The results of a pass: `rows` are what belongs to each image, (n, ...), `common` its other arguments."""
-        return wanted.chunk(self, *rows, *common)
+    def run(
+        self,
+        wanted: Pass,
+        rows: Sequence[Tensor],
+        *common: Any,
+        where: Tensor | None = None,
+        beside: Sequence[Responses] = (),
+    ) -> list[Tensor]:
+        """The results of a pass: `rows` are what belongs to each image, (n, ...), `common` its other arguments.
+
+        Over the images `where` (b,) alone if that is given: `rows` are what belongs to these. `beside` are responses
+        to the same images, or to features of them, of a pass over several.
+        """
+        return wanted.of([responses.at(where) for responses in (self, *beside)], *rows, *common)
+
+    def at(self, where: Tensor | None) -> Responses:
+        """The same map on some of the images (indices), in this process; on all of them for None."""
+        return self if where is None else self._on(self.images[where.to(self.device)])
+
+    @property
+    def owners(self) -> Tensor:
+        """(n,): which process goes over each image."""
+        return torch.zeros(self.n, dtype=torch.int64)
+
+    def apply(self, work: Callable[..., Tensor], items: Sequence[Tensor], *common: Any) -> list[Tensor]:
+        """`work`, a function of a module, on each of some items, shared out among the processes as the images are."""
+        return [work(item, *common) for item in items]
 
     def matrix(self, filters: Tensor) -> Tensor:
         """All pooled responses Φ (n, m, P) at once: for small problems and tests."""

@@ -7,12 +7,13 @@ many.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from convcvx.budget import Deadline, clock
 from convcvx.data.images import Images
 from convcvx.errors import InputError
 from convcvx.patches import PatchEmbedding, PatchSpec, shifted_moment
@@ -66,6 +67,7 @@ class Portion:
         self._images: Images = torch.zeros(0, 1, 1, 1)
         self._places: dict[int, slice] = {}
         self._responses: dict[int, dict[int, Responses]] = {}
+        self._wholes: dict[int, Responses | None] = {}
 
     def load(self, read: Callable[[Any], Images], source: Any, n: int) -> None:
         """Have the portion of the `n` images that `read(source)` finds, and let go of the rest."""
@@ -84,43 +86,86 @@ class Portion:
         self._images = images.narrow(0, whole.start, whole.stop - whole.start)
         self._places = {i: slice(places[i].start - whole.start, places[i].stop - whole.start) for i in own}
 
+    def transform(self, work: Callable[[Images, Any], Images], source: Any) -> None:
+        """Have `work(images, source)` in the place of the images; responses that were made stay those to the old."""
+        if len(self._images):
+            self._images = work(self._images, source)
+
+    def some(self, where: slice) -> Tensor:
+        """Some of the images, as far as there are that many."""
+        return self._images[where]
+
     def build(
         self, keys: Collection[int], embedding: PatchEmbedding, pooling: Pooling | None, options: dict[str, Any]
     ) -> None:
         """Make these responses under the last of `keys`, the only ones that are still in use."""
         *kept, key = keys
-        self._images = self._images.to(options["device"])
+        images = self._images.to(options["device"])
         self._responses = {old: self._responses[old] for old in kept}
+        self._wholes = {old: self._wholes[old] for old in kept}
         made: dict[int, Responses] = {}
-        for i, part in self._parts().items():
+        for i, part in self._parts(images).items():
             # One map for all segments, each in its turn: with maps of its own each would have its own scratch memory.
             first = next(iter(made.values()), None)
             made[i] = first.to(images=part) if first is not None else Responses(part, embedding, pooling, **options)
-        self._responses[key] = made
+        self._images, self._responses[key] = images, made
+        self._wholes[key] = next((responses.to(images=images) for responses in made.values()), None)
 
-    def _parts(self) -> dict[int, Images]:
+    def _parts(self, images: Images) -> dict[int, Images]:
         """The images of each segment."""
-        return {i: self._images.narrow(0, where.start, where.stop - where.start) for i, where in self._places.items()}
+        return {i: images.narrow(0, where.start, where.stop - where.start) for i, where in self._places.items()}
 
     def moment(self, spec: PatchSpec, about: Tensor, weights: Tensor | None = None) -> Found:
         """The sum over the images of the second moment of their patches, `about` a point, times their `weights`."""
         nodes: Nodes = {}
-        for i, part in self._parts().items():
+        for i, part in self._parts(self._images).items():
             own = None if weights is None else weights[self._places[i]]
             count = len(part) if own is None else own.sum()
             add(nodes, (0, i), [shifted_moment(part, spec, about, weights=own) * count])
         return nodes, []
 
-    def run(self, key: int, wanted: Pass, rows: Sequence[Tensor], common: Sequence[Any]) -> Found:
-        """A pass over the responses of `key`, segment by segment, or at one go where sums need not be exact."""
+    def run(
+        self,
+        keys: Sequence[int],
+        wanted: Pass,
+        common: Sequence[Any],
+        seconds: float,
+        rows: Sequence[Tensor],
+        where: Tensor | None = None,
+    ) -> Found:
+        """A pass over the responses of `keys`, for so many seconds at most; of the images `where` alone if it is given.
+
+        Segment by segment, or at one go where sums need not be exact.
+
+        Raises
+        ------
+        OutOfTime
+            When the seconds are over before.
+        """
+        deadline = Deadline(clock() + seconds)
         nodes: Nodes = {}
         others: list[list[Tensor]] = []
-        made = self._responses[key]
-        parts = [(i, responses, self._places[i]) for i, responses in made.items()]
-        if parts and not wanted.exact:
-            parts = [(self.rank, parts[0][1].to(images=self._images), slice(0, len(self._images)))]
-        for i, responses, where in parts:
-            results = [result.cpu() for result in wanted.chunk(responses, *(row[where] for row in rows), *common)]
-            add(nodes, (0, i), wanted.select(results, summed=True))
-            others.append(wanted.select(results, summed=False))
+        for place, streams, own in self._streams(keys, wanted, where):
+            timely = [stream.until(deadline) for stream in streams]
+            results = wanted.of(timely, *(row[own] for row in rows), *common)
+            if wanted.exact:  # what is summed where it lies stays there
+                results = [result.cpu() for result in results]
+            add(nodes, (0, place), wanted.select(results, summed=True))
+            others.append([part.cpu() for part in wanted.select(results, summed=False)])
         return nodes, others
+
+    def _streams(
+        self, keys: Sequence[int], wanted: Pass, where: Tensor | None
+    ) -> Iterator[tuple[int, list[Responses], slice]]:
+        """What a pass runs over one after the other: place, responses, and which of the rows belong to them."""
+        if wanted.exact:
+            for i, own in self._places.items():
+                yield i, [self._responses[key][i] for key in keys], own
+            return
+        wholes = [whole for key in keys if (whole := self._wholes[key]) is not None]
+        if wholes and (where is None or len(where)):
+            yield self.rank, [whole.at(where) for whole in wholes], slice(None)
+
+    def apply(self, work: Callable[..., Tensor], common: Sequence[Any], items: Sequence[Tensor]) -> list[Tensor]:
+        """`work` on each of some items, which have nothing to do with the images."""
+        return [work(item, *common) for item in items]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -39,12 +39,21 @@ class Pass:
         How each result of all images comes of those of parts: their sum, one after the other, or any of them.
     exact : bool
         Whether sums have the same bits however many processes share the images. Else each process is done with all of
-        its images before results are added, for results that are too large to have of many parts at once.
+        its images before results are added, for results that are too large to have of many parts at once, or that are
+        wanted too soon for that. Only such a pass runs over chosen images.
+    several : bool
+        Whether it runs over several streams side by side, to the same images or to features of them: the chunk is given
+        a list of them then.
     """
 
     chunk: Callable[..., list[Tensor]]
     combine: tuple[Combine, ...]
     exact: bool = True
+    several: bool = False
+
+    def of(self, streams: Sequence[Stream], *arguments: Any) -> list[Tensor]:
+        """Its results on these streams, of which there is one unless it runs over several."""
+        return self.chunk(list(streams) if self.several else streams[0], *arguments)
 
     def select(self, results: Sequence[Tensor], *, summed: bool) -> list[Tensor]:
         """Of the results of a part those that are summed, or the others."""

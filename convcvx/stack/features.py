@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
@@ -20,6 +22,7 @@ from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.pooling import Pooling
 from convcvx.responses.passes import Responses
 from convcvx.responses.streams import SPAN
+from convcvx.responses.team import Team
 from convcvx.stack.network import Link
 
 LINK_IMAGES = 4000
@@ -74,16 +77,42 @@ def feature_shape(stage: TwoLayerCNN, link: Link, images: Images) -> tuple[int, 
 
 def cache_features(file: Path, stage: TwoLayerCNN, link: Link, images: Images, device: str = "cpu") -> Tensor:
     """The features of all images, float16, mapped from `file`, which may be the one that `images` are mapped from."""
-    shape = feature_shape(stage, link, images)
-    fresh = file.with_suffix(".new")
-    size = len(images) * math.prod(shape)
-    features = torch.from_file(str(fresh), shared=True, size=size, dtype=torch.float16).view(len(images), *shape)
-    filled = 0
-    for part in stream_features(stage, link, images, device):
-        features[filled : filled + len(part)] = part
-        filled += len(part)
-    fresh.replace(file)  # a mapping of the file that was there stays valid until it is let go
+    with _new_file(file, len(images), feature_shape(stage, link, images)) as features:
+        filled = 0
+        for part in stream_features(stage, link, images, device):
+            features[filled : filled + len(part)] = part
+            filled += len(part)
     return features
+
+
+@contextmanager
+def _new_file(file: Path, n: int, shape: tuple[int, ...]) -> Iterator[Tensor]:
+    """Features (n, *shape) to be written, mapped from a file that takes the place of `file` when they are."""
+    fresh = file.with_suffix(".new")
+    yield torch.from_file(str(fresh), shared=True, size=n * math.prod(shape), dtype=torch.float16).view(n, *shape)
+    fresh.replace(file)  # a mapping of the file that was there stays valid until it is let go
+
+
+def share_features(
+    team: Team, file: Path, stage: TwoLayerCNN, link: Link, images: Images, device: str = "cpu"
+) -> Tensor:
+    """`cache_features` of the images that `team` shares: each process makes those of its own images, and keeps them."""
+    if team.size == 1:
+        features = cache_features(file, stage, link, images, device)
+    else:
+        team.transform(_own_features, (stage.cpu(), link, device))
+        with _new_file(file, len(images), feature_shape(stage, link, images)) as features:
+            for where, part in team.gathered():
+                features[where] = part
+    team.keep(features)
+    return features
+
+
+def _own_features(images: Images, source: tuple[TwoLayerCNN, Link, str]) -> Tensor:
+    """What one process makes of its images, in a file without a name."""
+    stage, link, device = source
+    with TemporaryDirectory(prefix="convcvx-") as folder:
+        return cache_features(Path(folder) / "features", stage, link, images, device)
 
 
 def _maps(stage: TwoLayerCNN, downsample: int, images: Images, device: str) -> Iterator[Tensor]:

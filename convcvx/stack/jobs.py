@@ -25,8 +25,9 @@ from convcvx.errors import InputError, RunError
 from convcvx.network.evaluate import accuracy, mean_loss, predict
 from convcvx.network.two_layer import TwoLayerCNN, two_layer_cnn
 from convcvx.problem import Problem
+from convcvx.responses.team import Team
 from convcvx.solvers.dictionary.path import TUNE
-from convcvx.stack.features import cache_features, feature_shape, fit_link, stream_features
+from convcvx.stack.features import cache_features, feature_shape, fit_link, share_features, stream_features
 from convcvx.stack.joint_heads import fit_joint_heads
 from convcvx.stack.network import Link, StackedCNN, stacked_cnn
 from convcvx.stack.options import StackConfig
@@ -37,7 +38,15 @@ from convcvx.training.jobs import train_job
 from convcvx.training.options import TrainConfig, is_config
 from convcvx.training.origin import PARTS, Origin
 from convcvx.training.progress import Report, peak_memory_mb
-from convcvx.training.resolve import Data, image_shape, load_data, pick_device, run_data, training_problem
+from convcvx.training.resolve import (
+    Data,
+    image_shape,
+    load_data,
+    pick_device,
+    run_data,
+    training_images,
+    training_problem,
+)
 from convcvx.training.run import Run
 
 
@@ -91,6 +100,7 @@ def stack_job(
     config: StackConfig,
     run: StackRun,
     report: Report,
+    team: Team | None = None,
     *,
     resume: bool = False,
     data: Data | None = None,
@@ -99,14 +109,20 @@ def stack_job(
     """Train stage after stage into `run`, with `resume` from where it was; returns what `--json` prints.
 
     A resumed stack keeps the stages that it finished. `data` stand in for those that `config` names, and come from
-    `origin`.
+    `origin`. The processes of `team` share the images, and the features of every stage.
     """
     with run.held():
-        return _train(config, run, report, resume, data, origin)
+        return _train(config, run, report, team or Team(), resume, data, origin)
 
 
 def _train(
-    config: StackConfig, run: StackRun, report: Report, resume: bool, data: Data | None, origin: Origin | None
+    config: StackConfig,
+    run: StackRun,
+    report: Report,
+    team: Team,
+    resume: bool,
+    data: Data | None,
+    origin: Origin | None,
 ) -> dict[str, Any]:
     began = perf_counter()
     first = config.stages[0]
@@ -120,9 +136,11 @@ def _train(
         raise InputError("validation must be above 0: it decides whether a stage is kept")
     config.check_shapes(image_shape(data[0]))
     device = pick_device(first.device)
+    team.share_out(data[0].images, training_images, source)
     with run.started(config, origin, resume=resume):
-        report.begin(f"stacking into {run.place}")
-        model, records = _train_stages(config, run, data, origin, report, device)
+        alone = "" if team.size == 1 else f", {team.size} processes"
+        report.begin(f"stacking into {run.place}{alone}")
+        model, records = _train_stages(config, run, data, origin, report, team, device)
     model.meta = {"data": first.data, "classes": list(data[0].classes), "loss": first.loss}
     result = {
         "stages": records,
@@ -139,7 +157,7 @@ def _train(
 
 
 def _train_stages(
-    config: StackConfig, run: StackRun, data: Data, origin: Origin, report: Report, device: str
+    config: StackConfig, run: StackRun, data: Data, origin: Origin, report: Report, team: Team, device: str
 ) -> tuple[StackedCNN, list[dict[str, Any]]]:
     """The stack of the stages that are kept, and what to record of each stage."""
     first, validation = config.stages[0], data[2]
@@ -153,12 +171,12 @@ def _train_stages(
         if number > 1:
             channels, downsample = config.channels[number - 2], config.downsample[number - 2]
             link = fit_link(stages[-1], features[0].images, channels, downsample, device, paired=stage_config.paired)
-            features, cached = _cache(run, features, stages[-1], link, report, device)
+            features, cached = _cache(run, features, stages[-1], link, report, team, device)
             links.append(link)
-        metrics = _train_stage(run.stage(number), stage_config, features, origin, report)
+        metrics = _train_stage(run.stage(number), stage_config, features, origin, report, team)
         stages.append(two_layer_cnn(run.stage(number).folder))
         if config.heads == "joint":
-            problems.append(training_problem(stage_config, features[0], run.stage(number).load_embedding()))
+            problems.append(training_problem(stage_config, features[0], run.stage(number).load_embedding(), team))
         if config.heads == "joint" and number > 1:
             candidate, joint = _join(config, stages, links, problems, report)
             metrics |= joint
@@ -194,12 +212,14 @@ def _join(
     return model, record | {"joint_held_out_error": error}
 
 
-def _train_stage(run: Run, config: TrainConfig, data: Data, origin: Origin, report: Report) -> dict[str, Any]:
+def _train_stage(
+    run: Run, config: TrainConfig, data: Data, origin: Origin, report: Report, team: Team
+) -> dict[str, Any]:
     """Train, go on with, or just read one stage."""
     with run.held():
         if run.begun and run.finished:
             return run.metrics
-        return train_job(config, run, report, resume=run.begun, data=data, origin=origin)
+        return train_job(config, run, report, team, resume=run.begun, data=data, origin=origin)
 
 
 def _score(network: nn.Module, dataset: Dataset | None, loss: str) -> float:
@@ -221,7 +241,7 @@ def _accuracies(model: StackedCNN, data: Data) -> dict[str, float | None]:
 
 
 def _cache(
-    run: StackRun, data: Data, stage: TwoLayerCNN, link: Link, report: Report, device: str
+    run: StackRun, data: Data, stage: TwoLayerCNN, link: Link, report: Report, team: Team, device: str
 ) -> tuple[Data, float]:
     """The data with their features for images, in half precision on disk; and the size in MB."""
     parts = {name: part for name, part in zip(PARTS, data, strict=True) if part is not None}
@@ -231,7 +251,12 @@ def _cache(
     if size > (free := shutil.disk_usage(run.folder).free):
         raise RunError(f"{run.folder} has {free / 1e6:.0f} MB free for {size / 1e6:.0f} MB of features; lower channels")
     cached = {
-        name: replace(part, images=cache_features(run.cache(name), stage, link, part.images, device))
+        name: replace(
+            part,
+            images=share_features(team, run.cache(name), stage, link, part.images, device)
+            if name == "train"
+            else cache_features(run.cache(name), stage, link, part.images, device),
+        )
         for name, part in parts.items()
     }
     return (cached["train"], cached.get("test"), cached.get("validation")), size / 1e6

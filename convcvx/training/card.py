@@ -40,8 +40,8 @@ def model_card(kind: str, network: Any, metrics: dict[str, Any], stages: list[di
         "",
         f"# {kind} for {data}",
         "",
-        "A convolutional ReLU network that convcvx trained to the optimum of its objective, loss plus weight "
-        "decay, as a convex program.",
+        "A convolutional ReLU network trained by convcvx, which seeks the optimum of the objective, loss plus weight "
+        "decay, as a convex program, and says how far from it the network is.",
         "",
         "## How far it is from the optimum",
         "",
@@ -98,8 +98,9 @@ def _certified(stage: dict[str, Any], number: int, count: int) -> list[str]:
     """What is known of the optimum, of a stage on the features it was given."""
     scope = Scope(stage["scope"])
     where = f"Stage {number}: the objective" if count > 1 else "The objective"
+    bound = "the lower bound" if scope.proved else "the estimated lower bound"
     text = (
-        f"{where} is {stage['primal']:.8g} at beta {stage['beta']:.6g}; the lower bound is {stage['dual']:.8g}, a "
+        f"{where} is {stage['primal']:.8g} at beta {stage['beta']:.6g}; {bound} is {stage['dual']:.8g}, a "
         f"relative gap of {stage['rel_gap']:.2e}. Scope **{scope}**: {scope.meaning}."
     )
     proved = stage.get("proved")

@@ -172,6 +172,7 @@ def _slide(
         images=seen.nonzero().flatten(),
         pairs=MirrorPairs(problem.responses) if config.flips else None,
         crops=config.crops,
+        shared=True,
         state=state,
         after_epoch=after_epoch,
     )

@@ -130,12 +130,13 @@ class Folder(Files):
     def enter(self, *, resume: bool, overwrite: bool) -> bool:
         """Whether there is one to go on with as `resume` asks; raise `RunError` if there is not and none may begin.
 
-        To be called while it is held. If an interrupted --overwrite has begun, that is what goes on.
+        To be called while it is held. If an interrupted --overwrite has begun, that is what goes on. With both, as
+        where torchrun starts lost processes anew, a finished one is what was to be replaced.
         """
         assert self._places is not None
         if resume and self.CONTENTS.begun(self._places.staged):
             self.folder = self._places.staged
-        if resume and self.begun:
+        if resume and self.begun and not (overwrite and self.finished):
             return True
         self._may_begin(overwrite)
         return False

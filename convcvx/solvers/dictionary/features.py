@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from convcvx.responses.mirror import MirrorPairs
-from convcvx.responses.streams import Stream
+from convcvx.responses.passes import Responses
 
 BATCH = 1024
 """Images whose features are multiplied at once."""
@@ -23,7 +23,7 @@ class Features:
 
     Parameters
     ----------
-    responses : sequence of Stream
+    responses : sequence of Responses
         To the same images, or to features of them.
     filters : sequence of Tensor (m, r)
     flips : bool
@@ -35,6 +35,7 @@ class Features:
         D features in all, in so many groups, each for so many filters.
     group : Tensor (D,) int64
         The group of each feature.
+    responses : list of Responses
     filters : list of Tensor (m, r)
     dtype : torch.dtype
         The least precise of the responses'.
@@ -47,8 +48,8 @@ class Features:
         For flips of images whose patches or pooling cells are not placed symmetrically.
     """
 
-    def __init__(self, responses: Sequence[Stream], filters: Sequence[Tensor], flips: bool) -> None:
-        self.copies, self.filters = 2 if flips else 1, list(filters)
+    def __init__(self, responses: Sequence[Responses], filters: Sequence[Tensor], flips: bool) -> None:
+        self.copies, self.responses, self.filters = 2 if flips else 1, list(responses), list(filters)
         self._parts = list(zip(responses, filters, strict=True))
         self._pairs = [MirrorPairs(part) if flips else None for part in responses]
         counts = [len(part) // self.copies for part in filters]

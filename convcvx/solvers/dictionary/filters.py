@@ -20,6 +20,8 @@ SOURCES = ("patches", "kmeans")
 PATCHES_PER_FILTER = 30
 """Patches that k-means clusters, a filter."""
 KMEANS_STEPS = 10
+KMEANS_PART = 8192
+"""Points whose products with all centres are in memory at once."""
 PATCHES_PER_IMAGE = 8
 """Patches drawn from one image."""
 
@@ -63,7 +65,8 @@ def dictionary(
     if source == "patches":
         directions = draw_patches(responses, drawn, random)
     else:
-        directions = kmeans(draw_patches(responses, PATCHES_PER_FILTER * drawn, random), drawn, random)
+        points = draw_patches(responses, PATCHES_PER_FILTER * drawn, random)
+        directions = kmeans(responses, points, drawn, random)
     directions = normalize(directions)
     filters = torch.cat([directions, directions.new_full((drawn, 1), -threshold)], dim=1) if biased else directions
     filters = normalize(filters)
@@ -107,19 +110,26 @@ def draw_patches(responses: Responses, count: int, random: torch.Generator) -> T
     return patches[torch.randperm(len(patches), generator=random)[order]]
 
 
-def kmeans(points: Tensor, count: int, random: torch.Generator) -> Tensor:
+def kmeans(responses: Responses, points: Tensor, count: int, random: torch.Generator) -> Tensor:
     """(count, d) unit centres of the directions of `points` (n, d): spherical k-means (Coates and Ng 2012, sec. 2).
 
     A point counts for the centre with the largest inner product, weighted by its own length; a centre without
-    points starts again from one of them.
+    points starts again from one of them. The processes of `responses` look for the
+    centres of points, part by part; sums of points are those of one process.
     """
     points = points.float()
+    parts = points.split(KMEANS_PART)
     centres = normalize(points[torch.randperm(len(points), generator=random)[:count]])
     for _ in range(KMEANS_STEPS):
         sums = torch.zeros_like(centres)
-        for part in points.split(8192):
-            sums.index_add_(0, (part @ centres.T).argmax(dim=1), part)
+        for part, closest in zip(parts, responses.apply(_closest, parts, centres), strict=True):
+            sums.index_add_(0, closest, part)
         empty = (sums == 0).all(dim=1)
         sums[empty] = points[torch.randint(len(points), (int(empty.sum()),), generator=random)]
         centres = normalize(sums)
     return centres.double()
+
+
+def _closest(points: Tensor, centres: Tensor) -> Tensor:
+    """(n,): the centre with the largest inner product with each of the points (n, d)."""
+    return (points @ centres.T).argmax(dim=1)

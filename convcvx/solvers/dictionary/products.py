@@ -6,11 +6,13 @@ has a Gram matrix of its own images, and these are added. All shift their featur
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from convcvx.problem import Problem
-from convcvx.responses.streams import Stream
+from convcvx.responses.passes import Responses
 from convcvx.responses.table import Pass
 from convcvx.solvers.dictionary.features import BATCH, Features
 from convcvx.solvers.master.gram import Gram
@@ -24,21 +26,32 @@ def gather(problem: Problem, features: Features, held: Tensor) -> tuple[Gram, Te
     OutOfTime
         When the deadline of the problem passes before.
     """
-    responses, centred = problem.responses, problem.intercept
-    rows = problem.targets, problem.shares.counts, held
-    if len(features.filters) > 1:  # these stand on several responses, of which each process has but one
-        found = _of_features(features, *rows, centred, None)
-    else:
-        shift = None if responses.n_processes == 1 else _mean_of_first(problem, features, held)
-        found = responses.run(PRODUCTS, rows, features.filters[0], features.copies > 1, centred, shift)
-    *sums, shift, unseen = found
-    return Gram.of_sums(sums, shift, features.device, centred=centred), unseen.to(features.device)
+    responses, *beside = features.responses
+    shift = None if responses.n_processes == 1 else _mean_of_first(features, held)
+    *sums, shift, unseen = responses.run(
+        PRODUCTS,
+        (problem.targets, problem.shares.counts, held),
+        features.filters,
+        features.copies > 1,
+        problem.intercept,
+        shift,
+        beside=beside,
+    )
+    return Gram.of_sums(sums, shift, features.device, centred=problem.intercept), unseen.to(features.device)
 
 
-def _of_features(
-    features: Features, targets: Tensor, counts: Tensor, held: Tensor, centred: bool, shift: Tensor | None
+def _products(
+    streams: Sequence[Responses],
+    targets: Tensor,
+    counts: Tensor,
+    held: Tensor,
+    filters: Sequence[Tensor],
+    flips: bool,
+    centred: bool,
+    shift: Tensor | None,
 ) -> list[Tensor]:
     """The sums and the shift of the Gram matrix, and the features held out."""
+    features = Features(streams, filters, flips)
     gram = Gram(features.size, targets.shape[1], features.dtype, features.device, centred=centred, shift=shift)
     alike = bool((counts == 1).all())
     unseen = torch.empty(int(held.sum()), features.size, dtype=features.dtype, device=features.device)
@@ -51,27 +64,13 @@ def _of_features(
     return [*gram.sums, gram.shift, unseen]
 
 
-def _products(
-    stream: Stream,
-    targets: Tensor,
-    counts: Tensor,
-    held: Tensor,
-    filters: Tensor,
-    flips: bool,
-    centred: bool,
-    shift: Tensor | None,
-) -> list[Tensor]:
-    """The same for one dictionary."""
-    return _of_features(Features([stream], [filters], flips), targets, counts, held, centred, shift)
-
-
-def _mean_of_first(problem: Problem, features: Features, held: Tensor) -> Tensor:
+def _mean_of_first(features: Features, held: Tensor) -> Tensor:
     """(D,) mean features of the first images kept."""
     first = (~held).nonzero()[:BATCH, 0]
-    few = Features([problem.sample(first).responses], features.filters, features.copies > 1)
+    few = Features([responses.at(first) for responses in features.responses], features.filters, features.copies > 1)
     (block,) = (block for _, block in few.batches())
     return block.mean(dim=0, dtype=torch.float64).cpu()
 
 
-PRODUCTS = Pass(_products, ("sum",) * 6 + ("same", "cat"), exact=False)
+PRODUCTS = Pass(_products, ("sum",) * 6 + ("same", "cat"), exact=False, several=True)
 """Not exact: a Gram matrix fills the memory, so that none is had of segments of the images."""

@@ -12,9 +12,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from convcvx.data.augment import moved
+from convcvx.losses.base import Loss
 from convcvx.losses.shares import Shares
 from convcvx.problem import Problem
 from convcvx.responses.mirror import MirrorPairs
+from convcvx.responses.passes import Responses
+from convcvx.responses.table import Pass
 from convcvx.solution import Solution
 from convcvx.solvers.dictionary.features import Features
 
@@ -26,25 +30,75 @@ def balanced_gradients(
     problem: Problem, network: tuple[Tensor, Tensor, Tensor]
 ) -> tuple[float, tuple[Tensor, Tensor, Tensor]]:
     """Value and gradients of the balanced objective, on the device of the passes as the network is."""
-    filters, weights, intercept = network
-    responses = problem.responses
-    targets = problem.targets.to(responses.device, responses.dtype)
-    counts = None if problem.shares.are_equal else problem.shares.counts.to(targets)[:, None]
-    losses = torch.zeros(problem.n, dtype=responses.dtype, device=responses.device)
+    found = _loss_gradients(problem.responses, problem.targets, problem.shares, problem.loss, network)
+    return _decayed(problem, network, found)
 
-    def residual(predictions: Tensor, where: Tensor) -> Tensor:
-        aimed = targets if len(where) == problem.n else targets[where]
-        losses[where] = problem.loss.value(predictions, aimed)
-        slopes = problem.loss.gradient(predictions, aimed)
-        return (slopes if counts is None else slopes * counts[where]) / problem.shares.total
 
-    slopes = responses.gradients(filters, weights, intercept, residual)
+def batch_gradients(
+    problem: Problem, network: tuple[Tensor, Tensor, Tensor], images: Tensor, pixels: int, moves: Tensor
+) -> tuple[float, tuple[Tensor, Tensor, Tensor]]:
+    """The same on some images (indices), each moved by its `moves` of up to so many pixels, as an estimate of that.
+
+    Each image is looked at by the process that has it.
+    """
+    shares = problem.shares.estimate(images)
+    rows = problem.targets[images], shares.counts, moves
+    found = problem.responses.run(BATCH, rows, *network, problem.loss, shares.total, pixels, where=images)
+    return _decayed(problem, network, [part.to(problem.responses.device) for part in found])
+
+
+def _decayed(
+    problem: Problem, network: tuple[Tensor, Tensor, Tensor], found: list[Tensor]
+) -> tuple[float, tuple[Tensor, Tensor, Tensor]]:
+    """The mean loss and its gradients with what weight decay adds."""
+    filters, weights, _ = network
+    value, *slopes = found
     penalty = 0.5 * problem.beta * float(filters.square().sum() + weights.square().sum())
-    return float(problem.mean(losses.double())) + penalty, (
+    return float(value) + penalty, (
         slopes[0] + problem.beta * filters,
         slopes[1] + problem.beta * weights,
         slopes[2] * problem.intercept,
     )
+
+
+def _loss_gradients(
+    responses: Responses, targets: Tensor, shares: Shares, loss: Loss, network: tuple[Tensor, Tensor, Tensor]
+) -> list[Tensor]:
+    """The mean loss of a network, and its gradients in filters, weights and intercept."""
+    targets = targets.to(responses.device, responses.dtype)
+    counts = None if shares.are_equal else shares.counts.to(targets)[:, None]
+    losses = torch.zeros(responses.n, dtype=responses.dtype, device=responses.device)
+
+    def residual(predictions: Tensor, where: Tensor) -> Tensor:
+        aimed = targets if len(where) == responses.n else targets[where]
+        losses[where] = loss.value(predictions, aimed)
+        slopes = loss.gradient(predictions, aimed)
+        return (slopes if counts is None else slopes * counts[where]) / shares.total
+
+    slopes = responses.gradients(*network, residual)
+    return [shares.mean(losses.double()), *slopes]
+
+
+def _batch(
+    responses: Responses,
+    targets: Tensor,
+    counts: Tensor,
+    moves: Tensor,
+    filters: Tensor,
+    weights: Tensor,
+    intercept: Tensor,
+    loss: Loss,
+    total: float,
+    pixels: int,
+) -> list[Tensor]:
+    if pixels:
+        responses = responses.to(images=moved(responses.images[:], pixels, moves))
+    filters, weights, intercept = (part.to(responses.device) for part in (filters, weights, intercept))
+    return _loss_gradients(responses, targets, Shares(counts, total), loss, (filters, weights, intercept))
+
+
+BATCH = Pass(_batch, ("sum",) * 4, exact=False)
+"""Not exact: a mini-batch is a few images of each process, and the next step waits for it."""
 
 
 def _balanced(solution: Solution) -> tuple[Tensor, Tensor]:

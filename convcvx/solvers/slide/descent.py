@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from convcvx.budget import NEVER
-from convcvx.data.augment import randomly_moved
+from convcvx.data.augment import random_moves
 from convcvx.problem import Problem
 from convcvx.responses.mirror import MirrorPairs
 from convcvx.responses.passes import Responses
 from convcvx.solution import Solution
-from convcvx.solvers.slide.coordinates import Coordinates, balanced_gradients
+from convcvx.solvers.slide.coordinates import Coordinates, batch_gradients
 
 BATCH = 128
 """Images a step."""
@@ -55,6 +55,7 @@ def descend(
     crops: int = 0,
     patch_dtype: torch.dtype | None = None,
     batch: int = BATCH,
+    shared: bool = False,
     filter_rate: float = 0.1,
     weight_rate: float = 0.03,
     state: State | None = None,
@@ -80,6 +81,9 @@ def descend(
         Of the products with patches; by default bfloat16 where a float32 problem with large patches meets a CPU that
         multiplies it in hardware. Steps are taken in the arithmetic of the problem.
     batch : int
+    shared : bool
+        Let the processes that share the images share each mini-batch too: sums are then right to rounding, and the
+        order of the images goes by the number of processes. Else one process descends, as it would alone.
     filter_rate, weight_rate : float
         Relative to the root mean square of each group of coordinates; less of them if the descent goes astray.
     state : State, optional
@@ -88,6 +92,8 @@ def descend(
         Called with the state, and with a line that says how the epoch went.
     """
     random = torch.Generator().manual_seed(seed)
+    if not shared and problem.responses.n_processes > 1:
+        problem = replace(problem, responses=problem.responses.to(images=problem.responses.images))
     coordinates = Coordinates(problem, solution, random, pairs)
     images = torch.arange(problem.n) if images is None else images
     batch = min(batch, len(images))
@@ -97,7 +103,8 @@ def descend(
     steps = max(1, math.ceil(epochs * epoch))
     warm_up = min(WARM_UP, math.ceil(0.3 * steps))
     still = min(STILL, warm_up // 3)
-    descent = _Descent(coordinates.start, (filter_rate, weight_rate, weight_rate), len(images), random)
+    owners = problem.responses.owners[images]
+    descent = _Descent(coordinates.start, (filter_rate, weight_rate, weight_rate), owners, random)
     if state is not None:
         descent.load(state)
     deadline, problem = problem.deadline, problem.until(NEVER)  # a mini-batch takes no time
@@ -105,8 +112,9 @@ def descend(
         problem, responses=problem.responses.to(patch_dtype=patch_dtype or _fast_dtype(problem.responses))
     )
     while (step := len(descent.values)) < steps and not deadline.passed:
-        part = _moved(problem.batch(images[descent.draw(batch)]), crops, random)
-        value, slopes = balanced_gradients(part, coordinates.network(descent.parts))
+        chosen = images[descent.draw(batch)]
+        moves = random_moves(len(chosen), crops, random) if crops else chosen.new_zeros(len(chosen), 2)
+        value, slopes = batch_gradients(problem, coordinates.network(descent.parts), chosen, crops, moves)
         warmth = min(1.0, max(0.0, (step + 1 - still) / (warm_up - still)))
         descent.step(value, coordinates.pullback(*slopes), warmth * 0.5 * (1 + math.cos(math.pi * step / steps)))
         if descent.astray(still):
@@ -132,11 +140,11 @@ class _Descent:
         Of its rates that it goes at.
     """
 
-    def __init__(self, start: list[Tensor], rates: tuple[float, ...], n_images: int, random: torch.Generator) -> None:
+    def __init__(self, start: list[Tensor], rates: tuple[float, ...], owners: Tensor, random: torch.Generator) -> None:
         self._start, self._random, self.share = start, random, 1.0
         self._rates = [rate * float(part.square().mean().sqrt()) for rate, part in zip(rates, start, strict=True)]
-        self._order = self._shuffled(n_images)
-        self._n_images = n_images
+        self._owners = owners
+        self._order = self._shuffled()
         self._begin()
 
     def _begin(self) -> None:
@@ -156,14 +164,20 @@ class _Descent:
         return not sum(self.values[-still:]) <= ASTRAY * sum(self.values[:still])
 
     def draw(self, batch: int) -> Tensor:
-        """The next images: every one of them before any comes again."""
+        """The next images: every one of them before any comes again, and of each process as many as its share."""
         if len(self._order) < batch:
-            self._order = torch.cat([self._order, self._shuffled(self._n_images)])
+            self._order = torch.cat([self._order, self._shuffled()])
         chosen, self._order = self._order[:batch], self._order[batch:]
         return chosen
 
-    def _shuffled(self, count: int) -> Tensor:
-        return torch.randperm(count, generator=self._random)
+    def _shuffled(self) -> Tensor:
+        order = torch.randperm(len(self._owners), generator=self._random)
+        place = torch.empty(len(order), dtype=torch.float64)
+        for owner in self._owners.unique():
+            own = self._owners[order] == owner
+            count = int(own.sum())
+            place[own] = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+        return order[place.argsort(stable=True)]
 
     def step(self, value: float, slopes: list[Tensor], length: float) -> None:
         """Go down the `slopes` of the objective, which is `value` here, at `length` times the rates."""
@@ -190,14 +204,6 @@ class _Descent:
             part.copy_(state[f"part-{k}"])
             moments = {name: state[f"{name}-{k}"].clone().to(part.device) for name in MOMENTS}
             self._adam.state[part] = moments | {"step": torch.tensor(float(len(self.values)))}
-
-
-def _moved(problem: Problem, pixels: int, random: torch.Generator) -> Problem:
-    """The problem on its images, each moved at random."""
-    if not pixels:
-        return problem
-    images = randomly_moved(problem.responses.images[:], pixels, random)
-    return replace(problem, responses=problem.responses.to(images=images))
 
 
 def _fast_dtype(responses: Responses) -> torch.dtype:

@@ -1,0 +1,34 @@
+"""A launcher for many small processes: `python crew.py SIZE SEGMENT COMMAND...` runs `convcvx COMMAND...` in SIZE.
+
+It imports convcvx once and forks, which torchrun does not: eight processes start in the time of one. SEGMENT is how
+many images are worth a segment of their own, so that a few hundred are shared out as a million would be.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+
+import torch.distributed  # noqa: F401  (before the fork: it is slow to import)
+
+from convcvx.cli import main
+from convcvx.responses import portions
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+if __name__ == "__main__":
+    size, portions.SEGMENT = int(sys.argv[1]), int(sys.argv[2])
+    sys.argv = ["convcvx", *sys.argv[3:]]
+    os.environ |= {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    os.environ["RANK"] = "0"
+    for rank in range(1, size):
+        if os.fork() == 0:
+            os.environ["RANK"] = str(rank)
+            break
+    main()

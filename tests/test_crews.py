@@ -1,0 +1,119 @@
+"""Many small processes that train together: dictionaries, slides and stacks as in one, restarts, and limits of time."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from convcvx.responses.processes import GO_ON
+
+CREW = Path(__file__).parent / "helpers" / "crew.py"
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+DICTIONARY = (
+    "train --kernel-size 3 --padding 1 --pool 2 --dictionary 16 --dictionary-source kmeans --threshold 0.25 --flips "
+    "--whiten --hidden-bias --max-rounds 0 --tune 0.1 --tol 1 --json"
+)
+STACK = (
+    "stack --limit 300 --validation 0.2 --stages 2 --kernel-size 3 --padding 1 --pool 2 --dictionary 16 --flips yes "
+    "--whiten yes --hidden-bias --max-rounds 0 --tol 1 --channels 8 --heads joint --json"
+)
+OBJECTIVES = ("primal", "beta", "beta_max", "train_accuracy", "test_accuracy", "n_filters")
+
+
+def crew(size: int, segment: int, command: str, out: Path) -> subprocess.CompletedProcess[str]:
+    """`command` in `size` processes, each of which has images by segments of `segment`."""
+    whole = [sys.executable, str(CREW), str(size), str(segment), *command.split(), "--out", str(out)]
+    return subprocess.run(whole, capture_output=True, text=True, env=ENVIRONMENT, timeout=400)
+
+
+def result_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    return json.loads(line)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("limit", "segment", "sizes"),
+    [(300, 10, (2, 4, 8)), (12, 1, (11,))],  # the last: shares of one image, and processes that have none
+)
+def test_a_dictionary_is_that_of_one_process_in_however_many(tmp_path, limit, segment, sizes):
+    alone = result_of(crew(1, segment, f"{DICTIONARY} --limit {limit}", tmp_path / "1"))
+    for size in sizes:
+        together = result_of(crew(size, segment, f"{DICTIONARY} --limit {limit}", tmp_path / str(size)))
+        for name in OBJECTIVES:
+            assert together[name] == pytest.approx(alone[name], rel=1e-6), (size, name)
+        assert together["family_gap"] == pytest.approx(alone["family_gap"], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_a_stack_with_joint_heads_is_that_of_one_process(tmp_path):
+    alone = result_of(crew(1, 20, STACK, tmp_path / "1"))
+    together = result_of(crew(3, 20, STACK, tmp_path / "3"))
+    assert len(together["stages"]) == len(alone["stages"]) == 2
+    for ours, theirs in zip(together["stages"], alone["stages"], strict=True):
+        for name in (*OBJECTIVES, "kept", "score", *(name for name in theirs if name.startswith("joint"))):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-6), name
+    files = [sorted(path.name for path in (tmp_path / run).iterdir()) for run in ("1", "3")]
+    assert files[0] == files[1]
+
+
+@pytest.mark.slow
+def test_a_slide_in_three_processes_reaches_what_one_reaches(tmp_path):
+    """Not the same steps: mini-batches are drawn of the images of each. The objective is as good."""
+    sliding = f"{DICTIONARY} --limit 300 --slide 20 --beta-ratio 0.01"
+    alone, together = (result_of(crew(size, 20, sliding, tmp_path / str(size))) for size in (1, 3))
+    still = result_of(crew(1, 20, f"{DICTIONARY} --limit 300 --beta-ratio 0.01", tmp_path / "still"))
+    assert together["primal"] == pytest.approx(alone["primal"], rel=0.05)
+    assert together["primal"] != alone["primal"]
+    assert still["primal"] > 1.1 * max(alone["primal"], together["primal"])
+
+
+@pytest.mark.slow
+def test_all_end_when_the_time_is_over(tmp_path):
+    began = time.monotonic()
+    done = crew(3, 20, f"{DICTIONARY} --limit 300 --slide 100000 --time-limit 20", tmp_path / "run")
+    metrics = result_of(done)
+    assert metrics["seconds"] < 40
+    assert time.monotonic() - began < 200  # with starting three processes on busy cores
+    assert not any("Traceback" in line for line in done.stderr.splitlines())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_process_is_started_anew_and_goes_on(tmp_path, rank):
+    out = tmp_path / "run"
+    small = tmp_path / "small.py"
+    small.write_text(
+        "from convcvx.cli import main\nfrom convcvx.responses import portions\nportions.SEGMENT = 20\nmain()"
+    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    sliding = f"{DICTIONARY} --limit 300 --slide 60 --out {out}".split()
+    running = subprocess.Popen(
+        [*torchrun, "--nproc-per-node", "2", "--max-restarts", "1", str(small), *sliding],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+    )
+    deadline = time.monotonic() + 200
+    while not (out / "descent.safetensors").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    for pid in Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split():
+        if f"RANK={rank}" in Path(f"/proc/{pid}/environ").read_text().split("\0"):
+            os.kill(int(pid), signal.SIGKILL)
+    output, text = running.communicate(timeout=300)
+    assert running.returncode == 0, text
+    assert json.loads(output.splitlines()[-1])["status"] == "converged"
+    assert GO_ON in text
+    assert "from where it was" in text
+    assert (out / "metrics.json").exists()
