@@ -19,7 +19,7 @@ from convcvx.data.datasets import load, split
 from convcvx.errors import InputError, RunError
 from convcvx.network.architecture import Architecture
 from convcvx.network.two_layer import TwoLayerCNN, two_layer_cnn
-from convcvx.report import write_stack_report
+from convcvx.report import write_report, write_stack_report
 from convcvx.stack.features import feature_shape, fit_link, stream_features
 from convcvx.stack.jobs import StackRun, stack_job, stage_data
 from convcvx.stack.network import StackedCNN, stacked_cnn
@@ -225,6 +225,7 @@ def test_the_report_of_a_stack_is_well_formed_and_names_every_stage(two):
     run, result = two
     text = write_stack_report(run).read_text()
     ElementTree.fromstring(text)
+    assert "Where filter" in write_report(run.stage(2)).read_text()  # of a stage alone, on its features
     assert all(f"Filters of stage {number}" in text for number in (1, 2))
     assert all(f"{record['primal']:.6g}" in text and record["meaning"] in text for record in result["stages"])
 

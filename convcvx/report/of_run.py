@@ -23,8 +23,9 @@ from convcvx.report.page import (
     render,
     result_rows,
 )
+from convcvx.stack.jobs import stage_data
 from convcvx.training.options import TrainConfig
-from convcvx.training.resolve import run_data
+from convcvx.training.resolve import Data, run_data
 from convcvx.training.run import FILES, Run
 
 ELSEWHERE = (
@@ -51,7 +52,7 @@ def write_report(run: Run) -> Path:
     """
     metrics, config, history = run.metrics, run.config, run.history
     network = two_layer_cnn(run.folder)
-    seen, why = seen_or_why(network, lambda: run_data(run, config, download=False), config.loss)
+    seen, why = seen_or_why(network, lambda: _data(run, config), config.loss)
     meant = ranks(run, config, network)
     page = render(
         "run.html",
@@ -82,6 +83,12 @@ def write_report(run: Run) -> Path:
         **evidence_parts(seen, why, "confusion"),
     )
     return run.save_report(page)
+
+
+def _data(run: Run, config: TrainConfig) -> Data:
+    """What the network of a run was given: images, or the features of a stage of a stack."""
+    data = run_data(run, config, download=False)
+    return stage_data(run, data) or data
 
 
 def ranks(run: Run, config: TrainConfig, network: TwoLayerCNN) -> dict[str, int]:
