@@ -111,7 +111,7 @@ def count() -> None:
     with Team.of_torchrun() as team:
         data = read(n)
         team.share_out(data, read, n)
-        embedding = PatchEmbedding.fit(data, PatchSpec(5))
+        embedding = PatchEmbedding.fit(data, PatchSpec((5, 5)))
         targets = torch.arange(n) % c
         problem = build_problem(data, targets, 1e-3, embedding=embedding, pooling=2, responses=team.responses)
         responses = problem.responses.to(dtype=torch.float32)

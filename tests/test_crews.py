@@ -80,10 +80,10 @@ def test_a_slide_in_three_processes_reaches_what_one_reaches(tmp_path):
 @pytest.mark.slow
 def test_all_end_when_the_time_is_over(tmp_path):
     began = time.monotonic()
-    done = crew(3, 20, f"{DICTIONARY} --limit 300 --slide 100000 --time-limit 20", tmp_path / "run")
+    done = crew(3, 20, f"{DICTIONARY} --limit 300 --slide 100000 --time-limit 40", tmp_path / "run")
     metrics = result_of(done)
-    assert metrics["seconds"] < 40
-    assert time.monotonic() - began < 200  # with starting three processes on busy cores
+    assert metrics["seconds"] < 80
+    assert time.monotonic() - began < 240  # with starting three processes on busy cores
     assert not any("Traceback" in line for line in done.stderr.splitlines())
 
 

@@ -492,10 +492,12 @@ def test_a_team_started_anew_goes_on_and_is_not_started_again(tmp_path, monkeypa
     cli(short, "--out", out, code=2)  # there is one
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    known = (out / "state.safetensors").read_bytes()
+    marked = out / "environment.json"  # written once, where a run begins
+    marked.write_text(json.dumps({"marked": True}))
     cli(short, "--out", out, code=0)
     (out / "metrics.json").unlink()
     cli(short, "--overwrite", "--out", out, code=0)  # unfinished: what it was replaced with, of the same options
-    assert (out / "state.safetensors").read_bytes() == known
+    assert "marked" in json.loads(marked.read_text())
     cli(short, "--seed", "1", "--overwrite", "--out", out, code=0)  # finished: what was to be replaced
     assert json.loads((out / "config.json").read_text())["seed"] == 1
+    assert "marked" not in json.loads(marked.read_text())

@@ -13,7 +13,9 @@ from time import perf_counter
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from convcvx.budget import OutOfTime
 from convcvx.data.augment import VERSIONS
+from convcvx.errors import InputError
 from convcvx.machine.memory import check_memory
 from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
@@ -62,7 +64,11 @@ def start_from_dictionary(
     if descent is None:
         # Where filters go on to slide, the loss chooses: the error is all but flat over decades of β.
         score = by_loss if config.slide else by_error
-        fit = _fit(drawn_filters(config, problem), config, problem, report, score=score)
+        try:
+            drawn = drawn_filters(config, problem)
+        except OutOfTime:
+            raise InputError("time_limit ended before the filters of the dictionary were drawn; raise it") from None
+        fit = _fit(drawn, config, problem, report, score=score)
         start, beta = fit.solution, fit.beta
     else:
         start, beta, state = descent

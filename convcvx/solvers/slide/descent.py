@@ -94,6 +94,7 @@ def descend(
     random = torch.Generator().manual_seed(seed)
     if not shared and problem.responses.n_processes > 1:
         problem = replace(problem, responses=problem.responses.to(images=problem.responses.images))
+    deadline, problem = problem.deadline, problem.until(NEVER)  # a sample or a mini-batch takes no time
     coordinates = Coordinates(problem, solution, random, pairs)
     images = torch.arange(problem.n) if images is None else images
     batch = min(batch, len(images))
@@ -107,7 +108,6 @@ def descend(
     descent = _Descent(coordinates.start, (filter_rate, weight_rate, weight_rate), owners, random)
     if state is not None:
         descent.load(state)
-    deadline, problem = problem.deadline, problem.until(NEVER)  # a mini-batch takes no time
     problem = replace(
         problem, responses=problem.responses.to(patch_dtype=patch_dtype or _fast_dtype(problem.responses))
     )
