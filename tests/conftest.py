@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 # Waiting threads that spin starve the working ones on a shared machine; to be set before torch loads.
@@ -24,3 +26,22 @@ def shared_data() -> Path:
             pytest.fail(f"CI needs the real data in {SHARED}")
         pytest.skip(f"no real data in {SHARED}")
     return SHARED
+
+
+@pytest.fixture
+def counted(record_property: Callable[[str, object], None]) -> Callable[[str, int], None]:
+    """Count what a test has judged, killed or fuzzed: the sums over all processes are printed at the end."""
+    return lambda what, number: record_property("counted", (what, number))
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    sums: Counter[str] = Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if getattr(report, "when", None) == "teardown":  # one a test, when it has counted everything
+                for what, number in (value for name, value in report.user_properties if name == "counted"):
+                    sums[what] += number
+    if sums:
+        terminalreporter.section("counted, none of them with a fault where tests pass")
+        for what, number in sums.items():
+            terminalreporter.write_line(f"{number:,} {what}")

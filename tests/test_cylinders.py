@@ -247,7 +247,7 @@ def test_a_certificate_by_cylinders_is_a_proof_and_names_what_proved_it():
 
 
 @pytest.mark.slow
-def test_on_a_thousand_small_problems_no_rigorous_bound_is_below_the_exact_maximum(monkeypatch):
+def test_on_a_thousand_small_problems_no_rigorous_bound_is_below_the_exact_maximum(monkeypatch, counted):
     """Of all rigorous oracles; ranks 1 to 4, one to three cells, both losses."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
     proofs = importlib.import_module("proofs")
@@ -257,3 +257,4 @@ def test_on_a_thousand_small_problems_no_rigorous_bound_is_below_the_exact_maxim
             assert ratio >= proofs.EQUAL, (name, seed)
             counts[name] += 1
     assert min(counts.values()) > 900
+    counted("bounds of oracles judged", sum(counts.values()))

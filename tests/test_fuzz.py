@@ -52,16 +52,10 @@ COUNTED: Counter[str] = Counter()
 
 
 @pytest.fixture(scope="module", autouse=True)
-def told(request):
-    """Print how many inputs there were."""
+def little_memory():
     before = peak_memory_mb()
     yield
     assert peak_memory_mb() - before < MEGABYTES
-    plugins = request.config.pluginmanager
-    if plugins.get_plugin("terminalreporter") is None or request.session.testsfailed:  # a process of several has none
-        return
-    with plugins.get_plugin("capturemanager").global_and_fixture_disabled():
-        print(f"\nfuzzed {COUNTED.total()} inputs: 0 faults ({dict(COUNTED)})", flush=True)
 
 
 @pytest.fixture(autouse=True)
@@ -315,7 +309,9 @@ def configs(data: st.DataObject) -> None:
 KINDS = {kind.__name__: kind for kind in (arrays, files, run_folders, folders, options, configs)}
 
 
-def fuzz(kind: str, count: int) -> None:
+def fuzz(kind: str, count: int) -> int:
+    """Try `count` inputs of a kind, or more; how many."""
+
     @settings(
         max_examples=count, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
     )
@@ -329,17 +325,18 @@ def fuzz(kind: str, count: int) -> None:
     before = COUNTED[kind]
     one()
     assert COUNTED[kind] - before >= count
+    return COUNTED[kind] - before
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_few_inputs_are_taken_or_refused(kind):
-    fuzz(kind, FEW)
+def test_a_few_inputs_are_taken_or_refused(kind, counted):
+    counted("inputs fuzzed", fuzz(kind, FEW))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_many_inputs_are_taken_or_refused(kind):
-    fuzz(kind, MANY)
+def test_many_inputs_are_taken_or_refused(kind, counted):
+    counted("inputs fuzzed", fuzz(kind, MANY))
 
 
 def test_negative_control_a_fault_is_found(monkeypatch):

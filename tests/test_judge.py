@@ -4,7 +4,7 @@ No certificate may claim a bound above the exact objective of any network known 
 maximum below an exact g. Nothing is allowed in favour of a bound: not even the last bit of a float64.
 
 Each family runs a few seeds by default and all of them under `-m slow`, which then have judged 1,000 certificates and
-more; each test prints what it has judged.
+more; how many is said at the end of the run.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import ast
 import itertools
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -59,16 +58,10 @@ CONDITIONED = 128 * UNIT
 # --- From the judge's problems to convcvx -----------------------------------------------------------------------------
 
 
-JUDGED: Counter[str] = Counter()
-"""What this run has judged."""
-
-
 @pytest.fixture(scope="module", autouse=True)
-def total(request) -> Iterator[None]:
+def exactly() -> Iterator[None]:
     with mpmath.workdps(judge.DIGITS):
         yield
-    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-        print("\njudged in all: " + ", ".join(f"{count} {what}" for what, count in JUDGED.items()))
 
 
 def built(problem: judge.Problem) -> Problem:
@@ -691,7 +684,7 @@ def families() -> list:
 
 
 @pytest.mark.parametrize(("family", "seeds"), families())
-def test_no_certificate_claims_more_than_is_true(family: str, seeds: range, capsys) -> None:
+def test_no_certificate_claims_more_than_is_true(family: str, seeds: range, counted) -> None:
     trials = [trial for seed in seeds for trial in FAMILIES[family].trials(seed)]
     faults = [fault for trial in trials for fault in trial.verdict()]
     claims = [certificate for trial in trials for _, _, certificate in trial.claims]
@@ -699,13 +692,12 @@ def test_no_certificate_claims_more_than_is_true(family: str, seeds: range, caps
     tight = sum(certificate.rel_gap < 1e-6 for certificate in proofs)
     networks = sum(len(trial.networks) for trial in trials)
     refused = sum(trial.refused for trial in trials)
-    JUDGED["certificates"] += len(claims)
-    JUDGED["networks"] += networks
-    with capsys.disabled():
-        print(
-            f"\njudged {family}: {len(claims)} certificates of {networks} networks on {len(trials)} problems, "
-            f"{len(proofs)} proofs, {tight} tight to 1e-6, {refused} refused, {len(faults)} faults"
-        )
+    counted("certificates judged", len(claims))
+    counted("networks judged", networks)
+    print(
+        f"judged {family}: {len(claims)} certificates of {networks} networks on {len(trials)} problems, "
+        f"{len(proofs)} proofs, {tight} tight to 1e-6, {refused} refused, {len(faults)} faults"
+    )
     assert not faults, "\n".join(faults)
     expected = FAMILIES[family].certificates * len(seeds)
     assert len(claims) + refused >= expected
@@ -766,7 +758,7 @@ MORE = tuple(seed for seed in range(40) if seed not in FEW)
 @pytest.mark.parametrize("oracle", ["exact", "branch-and-bound", "copositive"])
 @pytest.mark.parametrize("formula", judge.KNOWN)
 @pytest.mark.parametrize("seeds", [FEW, pytest.param(MORE, marks=pytest.mark.slow)], ids=["few", "more"])
-def test_bounds_keep_below_optima_known_by_formula(formula: str, oracle: str, seeds: range, capsys) -> None:
+def test_bounds_keep_below_optima_known_by_formula(formula: str, oracle: str, seeds: range, counted) -> None:
     faults, count = [], 0
     for seed in seeds:
         problem = known_problem(formula, seed)
@@ -782,10 +774,9 @@ def test_bounds_keep_below_optima_known_by_formula(formula: str, oracle: str, se
         ]
         faults += trial.verdict()
         count += len(trial.claims)
-        JUDGED["networks"] += len(trial.networks)
-    JUDGED["certificates"] += count
-    with capsys.disabled():
-        print(f"\njudged {formula} with {oracle}: {count} certificates, {len(faults)} faults")
+        counted("networks judged", len(trial.networks))
+    counted("certificates judged", count)
+    print(f"judged {formula} with {oracle}: {count} certificates, {len(faults)} faults")
     assert not faults, "\n".join(faults)
 
 
@@ -810,7 +801,7 @@ def test_the_formulas_are_reached(formula: str) -> None:
 @pytest.mark.parametrize("oracle", ["exact", "branch-and-bound", "copositive"])
 @pytest.mark.parametrize("loss", ["squared", "cross-entropy"])
 @pytest.mark.parametrize("seeds", [range(6), pytest.param(range(6, 60), marks=pytest.mark.slow)], ids=["few", "more"])
-def test_above_beta_max_the_bound_keeps_below_the_best_constant(loss: str, oracle: str, seeds: range, capsys) -> None:
+def test_above_beta_max_the_bound_keeps_below_the_best_constant(loss: str, oracle: str, seeds: range, counted) -> None:
     faults, loose = [], 0
     for seed in seeds:
         problem = random_problem(9_000 + seed, loss=loss, rank=1 + seed % 3)
@@ -820,9 +811,8 @@ def test_above_beta_max_the_bound_keeps_below_the_best_constant(loss: str, oracl
         certificate = trial.certify(0, oracle, 1e-3)
         faults += trial.verdict()
         loose += certificate is not None and not certificate.dual >= trial.ceiling * (1 - mpf("1e-3"))
-    JUDGED["certificates"] += len(seeds)
-    with capsys.disabled():
-        print(f"\njudged constants with {oracle}: {len(seeds)} certificates, {len(faults)} faults, {loose} loose")
+    counted("certificates judged", len(seeds))
+    print(f"judged constants with {oracle}: {len(seeds)} certificates, {len(faults)} faults, {loose} loose")
     assert not faults, "\n".join(faults)
     assert not loose
 
@@ -924,7 +914,7 @@ def rigorous_oracles(rank: int) -> list:
 
 @pytest.mark.parametrize("kind", CHARGES)
 @pytest.mark.parametrize("seeds", [range(6), pytest.param(range(6, 60), marks=pytest.mark.slow)], ids=["few", "more"])
-def test_no_filter_beats_the_bound_of_a_rigorous_oracle(kind: str, seeds: range, capsys) -> None:
+def test_no_filter_beats_the_bound_of_a_rigorous_oracle(kind: str, seeds: range, counted) -> None:
     faults, bounds, points, loosest = [], 0, 0, 0.0
     for seed in seeds:
         problem, z = charged_problem(kind, seed)
@@ -957,9 +947,8 @@ def test_no_filter_beats_the_bound_of_a_rigorous_oracle(kind: str, seeds: range,
                 reached = g_of(problem, z, u)
                 if not abs(value - reached) <= 8 * UNIT * total:
                     faults.append(f"{where}: says g = {value!r} of a filter with {reached!r}")
-    JUDGED["bounds of oracles"] += bounds
-    with capsys.disabled():
-        print(f"\njudged {kind}: {bounds} bounds at {points} filters, loosest {loosest:.0e}, {len(faults)} faults")
+    counted("bounds of oracles judged", bounds)
+    print(f"judged {kind}: {bounds} bounds at {points} filters, loosest {loosest:.0e}, {len(faults)} faults")
     assert not faults, "\n".join(faults)
 
 

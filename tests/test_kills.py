@@ -215,11 +215,13 @@ def check_that_it_goes_on(tmp_path: Path, command: str, whole: dict[str, Any], *
 @pytest.mark.slow
 @pytest.mark.parametrize("full", [False, True], ids=["killed", "full"])
 @pytest.mark.parametrize("command", [TRAIN, SLIDE, STACK], ids=["train", "slide", "stack"])
-def test_a_run_goes_on_from_every_file_operation_at_which_it_is_struck(command, full, tmp_path, reference, request):
+def test_a_run_goes_on_from_every_file_operation_at_which_it_is_struck(
+    command, full, tmp_path, reference, request, counted
+):
     if command is STACK:  # as many operations as three trainings, each of them trainings of its own
         request.getfixturevalue("replayed")
     struck = check_that_it_goes_on(tmp_path, command, reference(command), full=full)
-    print(f"{command.split()[0]}, {'disk full' if full else 'killed'} {struck} times: 0 lost")
+    counted("runs struck by a full disk, 0 lost" if full else "runs killed, 0 lost", struck)
     assert struck > 20
 
 
@@ -287,9 +289,9 @@ def check_settled(root: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-def test_two_kills_around_overwrite_lose_nothing(tmp_path, reference, replayed):
+def test_two_kills_around_overwrite_lose_nothing(tmp_path, reference, replayed, counted):
     kills = check_replacement(tmp_path, reference, range(1, 1000), 5)
-    print(f"--overwrite killed {kills} times: 0 lost")
+    counted("replaced runs killed twice, 0 lost", kills)
     assert kills > 500
 
 
