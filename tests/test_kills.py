@@ -102,7 +102,7 @@ sys.addaudithook(DISK)
 
 @pytest.fixture(autouse=True)
 def cheap(monkeypatch) -> None:
-    monkeypatch.setattr(convcvx.training.resolve, "load", functools.cache(convcvx.training.resolve.load))
+    monkeypatch.setattr(convcvx.training.resolve, "load_sets", functools.cache(convcvx.training.resolve.load_sets))
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 

@@ -436,4 +436,4 @@ def test_patches_of_normalised_contrast_are_as_long_as_they_can_be_at_most():
     problem = build_problem(images, torch.arange(6) % 2, 0.1, spec=spec)
     point = problem.dual_point(problem.constant_predictions())
     reached = float(g(problem, sphere(200, problem.responses.dim), point).max())
-    assert 0 < reached <= bound_by_lengths(problem, point) < 20 * reached
+    assert 0 < reached <= bound_by_lengths(problem, point) < 30 * reached
