@@ -483,7 +483,7 @@ def test_a_light_certificate_of_a_large_network_agrees_with_the_full_one(monkeyp
     problem = flat_problem(n=200, dim=6, beta=0.01)
     filters, weights, _ = random_parameters(problem, 40, scale=0.05)
     full = certify_parameters(problem, filters, weights, oracle="local")
-    monkeypatch.setattr("convcvx.certificate.LARGE", 0)
+    monkeypatch.setattr("convcvx.certificate.parameters.LARGE", 0)
     light = certify_parameters(problem.with_dtype(torch.float32), filters, weights, oracle="local")
     assert light.primal == pytest.approx(full.primal, rel=1e-5)
     assert light.dual <= light.primal

@@ -1,0 +1,192 @@
+"""What a certificate says: values, their scope, and the words for both."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from convcvx.display.words import bounds, claims, rows
+from convcvx.errors import InputError
+from convcvx.oracles.lengths import NAME as LENGTHS
+from convcvx.oracles.scope import Scope
+from convcvx.problem import relative_gap
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Primal and dual value of a network, and what the difference means.
+
+    Attributes
+    ----------
+    primal : float
+        Σ_i s_i ℓ(f_i, y_i) + β Σ_j ‖V_j‖_F at unit filters; s_i = 1/n without weights of the images.
+    dual : float
+        Lower bound on the optimum over networks of any width, within `scope`.
+    rel_gap : float
+        (primal - dual) / primal.
+    scope : Scope
+        Or its text: what was searched.
+    beta : float
+    g_max : float
+        What the dual point was scaled by, against β: a true upper bound on max g, over all filters if `scope` is
+        global, over those of the sampled patterns if it is sampled; the largest g found if it is heuristic.
+    loss : str
+    intercept : bool
+    n_images, n_filters, patch_rank : int
+    filter_rank, filter_size : int or None
+        r and h: filters lie in r principal directions of the patches, of h, and networks with others are not spoken of.
+        None in files of earlier versions.
+    family, family_size, family_gap : str, int, float or None
+        A family of filters in words, how many these are, and how much lower than `primal`, as a share of it, the
+        objective of a network over them may be at most: a proof whatever the scope is, and the gap itself if that is
+        family. With flips it is of the images and their mirror images. None where no family was looked at.
+    optimum : dict or None
+        What it tells, as `convcvx.optimum` has it: `slope`, Σ_j ‖V_j‖, the derivative of the optimal value by β, and
+        bounds `slope_low`, `slope_high` on it, `proved` or not; `active` directions found where g reaches β, and
+        how many are `active_used` by the network, None where the gap is above 1 %. None in files of earlier versions.
+    proved : float or None
+        Lower bound on the objective of every network that is proved, whatever `scope` says of `dual`: beside an
+        estimate the best that a few passes prove, weak perhaps; `dual` where that is a proof for all networks. None
+        where none is known: in files of earlier versions.
+    proved_gap : float or None
+        (primal - proved) / primal.
+    proved_by : str or None
+        Which bound that was, in words.
+    oracle : str
+    search : dict
+        The oracle's own statistics: starts and basins, or cells.
+    train_accuracy : float or None
+        Share of the images whose largest output is at the largest target, each counting for what it does in the
+        objective; of no meaning for real targets.
+    """
+
+    primal: float
+    dual: float
+    rel_gap: float
+    scope: Scope
+    beta: float
+    g_max: float
+    loss: str
+    intercept: bool
+    n_images: int
+    n_filters: int
+    patch_rank: int
+    oracle: str
+    search: dict[str, Any] = field(default_factory=dict)
+    train_accuracy: float | None = None
+    filter_rank: int | None = None
+    filter_size: int | None = None
+    family: str | None = None
+    family_size: int | None = None
+    family_gap: float | None = None
+    optimum: dict[str, Any] | None = None
+    proved: float | None = None
+    proved_gap: float | None = None
+    proved_by: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scope", Scope(self.scope))
+        if self.scope.for_all:
+            for name, value in (("proved", self.dual), ("proved_gap", self.rel_gap), ("proved_by", self.oracle)):
+                object.__setattr__(self, name, value)
+
+    @property
+    def meaning(self) -> str:
+        """The scope in words, and the filters meant; of a local search also what it saw; what cut the search short."""
+        said = self.scope.meaning
+        if self.scope is Scope.FAMILY and self.family_size:
+            named = self.family or "filters"
+            said = said.replace("the filters of a family", f"the {self.family_size:,} {named} of the family")
+        if self.filter_rank != self.filter_size:
+            said += f"; among networks whose filters are of rank {self.filter_rank} of {self.filter_size}"
+        stopped = self.search.get("stopped") == "time_limit"
+        if stopped and self.g_max == math.inf:
+            return "no bound but zero, which no loss is below: the time limit left no time for a search"
+        cut = "; the time limit cut it short" if stopped else ""
+        if stopped and self.oracle == LENGTHS:
+            cut = "; from the lengths of the patches alone, as the time limit left no time for a search"
+        if self.search.get("stopped") == "hopeless":
+            cut = "; the search ended early: it shows a gap that is large and would only grow"
+        if not {"starts", "basins", "unseen_mass"} <= set(self.search):
+            return said + cut
+        return (
+            f"{said} ({self.search['starts']} climbs ended in {self.search['basins']} distinct maxima; "
+            f"another climb would find a new one with probability about {self.search['unseen_mass']:.2f}, Good-Turing)"
+            f"{cut}"
+        )
+
+    def with_bound_of(self, other: Certificate) -> Certificate:
+        """The same network against the better of two lower bounds on the same problem: a proof before an estimate.
+
+        A sampled bound holds for the patterns of the network it was computed for, and never passes to another.
+
+        Raises
+        ------
+        InputError
+            When `other` certifies another problem.
+        """
+        for name in ("beta", "loss", "intercept", "n_images", "patch_rank", "filter_rank"):
+            if getattr(self, name) != getattr(other, name):
+                raise InputError(
+                    f"the lower bound of another problem does not hold here: {name} is {getattr(self, name)!r}, not "
+                    f"{getattr(other, name)!r}"
+                )
+        taken: dict[str, Any] = {}
+        if other.scope.shared and other._standing > self._standing:
+            taken = {name: getattr(other, name) for name in ("dual", "scope", "g_max", "oracle", "search")}
+            taken["rel_gap"] = relative_gap(self.primal, other.dual)
+        if other.proved is not None and not (self.proved is not None and self.proved >= other.proved):
+            proved_gap = relative_gap(self.primal, other.proved)
+            taken |= {"proved": other.proved, "proved_gap": proved_gap, "proved_by": other.proved_by}
+        return replace(self, **taken) if taken else self
+
+    @property
+    def _standing(self) -> tuple[bool, bool, float]:
+        """By which lower bounds are compared: proofs for all networks, then for some, then estimates."""
+        return self.scope.for_all, self.scope.proved, self.dual
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"meaning": self.meaning}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Certificate:
+        return cls(**{k: v for k, v in values.items() if k != "meaning"})
+
+    def __str__(self) -> str:
+        bound = "lower bound" if self.scope.for_all else f"lower bound ({self.scope})"
+        return (
+            f"objective {self.primal:.8g}, {bound} {self.dual:.8g}, relative gap {self.rel_gap:.2e}\n"
+            f"scope {self.scope}: {self.meaning}" + (f"\n{self.beside}" if self.beside else "")
+        )
+
+    def _repr_html_(self) -> str:
+        from convcvx.display.html import notebook  # Jinja: on use
+
+        values = asdict(self)
+        shown = ("primal", "dual", "rel_gap", "beta", "loss", "n_filters")
+        return notebook(
+            title="Certificate",
+            claims=claims(values),
+            rows=rows({name: values[name] for name in shown}),
+            note=f"Scope {self.scope}: {self.meaning}.",
+        )
+
+    def plot(self) -> Figure:
+        """The objective and the lower bounds on one line, those proved for every network solid: a matplotlib figure."""
+        from convcvx.display.figures import bounds_figure  # matplotlib: on use
+
+        return bounds_figure(bounds(asdict(self)), self.primal)
+
+    @property
+    def beside(self) -> str:
+        """What is proved for all networks where `dual` is not, in a line; empty where that is known already."""
+        if self.scope.for_all or self.proved is None or self.proved_gap is None:
+            return ""
+        return (
+            f"proved for every network, by {self.proved_by}: lower bound {self.proved:.8g}, "
+            f"relative gap {self.proved_gap:.2e}"
+        )
