@@ -117,12 +117,14 @@ def certify_on(
     dual_point: Tensor | None = None,
     training: Sequence[Mapping[str, Any]] | None = None,
     rounds: Sequence[Mapping[str, Any]] = (),
+    outputs: Tensor | None = None,
 ) -> Certificate:
     """As `certify`, on a `problem` that is there already: its images, embedding, pooling and β are believed.
 
     `training` is the history of a training that ends with this certificate: the local search of oracle "auto" or
     "local" then costs about a fifth of the training's own searches, and ends where the gap it shows is hopeless;
-    `meaning` says so. Without it the search makes its full effort. `rounds` as in `certify_parameters`.
+    `meaning` says so. Without it the search makes its full effort. `rounds` as in `certify_parameters`. `outputs`
+    (n, c) are what `outputs_without_intercept` gives, where that has been asked already.
     """
     deadline, problem = problem.deadline, problem.until(NEVER)  # what is read and checked has to be
     embedding = problem.responses.embedding
@@ -142,12 +144,18 @@ def certify_on(
             f"the network has {layers.classifier.out_features} outputs but the targets {problem.n_outputs}"
         )
     filters, weights, own = parameters_of(layers, embedding)
-    outputs = problem.responses.predict(filters, weights, torch.zeros(problem.n_outputs))
+    if outputs is None:
+        outputs = outputs_without_intercept(problem, filters, weights)
     _check_outputs(network, problem.responses.images, outputs, torch.zeros(problem.n_outputs) if own is None else own)
     options: dict[str, Any] = {"oracle": oracle, "tol": tol, "seed": seed, "dual_point": dual_point}
     return certify_parameters(
         problem.until(deadline), filters, weights, own, training=training, rounds=rounds, outputs=outputs, **options
     )
+
+
+def outputs_without_intercept(problem: Problem, filters: Tensor, weights: Tensor) -> Tensor:
+    """(n, c) predictions of filters (m, r) and weights (m, P, c), in the problem's own arithmetic, at any deadline."""
+    return problem.until(NEVER).responses.predict(filters, weights, torch.zeros(problem.n_outputs))
 
 
 def parameters_of(layers: Layers, embedding: PatchEmbedding) -> tuple[Tensor, Tensor, Tensor | None]:

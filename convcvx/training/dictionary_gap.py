@@ -40,6 +40,7 @@ def with_dictionary_gap(
     filters: Tensor,
     weights: Tensor,
     intercept: Tensor | None,
+    outputs: Tensor | None = None,
 ) -> Certificate:
     """`certificate` with the network's gap over the family that a dictionary stands for, if there is time to prove it.
 
@@ -55,17 +56,22 @@ def with_dictionary_gap(
     problem : Problem
     filters, weights, intercept : Tensor (m, r), (m, P, c), (c,)
         Those of the network as it is.
+    outputs : Tensor (n, c), optional
+        Its predictions without the intercept, in any arithmetic, where they are known: from these comes the dual point.
     """
     if config.dictionary is None or not bool(weights.any()):
         return certificate
     name = "filters of the dictionary"
     try:
+        if outputs is None:
+            outputs = problem.responses.predict(filters, weights, torch.zeros(problem.n_outputs))
+        dual_point = problem.dual_point(outputs)
         others = _unused(config, problem, normalize(filters))
         if config.flips and config.max_rounds == 0 and isinstance(problem.responses.images, Tensor):
             name += ", mirror images of images and filters included,"
-            size, gap = _mirrored_gap(problem, filters, weights, intercept, others)
+            size, gap = _mirrored_gap(problem, dual_point, filters, weights, intercept, others)
         else:
-            size, gap = _gap(problem, filters, weights, intercept, others)
+            size, gap = _gap(problem, dual_point, filters, weights, intercept, others)
     except OutOfTime:
         return certificate
     return replace(certificate, family=name, family_size=size, family_gap=gap)
@@ -81,11 +87,10 @@ def _unused(config: TrainConfig, problem: Problem, used: Tensor) -> Tensor:
 
 
 def _gap(
-    problem: Problem, filters: Tensor, weights: Tensor, intercept: Tensor | None, others: Tensor
+    problem: Problem, dual_point: Tensor, filters: Tensor, weights: Tensor, intercept: Tensor | None, others: Tensor
 ) -> tuple[int, float]:
     """How many filters the network and `others` (q, r) are, and by how much, as a share, a network over these may be
     better than this one: a proof."""
-    dual_point = _dual_point(problem, filters, weights)
     exact = problem.with_dtype(torch.float64)
     family = torch.cat([filters, others])
     correlations, outputs = _surveyed(exact.responses, dual_point, family, weights)
@@ -94,7 +99,7 @@ def _gap(
 
 
 def _mirrored_gap(
-    problem: Problem, filters: Tensor, weights: Tensor, intercept: Tensor | None, others: Tensor
+    problem: Problem, dual_point: Tensor, filters: Tensor, weights: Tensor, intercept: Tensor | None, others: Tensor
 ) -> tuple[int, float]:
     """The same on the images and their mirror images, of filters whose second half are the mirror images of the first.
 
@@ -108,7 +113,6 @@ def _mirrored_gap(
     """
     half = torch.cat([part.chunk(2)[0] for part in (filters, others) if len(part)])
     own, first = filters.chunk(2)[0], weights.chunk(2)[0]
-    dual_point = _dual_point(problem, filters, weights)
     exact = problem.with_dtype(torch.float64)
     images = exact.responses.images
     assert isinstance(images, Tensor)
@@ -135,11 +139,6 @@ def _mirroring_error(embedding: PatchEmbedding, filters: Tensor) -> float:
     moved = torch.cat([off, bias], dim=1).abs()
     # An entry that no filter has is 0 in a mirror image too.
     return float(torch.where(moved > 0, moved / columns, moved).max()) * SAFE + rounding
-
-
-def _dual_point(problem: Problem, filters: Tensor, weights: Tensor) -> Tensor:
-    """Z in the arithmetic at hand: any will do."""
-    return problem.dual_point(problem.responses.predict(filters, weights, torch.zeros(problem.n_outputs)))
 
 
 def _surveyed(responses: Responses, dual_point: Tensor, family: Tensor, weights: Tensor) -> list[Tensor]:

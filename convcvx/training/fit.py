@@ -17,7 +17,7 @@ from convcvx.data.given import given_dataset
 from convcvx.display.pictures import by_weight, data_uri, kernel_shades
 from convcvx.display.words import claims, rows
 from convcvx.errors import InputError, RunError, check_choice
-from convcvx.network.certify import certify_on, parameters_of
+from convcvx.network.certify import certify_on, outputs_without_intercept, parameters_of
 from convcvx.network.evaluate import accuracy, confusion, predict, real_scores
 from convcvx.network.layers import read_network
 from convcvx.network.pretrained import save_pretrained
@@ -218,6 +218,8 @@ def finish(
     network.meta = {"data": config.data, "classes": list(train.classes), "loss": config.loss, "beta": problem.beta}
     network.meta |= {name: value for name in ("resize", "channels") if (value := getattr(config, name)) is not None}
     network.to(responses.device)  # where it is checked and scored
+    own = parameters_of(read_network(network, image_shape(train)), responses.embedding)
+    outputs = outputs_without_intercept(problem, *own[:2])
     certificate = certify_on(
         problem.until(problem.deadline.later(LEAST * (config.time_limit or 0.0))),
         network,
@@ -228,9 +230,9 @@ def finish(
         training=solution.history,
         # Nothing that was read from a file, nor what a solver says of bounds of its own.
         rounds=solution.history if SOLVERS[plan.solver].asks_oracle and not clock.earlier else (),
+        outputs=outputs,
     )
-    own = parameters_of(read_network(network, image_shape(train)), responses.embedding)
-    certificate = with_dictionary_gap(certificate, config, problem, *own)
+    certificate = with_dictionary_gap(certificate, config, problem, *own, outputs)
     metrics = certificate_summary(certificate) | {
         "beta_max": optimised.beta_max,
         "n_filters": solution.n_filters,
