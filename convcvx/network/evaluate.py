@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -40,15 +43,28 @@ def outputs_of(network: nn.Module, images: Images) -> Tensor:
             return network(part.to(parameters[0])).cpu()
 
     parts = images.split(size)
-    found = map(outputs, parts) if device != "cpu" else each(outputs, parts)
     # Copied at once: small results that are kept lie between the large arrays of later parts, whose memory then grows.
     together, filled = torch.empty(0), 0
-    for part in found:
-        if not filled:
-            together = part.new_empty(len(images), *part.shape[1:])
-        together[filled : filled + len(part)] = part
-        filled += len(part)
+    with _channels_last(parameters if device == "cpu" else ()):
+        for part in map(outputs, parts) if device != "cpu" else each(outputs, parts):
+            if not filled:
+                together = part.new_empty(len(images), *part.shape[1:])
+            together[filled : filled + len(part)] = part
+            filled += len(part)
     return together
+
+
+@contextmanager
+def _channels_last(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Kernels laid out with their channels last, for a while: as oneDNN, on a CPU, convolves 1.5 to 3 times as fast."""
+    kernels = [(part, part.data) for part in parameters if part.ndim == 4 and part.dtype == torch.float32]
+    try:
+        for part, data in kernels:
+            part.data = data.to(memory_format=torch.channels_last)  # `contiguous` leaves kernels of one channel alone
+        yield
+    finally:
+        for part, data in kernels:
+            part.data = data
 
 
 def accuracy(predictions: Tensor, targets: Tensor, weights: Tensor | None = None) -> float:
