@@ -45,13 +45,18 @@ def outputs_of(network: nn.Module, images: Images) -> Tensor:
     parts = images.split(size)
     # Copied at once: small results that are kept lie between the large arrays of later parts, whose memory then grows.
     together, filled = torch.empty(0), 0
-    with _channels_last(parameters if device == "cpu" else ()):
+    with _channels_last(parameters if device == "cpu" and _takes_any_layout(network) else ()):
         for part in map(outputs, parts) if device != "cpu" else each(outputs, parts):
             if not filled:
                 together = part.new_empty(len(images), *part.shape[1:])
             together[filled : filled + len(part)] = part
             filled += len(part)
     return together
+
+
+def _takes_any_layout(network: nn.Module) -> bool:
+    """Whether all modules are torch's or ours; others may `view` maps, which their layout has to allow."""
+    return all(type(module).__module__.partition(".")[0] in ("torch", "convcvx") for module in network.modules())
 
 
 @contextmanager
