@@ -213,7 +213,7 @@ def test_what_a_training_has_proved_outlives_a_search_that_time_cuts_short(clock
 
 
 @pytest.mark.parametrize("limit", [0, 5, 30])
-@pytest.mark.parametrize("name", [*ORACLES, "family", "polynomial", "remainder"])
+@pytest.mark.parametrize("name", [*ORACLES, "family", "polynomial", "remainder", "cylinders"])
 def test_whenever_time_is_over_a_bound_above_zero_is_proved(name, limit, clock):
     problem, _, highest = small("squared")
     network = torch.zeros(0, problem.responses.dim), torch.zeros(0, problem.responses.n_cells, problem.n_outputs)

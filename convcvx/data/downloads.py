@@ -31,9 +31,9 @@ from convcvx.data.image_files import Encoded, pixels, read_sequence
 from convcvx.data.source import Order, Raw, Source, kept_rows
 from convcvx.errors import DataError, one_line
 
-BOTH = {"train": {"train": True}, "test": {"train": False}}
+TRAIN_OR_TEST = {"train": {"train": True}, "test": {"train": False}}
 """Arguments of a class of torchvision that asks whether its training set is meant, by part."""
-WHOLE: dict[str, dict[str, Any]] = {"train": {}}
+ONE_SET: dict[str, dict[str, Any]] = {"train": {}}
 """Those of a class that has one set only."""
 
 
@@ -55,17 +55,23 @@ class Download(NamedTuple):
 
 
 DOWNLOADS = {
-    "mnist": Download("MNIST", "MNIST/raw", "handwritten digits, grey 28x28: 60,000 + 10,000", BOTH),
-    "fashion-mnist": Download("FashionMNIST", "FashionMNIST/raw", "clothes, grey 28x28: 60,000 + 10,000", BOTH),
-    "cifar10": Download("CIFAR10", "cifar-10-batches-py", "things in 10 classes, 32x32 RGB: 50,000 + 10,000", BOTH),
-    "cifar100": Download("CIFAR100", "cifar-100-python", "the same in 100 classes: 50,000 + 10,000", BOTH),
-    "kmnist": Download("KMNIST", "KMNIST/raw", "cursive Japanese, grey 28x28: 60,000 + 10,000", BOTH),
-    "qmnist": Download("QMNIST", "QMNIST/raw", "MNIST with its whole test set, grey 28x28: 60,000 + 60,000", BOTH),
+    "mnist": Download("MNIST", "MNIST/raw", "handwritten digits, grey 28x28: 60,000 + 10,000", TRAIN_OR_TEST),
+    "fashion-mnist": Download(
+        "FashionMNIST", "FashionMNIST/raw", "clothes, grey 28x28: 60,000 + 10,000", TRAIN_OR_TEST
+    ),
+    "cifar10": Download(
+        "CIFAR10", "cifar-10-batches-py", "things in 10 classes, 32x32 RGB: 50,000 + 10,000", TRAIN_OR_TEST
+    ),
+    "cifar100": Download("CIFAR100", "cifar-100-python", "the same in 100 classes: 50,000 + 10,000", TRAIN_OR_TEST),
+    "kmnist": Download("KMNIST", "KMNIST/raw", "cursive Japanese, grey 28x28: 60,000 + 10,000", TRAIN_OR_TEST),
+    "qmnist": Download(
+        "QMNIST", "QMNIST/raw", "MNIST with its whole test set, grey 28x28: 60,000 + 60,000", TRAIN_OR_TEST
+    ),
     "svhn": Download("SVHN", "train_32x32.mat", "house numbers, 32x32 RGB: 73,257 + 26,032", _splits()),
     "stl10": Download("STL10", "stl10_binary", "things in 10 classes, 96x96 RGB: 5,000 + 8,000", _splits()),
-    "usps": Download("USPS", "usps.bz2", "handwritten digits, grey 16x16: 7,291 + 2,007", BOTH),
-    "semeion": Download("SEMEION", "semeion.data", "handwritten digits, 16x16: 1,593", WHOLE),
-    "eurosat": Download("EuroSAT", "eurosat", "land from above, 64x64 RGB: 27,000", WHOLE),
+    "usps": Download("USPS", "usps.bz2", "handwritten digits, grey 16x16: 7,291 + 2,007", TRAIN_OR_TEST),
+    "semeion": Download("SEMEION", "semeion.data", "handwritten digits, 16x16: 1,593", ONE_SET),
+    "eurosat": Download("EuroSAT", "eurosat", "land from above, 64x64 RGB: 27,000", ONE_SET),
     "food101": Download("Food101", "food-101", "dishes, of several sizes: 75,750 + 25,250", _splits()),
     "flowers102": Download("Flowers102", "flowers-102", "flowers, of several sizes: 1,020 + 6,149", _splits(val="val")),
     "oxford-iiit-pet": Download(
@@ -81,12 +87,12 @@ DOWNLOADS = {
         "RenderedSST2", "rendered-sst2", "sentences as images, 448x448: 6,920 + 1,821", _splits(val="val")
     ),
     "stanford-cars": Download("StanfordCars", "stanford_cars", "cars, of several sizes: 8,144 + 8,041", _splits()),
-    "sun397": Download("SUN397", "SUN397", "scenes, of several sizes: 108,754", WHOLE),
+    "sun397": Download("SUN397", "SUN397", "scenes, of several sizes: 108,754", ONE_SET),
     "country211": Download(
         "Country211", "country211", "places by country, of several sizes: 31,650 + 21,100", _splits(val="valid")
     ),
-    "caltech101": Download("Caltech101", "caltech101", "objects, of several sizes: 8,677", WHOLE),
-    "caltech256": Download("Caltech256", "caltech256", "objects, of several sizes: 30,607", WHOLE),
+    "caltech101": Download("Caltech101", "caltech101", "objects, of several sizes: 8,677", ONE_SET),
+    "caltech256": Download("Caltech256", "caltech256", "objects, of several sizes: 30,607", ONE_SET),
     "celeba": Download("CelebA", "celeba", "faces and 40 labels, 178x218 RGB: 162,770 + 19,962", _splits(val="valid")),
     "lfw-people": Download("LFWPeople", "lfw-py", "faces by name, 250x250 RGB: 9,525 + 3,708", _splits()),
     "fer2013": Download("FER2013", "fer2013", "moods of faces, grey 48x48: 28,709 + 7,178", _splits()),
@@ -104,7 +110,7 @@ DOWNLOADS = {
             "EMNIST",
             "EMNIST/raw",
             f"handwritten {what}, grey 28x28: {size}",
-            {part: {"split": kind} | arguments for part, arguments in BOTH.items()},
+            {part: {"split": kind} | arguments for part, arguments in TRAIN_OR_TEST.items()},
         )
         for kind, what, size in (
             ("letters", "letters", "124,800 + 20,800"),

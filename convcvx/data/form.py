@@ -16,8 +16,12 @@ from torch import Tensor
 from convcvx.data.images import Images, StreamedImages, to_floats
 from convcvx.errors import InputError, shown
 
-GREY, COLOUR = 1, 3
-"""Channels that an image can be made to have."""
+GREY = 1
+"""Channels of a grey image."""
+COLOUR = 3
+"""Channels of an image in colour: red, green, blue."""
+BILINEAR = Image.Resampling.BILINEAR
+"""How images are resized: as torchvision does by default."""
 LUMINANCE = np.array([19595, 38470, 7471], np.uint32)
 """What red, green and blue count for in grey, in 1/65536: ITU-R 601-2, as Pillow rounds it."""
 
@@ -101,9 +105,6 @@ class ImageForm:
         if isinstance(images, StreamedImages):
             raise InputError("images that stay on disk are read as they are: leave resize and channels out")
         return to_floats(self.array(channels_last(images)))
-
-
-BILINEAR = Image.Resampling.BILINEAR
 
 
 def channels_last(images: Images) -> np.ndarray:

@@ -18,8 +18,10 @@ from convcvx.display.words import OPTIMIZERS
 
 Records = Sequence[Mapping[str, Any]]
 """A history, or a path: one record a round, or a β."""
-WIDE, HALF = (9.0, 3.4), (4.6, 3.1)
-"""Inches, across and down, of a figure as wide as a page and of one half as wide, which a phone shows as well."""
+WIDE = (9.0, 3.4)
+"""Inches, across and down, of a figure as wide as a page."""
+HALF = (4.6, 3.1)
+"""The same of one half as wide, which a phone shows as well."""
 DOTTED = 60
 """Records up to which each has a dot: beyond, the dots hide the line."""
 SMALLEST_GAP = 1e-12

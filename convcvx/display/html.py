@@ -12,13 +12,14 @@ from convcvx.display.words import number, percent
 
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffe\uffff]")
 """Characters that no page may hold."""
-HERE = Path(__file__).parent / "templates"
+TEMPLATES = Path(__file__).parent / "templates"
+"""The templates of this package."""
 
 
 def environment(*folders: Path) -> Environment:
     """Templates of `folders`, and of this package."""
     made = Environment(
-        loader=FileSystemLoader([*folders, HERE]),
+        loader=FileSystemLoader([*folders, TEMPLATES]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -95,6 +95,7 @@ LABELS = {
 }
 """What numbers and options are called; of others the underscores become spaces."""
 PROOFS = [scope for scope in Scope if scope.proved]
+"""Scopes whose bound is a proof."""
 OPTIMIZERS = {"adam": "Adam", "sgd": "SGD"}
 """What optimisers are called."""
 UNITS = {"seconds": "s", "mb": "MiB"}

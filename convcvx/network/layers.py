@@ -23,6 +23,7 @@ from convcvx.patches import PatchSpec
 from convcvx.pooling import Pooling
 
 WANTED = "network must be Conv2d → ReLU → average or maximum pooling → Linear"
+"""How messages about other networks begin."""
 SILENT = nn.Flatten, nn.Identity
 """Steps that messages do not name."""
 REMEDIES: list[tuple[tuple[str, ...], str]] = [

@@ -13,8 +13,10 @@ from typing import Any
 from convcvx.errors import InputError, RunError, one_line, shown
 from convcvx.storage.files import Files
 
-WEIGHTS, CARD = "model.safetensors", "README.md"
-"""The files of such a folder."""
+WEIGHTS = "model.safetensors"
+"""The network in such a folder."""
+CARD = "README.md"
+"""Its model card."""
 
 
 class Pretrained(Files):

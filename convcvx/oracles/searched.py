@@ -26,7 +26,7 @@ HALF = 0.5
 PROVING = 0.3
 """Share of the time left in which something is proved before a search that proves nothing takes the rest."""
 
-SAID = ("stopped", "family", "family_size")
+KEPT_STATISTICS = ("stopped", "family", "family_size")
 """Statistics of a search that count although something else proved more: what it searched, and what ended it."""
 
 
@@ -120,7 +120,7 @@ class Search:
             proof = late if early is None else max(early, late, key=lambda proof: proof.value)
         assert proof is not None
         if (found.scope.for_all and proof.value > dual) or found.g_max == math.inf:
-            kept = {name: found.stats[name] for name in SAID if name in found.stats}
+            kept = {name: found.stats[name] for name in KEPT_STATISTICS if name in found.stats}
             proved = replace(proof.found, stats=proof.found.stats | kept)
             shown = Shown(proved, proof.value, proof.point, proof.oracle, proof.value, proof.by)
         elif not found.scope.for_all:

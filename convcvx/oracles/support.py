@@ -99,13 +99,15 @@ def _swept(problem: Problem, dual_point: Tensor, most: int) -> tuple[Tensor, flo
         found.append((angles, images + start, places, steps))
     angles, images, places, steps = (np.concatenate(parts) for parts in zip(*found, strict=True))
     order = np.argsort(angles, kind="stable")
-    values, where_, traces = arcs(angles[order], images[order], places[order], steps[order], charges, responses.n_cells)
+    values, attained, traces = arcs(
+        angles[order], images[order], places[order], steps[order], charges, responses.n_cells
+    )
     share = 4 * (responses.n_cells * charges.shape[1] + 32) * UNIT
     top = float(np.max(values + share * traces, initial=0.0))
     bound = largest(math.sqrt(top) if top >= 0 else math.inf, 0.0) if math.isfinite(top) else math.inf
     slack += (len(angles) + 8) * UNIT * mass + len(angles) * TINY
     best = np.argsort(-values, kind="stable")[:most]
-    plane = torch.from_numpy(np.stack([np.cos(where_[best]), np.sin(where_[best])], axis=1))
+    plane = torch.from_numpy(np.stack([np.cos(attained[best]), np.sin(attained[best])], axis=1))
     points = normalize(plane[:, :d] @ frame) if d else plane[:0] @ frame.new_zeros(2, len(basis))
     return points, raised(largest(bound * SAFE + slack * ROUND_UP) * SAFE, exponent), len(angles)
 

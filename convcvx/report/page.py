@@ -20,6 +20,7 @@ from convcvx.training.folder import ENVIRONMENT, Folder
 from convcvx.training.options import OPTIONS, TrainConfig
 
 TEMPLATES = Path(__file__).parent / "templates"
+"""The templates of reports."""
 MACHINE = {
     "began": "Began (UTC)",
     "command": "Command line",
@@ -33,6 +34,7 @@ MACHINE = {
 """What environment.json tells of a machine, and what it is called; earlier versions told less."""
 
 SETS = {"train": "Training", "test": "Test", "validation": "Validation"}
+"""What the sets are called."""
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from convcvx.responses.portions import Found, Portion
 LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """Environment variables that tell a process of its team; all of them, or there is none."""
 GO_ON = "go on with --resume, with any number of processes"
+"""What to do when a process was lost."""
 LATE = "out of time"
 """What a worker answers whose pass the deadline cut short."""
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from convcvx.losses.targets import LABELLED
 from convcvx.network.preprocess import ImageTransform
 from convcvx.optimum import told
 from convcvx.oracles.scope import Scope
@@ -27,7 +28,7 @@ def model_card(kind: str, network: Any, metrics: dict[str, Any], stages: list[di
     stages : list of dict
         For each certificate, one of a stage, the metrics of its training.
     options : str
-        Those of the training that are not the defaults, as flags.
+        Those that say what network was trained, where they are not the defaults, as flags.
     """
     meta = network.meta
     data = Path(str(meta.get("data", "data"))).name
@@ -60,7 +61,7 @@ def model_card(kind: str, network: Any, metrics: dict[str, Any], stages: list[di
         "",
         f"It takes {ImageTransform(network.image_shape).description}; `convcvx.network.ImageTransform` makes them from "
         "any image.",
-        f"Its outputs are scores of the classes {', '.join(classes)}." if classes else "Its outputs are real values.",
+        f"Its outputs are scores of the classes {', '.join(classes)}." if classes else _outputs(meta.get("loss")),
         "",
         "```python",
         f"from convcvx.network import ImageTransform, {kind}" if kind == "TwoLayerCNN" else _STACK_IMPORTS,
@@ -71,10 +72,17 @@ def model_card(kind: str, network: Any, metrics: dict[str, Any], stages: list[di
         "",
         "## Training",
         "",
-        f"Data {data}, loss {meta.get('loss')}, {_spent(metrics)}. Options: `{options or 'the defaults'}`.",
+        f"Data {data}, loss {meta.get('loss')}, {_spent(metrics)}.",
+        f"Options of the network: `{options or 'the defaults'}`.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _outputs(loss: Any) -> str:
+    """What they are where there are no classes."""
+    labels = "Its outputs are scores of labels: above 0, an image has the label."
+    return labels if loss in LABELLED else "Its outputs are real values."
 
 
 _STACK_IMPORTS = "from convcvx.network import ImageTransform\nfrom convcvx.stack.network import StackedCNN"

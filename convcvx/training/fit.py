@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 PLOTS = ("training", "filters", "bounds", "confusion")
 """What a fit plots."""
-SMALL_FILTERS = 24
+NOTEBOOK_FILTERS = 24
 """Filters that a notebook shows of a fit, in two lines."""
 
 
@@ -109,7 +109,7 @@ class Fit:
         from convcvx.display.html import notebook  # Jinja: on use
 
         kernels = self.network.state_dict()["0.weight"]
-        order = by_weight(kernels)[:SMALL_FILTERS]
+        order = by_weight(kernels)[:NOTEBOOK_FILTERS]
         shades = kernel_shades(kernels[order])
         shown = ("train_accuracy", "validation_accuracy", "test_accuracy", "test_r2", "n_filters", "primal", "seconds")
         return notebook(
