@@ -160,7 +160,8 @@ class Problem:
         decay = float(weights.flatten(1).norm(dim=1).sum())
         responses = self.responses
         terms = sum(responses.embedding.basis.shape) + responses.n_positions + weights.shape[0] * weights.shape[1] + 8
-        errors = terms * UNIT * responses.reach() * decay + 2 * UNIT * predictions.norm(dim=1)
+        reached = terms * UNIT * responses.reach() + responses.contrast_error()
+        errors = reached * decay + 2 * UNIT * predictions.norm(dim=1)
         value = float(self.mean(self.loss.value_error(errors, predictions, self.targets)))
         off = value + (self.n + self.shares.roundings) * UNIT * self.mean_loss(predictions)
         return (off + (weights.numel() + 4) * UNIT * self.beta * decay) * SAFE

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from convcvx import Certificate, certify
 from convcvx.budget import Budget
 from convcvx.certificate import certify_parameters
-from convcvx.errors import InputError
+from convcvx.errors import InputError, RunError
 from convcvx.network.two_layer import TwoLayerCNN
 from convcvx.oracles import ExactOracle
 from convcvx.oracles.scope import Scope
@@ -477,6 +477,21 @@ def test_pooling_by_a_matrix_is_certified_by_its_parameters():
     coarse = replace(problem, responses=build_problem(images(), classes(), spec=SPEC, pooling="2x1").responses)
     assert isinstance(problem.responses.pooling, Pooling)
     assert certify_parameters(coarse, solution.filters, solution.weights).primal != pytest.approx(certificate.primal)
+
+
+def test_a_proof_above_the_objective_of_a_network_is_a_fault_and_no_certificate():
+    """Halfway to the optimum a network's residual has a dual value above its objective, where it is not feasible."""
+
+    class Wrong(ExactOracle):
+        def __call__(self, problem, dual_point, **options):
+            return replace(super().__call__(problem, dual_point, **options), upper_bound=problem.beta)
+
+    problem = flat_problem(20, beta=0.005)
+    solution = solve_problem(problem, Budget(tol=1e-5))
+    halfway = solution.filters, 0.5 * solution.weights
+    assert certify_parameters(problem, *halfway).rel_gap > 0.01
+    with pytest.raises(RunError, match=r"the lower bound .* is above the objective .* a fault of convcvx"):
+        certify_parameters(problem, *halfway, oracle=Wrong())
 
 
 def test_a_light_certificate_of_a_large_network_agrees_with_the_full_one(monkeypatch):

@@ -32,7 +32,8 @@ from convcvx.solvers import SOLVERS, sliding_frank_wolfe
 from convcvx.solvers.master.table import solve_master
 from convcvx.training.plan import Plan, build_problem, solve_problem
 
-POOLS = ("max:global", "max:2", "max:3x4", "max:window:3,2", "max:window:2x3,1x2")
+POOLS = ("max:global", "max:2", "max:3x4", "max:window:3,2", "max:window:2x3,1x2", "max:window:4,4")
+"""The last has one window, which does not cover the map."""
 PLANE = PatchSpec((1, 2))
 AVERAGES_ONLY = "needs average pooling"
 

@@ -51,12 +51,12 @@ def outputs_of(network: nn.Module, images: Images) -> Tensor:
                 together = part.new_empty(len(images), *part.shape[1:])
             together[filled : filled + len(part)] = part
             filled += len(part)
-    return together
+    return together[:filled]  # of a network that gives fewer rows than there are images
 
 
 def _takes_any_layout(network: nn.Module) -> bool:
     """Whether all modules are torch's or ours; others may `view` maps, which their layout has to allow."""
-    return all(type(module).__module__.partition(".")[0] in ("torch", "convcvx") for module in network.modules())
+    return all(type(module).__module__.startswith(("torch.nn", "convcvx")) for module in network.modules())
 
 
 @contextmanager

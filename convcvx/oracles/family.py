@@ -238,19 +238,14 @@ def bound_over_family(problem: Problem, computed: float, dual_point: Tensor, *, 
     moved = problem.dual_error(dual_point)
     allowance = float(dual_point.norm(dim=1) @ (share * sizes + errors) + moved @ (sizes + errors))
     entries = responses.n_cells * problem.n_outputs
-    return largest(computed * (1 + (entries + 4) * UNIT), 0.0) + allowance * SAFE * SAFE + SMALLEST_NORMAL
+    return largest(computed * (1 + (entries + 4) * UNIT) + allowance * SAFE * SAFE + SMALLEST_NORMAL, SMALLEST_NORMAL)
 
 
 def reach(responses: Responses) -> tuple[Tensor, Tensor]:
     """(n,) Σ_pk w_pk a_ik of each image, at most, and the same sum of what `embedding_errors` finds row by row."""
-    spec, basis = responses.embedding.spec, responses.embedding.basis
+    basis = responses.embedding.basis
     sizes = responses.reach()
-    errors = responses.reach((basis.shape[1] + 1) * UNIT * basis.abs().sum(dim=0))
-    if spec.contrast is not None:
-        s = basis.shape[1] - spec.constant
-        largest = max(abs(float(bound)) for bound in responses.images.aminmax())
-        off = (2 * s + 4) * math.sqrt(s / spec.contrast) * largest + (s / 2 + 7) * math.sqrt(s)
-        errors = errors + UNIT * float(basis[:, :s].norm()) * off * float(responses.position_weights.sum())
+    errors = responses.reach((basis.shape[1] + 1) * UNIT * basis.abs().sum(dim=0)) + responses.contrast_error()
     # sums of terms >= 0: a few roundings each
     grown = ROUND_UP + (sum(basis.shape) + responses.n_positions + OTHERS) * UNIT
     return sizes * grown, errors * grown + SMALLEST_NORMAL

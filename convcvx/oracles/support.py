@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
-from convcvx.budget import OutOfTime
+from convcvx.budget import NEVER, OutOfTime
 from convcvx.oracles._patch_rows import ROUND_UP, embedding_errors, lengths
 from convcvx.oracles._support import arcs, changes
 from convcvx.oracles.base import OracleResult
@@ -56,7 +56,8 @@ def sweep_plane(problem: Problem, dual_point: Tensor, n_filters: int) -> OracleR
     except OutOfTime:
         return OracleResult.unfinished(problem, Scope.GLOBAL, time.perf_counter() - began)
     filters = _distinct(points, n_filters)
-    values = problem.with_dtype(torch.float64).responses.correlate(filters, dual_point).flatten(1).norm(dim=1)
+    measured = problem.until(NEVER).with_dtype(torch.float64).responses.correlate(filters, dual_point)
+    values = measured.flatten(1).norm(dim=1)
     stats = {"cells": count, "rank": 2, "seconds": time.perf_counter() - began}
     order = values.argsort(descending=True)
     return OracleResult(filters[order], values[order], bound, Scope.GLOBAL, stats)

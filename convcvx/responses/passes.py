@@ -3,6 +3,7 @@ over all images, and their adjoints."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,7 @@ from convcvx.losses.shares import Shares
 from convcvx.patches import Moments
 from convcvx.responses.streams import Stream
 from convcvx.responses.table import ASCENT, CORRELATE, GRAM, PREDICT, Pass, Residual, gradients
+from convcvx.rounding import UNIT
 
 MOMENT_SAMPLE = 256
 """Images at most from which the moments of the patches are estimated."""
@@ -111,6 +113,17 @@ class Responses(Stream):
         # By Cauchy and Schwarz, but for the constant, which may be far larger than all pixels or far smaller.
         constants = float(columns[n_entries:].sum() * self.position_weights.sum())
         return self.lengths() * float(columns[:n_entries].norm()) + constants
+
+    def contrast_error(self) -> float:
+        """By how much normalised contrast may have changed the pooled responses of an image, all cells together, to a
+        filter of unit norm: what `embedding_errors` says of a row, for the brightest pixel of all."""
+        spec, basis = self.embedding.spec, self.embedding.basis
+        if spec.contrast is None:
+            return 0.0
+        s = basis.shape[1] - spec.constant
+        largest = max(abs(float(bound)) for bound in self.images.aminmax())
+        off = (2 * s + 4) * math.sqrt(s / spec.contrast) * largest + (s / 2 + 7) * math.sqrt(s)
+        return UNIT * float(basis[:, :s].norm()) * off * float(self.position_weights.sum())
 
     def lengths(self) -> Tensor:
         """(n,) Σ_pk w_pk ‖x_ik‖ for patches x_ik without the constant, or a little more; worked out once."""

@@ -116,6 +116,7 @@ class LargestPool:
         self._map, self._size, self._stride = (height, width), pooling.size, pooling.stride
         self.n_cells = math.prod(pooling.output_size(height, width))
         self._adaptive = pooling.kind == "grid"
+        self._whole = self._adaptive and pooling.size == (1, 1)  # a single window need not cover the map
         if self._adaptive and height % pooling.size[0] == 0 and width % pooling.size[1] == 0:
             self._adaptive = False
             self._size = self._stride = height // pooling.size[0], width // pooling.size[1]
@@ -141,7 +142,7 @@ class LargestPool:
 
     def _where(self, active: Tensor) -> tuple[Tensor, Tensor]:
         """The pooled responses (b, P, m), and at which of the K positions they are."""
-        if self.n_cells == 1:
+        if self._whole:
             values, places = active.max(dim=1, keepdim=True)
             return values, places
         maps = _maps(active, self._map)
