@@ -8,12 +8,14 @@ the second form summing over all patch rows, with `s_k` the *charge* of a row: w
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from time import perf_counter
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from convcvx.budget import OutOfTime
 from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
 
@@ -64,27 +66,54 @@ class OracleResult:
         return cls(filters, filters.sum(dim=1), bound, scope, {"stopped": "time_limit", "seconds": seconds})
 
 
-class Oracle(Protocol):
+@dataclass(frozen=True)
+class Wanted:
+    """What is wanted of an oracle beside the maximum at a dual point.
+
+    Attributes
+    ----------
+    starts : Tensor (q, r), optional
+        Filters worth starting from (the current ones).
+    n_filters : int
+        Distinct filters to return at most.
+    seed : int
+    target : float
+        A rigorous oracle may stop as soon as it has proved a bound <= `target`, a heuristic one as soon as it has
+        found a filter above it.
+    """
+
+    starts: Tensor | None = None
+    n_filters: int = 1
+    seed: int = 0
+    target: float = 0.0
+
+
+class Oracle:
     """Searches for filters with g(u) > β."""
 
-    name: str
+    name: ClassVar[str]
+    """What `oracle=` and `--oracle` take."""
+    scope: ClassVar[Scope] = Scope.GLOBAL
+    """That of an answer which time cut short before it had begun."""
 
-    def __call__(
-        self,
-        problem: Problem,
-        dual_point: Tensor,
-        *,
-        starts: Tensor | None = None,
-        n_filters: int = 1,
-        seed: int = 0,
-        target: float = 0.0,
-    ) -> OracleResult:
-        """Return up to `n_filters` distinct filters, best first.
+    def __call__(self, problem: Problem, dual_point: Tensor, wanted: Wanted = Wanted(), **changes: Any) -> OracleResult:
+        """What `answer` gives for what is `wanted`, with some `changes`, such as `n_filters=4`.
 
-        Once the deadline of `problem` has passed: those found by then, and the bound proved by then, though it be
+        Once the deadline of `problem` has passed: the filters found by then, and the bound proved by then, though it be
         infinite; `stats` then says that it `stopped` by "time_limit".
-
-        `starts` (q, r) are filters worth starting from (the current ones). A rigorous oracle may stop as soon as
-        it has proved a bound <= `target`, a heuristic one as soon as it has found a filter above it.
         """
-        ...
+        began = perf_counter()
+        try:
+            return self.answer(problem, dual_point, replace(wanted, **changes))
+        except OutOfTime:
+            return OracleResult.unfinished(problem, self.scope, perf_counter() - began)
+
+    def answer(self, problem: Problem, dual_point: Tensor, wanted: Wanted) -> OracleResult:
+        """Up to `wanted.n_filters` distinct filters, best first, and what is proved of g(u) at Z = `dual_point` (n, c).
+
+        Raises
+        ------
+        OutOfTime
+            If nothing is known when the deadline of `problem` passes.
+        """
+        raise NotImplementedError

@@ -59,7 +59,6 @@ of incumbents.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -70,7 +69,7 @@ from convcvx.errors import check_choice, check_count, check_positive
 from convcvx.oracles._batches import BatchedSearch
 from convcvx.oracles._blocks import BlockSearch, Goal, Incumbents
 from convcvx.oracles._row_tree import RowTree
-from convcvx.oracles.base import OracleResult
+from convcvx.oracles.base import Oracle, OracleResult, Wanted
 from convcvx.oracles.charged_rows import ChargedRows
 from convcvx.oracles.local import LocalOracle
 from convcvx.oracles.needs import Need
@@ -83,7 +82,7 @@ MAX_RANK = 16
 """The search begins with 2^(rank - 1) cones; long before this rank it stops to prove anything of use."""
 
 
-class BranchAndBoundOracle:
+class BranchAndBoundOracle(Oracle):
     """Prove an upper bound on max g over all filters; the cost grows exponentially with the rank only.
 
     Parameters
@@ -129,16 +128,7 @@ class BranchAndBoundOracle:
         self.share = check_positive("share", share)
         self.device = None if device is None else check_choice("device", device, ("cpu", "cuda"))
 
-    def __call__(
-        self,
-        problem: Problem,
-        dual_point: Tensor,
-        *,
-        starts: Tensor | None = None,
-        n_filters: int = 1,
-        seed: int = 0,
-        target: float = 0.0,
-    ) -> OracleResult:
+    def answer(self, problem: Problem, dual_point: Tensor, wanted: Wanted) -> OracleResult:
         """As `Oracle` says; `stats` holds cones, seconds, rank, rel_gap_of_bound and why the search stopped."""
         began = clock()
         deadline = problem.deadline.share(self.share)
@@ -147,12 +137,20 @@ class BranchAndBoundOracle:
             charged = ChargedRows.build(problem.until(deadline), dual_point, shared=True)
         except OutOfTime:
             late = OracleResult.unfinished(problem, Scope.GLOBAL, clock() - began)
-            return _with_filters(late, problem, dual_point, starts, n_filters, seed)
+            return _with_filters(late, problem, dual_point, wanted)
+        starts = wanted.starts
         points = None if starts is None else (starts.double().cpu() @ charged.frame.T).numpy()
-        device = problem.responses.device
-        options: dict[str, Any] = {"n_filters": n_filters, "seed": seed, "target": target, "began": began}
-        found = self.maximise(charged, points, **options, device=device, deadline=deadline)
-        return _with_filters(found, problem, dual_point, starts, n_filters, seed) if found.cut_short else found
+        found = self.maximise(
+            charged,
+            points,
+            n_filters=wanted.n_filters,
+            seed=wanted.seed,
+            target=wanted.target,
+            began=began,
+            device=problem.responses.device,
+            deadline=deadline,
+        )
+        return _with_filters(found, problem, dual_point, wanted) if found.cut_short else found
 
     def maximise(
         self,
@@ -224,13 +222,11 @@ class BranchAndBoundOracle:
         return BlockSearch(charged, tree, incumbents, goal)
 
 
-def _with_filters(
-    found: OracleResult, problem: Problem, dual_point: Tensor, starts: Tensor | None, n_filters: int, seed: int
-) -> OracleResult:
+def _with_filters(found: OracleResult, problem: Problem, dual_point: Tensor, wanted: Wanted) -> OracleResult:
     """What a search proved that time cut short, with filters if it has none: a training cannot go on without any."""
     if len(found.values) or problem.deadline.passed:
         return found
-    seen = FIRST_LOOK(problem.with_dtype(torch.float64), dual_point, starts=starts, n_filters=n_filters, seed=seed)
+    seen = FIRST_LOOK(problem.with_dtype(torch.float64), dual_point, wanted, target=0.0)
     return replace(found, filters=seen.filters, values=seen.values)
 
 

@@ -16,20 +16,18 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy import sparse
 from torch import Tensor
 
 from convcvx.arrangements.cells import Cell, cell_batches, count_bound, facets, unpack_patterns
-from convcvx.budget import NEVER, Deadline, OutOfTime
+from convcvx.budget import NEVER, Deadline
 from convcvx.errors import InputError, check_count
 from convcvx.oracles._blocks import Incumbents
 from convcvx.oracles._row_tree import RowTree
-from convcvx.oracles.base import OracleResult
+from convcvx.oracles.base import Oracle, OracleResult, Wanted
 from convcvx.oracles.charged_rows import ChargedRows, largest
-from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
 from convcvx.rounding import UNIT
 
@@ -37,7 +35,7 @@ MAX_CELLS = 200_000
 """Cells that are listed: some minutes."""
 
 
-class CopositiveOracle:
+class CopositiveOracle(Oracle):
     """Prove an upper bound on max g by semidefinite relaxation; for small problems, where cells can be listed.
 
     Notes
@@ -50,28 +48,22 @@ class CopositiveOracle:
 
     name = "copositive"
 
-    def __call__(
-        self,
-        problem: Problem,
-        dual_point: Tensor,
-        *,
-        starts: Tensor | None = None,
-        n_filters: int = 1,
-        seed: int = 0,
-        target: float = 0.0,
-    ) -> OracleResult:
+    def answer(self, problem: Problem, dual_point: Tensor, wanted: Wanted) -> OracleResult:
         """As `Oracle` says; `stats` holds cells, relaxed (cells whose relaxation was solved), looseness, seconds.
 
         `looseness` is bound / best g found - 1: zero to rounding where the relaxation is tight.
         """
         began = time.perf_counter()
-        try:
-            charged = ChargedRows.build(problem, dual_point)
-        except OutOfTime:
-            return OracleResult.unfinished(problem, Scope.GLOBAL, time.perf_counter() - began)
-        points = np.zeros((0, len(charged.frame))) if starts is None else (starts.double() @ charged.frame.T).numpy()
-        options: dict[str, Any] = {"n_filters": n_filters, "seed": seed, "target": target, "began": began}
-        return self.maximise(charged, points, **options, deadline=problem.deadline)
+        charged, starts = ChargedRows.build(problem, dual_point), wanted.starts
+        return self.maximise(
+            charged,
+            np.zeros((0, len(charged.frame))) if starts is None else (starts.double() @ charged.frame.T).numpy(),
+            n_filters=wanted.n_filters,
+            seed=wanted.seed,
+            target=wanted.target,
+            began=began,
+            deadline=problem.deadline,
+        )
 
     def maximise(
         self,

@@ -46,7 +46,7 @@ from torch import Tensor
 
 from convcvx.budget import Deadline, OutOfTime, clock
 from convcvx.oracles._cylinder_search import CylinderSearch
-from convcvx.oracles.base import Oracle, OracleResult
+from convcvx.oracles.base import Oracle, OracleResult, Wanted
 from convcvx.oracles.branch_and_bound import FIRST_LOOK
 from convcvx.oracles.charged_rows import ChargedRows, largest
 from convcvx.oracles.needs import Need
@@ -66,7 +66,7 @@ CELLS_AND_OUTPUTS = 256
 
 
 @dataclass(frozen=True)
-class CylinderOracle:
+class CylinderOracle(Oracle):
     """Prove an upper bound on max g over filters of any rank; the cost grows exponentially with `directions` only.
 
     Parameters
@@ -90,16 +90,7 @@ class CylinderOracle:
     search: Oracle = field(default_factory=lambda: FIRST_LOOK)
     name = "cylinders"
 
-    def __call__(
-        self,
-        problem: Problem,
-        dual_point: Tensor,
-        *,
-        starts: Tensor | None = None,
-        n_filters: int = 1,
-        seed: int = 0,
-        target: float = 0.0,
-    ) -> OracleResult:
+    def answer(self, problem: Problem, dual_point: Tensor, wanted: Wanted) -> OracleResult:
         """As `Oracle` says; `stats` holds cylinders, directions, seconds and why the search stopped.
 
         That its own limit ended it, "seconds", is how most searches end: at another dual point more may be proved.
@@ -111,10 +102,8 @@ class CylinderOracle:
             charged = principal(ChargedRows.build(limited, dual_point))
         except OutOfTime:
             return OracleResult.unfinished(problem, Scope.GLOBAL, clock() - began, whole)
-        found = self.search(
-            problem.with_dtype(torch.float64), dual_point, starts=starts, n_filters=n_filters, seed=seed
-        )
-        enough = largest(target, *(float(value) * (1 + self.rel_tol) for value in found.values[:1]))
+        found = self.search(problem.with_dtype(torch.float64), dual_point, wanted, target=0.0)
+        enough = largest(wanted.target, *(float(value) * (1 + self.rel_tol) for value in found.values[:1]))
         search = CylinderSearch(charged, self.directions, charged.target(enough))
         stopped = search.run(limited.deadline, self.max_cylinders) if whole > enough else "bound"
         stopped = "seconds" if stopped == "time_limit" and not problem.deadline.passed else stopped

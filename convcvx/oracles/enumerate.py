@@ -26,9 +26,8 @@ from convcvx.budget import NEVER, Deadline, OutOfTime
 from convcvx.errors import InputError, check_count
 from convcvx.oracles._flats import FlatSearch
 from convcvx.oracles._sweeps import DISTINCT
-from convcvx.oracles.base import OracleResult
+from convcvx.oracles.base import Oracle, OracleResult, Wanted
 from convcvx.oracles.charged_rows import ChargedRows
-from convcvx.oracles.scope import Scope
 from convcvx.oracles.support import sweep_plane
 from convcvx.problem import Problem
 from convcvx.rounding import UNIT
@@ -39,7 +38,7 @@ MAX_CELLS = 10**6
 """Cells that rank 4 and above may list: a few minutes."""
 
 
-class ExactOracle:
+class ExactOracle(Oracle):
     """Every filter searched: the bound is a proof, the first filter attains it.
 
     Notes
@@ -78,24 +77,11 @@ class ExactOracle:
 
     name = "exact"
 
-    def __call__(
-        self,
-        problem: Problem,
-        dual_point: Tensor,
-        *,
-        starts: Tensor | None = None,
-        n_filters: int = 1,
-        seed: int = 0,
-        target: float = 0.0,
-    ) -> OracleResult:
-        """Return up to `n_filters` local maxima, best first; `starts`, `seed` and `target` are not needed."""
+    def answer(self, problem: Problem, dual_point: Tensor, wanted: Wanted) -> OracleResult:
+        """As `Oracle` says, local maxima all of them; of what is wanted `n_filters` alone matters."""
         if problem.responses.pooling.maximum:
-            return sweep_plane(problem, dual_point, check_count("n_filters", n_filters))
-        began = time.perf_counter()
-        try:
-            return self.maximise(ChargedRows.build(problem, dual_point), n_filters, problem.deadline)
-        except OutOfTime:
-            return OracleResult.unfinished(problem, Scope.GLOBAL, time.perf_counter() - began)
+            return sweep_plane(problem, dual_point, check_count("n_filters", wanted.n_filters))
+        return self.maximise(ChargedRows.build(problem, dual_point), wanted.n_filters, problem.deadline)
 
     def maximise(self, charged: ChargedRows, n_filters: int = 1, deadline: Deadline = NEVER) -> OracleResult:
         """The same for rows already charged. Of cells not visited by the `deadline` only Σ‖x_k‖‖s_k‖ is known.

@@ -21,7 +21,7 @@ from torch.nn.functional import normalize
 from convcvx.budget import OutOfTime
 from convcvx.errors import InputError
 from convcvx.oracles._patch_rows import ROUND_UP, SMALLEST_NORMAL
-from convcvx.oracles.base import OracleResult
+from convcvx.oracles.base import Oracle, OracleResult, Wanted
 from convcvx.oracles.charged_rows import at_scale_one, largest, raised
 from convcvx.oracles.metric import Metric
 from convcvx.oracles.scope import Scope
@@ -140,7 +140,7 @@ FAMILIES: dict[str, Family] = {"ternary": Ternary()}
 
 
 @dataclass(frozen=True)
-class FamilyOracle:
+class FamilyOracle(Oracle):
     """The maximum of g over a family, every filter of it evaluated in float64: a proof for networks over the family.
 
     Notes
@@ -166,17 +166,8 @@ class FamilyOracle:
     family: Family
     name = "family"
 
-    def __call__(
-        self,
-        problem: Problem,
-        dual_point: Tensor,
-        *,
-        starts: Tensor | None = None,
-        n_filters: int = 1,
-        seed: int = 0,
-        target: float = 0.0,
-    ) -> OracleResult:
-        """See `Oracle`; `starts`, `seed` and `target` are not needed.
+    def answer(self, problem: Problem, dual_point: Tensor, wanted: Wanted) -> OracleResult:
+        """See `Oracle`; of what is wanted `n_filters` alone matters.
 
         Raises
         ------
@@ -193,7 +184,7 @@ class FamilyOracle:
         try:
             for filters, values in self._scan(problem, torch.from_numpy(scaled)):
                 bound = largest(bound, float(values.max()))
-                scanned.append(_promising(filters, values, n_filters))
+                scanned.append(_promising(filters, values, wanted.n_filters))
             linear = self.family.symmetric and not problem.responses.pooling.maximum
             bound = bound_over_family(problem, raised(bound, exponent), dual_point, symmetric=linear)
         except OutOfTime:
@@ -202,7 +193,7 @@ class FamilyOracle:
         if not scanned:
             return OracleResult.unfinished(problem, Scope.FAMILY, stats["seconds"])
         filters, values = (torch.cat(parts) for parts in zip(*scanned, strict=True))
-        best = Metric.of(problem.responses).distinct(filters, values, n_filters, DIVERSE)
+        best = Metric.of(problem.responses).distinct(filters, values, wanted.n_filters, DIVERSE)
         values = torch.from_numpy(np.ldexp(values[best].numpy(), exponent))
         return OracleResult(filters[best], values, bound, Scope.FAMILY, stats)
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from convcvx.budget import OutOfTime
 from convcvx.oracles._convex_steps import climb
-from convcvx.oracles.base import OracleResult
+from convcvx.oracles.base import Oracle, OracleResult, Wanted
 from convcvx.oracles.metric import Metric, norms, unit
 from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
@@ -66,7 +66,7 @@ Found = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class LocalOracle:
+class LocalOracle(Oracle):
     """Batched local search.
 
     Parameters
@@ -96,24 +96,15 @@ class LocalOracle:
     max_batches: int | None = None
     hopeless: float = math.inf
 
-    def __call__(
-        self,
-        problem: Problem,
-        dual_point: Tensor,
-        *,
-        starts: Tensor | None = None,
-        n_filters: int = 1,
-        seed: int = 0,
-        target: float = 0.0,
-    ) -> OracleResult:
-        """See `Oracle`; stops early once a filter above `target` is found. Proves nothing."""
+    def answer(self, problem: Problem, dual_point: Tensor, wanted: Wanted) -> OracleResult:
+        """As `Oracle` says; stops early once a filter above the target is found. Proves nothing."""
         began = perf_counter()
-        random = torch.Generator().manual_seed(seed)
+        random = torch.Generator().manual_seed(wanted.seed)
         climbed: list[Found] = []
         measured: list[Found] = []
         stats: dict[str, Any] = {}
         try:
-            for ends, tops in self._batches(problem, dual_point, starts, n_filters, random, target):
+            for ends, tops in self._batches(problem, dual_point, wanted, random):
                 climbed.append(ends)
                 measured.append(tops)
         except OutOfTime:
@@ -132,21 +123,16 @@ class LocalOracle:
             "seconds": perf_counter() - began,
         }
         filters, values = (torch.cat(parts) for parts in zip(*measured, strict=True))
-        best = distinct(filters, values, n_filters, cosine=DISTINCT)
+        best = distinct(filters, values, wanted.n_filters, cosine=DISTINCT)
         if float(values.max()) > self.hopeless:
             stats.setdefault("stopped", "hopeless")
         return OracleResult(filters[best], values[best], float("inf"), Scope.HEURISTIC, stats)
 
     def _batches(
-        self,
-        problem: Problem,
-        dual_point: Tensor,
-        starts: Tensor | None,
-        n_filters: int,
-        random: torch.Generator,
-        target: float,
+        self, problem: Problem, dual_point: Tensor, wanted: Wanted, random: torch.Generator
     ) -> Iterator[tuple[Found, Found]]:
         """Yield where climbs ended, on the images that they climbed on, and filters whose g on all images is known."""
+        starts, target = wanted.starts, wanted.target
         sample, sampled_dual = self._sample(problem, dual_point, starts, random)
         metric = Metric.of(problem.responses)
         # On a sample climbs are cheap; what they lead to is measured on all images.
@@ -171,7 +157,7 @@ class LocalOracle:
             filters, values, towards = self._climb(sample, sampled_dual, metric, *at, target, self.n_steps)
             ends, rest = (filters, values), filters[:0]
             if sample is not problem:
-                order = metric.distinct(filters, values, max(self.n_climbers, n_filters), DISTINCT)
+                order = metric.distinct(filters, values, max(self.n_climbers, wanted.n_filters), DISTINCT)
                 best, rest = order[:POLISHED], filters[order[POLISHED:]]
                 n_steps = self.n_steps if self.thorough else POLISH
                 at = filters[best], towards[best]

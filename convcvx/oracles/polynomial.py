@@ -33,8 +33,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convcvx.budget import OutOfTime
-from convcvx.oracles.base import Oracle, OracleResult
+from convcvx.oracles.base import Oracle, OracleResult, Wanted
 from convcvx.oracles.charged_rows import at_scale_one, largest, raised
 from convcvx.oracles.lifted import lifted, widths
 from convcvx.oracles.scope import Scope
@@ -56,7 +55,7 @@ ENTRIES = 1 << 27
 
 
 @dataclass(frozen=True)
-class PolynomialOracle:
+class PolynomialOracle(Oracle):
     """Prove an upper bound on max g from polynomials in the filter: one pass, for any rank.
 
     Parameters
@@ -71,26 +70,14 @@ class PolynomialOracle:
     degree: int | None = None
     name = "polynomial"
 
-    def __call__(
-        self,
-        problem: Problem,
-        dual_point: Tensor,
-        *,
-        starts: Tensor | None = None,
-        n_filters: int = 1,
-        seed: int = 0,
-        target: float = 0.0,
-    ) -> OracleResult:
+    def answer(self, problem: Problem, dual_point: Tensor, wanted: Wanted) -> OracleResult:
         """As `Oracle` says; `stats` holds the degree, the share of the tail in the bound, and seconds."""
         began = time.perf_counter()
-        try:
-            bound, stats = self.bound(problem, dual_point)
-        except OutOfTime:
-            return OracleResult.unfinished(problem, Scope.GLOBAL, time.perf_counter() - began)
+        bound, stats = self.bound(problem, dual_point)
         filters = torch.zeros(0, problem.responses.dim, dtype=torch.float64)
         values = filters.sum(dim=1)
         if self.search is not None:
-            found = self.search(problem, dual_point, starts=starts, n_filters=n_filters, seed=seed, target=target)
+            found = self.search(problem, dual_point, wanted)
             filters, values = found.filters, found.values
         stats["seconds"] = time.perf_counter() - began
         return OracleResult(filters, values, bound, Scope.GLOBAL, stats)

@@ -29,9 +29,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convcvx.budget import NEVER, OutOfTime
+from convcvx.budget import NEVER
 from convcvx.oracles._patch_rows import ROUND_UP, embedding_errors, lengths
-from convcvx.oracles.base import OracleResult
+from convcvx.oracles.base import Oracle, OracleResult, Wanted
 from convcvx.oracles.branch_and_bound import BranchAndBoundOracle
 from convcvx.oracles.charged_rows import at_scale_one, largest, raised
 from convcvx.oracles.needs import ROWS_IN_MEMORY, Need
@@ -50,7 +50,7 @@ SECONDS = 120.0
 
 
 @dataclass(frozen=True)
-class RemainderOracle:
+class RemainderOracle(Oracle):
     """Prove an upper bound on max g over filters of any rank from a search over the first principal directions.
 
     Parameters
@@ -65,34 +65,20 @@ class RemainderOracle:
     search: BranchAndBoundOracle = field(default_factory=lambda: BranchAndBoundOracle(1e-2, SECONDS))
     name = "remainder"
 
-    def __call__(
-        self,
-        problem: Problem,
-        dual_point: Tensor,
-        *,
-        starts: Tensor | None = None,
-        n_filters: int = 1,
-        seed: int = 0,
-        target: float = 0.0,
-    ) -> OracleResult:
+    def answer(self, problem: Problem, dual_point: Tensor, wanted: Wanted) -> OracleResult:
         """As `Oracle` says; `stats` are those of the search, with its bound and the remainder; `starts` are not used.
 
         Filters are those of the search: their g is measured with all directions.
         """
         began = time.perf_counter()
-        try:
-            principal = principal_problem(problem, self.directions)
-            rest, slack = remainder(problem, principal, dual_point)
-            # The search may stop where g_r² + R² is below the square of the target, less slack.
-            left = target - slack
-            own = math.sqrt(left - rest) * math.sqrt(left + rest) if rest < left else 0.0
-            found = self.search(principal, dual_point, n_filters=n_filters, seed=seed, target=own)
-            filters = torch.nn.functional.normalize(found.filters @ frame_of(problem, principal))
-            measured = problem.until(NEVER).responses.correlate(
-                filters, dual_point
-            )  # what is proved by now has to stay
-        except OutOfTime:
-            return OracleResult.unfinished(problem, Scope.GLOBAL, time.perf_counter() - began)
+        principal = principal_problem(problem, self.directions)
+        rest, slack = remainder(problem, principal, dual_point)
+        # The search may stop where g_r² + R² is below the square of the target, less slack.
+        left = wanted.target - slack
+        own = math.sqrt(left - rest) * math.sqrt(left + rest) if rest < left else 0.0
+        found = self.search(principal, dual_point, wanted, starts=None, target=own)
+        filters = torch.nn.functional.normalize(found.filters @ frame_of(problem, principal))
+        measured = problem.until(NEVER).responses.correlate(filters, dual_point)  # what is proved by now has to stay
         frame = frame_of(problem, principal)
         skew = float((frame @ frame.T - torch.eye(len(frame), dtype=torch.float64)).norm()) + 2 * frame.numel() * UNIT
         values = measured.flatten(1).norm(dim=1)

@@ -21,7 +21,7 @@ from torch import Tensor
 from convcvx.budget import NEVER, OutOfTime
 from convcvx.errors import check_count
 from convcvx.oracles._patch_rows import embedding_errors, lengths
-from convcvx.oracles.base import OracleResult
+from convcvx.oracles.base import Oracle, OracleResult, Wanted
 from convcvx.oracles.charged_rows import at_scale_one, largest, raised
 from convcvx.oracles.metric import Metric
 from convcvx.oracles.pattern_cones import PatternCones
@@ -36,7 +36,7 @@ CLIMBS = 3
 """Alternations between filter and output direction where the maximum over a cone is not convex."""
 
 
-class SampledOracle:
+class SampledOracle(Oracle):
     """Searches the activation patterns of sampled gates.
 
     Parameters
@@ -48,6 +48,7 @@ class SampledOracle:
     """
 
     name = "sampled"
+    scope = Scope.SAMPLED
 
     def __init__(self, n_gates: int = N_GATES, seed: int = 0, gates: Tensor | None = None) -> None:
         self.n_gates, self.seed, self._gates = check_count("gates", n_gates), seed, gates
@@ -56,38 +57,16 @@ class SampledOracle:
         """(q, r) gates on `problem`."""
         return sample_gates(problem.responses, self.n_gates, self.seed) if self._gates is None else self._gates
 
-    def __call__(
-        self,
-        problem: Problem,
-        dual_point: Tensor,
-        *,
-        starts: Tensor | None = None,
-        n_filters: int = 1,
-        seed: int = 0,
-        target: float = 0.0,
-    ) -> OracleResult:
-        """See `Oracle`; `seed` plays no part, the program is fixed. `starts` add their own patterns to it."""
+    def answer(self, problem: Problem, dual_point: Tensor, wanted: Wanted) -> OracleResult:
+        """As `Oracle` says; the seed plays no part, the program is fixed, but starts add their own patterns to it."""
         began = perf_counter()
-        try:
-            return self._answer(problem.with_dtype(torch.float64), dual_point, starts, n_filters, target, began)
-        except OutOfTime:
-            return OracleResult.unfinished(problem, Scope.SAMPLED, perf_counter() - began)
-
-    def _answer(
-        self,
-        problem: Problem,
-        dual_point: Tensor,
-        starts: Tensor | None,
-        n_filters: int,
-        target: float,
-        began: float,
-    ) -> OracleResult:
+        problem, starts = problem.with_dtype(torch.float64), wanted.starts
         gates = self.gates(problem).double()
         sampled = len(gates)
         gates = gates if starts is None else torch.cat([gates, starts.double()])
         scaled, exponent = at_scale_one(dual_point.numpy())
         dual_error = torch.from_numpy(np.ldexp(problem.dual_error(dual_point).numpy(), -exponent))
-        dual_point, target = torch.from_numpy(scaled), float(np.ldexp(target, -exponent))
+        dual_point, target = torch.from_numpy(scaled), float(np.ldexp(wanted.target, -exponent))
         pulls = GatedResponses(problem.responses, gates).adjoint(dual_point).flatten(2)
         _, sizes, vectors = torch.linalg.svd(pulls, full_matrices=False)
         bounds = sizes[:, 0].clone()
@@ -101,7 +80,7 @@ class SampledOracle:
             stopped = {"stopped": "time_limit"}
         if pulls.shape[2] == 1:
             bounds[open_] = torch.minimum(bounds[open_], tight)
-        best = Metric.of(problem.responses).distinct(filters, values, n_filters, cosine=1 - 1e-9)
+        best = Metric.of(problem.responses).distinct(filters, values, wanted.n_filters, cosine=1 - 1e-9)
         stats = {
             "patterns": len(gates),
             "sampled_patterns": sampled,
