@@ -17,6 +17,9 @@ UNIT = 2.0**-53
 """Unit roundoff of float64."""
 TINY = 2.0**-1074
 """Smallest positive float64: what an operation can lose to underflow."""
+SMALLEST_NORMAL = 2.0**-1022
+"""Smallest positive float64 with all its digits. Added to a bound it makes up for products in it that underflow: a few
+billion of them lose less."""
 BLOCK = 64
 """Terms that `total` adds in float64; the sums of these blocks are added exactly. Larger blocks take less time and
 leave a larger error."""

@@ -19,6 +19,7 @@ from convcvx.data.arrays import as_tensor
 from convcvx.data.images import Images, StreamedImages
 from convcvx.errors import InputError, check_positive
 from convcvx.patches import PatchSpec
+from convcvx.rounding import SMALLEST_NORMAL
 from convcvx.solution import Round, Solution
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ FIXED = 200
 """Images that have their scale, beside a bias or an epsilon, may go up and down to 2^±200, where fourth powers end."""
 LARGEST = 500
 """Targets may go up and down to 2^±500: the objective, which has their square, is a float64 then."""
-SMALLEST_NORMAL = float(np.finfo(float).tiny)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from convcvx.responses.processes import GO_ON
+from convcvx.responses.processes import RESUME_ADVICE
 
 CREW = Path(__file__).parent / "helpers" / "crew.py"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -114,6 +114,6 @@ def test_a_killed_process_is_started_anew_and_goes_on(tmp_path, rank):
     output, text = running.communicate(timeout=300)
     assert running.returncode == 0, text
     assert json.loads(output.splitlines()[-1])["status"] == "converged"
-    assert GO_ON in text
+    assert RESUME_ADVICE in text
     assert "from where it was" in text
     assert (out / "metrics.json").exists()

@@ -403,7 +403,7 @@ def test_a_broken_download_leaves_nothing_and_the_next_one_works(mirror, monkeyp
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("name", data_sources.OWN)
+@pytest.mark.parametrize("name", data_sources.FILE_BY_FILE)
 def test_without_a_network_a_missing_set_fails_fast(tmp_path, monkeypatch, name):
     cls = getattr(import_torchvision().datasets, data_sources.DOWNLOADS[name][0])
     monkeypatch.setattr(cls, "mirrors", ["http://127.0.0.1:1/"], raising=False)

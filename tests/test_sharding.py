@@ -286,7 +286,7 @@ def test_a_killed_process_ends_the_run_and_one_process_goes_on(folder, alone, tm
     output, text = running.communicate(timeout=120)
     assert running.returncode != 0
     assert [line for line in text.splitlines() if line.startswith("convcvx:")] == [
-        f"convcvx: error: {message.split(':')[0]}: {sharding.GO_ON}"
+        f"convcvx: error: {message.split(':')[0]}: {sharding.RESUME_ADVICE}"
     ], text
     assert message in text
     assert not (out / "metrics.json").exists()

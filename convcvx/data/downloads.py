@@ -120,7 +120,7 @@ DOWNLOADS = {
     },
 }
 """By name. The first ones are read by convcvx itself, the others as torchvision gives them."""
-OWN = ("mnist", "fashion-mnist", "cifar10", "cifar100", "kmnist")
+FILE_BY_FILE = ("mnist", "fashion-mnist", "cifar10", "cifar100", "kmnist")
 """Sets that are known file by file: arrays as they are stored."""
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -138,7 +138,7 @@ def set_named(name: str) -> str | None:
 
 def names_set(data: str) -> bool:
     """Whether a set is meant. A path that is there comes first, but for the sets that convcvx reads itself."""
-    return set_named(data) is not None and (data in OWN or not Path(data).exists())
+    return set_named(data) is not None and (data in FILE_BY_FILE or not Path(data).exists())
 
 
 def nearest(name: str) -> list[str]:
@@ -181,7 +181,7 @@ def read_download(order: Order) -> Raw:
     place = _holder(name, root)
     folder = place / DOWNLOADS[name].folder
     try:
-        return _read_own(name, cls, place, folder) if name in OWN else _read_any(name, cls, place, order)
+        return _read_own(name, cls, place, folder) if name in FILE_BY_FILE else _read_any(name, cls, place, order)
     except DataError:
         raise
     except Exception as error:  # what files of another kind hold has no bounds
@@ -197,14 +197,16 @@ def _holder(name: str, root: Path) -> Path:
 
 def _fetch(name: str, cls: Any, root: Path, download: bool) -> None:
     """Download what is missing, or say why not."""
-    packed = root / (cls.filename if name in OWN and hasattr(cls, "filename") else "")  # CIFAR comes as one archive
+    packed = root / (
+        cls.filename if name in FILE_BY_FILE and hasattr(cls, "filename") else ""
+    )  # CIFAR comes as one archive
     advice = f"give the --data-dir that holds it, or put {name}.npz there"
     if not packed.is_file() and not download:
         raise DataError(f"{name} is not in {root}: allow its download, or give the --data-dir that holds it")
     if not _downloads(cls):
         raise DataError(f"{name} is not in {root}, and torchvision cannot download it: {advice}")
     try:
-        if name in OWN:
+        if name in FILE_BY_FILE:
             _download_own(cls, root, DOWNLOADS[name].folder, packed if packed.is_file() else None)
         else:
             _download_any(name, cls, root)

@@ -94,6 +94,8 @@ LABELS = {
     "beta_ratio": "Weight decay, as a share of the largest useful",
 }
 """What numbers and options are called; of others the underscores become spaces."""
+SETS = {"train": "Training", "validation": "Validation", "test": "Test"}
+"""What the sets of images are called."""
 PROOFS = [scope for scope in Scope if scope.proved]
 """Scopes whose bound is a proof."""
 OPTIMIZERS = {"adam": "Adam", "sgd": "SGD"}

@@ -41,11 +41,11 @@ USUAL: dict[str, Any] = {"beta_ratio": 0.01, "tol": 1e-2, "device": "cpu", **ON_
 """Defaults of the estimators where they are not those of `fit`: scores hardly move beyond; arrays are on the CPU."""
 NOT_HERE = ("limit", "validation", "seed")
 """Options of `fit` that scikit-learn has other means for."""
-OWN = [
+ESTIMATORS_ONLY = [
     Parameter(name, Parameter.KEYWORD_ONLY, default=default)
     for name, default in (("image_shape", None), ("random_state", None), ("warm_start", False), ("verbose", False))
 ]
-PARAMETERS = [p for p in parameters(TrainConfig, **USUAL) if p.name not in NOT_HERE] + OWN
+PARAMETERS = [p for p in parameters(TrainConfig, **USUAL) if p.name not in NOT_HERE] + ESTIMATORS_ONLY
 
 
 class ConvexCNN(TransformerMixin, BaseEstimator):
@@ -121,7 +121,7 @@ class ConvexCNN(TransformerMixin, BaseEstimator):
 
     def _config(self) -> TrainConfig:
         """The parameters as options; `pool` stands apart, as it may be a matrix."""
-        given = {p.name: getattr(self, p.name) for p in PARAMETERS if p not in OWN and p.name != "pool"}
+        given = {p.name: getattr(self, p.name) for p in PARAMETERS if p not in ESTIMATORS_ONLY and p.name != "pool"}
         if self.image_shape_ is None:
             if names := [k for k, value in ON_IMAGES.items() if not np.array_equal(getattr(self, k), value)]:
                 raise InputError(

@@ -16,7 +16,7 @@ from convcvx.machine.jit import njit
 from convcvx.oracles._division import Division
 from convcvx.patches import Moments
 from convcvx.responses.passes import Responses
-from convcvx.rounding import UNIT
+from convcvx.rounding import SMALLEST_NORMAL, UNIT
 
 MAX_BYTES = 8 << 30
 """Bytes that patch rows and charges may take: a rigorous oracle on more would not end anyway."""
@@ -30,8 +30,6 @@ SAMPLE = 256
 """Images, the first ones, from which the share of patches that are not zero is estimated."""
 ROUND_UP = 1.0 + 1e-9
 """Factor that raises a sum of rounding errors above what rounding takes off the sum itself."""
-SMALLEST_NORMAL = float(np.finfo(float).tiny)
-"""2^-1022, added to a bound for the products in it that underflow: more than a few billion of them lose."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,9 @@ from convcvx.budget import OutOfTime
 from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
 
+PROVING_SECONDS = 120.0
+"""Time limit of a search whose bound goes on getting better for hours; the best one proved by then is used."""
+
 
 @dataclass(frozen=True)
 class OracleResult:

@@ -17,15 +17,13 @@ from convcvx.oracles.base import Oracle, OracleResult
 from convcvx.oracles.lengths import NAME as LENGTHS
 from convcvx.oracles.lengths import bound_by_lengths
 from convcvx.oracles.lifted import widths
-from convcvx.oracles.polynomial import PolynomialOracle, affordable_degree
+from convcvx.oracles.polynomial import WIDEST, PolynomialOracle, affordable_degree
 from convcvx.oracles.relaxed import relaxed_point
 from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
 
 FEATURE_BYTES = 1 << 30
 """Bytes of features that choosing a dual point may keep; beyond it the points at hand have to do."""
-CELLS_AND_OUTPUTS = 256
-"""P·c up to which a dual point is chosen: each of its rounds decomposes matrices of this size."""
 SPEED = 2e9
 """Products a second that all of this is reckoned at: about what a core does."""
 ROUND_PRODUCTS = 1500
@@ -148,4 +146,4 @@ def _chooses(problem: Problem, left: float) -> bool:
     responses, c = problem.responses, problem.n_outputs
     entries = float(responses.n) * responses.n_cells * sum(widths(responses.dim, 2))
     seconds = ROUND_PRODUCTS * entries * c / SPEED + 2 * pass_seconds(problem, 2)
-    return responses.n_cells * c <= CELLS_AND_OUTPUTS and 8 * entries <= FEATURE_BYTES and seconds <= left
+    return responses.n_cells * c <= WIDEST and 8 * entries <= FEATURE_BYTES and seconds <= left

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from convcvx.errors import InputError
 from convcvx.oracles._division import Division
-from convcvx.oracles._patch_rows import ROUND_UP, SMALLEST_NORMAL, PatchRows
+from convcvx.oracles._patch_rows import ROUND_UP, PatchRows
 from convcvx.oracles.base import OracleResult
 from convcvx.oracles.needs import ROWS_IN_BUNDLES, ROWS_IN_MEMORY, require
 from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
-from convcvx.rounding import TINY, UNIT
+from convcvx.rounding import SMALLEST_NORMAL, TINY, UNIT
 
 OWN_BYTES = 1 << 30
 """Bytes up to which rows have charges of their own, equal rows being merged, where they may do without."""

@@ -46,23 +46,19 @@ from torch import Tensor
 
 from convcvx.budget import Deadline, OutOfTime, clock
 from convcvx.oracles._cylinder_search import CylinderSearch
-from convcvx.oracles.base import Oracle, OracleResult, Wanted
+from convcvx.oracles.base import PROVING_SECONDS, Oracle, OracleResult, Wanted
 from convcvx.oracles.branch_and_bound import FIRST_LOOK
 from convcvx.oracles.charged_rows import ChargedRows, largest
 from convcvx.oracles.needs import Need
-from convcvx.oracles.polynomial import PolynomialOracle
+from convcvx.oracles.polynomial import WIDEST, PolynomialOracle
 from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
 from convcvx.rounding import UNIT
 
-DIRECTIONS = 3
+DIVIDED = 3
 """Principal directions that are divided: more leave a shorter tail, and cost exponentially more."""
-SECONDS = 120.0
-"""Time limit of a call; the best bound proved by then is used."""
 ENTRIES = 1 << 19
 """Numbers P·c·(1 + d + d(d+1)/2) in the moments of a cylinder, at most."""
-CELLS_AND_OUTPUTS = 256
-"""P·c at most: each corner of a cylinder decomposes a matrix of this size."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +79,9 @@ class CylinderOracle(Oracle):
         Finds the filters that a call returns.
     """
 
-    directions: int = DIRECTIONS
+    directions: int = DIVIDED
     rel_tol: float = 1e-2
-    time_limit: float | None = SECONDS
+    time_limit: float | None = PROVING_SECONDS
     max_cylinders: int | None = None
     search: Oracle = field(default_factory=lambda: FIRST_LOOK)
     name = "cylinders"
@@ -132,12 +128,12 @@ def principal(charged: ChargedRows) -> ChargedRows:
 
 def _too_wide(problem: Problem) -> str | None:
     width, d = problem.responses.n_cells * problem.n_outputs, problem.responses.dim
-    fits = width <= CELLS_AND_OUTPUTS and width * (1 + d + d * (d + 1) // 2) <= ENTRIES
+    fits = width <= WIDEST and width * (1 + d + d * (d + 1) // 2) <= ENTRIES
     return None if fits else f"{width} of them at rank {d}"
 
 
 FEW_CELLS_AND_OUTPUTS = Need(
-    f"{CELLS_AND_OUTPUTS} pooling cells times outputs at most, fewer where the rank is high",
+    f"{WIDEST} pooling cells times outputs at most, fewer where the rank is high",
     _too_wide,
     "use a coarser grid, or oracle='remainder'",
 )

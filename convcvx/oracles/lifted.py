@@ -35,9 +35,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from convcvx.oracles._patch_rows import ROUND_UP, SMALLEST_NORMAL, embedding_errors, lengths
+from convcvx.oracles._patch_rows import ROUND_UP, embedding_errors, lengths
 from convcvx.responses.passes import Responses
-from convcvx.rounding import UNIT
+from convcvx.rounding import SMALLEST_NORMAL, UNIT
 
 CHUNK_BYTES = 32 << 20
 """Bytes of rows and features in flight: fewer would cost more in calls, more would leave the cache."""

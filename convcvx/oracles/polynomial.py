@@ -48,6 +48,9 @@ FAINT = 1e-12
 """Share of the mean of R that is added to its diagonal: no λ is zero then."""
 DENSE = 1024
 """P·c up to which E is formed; beyond it cells are bounded one by one, and norms of blocks added."""
+WIDEST = 256
+"""P·c up to which matrices of that order are decomposed again and again: at the corners of cylinders, and in the rounds
+of choosing a dual point."""
 PRODUCTS = 1e12
 """Products n·K·d² up to which the degree is two by default: about a minute on two cores. Beyond it it is one."""
 ENTRIES = 1 << 27

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from convcvx.budget import NEVER
 from convcvx.oracles._patch_rows import ROUND_UP, embedding_errors, lengths
-from convcvx.oracles.base import Oracle, OracleResult, Wanted
+from convcvx.oracles.base import PROVING_SECONDS, Oracle, OracleResult, Wanted
 from convcvx.oracles.branch_and_bound import BranchAndBoundOracle
 from convcvx.oracles.charged_rows import at_scale_one, largest, raised
 from convcvx.oracles.needs import ROWS_IN_MEMORY, Need
@@ -43,10 +43,8 @@ from convcvx.rounding import SAFE, UNIT, top_eigenvalue
 
 CHUNK_BYTES = 32 << 20
 """Bytes of rows in flight."""
-DIRECTIONS = 4
+SEARCHED = 4
 """Principal directions that are searched: more leave less for the remainder, and cost exponentially more."""
-SECONDS = 120.0
-"""Time limit of a search over them; the best bound proved by then is used."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +59,8 @@ class RemainderOracle(Oracle):
         Over these.
     """
 
-    directions: int = DIRECTIONS
-    search: BranchAndBoundOracle = field(default_factory=lambda: BranchAndBoundOracle(1e-2, SECONDS))
+    directions: int = SEARCHED
+    search: BranchAndBoundOracle = field(default_factory=lambda: BranchAndBoundOracle(1e-2, PROVING_SECONDS))
     name = "remainder"
 
     def answer(self, problem: Problem, dual_point: Tensor, wanted: Wanted) -> OracleResult:
@@ -161,7 +159,7 @@ def remainder(problem: Problem, principal: Problem, dual_point: Tensor) -> tuple
 
 
 def _too_many_rows(problem: Problem) -> str | None:
-    return ROWS_IN_MEMORY.lacking(principal_problem(problem, DIRECTIONS))
+    return ROWS_IN_MEMORY.lacking(principal_problem(problem, SEARCHED))
 
 
 PRINCIPAL_ROWS = Need(ROWS_IN_MEMORY.what, _too_many_rows, "use fewer images, a coarser stride, or oracle='polynomial'")

@@ -15,7 +15,7 @@ from convcvx.network.two_layer import TwoLayerCNN
 
 MOST_FILTERS = 36
 """Filters shown one by one, those with the largest weights: the page stays one that opens at once."""
-TRIED = 512
+LOOKED_AT = 512
 """Images, evenly spread, among which the one is looked for that a filter fires at most."""
 ENTRIES = 1 << 22
 """Entries of the maps of the filters shown that are computed at once: 16 MiB."""
@@ -139,7 +139,7 @@ def _where_they_fire(network: TwoLayerCNN, order: Tensor, images: Images, seen: 
         name: None if parameter is None else nn.Parameter(parameter.detach()[order], requires_grad=False)
         for name, parameter in convolution._parameters.items()
     }
-    tried = torch.linspace(0, len(images) - 1, min(len(images), TRIED), dtype=torch.float64).round().long().unique()
+    tried = torch.linspace(0, len(images) - 1, min(len(images), LOOKED_AT), dtype=torch.float64).round().long().unique()
     at_once = max(1, ENTRIES // (len(order) * images.shape[2] * images.shape[3]))
     best, pooled = torch.full((len(order),), -1.0), torch.zeros(())
     maps: list[Tensor] = [torch.empty(0)] * len(order)

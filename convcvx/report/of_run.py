@@ -35,7 +35,7 @@ ELSEWHERE = (
 """Numbers of a run that its page says in other places than the table of results."""
 BOUNDS = "A solid line is proved: no network has an objective left of it. A dashed one is an estimate, or not for all."
 """Below the picture of the bounds."""
-TRIED = "Weight decays tried for the dictionary, and what held-out images said of each."
+DECAYS_TRIED = "Weight decays tried for the dictionary, and what held-out images said of each."
 """Below the path."""
 COMPARED = ("objective", "rel_gap", "test_accuracy", "train_accuracy", "seconds", "core_seconds", "n_filters")
 """Numbers of a comparison, as its table has them."""
@@ -162,7 +162,7 @@ def _path(run: Run) -> Drawn | None:
     if not path:
         return None
     figure = figures.path_figure(path, run.chosen_beta)
-    return Drawn.of(figure, "path", "Weight decays tried for the dictionary", TRIED)
+    return Drawn.of(figure, "path", "Weight decays tried for the dictionary", DECAYS_TRIED)
 
 
 def _comparison(

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from convcvx.display.html import environment
 from convcvx.display.theme import svg
-from convcvx.display.words import label, rows, text
+from convcvx.display.words import SETS, label, rows, text
 from convcvx.errors import RunError
 from convcvx.solution import Status
 from convcvx.storage.reading import read_json
@@ -32,9 +32,6 @@ MACHINE = {
     "python": "Python",
 }
 """What environment.json tells of a machine, and what it is called; earlier versions told less."""
-
-SETS = {"train": "Training", "test": "Test", "validation": "Validation"}
-"""What the sets are called."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from convcvx.responses.portions import Found, Portion
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """Environment variables that tell a process of its team; all of them, or there is none."""
-GO_ON = "go on with --resume, with any number of processes"
+RESUME_ADVICE = "go on with --resume, with any number of processes"
 """What to do when a process was lost."""
 LATE = "out of time"
 """What a worker answers whose pass the deadline cut short."""
@@ -168,7 +168,7 @@ class Processes:
             raise
         except RuntimeError:
             lost = list(self._workers) if self.size == 2 else self._gone if rank is None else [rank]
-            raise WorkerError(f"{self._named(lost)} was lost: {GO_ON}") from None
+            raise WorkerError(f"{self._named(lost)} was lost: {RESUME_ADVICE}") from None
 
     @property
     def _gone(self) -> list[int]:
@@ -182,7 +182,7 @@ class Processes:
     def _terminated(self, *_: object) -> None:
         """On SIGTERM, which torchrun sends to all when one process is lost."""
         what = f"{self._named(lost)} was lost" if (lost := self._gone) else "stopped by SIGTERM"
-        raise WorkerError(f"{what}: {GO_ON}")
+        raise WorkerError(f"{what}: {RESUME_ADVICE}")
 
 
 def _serve(wire: Wire, held: Portion) -> NoReturn:
@@ -206,7 +206,7 @@ def _serve(wire: Wire, held: Portion) -> NoReturn:
     except RuntimeError:
         if not signals:  # else it is the leader who tells
             who = "process 0" if wire.size == 2 else "another process"  # a collective does not say which
-            print(f"convcvx: error: {who} of {wire.size} was lost: {GO_ON}", file=sys.stderr)
+            print(f"convcvx: error: {who} of {wire.size} was lost: {RESUME_ADVICE}", file=sys.stderr)
         sys.exit(1)
     wire.close()
     sys.exit(0)

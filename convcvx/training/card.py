@@ -6,13 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from convcvx.display.words import SETS
 from convcvx.losses.targets import LABELLED
 from convcvx.network.preprocess import ImageTransform
 from convcvx.optimum import told
 from convcvx.oracles.scope import Scope
-
-SCORED = {"train": "training images", "validation": "validation images", "test": "test images"}
-"""The sets that a network is scored on."""
 
 
 def model_card(kind: str, network: Any, metrics: dict[str, Any], stages: list[dict[str, Any]], options: str) -> str:
@@ -33,7 +31,7 @@ def model_card(kind: str, network: Any, metrics: dict[str, Any], stages: list[di
     meta = network.meta
     data = Path(str(meta.get("data", "data"))).name
     classes = [str(name) for name in meta.get("classes", [])]
-    scores = {name: metrics.get(f"{name}_accuracy") for name in SCORED}
+    scores = {name: metrics.get(f"{name}_accuracy") for name in SETS}
     lines = [
         "---",
         *_metadata(data, classes, scores["test"]),
@@ -54,7 +52,7 @@ def model_card(kind: str, network: Any, metrics: dict[str, Any], stages: list[di
         "",
         "| images | accuracy |",
         "|---|---|",
-        *(f"| {SCORED[name]} | {score:.2%} |" for name, score in scores.items() if score is not None),
+        *(f"| {SETS[name].lower()} images | {score:.2%} |" for name, score in scores.items() if score is not None),
         *(f"| test images, {key[5:]} | {metrics[key]:.4g} |" for key in sorted(metrics) if _other_score(key)),
         "",
         "## Images and outputs",
