@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.problems import flat_problem, g, random_parameters
+from helpers.bounds import assert_never_below_g, awkward, correlated, sphere
+from helpers.problems import flat_problem, random_parameters
 from helpers.rows import random_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_polynomial import awkward, correlated, sphere
 from torch import Tensor
 
 from convcvx.budget import NEVER, Deadline
@@ -179,12 +179,7 @@ def test_the_maps_at_corners_are_the_quadratics_of_the_filters_there():
 def test_the_bound_is_never_below_g_anywhere(case, directions):
     problem, point = case
     result = CylinderOracle(directions, max_cylinders=30)(problem, point)
-    assert result.scope == "global"
-    filters = torch.cat([sphere(100, problem.responses.dim), result.filters])
-    assert float(g(problem, filters, point).max()) <= result.upper_bound * (1 + 1e-12)
-    if float(point.abs().max()) < 1e100:
-        climbed = LocalOracle(n_climbers=8, n_steps=12, n_batches=1)(problem, point).g_max
-        assert climbed <= result.upper_bound * (1 + 1e-12)
+    assert_never_below_g(problem, point, result)
 
 
 def random_point(problem, seed: int) -> Tensor:

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.commands import invoke, refused
+from helpers.data import Bomb
 from torch import Tensor, nn
 
 import convcvx
@@ -281,11 +282,6 @@ def test_a_file_that_torch_saved_is_certified_as_the_network_is(name, nested, tm
     by_hand = convcvx.certify(network, train.images, train.targets, 0.1, oracle="local", n_classes=10)
     assert found["primal"] == pytest.approx(by_hand.primal, rel=1e-5)
     assert ("BatchNorm" in found["assumed"]) == ("BatchNorm" in name)
-
-
-class Bomb:
-    def __reduce__(self):
-        return pytest.fail, ("a pickle was loaded",)
 
 
 @pytest.mark.parametrize(
