@@ -28,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from einops import rearrange
 from machine import machine
 
 from convcvx.budget import Budget
@@ -142,7 +143,7 @@ def small_problem(seed: int) -> tuple[Problem, torch.Tensor]:
     loss = ("squared", "cross-entropy")[seed // 4 % 2]
     y = random.permutation(np.arange(n) % c) if loss == "cross-entropy" else random.standard_normal((n, c))
     pool = random.random((cells, k)) + 0.1
-    images = torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
+    images = torch.from_numpy(rearrange(x, "n h w c -> n c h w").copy())
     spec, options = PatchSpec((1, 1)), {"pooling": pool, "loss": loss, "n_classes": c}
     problem = build_problem(images, y, spec=spec, intercept=bool(seed // 8 % 2), dtype=torch.float64, **options)
     predictions = torch.from_numpy(random.standard_normal((n, c)))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
@@ -110,7 +111,7 @@ class ImageForm:
 def channels_last(images: Images) -> np.ndarray:
     """(n, C, H, W) tensors as float32 (n, H, W, C)."""
     assert isinstance(images, Tensor)
-    return images.detach().cpu().float().permute(0, 2, 3, 1).numpy()
+    return rearrange(images.detach().cpu().float(), "n c h w -> n h w c").numpy()
 
 
 def _with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data import Dataset as TorchDataset
@@ -165,7 +166,7 @@ def _image(image: Any) -> Tensor:
     if array.dtype == object or array.ndim not in (2, 3):
         raise DataError(f"images must be tensors, arrays or PIL images; got {_kind(image)}: give the set a transform")
     if hasattr(image, "getbands"):  # PIL has channels last, or none
-        array = array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
+        array = array[None] if array.ndim == 2 else rearrange(array, "h w c -> c h w")
     return torch.from_numpy(np.ascontiguousarray(array))
 
 

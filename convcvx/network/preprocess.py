@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
@@ -58,7 +59,7 @@ class ImageTransform:
             return images.float() / 255 if images.dtype == torch.uint8 else images.float()
         batch = images.detach().cpu() if images.ndim == 4 else images.detach().cpu()[None]
         batch = batch if batch.dtype == torch.uint8 else batch.float()
-        made = self._made(batch.permute(0, 2, 3, 1).numpy()).to(images.device)
+        made = self._made(rearrange(batch, "n c h w -> n h w c").numpy()).to(images.device)
         return made if images.ndim == 4 else made[0]
 
     def _made(self, pixels: np.ndarray) -> Tensor:

@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from convcvx.oracles.base import Oracle, OracleResult, Wanted
@@ -102,7 +103,7 @@ class PolynomialOracle(Oracle):
             slack += float(part.errors @ sizes[part.where] + part.reach @ wrong[part.where])
             mass += float(part.reach @ sizes[part.where])
         slack = (slack + 3 * (responses.n + 8) * UNIT * mass) * (1 + 1e-9)
-        columns = blocks.unflatten(1, (responses.n_cells, width)).permute(1, 0, 2)  # (P, c, w)
+        columns = rearrange(blocks, "c (p w) -> p c w", p=responses.n_cells)
         bound = block_bound(list(columns.split(widths(responses.dim, degree), dim=2)), tails, charges)
         stats = {"degree": degree, "rounding": slack / bound if bound > 0 else 0.0}
         return raised(largest(bound + slack) * SAFE, exponent), stats

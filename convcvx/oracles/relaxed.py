@@ -21,6 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from convcvx.budget import OutOfTime
@@ -58,12 +59,12 @@ class Features:
 
     def blocks(self, dual_point: Tensor) -> list[Tensor]:
         """C_b (P, c, w_b) of Z = `dual_point` (n, c)."""
-        return [(dual_point.T @ part.flatten(1)).unflatten(1, part.shape[1:]).permute(1, 0, 2) for part in self.parts]
+        return [rearrange(dual_point.T @ part.flatten(1), "c (p w) -> p c w", p=part.shape[1]) for part in self.parts]
 
     def adjoint(self, blocks: list[Tensor]) -> Tensor:
         """(n, c): the gradient in Z of Σ_b <blocks_b, C_b(Z)>."""
         products = (
-            part.flatten(1) @ block.permute(0, 2, 1).flatten(0, 1)
+            part.flatten(1) @ rearrange(block, "p c w -> (p w) c")
             for part, block in zip(self.parts, blocks, strict=True)
         )
         return sum(products, start=torch.zeros((), dtype=torch.float64))

@@ -27,6 +27,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from convcvx.budget import NEVER
@@ -145,7 +146,7 @@ def remainder(problem: Problem, principal: Problem, dual_point: Tensor) -> tuple
             positions = weights.nonzero()[:, 0]
             heavy = rest[:, positions] * (own[:, None] * weights[positions])[..., None]
             second[cell] += heavy.flatten(0, 1).T @ unit[:, positions].flatten(0, 1)
-    matrix = linear.unflatten(1, (n_cells, d)).permute(1, 0, 2).flatten(0, 1)  # (P·c, d)
+    matrix = rearrange(linear, "c (p d) -> (p c) d", p=n_cells)
     along = math.sqrt(top_eigenvalue(matrix.T @ matrix) + (len(matrix) + 4) * UNIT * float(matrix.square().sum()))
     # Sums of positive semidefinite terms: off by no more than their trace, rounded as often.
     tops = [top_eigenvalue(part) + share * float(part.diagonal().sum()) for part in first]

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from convcvx.errors import InputError, check_count, check_positive, is_count
@@ -97,7 +98,7 @@ class PatchSpec:
             vertical, horizontal = self.padding
             images = F.pad(images, (horizontal, horizontal, vertical, vertical))
         windows = images.unfold(2, self.kernel_size[0], self.stride[0]).unfold(3, self.kernel_size[1], self.stride[1])
-        return windows.permute(1, 4, 5, 0, 2, 3)
+        return rearrange(windows, "b c rows columns h w -> c h w b rows columns")
 
     def columns(self, images: Tensor) -> Tensor:
         """(b, C, H, W) images to (h, b*K) patches, one a column, K in row-major order, h = C*kh*kw (+1 if `constant`).
@@ -122,7 +123,7 @@ class PatchSpec:
 
     def rows(self, images: Tensor) -> Tensor:
         """(b, C, H, W) images to (b, K, h) patch rows, a view of `columns`."""
-        return self.columns(images).T.unflatten(0, (len(images), -1))
+        return rearrange(self.columns(images), "h (b k) -> b k h", b=len(images))
 
     def norms(self, images: Tensor) -> Tensor:
         """(b, C, H, W) images to (b, K) norms of their patches, to rounding; where contrast is normalised, to the

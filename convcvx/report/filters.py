@@ -7,6 +7,7 @@ from copy import copy
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from convcvx.data.images import Images
@@ -74,7 +75,7 @@ def filter_cards(
     state = network.state_dict()
     kernels, linear = state["0.weight"], state["4.weight"]
     m = len(kernels)
-    weights = linear.unflatten(1, (m, -1)).permute(1, 2, 0)  # (m, P, c)
+    weights = rearrange(linear, "c (m p) -> m p c", m=m)
     paid = weights.flatten(1).square().sum(dim=1)  # neurons are balanced: half of what weight decay is on
     order = paid.argsort(descending=True)[:MOST_FILTERS]
     order = order[paid[order] > 0]

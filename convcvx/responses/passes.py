@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from convcvx.budget import Deadline
@@ -79,7 +80,8 @@ class Responses(Stream):
     def patches(self, images: Tensor, positions: Tensor) -> Tensor:
         """(b, s, h) raw patch rows: of each of `images` (b,) those at `positions` (b, s) among its K."""
         spec, (_, width) = self.embedding.spec, self.map_size
-        windows = spec.windows(self.pixels(images.to(self.device))).permute(3, 0, 4, 5, 1, 2)
+        windows = spec.windows(self.pixels(images.to(self.device)))
+        windows = rearrange(windows, "c h w b rows columns -> b c rows columns h w")
         positions = positions.to(self.device)
         every = torch.arange(len(images), device=self.device)[:, None]
         found = windows[every, :, positions // width, positions % width]  # (b, s, C, kh, kw), the only ones copied

@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from convcvx.data.images import Images
@@ -47,7 +48,7 @@ def fit_link(
     sample = images[torch.arange(0, len(images), math.ceil(len(images) / LINK_IMAGES))]
     moment, count = torch.zeros(n_filters, n_filters, dtype=torch.float64), 0
     for maps in _maps(stage, downsample, sample, device):
-        rows = maps.movedim(1, -1).flatten(0, -2)
+        rows = rearrange(maps, "n c h w -> (n h w) c")
         moment += (rows.T @ rows).double().cpu()
         count += len(rows)
     moment /= copies * count

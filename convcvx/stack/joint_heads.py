@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 
+from einops import rearrange
 from torch import Tensor
 
 from convcvx.network.two_layer import TwoLayerCNN
@@ -70,6 +71,6 @@ def _convolution(stage: TwoLayerCNN) -> tuple[Tensor, Tensor | None]:
 def _with_head(stage: TwoLayerCNN, weights: Tensor, intercept: Tensor) -> TwoLayerCNN:
     """A copy of `stage` with weights (m, P, c), and the intercept (c,) if it has one."""
     copied = copy.deepcopy(stage)
-    state = copied.state_dict() | {"4.weight": weights.permute(2, 0, 1).flatten(1)}
+    state = copied.state_dict() | {"4.weight": rearrange(weights, "m p c -> c (m p)")}
     copied.load_state_dict(state | ({"4.bias": intercept} if "4.bias" in state else {}))
     return copied

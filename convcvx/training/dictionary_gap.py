@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -174,7 +175,7 @@ def _survey(stream: Stream, dual_point: Tensor, filters: Tensor, weights: Tensor
         flat = block.flatten(1)
         total += dual_point[where].to(flat).T @ flat
         outputs[where] = flat[:, : len(matrix)] @ matrix
-    return [total.T.unflatten(0, (len(filters), stream.n_cells)).cpu(), outputs.cpu()]
+    return [rearrange(total, "c (m p) -> m p c", p=stream.n_cells).cpu(), outputs.cpu()]
 
 
 SURVEY = Pass(_survey, ("sum", "cat"))

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from einops import rearrange
 from torch import Tensor
 
 from convcvx.budget import LEAST, Deadline
@@ -266,4 +267,4 @@ def patches_to_images(patches: Tensor | np.ndarray) -> Tensor:
         raise InputError(f"patches must be a non-empty (n, d) or (n, K, d) array; got shape {tuple(array.shape)}")
     if not bool(array.isfinite().all()):
         raise InputError("patches must be finite; found NaN or infinity; drop or impute those samples")
-    return array.transpose(1, 2)[..., None]
+    return rearrange(array, "n k d -> n d k 1")

@@ -22,6 +22,7 @@ from time import perf_counter
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from convcvx.budget import Deadline, OutOfTime
@@ -201,7 +202,7 @@ def _principal(problem: Problem, gates: Tensor) -> tuple[Tensor, Tensor]:
     matrix = features.matrix().view(len(images), *features.shape)
     matrix = matrix - sample.mean(matrix) * problem.intercept
     matrix = matrix * sample.shares.roots.to(matrix)[:, None, None, None]
-    rows = matrix.transpose(2, 3).reshape(-1, features.shape[1])
+    rows = rearrange(matrix, "n q a p -> (n q p) a")
     moments, axes = torch.linalg.eigh((rows.T @ rows).double() / len(rows))
     moments = moments.flip(0).clamp_min(FLOOR * float(moments[-1])).clamp_min(1e-300)
     return axes.T.flip(0).contiguous(), moments
