@@ -27,8 +27,9 @@ from convcvx.stack.jobs import stage_data
 from convcvx.training.entry import announce, limited
 from convcvx.training.fit import Fit, load_fit, score
 from convcvx.training.option import check_names, check_options, option, parameters, same_as
-from convcvx.training.options import MOST_FILTERS, OPTIONS, TrainConfig
+from convcvx.training.options import OPTIONS, TrainConfig
 from convcvx.training.origin import Origin
+from convcvx.training.panels.search import MOST_FILTERS
 from convcvx.training.progress import peak_memory_mb
 from convcvx.training.resolve import arranged, run_data, training_problem, with_run_settings
 from convcvx.training.run import Run

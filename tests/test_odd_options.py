@@ -13,7 +13,8 @@ from helpers.commands import DIGITS, invoke, refused
 from convcvx.errors import InputError
 from convcvx.pooling import Pooling
 from convcvx.storage.reading import json_text
-from convcvx.training.options import TrainConfig, parse_pair
+from convcvx.training.option import parse_pair
+from convcvx.training.options import TrainConfig
 
 
 @pytest.mark.parametrize(

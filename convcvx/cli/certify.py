@@ -17,7 +17,8 @@ from convcvx.errors import RunError
 from convcvx.patches import PatchEmbedding
 from convcvx.stack.jobs import stage_data
 from convcvx.training.jobs import certify_job
-from convcvx.training.options import EVERY, FAMILY_ORACLE, TrainConfig
+from convcvx.training.options import FAMILY_ORACLE, TrainConfig
+from convcvx.training.panels.model import EVERY
 from convcvx.training.resolve import load_data, run_data, with_run_settings
 from convcvx.training.run import Run
 

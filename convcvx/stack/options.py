@@ -9,8 +9,9 @@ from typing import Any
 from convcvx.data.datasets import Dataset
 from convcvx.errors import InputError, check_choice, check_count, shown
 from convcvx.pooling import Pooling
-from convcvx.training.option import MODEL, STAGES, option, options_of, size_text
-from convcvx.training.options import BUDGETS, LARGEST_SIDE, MOST_FILTERS, OPTIONS, TrainConfig, check_unchanged
+from convcvx.training.option import LARGEST_SIDE, MODEL, STAGES, option, options_of, size_text
+from convcvx.training.options import BUDGETS, OPTIONS, TrainConfig, check_unchanged
+from convcvx.training.panels.search import MOST_FILTERS
 from convcvx.training.recipes import stack_recipe
 
 HEADS = ("last", "mean", "joint")

@@ -26,7 +26,8 @@ from convcvx.solvers.dictionary.path import DictionaryFit, Score, by_error, by_l
 from convcvx.solvers.rounds import record_of
 from convcvx.solvers.slide.descent import State, descend
 from convcvx.training.journal import Descent, Journal
-from convcvx.training.options import DEFAULT_BETA_RATIO, TrainConfig
+from convcvx.training.options import TrainConfig
+from convcvx.training.panels.model import DEFAULT_BETA_RATIO
 from convcvx.training.progress import Report
 
 DICTIONARY_TOL = 1e-2

@@ -13,7 +13,8 @@ from convcvx.problem import Problem
 from convcvx.solution import Solution
 from convcvx.training.dictionary_start import start_from_dictionary
 from convcvx.training.journal import Checkpoint, Journal
-from convcvx.training.options import EVERY, TrainConfig
+from convcvx.training.options import TrainConfig
+from convcvx.training.panels.model import EVERY
 from convcvx.training.plan import TRAINING, find_beta_max, solve_problem
 from convcvx.training.progress import Report
 from convcvx.training.resolve import beta_of

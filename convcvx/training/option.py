@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
@@ -17,12 +18,20 @@ from convcvx.pooling import Pooling
 from convcvx.storage.reading import NAMES, is_a
 
 KINDS: dict[str, type] = {"str": str, "bool": bool, "int": int, "float": float}
-DATA, MODEL, SOLVER = "Data", "Model", "Solver"
-"""Panels of `--help`."""
+DATA = "Data"
+"""The panel of `--help` for the images."""
+MODEL = "Model"
+"""The panel for the network and its objective."""
+SOLVER = "Solver"
+"""The panel for the search for its optimum."""
 STAGES = "Stages (one value, or one a stage by commas)"
 """The panel of `convcvx stack --help` for what may differ from stage to stage."""
 NO_FLAG = ""
 """The panel of what no user sets."""
+SIZE = "a whole number, or a pair of them, rows and columns"
+"""What a kernel, a stride and a padding are."""
+LARGEST_SIDE = 4096
+"""Pixels of a kernel, a stride, a padding or a move of an image: of an image whose patches fit in memory."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +163,16 @@ def size_text(value: Any) -> Any:
     if isinstance(value, tuple | list) and len(value) == 2 and all(is_count(part, 0) for part in value):
         return f"{value[0]}x{value[1]}"
     return shown(int(value)) if is_count(value, 0) else value
+
+
+def parse_pair(name: str, text: str) -> tuple[int, int]:
+    """Read "3" or "3x5" as (rows, columns)."""
+    found = re.fullmatch(r"\s*(\d{1,9})\s*(?:x\s*(\d{1,9})\s*)?", text.lower(), re.ASCII)
+    if found is None:
+        raise InputError(f"{name} must be a whole number such as 3, or rows x columns such as 3x5; got {shown(text)}")
+    rows, columns = int(found[1]), int(found[2] or found[1])
+    check_count(name, max(rows, columns), minimum=0, maximum=LARGEST_SIDE)
+    return rows, columns
 
 
 def pool_text(value: Any) -> Any:

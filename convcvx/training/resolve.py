@@ -18,8 +18,9 @@ from convcvx.problem import Problem
 from convcvx.responses.passes import Responses
 from convcvx.responses.team import Team
 from convcvx.training.folder import Folder
-from convcvx.training.options import DEFAULT_BETA_RATIO, TrainConfig
+from convcvx.training.options import TrainConfig
 from convcvx.training.origin import Origin
+from convcvx.training.panels.model import DEFAULT_BETA_RATIO
 from convcvx.training.plan import beta_at, build_problem
 from convcvx.training.run import Run
 
