@@ -42,7 +42,8 @@ def networks(name: str, problem, limit: float) -> Iterator[tuple[float, object]]
     from convcvx.budget import Budget
     from convcvx.oracles import ExactOracle
     from convcvx.solvers import SOLVERS
-    from convcvx.solvers.programs.convex import Cones, solve_program
+    from convcvx.solvers.programs.cones import Cones
+    from convcvx.solvers.programs.convex import solve_program
 
     if name in SOLVERS:
         seen: list[tuple[float, object]] = []

@@ -21,7 +21,8 @@ import convcvx
 from convcvx.baseline import train_twin, tune_rate
 from convcvx.patches import PatchSpec
 from convcvx.report import BOUND_COLOUR, CONVEX_COLOUR, TWIN_COLOUR, png
-from convcvx.solvers.programs.convex import Cones, solve_program
+from convcvx.solvers.programs.cones import Cones
+from convcvx.solvers.programs.convex import solve_program
 from convcvx.training.functional import patches_to_images
 from convcvx.training.plan import build_problem
 

@@ -24,7 +24,7 @@ from torch import nn
 from convcvx.cli import app
 from convcvx.cli.output import as_flags, open_console
 from convcvx.data.datasets import load
-from convcvx.data.downloads import DOWNLOADS
+from convcvx.data.torchvision_sets import DOWNLOADS
 from convcvx.solution import Status
 from convcvx.training.progress import Progress
 

@@ -19,7 +19,8 @@ from convcvx.oracles import CopositiveOracle, ExactOracle
 from convcvx.oracles import copositive as relaxation
 from convcvx.problem import Problem
 from convcvx.solvers.copositive import copositive
-from convcvx.solvers.programs.convex import Cones, _run, check_size, factorise, solve_program
+from convcvx.solvers.programs.cones import Cones, check_size
+from convcvx.solvers.programs.convex import _run, factorise, solve_program
 from convcvx.solvers.sliding_frank_wolfe import sliding_frank_wolfe
 from convcvx.training.plan import solve_problem
 

@@ -15,7 +15,8 @@ from convcvx.oracles import BranchAndBoundOracle, ExactOracle
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
 from convcvx.solvers.copositive import copositive
-from convcvx.solvers.programs.convex import Cones, solve_program
+from convcvx.solvers.programs.cones import Cones
+from convcvx.solvers.programs.convex import solve_program
 from convcvx.solvers.sliding_frank_wolfe import sliding_frank_wolfe
 from convcvx.training.plan import build_problem, find_beta_max, solve_problem
 

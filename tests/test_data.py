@@ -25,6 +25,7 @@ from PIL import Image
 from convcvx._compat import import_torchvision
 from convcvx.data import datasets as data
 from convcvx.data import downloads as data_sources
+from convcvx.data import torchvision_sets
 from convcvx.data.augment import moved, random_moves, shifted
 from convcvx.data.datasets import check_images, check_targets, load, split
 from convcvx.data.given import given_dataset
@@ -403,9 +404,9 @@ def test_a_broken_download_leaves_nothing_and_the_next_one_works(mirror, monkeyp
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("name", data_sources.FILE_BY_FILE)
+@pytest.mark.parametrize("name", torchvision_sets.FILE_BY_FILE)
 def test_without_a_network_a_missing_set_fails_fast(tmp_path, monkeypatch, name):
-    cls = getattr(import_torchvision().datasets, data_sources.DOWNLOADS[name][0])
+    cls = getattr(import_torchvision().datasets, torchvision_sets.DOWNLOADS[name][0])
     monkeypatch.setattr(cls, "mirrors", ["http://127.0.0.1:1/"], raising=False)
     monkeypatch.setattr(cls, "url", "http://127.0.0.1:1/set.tar.gz", raising=False)
     monkeypatch.setenv("no_proxy", "127.0.0.1")

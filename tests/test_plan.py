@@ -117,6 +117,6 @@ def test_a_hopeless_program_is_refused_on_the_command_line(tmp_path):
 
 
 def test_a_long_one_is_warned_of(monkeypatch):
-    monkeypatch.setattr("convcvx.solvers.programs.convex.WARN_ENTRIES", 100)
+    monkeypatch.setattr("convcvx.solvers.programs.cones.WARN_ENTRIES", 100)
     with pytest.warns(UserWarning, match="this takes minutes to hours"):
         copositive(flat_problem(6, n_patches=1), get_oracle("exact", flat_problem(6)))

@@ -21,9 +21,10 @@ from scipy.io import savemat
 import convcvx
 from convcvx._compat import import_torchvision
 from convcvx.data.datasets import load, load_sets
-from convcvx.data.downloads import DOWNLOADS, _downloads, nearest, other_task, set_named
+from convcvx.data.downloads import _downloads
 from convcvx.data.form import ImageForm, grey
 from convcvx.data.given import given_dataset
+from convcvx.data.torchvision_sets import DOWNLOADS, nearest, other_task, set_named
 from convcvx.errors import DataError, InputError
 from convcvx.training.options import TrainConfig
 from convcvx.training.resolve import load_data

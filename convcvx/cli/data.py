@@ -11,8 +11,9 @@ from convcvx.cli import flags as f
 from convcvx.cli.output import finish, guard, open_console
 from convcvx.data import downloads
 from convcvx.data.datasets import default_data_dir
-from convcvx.data.downloads import DOWNLOADS, find_download
+from convcvx.data.downloads import find_download
 from convcvx.data.sources import SOURCES
+from convcvx.data.torchvision_sets import DOWNLOADS
 
 DataDir = Annotated[Path | None, typer.Option(help="Where data sets lie or are downloaded to.")]
 

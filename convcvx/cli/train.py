@@ -12,7 +12,7 @@ from convcvx.cli import flags as f
 from convcvx.cli.output import as_flags, explain_short, finish, guard, open_console, print_summary
 from convcvx.responses.team import Team
 from convcvx.solution import Status
-from convcvx.training.fit import Clock
+from convcvx.training.clock import Clock
 from convcvx.training.jobs import train_into
 from convcvx.training.options import TrainConfig
 from convcvx.training.origin import Origin

@@ -113,8 +113,8 @@ def load(
     ----------
     name : str or path
         `digits`: scikit-learn's 1,797 embedded 8x8 digits, split with seed 0 and by class into 1,437 and 360.
-        `mnist`, `cifar10` and the other names of `convcvx.data.downloads.DOWNLOADS`, in any case: sets of torchvision
-        in `data_dir`.
+        `mnist`, `cifar10` and the other names of `convcvx.data.torchvision_sets.DOWNLOADS`, in any case: sets
+        of torchvision in `data_dir`.
         FILE.npz: x_train, y_train, x_test, y_test; images NHW or NHWC, uint8 or float in [0, 1]; integer y or texts
         are classes, float y real targets. Or the arrays of MedMNIST.
         FOLDER: train/CLASS/IMAGE and test/CLASS/IMAGE, or CLASS/IMAGE alone, images of the formats in

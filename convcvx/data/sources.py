@@ -6,8 +6,8 @@ import numpy as np
 
 from convcvx.data import array_files, csv_file, downloads, hugging_face, image_folder
 from convcvx.data.array_files import KEYS
-from convcvx.data.downloads import DOWNLOADS, names_set, nearest, other_task
 from convcvx.data.source import Order, Raw, Source
+from convcvx.data.torchvision_sets import DOWNLOADS, names_set, nearest, other_task
 from convcvx.errors import DataError, shown
 
 ARRAYS = "arrays"

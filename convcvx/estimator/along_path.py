@@ -15,7 +15,8 @@ from sklearn.utils import _safe_indexing
 
 from convcvx.budget import Deadline
 from convcvx.errors import InputError, check_positive
-from convcvx.estimator.base import PARAMETERS, ConvexCNN, declare
+from convcvx.estimator.base import PARAMETERS, ConvexCNN
+from convcvx.estimator.declare import declare
 from convcvx.estimator.models import ConvexCNNClassifier, ConvexCNNRegressor
 from convcvx.problem import Problem
 from convcvx.solution import Status

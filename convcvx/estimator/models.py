@@ -13,7 +13,8 @@ from sklearn.utils import Tags, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 
 from convcvx.errors import InputError
-from convcvx.estimator.base import PARAMETERS, ConvexCNN, declare
+from convcvx.estimator.base import PARAMETERS, ConvexCNN
+from convcvx.estimator.declare import declare
 from convcvx.losses.table import get_loss
 from convcvx.losses.targets import LABELLED
 

@@ -59,7 +59,8 @@ class Copositive(Solver):
 
     def look(self, level: Level, oracle: Oracle, solution: Solution, predictions: Tensor, seed: int) -> Look:
         """Solve the program; the record is of its network."""
-        from convcvx.solvers.programs.convex import Cones, solve_program  # here: cvxpy is slow to import
+        from convcvx.solvers.programs.cones import Cones  # here: cvxpy is slow to import
+        from convcvx.solvers.programs.convex import solve_program
 
         problem, budget = level.problem, level.budget
         dual_point, bound = problem.dual_point(predictions), OracleResult.unfinished(problem, Scope.GLOBAL, 0.0)

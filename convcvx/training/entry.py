@@ -14,7 +14,8 @@ from convcvx.data.form import ImageForm
 from convcvx.data.given import given_dataset
 from convcvx.errors import check_count
 from convcvx.solution import Callback, Solution
-from convcvx.training.fit import Clock, Fit
+from convcvx.training.clock import Clock
+from convcvx.training.fit import Fit
 from convcvx.training.jobs import train_in_memory, train_into
 from convcvx.training.option import as_kept, check_names, described, parameters
 from convcvx.training.options import TrainConfig

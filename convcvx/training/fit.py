@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from time import perf_counter, process_time
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +25,7 @@ from convcvx.pooling import Pooling
 from convcvx.solution import Round, Solution, Status
 from convcvx.solvers import SOLVERS
 from convcvx.training.card import model_card
+from convcvx.training.clock import Clock
 from convcvx.training.dictionary_gap import with_dictionary_gap
 from convcvx.training.optimise import Optimised, named_oracle
 from convcvx.training.options import TrainConfig
@@ -175,28 +175,6 @@ class Fit:
         said = [f"{name} accuracy {score:.2%}" for name, score in scores.items() if score is not None]
         first = ", ".join([f"{self.solution.n_filters} filters", f"status {self.metrics['status']}", *said])
         return f"{first}\n{self.certificate}"
-
-
-@dataclass(frozen=True)
-class Clock:
-    """When a training began, in seconds by the wall and of all cores, and what earlier sessions took."""
-
-    began: float
-    cores: float
-    earlier: float = 0.0
-
-    @classmethod
-    def now(cls) -> Clock:
-        return cls(perf_counter(), process_time())
-
-    @property
-    def seconds(self) -> float:
-        return self.earlier + perf_counter() - self.began
-
-    @property
-    def core_seconds(self) -> float | None:
-        """None for a training of several sessions."""
-        return None if self.earlier else process_time() - self.cores
 
 
 def finish(

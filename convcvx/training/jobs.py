@@ -21,8 +21,9 @@ from convcvx.patches import PatchEmbedding
 from convcvx.problem import Problem
 from convcvx.responses.team import Team
 from convcvx.solution import Status
+from convcvx.training.clock import Clock
 from convcvx.training.dictionary_gap import with_dictionary_gap
-from convcvx.training.fit import Clock, Fit, certificate_summary, finish, score
+from convcvx.training.fit import Fit, certificate_summary, finish, score
 from convcvx.training.journal import Checkpoint
 from convcvx.training.optimise import named_oracle, optimise
 from convcvx.training.options import TrainConfig
