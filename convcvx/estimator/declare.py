@@ -51,7 +51,7 @@ def declare(estimator: type[Any], options: list[Parameter]) -> None:
 
     own = Parameter("self", Parameter.POSITIONAL_OR_KEYWORD)
     __init__.__signature__ = Signature([own, *options])  # type: ignore[attr-defined]
-    estimator.__init__ = __init__  # type: ignore[misc]
+    estimator.__init__ = __init__
     estimator.__doc__ = cleandoc(estimator.__doc__ or "").replace("{parameters}", _documented(options))
 
 

@@ -24,6 +24,7 @@ from convcvx.problem import Problem
 from convcvx.solution import Solution, Status
 from convcvx.solvers.loop import Level, Look, Solver
 from convcvx.solvers.master.table import solve_master
+from convcvx.solvers.programs.cones import Cones
 from convcvx.solvers.rounds import predicted, record_of
 from convcvx.solvers.slide.joint import slide
 from convcvx.solvers.sparsify import sparsify
@@ -59,8 +60,7 @@ class Copositive(Solver):
 
     def look(self, level: Level, oracle: Oracle, solution: Solution, predictions: Tensor, seed: int) -> Look:
         """Solve the program; the record is of its network."""
-        from convcvx.solvers.programs.cones import Cones  # here: cvxpy is slow to import
-        from convcvx.solvers.programs.convex import solve_program
+        from convcvx.solvers.programs.convex import solve_program  # here: cvxpy is slow to import
 
         problem, budget = level.problem, level.budget
         dual_point, bound = problem.dual_point(predictions), OracleResult.unfinished(problem, Scope.GLOBAL, 0.0)
