@@ -17,7 +17,9 @@ from sklearn.datasets import load_digits
 import convcvx
 from convcvx.display.figures import confusion_figure
 from convcvx.display.theme import IN_PAGE, png, svg
+from convcvx.display.words import percent_up
 from convcvx.errors import InputError
+from convcvx.training.fit import NOTEBOOK_FILTERS
 from convcvx.training.progress import Progress
 
 X = np.random.default_rng(0).normal(size=(12, 2))
@@ -43,10 +45,11 @@ def shown(result: object) -> str:
 
 
 def test_a_fit_shows_its_certificate_its_scores_and_its_filters(layer):
-    text = shown(layer)
-    for said in ("At most 1.7 %", "Estimate", "98.06 %", "the gap is within tol"):
+    text, accuracy = shown(layer), 100 * layer.metrics["test_accuracy"]
+    excess = percent_up(layer.certificate.primal / layer.certificate.dual - 1)
+    for said in (f"At most {excess} above", "Estimate", f"{accuracy:.2f} %", "the gap is within tol"):
         assert said in text
-    assert text.count("<img") == 24
+    assert text.count("<img") == NOTEBOOK_FILTERS < layer.metrics["n_filters"]
     assert len(text) < 30_000
 
 
