@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from inspect import signature
 from types import SimpleNamespace
 
 import joblib
@@ -156,6 +157,19 @@ def test_a_repository_is_asked_for_the_weights_and_given_both_files(tmp_path, mo
     hub.upload_folder = lambda **given: 1 / 0
     with pytest.raises(RunError, match="is written, but not uploaded to owner/name: division by zero"):
         convcvx.load(DIGITS).save_pretrained(tmp_path / "net", push_to="owner/name")
+
+
+def test_what_a_repository_is_asked_is_what_huggingface_hub_takes():
+    """The functions above stand in for it: their arguments are its own, in the lowest version and the newest."""
+    hub = pytest.importorskip("huggingface_hub")
+    for function, given, by_name in (
+        (hub.hf_hub_download, ("owner/name", "model.safetensors"), {"revision": None}),
+        (hub.create_repo, ("owner/name",), {"exist_ok": True}),
+        (hub.upload_folder, (), {"repo_id": "owner/name", "folder_path": "net", "allow_patterns": ["README.md"]}),
+    ):
+        named = signature(function).parameters  # whatever is bound is named: a wrapper that takes all would bind it too
+        assert signature(function).bind(*given, **by_name).arguments.keys() <= named.keys()
+        assert by_name.keys() <= named.keys()
 
 
 # Weights with their transforms
