@@ -12,7 +12,7 @@ from convcvx._compat import import_torchvision
 TRAIN_OR_TEST = {"train": {"train": True}, "test": {"train": False}}
 """Arguments of a class of torchvision that asks whether its training set is meant, by part."""
 ONE_SET: dict[str, dict[str, Any]] = {"train": {}}
-"""Those of a class that has one set only."""
+"""Arguments of a class that has one set only."""
 
 
 def _splits(train: str = "train", val: str | None = None, test: str | None = "test") -> dict[str, dict[str, Any]]:

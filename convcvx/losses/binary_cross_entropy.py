@@ -10,7 +10,7 @@ from convcvx.losses.shares import Shares
 from convcvx.rounding import UNIT
 
 TWO = CrossEntropy()
-"""That of two classes, a label and its absence."""
+"""The loss of two classes, a label and its absence."""
 
 
 class BinaryCrossEntropy:

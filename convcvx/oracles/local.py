@@ -48,7 +48,7 @@ POLISHED = 8
 POLISH = 3
 """Passes over all images for which they go on; to the end in a thorough search."""
 PERSISTENT = 3
-"""So many times more batches in a persistent search that climbs on all images: what fewer find depends on the seed."""
+"""Times as many batches in a persistent search that climbs on all images: what fewer find depends on the seed."""
 IDLE = 3
 """Steps in which no filter rose after which none climbs on."""
 ENOUGH = 1.5

@@ -15,8 +15,9 @@ from convcvx.training.panels.search import MOST_FILTERS
 from convcvx.training.recipes import stack_recipe
 
 HEADS = ("last", "mean", "joint")
+"""What a stack predicts by: the last stage, the mean over all, or one fit over the filters of all."""
 MOST_STAGES = 100
-"""Beyond, even to read their options takes its time."""
+"""Stages of a stack: beyond, even to read their options takes its time."""
 
 
 VALIDATION = 0.1

@@ -29,6 +29,7 @@ ENVIRONMENT = "environment.json"
 DATA = "data.json"
 """Where the data came from, and by what to know them again."""
 PACKAGES = ("convcvx", "torch", "numpy", "numba", "scipy", "scikit-learn")
+"""Packages whose versions decide about the last bits of a run: environment.json has them."""
 GIT_SECONDS = 5.0
 """Wait for git, at most: a commit that is not told costs a reader less than a training that does not begin."""
 

@@ -30,6 +30,7 @@ COMPARISON = {
     "twin": {"optimizer": str, "seeds": [{"history": [{"seconds": float, "objective": (float, None)}]}]},
     "finetune": (dict, None),
 }
+"""The form of compare-OPTIMIZER.json, as far as it is read."""
 FILES = {
     "config.json": "the options",
     "environment.json": "versions and machine",

@@ -20,6 +20,7 @@ SOURCES = ("patches", "kmeans")
 PATCHES_PER_FILTER = 30
 """Patches that k-means clusters, a filter."""
 KMEANS_STEPS = 10
+"""Steps of Lloyd's algorithm, each with all the drawn patches: filters need good centres, not those it would end at."""
 KMEANS_PART = 8192
 """Points whose products with all centres are in memory at once."""
 PATCHES_PER_IMAGE = 8

@@ -40,7 +40,7 @@ from convcvx.solvers.programs.cones import Cone, Cones
 BACKENDS = ("clarabel", "scs")
 """Solvers of cvxpy: an interior point, and ADMM."""
 COMPILING = 12
-"""So many times as long as posing its constraints cvxpy takes to compile a program, and nothing can interrupt it."""
+"""Times as long as to pose its constraints cvxpy takes to compile a program, and nothing can interrupt it."""
 NEGLIGIBLE = 1e-7
 """Share of the penalty below which a cone's neurons are an interior point's rounding."""
 
