@@ -9,7 +9,7 @@ from convcvx.errors import InputError, RunError
 from convcvx.responses.processes import LAUNCHED
 from convcvx.responses.team import Team
 from convcvx.stack.options import StackConfig
-from convcvx.training.jobs import train_job
+from convcvx.training.jobs import train_into
 from convcvx.training.options import TrainConfig
 from convcvx.training.presets import PRESETS
 from convcvx.training.run import Run
@@ -73,22 +73,22 @@ def test_bad_input_that_only_training_finds_spares_the_run_it_would_replace(tmp_
     folder = tmp_path / "run"
     bad = TrainConfig(**SMALL | {"solver": "closed-form", "loss": "cross-entropy"})
     with pytest.raises(InputError, match="needs loss 'squared'"):
-        train_job(bad, Run.new(folder), Quiet())
+        train_into(Run.new(folder), bad, Quiet())
     assert not folder.exists()
-    first = train_job(TrainConfig(**SMALL), Run.new(folder), Quiet())
+    first = train_into(Run.new(folder), TrainConfig(**SMALL), Quiet()).metrics
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(InputError, match="needs loss 'squared'"):
-        train_job(bad, Run.new(folder, overwrite=True), Quiet())
+        train_into(Run.new(folder, overwrite=True), bad, Quiet())
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    again = train_job(TrainConfig(**SMALL | {"beta_ratio": 0.5}), Run.new(folder, overwrite=True), Quiet())
+    again = train_into(Run.new(folder, overwrite=True), TrainConfig(**SMALL | {"beta_ratio": 0.5}), Quiet()).metrics
     assert again["primal"] != first["primal"]
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_a_link_to_a_run_is_overwritten_where_it_leads(tmp_path):
-    train_job(TrainConfig(**SMALL), Run.new(tmp_path / "run"), Quiet())
+    train_into(Run.new(tmp_path / "run"), TrainConfig(**SMALL), Quiet())
     (tmp_path / "link").symlink_to(tmp_path / "run")
-    train_job(TrainConfig(**SMALL | {"seed": 1}), Run.new(tmp_path / "link", overwrite=True), Quiet())
+    train_into(Run.new(tmp_path / "link", overwrite=True), TrainConfig(**SMALL | {"seed": 1}), Quiet())
     assert (tmp_path / "link").is_symlink()
     assert Run(tmp_path / "run").config.seed == 1
 
@@ -96,15 +96,15 @@ def test_a_link_to_a_run_is_overwritten_where_it_leads(tmp_path):
 def test_a_run_with_a_dictionary_goes_on_by_the_command_that_began_it(tmp_path):
     config = TrainConfig(**SMALL | {"dictionary": 6, "beta_ratio": 0.3})
     run = Run(tmp_path / "run")
-    first = train_job(config, run, Quiet())
+    first = train_into(run, config, Quiet()).metrics
     assert run.continued({"dictionary": 6, "beta_ratio": 0.3}) == config
-    assert train_job(run.continued({"dictionary": 6}), run, Quiet(), resume=True)["primal"] == first["primal"]
+    assert train_into(run, run.continued({"dictionary": 6}), Quiet(), resume=True).metrics["primal"] == first["primal"]
     assert first["beta"] == pytest.approx(0.3 * first["beta_max"])
 
 
 def test_a_tuned_run_killed_before_its_first_checkpoint_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
     config = TrainConfig(**TUNED)
-    whole = train_job(config, Run(tmp_path / "whole"), Quiet())
+    whole = train_into(Run(tmp_path / "whole"), config, Quiet()).metrics
 
     def killed(self, solution):
         raise KeyboardInterrupt
@@ -112,17 +112,17 @@ def test_a_tuned_run_killed_before_its_first_checkpoint_ends_as_if_it_had_not_be
     with monkeypatch.context() as patch:
         patch.setattr(Run, "save_state", killed)
         with pytest.raises(KeyboardInterrupt):
-            train_job(config, Run(tmp_path / "killed"), Quiet())
+            train_into(Run(tmp_path / "killed"), config, Quiet())
     run = Run(tmp_path / "killed")
     assert run.load_descent() is not None
-    resumed = train_job(run.config, run, Quiet(), resume=True)
+    resumed = train_into(run, run.config, Quiet(), resume=True).metrics
     assert resumed["primal"] == pytest.approx(whole["primal"], rel=1e-12)
     assert resumed["beta"] == pytest.approx(whole["beta"], rel=1e-12)
 
 
 def test_the_seed_of_a_certificate_leaves_the_images_that_were_held_out(tmp_path):
     config = TrainConfig(**SMALL | {"validation": 0.3})
-    trained = train_job(config, Run(tmp_path / "run"), Quiet())
+    trained = train_into(Run(tmp_path / "run"), config, Quiet()).metrics
     certified = answer(cli("certify --seed 5 --tol 1 --json", tmp_path / "run"))
     assert certified["primal"] == pytest.approx(trained["primal"], rel=1e-9)
 
@@ -130,7 +130,7 @@ def test_the_seed_of_a_certificate_leaves_the_images_that_were_held_out(tmp_path
 def test_a_dictionary_that_says_nothing_of_the_targets_is_refused(tmp_path):
     config = TrainConfig(**SMALL | {"dictionary": 4, "hidden_bias": True, "threshold": 1000.0})
     with pytest.raises(InputError, match="lower the threshold"):
-        train_job(config, Run(tmp_path / "run"), Quiet())
+        train_into(Run(tmp_path / "run"), config, Quiet())
 
 
 STACK = {"limit": 120, "validation": 0.2, "rank": "none,8", "beta_ratio": 0.1, "tol": 0.1, "max_rounds": 1}
@@ -163,7 +163,7 @@ def test_processes_are_those_of_torchrun_where_they_are_asked_for(monkeypatch, t
     for name, value in zip(LAUNCHED, ["1", "2", "127.0.0.1", "29500"], strict=True):
         monkeypatch.setenv(name, value)
     assert (Team().size, Team.of_torchrun().size, Team.of_torchrun().rank) == (1, 2, 1)
-    assert train_job(TrainConfig(**SMALL), Run(tmp_path / "run"), Quiet())["n_filters"] > 0
+    assert train_into(Run(tmp_path / "run"), TrainConfig(**SMALL), Quiet()).metrics["n_filters"] > 0
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from torch import nn
 
 from convcvx.errors import InputError, RunError
 from convcvx.patches import PatchEmbedding, PatchSpec
-from convcvx.training.jobs import certify_job, train_job
+from convcvx.training.jobs import certify_job, train_into
 from convcvx.training.options import TrainConfig
 from convcvx.training.resolve import fitted_embedding, load_data, with_run_settings
 from convcvx.training.run import Run
@@ -26,7 +26,7 @@ CONFIG = TrainConfig(limit=30, kernel_size="3", stride="2", pool="2", rank=2, be
 
 def trained(folder: Path, config: TrainConfig = CONFIG) -> Run:
     run = Run(folder)
-    train_job(config, run, Quiet())
+    train_into(run, config, Quiet())
     return run
 
 
@@ -76,7 +76,7 @@ def test_a_forged_space_is_found_out_by_whatever_reads_it(how, run, honest):
     for action in (
         lambda: certified(run),
         lambda: certified(honest, like=run),
-        lambda: train_job(run.config, run, Quiet(), resume=True),
+        lambda: train_into(run, run.config, Quiet(), resume=True),
     ):
         with pytest.raises(RunError, match=r"holds another filter space|has NaN or infinity"):
             action()
@@ -158,7 +158,7 @@ def test_faint_images_are_trained_exported_and_certified(tmp_path):
 def test_whitening_that_no_float32_network_can_keep_is_refused_before_training(tmp_path):
     config = replace(CONFIG, data=faint_digits(tmp_path), limit=None, rank=None, whiten=True, whiten_epsilon=1e-8)
     with pytest.raises(InputError, match=r"whiten_epsilon 1e-08 leaves patches .* times their spread from zero"):
-        train_job(config, Run(tmp_path / "run"), Quiet())
+        train_into(Run(tmp_path / "run"), config, Quiet())
     assert not (tmp_path / "run").exists()
 
 
@@ -171,7 +171,7 @@ def test_a_network_that_fails_its_check_leaves_what_was_trained(tmp_path, monkey
         trained(tmp_path / "run")
     monkeypatch.undo()
     run = Run(tmp_path / "run")
-    train_job(run.config, run, Quiet(), resume=True)
+    train_into(run, run.config, Quiet(), resume=True)
     assert run.metrics["rel_gap"] <= CONFIG.tol
 
 

@@ -34,7 +34,7 @@ from convcvx.stack.options import StackConfig
 from convcvx.storage.places import RESULT, Contents
 from convcvx.training.dictionary_start import DICTIONARY_TOL
 from convcvx.training.folder import Folder
-from convcvx.training.jobs import train_job
+from convcvx.training.jobs import train_into
 from convcvx.training.options import TrainConfig, is_config
 from convcvx.training.origin import PARTS, Origin
 from convcvx.training.progress import Report, peak_memory_mb
@@ -219,7 +219,7 @@ def _train_stage(
     with run.held():
         if run.begun and run.finished:
             return run.metrics
-        return train_job(config, run, report, team, resume=run.begun, data=data, origin=origin)
+        return train_into(run, config, report, team, resume=run.begun, data=data, origin=origin).metrics
 
 
 def _score(network: nn.Module, dataset: Dataset | None, loss: str) -> float:

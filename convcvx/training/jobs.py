@@ -43,20 +43,6 @@ from convcvx.training.resolve import (
 from convcvx.training.run import Run
 
 
-def train_job(
-    config: TrainConfig,
-    run: Run,
-    report: Report,
-    team: Team | None = None,
-    *,
-    resume: bool = False,
-    data: Data | None = None,
-    origin: Origin | None = None,
-) -> dict[str, Any]:
-    """Train as `config` says, checkpointing every round into `run`; returns what `--json` prints."""
-    return train_into(run, config, report, team, resume=resume, data=data, origin=origin).metrics
-
-
 def train_into(
     run: Run,
     config: TrainConfig,
