@@ -1,6 +1,6 @@
 """Oracles: the search for the filter that violates dual feasibility most."""
 
-from convcvx.oracles.base import Oracle, OracleResult
+from convcvx.oracles.base import Oracle, OracleResult, Wanted
 from convcvx.oracles.branch_and_bound import BranchAndBoundOracle
 from convcvx.oracles.charged_rows import ChargedRows
 from convcvx.oracles.copositive import CopositiveOracle
@@ -33,6 +33,7 @@ __all__ = [
     "SampledOracle",
     "Scope",
     "Ternary",
+    "Wanted",
     "get_oracle",
     "pick_oracle",
 ]

@@ -97,7 +97,7 @@ class Oracle:
     name: ClassVar[str]
     """What `oracle=` and `--oracle` take."""
     scope: ClassVar[Scope] = Scope.GLOBAL
-    """That of an answer which time cut short before it had begun."""
+    """The scope of an answer that time cut short before it had begun."""
 
     def __call__(self, problem: Problem, dual_point: Tensor, wanted: Wanted = Wanted(), **changes: Any) -> OracleResult:
         """What `answer` gives for what is `wanted`, with some `changes`, such as `n_filters=4`.

@@ -165,6 +165,7 @@ class FamilyOracle(Oracle):
 
     family: Family
     name = "family"
+    scope = Scope.FAMILY
 
     def answer(self, problem: Problem, dual_point: Tensor, wanted: Wanted) -> OracleResult:
         """See `Oracle`; of what is wanted `n_filters` alone matters.

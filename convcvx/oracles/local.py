@@ -88,6 +88,7 @@ class LocalOracle(Oracle):
     """
 
     name = "local"
+    scope = Scope.HEURISTIC
     n_climbers: int = 32
     n_steps: int = 24
     n_batches: int = 2
