@@ -1,6 +1,6 @@
 """Adam and SGD against convcvx on the same network and objective: MNIST, objective against seconds.
 
-    python benchmarks/adam_race.py tune            # batches and rates, on 10,000 images
+    python benchmarks/adam_race.py tune            # batches and rates, on 5,000 images
     python benchmarks/adam_race.py run adam        # then sgd, convcvx; one process each, one after the other
     python benchmarks/adam_race.py report          # writes results/adam_race.md and .png
     python benchmarks/adam_race.py all --device cuda   # all of it on a GPU; writes results/adam_race-cuda.md and .png
@@ -37,7 +37,7 @@ from convcvx.solution import Solution
 from convcvx.training.plan import build_problem, solve_problem
 
 RIVALS = ("adam", "sgd")
-TUNED = 10_000
+TUNED = 5_000
 """Images on which batch and rate of the race on all images are chosen."""
 TRIED = (2, 4)
 """Epochs of that choice."""
