@@ -21,8 +21,8 @@ from time import process_time
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-from adam_race import BETA, KERNEL, POOL
 from machine import machine
+from rivals import BETA, KERNEL, POOL
 
 from convcvx.budget import Budget
 from convcvx.data.datasets import load

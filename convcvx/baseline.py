@@ -21,6 +21,7 @@ from torch.func import functional_call
 
 from convcvx.certificate import judged
 from convcvx.errors import check_choice, check_count, check_positive
+from convcvx.machine.watch import tell
 from convcvx.network.two_layer import TwoLayerCNN, network_state
 from convcvx.problem import Problem
 from convcvx.solution import Solution
@@ -210,7 +211,8 @@ def _steps(
     images, loss = problem.responses.images, problem.loss
     targets = problem.targets.to(images.device, torch.float32)
     descent = OPTIMIZERS[optimizer](twin.parameter_groups(problem.beta), rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(descent, epochs * math.ceil(problem.n / batch))
+    n_steps = epochs * math.ceil(problem.n / batch)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(descent, n_steps)
     random = torch.Generator().manual_seed(seed)
     loss.value(twin(images[:batch].float()), targets[:batch]).mean().backward()
     yield
@@ -221,6 +223,7 @@ def _steps(
             problem.shares.estimate(chosen).mean(values).backward()
             descent.step()
             schedule.step()
+            tell(f"{optimizer} at rate {rate:.3g}", schedule.last_epoch, n_steps)
         yield
 
 

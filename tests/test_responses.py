@@ -296,6 +296,7 @@ def growth_of_peak_megabytes(way: str, chunk_bytes: int = 0) -> float:
     return float(many) - float(few)
 
 
+@pytest.mark.slow
 def test_peak_memory_does_not_grow_with_the_patches():
     """8,000 images have 4.6 million patches: 440 MiB of rows, 560 MiB of responses."""
     assert growth_of_peak_megabytes("fused") < 150

@@ -276,7 +276,11 @@ def test_two_processes_give_what_one_gives(folder, alone, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("rank", "message"), [(1, "worker 1 of 2 was lost: go on with --resume"), (0, "process 0 of 2 was lost: go on")]
+    ("rank", "message"),
+    [
+        (1, "worker 1 of 2 was lost: go on with --resume"),
+        pytest.param(0, "process 0 of 2 was lost: go on", marks=pytest.mark.slow),
+    ],
 )
 def test_a_killed_process_ends_the_run_and_one_process_goes_on(folder, alone, tmp_path, rank, message):
     out = tmp_path / "killed"

@@ -180,6 +180,7 @@ def test_stopping_short_warns_with_gap_tol_and_remedy(options, status):
     assert solution.n_filters <= options.get("max_filters", 100)
 
 
+@pytest.mark.slow
 def test_a_full_budget_is_spent_on_filters_that_a_long_descent_hardly_improves(monkeypatch):
     """Rounds of two epochs each stopped far above what their own filters can do, by 22 % here."""
     monkeypatch.setattr("convcvx.solvers.slide.joint.DETERMINISTIC_FLOPS", 0)  # as on larger data

@@ -142,6 +142,7 @@ def added_memory(folder, mode: str) -> float:
     return float(done.stdout)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_file(tmp_path):
     """A file of 300 MiB, 1.2 GiB as float32, in less than 128 MiB."""
     n, side = 4800, 256

@@ -14,6 +14,7 @@ from convcvx.budget import Deadline
 from convcvx.cli import flags as f
 from convcvx.cli.output import explain_short, finish, guard, open_console, print_summary
 from convcvx.errors import RunError
+from convcvx.machine.watch import Waiting
 from convcvx.patches import PatchEmbedding
 from convcvx.stack.jobs import stage_data
 from convcvx.training.jobs import certify_job
@@ -88,16 +89,17 @@ def certify(
             images = run_data(run, source, check="limit" not in given)
         features = None if run is None else stage_data(run, images)
         state = None if run is None else run.load_state()
-        metrics = certify_job(
-            path,
-            settings,
-            embedding=embedding,
-            given=set(given),
-            like=rival,
-            data=features or images,
-            dual_point=None if state is None else state.dual_point,
-            deadline=deadline,
-        )
+        with Waiting(console):
+            metrics = certify_job(
+                path,
+                settings,
+                embedding=embedding,
+                given=set(given),
+                like=rival,
+                data=features or images,
+                dual_point=None if state is None else state.dual_point,
+                deadline=deadline,
+            )
         print_summary(console, metrics)
         if metrics["assumed"]:
             print(f"convcvx: assumed, as the file does not show it: {metrics['assumed']}", file=sys.stderr)

@@ -12,6 +12,7 @@ from rich.table import Table
 from convcvx.cli import flags as f
 from convcvx.cli.output import finish, guard, open_console, percent
 from convcvx.comparison import CompareConfig, compare_job
+from convcvx.machine.watch import Waiting
 from convcvx.training.run import Run
 
 Folder = Annotated[Path, typer.Argument(help="A finished run folder.", metavar="RUN")]
@@ -33,7 +34,8 @@ def compare(run: Folder, *, json_output: f.Json = False, quiet: f.Quiet = False,
     """
     console = open_console(json_output, quiet)
     with guard(json_output):
-        result = compare_job(Run.open(run), CompareConfig(**options))
+        with Waiting(console):
+            result = compare_job(Run.open(run), CompareConfig(**options))
         _print_table(console, result)
         finish(result, json_output)
 

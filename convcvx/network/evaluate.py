@@ -12,6 +12,7 @@ from convcvx.data.images import Images
 from convcvx.losses.table import get_loss
 from convcvx.losses.targets import LABELLED, encode_targets
 from convcvx.machine.threads import each
+from convcvx.machine.watch import watched
 
 HIDDEN_SIZE = {"cpu": 1 << 21, "cuda": 1 << 27}
 """Entries of the widest layer's maps, at the images' resolution, that are computed at once, by device: larger maps
@@ -46,7 +47,8 @@ def outputs_of(network: nn.Module, images: Images) -> Tensor:
     # Copied at once: small results that are kept lie between the large arrays of later parts, whose memory then grows.
     together, filled = torch.empty(0), 0
     with _channels_last(parameters if device == "cpu" and _takes_any_layout(network) else ()):
-        for part in map(outputs, parts) if device != "cpu" else each(outputs, parts):
+        found = map(outputs, parts) if device != "cpu" else each(outputs, parts)
+        for part in watched("outputs of the network", found, len(images), size=len):
             if not filled:
                 together = part.new_empty(len(images), *part.shape[1:])
             together[filled : filled + len(part)] = part

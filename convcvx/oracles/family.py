@@ -20,6 +20,7 @@ from torch.nn.functional import normalize
 
 from convcvx.budget import OutOfTime
 from convcvx.errors import InputError
+from convcvx.machine.watch import watched
 from convcvx.oracles._patch_rows import ROUND_UP
 from convcvx.oracles.base import Oracle, OracleResult, Wanted
 from convcvx.oracles.charged_rows import at_scale_one, largest, raised
@@ -206,7 +207,8 @@ class FamilyOracle(Oracle):
             axes = torch.eye(responses.dim, dtype=torch.float64)
             ahead, back = responses.correlate(torch.cat([axes, -axes]), dual_point).flatten(1).chunk(2)
             linear = ahead - back
-        for filters in self.family.blocks(responses.dim):
+        blocks = self.family.blocks(responses.dim)
+        for filters in watched("filters of the family", blocks, self.family.size(responses.dim), size=len):
             correlations = responses.correlate(filters, dual_point).flatten(1)
             yield filters, correlations.norm(dim=1)
             if self.family.symmetric and maximum:  # G(u) - G(-u) is not linear

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from convcvx.budget import OutOfTime
+from convcvx.machine.watch import watched
 from convcvx.oracles._convex_steps import climb
 from convcvx.oracles.base import Oracle, OracleResult, Wanted
 from convcvx.oracles.metric import Metric, norms, unit
@@ -144,7 +145,9 @@ class LocalOracle(Oracle):
         n_batches = n_batches if self.max_batches is None else min(n_batches, self.max_batches)
         # On a small problem a step of a few climbers costs as much as one of many: many batches climb at once.
         together, n_batches = (n_batches, 1) if persistent and problem.is_small else (1, n_batches)
-        for batch in range(n_batches):
+        # Rounds of a training have lines of their own; the long search of a certificate has none.
+        batches = range(n_batches)
+        for batch in watched("local search of the certificate", batches, n_batches) if self.thorough else batches:
             if few is None:
                 drawn = [self._starts(problem, n_climbers, metric, random) for _ in range(together)]
             else:

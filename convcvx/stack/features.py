@@ -18,6 +18,7 @@ from einops import rearrange
 from torch import Tensor
 
 from convcvx.data.images import Images
+from convcvx.machine.watch import watched
 from convcvx.network.two_layer import TwoLayerCNN
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.pooling import Pooling
@@ -80,7 +81,8 @@ def cache_features(file: Path, stage: TwoLayerCNN, link: Link, images: Images, d
     """The features of all images, float16, mapped from `file`, which may be the one that `images` are mapped from."""
     with _new_file(file, len(images), feature_shape(stage, link, images)) as features:
         filled = 0
-        for part in stream_features(stage, link, images, device):
+        streamed = stream_features(stage, link, images, device)
+        for part in watched("features of the images", streamed, len(images), size=len):
             features[filled : filled + len(part)] = part
             filled += len(part)
     return features

@@ -9,15 +9,11 @@ from pathlib import Path
 from typing import Protocol, Self
 
 from rich.console import Console
-from rich.progress import Progress as Waiting
-from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from convcvx.machine.watch import Waiting
 from convcvx.solution import Round, Solution
 
 HEADER = "round    objective  lower bound       gap   g/beta  filters     time     left"
-
-REFRESHED = 4
-"""Times a second that a terminal is told how long a phase has taken: a spinner turns, and no training is slower."""
 
 
 class Report(Protocol):
@@ -46,8 +42,7 @@ SILENT = Silent()
 class Progress:
     """Prints a line for each round that `__call__` is given.
 
-    As a context it also shows on a terminal, below the last line, how long ago that was: a phase may be long. Nothing
-    of this goes to a file or a pipe.
+    As a context it also shows what is going on meanwhile, as `Waiting` does: a phase may be long.
 
     Parameters
     ----------
@@ -60,22 +55,18 @@ class Progress:
         self._console, self._tol, self._time_limit = console, tol, time_limit
         self._began = False
         self._images: int | None = None
-        columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
-        self._waiting = Waiting(*columns, console=console, transient=True, refresh_per_second=REFRESHED)
-        self._wait = self._waiting.add_task("getting ready, for", total=None)
+        self._waiting = Waiting(console)
 
     def __enter__(self) -> Self:
-        if self._console.is_terminal and not self._console.quiet:
-            self._waiting.start()
+        self._waiting.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._waiting.live.is_started:  # else it would end a line that it has not begun
-            self._waiting.stop()
+    def __exit__(self, *error: object) -> None:
+        self._waiting.__exit__(*error)
 
     def begin(self, text: str) -> None:
         self._console.print(text)
-        self._waiting.reset(self._wait, total=None, description="at it for")
+        self._waiting.begin("at it for")
 
     def __call__(self, solution: Solution, beta: float) -> None:
         if not self._began:
@@ -91,7 +82,7 @@ class Progress:
             f"{record['rel_gap']:>8.1e}  {record['g_max'] / beta:>7.4g}  {record['n_filters']:>7}  "
             f"{clock(record['seconds']):>7}  {clock(left) if left is not None else '?':>7}",
         )
-        self._waiting.reset(self._wait, total=None, description=f"round {record['round'] + 1}, for")
+        self._waiting.begin(f"round {record['round'] + 1}, for")
 
 
 def seconds_left(history: list[Round], tol: float, time_limit: float | None) -> float | None:

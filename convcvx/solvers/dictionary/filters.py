@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from convcvx.errors import InputError, check_choice, check_count, check_positive
+from convcvx.machine.watch import watched
 from convcvx.responses.mirror import mirror
 from convcvx.responses.passes import Responses
 
@@ -121,7 +122,7 @@ def kmeans(responses: Responses, points: Tensor, count: int, random: torch.Gener
     points = points.float()
     parts = points.split(KMEANS_PART)
     centres = normalize(points[torch.randperm(len(points), generator=random)[:count]])
-    for _ in range(KMEANS_STEPS):
+    for _ in watched("k-means", range(KMEANS_STEPS), KMEANS_STEPS):
         sums = torch.zeros_like(centres)
         for part, closest in zip(parts, responses.apply(_closest, parts, centres), strict=True):
             sums.index_add_(0, closest, part)

@@ -20,6 +20,7 @@ from torch import Tensor
 from convcvx.budget import Deadline, OutOfTime
 from convcvx.errors import InputError
 from convcvx.losses.shares import Shares
+from convcvx.machine.watch import watched
 from convcvx.problem import Problem
 from convcvx.solution import Solution
 from convcvx.solvers.dictionary.features import Features
@@ -194,7 +195,7 @@ def _path(
 ) -> Iterator[tuple[dict[str, Any], Point]]:
     """Records of decreasing β, and the weights there, until held-out images are predicted worse or the time is over."""
     point, best, since = None, (float("inf"), float("inf")), 0
-    for ratio in RATIOS:
+    for ratio in watched("a path of beta", RATIOS, len(RATIOS)):
         if point is not None and deadline.passed:
             return
         point = lasso.solve(ratio * beta_max, point, tol, PATH_ITER)

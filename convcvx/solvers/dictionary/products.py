@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from convcvx.machine.watch import watched
 from convcvx.problem import Problem
 from convcvx.responses.passes import Responses
 from convcvx.responses.table import Pass
@@ -56,7 +57,8 @@ def _products(
     alike = bool((counts == 1).all())
     unseen = torch.empty(int(held.sum()), features.size, dtype=features.dtype, device=features.device)
     filled = 0
-    for where, block in features.batches():
+    batches = watched("features of the images", features.batches(), len(held), size=lambda batch: len(batch[1]))
+    for where, block in batches:
         out = held[where]
         gram.add(block[~out], targets[where][~out], None if alike else counts[where][~out])
         unseen[filled : filled + int(out.sum())] = block[out]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from convcvx.budget import NEVER
 from convcvx.data.augment import random_moves
+from convcvx.machine.watch import tell
 from convcvx.problem import Problem
 from convcvx.responses.mirror import MirrorPairs
 from convcvx.responses.passes import Responses
@@ -112,6 +113,7 @@ def descend(
         problem, responses=problem.responses.to(patch_dtype=patch_dtype or _fast_dtype(problem.responses))
     )
     while (step := len(descent.values)) < steps and not deadline.passed:
+        tell("steps of the descent", step, steps)
         chosen = images[descent.draw(batch)]
         moves = random_moves(len(chosen), crops, random) if crops else chosen.new_zeros(len(chosen), 2)
         value, slopes = batch_gradients(problem, coordinates.network(descent.parts), chosen, crops, moves)
