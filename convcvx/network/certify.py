@@ -66,7 +66,7 @@ def certify(
         (n,) classes or (n, c) real values.
     beta : float
         torch's `weight_decay` under a mean-reduced loss.
-    loss : {"squared", "cross-entropy", "bce", "huber", "huber:DELTA"}
+    loss : {"squared", "cross-entropy", "bce", "squared-hinge", "huber", "huber:DELTA"}
     oracle : {"auto", "exact", "branch-and-bound", "copositive", "polynomial", "remainder", "cylinders",
         "sampled", "local"}
     tol : float

@@ -66,9 +66,9 @@ def solve(
         Weight decay.
     pooling : array (P, K), optional
         Non-negative pooling weights; None is global average pooling.
-    loss : {"squared", "cross-entropy", "bce", "huber", "huber:DELTA"}
-        ½‖f - y‖², softmax cross-entropy, binary cross-entropy, summed over outputs, for labels (n, c) of 0 and 1; or
-        Huber's loss, summed over outputs, squared up to DELTA (1) and linear beyond.
+    loss : {"squared", "cross-entropy", "bce", "squared-hinge", "huber", "huber:DELTA"}
+        ½‖f - y‖²; softmax cross-entropy; or, summed over outputs, binary cross-entropy and squared hinge (1 - t f)²₊,
+        t = ±1, both also for labels (n, c) of 0 and 1; or Huber's loss, squared up to DELTA (1) and linear beyond.
     intercept : bool
         Train an unpenalised output bias.
     solver : {"auto", "sliding-fw", "frank-wolfe", "copositive", "gated", "closed-form"}
