@@ -157,6 +157,14 @@ ACCEPTED = {
     ),
     "padding by name": plain(nn.ReLU(), GLOBAL, features=4, convolution=nn.Conv2d(1, 4, (3, 5), padding="same")),
     "no padding by name": plain(nn.ReLU(), GLOBAL, features=4, convolution=nn.Conv2d(1, 4, 3, padding="valid")),
+    "dilation": plain(nn.ReLU(), GLOBAL, features=4, convolution=nn.Conv2d(1, 4, 2, dilation=(2, 3))),
+    "dilation and padding by name": plain(
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.AvgPool2d(3),
+        features=16,
+        convolution=nn.Conv2d(1, 4, 2, dilation=2, padding="same"),
+    ),
     "max pooling": plain(nn.ReLU(), nn.MaxPool2d(2), features=16),
     "max pooling before the ReLU": plain(nn.BatchNorm2d(4), nn.MaxPool2d(2), nn.ReLU(), features=16),
     "max pooling as a function": Largest(),
@@ -199,7 +207,10 @@ REFUSED = {
         plain(nn.ReLU(), GLOBAL, features=4, convolution=nn.Conv2d(1, 4, 2, padding="same")),
         "take odd sizes",
     ),
-    "dilation": (plain(nn.ReLU(), GLOBAL, features=4, convolution=nn.Conv2d(1, 4, 2, dilation=2)), "dilation=1"),
+    "groups": (
+        nn.Sequential(nn.Conv2d(2, 4, 3, groups=2), nn.ReLU(), GLOBAL, nn.Flatten(), nn.Linear(4, 3)),
+        "must have groups=1",
+    ),
     "a perceptron on rows": (nn.Sequential(nn.Linear(36, 5), nn.ReLU(), nn.Linear(5, 3)), "does not take images"),
     "other images": (nn.Sequential(nn.Flatten(), nn.Linear(30, 5), nn.ReLU(), nn.Linear(5, 3)), "takes 30 numbers"),
 }

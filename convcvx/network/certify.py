@@ -129,7 +129,8 @@ def certify_on(
     deadline, problem = problem.deadline, problem.until(NEVER)  # what is read and checked has to be
     embedding = problem.responses.embedding
     layers = read_network(network, problem.responses.images.shape[1:])
-    for name in ("kernel_size", "stride", "padding"):  # of a network whose weights are 0 outputs would not tell
+    # Of a network whose weights are 0 outputs would not tell.
+    for name in ("kernel_size", "stride", "padding", "dilation"):
         theirs, ours = getattr(layers.spec, name), getattr(embedding.spec, name)
         if theirs != ours:
             raise InputError(f"the network's {name} is {theirs}, that of the embedding {ours}; fit it to the network's")

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from convcvx.errors import InputError
-from convcvx.network.architecture import ContrastConv2d
+from convcvx.network.architecture import ContrastConv2d, spec_of
 from convcvx.network.graph import name_of, steps_of
 from convcvx.patches import PatchSpec
 from convcvx.pooling import Pooling
@@ -54,9 +54,7 @@ class Layers:
 
     @property
     def spec(self) -> PatchSpec:
-        conv = self.convolution
-        contrast = conv.contrast if isinstance(conv, ContrastConv2d) else None
-        return PatchSpec(conv.kernel_size, conv.stride, conv.padding, conv.bias is not None, contrast)  # type: ignore[arg-type]
+        return spec_of(self.convolution)
 
     def network(self) -> nn.Sequential:
         """These layers, one after the other."""
@@ -133,18 +131,19 @@ def _numeric(first: nn.Module, image_shape: Sequence[int]) -> nn.Conv2d:
         kernels = first.weight.detach().unflatten(1, (channels, height, width))
         return _convolution(kernels, first.bias)
     assert isinstance(first, nn.Conv2d)
-    if first.groups != 1 or first.dilation != (1, 1) or first.padding_mode != "zeros":
+    if first.groups != 1 or first.padding_mode != "zeros":
         raise InputError(
-            f"the convolution must have groups=1, dilation=1 and padding by zeros; got groups={first.groups}, "
-            f"dilation={first.dilation}, padding_mode={first.padding_mode!r}: its patches are others"
+            f"the convolution must have groups=1 and padding by zeros; got groups={first.groups}, "
+            f"padding_mode={first.padding_mode!r}: its patches are others"
         )
     if not isinstance(first.padding, str):
         return first
-    padding = [0, 0] if first.padding == "valid" else [size - 1 for size in first.kernel_size]
+    reach = [step * (size - 1) for step, size in zip(first.dilation, first.kernel_size, strict=True)]
+    padding = [0, 0] if first.padding == "valid" else reach
     if any(total % 2 for total in padding):
         raise InputError(f"padding='same' of a kernel {first.kernel_size} pads one side more: take odd sizes")
-    half = padding[0] // 2, padding[1] // 2
-    return _convolution(first.weight.detach(), first.bias, stride=first.stride, padding=half)
+    options = {"stride": first.stride, "dilation": first.dilation, "padding": (padding[0] // 2, padding[1] // 2)}
+    return _convolution(first.weight.detach(), first.bias, **options)
 
 
 def _convolution(weight: Tensor, bias: Tensor | None, **options: Any) -> nn.Conv2d:
@@ -182,7 +181,7 @@ def folded(convolution: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
         raise InputError("a BatchNorm after contrast normalisation is not folded: leave it out")
     weight = convolution.weight.detach().double() * scale[:, None, None, None]
     bias = shift if convolution.bias is None else convolution.bias.detach().double() * scale + shift
-    options = {"stride": convolution.stride, "padding": convolution.padding}
+    options = {name: getattr(convolution, name) for name in ("stride", "padding", "dilation")}
     return _convolution(weight, bias, **options)
 
 
