@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from convcvx.budget import LEAST, Deadline
+from convcvx.callbacks import together
 from convcvx.certificate import Certificate, certify_parameters
 from convcvx.data.arrays import as_tensor
 from convcvx.errors import InputError, check_count, check_positive
@@ -44,7 +45,7 @@ def solve(
     time_limit: float | None = None,
     seed: int = 0,
     start: Solution | None = None,
-    callback: Callback | None = None,
+    callback: Callback | Sequence[Callback] | None = None,
     device: str = "cpu",
     sample_weight: Any = None,
 ) -> Solution:
@@ -80,6 +81,8 @@ def solve(
         Budgets; the time in seconds, that of the certificate included.
     start : Solution, optional
         Warm start.
+    callback : callable or list of them, optional
+        As in `convcvx.fit`.
     sample_weight : array (n,), optional
         What each sample counts for, in any unit: the mean loss is Σ_i w_i ℓ_i / Σ_i w_i, so that a weight of 2 is worth
         the sample twice, and one of 0 leaves it out (also of `dual_point`, whose rows are those of the others).
@@ -126,7 +129,7 @@ def train(
     config: TrainConfig,
     oracle: str | Oracle = "auto",
     start: Solution | None = None,
-    callback: Callback | None = None,
+    callback: Callback | Sequence[Callback] | None = None,
     report: Report = SILENT,
 ) -> tuple[Solution, Certificate]:
     """Solve and certify a `problem` in `units`, as the β of `config` is, by its deadline.
@@ -160,13 +163,12 @@ def train(
 class _OutOfUnits:
     """A report that tells a callback what the solution is out of `units`."""
 
-    def __init__(self, report: Report, callback: Callback | None, units: Units) -> None:
-        self.begin, self._report, self._callback, self._units = report.begin, report, callback, units
+    def __init__(self, report: Report, callback: Callback | Sequence[Callback] | None, units: Units) -> None:
+        self.begin, self._report, self._callback, self._units = report.begin, report, together(callback), units
 
-    def __call__(self, solution: Solution, beta: float) -> None:
+    def __call__(self, solution: Solution, beta: float) -> object:
         self._report(solution, beta)
-        if self._callback is not None:
-            self._callback(self._units.solution(solution))
+        return self._callback is not None and self._callback(self._units.solution(solution))
 
 
 def _in_units(patches: Any, targets: Any, **options: Any) -> tuple[Problem, Units]:
