@@ -185,11 +185,18 @@ REFUSED = {
         plain(nn.ReLU(), negative(nn.BatchNorm2d(4)), nn.MaxPool2d(2), features=16),
         "makes a minimum of it",
     ),
-    "softmax at the end": (nn.Sequential(Mean(), nn.Softmax(dim=1)), "without what follows its last linear layer"),
-    "log-softmax at the end": (nn.Sequential(Perceptron(), nn.LogSoftmax(dim=1)), "loss='cross-entropy'"),
+    "softmax at the end": (
+        nn.Sequential(Mean(), nn.Softmax(dim=1)),
+        "without its last step, Softmax, with loss='cross-entropy'",
+    ),
+    "sigmoid at the end": (nn.Sequential(Mean(), nn.Sigmoid()), "without its last step, Sigmoid, with loss='bce'"),
+    "log-softmax at the end": (nn.Sequential(Perceptron(), nn.LogSoftmax(dim=1)), "which loss='cross-entropy' alone"),
     "tanh": (plain(nn.Tanh(), GLOBAL, features=4), "the ReLU alone"),
     "leaky": (plain(nn.LeakyReLU(), GLOBAL, features=4), "the ReLU alone"),
-    "linear alone": (nn.Sequential(nn.Flatten(), nn.Linear(36, 3)), "got Linear$"),
+    "linear alone": (
+        nn.Sequential(nn.Flatten(), nn.Linear(36, 3)),
+        "got Linear; one layer alone is a convex problem already",
+    ),
     "layer norm": (plain(nn.LayerNorm([4, 4]), nn.ReLU(), GLOBAL, features=4), "cannot be folded"),
     "two convolutions": (
         plain(nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), GLOBAL, features=4),
@@ -231,6 +238,36 @@ def test_what_a_tutorial_writes_is_the_plain_network_it_equals(name):
     bent.register_forward_hook(lambda _, __, outputs: outputs * 1.01)
     with pytest.raises(InputError, match="the network's outputs are not those"):
         certified(bent)
+
+
+class LogSoftmax(Perceptron):
+    """As torch's example for MNIST ends."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.log_softmax(super().forward(x), dim=1)
+
+
+@pytest.mark.parametrize("made", [LogSoftmax, lambda: nn.Sequential(Perceptron(), nn.LogSoftmax(dim=-1))])
+def test_logarithms_of_probabilities_have_the_cross_entropy_of_their_scores(made):
+    torch.manual_seed(0)
+    network = made().eval()
+    torch.manual_seed(0)
+    plain = Perceptron().eval()
+    ours, theirs = (certified(each, loss="cross-entropy") for each in (network, plain))
+    assert (ours.primal, ours.dual) == (theirs.primal, theirs.dual)
+    wrong = nn.Sequential(plain, nn.LogSoftmax(dim=0))
+    with pytest.raises(InputError, match="the network's outputs are not those"):
+        certified(wrong, loss="cross-entropy")
+
+
+def test_a_network_of_rows_is_one_of_images_of_one_pixel():
+    torch.manual_seed(0)
+    network, rows = nn.Sequential(nn.Linear(36, 5), nn.ReLU(), nn.Linear(5, 3)).eval(), IMAGES.flatten(1)
+    ours = convcvx.certify(network, rows, CLASSES, BETA, oracle="local")
+    theirs = certified(nn.Sequential(nn.Flatten(), network))
+    assert ours.primal == pytest.approx(theirs.primal, rel=1e-9)
+    with pytest.raises(InputError, match="takes 36 numbers, the images have 35x1x1"):
+        convcvx.certify(network, rows[:, 1:], CLASSES, BETA)
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -26,22 +26,34 @@ WANTED = "network must be Conv2d → ReLU → average or maximum pooling → Lin
 """How messages about other networks begin."""
 SILENT = nn.Flatten, nn.Identity
 """Steps that messages do not name."""
+MAXIMA = (
+    ("MaxPool2d", "AdaptiveMaxPool2d"),
+    "maximum pooling is to be the only one, without padding, dilation or ceil_mode, beside the ReLU",
+)
 REMEDIES: list[tuple[tuple[str, ...], str]] = [
     (
-        ("MaxPool2d", "AdaptiveMaxPool2d"),
-        "maximum pooling is to be the only one, without padding, dilation or ceil_mode, beside the ReLU",
-    ),
-    (
-        ("Softmax", "LogSoftmax", "softmax", "log_softmax", "Sigmoid", "sigmoid"),
-        "certify the network without what follows its last linear layer, with loss='cross-entropy'",
-    ),
-    (
-        ("LeakyReLU", "PReLU", "ELU", "GELU", "SiLU", "Tanh", "leaky_relu", "elu", "gelu", "silu", "tanh", "sigmoid"),
+        (
+            "LeakyReLU",
+            "PReLU",
+            "ELU",
+            "GELU",
+            "SiLU",
+            "Tanh",
+            "Sigmoid",
+            "leaky_relu",
+            "elu",
+            "gelu",
+            "silu",
+            "tanh",
+            "sigmoid",
+        ),
         "of activations the ReLU alone has a bound",
     ),
     (("LayerNorm", "GroupNorm", "InstanceNorm2d"), "what divides by the statistics of an image cannot be folded"),
 ]
 """Steps that there is no way around, and what to say of them."""
+ENDINGS = {"Softmax": "cross-entropy", "softmax": "cross-entropy", "Sigmoid": "bce", "sigmoid": "bce"}
+"""Last steps that turn scores into probabilities, and the loss that takes the scores."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +63,8 @@ class Layers:
     convolution: nn.Conv2d
     pooling: Pooling
     classifier: nn.Linear
+    log_softmax: bool = False
+    """Whether the outputs are made logarithms of probabilities, which the cross-entropy does not see."""
 
     @property
     def spec(self) -> PatchSpec:
@@ -76,6 +90,8 @@ def read_network(network: nn.Module, image_shape: Sequence[int]) -> Layers:
     if any(step.training for step in steps if isinstance(step, _BatchNorm | _DropoutNd)):
         raise InputError(f"network must be in evaluation mode; got {_names(steps)} in training: call network.eval()")
     rest = [step for step in steps if not isinstance(step, (*SILENT, _DropoutNd))]
+    if log_softmax := bool(rest) and isinstance(rest[-1], nn.LogSoftmax):
+        rest = rest[:-1]
     if not rest or not isinstance(rest[0], nn.Conv2d | nn.Linear):
         raise _refusal(steps)
     convolution = _numeric(rest.pop(0), image_shape)
@@ -105,7 +121,7 @@ def read_network(network: nn.Module, image_shape: Sequence[int]) -> Layers:
     classifier: nn.Linear = rest[0]
     for scale in reversed(scales):
         classifier = _scaled_inputs(classifier, *_scale_and_shift(scale, None), convolution.out_channels)
-    return Layers(convolution, pooling, classifier)
+    return Layers(convolution, pooling, classifier, log_softmax)
 
 
 def _names(steps: Sequence[nn.Module]) -> str:
@@ -113,9 +129,19 @@ def _names(steps: Sequence[nn.Module]) -> str:
 
 
 def _refusal(steps: Sequence[nn.Module]) -> InputError:
-    names = [name_of(step) for step in steps]
-    remedies = [text for found, text in REMEDIES if any(name in found for name in names)]
-    if sum(isinstance(step, nn.Conv2d | nn.Linear) for step in steps) > 2:
+    *names, last = [name_of(step) for step in steps] or [""]
+    if last not in ENDINGS:
+        names.append(last)
+    layers = sum(isinstance(step, nn.Conv2d | nn.Linear) for step in steps)
+    known = REMEDIES if layers > 2 else [MAXIMA, *REMEDIES]
+    remedies = [text for found, text in known if any(name in found for name in names)]
+    if (loss := ENDINGS.get(last)) is not None:
+        remedies.append(f"certify the network without its last step, {last}, with loss={loss!r}")
+    if layers == 1:
+        remedies.append(
+            "one layer alone is a convex problem already, such as LogisticRegression of scikit-learn solves"
+        )
+    if layers > 2:
         remedies.append("of more than two layers the last two can be certified, on the features that the others give")
     return InputError("; ".join([f"{WANTED}; got {_names(steps)}", *remedies]))
 
