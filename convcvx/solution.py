@@ -15,6 +15,7 @@ from convcvx.oracles.scope import Scope
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from pandas import DataFrame
 
     from convcvx.certificate import Certificate
     from convcvx.patches import PatchEmbedding
@@ -50,6 +51,7 @@ class Status(Word):
     MAX_FILTERS = "max_filters", "there is no room for another filter, or none that is worth it", "raise max_filters"
     MAX_ROUNDS = "max_rounds", "all rounds are used up", "raise max_rounds"
     TIME_LIMIT = "time_limit", "the time is over", "raise time_limit"
+    CALLBACK = "callback", "a callback ended the training", "have it let the training go on, or raise tol"
     STALLED = "stalled", "further rounds no longer lower the objective", "raise tol, or name an exact oracle"
     RELAXATION_GAP = (
         "relaxation_gap",
@@ -186,6 +188,20 @@ class Solution:
             bound, scope = self.certificate.dual, self.certificate.scope
         return convergence_figure(self.history, bound, scope)
 
+    def to_frame(self) -> DataFrame:
+        """The history as a pandas data frame: a row a round, columns as in `Round`.
+
+        Raises
+        ------
+        InputError
+            Without pandas: `pip install convcvx[pandas]`.
+        """
+        try:
+            from pandas import DataFrame
+        except ImportError:
+            raise InputError("a data frame needs pandas: pip install 'convcvx[pandas]'") from None
+        return DataFrame([{**record, "scope": str(record["scope"])} for record in self.history])
+
     def shifted(self, offset: Tensor | float) -> Solution:
         """The same solution with `offset` (c,) added to its outputs; see `Problem.offset`."""
         return replace(self, intercept=self.intercept + offset)
@@ -201,5 +217,5 @@ class Solution:
         return replace(self, filters=(filters[alive] / norms[alive, None]), weights=weights[alive], intercept=intercept)
 
 
-Callback = Callable[[Solution], None]
-"""Called with the solution after every round."""
+Callback = Callable[[Solution], object]
+"""Called with the solution after every round; the training ends where it returns True."""

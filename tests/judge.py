@@ -24,6 +24,8 @@ import numpy as np
 from mpmath import mpf
 from scipy.optimize import minimize
 
+LOSSES = ("squared", "cross-entropy", "squared-hinge")
+"""Those that the judge knows."""
 DIGITS = 60
 """Decimal digits of roots, logarithms and exponentials, to be set by `mpmath.workdps`: float64 has 16."""
 CERTAIN = mpf(10) ** (10 - DIGITS)
@@ -111,9 +113,10 @@ class Problem:
     ----------
     images : (n, C, H, W)
     targets : (n, c)
-        Real values, or rows proportional to probabilities under the cross-entropy, which are divided by their sums.
+        Real values, or rows proportional to probabilities under the cross-entropy, which are divided by their sums; or
+        labels of 0 and 1 under the squared hinge.
     beta : float
-    loss : {"squared", "cross-entropy"}
+    loss : {"squared", "cross-entropy", "squared-hinge"}
     intercept, hidden_bias : bool
     kernel, stride, padding : (int, int)
     pool : "none", ("grid", (rows, columns)), ("window", (size, stride)) or an array (P, K)
@@ -189,8 +192,10 @@ class Problem:
 
     @cached_property
     def truth(self) -> np.ndarray:
-        """(n, c) targets as rationals; under the cross-entropy their rows sum to one exactly."""
+        """(n, c) targets as rationals; under the cross-entropy their rows sum to one exactly, hinges have ±1."""
         targets = Exact.of(self.targets).fractions()
+        if self.loss == "squared-hinge":
+            return 2 * targets - 1
         return targets if self.loss == "squared" else targets / targets.sum(axis=1, keepdims=True)
 
     @cached_property
@@ -233,13 +238,37 @@ class Problem:
             loss = self.mean_loss(outputs)
         elif self.loss == "squared":
             loss = self.mean_loss(outputs + self.shares @ (self.truth - outputs))
+        elif self.loss == "squared-hinge":
+            loss = self.mean_loss(outputs + self.best_margins(outputs))
         else:
             counted = self.shares > 0
             loss = _least_cross_entropy(outputs[counted], self.truth[counted], self.shares[counted])
         return loss + self.penalty(network)
 
+    def best_margins(self, outputs: np.ndarray) -> np.ndarray:
+        """(c,) biases of the least squared hinge, exactly.
+
+        With w = t - f the loss of an output is Σ s_i (w_i - b)² over the positives with w_i > b and the negatives with
+        w_i < b: a parabola between neighbours among the w. Its least is at one of these, or where a parabola is flat.
+        """
+        counted = self.shares > 0
+        truth, shares = self.truth[counted], self.shares[counted]
+        wanted = truth - outputs[counted]
+
+        def best(w: np.ndarray, t: np.ndarray) -> Fraction:
+            corners = sorted(set(w))
+            tried = list(corners)
+            for low, high in itertools.pairwise(corners):
+                pulls = shares * ((w - (low + high) / 2) * t > 0)
+                tried += [pulls @ w / pulls.sum()] if pulls.any() else []
+            return min(tried, key=lambda b: shares @ np.maximum(t * (w - b), 0) ** 2)
+
+        return np.array([best(w, t) for w, t in zip(wanted.T, truth.T, strict=True)], dtype=object)
+
     def mean_loss(self, outputs: np.ndarray) -> mpf:
         """Σ s_i ℓ of rational outputs (n, c)."""
+        if self.loss == "squared-hinge":
+            return real((self.shares @ np.maximum(1 - self.truth * outputs, 0) ** 2).sum())
         if self.loss == "squared":
             errors = outputs - self.truth
             return real((self.shares @ (errors * errors)).sum() / 2)
@@ -401,6 +430,9 @@ def polished(problem: Problem, network: Network, steps: int = 400) -> Network:
         f = np.einsum("nmp,mpc->nc", responses, v) + b
         if problem.loss == "squared":
             loss, slope = 0.5 * (share * (f - truth) ** 2).sum(), share * (f - truth)
+        elif problem.loss == "squared-hinge":
+            short = np.maximum(1 - truth * f, 0)
+            loss, slope = (share * short**2).sum(), -2 * share * truth * short
         else:
             top = f.max(axis=1, keepdims=True)
             total = np.exp(f - top).sum(axis=1, keepdims=True)

@@ -20,6 +20,7 @@ from convcvx import estimator as module
 from convcvx.certificate import certify_parameters
 from convcvx.errors import ConvergenceWarning, InputError
 from convcvx.estimator import ConvexCNNClassifier, ConvexCNNClassifierCV, ConvexCNNRegressor, ConvexCNNRegressorCV
+from convcvx.losses.table import LOSSES
 from convcvx.patches import PatchSpec
 from convcvx.training.plan import build_problem, find_beta_max
 
@@ -184,7 +185,7 @@ def test_short_of_tol_warns(plane):
         ({"beta": 0.0}, "beta must be a positive float; got 0.0"),
         ({"beta_ratio": -1}, "beta_ratio must be a positive float; got -1"),
         ({"tol": 0}, "tol must be a positive float; got 0"),
-        ({"loss": "hinge"}, "loss must be one of squared, cross-entropy, bce, huber; got 'hinge'"),
+        ({"loss": "hinge"}, f"loss must be one of {', '.join(LOSSES)}; got 'hinge'"),
         ({"oracle": "delphi"}, "oracle must be one of"),
         ({"solver": "sgd"}, "solver must be one of"),
     ],

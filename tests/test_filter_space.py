@@ -118,6 +118,7 @@ def test_other_images_have_another_space(honest):
     "options",
     [
         {"whiten": True, "rank": None, "padding": "1", "hidden_bias": True},
+        {"kernel_size": "2", "dilation": "3x2", "rank": 2},
         {"contrast": True, "whiten": True, "dictionary": 6, "flips": True, "max_rounds": 0, "stride": "1", "tol": 1.0},
     ],
 )
@@ -131,9 +132,9 @@ def test_what_a_bare_file_does_not_show_is_said(tmp_path):
     convolution, linear = nn.Conv2d(1, 6, 3, stride=2, bias=False), nn.Linear(24, 10)
     state = {"a.weight": convolution.weight, "b.weight": linear.weight, "b.bias": linear.bias}
     save_file({name: tensor.detach() for name, tensor in state.items()}, tmp_path / "bare.safetensors")
-    settings = replace(CONFIG, beta=0.01, beta_ratio=None, rank=None)
+    settings = replace(CONFIG, beta=0.01, beta_ratio=None, rank=None, dilation="2")
     found = certify_job(tmp_path / "bare.safetensors", settings, embedding=None, given=set())
-    assert found["assumed"] == "ReLU, average pooling 2, stride 2x2, padding 0x0, images in [0, 1]"
+    assert found["assumed"] == "ReLU, average pooling 2, stride 2x2, padding 0x0, dilation 2x2, images in [0, 1]"
 
 
 def faint_digits(folder: Path) -> str:

@@ -158,6 +158,14 @@ ACCEPTED = {
     ),
     "padding by name": plain(nn.ReLU(), GLOBAL, features=4, convolution=nn.Conv2d(1, 4, (3, 5), padding="same")),
     "no padding by name": plain(nn.ReLU(), GLOBAL, features=4, convolution=nn.Conv2d(1, 4, 3, padding="valid")),
+    "dilation": plain(nn.ReLU(), GLOBAL, features=4, convolution=nn.Conv2d(1, 4, 2, dilation=(2, 3))),
+    "dilation and padding by name": plain(
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.AvgPool2d(3),
+        features=16,
+        convolution=nn.Conv2d(1, 4, 2, dilation=2, padding="same"),
+    ),
     "max pooling": plain(nn.ReLU(), nn.MaxPool2d(2), features=16),
     "max pooling before the ReLU": plain(nn.BatchNorm2d(4), nn.MaxPool2d(2), nn.ReLU(), features=16),
     "max pooling as a function": Largest(),
@@ -178,11 +186,18 @@ REFUSED = {
         plain(nn.ReLU(), negative(nn.BatchNorm2d(4)), nn.MaxPool2d(2), features=16),
         "makes a minimum of it",
     ),
-    "softmax at the end": (nn.Sequential(Mean(), nn.Softmax(dim=1)), "without what follows its last linear layer"),
-    "log-softmax at the end": (nn.Sequential(Perceptron(), nn.LogSoftmax(dim=1)), "loss='cross-entropy'"),
+    "softmax at the end": (
+        nn.Sequential(Mean(), nn.Softmax(dim=1)),
+        "without its last step, Softmax, with loss='cross-entropy'",
+    ),
+    "sigmoid at the end": (nn.Sequential(Mean(), nn.Sigmoid()), "without its last step, Sigmoid, with loss='bce'"),
+    "log-softmax at the end": (nn.Sequential(Perceptron(), nn.LogSoftmax(dim=1)), "which loss='cross-entropy' alone"),
     "tanh": (plain(nn.Tanh(), GLOBAL, features=4), "the ReLU alone"),
     "leaky": (plain(nn.LeakyReLU(), GLOBAL, features=4), "the ReLU alone"),
-    "linear alone": (nn.Sequential(nn.Flatten(), nn.Linear(36, 3)), "got Linear$"),
+    "linear alone": (
+        nn.Sequential(nn.Flatten(), nn.Linear(36, 3)),
+        "got Linear; one layer alone is a convex problem already",
+    ),
     "layer norm": (plain(nn.LayerNorm([4, 4]), nn.ReLU(), GLOBAL, features=4), "cannot be folded"),
     "two convolutions": (
         plain(nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), GLOBAL, features=4),
@@ -200,7 +215,10 @@ REFUSED = {
         plain(nn.ReLU(), GLOBAL, features=4, convolution=nn.Conv2d(1, 4, 2, padding="same")),
         "take odd sizes",
     ),
-    "dilation": (plain(nn.ReLU(), GLOBAL, features=4, convolution=nn.Conv2d(1, 4, 2, dilation=2)), "dilation=1"),
+    "groups": (
+        nn.Sequential(nn.Conv2d(2, 4, 3, groups=2), nn.ReLU(), GLOBAL, nn.Flatten(), nn.Linear(4, 3)),
+        "must have groups=1",
+    ),
     "a perceptron on rows": (nn.Sequential(nn.Linear(36, 5), nn.ReLU(), nn.Linear(5, 3)), "does not take images"),
     "other images": (nn.Sequential(nn.Flatten(), nn.Linear(30, 5), nn.ReLU(), nn.Linear(5, 3)), "takes 30 numbers"),
 }
@@ -221,6 +239,36 @@ def test_what_a_tutorial_writes_is_the_plain_network_it_equals(name):
     bent.register_forward_hook(lambda _, __, outputs: outputs * 1.01)
     with pytest.raises(InputError, match="the network's outputs are not those"):
         certified(bent)
+
+
+class LogSoftmax(Perceptron):
+    """As torch's example for MNIST ends."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.log_softmax(super().forward(x), dim=1)
+
+
+@pytest.mark.parametrize("made", [LogSoftmax, lambda: nn.Sequential(Perceptron(), nn.LogSoftmax(dim=-1))])
+def test_logarithms_of_probabilities_have_the_cross_entropy_of_their_scores(made):
+    torch.manual_seed(0)
+    network = made().eval()
+    torch.manual_seed(0)
+    plain = Perceptron().eval()
+    ours, theirs = (certified(each, loss="cross-entropy") for each in (network, plain))
+    assert (ours.primal, ours.dual) == (theirs.primal, theirs.dual)
+    wrong = nn.Sequential(plain, nn.LogSoftmax(dim=0))
+    with pytest.raises(InputError, match="the network's outputs are not those"):
+        certified(wrong, loss="cross-entropy")
+
+
+def test_a_network_of_rows_is_one_of_images_of_one_pixel():
+    torch.manual_seed(0)
+    network, rows = nn.Sequential(nn.Linear(36, 5), nn.ReLU(), nn.Linear(5, 3)).eval(), IMAGES.flatten(1)
+    ours = convcvx.certify(network, rows, CLASSES, BETA, oracle="local")
+    theirs = certified(nn.Sequential(nn.Flatten(), network))
+    assert ours.primal == pytest.approx(theirs.primal, rel=1e-9)
+    with pytest.raises(InputError, match="takes 36 numbers, the images have 35x1x1"):
+        convcvx.certify(network, rows[:, 1:], CLASSES, BETA)
 
 
 @pytest.mark.parametrize("name", REFUSED)

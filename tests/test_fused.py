@@ -42,7 +42,8 @@ specs = st.builds(
     padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
     hidden_bias=st.booleans(),
     contrast=st.sampled_from([None, None, 1e-2, 1e-6]),
-)
+    dilation=st.sampled_from([(1, 1), (1, 1), (2, 3)]),
+).filter(lambda spec: spec.contrast is None or spec.dilation == (1, 1))
 
 
 def everything(way: type, spec: PatchSpec, pool: str, m: int, dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
@@ -109,6 +110,8 @@ def test_a_gradient_may_be_taken_after_the_next_pass():
     ("spec", "pool", "dtype", "suits"),
     [
         (PatchSpec(3), "2", torch.float32, True),
+        (PatchSpec(3, dilation=2), "2", torch.float32, True),
+        (PatchSpec(3, dilation=2, contrast=0.1), "2", torch.float32, False),
         (PatchSpec(3), "2", torch.bfloat16, False),
         (PatchSpec(3), "none", torch.float32, False),
         (PatchSpec(3), "window:3,1", torch.float32, False),  # every position is in nine windows

@@ -27,6 +27,7 @@ ORDER = [
     "display",
     "certificate",
     "solution",
+    "callbacks",
     "units",
     "solvers",
     "network",

@@ -45,6 +45,12 @@ SCOPE_OF = {
     "sampled": "sampled",
     "local": "heuristic",
 }
+LOSS_OF: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "squared": lambda outputs, targets: 0.5 * (outputs - targets).square().sum(dim=1).mean(),
+    "cross-entropy": nn.functional.cross_entropy,
+    "squared-hinge": lambda outputs, targets: (1 - (2 * targets - 1) * outputs).relu().square().sum(dim=1).mean(),
+}
+"""What torch makes of the losses."""
 SHARE = 1e-12
 """Relative rounding granted to `primal`: thousands of float64 operations on terms that do not cancel."""
 UNIT = 2.0**-53
@@ -268,6 +274,10 @@ class Trial:
             errors = outputs - problem.truth
             errors = errors - problem.shares @ errors if problem.intercept else errors
             slopes = np.abs(errors.astype(float)).sum(axis=1)
+        elif problem.loss == "squared-hinge":
+            outputs = problem.outputs(network)
+            outputs = outputs + problem.best_margins(outputs) if problem.intercept else outputs
+            slopes = 2 * np.maximum(1 - problem.truth * outputs, 0).astype(float).sum(axis=1)
         else:
             losses = [
                 float(judge.cross_entropy(f, y)) for f, y in zip(problem.outputs(network), problem.truth, strict=True)
@@ -298,8 +308,8 @@ def random_network(problem: judge.Problem, random: np.random.Generator, m: int, 
 def constant_residual(problem: judge.Problem) -> np.ndarray:
     """Z (n, c) at the best constant predictor."""
     y, share = problem.truth.astype(float), problem.shares.astype(float)
-    start = share @ y if problem.intercept else 0.0 if problem.loss == "squared" else 1 / problem.n_outputs
-    return (y - start) * share[:, None]
+    start = share @ y if problem.intercept else 1 / problem.n_outputs if problem.loss == "cross-entropy" else 0.0
+    return (y - start) * share[:, None] * (2 if problem.loss == "squared-hinge" else 1)
 
 
 def g_of(problem: judge.Problem, dual_point: np.ndarray, u: np.ndarray) -> float:
@@ -314,9 +324,13 @@ def at_ratio(problem: judge.Problem, ratio: float) -> judge.Problem:
 
 
 def random_targets(random: np.random.Generator, n: int, c: int, kind: str) -> np.ndarray:
-    """Classes (two at least), probabilities in eighths or any, or real values."""
+    """Classes (two at least), labels, probabilities in eighths or any, or real values."""
     if kind == "classes":
         return np.eye(c)[random.permutation(np.arange(n) % c)]
+    if kind == "labels":
+        labels = random.integers(0, 2, size=(n, c))
+        labels[0] = 1 - labels[1]  # of one kind alone there is no problem
+        return labels.astype(float)
     if kind == "eighths":
         return random.multinomial(8, np.ones(c) / c, size=n) / 8
     return random.dirichlet(np.ones(c), size=n) if kind == "soft" else random.standard_normal((n, c))
@@ -333,7 +347,8 @@ def random_problem(seed: int, **given) -> judge.Problem:
     n = int(random.integers(2, min(12, most) + 1))
     c = int(random.integers(1 if loss == "squared" else 2, 6))
     real = random.choice(["classes", "real"] if c > 1 else ["real"])
-    kind = real if loss == "squared" else random.choice(["classes", "classes", "eighths", "soft"])
+    kinds = ["classes", "labels"] if loss == "squared-hinge" else ["classes", "classes", "eighths", "soft"]
+    kind = real if loss == "squared" else random.choice(kinds)
     if kind == "classes" and min(n, c) < 2:
         kind = "real" if loss == "squared" else "eighths"
     channels = rank - hidden_bias
@@ -410,11 +425,7 @@ def trained_networks(seed: int) -> list[Trial]:
     for _ in range(3):
         for _ in range(15):
             outputs = made(images)
-            loss = (
-                0.5 * (outputs - targets).square().sum() / problem.n
-                if problem.loss == "squared"
-                else nn.functional.cross_entropy(outputs, targets)
-            )
+            loss = LOSS_OF[problem.loss](outputs, targets)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -631,6 +642,28 @@ def given_dual_points(seed: int) -> list[Trial]:
     return [trial]
 
 
+def hinged_problems(seed: int) -> list[Trial]:
+    """The squared hinge, with and without weights: random networks, what descent makes of them, foreign dual points."""
+    random = np.random.default_rng(13_000 + seed)
+    problem = random_problem(13_000 + seed, loss="squared-hinge")
+    if seed % 3 == 0:
+        problem = at_ratio(
+            replace(problem, weights=10 ** random.uniform(-6, 6, problem.n)), 10 ** random.uniform(-3, 0)
+        )
+    trial = Trial(problem, f"hinged {seed}")
+    oracle, tol = oracle_for(seed, problem)
+    if problem.kernel == (1, 1) and not problem.hidden_bias:
+        trial.solve(oracle, max(tol, 1e-3), max_rounds=4)
+    number = trial.add(random_network(problem, random, 5, 10 ** random.uniform(-2, 1)))
+    trial.certify(number, oracle, tol)
+    best = trial.polish(number)
+    trial.certify(best, "exact", 1e-9)
+    points = [10.0 ** random.uniform(-9, 9) * random.standard_normal(problem.targets.shape), constant_residual(problem)]
+    for point in points:
+        trial.certify(best, oracle, 1e-9, dual_point=torch.as_tensor(point))
+    return [trial]
+
+
 def estimates(seed: int) -> list[Trial]:
     """Oracles that prove less: their certificates never say that they prove it all."""
     problem = random_problem(8_000 + seed)
@@ -666,6 +699,7 @@ FAMILIES = {
     "odd rows": Family(odd_data, 6, 40, 3),
     "images far from zero": Family(images_far_from_zero, 4, 40, 2),
     "given dual points": Family(given_dual_points, 3, 24, 5),
+    "hinged problems": Family(hinged_problems, 4, 40, 4),
     "estimates": Family(estimates, 2, 16, 2),
 }
 
@@ -799,7 +833,7 @@ def test_the_formulas_are_reached(formula: str) -> None:
 
 
 @pytest.mark.parametrize("oracle", ["exact", "branch-and-bound", "copositive"])
-@pytest.mark.parametrize("loss", ["squared", "cross-entropy"])
+@pytest.mark.parametrize("loss", judge.LOSSES)
 @pytest.mark.parametrize("seeds", [range(6), pytest.param(range(6, 60), marks=pytest.mark.slow)], ids=["few", "more"])
 def test_above_beta_max_the_bound_keeps_below_the_best_constant(loss: str, oracle: str, seeds: range, counted) -> None:
     faults, loose = [], 0
@@ -817,7 +851,7 @@ def test_above_beta_max_the_bound_keeps_below_the_best_constant(loss: str, oracl
     assert not loose
 
 
-@pytest.mark.parametrize("loss", ["squared", "cross-entropy"])
+@pytest.mark.parametrize("loss", judge.LOSSES)
 def test_the_history_claims_no_more_than_is_true(loss: str) -> None:
     """The bounds of rounds that say they are proved, each against the best network that is known in the end."""
     faults = []
@@ -971,7 +1005,7 @@ def test_the_judge_shares_no_code_with_what_it_judges() -> None:
     assert imported.isdisjoint({"convcvx", "torch", "conftest"})
 
 
-@pytest.mark.parametrize("loss", ["squared", "cross-entropy"])
+@pytest.mark.parametrize("loss", judge.LOSSES)
 @pytest.mark.parametrize("hidden_bias", [False, True])
 @pytest.mark.parametrize("pool", [("grid", (1, 1)), ("grid", (2, 2)), ("window", (2, 1)), "none"], ids=str)
 def test_the_judge_computes_what_torch_computes(loss: str, hidden_bias: bool, pool) -> None:
@@ -992,11 +1026,7 @@ def test_the_judge_computes_what_torch_computes(loss: str, hidden_bias: bool, po
     made, targets = module(problem, network), torch.as_tensor(problem.targets)
     with torch.no_grad():
         outputs = made(torch.as_tensor(problem.images))
-        value = (
-            0.5 * (outputs - targets).square().sum() / 5
-            if loss == "squared"
-            else nn.functional.cross_entropy(outputs, targets)
-        )
+        value = LOSS_OF[loss](outputs, targets)
     decay = np.linalg.norm(network.filters, axis=1) @ np.linalg.norm(network.weights.reshape(3, -1), axis=1)
     assert float(problem.objective(network)) == pytest.approx(float(value) + 0.1 * decay, rel=1e-14)
     assert problem.best_objective(network) < problem.objective(network)
@@ -1006,11 +1036,11 @@ def test_the_judge_computes_what_torch_computes(loss: str, hidden_bias: bool, po
     assert all((getattr(back, name) == getattr(network, name)).all() for name in ("filters", "weights", "bias"))
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(6))
 def test_no_bias_is_better_than_the_best(seed: int) -> None:
     """Whatever the logits, the minimum over biases is below what a search without slopes finds, and near."""
     random = np.random.default_rng(seed)
-    problem = random_problem(seed, loss=("squared", "cross-entropy")[seed % 2], intercept=True, rank=2)
+    problem = random_problem(seed, loss=judge.LOSSES[seed % 3], intercept=True, rank=2)
     network = random_network(problem, random, 3, 10.0**seed)
     least = problem.best_objective(network)
     outputs = problem.outputs(network).astype(float)
@@ -1020,6 +1050,8 @@ def test_no_bias_is_better_than_the_best(seed: int) -> None:
         f = outputs + b
         if problem.loss == "squared":
             return 0.5 * np.square(f - truth).sum() / problem.n
+        if problem.loss == "squared-hinge":
+            return np.square(np.maximum(1 - truth * f, 0)).sum() / problem.n
         top = f.max(axis=1, keepdims=True)
         return (truth * (top + np.log(np.exp(f - top).sum(axis=1, keepdims=True)) - f)).sum() / problem.n
 

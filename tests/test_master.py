@@ -27,6 +27,8 @@ def reference(problem: Problem, filters: Tensor) -> float:
         data = cp.sum_squares(predictions - targets) / 2
     elif problem.loss.name == "bce":
         data = cp.sum(cp.logistic(predictions)) - cp.sum(cp.multiply(targets, predictions))
+    elif problem.loss.name == "squared-hinge":
+        data = cp.sum(cp.square(cp.pos(1 - cp.multiply(2 * targets - 1, predictions))))
     elif problem.loss.name == "huber":
         data = cp.sum(cp.huber(predictions - targets, 1)) / 2
     else:

@@ -70,6 +70,7 @@ SPECS = [
     PatchSpec(3, contrast=0.1),
     PatchSpec((3, 2), padding=1, stride=2, contrast=0.01, whiten=0.1, rank=7),
     PatchSpec(3, contrast=0.1, whiten=0.1, hidden_bias=True),
+    PatchSpec(3, padding=1, whiten=0.1, hidden_bias=True, dilation=(1, 2)),
 ]
 
 
@@ -306,7 +307,7 @@ def test_no_tensor_of_a_foreign_state_dict_is_left_out(kind):
     state = {"conv.weight": torch.randn(5, 2, 3, 3), "head.weight": torch.randn(3, 20), "head.bias": torch.randn(3)}
     network = foreign_network(state, SHAPE)
     assert torch.equal(network[4].bias, state["head.bias"])
-    assert assumed(network, state) == "ReLU, average pooling 2, stride 1x1, padding 0x0, images in [0, 1]"
+    assert assumed(network, state) == "ReLU, average pooling 2, stride 1x1, padding 0x0, dilation 1x1, images in [0, 1]"
     extra, message = EXTRA[kind]
     with pytest.raises(RunError, match=message):
         foreign_network(state | extra, SHAPE)

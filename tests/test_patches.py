@@ -35,6 +35,8 @@ MODES = [
     PatchSpec(3, contrast=0.1),
     PatchSpec(3, padding=1, contrast=0.1, whiten=0.01, rank=5),
     PatchSpec((3, 2), contrast=0.1, whiten=0.01, hidden_bias=True, stride=2),
+    PatchSpec(3, padding=2, hidden_bias=True, dilation=2),
+    PatchSpec(2, contrast=0.1, rank=5, dilation=(2, 3)),
 ]
 
 
@@ -52,13 +54,14 @@ def images(n: int = 6, channels: int = 2, height: int = 7, width: int = 6, seed:
     kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
     stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
-    size=st.tuples(st.integers(4, 7), st.integers(4, 7)),
+    dilation=st.tuples(st.integers(1, 2), st.integers(1, 3)),
+    size=st.tuples(st.integers(7, 9), st.integers(10, 11)),
 )
-def test_rows_are_those_of_unfold(channels, kernel, stride, padding, size):
-    spec = PatchSpec(kernel, stride, padding)
+def test_rows_are_those_of_unfold(channels, kernel, stride, padding, dilation, size):
+    spec = PatchSpec(kernel, stride, padding, dilation=dilation)
     batch = images(3, channels, *size)
     rows = spec.rows(batch)
-    unfolded = F.unfold(batch, kernel, padding=padding, stride=stride).transpose(1, 2)
+    unfolded = F.unfold(batch, kernel, padding=padding, stride=stride, dilation=dilation).transpose(1, 2)
     assert torch.equal(rows, unfolded)
     assert rows.shape[1] == np.prod(spec.output_size(*size))
 
@@ -66,7 +69,12 @@ def test_rows_are_those_of_unfold(channels, kernel, stride, padding, size):
 @pytest.mark.parametrize("scale", [1e-160, 1.0, 1e160])
 @pytest.mark.parametrize(
     "spec",
-    [PatchSpec((2, 3), (2, 1), (1, 2), hidden_bias=True), PatchSpec(4, contrast=0.1), PatchSpec((1, 5), whiten=1.0)],
+    [
+        PatchSpec((2, 3), (2, 1), (1, 2), hidden_bias=True),
+        PatchSpec(4, contrast=0.1),
+        PatchSpec((1, 5), whiten=1.0),
+        PatchSpec((2, 3), (1, 2), (1, 2), dilation=(3, 2)),
+    ],
 )
 def test_norms_and_reach_are_those_of_the_rows_or_above(spec, scale):
     random = torch.Generator().manual_seed(0)
@@ -119,9 +127,8 @@ def convolution(embedding: PatchEmbedding, filters, change: float = 0.0):
     spec = embedding.spec
     weight, bias = embedding.kernels(filters)
     kind = nn.Conv2d if spec.contrast is None else lambda *a, **k: ContrastConv2d(*a, contrast=spec.contrast, **k)
-    layer = kind(
-        embedding.channels, len(filters), spec.kernel_size, stride=spec.stride, padding=spec.padding, bias=spec.constant
-    ).double()
+    place = {name: getattr(spec, name) for name in ("kernel_size", "stride", "padding", "dilation")}
+    layer = kind(embedding.channels, len(filters), bias=spec.constant, **place).double()
     layer.load_state_dict({"weight": weight} if bias is None else {"weight": weight, "bias": bias})
     with torch.no_grad():
         layer.weight[0, 0, 0, 0] += change
@@ -299,6 +306,7 @@ def test_pooling_is_global_by_default_and_takes_a_matrix():
         ({"kernel_size": None}, "kernel_size must be a whole number"),
         ({"kernel_size": float("nan")}, "kernel_size must be a whole number"),
         ({"stride": 0}, "stride must be a whole number >= 1"),
+        ({"dilation": 0}, "dilation must be a whole number >= 1, or a pair of them; got 0"),
         ({"padding": -1}, "padding must be a whole number >= 0, or a pair of them; got -1"),
         ({"contrast": 0.0}, "contrast must be a positive float; got 0.0"),
         ({"whiten": -1.0}, "whiten must be a positive float; got -1.0"),
@@ -317,6 +325,8 @@ def test_bad_specs_are_refused(options, message):
 def test_specs_that_do_not_fit_the_images_are_refused():
     with pytest.raises(InputError, match="kernel_size 9x9 is larger than the images, 7x6 with padding 0x1"):
         PatchEmbedding.fit(images(), PatchSpec(9, padding=(0, 1)))
+    with pytest.raises(InputError, match="kernel_size 3x3 with dilation 3x3 is larger than the images, 7x6"):
+        PatchEmbedding.fit(images(), PatchSpec(3, dilation=3))
     with pytest.raises(InputError, match="rank must be at most the patch size, 18; got 19"):
         PatchEmbedding.fit(images(), PatchSpec(3, rank=19))
 

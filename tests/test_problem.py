@@ -31,9 +31,9 @@ def rows(n: int, c: int, seed: int, scale: float = 1.0) -> Tensor:
 
 
 def targets_of(name: str, n: int, c: int, seed: int) -> Tensor:
-    """Real targets, rows of probabilities, or probabilities one by one."""
+    """Real targets, rows of probabilities, probabilities one by one, or labels."""
     drawn = rows(n, c, seed)
-    kinds = {"cross-entropy": drawn.softmax(dim=1), "bce": drawn.sigmoid()}
+    kinds = {"cross-entropy": drawn.softmax(dim=1), "bce": drawn.sigmoid(), "squared-hinge": (drawn > 0).double()}
     return kinds.get(name, drawn)
 
 
@@ -58,6 +58,7 @@ def test_conjugates_are_suprema(name, seed):
     slopes = {
         "squared": drawn,
         "huber": drawn.clamp(-0.9, 0.9),
+        "squared-hinge": drawn.abs() * (1 - 2 * target),
     }
     slope = slopes.get(name, targets_of(name, 1, 3, seed + 10) - target)
     conjugate = float(get_loss(name).conjugate(slope, target)[0])
@@ -169,7 +170,7 @@ def test_bad_problems_are_refused():
     for beta in (0, -1.0, float("nan"), float("inf"), "much", None):
         with pytest.raises(InputError, match="beta must be a positive float; got"):
             Problem.build(r, targets, beta)
-    with pytest.raises(InputError, match=r"loss must be one of squared, .*, huber; got 'hinge'"):
+    with pytest.raises(InputError, match=f"loss must be one of {', '.join(LOSSES)}; got 'hinge'"):
         Problem.build(r, targets, 1.0, loss="hinge")
     with pytest.raises(ConvcvxError, match="targets must have one row an image, 4; got 3"):
         Problem.build(r, targets[:3], 1.0)
@@ -277,7 +278,7 @@ def test_a_class_without_targets_does_not_spoil_the_dual():
 def test_the_dual_scaling_is_the_best_one(case, scale, g_max):
     problem = flat_problem(8, **case)
     point = problem.dual_point(rows(8, 3, case["seed"], scale))
-    room = {"squared": 50.0, "huber": 1 / (8 * float(point.abs().max()))}
+    room = {"squared": 50.0, "squared-hinge": 50.0, "huber": 1 / (8 * float(point.abs().max()))}
     limit = min(problem.beta / g_max if g_max else np.inf, room.get(case["loss"], 1.0))
 
     def negative(s: float) -> float:

@@ -19,7 +19,7 @@ N, M, C = 7, 4, 3
 CASES = {
     "global": (PatchSpec(3), None),
     "grid": (PatchSpec((3, 2), padding=1, hidden_bias=True), "2x3"),
-    "window": (PatchSpec(2, stride=(1, 2)), "window:2,1"),
+    "window": (PatchSpec(2, stride=(1, 2), dilation=(2, 1)), "window:2,1"),
     "none": (PatchSpec(3, stride=2, rank=4), "none"),
     "matrix": (PatchSpec(3, whiten=0.1), np.random.default_rng(0).random((3, 12))),
     "one position": (PatchSpec((6, 5), contrast=0.1), "none"),

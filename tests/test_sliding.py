@@ -17,6 +17,7 @@ from convcvx.certificate import certify_parameters
 from convcvx.data import datasets as data
 from convcvx.data.datasets import spiral
 from convcvx.errors import ConvergenceWarning, InputError
+from convcvx.losses.table import LOSSES
 from convcvx.oracles import BranchAndBoundOracle, ExactOracle
 from convcvx.oracles.base import OracleResult
 from convcvx.patches import PatchSpec
@@ -204,7 +205,7 @@ def test_a_full_budget_is_spent_on_filters_that_a_long_descent_hardly_improves(m
         ({"max_filters": 0}, "max_filters must be a whole number >= 1; got 0"),
         ({"max_filters": 2.5}, "max_filters must be a whole number >= 1; got 2.5"),
         ({"time_limit": -1}, "time_limit must be a positive float; got -1"),
-        ({"loss": "hinge"}, "loss must be one of squared, cross-entropy, bce, huber; got 'hinge'"),
+        ({"loss": "hinge"}, f"loss must be one of {', '.join(LOSSES)}; got 'hinge'"),
         ({"solver": "magic"}, "solver must be one of"),
         ({"oracle": "delphi"}, "oracle must be one of"),
         ({"pooling": np.ones((1, 3))}, "pooling must have one column a patch"),

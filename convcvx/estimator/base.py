@@ -36,7 +36,10 @@ from convcvx.units import Units
 
 DTYPES = (np.float64, np.float32)
 """Types that samples keep; others become the first."""
-ON_IMAGES: dict[str, Any] = {"kernel_size": None, "stride": 1, "padding": 0, "pool": None, "flips": False, "shifts": 0}
+ON_IMAGES: dict[str, Any] = {
+    **{"kernel_size": None, "stride": 1, "padding": 0, "dilation": 1, "pool": None},
+    **{"flips": False, "shifts": 0},
+}
 """Parameters that mean nothing for plain data, and their defaults."""
 USUAL: dict[str, Any] = {"beta_ratio": 0.01, "tol": 1e-2, "device": "cpu", **ON_IMAGES}
 """Defaults of the estimators where they are not those of `fit`: scores hardly move beyond; arrays are on the CPU."""

@@ -27,8 +27,9 @@ class ConvexCNNClassifier(ClassifierMixin, ConvexCNN):
 
     which is weight decay β on the network's weights under a mean-reduced loss. The parameters are the options of
     `convcvx.fit`, but for `image_shape` and what scikit-learn has of its own. `predict_proba` needs
-    loss="cross-entropy". With loss="bce" y may also be labels (n_samples, c) of 0 and 1, several a sample: `predict`
-    and `predict_proba` have the same shape then, and `score` is the share of samples whose labels are all right.
+    loss="cross-entropy". With loss="bce" or "squared-hinge" y may also be labels (n_samples, c) of 0 and 1, several a
+    sample: `predict` and, with "bce", `predict_proba` have the same shape then, and `score` is the share of samples
+    whose labels are all right.
 
     {parameters}
     classes_ : ndarray (c,)
@@ -59,7 +60,8 @@ class ConvexCNNClassifier(ClassifierMixin, ConvexCNN):
         self._labelled = y.ndim == 2 and y.shape[1] > 1
         if self._labelled:
             if type_of_target(y) != "multilabel-indicator" or self.loss not in LABELLED:
-                kind = 'classes (n_samples,) or, with loss="bce", labels (n_samples, c) of 0 and 1'
+                losses = " or ".join(f'loss="{loss}"' for loss in LABELLED)
+                kind = f"classes (n_samples,) or, with {losses}, labels (n_samples, c) of 0 and 1"
                 raise InputError(f"y must be {kind}; got shape {y.shape} with loss={self.loss!r}")
             self.classes_ = np.arange(y.shape[1])
             return y.astype(np.float64)
@@ -85,9 +87,9 @@ class ConvexCNNClassifier(ClassifierMixin, ConvexCNN):
     @property
     def predict_proba(self) -> Callable[[Any], np.ndarray]:
         """`predict_proba(X)` (n_samples, c): softmax of the outputs, with loss="cross-entropy"; or how probable each
-        label is.
+        label is, with loss="bce".
         """
-        if self.__dict__.get("_labelled"):
+        if self.__dict__.get("_labelled") and self.loss == "bce":
             return lambda X: expit(self._outputs(X))
         if self.loss != "cross-entropy":
             raise AttributeError(f'predict_proba needs loss="cross-entropy"; this estimator has loss={self.loss!r}')

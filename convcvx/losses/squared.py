@@ -48,25 +48,33 @@ class Squared:
         return shift * SAFE * shares.counts
 
     def dual(self, dual_point: Tensor, targets: Tensor, shares: Shares, limit: float, intercept: bool) -> float:
-        """s<Ẑ, Y> - ½ s² ‖Ẑ‖², with ‖Z‖² := Σ_i ‖Z_i‖² / s_i; largest at s = <Ẑ, Y> / ‖Ẑ‖²; -Ẑ is as feasible as Ẑ.
-
-        ‖Ẑ‖ <= ‖Z‖, and <Ẑ, Y> = <Z, Y> - <Σ Z_i, mean Y>. Products and targets round once each: 2ε Σ|Z||Y|.
-        """
-        products = dual_point * targets
-        overlap, error = total(products)
-        error += 2 * UNIT * float(products.abs().sum()) * SAFE + products.numel() * TINY
+        """-Ẑ is as feasible as Ẑ; ‖Ẑ‖ <= ‖Z‖, and <Ẑ, Y> = <Z, Y> - <Σ Z_i, mean Y>."""
+        lost = 0.0
         if intercept:
             # targets that cancel have a mean of the size of rounding, and so has its error
             sums = length_of_sum(targets * shares.counts[:, None], shares.roundings)
-            error += length_of_sum(dual_point) * sums / shares.total * SAFE
-        square, off = total(dual_point * (dual_point / shares.counts[:, None]))
-        square = square + off + (1 + shares.roundings) * UNIT * square + dual_point.numel() * TINY
-        square = shares.total * square * SAFE
-        overlap = abs(overlap) - error * SAFE
-        if not (overlap > 0 and square > 0):
-            return 0.0
-        scale = min(overlap / square, limit)
-        return scale * overlap * (1 - 4 * UNIT) - 0.5 * scale * scale * square * (1 + 4 * UNIT)
+            lost = length_of_sum(dual_point) * sums / shares.total * SAFE
+        return scaled_dual(dual_point, targets, shares, limit, lost)
+
+
+def scaled_dual(dual_point: Tensor, targets: Tensor, shares: Shares, limit: float, lost: float) -> float:
+    """A lower bound on max_s s |<Ẑ, Y>| - ½ s² ‖Ẑ‖², with ‖Z‖² := Σ_i ‖Z_i‖² / s_i, over scalings up to `limit`.
+
+    For any exact Ẑ with ‖Ẑ‖ <= ‖Z‖ and |<Ẑ, Y>| >= |<Z, Y>| - `lost`. It is largest at s = <Ẑ, Y> / ‖Ẑ‖². Products and
+    targets round once each: 2ε Σ|Z||Y|.
+    """
+    products = dual_point * targets
+    overlap, error = total(products)
+    error += 2 * UNIT * float(products.abs().sum()) * SAFE + products.numel() * TINY
+    error += lost
+    square, off = total(dual_point * (dual_point / shares.counts[:, None]))
+    square = square + off + (1 + shares.roundings) * UNIT * square + dual_point.numel() * TINY
+    square = shares.total * square * SAFE
+    overlap = abs(overlap) - error * SAFE
+    if not (overlap > 0 and square > 0):
+        return 0.0
+    scale = min(overlap / square, limit)
+    return scale * overlap * (1 - 4 * UNIT) - 0.5 * scale * scale * square * (1 + 4 * UNIT)
 
 
 def length_of_sum(rows: Tensor, roundings: int = 0) -> float:

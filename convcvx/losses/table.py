@@ -8,9 +8,12 @@ from convcvx.losses.binary_cross_entropy import BinaryCrossEntropy
 from convcvx.losses.cross_entropy import CrossEntropy
 from convcvx.losses.huber import Huber
 from convcvx.losses.squared import Squared
+from convcvx.losses.squared_hinge import SquaredHinge
 
-LOSSES: dict[str, Loss] = {loss.name: loss for loss in (Squared(), CrossEntropy(), BinaryCrossEntropy(), Huber())}
-WORDS = "squared, cross-entropy, bce (labels, several an image), or huber:DELTA (huber is huber:1)"
+LOSSES: dict[str, Loss] = {
+    loss.name: loss for loss in (Squared(), CrossEntropy(), BinaryCrossEntropy(), Huber(), SquaredHinge())
+}
+WORDS = "squared, cross-entropy, bce or squared-hinge (classes, or several labels an image), huber:DELTA (1 by default)"
 """What the options say of them."""
 
 

@@ -12,7 +12,7 @@ from convcvx.errors import InputError
 LARGEST_WHOLE = 2**53
 """Whole numbers up to this one are float64 as they are: a proof about others would be one about their neighbours."""
 
-LABELLED = ("bce",)
+LABELLED = ("bce", "squared-hinge")
 """Losses whose outputs are labels, none of which excludes another."""
 
 
@@ -63,6 +63,8 @@ def encode_targets(
         _check_two(1 + int((real != real[0]).any()), int(real[0].argmax()), n_classes)
     if loss == "bce" and not bool(((real >= 0) & (real <= 1)).all()):
         raise InputError("targets must be integer classes, or (n, c) labels from 0 to 1, with loss='bce'")
+    if loss == "squared-hinge" and not bool(((real == 0) | (real == 1)).all()):
+        raise InputError("targets must be integer classes, or (n, c) labels of 0 and 1, with loss='squared-hinge'")
     if loss == "cross-entropy":
         mass = real.sum(dim=1, keepdim=True)
         if not (bool((real >= 0).all()) and torch.allclose(mass, torch.ones_like(mass))):

@@ -24,12 +24,22 @@ class ContrastConv2d(nn.Conv2d):
         Patches are taken one by one, as `PatchSpec.columns` takes them: a difference of two convolutions would lose the
         contrast of a bright, flat patch to rounding.
         """
-        windows = PatchSpec(self.kernel_size, self.stride, self.padding).windows(images)  # type: ignore[arg-type]
+        windows = spec_of(self).windows(images)
         patches = (windows - windows[:1, :1, :1]).flatten(0, 2)
         patches = patches - patches.mean(dim=0)
         patches = patches * (patches.square().mean(dim=0) + self.contrast).rsqrt()
         response = (self.weight.flatten(1) @ patches.flatten(1)).unflatten(1, patches.shape[1:]).transpose(0, 1)
         return response if self.bias is None else response + self.bias[:, None, None]
+
+
+def spec_of(convolution: nn.Conv2d) -> PatchSpec:
+    """Which patches a convolution sees, its padding in numbers."""
+    size, stride, padding, dilation = (
+        (int(pair[0]), int(pair[1]))
+        for pair in (convolution.kernel_size, convolution.stride, convolution.padding, convolution.dilation)
+    )
+    contrast = convolution.contrast if isinstance(convolution, ContrastConv2d) else None
+    return PatchSpec(size, stride, padding, convolution.bias is not None, contrast, dilation=dilation)
 
 
 @dataclass(frozen=True)
@@ -41,7 +51,7 @@ class Architecture:
     image_shape : (int, int, int)
         Channels, height, width.
     n_filters, n_outputs : int
-    kernel_size, stride, padding : (int, int)
+    kernel_size, stride, padding, dilation : (int, int)
     pool : str
         As `Pooling.of` reads it.
     hidden_bias, intercept : bool
@@ -60,6 +70,13 @@ class Architecture:
     hidden_bias: bool = False
     intercept: bool = True
     contrast: float | None = None
+    dilation: tuple[int, int] = (1, 1)
+
+    @property
+    def spec(self) -> PatchSpec:
+        """Which patches the convolution sees."""
+        place = self.kernel_size, self.stride, self.padding
+        return PatchSpec(*place, self.hidden_bias, self.contrast, dilation=self.dilation)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Architecture:
@@ -74,7 +91,7 @@ ARCHITECTURE = {
     "image_shape": [int, int, int],
     "n_filters": int,
     "n_outputs": int,
-    **{f"{name}?": [int, int] for name in ("kernel_size", "stride", "padding")},
+    **{f"{name}?": [int, int] for name in ("kernel_size", "stride", "padding", "dilation")},
     "pool?": str,
     **{f"{name}?": bool for name in ("hidden_bias", "intercept")},
     "contrast?": (float, None),

@@ -60,13 +60,13 @@ def certify(
         images. Biases are used as they are there: one on the convolution counts as a regularised hidden bias, one on
         the linear layer as the free intercept. A BatchNorm is folded into the layer beside it, and weight decay is that
         of the folded weights.
-    images : Tensor, ndarray or StreamedImages (n, C, H, W), or (n, H, W) with one channel
+    images : Tensor, ndarray or StreamedImages (n, C, H, W), (n, H, W) with one channel, or rows (n, d)
         Training images, as the network takes them.
     targets : Tensor or ndarray
         (n,) classes or (n, c) real values.
     beta : float
         torch's `weight_decay` under a mean-reduced loss.
-    loss : {"squared", "cross-entropy", "bce", "huber", "huber:DELTA"}
+    loss : {"squared", "cross-entropy", "bce", "squared-hinge", "huber", "huber:DELTA"}
     oracle : {"auto", "exact", "branch-and-bound", "copositive", "polynomial", "remainder", "cylinders",
         "sampled", "local"}
     tol : float
@@ -88,6 +88,8 @@ def certify(
         not fit it.
     """
     deadline = Deadline.after(None if time_limit is None else check_positive("time_limit", time_limit))
+    if getattr(images, "ndim", 4) == 2:
+        network, images = _on_images(network), as_tensor("images", images)[:, :, None, None]
     read, classes, weights = counted(sample_weight, read_images(images), as_tensor("targets", targets))
     layers = read_network(network, read.shape[1:])
     if not all(bool(part.isfinite().all()) for part in network.parameters()):
@@ -129,7 +131,13 @@ def certify_on(
     deadline, problem = problem.deadline, problem.until(NEVER)  # what is read and checked has to be
     embedding = problem.responses.embedding
     layers = read_network(network, problem.responses.images.shape[1:])
-    for name in ("kernel_size", "stride", "padding"):  # of a network whose weights are 0 outputs would not tell
+    if layers.log_softmax and problem.loss.name != "cross-entropy":
+        raise InputError(
+            f"the network ends with LogSoftmax, which loss='cross-entropy' alone takes; got {problem.loss.name!r}: "
+            "pass that loss, or certify the network without its last step"
+        )
+    # Of a network whose weights are 0 outputs would not tell.
+    for name in ("kernel_size", "stride", "padding", "dilation"):
         theirs, ours = getattr(layers.spec, name), getattr(embedding.spec, name)
         if theirs != ours:
             raise InputError(f"the network's {name} is {theirs}, that of the embedding {ours}; fit it to the network's")
@@ -146,11 +154,19 @@ def certify_on(
     filters, weights, own = parameters_of(layers, embedding)
     if outputs is None:
         outputs = outputs_without_intercept(problem, filters, weights)
-    _check_outputs(network, problem.responses.images, outputs, torch.zeros(problem.n_outputs) if own is None else own)
+    shift = torch.zeros(problem.n_outputs) if own is None else own
+    _check_outputs(network, layers, problem.responses.images, outputs, shift)
     options: dict[str, Any] = {"oracle": oracle, "tol": tol, "seed": seed, "dual_point": dual_point}
     return certify_parameters(
         problem.until(deadline), filters, weights, own, training=training, rounds=rounds, outputs=outputs, **options
     )
+
+
+def _on_images(network: nn.Module) -> nn.Module:
+    """A network of rows (n, d) as one of images (n, d, 1, 1)."""
+    both = nn.Sequential(nn.Flatten(), network)
+    both.training = network.training  # of what is in it each part keeps its own
+    return both
 
 
 def outputs_without_intercept(problem: Problem, filters: Tensor, weights: Tensor) -> Tensor:
@@ -173,7 +189,7 @@ def _in_units(network: nn.Module, layers: Layers, images: Images, units: Units) 
     assert isinstance(classifier, nn.Linear)
     bias = None if classifier.bias is None else classifier.bias.detach().clone()
     shift = torch.zeros(classifier.out_features, dtype=torch.float64) if bias is None else bias
-    _check_outputs(deepcopy(network).double(), images, outputs_of(plain, images) - shift, shift)
+    _check_outputs(deepcopy(network).double(), layers, images, outputs_of(plain, images) - shift, shift)
     with torch.no_grad():
         classifier.weight.copy_(times(classifier.weight.cpu(), units.images - units.targets))
         if bias is not None:
@@ -182,8 +198,8 @@ def _in_units(network: nn.Module, layers: Layers, images: Images, units: Units) 
 
 
 @torch.no_grad()
-def _check_outputs(network: nn.Module, images: Images, without_bias: Tensor, bias: Tensor) -> None:
-    """Raise `InputError` unless the network computes what its layers, read in order, stand for: on every image.
+def _check_outputs(network: nn.Module, layers: Layers, images: Images, without_bias: Tensor, bias: Tensor) -> None:
+    """Raise `InputError` unless the network computes what its `layers`, read in order, stand for: on every image.
 
     That is `without_bias` (n, c), to which the `bias` (c,) of the linear layer comes.
     """
@@ -199,6 +215,8 @@ def _check_outputs(network: nn.Module, images: Images, without_bias: Tensor, bia
     allowed = tolerance * float(without_bias.abs().max()) + rounding
     if outputs.shape != expected.shape:
         raise InputError(f"the network's outputs must be {tuple(expected.shape)}; got {tuple(outputs.shape)}")
+    if layers.log_softmax:
+        expected = expected.log_softmax(dim=1)
     difference = float((outputs - expected).abs().max())
     if not difference <= allowed:  # nor is NaN anything that layers stand for
         raise InputError(

@@ -103,6 +103,8 @@ def _as_module(name: str, rest: tuple[Any, ...], named: dict[str, Any]) -> nn.Mo
         return nn.ReLU()
     if name in DROPOUTS:
         return _dropout(*rest, **named)
+    if name == "log_softmax":
+        return _log_softmax(*rest, **named)
     if name == "avg_pool2d":
         return nn.AvgPool2d(*rest, **named)
     if name == "adaptive_avg_pool2d":
@@ -126,6 +128,11 @@ def _from_zero(rest: tuple[Any, ...], named: dict[str, Any]) -> bool:
 def _dropout(p: float = 0.5, training: bool = True) -> nn.Module:
     """As the function is called: that of `torch.nn.functional` drops even in evaluation, unless it is told."""
     return nn.Dropout(p).train(training)
+
+
+def _log_softmax(dim: int | None = None, _stacklevel: int = 3, dtype: Any = None) -> nn.Module:
+    """Of rows, which the outputs are; along another axis they would show it."""
+    return nn.LogSoftmax(1 if dim is None else dim)
 
 
 def _max_pool(

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from convcvx.errors import InputError
-from convcvx.network.architecture import ContrastConv2d
+from convcvx.network.architecture import ContrastConv2d, spec_of
 from convcvx.network.graph import name_of, steps_of
 from convcvx.patches import PatchSpec
 from convcvx.pooling import Pooling
@@ -26,22 +26,34 @@ WANTED = "network must be Conv2d → ReLU → average or maximum pooling → Lin
 """How messages about other networks begin."""
 SILENT = nn.Flatten, nn.Identity
 """Steps that messages do not name."""
+MAXIMA = (
+    ("MaxPool2d", "AdaptiveMaxPool2d"),
+    "maximum pooling is to be the only one, without padding, dilation or ceil_mode, beside the ReLU",
+)
 REMEDIES: list[tuple[tuple[str, ...], str]] = [
     (
-        ("MaxPool2d", "AdaptiveMaxPool2d"),
-        "maximum pooling is to be the only one, without padding, dilation or ceil_mode, beside the ReLU",
-    ),
-    (
-        ("Softmax", "LogSoftmax", "softmax", "log_softmax", "Sigmoid", "sigmoid"),
-        "certify the network without what follows its last linear layer, with loss='cross-entropy'",
-    ),
-    (
-        ("LeakyReLU", "PReLU", "ELU", "GELU", "SiLU", "Tanh", "leaky_relu", "elu", "gelu", "silu", "tanh", "sigmoid"),
+        (
+            "LeakyReLU",
+            "PReLU",
+            "ELU",
+            "GELU",
+            "SiLU",
+            "Tanh",
+            "Sigmoid",
+            "leaky_relu",
+            "elu",
+            "gelu",
+            "silu",
+            "tanh",
+            "sigmoid",
+        ),
         "of activations the ReLU alone has a bound",
     ),
     (("LayerNorm", "GroupNorm", "InstanceNorm2d"), "what divides by the statistics of an image cannot be folded"),
 ]
 """Steps that there is no way around, and what to say of them."""
+ENDINGS = {"Softmax": "cross-entropy", "softmax": "cross-entropy", "Sigmoid": "bce", "sigmoid": "bce"}
+"""Last steps that turn scores into probabilities, and the loss that takes the scores."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +63,12 @@ class Layers:
     convolution: nn.Conv2d
     pooling: Pooling
     classifier: nn.Linear
+    log_softmax: bool = False
+    """Whether the outputs are made logarithms of probabilities, which the cross-entropy does not see."""
 
     @property
     def spec(self) -> PatchSpec:
-        conv = self.convolution
-        contrast = conv.contrast if isinstance(conv, ContrastConv2d) else None
-        return PatchSpec(conv.kernel_size, conv.stride, conv.padding, conv.bias is not None, contrast)  # type: ignore[arg-type]
+        return spec_of(self.convolution)
 
     def network(self) -> nn.Sequential:
         """These layers, one after the other."""
@@ -78,6 +90,8 @@ def read_network(network: nn.Module, image_shape: Sequence[int]) -> Layers:
     if any(step.training for step in steps if isinstance(step, _BatchNorm | _DropoutNd)):
         raise InputError(f"network must be in evaluation mode; got {_names(steps)} in training: call network.eval()")
     rest = [step for step in steps if not isinstance(step, (*SILENT, _DropoutNd))]
+    if log_softmax := bool(rest) and isinstance(rest[-1], nn.LogSoftmax):
+        rest = rest[:-1]
     if not rest or not isinstance(rest[0], nn.Conv2d | nn.Linear):
         raise _refusal(steps)
     convolution = _numeric(rest.pop(0), image_shape)
@@ -107,7 +121,7 @@ def read_network(network: nn.Module, image_shape: Sequence[int]) -> Layers:
     classifier: nn.Linear = rest[0]
     for scale in reversed(scales):
         classifier = _scaled_inputs(classifier, *_scale_and_shift(scale, None), convolution.out_channels)
-    return Layers(convolution, pooling, classifier)
+    return Layers(convolution, pooling, classifier, log_softmax)
 
 
 def _names(steps: Sequence[nn.Module]) -> str:
@@ -115,9 +129,19 @@ def _names(steps: Sequence[nn.Module]) -> str:
 
 
 def _refusal(steps: Sequence[nn.Module]) -> InputError:
-    names = [name_of(step) for step in steps]
-    remedies = [text for found, text in REMEDIES if any(name in found for name in names)]
-    if sum(isinstance(step, nn.Conv2d | nn.Linear) for step in steps) > 2:
+    *names, last = [name_of(step) for step in steps] or [""]
+    if last not in ENDINGS:
+        names.append(last)
+    layers = sum(isinstance(step, nn.Conv2d | nn.Linear) for step in steps)
+    known = REMEDIES if layers > 2 else [MAXIMA, *REMEDIES]
+    remedies = [text for found, text in known if any(name in found for name in names)]
+    if (loss := ENDINGS.get(last)) is not None:
+        remedies.append(f"certify the network without its last step, {last}, with loss={loss!r}")
+    if layers == 1:
+        remedies.append(
+            "one layer alone is a convex problem already, such as LogisticRegression of scikit-learn solves"
+        )
+    if layers > 2:
         remedies.append("of more than two layers the last two can be certified, on the features that the others give")
     return InputError("; ".join([f"{WANTED}; got {_names(steps)}", *remedies]))
 
@@ -133,18 +157,19 @@ def _numeric(first: nn.Module, image_shape: Sequence[int]) -> nn.Conv2d:
         kernels = first.weight.detach().unflatten(1, (channels, height, width))
         return _convolution(kernels, first.bias)
     assert isinstance(first, nn.Conv2d)
-    if first.groups != 1 or first.dilation != (1, 1) or first.padding_mode != "zeros":
+    if first.groups != 1 or first.padding_mode != "zeros":
         raise InputError(
-            f"the convolution must have groups=1, dilation=1 and padding by zeros; got groups={first.groups}, "
-            f"dilation={first.dilation}, padding_mode={first.padding_mode!r}: its patches are others"
+            f"the convolution must have groups=1 and padding by zeros; got groups={first.groups}, "
+            f"padding_mode={first.padding_mode!r}: its patches are others"
         )
     if not isinstance(first.padding, str):
         return first
-    padding = [0, 0] if first.padding == "valid" else [size - 1 for size in first.kernel_size]
+    reach = [step * (size - 1) for step, size in zip(first.dilation, first.kernel_size, strict=True)]
+    padding = [0, 0] if first.padding == "valid" else reach
     if any(total % 2 for total in padding):
         raise InputError(f"padding='same' of a kernel {first.kernel_size} pads one side more: take odd sizes")
-    half = padding[0] // 2, padding[1] // 2
-    return _convolution(first.weight.detach(), first.bias, stride=first.stride, padding=half)
+    options = {"stride": first.stride, "dilation": first.dilation, "padding": (padding[0] // 2, padding[1] // 2)}
+    return _convolution(first.weight.detach(), first.bias, **options)
 
 
 def _convolution(weight: Tensor, bias: Tensor | None, **options: Any) -> nn.Conv2d:
@@ -182,7 +207,7 @@ def folded(convolution: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
         raise InputError("a BatchNorm after contrast normalisation is not folded: leave it out")
     weight = convolution.weight.detach().double() * scale[:, None, None, None]
     bias = shift if convolution.bias is None else convolution.bias.detach().double() * scale + shift
-    options = {"stride": convolution.stride, "padding": convolution.padding}
+    options = {name: getattr(convolution, name) for name in ("stride", "padding", "dilation")}
     return _convolution(weight, bias, **options)
 
 

@@ -23,7 +23,7 @@ from convcvx.network.architecture import Architecture, ContrastConv2d
 from convcvx.network.export import export
 from convcvx.network.preprocess import ImageTransform
 from convcvx.network.pretrained import find_pretrained
-from convcvx.patches import PatchEmbedding, PatchSpec
+from convcvx.patches import PatchEmbedding
 from convcvx.pooling import Pooling
 from convcvx.solution import Solution
 from convcvx.storage.reading import check_form, open_tensors
@@ -37,10 +37,10 @@ class TwoLayerCNN(nn.Sequential):
 
     def __init__(self, architecture: Architecture) -> None:
         a = architecture
-        spec = PatchSpec(a.kernel_size, a.stride, a.padding)
         pooling = Pooling.of(a.pool)
-        cells = pooling.output_size(*spec.output_size(*a.image_shape[1:]))
-        common: dict[str, Any] = {"stride": a.stride, "padding": a.padding, "bias": a.hidden_bias}
+        cells = pooling.output_size(*a.spec.output_size(*a.image_shape[1:]))
+        common: dict[str, Any] = {"stride": a.stride, "padding": a.padding, "dilation": a.dilation}
+        common["bias"] = a.hidden_bias
         convolution = (
             nn.Conv2d(a.image_shape[0], a.n_filters, a.kernel_size, **common)
             if a.contrast is None
@@ -95,6 +95,7 @@ class TwoLayerCNN(nn.Sequential):
                 hidden_bias=spec.constant,
                 intercept=intercept,
                 contrast=spec.contrast,
+                dilation=spec.dilation,
             )
         )
 

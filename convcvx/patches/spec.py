@@ -48,6 +48,8 @@ class PatchSpec:
     paired : bool
         Mirroring an image also swaps the two halves of its channels, as it does in the features of a stage whose
         filters come in mirror pairs.
+    dilation : int or (int, int)
+        As in `torch.nn.Conv2d`: pixels from one entry of a patch to the next.
     """
 
     kernel_size: tuple[int, int] = (3, 3)
@@ -58,9 +60,10 @@ class PatchSpec:
     whiten: float | None = None
     rank: int | None = None
     paired: bool = False
+    dilation: tuple[int, int] = (1, 1)
 
     def __post_init__(self) -> None:
-        for name, minimum in (("kernel_size", 1), ("stride", 1), ("padding", 0)):
+        for name, minimum in (("kernel_size", 1), ("stride", 1), ("padding", 0), ("dilation", 1)):
             object.__setattr__(self, name, pair(getattr(self, name), name, minimum))
         for name in ("contrast", "whiten"):
             if getattr(self, name) is not None:
@@ -78,18 +81,25 @@ class PatchSpec:
         """Whether a constant 1 ends each row: for the hidden bias, or for the mean that whitening subtracts."""
         return self.hidden_bias or self.whiten is not None
 
+    @property
+    def span(self) -> tuple[int, int]:
+        """Rows and columns of pixels from the first entry of a patch to its last."""
+        (tall, wide), (down, along) = self.kernel_size, self.dilation
+        return (tall - 1) * down + 1, (wide - 1) * along + 1
+
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of patch positions, as `Conv2d` has them."""
         padded = height + 2 * self.padding[0], width + 2 * self.padding[1]
-        if padded[0] < self.kernel_size[0] or padded[1] < self.kernel_size[1]:
+        if padded[0] < self.span[0] or padded[1] < self.span[1]:
+            apart = "" if self.dilation == (1, 1) else f" with dilation {self.dilation[0]}x{self.dilation[1]}"
             raise InputError(
-                f"kernel_size {self.kernel_size[0]}x{self.kernel_size[1]} is larger than the images, "
+                f"kernel_size {self.kernel_size[0]}x{self.kernel_size[1]}{apart} is larger than the images, "
                 f"{height}x{width} with padding {self.padding[0]}x{self.padding[1]}; "
                 "use a smaller kernel or more padding"
             )
         return (
-            (padded[0] - self.kernel_size[0]) // self.stride[0] + 1,
-            (padded[1] - self.kernel_size[1]) // self.stride[1] + 1,
+            (padded[0] - self.span[0]) // self.stride[0] + 1,
+            (padded[1] - self.span[1]) // self.stride[1] + 1,
         )
 
     def windows(self, images: Tensor) -> Tensor:
@@ -97,8 +107,8 @@ class PatchSpec:
         if any(self.padding):
             vertical, horizontal = self.padding
             images = F.pad(images, (horizontal, horizontal, vertical, vertical))
-        windows = images.unfold(2, self.kernel_size[0], self.stride[0]).unfold(3, self.kernel_size[1], self.stride[1])
-        return windows.permute(1, 4, 5, 0, 2, 3)
+        spans = images.unfold(2, self.span[0], self.stride[0]).unfold(3, self.span[1], self.stride[1])
+        return spans[..., :: self.dilation[0], :: self.dilation[1]].permute(1, 4, 5, 0, 2, 3)
 
     def columns(self, images: Tensor) -> Tensor:
         """(b, C, H, W) images to (h, b*K) patches, one a column, K in row-major order, h = C*kh*kw (+1 if `constant`).
@@ -140,8 +150,12 @@ class PatchSpec:
         squares = (images / largest[:, None, None, None]).square().sum(dim=1, keepdim=True)
         vertical, horizontal = self.padding
         squares = F.pad(squares, (horizontal, horizontal, vertical, vertical))
-        (tall, wide), (down, along) = self.kernel_size, self.stride
-        squares = F.avg_pool2d(squares, (tall, 1), (down, 1), divisor_override=1)
-        squares = F.avg_pool2d(squares, (1, wide), (1, along), divisor_override=1)
-        lost = math.sqrt(images.shape[1] * tall * wide) * FAINT
+        if self.dilation == (1, 1):
+            (tall, wide), (down, along) = self.kernel_size, self.stride
+            squares = F.avg_pool2d(squares, (tall, 1), (down, 1), divisor_override=1)
+            squares = F.avg_pool2d(squares, (1, wide), (1, along), divisor_override=1)
+        else:
+            for axis, (span, stride, step) in enumerate(zip(self.span, self.stride, self.dilation, strict=True)):
+                squares = squares.unfold(2 + axis, span, stride)[..., ::step].sum(dim=-1)
+        lost = math.sqrt(images.shape[1] * math.prod(self.kernel_size)) * FAINT
         return (squares.flatten(1).sqrt() + lost) * largest[:, None]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from convcvx.data.images import Images
 from convcvx.display.pictures import data_uri, image_shades, kernel_shades, marked
 from convcvx.network.two_layer import TwoLayerCNN
+from convcvx.patches import PatchSpec
 
 MOST_FILTERS = 36
 """Filters shown one by one, those with the largest weights: the page stays one that opens at once."""
@@ -127,9 +128,9 @@ class _Fired:
         height, width = image.shape[1:]
         down, across = height / self.seen_size[0], width / self.seen_size[1]
         top, left = divmod(int(heat.argmax()), heat.shape[1])
-        (sy, sx), (py, px), (ky, kx) = architecture.stride, architecture.padding, architecture.kernel_size
+        (sy, sx), (py, px), (ky, kx) = architecture.stride, architecture.padding, architecture.spec.span
         box = (width, height, (left * sx - px) * across, (top * sy - py) * down, kx * across, ky * down)
-        spread = _on_pixels(heat, self.seen_size, architecture.stride, architecture.padding, architecture.kernel_size)
+        spread = _on_pixels(heat, self.seen_size, architecture.spec)
         return data_uri(marked(image, spread)), tuple(round(number, 2) for number in box)
 
 
@@ -160,18 +161,12 @@ def _where_they_fire(network: TwoLayerCNN, order: Tensor, images: Images, seen: 
     return _Fired(pooled, maps, where, network, size)
 
 
-def _on_pixels(
-    heat: Tensor,
-    size: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    kernel: tuple[int, int],
-) -> Tensor:
+def _on_pixels(heat: Tensor, size: tuple[int, int], spec: PatchSpec) -> Tensor:
     """Responses (h', w') at the centres of their patches among (h, w) pixels; 0 where no patch has its centre."""
     spread = heat
     for axis in (0, 1):
-        centre = torch.arange(size[axis]) + padding[axis] - (kernel[axis] - 1) / 2
-        index = (centre / stride[axis]).round().long()
+        centre = torch.arange(size[axis]) + spec.padding[axis] - (spec.span[axis] - 1) / 2
+        index = (centre / spec.stride[axis]).round().long()
         inside = (index >= 0) & (index < heat.shape[axis])
         spread = spread.index_select(axis, index.clamp(0, heat.shape[axis] - 1))
         spread = spread * (inside[:, None] if axis == 0 else inside)

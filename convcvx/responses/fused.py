@@ -79,6 +79,8 @@ class Fused:
         small = shape[0] * math.prod(spec.kernel_size) <= LARGEST
         if ranges is None or not small or dtype not in (torch.float32, torch.float64):
             return False
+        if spec.contrast is not None and spec.dilation != (1, 1):  # torch has no averages over such windows
+            return False
         return _plan(spec, ranges, shape).visits <= WASTE * height * width
 
     @classmethod
@@ -165,7 +167,8 @@ def _plan(spec: PatchSpec, ranges: Ranges, shape: tuple[int, int, int]) -> _Plan
     """The tiles of every cell, rows of a cell in pieces of about equal length."""
     channels, height, width = shape[0], shape[1] + 2 * spec.padding[0], shape[2] + 2 * spec.padding[1]
     place = np.arange(channels * height * width).reshape(channels, height, width)
-    taps = place[:, : spec.kernel_size[0], : spec.kernel_size[1]].flatten()
+    (down, along), (tall, wide) = spec.dilation, spec.span
+    taps = place[:, :tall:down, :wide:along].flatten()
     columns = spec.output_size(*shape[1:])[1]
     rows_of, columns_of = ranges
     tiles: list[tuple[int, ...]] = []

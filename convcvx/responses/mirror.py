@@ -67,7 +67,7 @@ class MirrorPairs:
 
 def _check_symmetry(responses: Stream) -> None:
     spec, width, grid = responses.embedding.spec, responses.images.shape[3], responses.map_size
-    left = (width + 2 * spec.padding[1] - spec.kernel_size[1]) % spec.stride[1]
+    left = (width + 2 * spec.padding[1] - spec.span[1]) % spec.stride[1]
     pool = responses.pooling.cells(*grid)
     symmetric = pool is None
     if pool is not None:

@@ -85,7 +85,8 @@ class Responses(Stream):
         positions = positions.to(self.device)
         every = torch.arange(len(images), device=self.device)[:, None]
         found = windows[every, :, positions // width, positions % width]  # (b, s, C, kh, kw), the only ones copied
-        return replace(spec, padding=(0, 0)).rows(found.flatten(0, 1))[:, 0].unflatten(0, positions.shape)
+        alone = replace(spec, padding=(0, 0), dilation=(1, 1))
+        return alone.rows(found.flatten(0, 1))[:, 0].unflatten(0, positions.shape)
 
     def patch_norms(self, images: Tensor, basis: Tensor | None = None) -> Tensor:
         """(b, K) norms of `basis` (s, h) times the patch rows of some images (indices), on the CPU, in float64.

@@ -160,7 +160,7 @@ def drive(
     start : Solution, optional
         Warm start or checkpoint; a checkpoint goes on with its round numbers and history.
     callback : callable, optional
-        Called with the solution after every round.
+        Called with the solution after every round; the training ends where it returns True.
 
     Raises
     ------
@@ -184,8 +184,8 @@ def drive(
             end = solver.ended(level, look)
             status = Status.RUNNING if end is None or level is not levels[-1] else end
             solution = look.recorded(earlier + perf_counter() - began, status)
-            if callback is not None:
-                callback(solution)
+            if callback is not None and callback(solution) is True and status == Status.RUNNING:
+                return replace(solution, status=Status.CALLBACK)
             if end is not None:
                 break
             try:

@@ -20,7 +20,7 @@ from torch import Tensor
 from convcvx.data.images import Images
 from convcvx.machine.watch import watched
 from convcvx.network.two_layer import TwoLayerCNN
-from convcvx.patches import PatchEmbedding, PatchSpec
+from convcvx.patches import PatchEmbedding
 from convcvx.pooling import Pooling
 from convcvx.responses.passes import Responses
 from convcvx.responses.streams import SPAN
@@ -121,13 +121,12 @@ def _own_features(images: Images, source: tuple[TwoLayerCNN, Link, str]) -> Tens
 def _maps(stage: TwoLayerCNN, downsample: int, images: Images, device: str) -> Iterator[Tensor]:
     """The rectified maps (b, m, H, W) of `stage`, averaged down, some images at a time."""
     a = stage.architecture
-    spec = PatchSpec(a.kernel_size, a.stride, a.padding, hidden_bias=a.hidden_bias, contrast=a.contrast)
     state = stage.state_dict()
     kernels = state["0.weight"].flatten(1)
     if a.hidden_bias:
         kernels = torch.cat([kernels, state["0.bias"][:, None]], dim=1)
     size = kernels.shape[1]
-    embedding = PatchEmbedding(spec, a.image_shape[0], torch.eye(size, dtype=torch.float64), size, 1.0)
+    embedding = PatchEmbedding(a.spec, a.image_shape[0], torch.eye(size, dtype=torch.float64), size, 1.0)
     pooling = Pooling("window", (downsample, downsample), (downsample, downsample))
     responses = Responses(images, embedding, pooling, dtype=torch.float32, device=device)
     grid = pooling.output_size(*responses.map_size)

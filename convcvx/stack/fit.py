@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +27,13 @@ from convcvx.stack.options import (
     stage_text,
 )
 from convcvx.training.card import model_card
-from convcvx.training.entry import Told, announce, limited
+from convcvx.training.entry import Told, announce, limited, lines_of
 from convcvx.training.fit import Fit, load_fit
 from convcvx.training.option import as_kept, check_names, parameters
 from convcvx.training.options import TrainConfig
 from convcvx.training.origin import Origin
 from convcvx.training.presets import in_flags, leaves_open, preset_options
+from convcvx.training.progress import SILENT
 from convcvx.training.resolve import arranged
 from convcvx.training.run import Run
 
@@ -109,7 +111,8 @@ def fit_stack(
     *,
     sample_weight: Any = None,
     preset: str | None = None,
-    callback: Callback | None = None,
+    callback: Callback | Sequence[Callback] | None = None,
+    verbose: bool = False,
     out: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     **options: Any,
@@ -121,8 +124,8 @@ def fit_stack(
 
     Parameters
     ----------
-    images, targets, sample_weight, preset, callback, out, overwrite
-        As in `convcvx.fit`.
+    images, targets, sample_weight, preset, callback, verbose, out, overwrite
+        As in `convcvx.fit`; a callback that returns True ends the stage under way.
     {options}
 
     What `convcvx stack --help` calls a value a stage is a list here, or text with commas: `kernel_size=[5, 3]`.
@@ -165,7 +168,7 @@ def fit_stack(
     with TemporaryDirectory(prefix="convcvx-") if out is None else nullcontext(out) as folder:
         place = Path(folder) / "stack" if out is None else Path(folder)
         run = StackRun.new(place, overwrite=overwrite)
-        stack_job(config, run, Told(callback), data=data, origin=origin)
+        stack_job(config, run, Told(callback, lines_of(first) if verbose else SILENT), data=data, origin=origin)
         return load_stack(run)
 
 

@@ -86,7 +86,8 @@ def start_from_dictionary(
     journal.save_chosen_beta(fit.beta)
     journal.save_path(fit.path)
     journal.save_state(solution)
-    report(solution.shifted(problem.offset), fit.beta)
+    if report(solution.shifted(problem.offset), fit.beta) is True:
+        solution = replace(solution, status=Status.CALLBACK)
     return DictionaryStart(solution, fit.beta, fit.beta_max)
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from inspect import Parameter, Signature, cleandoc, signature
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
+from convcvx.callbacks import together
 from convcvx.data.datasets import ARRAYS, Dataset
 from convcvx.data.form import ImageForm
 from convcvx.data.given import given_dataset
@@ -22,6 +25,7 @@ from convcvx.training.options import TrainConfig
 from convcvx.training.origin import Origin
 from convcvx.training.plan import warn_short_of
 from convcvx.training.presets import fitting, leaves_open, preset_options
+from convcvx.training.progress import SILENT, Progress, Report
 from convcvx.training.resolve import arranged
 from convcvx.training.run import Run
 
@@ -29,17 +33,18 @@ LOG = logging.getLogger("convcvx")
 
 
 class Told:
-    """Passes on how a training goes: to a callback what it found, to the log what it begins."""
+    """Passes on how a training goes: to callbacks what it found, to the log what it begins, both to `lines`."""
 
-    def __init__(self, callback: Callback | None = None) -> None:
-        self._callback = callback
+    def __init__(self, callback: Callback | Sequence[Callback] | None = None, lines: Report = SILENT) -> None:
+        self._callback, self._lines = together(callback), lines
 
     def begin(self, text: str) -> None:
         LOG.info(text)
+        self._lines.begin(text)
 
-    def __call__(self, solution: Solution, beta: float) -> None:
-        if self._callback is not None:
-            self._callback(solution)
+    def __call__(self, solution: Solution, beta: float) -> object:
+        self._lines(solution, beta)
+        return self._callback is not None and self._callback(solution)
 
 
 def fit(
@@ -48,7 +53,8 @@ def fit(
     *,
     sample_weight: Any = None,
     preset: str | None = None,
-    callback: Callback | None = None,
+    callback: Callback | Sequence[Callback] | None = None,
+    verbose: bool = False,
     out: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     **options: Any,
@@ -73,8 +79,11 @@ def fit(
     preset : str, optional
         Options that go together; others given beside it win. Where neither a preset nor any option says what network
         is wanted, those that fit the images are taken: see `convcvx.training.recipes`. "plain" has the defaults below.
-    callback : callable, optional
-        Called with the `Solution` after every round.
+    callback : callable or list of them, optional
+        Called with the `Solution` after every round; the training ends, with what it has, where one returns True. Ready
+        ones are in `convcvx.callbacks`.
+    verbose : bool
+        Print a line after every round.
     out : path, optional
         A run folder: every round is kept there, and `convcvx train --resume --out` goes on.
     overwrite : bool
@@ -113,13 +122,18 @@ def fit(
     config = chosen_config(given, preset, train)
     config.check()
     data = arranged(config, limited(train, config.limit), *others)
-    origin, told = Origin.of(config, data), Told(callback)
+    origin, told = Origin.of(config, data), Told(callback, lines_of(config) if verbose else SILENT)
     if out is None:
         found = train_in_memory(config, data, told, origin, clock)
     else:
         found = train_into(Run.new(Path(out), overwrite=overwrite), config, told, data=data, origin=origin, clock=clock)
     warn_short_of(found.certificate, found.solution, config.tol)
     return found
+
+
+def lines_of(config: TrainConfig) -> Progress:
+    """What prints a line a round."""
+    return Progress(Console(markup=False), config.tol, config.time_limit)
 
 
 def image_form(given: dict[str, Any]) -> ImageForm:

@@ -38,6 +38,7 @@ from convcvx.training.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from pandas import DataFrame
 
 PLOTS = ("training", "filters", "bounds", "confusion")
 """What a fit plots."""
@@ -76,6 +77,10 @@ class Fit:
     def history(self) -> list[Round]:
         """One record a round: objective, bound, gap, filters, seconds; see `Solution`."""
         return self.solution.history
+
+    def to_frame(self) -> DataFrame:
+        """The history as a pandas data frame; see `Solution.to_frame`."""
+        return self.solution.to_frame()
 
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """Write a run folder, as `convcvx train --out` does: `convcvx.load` and every command take it.

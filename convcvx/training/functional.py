@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import Tensor
 
 from convcvx.budget import LEAST, Deadline
+from convcvx.callbacks import together
 from convcvx.certificate import Certificate, certify_parameters
 from convcvx.data.arrays import as_tensor
 from convcvx.errors import InputError, check_count, check_positive
@@ -45,7 +46,7 @@ def solve(
     time_limit: float | None = None,
     seed: int = 0,
     start: Solution | None = None,
-    callback: Callback | None = None,
+    callback: Callback | Sequence[Callback] | None = None,
     device: str = "cpu",
     sample_weight: Any = None,
 ) -> Solution:
@@ -67,9 +68,9 @@ def solve(
         Weight decay.
     pooling : array (P, K), optional
         Non-negative pooling weights; None is global average pooling.
-    loss : {"squared", "cross-entropy", "bce", "huber", "huber:DELTA"}
-        ½‖f - y‖², softmax cross-entropy, binary cross-entropy, summed over outputs, for labels (n, c) of 0 and 1; or
-        Huber's loss, summed over outputs, squared up to DELTA (1) and linear beyond.
+    loss : {"squared", "cross-entropy", "bce", "squared-hinge", "huber", "huber:DELTA"}
+        ½‖f - y‖²; softmax cross-entropy; or, summed over outputs, binary cross-entropy and squared hinge (1 - t f)²₊,
+        t = ±1, both also for labels (n, c) of 0 and 1; or Huber's loss, squared up to DELTA (1) and linear beyond.
     intercept : bool
         Train an unpenalised output bias.
     solver : {"auto", "sliding-fw", "frank-wolfe", "copositive", "gated", "closed-form"}
@@ -81,6 +82,8 @@ def solve(
         Budgets; the time in seconds, that of the certificate included.
     start : Solution, optional
         Warm start.
+    callback : callable or list of them, optional
+        As in `convcvx.fit`.
     sample_weight : array (n,), optional
         What each sample counts for, in any unit: the mean loss is Σ_i w_i ℓ_i / Σ_i w_i, so that a weight of 2 is worth
         the sample twice, and one of 0 leaves it out (also of `dual_point`, whose rows are those of the others).
@@ -127,7 +130,7 @@ def train(
     config: TrainConfig,
     oracle: str | Oracle = "auto",
     start: Solution | None = None,
-    callback: Callback | None = None,
+    callback: Callback | Sequence[Callback] | None = None,
     report: Report = SILENT,
 ) -> tuple[Solution, Certificate]:
     """Solve and certify a `problem` in `units`, as the β of `config` is, by its deadline.
@@ -161,13 +164,12 @@ def train(
 class _OutOfUnits:
     """A report that tells a callback what the solution is out of `units`."""
 
-    def __init__(self, report: Report, callback: Callback | None, units: Units) -> None:
-        self.begin, self._report, self._callback, self._units = report.begin, report, callback, units
+    def __init__(self, report: Report, callback: Callback | Sequence[Callback] | None, units: Units) -> None:
+        self.begin, self._report, self._callback, self._units = report.begin, report, together(callback), units
 
-    def __call__(self, solution: Solution, beta: float) -> None:
+    def __call__(self, solution: Solution, beta: float) -> object:
         self._report(solution, beta)
-        if self._callback is not None:
-            self._callback(self._units.solution(solution))
+        return self._callback is not None and self._callback(self._units.solution(solution))
 
 
 def _in_units(patches: Any, targets: Any, **options: Any) -> tuple[Problem, Units]:

@@ -211,7 +211,8 @@ def _load_network(path: Path, config: TrainConfig, train: Dataset, given: set[st
     if architecture is None:
         pool = config.pool if "pool" in given else None
         spec = config.patch_spec()
-        network = foreign_network(state, image_shape(train), stride=spec.stride, padding=spec.padding, pool=pool)
+        lies = {"stride": spec.stride, "padding": spec.padding, "dilation": spec.dilation}
+        network = foreign_network(state, image_shape(train), pool=pool, **lies)
         return network, assumed(network, state)
     if architecture.image_shape != image_shape(train):
         raise RunError(

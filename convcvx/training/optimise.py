@@ -10,7 +10,7 @@ from time import perf_counter
 
 from convcvx.oracles import FAMILIES, Family, FamilyOracle, Oracle, SampledOracle
 from convcvx.problem import Problem
-from convcvx.solution import Solution
+from convcvx.solution import Solution, Status
 from convcvx.training.dictionary_start import start_from_dictionary
 from convcvx.training.journal import Checkpoint, Journal
 from convcvx.training.options import TrainConfig
@@ -72,11 +72,12 @@ def optimise(
     if config.filters != EVERY and solution is not None:
         solution = _within(solution, FAMILIES[config.filters])
 
-    def after_round(reached: Solution) -> None:
+    def after_round(reached: Solution) -> object:
         journal.save_state(reached)
-        report(reached.shifted(problem.offset), problem.beta)
+        return report(reached.shifted(problem.offset), problem.beta)
 
-    if config.dictionary is not None and solution is not None and config.max_rounds == 0:
+    over = solution is not None and solution.status == Status.CALLBACK
+    if config.dictionary is not None and solution is not None and (config.max_rounds == 0 or over):
         # The dictionary alone, without the solver's passes over all images.
         responses = problem.responses
         solution = replace(solution, embedding=responses.embedding, pooling=responses.pooling)

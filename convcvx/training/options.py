@@ -141,6 +141,7 @@ class TrainConfig(SearchOptions, ModelOptions, DataOptions):  # whose fields sta
             self.whiten_epsilon if self.whiten else None,
             self.rank,
             self.paired,
+            parse_pair("dilation", self.dilation),
         )
 
 

@@ -21,8 +21,8 @@ class Report(Protocol):
 
     def begin(self, text: str) -> None: ...
 
-    def __call__(self, solution: Solution, beta: float) -> None:
-        """Called after every round."""
+    def __call__(self, solution: Solution, beta: float) -> object:
+        """Called after every round; the training ends where it returns True."""
         ...
 
 

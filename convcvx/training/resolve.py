@@ -76,10 +76,10 @@ def training_problem(
 ) -> Problem:
     """The training problem, its beta still open; a resumed run goes on with the `embedding` that it has."""
     spec = config.patch_spec()
-    if any(padding >= size for padding, size in zip(spec.padding, spec.kernel_size, strict=True)):
+    if any(padding >= size for padding, size in zip(spec.padding, spec.span, strict=True)):
         raise InputError(
-            f"padding must be smaller than kernel_size {config.kernel_size}, lest patches see nothing but it; got "
-            f"{config.padding}"
+            f"padding must be smaller than patches, {spec.span[0]}x{spec.span[1]} pixels, lest these see nothing but "
+            f"it; got {config.padding}"
         )
     if config.crops >= min(image_shape(train)[1:]):
         raise InputError(f"crops must be smaller than the images, {image_shape(train)[1:]}; got {config.crops}")

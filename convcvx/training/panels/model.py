@@ -22,6 +22,14 @@ class ModelOptions:
     kernel_size: str = option("3", MODEL, "3, or 3x5 (rows x columns).", per_stage="", read=size_text, form=SIZE)
     stride: str = option("1", MODEL, "As in Conv2d.", per_stage="", read=size_text, form=SIZE)
     padding: str = option("0", MODEL, "As in Conv2d, with zeros.", per_stage="", read=size_text, form=SIZE)
+    dilation: str = option(
+        "1",
+        MODEL,
+        "As in Conv2d: pixels from one entry of a patch to the next.",
+        per_stage="",
+        read=size_text,
+        form=SIZE,
+    )
     pool: str = option(
         "global",
         MODEL,
