@@ -1,4 +1,4 @@
-"""Pooled responses straight from the pixels: convolution, rectification and pooling in the registers of a CPU.
+"""Pooled responses straight from the pixels: convolution, activation and pooling in the registers of a CPU.
 
 Nothing is unrolled, and no response but the pooled ones is written to memory. It pays where patches are small, so that
 products with them are over before their operands and results have been moved.
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from convcvx.activations import RELU, Activation
 from convcvx.data.images import Images, StreamedImages
 from convcvx.patches import PatchSpec
 from convcvx.pooling import Pooling, Ranges
@@ -49,7 +50,7 @@ class _Plan:
 
 
 class Fused:
-    """Rectified and pooled products of patches and kernels, and their adjoint, for images of one shape.
+    """Activated and pooled products of patches and kernels, and their adjoint, for images of one shape.
 
     Parameters
     ----------
@@ -60,10 +61,20 @@ class Fused:
         Channels, rows and columns of an image.
     dtype : torch.dtype
         float32 or float64: of the arithmetic.
+    activation : Activation
+        Of maxima the ReLU.
     """
 
-    def __init__(self, spec: PatchSpec, pooling: Pooling, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        spec: PatchSpec,
+        pooling: Pooling,
+        shape: tuple[int, int, int],
+        dtype: torch.dtype,
+        activation: Activation = RELU,
+    ) -> None:
         self._spec, self._dtype = spec, dtype
+        self._below = None if activation == RELU else torch.tensor([activation.slope], dtype=dtype).numpy()
         self._maximum = True if pooling.maximum else None
         ranges = pooling.ranges(*spec.output_size(*shape[1:]))
         assert ranges is not None
@@ -72,8 +83,17 @@ class Fused:
         self._width = VECTORS * lanes(dtype.itemsize)
 
     @classmethod
-    def suits(cls, spec: PatchSpec, pooling: Pooling, shape: tuple[int, int, int], dtype: torch.dtype) -> bool:
+    def suits(
+        cls,
+        spec: PatchSpec,
+        pooling: Pooling,
+        shape: tuple[int, int, int],
+        dtype: torch.dtype,
+        activation: Activation = RELU,
+    ) -> bool:
         """Whether this is the fast way on a CPU."""
+        if pooling.maximum and activation != RELU:  # whose bits would have to tell a maximum and a sign
+            return False
         height, width = spec.output_size(*shape[1:])
         ranges = pooling.ranges(height, width)
         small = shape[0] * math.prod(spec.kernel_size) <= LARGEST
@@ -126,9 +146,8 @@ class Fused:
         weights = weights.view(blocks, self._width, -1).transpose(1, 2).contiguous()
         pooled = torch.zeros(len(pixels), len(plan.means), blocks, self._width, dtype=self._dtype)
         stride = self._spec.stride[1]
-        respond(
-            pixels, plan.taps, stride, plan.tiles, weights.numpy(), scales, pooled.numpy(), signs, kept, self._maximum
-        )
+        how = kept, self._below, self._maximum
+        respond(pixels, plan.taps, stride, plan.tiles, weights.numpy(), scales, pooled.numpy(), signs, *how)
         return pooled.flatten(2)[..., :m] * self._means.to(self._dtype)
 
     def _pull_back(self, pixels: np.ndarray, scales: np.ndarray | None, slopes: Tensor, signs: np.ndarray) -> Tensor:
@@ -137,7 +156,8 @@ class Fused:
         padded.flatten(2)[..., :m] = slopes * self._means.to(slopes)
         gradient = torch.zeros(blocks, len(plan.taps) + 1, self._width, dtype=self._dtype)
         stride = self._spec.stride[1]
-        pull_back(pixels, plan.taps, stride, plan.tiles, gradient.numpy(), scales, padded.numpy(), signs, self._maximum)
+        how = self._below, self._maximum
+        pull_back(pixels, plan.taps, stride, plan.tiles, gradient.numpy(), scales, padded.numpy(), signs, *how)
         gradient = gradient.transpose(0, 1).flatten(1)[: len(plan.taps) + self._spec.constant, :m]
         return self._centred(gradient.T).T
 

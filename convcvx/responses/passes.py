@@ -1,5 +1,5 @@
-"""Pooled ReLU responses φ_p(x_i; u) = Σ_k w_pk (x_ik·u)_+, or the maximum over the positions of a cell: sums of them
-over all images, and their adjoints."""
+"""Pooled responses φ_p(x_i; u) = Σ_k w_pk σ(x_ik·u), or the maximum over the positions of a cell: sums of them over all
+images, and their adjoints."""
 
 from __future__ import annotations
 
@@ -67,7 +67,8 @@ class Responses(Stream):
     @property
     def options(self) -> dict[str, Any]:
         """How the passes run: what the constructor takes besides the map and the images."""
-        return {name: getattr(self, name) for name in ("dtype", "patch_dtype", "device", "chunk_bytes", "small")}
+        names = "dtype", "patch_dtype", "device", "chunk_bytes", "small", "activation"
+        return {name: getattr(self, name) for name in names}
 
     # -- single patches -------------------------------------------------------------------------------
 
