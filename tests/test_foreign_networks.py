@@ -179,8 +179,8 @@ REFUSED = {
     ),
     "softmax at the end": (nn.Sequential(Mean(), nn.Softmax(dim=1)), "without what follows its last linear layer"),
     "log-softmax at the end": (nn.Sequential(Perceptron(), nn.LogSoftmax(dim=1)), "loss='cross-entropy'"),
-    "tanh": (plain(nn.Tanh(), GLOBAL, features=4), "the ReLU alone"),
-    "leaky": (plain(nn.LeakyReLU(), GLOBAL, features=4), "the ReLU alone"),
+    "tanh": (plain(nn.Tanh(), GLOBAL, features=4), "of activations ReLU, LeakyReLU and the absolute value"),
+    "two activations": (plain(nn.LeakyReLU(), nn.ReLU(), GLOBAL, features=4), "network must be Conv2d → ReLU"),
     "linear alone": (nn.Sequential(nn.Flatten(), nn.Linear(36, 3)), "got Linear$"),
     "layer norm": (plain(nn.LayerNorm([4, 4]), nn.ReLU(), GLOBAL, features=4), "cannot be folded"),
     "two convolutions": (

@@ -25,8 +25,8 @@ Network = Annotated[
     Path,
     typer.Argument(
         help="A run folder, or a .safetensors or .pt file with the state dict of any Conv2d → ReLU → average or "
-        "maximum pooling → Linear, or Linear → ReLU → Linear; stride, padding and pool are for a file that does not "
-        "say (pool is the square grid of averages that fits by default).",
+        "maximum pooling → Linear, or Linear → ReLU → Linear; stride, padding, pool and activation are for a file that "
+        "does not say (pool is the square grid of averages that fits by default).",
         metavar="RUN|FILE",
     ),
 ]
@@ -37,7 +37,8 @@ Like = Annotated[Path | None, typer.Option(help="Take data, model and beta from 
     *f.flags_of(
         TrainConfig,
         (
-            *("data", "data_dir", "resize", "channels", "limit", "stride", "padding", "pool", "beta", "loss"),
+            *("data", "data_dir", "resize", "channels", "limit", "stride", "padding", "pool"),
+            *("activation", "beta", "loss"),
             *("oracle", "gates", "tol", "time_limit", "seed", "device"),
         ),
     )

@@ -48,6 +48,8 @@ class Architecture:
         Whether the convolution and the linear layer have a bias.
     contrast : float or None
         Local contrast normalisation.
+    activation : str
+        As `Activation.of` reads it; files of earlier versions say nothing of it, and mean relu.
     """
 
     image_shape: tuple[int, int, int]
@@ -60,6 +62,7 @@ class Architecture:
     hidden_bias: bool = False
     intercept: bool = True
     contrast: float | None = None
+    activation: str = "relu"
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Architecture:
@@ -78,5 +81,6 @@ ARCHITECTURE = {
     "pool?": str,
     **{f"{name}?": bool for name in ("hidden_bias", "intercept")},
     "contrast?": (float, None),
+    "activation?": str,
 }
 """Form of an `Architecture` in JSON."""

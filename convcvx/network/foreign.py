@@ -53,6 +53,7 @@ def foreign_network(
     stride: tuple[int, int] = (1, 1),
     padding: tuple[int, int] = (0, 0),
     pool: str | None = None,
+    activation: str = "relu",
 ) -> TwoLayerCNN:
     """A `TwoLayerCNN` from somebody else's state dict of a convolution and a linear layer, by any names.
 
@@ -103,6 +104,7 @@ def foreign_network(
         pool or str(side),
         hidden_bias="0.bias" in state,
         intercept="4.bias" in state,
+        activation=activation,
     )
     network = TwoLayerCNN(architecture)
     try:
@@ -118,7 +120,8 @@ def assumed(network: TwoLayerCNN, state: dict[str, Tensor]) -> str:
     pair = "{}x{}".format
     pooled = f"pooling {a.pool}" if Pooling.of(a.pool).maximum else f"average pooling {a.pool}"
     norm = "BatchNorm with epsilon 1e-5 before it, " if any("running_" in name for name in state) else ""
-    return f"ReLU, {norm}{pooled}, stride {pair(*a.stride)}, padding {pair(*a.padding)}, images in [0, 1]"
+    hidden = "ReLU" if a.activation == "relu" else f"activation {a.activation}"
+    return f"{hidden}, {norm}{pooled}, stride {pair(*a.stride)}, padding {pair(*a.padding)}, images in [0, 1]"
 
 
 def _without_norms(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[nn.BatchNorm2d]]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from convcvx.activations import RELU
 from convcvx.budget import Deadline
 from convcvx.data.images import Images
 from convcvx.losses.shares import Shares
@@ -50,6 +51,13 @@ class Responses(Stream):
         if images is None:
             other.kept = self.kept
         return other.until(self.deadline)
+
+    def rectified(self) -> Responses:
+        """The same with the ReLU, in this process."""
+        if self.activation == RELU:
+            return self
+        options = self.options | {"activation": RELU}
+        return Responses(self.images, self.embedding, self.pooling, **options).until(self.deadline)
 
     def until(self, deadline: Deadline) -> Responses:
         """The same map, with passes that end by `deadline`."""

@@ -39,7 +39,7 @@ from torch import Tensor
 from convcvx.budget import OutOfTime
 from convcvx.errors import InputError
 from convcvx.oracles.base import Oracle
-from convcvx.oracles.needs import AVERAGES, ONE_PATCH, SQUARED_LOSS, Need, require
+from convcvx.oracles.needs import AVERAGES, ONE_PATCH, RECTIFIED, SQUARED_LOSS, Need, require
 from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem, relative_gap
 from convcvx.responses.gated import embedded_rows
@@ -103,7 +103,7 @@ class BySoftThresholding(Solver):
     """
 
     name: ClassVar[str] = "closed-form"
-    needs: ClassVar[tuple[Need, ...]] = (AVERAGES, SQUARED_LOSS)
+    needs: ClassVar[tuple[Need, ...]] = (AVERAGES, RECTIFIED, SQUARED_LOSS)
     asks_oracle: ClassVar[bool] = False
     resumes: ClassVar[bool] = False
 
@@ -164,7 +164,7 @@ def closed_form_holds(problem: Problem) -> bool:
 
 def analyse(problem: Problem, oracle: Oracle | None = None, seed: int = 0) -> ClosedForm:
     """Test the conditions on the data and evaluate the closed form."""
-    require("solver closed-form", (AVERAGES, SQUARED_LOSS), problem)
+    require("solver closed-form", BySoftThresholding.needs, problem)
     problem = problem.with_dtype(torch.float64)
     single = problem.responses.n_positions == problem.responses.n_cells == 1
     rows = _linear_rows(problem)  # X

@@ -170,6 +170,7 @@ def certify_job(
             beta,
             embedding=embedding,
             pooling=config.pool,
+            activation=config.activation,
             intercept=config.intercept,
             n_classes=train.n_classes or None,
             device=pick_device(config.device),
@@ -224,7 +225,8 @@ def _load_network(path: Path, config: TrainConfig, train: Dataset, given: set[st
     if architecture is None:
         pool = config.pool if "pool" in given else None
         spec = config.patch_spec()
-        network = foreign_network(state, image_shape(train), stride=spec.stride, padding=spec.padding, pool=pool)
+        how: dict[str, Any] = {"stride": spec.stride, "padding": spec.padding, "activation": config.activation}
+        network = foreign_network(state, image_shape(train), pool=pool, **how)
         return network, assumed(network, state)
     if architecture.image_shape != image_shape(train):
         raise RunError(

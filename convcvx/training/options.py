@@ -6,6 +6,7 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from convcvx.activations import Activation
 from convcvx.budget import Budget
 from convcvx.data.form import ImageForm
 from convcvx.data.weights import BALANCED, class_weight_text
@@ -119,6 +120,15 @@ class TrainConfig:
         per_stage="",
         read=pool_text,
         form="a grid such as 4 or (4, 2), or a text such as global, window:3,2, max:4 or none",
+    )
+    activation: str = option(
+        "relu",
+        MODEL,
+        "relu; leaky-relu:SLOPE with a slope between 0 and 1, as nn.LeakyReLU has it; abs, the absolute value; linear, "
+        "none: a convolution, pooled and weighed.",
+        per_stage="",
+        read=str,
+        form="relu, leaky-relu:SLOPE, abs or linear",
     )
     hidden_bias: bool = option(False, MODEL, "A regularised bias in each filter.")
     intercept: bool = option(True, MODEL, "An unpenalised bias in the output.", any_model=True)
@@ -296,6 +306,7 @@ class TrainConfig:
         check_options(self)
         budget = self.budget  # which checks itself, as the next one does
         self.patch_spec()
+        Activation.of(self.activation)
         _ = self.image_form
         class_weight_text(self.class_weight)
         get_loss(self.loss)
