@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from convcvx.activations import RELU
+from convcvx.activations import LINEAR, RELU
 from convcvx.errors import InputError
 from convcvx.oracles._patch_rows import MAX_BYTES, PatchRows
 from convcvx.problem import Problem
@@ -69,6 +69,15 @@ def _other_activation(problem: Problem) -> str | None:
     return None if activation == RELU else f"activation {activation}"
 
 
+def _any_activation(problem: Problem) -> str | None:
+    activation = problem.responses.activation
+    return None if activation == LINEAR else f"activation {activation}"
+
+
+def _bent(problem: Problem) -> str | None:
+    return None if problem.responses.activation == LINEAR else _other_activation(problem)
+
+
 def _all_rows(merged: bool) -> Need:
     def too_many(problem: Problem) -> str | None:
         size = PatchRows.size(problem.responses, problem.n_outputs, merged=merged)
@@ -88,6 +97,10 @@ AVERAGES_OR_PLANE = Need(
 """What the exact oracle needs: where cells take the maximum it sweeps the plane, and knows no way in space."""
 RECTIFIED = Need("the ReLU", _other_activation, "use solver='sliding-fw', or activation relu")
 """What is made for rows that count on one side only."""
+UNACTIVATED = Need("activation linear", _any_activation, "leave oracle to auto")
+"""What is made for responses that are linear in the filter."""
+RECTIFIED_OR_LINEAR = Need("activation relu or linear", _bent, "use solver='sliding-fw'")
+"""What the closed form needs, which is that of the linear network."""
 SQUARED_LOSS = Need("loss 'squared'", _other_loss, "use solver='sliding-fw'")
 CONIC_LOSS = Need("loss 'squared' or 'cross-entropy'", _no_cone, "use solver='sliding-fw'")
 ONE_PATCH = Need("one patch a sample", _several_patches, "take images that are one patch each")
