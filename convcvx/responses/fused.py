@@ -62,7 +62,7 @@ class Fused:
     dtype : torch.dtype
         float32 or float64: of the arithmetic.
     activation : Activation
-        Of maxima the ReLU.
+        Of maxima one that does not change the order of responses.
     """
 
     def __init__(
@@ -74,8 +74,10 @@ class Fused:
         activation: Activation = RELU,
     ) -> None:
         self._spec, self._dtype = spec, dtype
-        self._below = None if activation == RELU else torch.tensor([activation.slope], dtype=dtype).numpy()
         self._maximum = True if pooling.maximum else None
+        bent = activation != RELU
+        self._below = torch.tensor([activation.slope], dtype=dtype).numpy() if bent and not pooling.maximum else None
+        self._largest = activation if bent and pooling.maximum else None  # σ of the maximum is the maximum of σ
         ranges = pooling.ranges(*spec.output_size(*shape[1:]))
         assert ranges is not None
         self._plan = _plan(spec, ranges, shape)
@@ -92,7 +94,7 @@ class Fused:
         activation: Activation = RELU,
     ) -> bool:
         """Whether this is the fast way on a CPU."""
-        if pooling.maximum and activation != RELU:  # whose bits would have to tell a maximum and a sign
+        if pooling.maximum and activation.slope < 0:  # whose bits would have to tell a maximum and a sign
             return False
         height, width = spec.output_size(*shape[1:])
         ranges = pooling.ranges(height, width)
@@ -120,7 +122,8 @@ class Fused:
     def __call__(self, images: Tensor, kernels: Tensor) -> Tensor:
         """(b, C, H, W) images and (m, h) kernels to (b, P, m) pooled responses."""
         unkept = np.empty((1, 1, POSITIONS * VECTORS), dtype=np.uint16)
-        return self._respond(*self._pixels(images), kernels, unkept, kept=False)
+        pooled = self._respond(*self._pixels(images), kernels, unkept, kept=False)
+        return pooled if self._largest is None else pooled * self._gains(pooled)
 
     def vjp(self, images: Tensor, kernels: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """The pooled responses, and the map from slopes (b, P, m) in them to the gradient (h, m) in the kernels."""
@@ -128,7 +131,15 @@ class Fused:
         blocks = -(-len(kernels) // self._width)
         signs = np.empty((len(images), blocks, self._plan.visits * VECTORS), dtype=np.uint16)
         pooled = self._respond(pixels, scales, kernels, signs, kept=True)
-        return pooled, lambda slopes: self._pull_back(pixels, scales, slopes, signs)
+        if self._largest is None:
+            return pooled, lambda slopes: self._pull_back(pixels, scales, slopes, signs)
+        gains = self._gains(pooled)
+        return pooled * gains, lambda slopes: self._pull_back(pixels, scales, slopes * gains, signs)
+
+    def _gains(self, largest: Tensor) -> Tensor:
+        """The slopes of the activation at the largest responses of cells."""
+        assert self._largest is not None
+        return self._largest.slopes_(largest, torch.empty_like(largest))
 
     def _pixels(self, images: Tensor) -> tuple[np.ndarray, np.ndarray | None]:
         """Padded images (b, entries), and what the responses of each patch are scaled with, (b, K)."""
@@ -144,7 +155,8 @@ class Fused:
         weights = torch.zeros(blocks * self._width, len(plan.taps) + 1, dtype=self._dtype)
         weights[:m, : kernels.shape[1]] = self._centred(kernels)
         weights = weights.view(blocks, self._width, -1).transpose(1, 2).contiguous()
-        pooled = torch.zeros(len(pixels), len(plan.means), blocks, self._width, dtype=self._dtype)
+        lowest = 0.0 if self._largest is None else -math.inf
+        pooled = torch.full((len(pixels), len(plan.means), blocks, self._width), lowest, dtype=self._dtype)
         stride = self._spec.stride[1]
         how = kept, self._below, self._maximum
         respond(pixels, plan.taps, stride, plan.tiles, weights.numpy(), scales, pooled.numpy(), signs, *how)
