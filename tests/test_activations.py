@@ -266,6 +266,11 @@ def test_without_activation_the_optimum_is_that_of_nuclear_norm_regression():
     assert (ours.certificate.scope, ours.certificate.oracle) == ("global", "spectral")
 
 
+def test_constant_patches_are_of_no_use_without_activation():
+    assert convcvx.beta_max(np.ones((5, 2)), normal(5, 1), activation="linear") == 0
+    assert convcvx.beta_max(normal(5, 2), normal(5, 1), activation="linear") > 1e-3
+
+
 def test_the_closed_form_of_linear_networks_is_their_optimum():
     patches, targets = torch.linalg.qr(normal(15, 4))[0], normal(15, 2, seed=1)
     options = {"activation": "linear", "intercept": False, "tol": 1e-8}

@@ -51,6 +51,5 @@ class SpectralOracle:
         axes = torch.eye(problem.responses.dim, dtype=torch.float64)
         columns = problem.until(NEVER).responses.correlate(axes, dual_point).flatten(1)  # Mᵀ
         vectors, sizes, _ = torch.linalg.svd(columns, full_matrices=False)
-        seen = min(n_filters, int((sizes > 0).sum()))
         stats = {"rank": len(sizes), "seconds": time.perf_counter() - began}
-        return OracleResult(vectors.T[:seen].contiguous(), sizes[:seen], bound, Scope.GLOBAL, stats)
+        return OracleResult(vectors.T[:n_filters].contiguous(), sizes[:n_filters], bound, Scope.GLOBAL, stats)

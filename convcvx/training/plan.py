@@ -103,7 +103,8 @@ def find_beta_max(problem: Problem, oracle: str | Oracle = "auto", seed: int = 0
         if not len(found.values):
             found = FIRST_LOOK(problem.until(NEVER), dual_point, seed=seed)
         g_max = float(found.values.max())
-    return g_max if g_max > _rounding_of_g(problem.until(NEVER), dual_point) else 0.0
+    attained = float(found.values.max()) if len(found.values) else g_max  # a bound has its own allowance for rounding
+    return g_max if attained > _rounding_of_g(problem.until(NEVER), dual_point) else 0.0
 
 
 def _rounding_of_g(problem: Problem, dual_point: Tensor) -> float:
