@@ -78,7 +78,13 @@ class Twin(nn.Module):
         channels, height, width = responses.images.shape[1:]
         shape = channels, height, width
         network = TwoLayerCNN.of_shape(
-            self._embedding, responses.pooling, shape, len(filters), c, intercept=problem.intercept
+            self._embedding,
+            responses.pooling,
+            shape,
+            len(filters),
+            c,
+            intercept=problem.intercept,
+            activation=responses.activation,
         )
         self._network = [network]  # the list hides it from `parameters()`: its weights are computed from those above
         self.to(responses.device)

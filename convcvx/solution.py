@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 import torch
 from torch import Tensor
 
+from convcvx.activations import RELU, Activation
 from convcvx.display.words import claims, rows
 from convcvx.errors import InputError, Word
 from convcvx.oracles.scope import Scope
@@ -128,8 +129,8 @@ class Solution:
     rounds : int
         Rounds behind this solution, those of earlier sessions included.
     certificate : Certificate or None
-    embedding, pooling : PatchEmbedding, Pooling
-        What the filters act on.
+    embedding, pooling, activation : PatchEmbedding, Pooling, Activation
+        What the filters act on, and what is made of their responses.
     dual_point : Tensor (n, c) float64 or None
         Z of the best lower bound that a rigorous oracle proved on the way; from it a certificate proves it anew.
     """
@@ -144,6 +145,7 @@ class Solution:
     embedding: PatchEmbedding | None = None
     pooling: Pooling | None = None
     dual_point: Tensor | None = None
+    activation: Activation = RELU
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "status", Status(self.status))
@@ -209,7 +211,7 @@ class Solution:
     def with_parameters(self, filters: Tensor, weights: Tensor, intercept: Tensor) -> Solution:
         """The same solution with other parameters: filters scaled to unit norm, neurons that are zero dropped.
 
-        ReLU is positively homogeneous: the norm of a filter moves into its weights.
+        Activations are positively homogeneous: the norm of a filter moves into its weights.
         """
         norms = filters.norm(dim=1)
         weights = weights * norms[:, None, None]

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from convcvx import Certificate, certify
+from convcvx.activations import Abs
 from convcvx.budget import Budget
 from convcvx.certificate import certify_parameters
 from convcvx.errors import InputError, RunError
@@ -314,7 +315,10 @@ REFUSED = {
     ),
     "order": (of(GLOBAL, nn.ReLU()), FORM + "Conv2d → AdaptiveAvgPool2d → ReLU → Linear"),
     "activation": (of(nn.GELU(), GLOBAL), FORM + "Conv2d → GELU → AdaptiveAvgPool2d → Linear"),
-    "no activation": (of(GLOBAL), FORM + "Conv2d → AdaptiveAvgPool2d → Linear"),
+    "maximum before the absolute value": (
+        of(nn.AdaptiveMaxPool2d(1), Abs()),
+        FORM + "Conv2d → AdaptiveMaxPool2d → Abs",
+    ),
     "three layers": (of(nn.ReLU(), GLOBAL, nn.Flatten(), nn.Linear(6, 6)), FORM),
     "two convolutions": (of(nn.ReLU(), nn.Conv2d(6, 6, 1), nn.ReLU(), GLOBAL), FORM),
     "normalisation": (of(nn.BatchNorm2d(6), nn.ReLU(), GLOBAL), "in training: call network.eval()"),
@@ -353,7 +357,14 @@ def test_grouped_convolutions_are_refused():
 
 @pytest.mark.parametrize(
     "network",
-    [of(nn.ReLU(), GLOBAL), of(nn.ReLU(inplace=True), nn.AvgPool2d(2, 1), features=54), of(nn.ReLU(), features=96)],
+    [
+        of(nn.ReLU(), GLOBAL),
+        of(nn.ReLU(inplace=True), nn.AvgPool2d(2, 1), features=54),
+        of(nn.ReLU(), features=96),
+        of(nn.LeakyReLU(0.2), GLOBAL),
+        of(Abs(), GLOBAL),
+        of(GLOBAL),
+    ],
 )
 def test_negative_control_plain_networks_are_accepted(network):
     assert check(network).dual <= check(network).primal

@@ -192,8 +192,8 @@ REFUSED = {
     ),
     "sigmoid at the end": (nn.Sequential(Mean(), nn.Sigmoid()), "without its last step, Sigmoid, with loss='bce'"),
     "log-softmax at the end": (nn.Sequential(Perceptron(), nn.LogSoftmax(dim=1)), "which loss='cross-entropy' alone"),
-    "tanh": (plain(nn.Tanh(), GLOBAL, features=4), "the ReLU alone"),
-    "leaky": (plain(nn.LeakyReLU(), GLOBAL, features=4), "the ReLU alone"),
+    "tanh": (plain(nn.Tanh(), GLOBAL, features=4), "of activations ReLU, LeakyReLU and the absolute value"),
+    "two activations": (plain(nn.LeakyReLU(), nn.ReLU(), GLOBAL, features=4), "network must be Conv2d → ReLU"),
     "linear alone": (
         nn.Sequential(nn.Flatten(), nn.Linear(36, 3)),
         "got Linear; one layer alone is a convex problem already",

@@ -16,6 +16,7 @@ ORDER = [
     "storage",
     "data",
     "pooling",
+    "activations",
     "losses",
     "arrangements",
     "patches",

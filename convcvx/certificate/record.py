@@ -56,6 +56,8 @@ class Certificate:
         (primal - proved) / primal.
     proved_by : str or None
         Which bound that was, in words.
+    activation : str
+        Of the networks that are spoken of; files of earlier versions, which do not say, mean relu.
     oracle : str
     search : dict
         The oracle's own statistics: starts and basins, or cells.
@@ -87,6 +89,7 @@ class Certificate:
     proved: float | None = None
     proved_gap: float | None = None
     proved_by: str | None = None
+    activation: str = "relu"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scope", Scope(self.scope))
@@ -101,6 +104,8 @@ class Certificate:
         if self.scope is Scope.FAMILY and self.family_size:
             named = self.family or "filters"
             said = said.replace("the filters of a family", f"the {self.family_size:,} {named} of the family")
+        if self.activation != "relu":
+            said += f"; among networks with activation {self.activation}"
         if self.filter_rank != self.filter_size:
             said += f"; among networks whose filters are of rank {self.filter_rank} of {self.filter_size}"
         stopped = self.search.get("stopped") == "time_limit"
@@ -129,7 +134,7 @@ class Certificate:
         InputError
             When `other` certifies another problem.
         """
-        for name in ("beta", "loss", "intercept", "n_images", "patch_rank", "filter_rank"):
+        for name in ("beta", "loss", "activation", "intercept", "n_images", "patch_rank", "filter_rank"):
             if getattr(self, name) != getattr(other, name):
                 raise InputError(
                     f"the lower bound of another problem does not hold here: {name} is {getattr(self, name)!r}, not "

@@ -27,7 +27,8 @@ Network = Annotated[
     Path,
     typer.Argument(
         help="A run folder, or a .safetensors or .pt file with the state dict of any Conv2d → ReLU → average or "
-        "maximum pooling → Linear, or Linear → ReLU → Linear; stride, padding, dilation and pool are for a file that "
+        "maximum pooling → Linear, or Linear → ReLU → Linear; stride, padding, dilation, pool and activation are for a "
+        "file that "
         "does not say (pool is the square grid of averages that fits by default).",
         metavar="RUN|FILE",
     ),
@@ -40,7 +41,7 @@ Like = Annotated[Path | None, typer.Option(help="Take data, model and beta from 
         TrainConfig,
         (
             *("data", "data_dir", "resize", "channels", "limit", "stride", "padding", "dilation"),
-            *("pool", "beta", "loss"),
+            *("pool", "activation", "beta", "loss"),
             *("oracle", "gates", "tol", "time_limit", "seed", "device"),
         ),
     )

@@ -90,6 +90,7 @@ LABELS = {
     "paired": "Channels in mirror pairs",
     "filters": "Filters allowed",
     "pool": "Pooling",
+    "activation": "Activation",
     "kernel_size": "Filter size",
     "beta_ratio": "Weight decay, as a share of the largest useful",
 }
@@ -179,6 +180,8 @@ def claims(values: Mapping[str, Any]) -> list[Claim]:
     """
     scope, rank, size = values["scope"], values.get("filter_rank"), values.get("filter_size")
     other = "possible network" if rank == size else f"network with filters of rank {rank} of {size}"
+    if (activation := values.get("activation", "relu")) != "relu":
+        other += f", of those with activation {activation}"
     size_of_family, named = values.get("family_size"), values.get("family") or "filters"
     over = f"these {size_of_family:,} {named}" if size_of_family else "the family"
     meant = {

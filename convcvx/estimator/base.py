@@ -113,6 +113,7 @@ class ConvexCNN(TransformerMixin, BaseEstimator):
             units.reduced("targets", data.targets),
             spec=spec,
             pooling=self.pool,
+            activation=config.activation,
             loss=config.loss,
             intercept=config.intercept,
             device=pick_device(config.device),
@@ -177,8 +178,8 @@ class ConvexCNN(TransformerMixin, BaseEstimator):
         solution = self.solution_
         assert solution.embedding is not None
         assert solution.pooling is not None
-        bias = {"intercept": self.intercept}
-        return TwoLayerCNN.from_solution(solution, solution.embedding, solution.pooling, shape, **bias)
+        how: dict[str, Any] = {"intercept": self.intercept, "activation": solution.activation}
+        return TwoLayerCNN.from_solution(solution, solution.embedding, solution.pooling, shape, **how)
 
     def transform(self, X: Any) -> np.ndarray:
         """The features that the linear head sees: pooled responses (n_samples, n_filters * cells), filter by filter.
@@ -208,7 +209,8 @@ class ConvexCNN(TransformerMixin, BaseEstimator):
         solution = self.solution_
         assert solution.embedding is not None
         assert solution.pooling is not None
-        return Responses(self._images(rows), solution.embedding, solution.pooling, dtype=torch.float64)
+        how: dict[str, Any] = {"dtype": torch.float64, "activation": solution.activation}
+        return Responses(self._images(rows), solution.embedding, solution.pooling, **how)
 
     def _images(self, rows: np.ndarray) -> Tensor:
         """(n, C, H, W) images of checked rows."""

@@ -58,6 +58,8 @@ class Architecture:
         Whether the convolution and the linear layer have a bias.
     contrast : float or None
         Local contrast normalisation.
+    activation : str
+        As `Activation.of` reads it; files of earlier versions say nothing of it, and mean relu.
     """
 
     image_shape: tuple[int, int, int]
@@ -71,6 +73,7 @@ class Architecture:
     intercept: bool = True
     contrast: float | None = None
     dilation: tuple[int, int] = (1, 1)
+    activation: str = "relu"
 
     @property
     def spec(self) -> PatchSpec:
@@ -95,5 +98,6 @@ ARCHITECTURE = {
     "pool?": str,
     **{f"{name}?": bool for name in ("hidden_bias", "intercept")},
     "contrast?": (float, None),
+    "activation?": str,
 }
 """Form of an `Architecture` in JSON."""

@@ -1,7 +1,8 @@
 """Certify a network, whoever trained it: read it layer by layer, check that it computes what its layers stand for.
 
 Any Conv2d → ReLU → average or maximum pooling → Linear qualifies, with or without Dropout and BatchNorm in evaluation,
-and any Linear → ReLU → Linear, however its `forward` is written; see `layers`.
+and any Linear → ReLU → Linear, with a LeakyReLU, the absolute value or nothing in the place of the ReLU, however its
+`forward` is written; see `layers`.
 """
 
 from __future__ import annotations
@@ -51,15 +52,15 @@ def certify(
     time_limit: float | None = None,
     sample_weight: Any = None,
 ) -> Certificate:
-    """Certify any two-layer convolutional ReLU network at weight decay `beta`.
+    """Certify any two-layer convolutional network at weight decay `beta`, among those with the same activation.
 
     Parameters
     ----------
     network : nn.Module
         Conv2d → ReLU → average or maximum pooling (or none) → Flatten → Linear, or Linear → ReLU → Linear on flattened
-        images. Biases are used as they are there: one on the convolution counts as a regularised hidden bias, one on
-        the linear layer as the free intercept. A BatchNorm is folded into the layer beside it, and weight decay is that
-        of the folded weights.
+        images; the activation may also be a LeakyReLU, `Abs` or `torch.abs`, or none. Biases are used as they are
+        there: one on the convolution counts as a regularised hidden bias, one on the linear layer as the free
+        intercept. A BatchNorm is folded into the layer beside it, and weight decay is that of the folded weights.
     images : Tensor, ndarray or StreamedImages (n, C, H, W), (n, H, W) with one channel, or rows (n, d)
         Training images, as the network takes them.
     targets : Tensor or ndarray
@@ -101,7 +102,7 @@ def certify(
     dual_point = units.inverse.dual_point(dual_point)
     if embedding is None:
         embedding = PatchEmbedding.fit(read, layers.spec)
-    made = Responses(read, embedding, layers.pooling, device=device)
+    made = Responses(read, embedding, layers.pooling, device=device, activation=layers.activation)
     intercept = layers.classifier.bias is not None
     problem = Problem.build(made, classes, beta, loss, intercept, n_classes or layers.classifier.out_features, weights)
     problem = problem.until(deadline)
@@ -129,13 +130,15 @@ def certify_on(
     (n, c) are what `outputs_without_intercept` gives, where that has been asked already.
     """
     deadline, problem = problem.deadline, problem.until(NEVER)  # what is read and checked has to be
-    embedding = problem.responses.embedding
+    embedding, activation = problem.responses.embedding, problem.responses.activation
     layers = read_network(network, problem.responses.images.shape[1:])
     if layers.log_softmax and problem.loss.name != "cross-entropy":
         raise InputError(
             f"the network ends with LogSoftmax, which loss='cross-entropy' alone takes; got {problem.loss.name!r}: "
             "pass that loss, or certify the network without its last step"
         )
+    if layers.activation != activation:
+        raise InputError(f"the network's activation is {layers.activation}, that of the problem {activation}")
     # Of a network whose weights are 0 outputs would not tell.
     for name in ("kernel_size", "stride", "padding", "dilation"):
         theirs, ours = getattr(layers.spec, name), getattr(embedding.spec, name)
@@ -220,7 +223,7 @@ def _check_outputs(network: nn.Module, layers: Layers, images: Images, without_b
     difference = float((outputs - expected).abs().max())
     if not difference <= allowed:  # nor is NaN anything that layers stand for
         raise InputError(
-            "the network's outputs are not those of its Conv2d → ReLU → pooling → Linear applied in this "
-            f"order: they differ by {difference:.1e}, more than rounding, {allowed:.1e}; certify a plain nn.Sequential "
+            f"the network's outputs are not those of its {layers} applied in this order: they differ by "
+            f"{difference:.1e}, more than rounding, {allowed:.1e}; certify a plain nn.Sequential "
             "of them, or network.double() if its arithmetic is too coarse for these images"
         )

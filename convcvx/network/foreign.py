@@ -54,6 +54,7 @@ def foreign_network(
     padding: tuple[int, int] = (0, 0),
     dilation: tuple[int, int] = (1, 1),
     pool: str | None = None,
+    activation: str = "relu",
 ) -> TwoLayerCNN:
     """A `TwoLayerCNN` from somebody else's state dict of a convolution and a linear layer, by any names.
 
@@ -105,6 +106,7 @@ def foreign_network(
         hidden_bias="0.bias" in state,
         intercept="4.bias" in state,
         dilation=dilation,
+        activation=activation,
     )
     network = TwoLayerCNN(architecture)
     try:
@@ -121,7 +123,8 @@ def assumed(network: TwoLayerCNN, state: dict[str, Tensor]) -> str:
     pooled = f"pooling {a.pool}" if Pooling.of(a.pool).maximum else f"average pooling {a.pool}"
     norm = "BatchNorm with epsilon 1e-5 before it, " if any("running_" in name for name in state) else ""
     lies = f"stride {pair(*a.stride)}, padding {pair(*a.padding)}, dilation {pair(*a.dilation)}"
-    return f"ReLU, {norm}{pooled}, {lies}, images in [0, 1]"
+    hidden = "ReLU" if a.activation == "relu" else f"activation {a.activation}"
+    return f"{hidden}, {norm}{pooled}, {lies}, images in [0, 1]"
 
 
 def _without_norms(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[nn.BatchNorm2d]]:

@@ -1,8 +1,8 @@
-"""A network read as convolution, ReLU, pooling and linear layer, whatever else it is written with.
+"""A network read as convolution, activation, pooling and linear layer, whatever else it is written with.
 
 What does nothing once a network is trained is left out (Dropout, Identity), what is linear folded into its neighbours
-(BatchNorm), a linear layer on whole images read as a convolution with one position. Maximum pooling may stand before
-the ReLU, which does not change the order of numbers. Outputs stay the same.
+(BatchNorm), a linear layer on whole images read as a convolution with one position. Maximum pooling may stand before an
+activation that does not change the order of numbers. Outputs stay the same.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from convcvx.activations import LINEAR, RELU, Activation
 from convcvx.errors import InputError
 from convcvx.network.architecture import ContrastConv2d, spec_of
 from convcvx.network.graph import name_of, steps_of
@@ -32,22 +33,8 @@ MAXIMA = (
 )
 REMEDIES: list[tuple[tuple[str, ...], str]] = [
     (
-        (
-            "LeakyReLU",
-            "PReLU",
-            "ELU",
-            "GELU",
-            "SiLU",
-            "Tanh",
-            "Sigmoid",
-            "leaky_relu",
-            "elu",
-            "gelu",
-            "silu",
-            "tanh",
-            "sigmoid",
-        ),
-        "of activations the ReLU alone has a bound",
+        ("PReLU", "ELU", "GELU", "SiLU", "Tanh", "Sigmoid", "prelu", "elu", "gelu", "silu", "tanh", "sigmoid"),
+        "of activations ReLU, LeakyReLU and the absolute value have a bound, one of them at a time",
     ),
     (("LayerNorm", "GroupNorm", "InstanceNorm2d"), "what divides by the statistics of an image cannot be folded"),
 ]
@@ -61,6 +48,7 @@ class Layers:
     """The parts of a two-layer network."""
 
     convolution: nn.Conv2d
+    activation: Activation
     pooling: Pooling
     classifier: nn.Linear
     log_softmax: bool = False
@@ -72,7 +60,11 @@ class Layers:
 
     def network(self) -> nn.Sequential:
         """These layers, one after the other."""
-        return nn.Sequential(self.convolution, nn.ReLU(), self.pooling.module(), nn.Flatten(), self.classifier)
+        hidden = self.activation.module(), self.pooling.module()
+        return nn.Sequential(self.convolution, *hidden, nn.Flatten(), self.classifier)
+
+    def __str__(self) -> str:
+        return f"Conv2d → {name_of(self.activation.module())} → pooling → Linear"
 
 
 def read_network(network: nn.Module, image_shape: Sequence[int]) -> Layers:
@@ -101,10 +93,9 @@ def read_network(network: nn.Module, image_shape: Sequence[int]) -> Layers:
     pooled = False
     if rest and (first := _read_pooling(rest[0])) is not None and first.maximum:
         pooling, pooled, rest = first, True, rest[1:]
-    behind = list(dropwhile(lambda step: isinstance(step, nn.ReLU), rest))
-    if len(behind) == len(rest):
+    activation, rest = _activation(rest)
+    if pooled and activation.slope < 0:  # the largest is not the one that is largest behind it
         raise _refusal(steps)
-    rest = behind
     scales: list[_BatchNorm] = []
     while rest and not isinstance(rest[0], nn.Linear):
         step = rest.pop(0)
@@ -121,7 +112,17 @@ def read_network(network: nn.Module, image_shape: Sequence[int]) -> Layers:
     classifier: nn.Linear = rest[0]
     for scale in reversed(scales):
         classifier = _scaled_inputs(classifier, *_scale_and_shift(scale, None), convolution.out_channels)
-    return Layers(convolution, pooling, classifier, log_softmax)
+    return Layers(convolution, activation, pooling, classifier, log_softmax)
+
+
+def _activation(steps: list[nn.Module]) -> tuple[Activation, list[nn.Module]]:
+    """The activation that `steps` begin with, several ReLUs being one, and the other steps; that of none is linear."""
+    found = Activation.of_module(steps[0]) if steps else None
+    if found is None:
+        return LINEAR, steps
+    if found == RELU:
+        return RELU, list(dropwhile(lambda step: isinstance(step, nn.ReLU), steps))
+    return found, steps[1:]
 
 
 def _names(steps: Sequence[nn.Module]) -> str:
@@ -215,7 +216,7 @@ def _scaled_inputs(classifier: nn.Linear, scale: Tensor, shift: Tensor, n_channe
     """The linear layer behind x ↦ scale x + shift, of channels or of single features; averages of either are alike, and
     maxima where the scale is not negative."""
     if classifier.bias is None:
-        raise InputError("a BatchNorm behind the ReLU shifts the output: give the linear layer a bias")
+        raise InputError("a BatchNorm behind the activation shifts the output: give the linear layer a bias")
     if len(scale) not in (n_channels, classifier.in_features) or classifier.in_features % len(scale):
         raise InputError(f"the BatchNorm has {len(scale)} channels, the layer before it {n_channels}")
     each = classifier.in_features // len(scale)

@@ -1,6 +1,6 @@
 """The trained network as an ordinary torch module, built and loaded the way torchvision models are.
 
-`TwoLayerCNN` is an `nn.Sequential` of convolution, ReLU, pooling, Flatten and Linear: without contrast
+`TwoLayerCNN` is an `nn.Sequential` of convolution, activation, pooling, Flatten and Linear: without contrast
 normalisation its state dict fits the plain `nn.Sequential` and back. Files are safetensors; nothing is unpickled.
 """
 
@@ -18,6 +18,7 @@ from einops import rearrange
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from convcvx.activations import RELU, Activation
 from convcvx.errors import InputError, RunError, one_line
 from convcvx.network.architecture import Architecture, ContrastConv2d
 from convcvx.network.export import export
@@ -30,7 +31,7 @@ from convcvx.storage.reading import check_form, open_tensors
 
 
 class TwoLayerCNN(nn.Sequential):
-    """Conv2d, ReLU, average or maximum pooling, Flatten, Linear: f(x) = Σ_j Σ_p φ_p(x; u_j) V_j[p,:] + b.
+    """Conv2d, an activation, average or maximum pooling, Flatten, Linear: f(x) = Σ_j Σ_p φ_p(x; u_j) V_j[p,:] + b.
 
     Takes float images (n, C, H, W) with pixels in [0, 1], as `convcvx.data.datasets` gives them; returns (n, c).
     """
@@ -47,7 +48,7 @@ class TwoLayerCNN(nn.Sequential):
             else ContrastConv2d(a.image_shape[0], a.n_filters, a.kernel_size, contrast=a.contrast, **common)
         )
         linear = nn.Linear(a.n_filters * cells[0] * cells[1], a.n_outputs, bias=a.intercept)
-        super().__init__(convolution, nn.ReLU(inplace=True), pooling.module(), nn.Flatten(), linear)
+        super().__init__(convolution, Activation.of(a.activation).module(), pooling.module(), nn.Flatten(), linear)
         self.architecture = architecture
         self.meta: dict[str, Any] = {}
 
@@ -69,8 +70,9 @@ class TwoLayerCNN(nn.Sequential):
         n_outputs: int,
         *,
         intercept: bool = True,
+        activation: Activation = RELU,
     ) -> TwoLayerCNN:
-        """The untrained network whose kernels `embedding` and whose maps `pooling` describe.
+        """The untrained network whose kernels `embedding` and whose maps `activation` and `pooling` describe.
 
         Raises
         ------
@@ -96,6 +98,7 @@ class TwoLayerCNN(nn.Sequential):
                 intercept=intercept,
                 contrast=spec.contrast,
                 dilation=spec.dilation,
+                activation=str(activation),
             )
         )
 
@@ -108,6 +111,7 @@ class TwoLayerCNN(nn.Sequential):
         image_shape: tuple[int, int, int],
         *,
         intercept: bool = True,
+        activation: Activation = RELU,
     ) -> TwoLayerCNN:
         """The network of a solution, its neurons balanced, ‖u_j‖ = ‖V_j‖: then weight decay is the convex penalty.
 
@@ -121,17 +125,19 @@ class TwoLayerCNN(nn.Sequential):
             )
         scale = weights.flatten(1).norm(dim=1).sqrt()
         weights = weights / scale.clamp_min(1e-300)[:, None, None]
-        network = cls.of_shape(embedding, pooling, image_shape, len(filters), weights.shape[2], intercept=intercept)
+        how: dict[str, Any] = {"intercept": intercept, "activation": activation}
+        network = cls.of_shape(embedding, pooling, image_shape, len(filters), weights.shape[2], **how)
         state = network_state(embedding, filters * scale[:, None], weights, solution.intercept if intercept else None)
         network.load_state_dict(state)
         return network.eval()
 
     def same_problem(self, other: TwoLayerCNN) -> bool:
         """Whether both are networks of the same training problem: alike but for their width."""
-        mine, others = (
-            replace(a, n_filters=0, pool=str(Pooling.of(a.pool))) for a in (self.architecture, other.architecture)
-        )
-        return mine == others
+
+        def problem(a: Architecture) -> Architecture:
+            return replace(a, n_filters=0, pool=str(Pooling.of(a.pool)), activation=str(Activation.of(a.activation)))
+
+        return problem(self.architecture) == problem(other.architecture)
 
     def to_bytes(self) -> bytes:
         """A self-describing safetensors file: weights, architecture and `meta`."""

@@ -12,6 +12,7 @@ from convcvx.oracles.polynomial import PolynomialOracle
 from convcvx.oracles.remainder import RemainderOracle
 from convcvx.oracles.sampled import SampledOracle
 from convcvx.oracles.scope import Scope
+from convcvx.oracles.spectral import SpectralOracle
 from convcvx.oracles.table import ORACLES, get_oracle, pick_oracle
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "RemainderOracle",
     "SampledOracle",
     "Scope",
+    "SpectralOracle",
     "Ternary",
     "Wanted",
     "get_oracle",

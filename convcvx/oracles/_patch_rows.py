@@ -10,6 +10,7 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
+from convcvx.activations import RELU
 from convcvx.budget import NEVER
 from convcvx.errors import InputError
 from convcvx.machine.jit import njit
@@ -36,16 +37,20 @@ ROUND_UP = 1.0 + 1e-9
 class PatchRows:
     """Non-zero patch rows as unit vectors of the patch subspace, equal ones of a pooling cell merged if asked for.
 
+    Sums of rectified responses to them are sums of responses: with an activation other than the ReLU, whose σ(t) is
+    t₊ - slope (-t)₊, each row x of an image comes a second time, as -x of the *mirrored* image, which has -slope times
+    the charge.
+
     Attributes
     ----------
     rows : ndarray (N, d) float64
         Sorted so that the bundles of `division` are consecutive. Positive multiples of one another are equal here.
     cells : ndarray (N,) int32
-    incidence : csr_array (N, n)
+    incidence : csr_array (N, n), or (N, 2n) with mirrored images behind the others
         Σ w_pk ‖x_ik‖ over the patches of image i that are this row: charges are incidence @ Z.
-    remainders : ndarray (n,)
+    remainders : ndarray (n,) or (2n,)
         By image, how much of Σ_pk w_pk |x_ik·u| at most, over unit u, the rows do not say; rounding included.
-    reach : ndarray (n,)
+    reach : ndarray (n,) or (2n,)
         By image, Σ_pk w_pk ‖x_ik‖ or more: no φ(x_i; u) of a unit u is longer.
     n_cells : int
     frame : Tensor (d, r) float64
@@ -96,7 +101,7 @@ class PatchRows:
         division = Division.of(unit, slots)
         order = np.empty(len(unit), np.int32)
         order[division.order] = np.arange(len(unit), dtype=np.int32)
-        incidence = csr_array((weight, (order[member], image)), shape=(len(unit), responses.n))
+        incidence = csr_array((weight, (order[member], image)), shape=(len(unit), source.n_images))
         incidence.sum_duplicates()
         unit, slots = unit[division.order], slots[division.order]
         return cls(unit, slots, incidence, beside, reach, responses.n_cells, source.frame, division.sorted())
@@ -104,13 +109,13 @@ class PatchRows:
     @classmethod
     def _gather_single(cls, responses: Responses) -> PatchRows:
         source = Source.of(responses)
-        most = torch.bincount(source.cells, minlength=responses.n_cells).numpy() * responses.n
+        most = torch.bincount(source.cells, minlength=responses.n_cells).numpy() * source.n_images
         unit, image, weight, counts = pack(source.parts(), most, len(source.frame))
         beside, reach = source.unsaid(image, weight, 1)
         occupied = np.flatnonzero(counts)
         division = Division.in_place(unit, (counts.cumsum() - counts)[occupied], LARGE_BUCKET)
         image, weight = image[division.order], weight[division.order]
-        incidence = csr_array((weight, image, np.arange(len(unit) + 1, dtype=np.int32)), (len(unit), responses.n))
+        incidence = csr_array((weight, image, np.arange(len(unit) + 1, dtype=np.int32)), (len(unit), source.n_images))
         slots = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
         return cls(unit, slots, incidence, beside, reach, responses.n_cells, source.frame, division.sorted())
 
@@ -122,14 +127,20 @@ class PatchRows:
         share = float((sample.rows(slice(0, SAMPLE)) != 0).any(dim=2).double().mean())
         pool = responses.pooling.cells(*responses.map_size)
         entries = responses.n_positions if pool is None else int(pool.count_nonzero())
+        entries *= n_sides(responses)
         d, width = responses.dim, n_outputs + 4
         numbers = 4 * d + 3 * n_outputs + 8 if merged else d + 3 + 4 * (d + 1) * (width + 1) / LARGE_BUCKET
         return int(8 * share * responses.n * entries * numbers)
 
 
+def n_sides(responses: Responses) -> int:
+    """How many rows a patch makes: one of the ReLU, which negative responses do not count for, else two."""
+    return 1 if responses.activation == RELU else 2
+
+
 @dataclass(frozen=True)
 class Source:
-    """The non-zero patch rows of all images, part by part.
+    """The non-zero patch rows of all images, and of the mirrored ones if there are any, part by part.
 
     Attributes
     ----------
@@ -140,7 +151,7 @@ class Source:
         How much longer coordinates are than filters, about, as a share.
     cells, positions, weights : Tensor (E,)
         The entries of the pooling matrix that are not 0: a position may lie in several cells.
-    remainders : Tensor (n,)
+    remainders : Tensor (n,) or (2n,)
         Σ_pk w_pk times what coordinates do not say of a patch, of the images gone through by now.
     """
 
@@ -165,8 +176,13 @@ class Source:
         pool = responses.pooling.matrix(*responses.map_size)
         pool = torch.eye(responses.n_positions, dtype=torch.float64) if pool is None else pool
         cells, positions = pool.nonzero(as_tuple=True)
-        remainders = torch.zeros(responses.n, dtype=torch.float64)
+        remainders = torch.zeros(n_sides(responses) * responses.n, dtype=torch.float64)
         return cls(responses, frame, skew, cells, positions, pool[cells, positions], remainders)
+
+    @property
+    def n_images(self) -> int:
+        """Mirrored ones included."""
+        return len(self.remainders)
 
     def parts(self) -> Iterator[tuple[np.ndarray, ...]]:
         """Of some images after the others: unit rows, their cells, images and weights w_pk ‖x_ik‖."""
@@ -178,17 +194,20 @@ class Source:
             coordinates = rows @ self.frame.T
             outside = lengths(rows - coordinates @ self.frame) + embedding_errors(responses, where, raw)
             norms = lengths(coordinates)
-            self.remainders[where] = outside[:, self.positions] @ self.weights
+            unsaid = outside[:, self.positions] @ self.weights
             inside, entry = (norms[:, self.positions] > 0).nonzero(as_tuple=True)
             place = self.positions[entry]
             length = norms[inside, place]
-            part = coordinates[inside, place] / length[:, None], self.cells[entry].int(), (inside + start).int()
-            yield tuple(tensor.numpy() for tensor in (*part, self.weights[entry] * length))
+            unit, cells, weights = coordinates[inside, place] / length[:, None], self.cells[entry], self.weights[entry]
+            for sign, first in zip((1, -1), range(start, self.n_images, responses.n), strict=False):
+                self.remainders[first : first + len(raw)] = unsaid
+                part = unit * sign, cells.int(), (inside + first).int(), weights * length
+                yield tuple(tensor.numpy() for tensor in part)
 
     def unsaid(self, image: np.ndarray, weight: np.ndarray, members: np.ndarray | int) -> tuple[np.ndarray, np.ndarray]:
         """`remainders` and `reach` of `PatchRows`, once all parts have been gone through, for patches of so many
         `members` of a row."""
-        d, n = len(self.frame), self.responses.n
+        d, n = len(self.frame), self.n_images
         share = self.skew + (members + (d + 1) * d**0.5 + 8) * UNIT
         beside = ROUND_UP * (self.remainders.numpy() + np.bincount(image, weight * share, n))
         return beside, ROUND_UP * np.bincount(image, weight, n) + beside

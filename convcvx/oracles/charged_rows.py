@@ -12,7 +12,7 @@ from torch import Tensor
 
 from convcvx.errors import InputError
 from convcvx.oracles._division import Division
-from convcvx.oracles._patch_rows import ROUND_UP, PatchRows
+from convcvx.oracles._patch_rows import ROUND_UP, PatchRows, n_sides
 from convcvx.oracles.base import OracleResult
 from convcvx.oracles.needs import ROWS_IN_BUNDLES, ROWS_IN_MEMORY, require
 from convcvx.oracles.scope import Scope
@@ -41,7 +41,7 @@ class ChargedRows:
     cells : ndarray (N,) int
         Pooling cell of each row.
     charges : ndarray (m, c) float64
-        w_pk Z_i, over 2^exponent, of each row; with `sources`, Z_i of each image.
+        w_pk Z_i, over 2^exponent, of each row; with `sources`, Z_i of each image, mirrored ones included.
     n_cells : int
     frame : Tensor (d, r) float64
         Orthonormal rows: coordinates v stand for the filter `v @ frame`.
@@ -83,6 +83,10 @@ class ChargedRows:
         patches = PatchRows.of(problem.responses, merged=not many)
         scaled, exponent = at_scale_one(dual_point.numpy())
         errors = np.ldexp(problem.dual_error(dual_point).numpy(), -exponent)
+        if n_sides(problem.responses) == 2:  # the charges of the mirrored images, which round once
+            slope = problem.responses.activation.slope
+            rounded = abs(slope) * errors + UNIT * np.linalg.norm(scaled, axis=1)
+            scaled, errors = np.concatenate([scaled, -slope * scaled]), np.concatenate([errors, rounded])
         slack = patches.remainders @ np.linalg.norm(scaled, axis=1) + patches.reach @ errors
         # products and scaled charges that underflow, each by TINY at most
         slack += 2 * TINY * patches.incidence.nnz * scaled.shape[1] * scaled.any() * (1 + patches.reach.max())

@@ -14,17 +14,21 @@ the identity split off, the pooled response is
 
 as ‖uuᵀ - I/d‖_F² = 1 - 1/d. All of it holds for any l_ik >= ‖x_ik‖: the computed length, rounded up.
 
+**Another activation** has σ(t) = ½ (1 + slope) t + ½ (1 - slope) |t|: b counts 1 + slope times as much, a, q and the
+tail 1 - slope times.
+
 **The maximum** over the k positions of a cell lies above their average, with x̄ the mean row and for some l by no more
 than
 
     |p|⁻¹ Σ_k ((x_l·u)_+ - (x_k·u)_+)  <=  |p|⁻¹ Σ_k ‖x_l - x_k‖  <=  (‖x_l - x̄‖² + |p|⁻¹ Σ_k ‖x_k - x̄‖²)^½,
 
-and no more than (1 - 1/|p|) ‖x_l‖: between 0 and `spread`, of which half is added to a, and half to the tail.
+and no more than (1 - 1/|p|) ‖x_l‖ where no response is negative: between 0 and `spread`, of which half is added to a,
+and half to the tail.
 
-**Rounding.** A computed row is off by `embedding_errors`, and φ by no more than these, as (·)_+ is 1-Lipschitz. A
+**Rounding.** A computed row is off by `embedding_errors`, and φ by no more than these, as σ is 1-Lipschitz. A
 feature is a sum over the K positions, the trace one over d entries; each term rounds at most 16 times. The moduli of
 a, b and q add up to (9/16 + 1/2 + 1) m at most, so that what rounding changes of a_ip + b_ip·u + q_ip·v is at most
-3 (K + d + 16) ε m_ip.
+3 (K + d + 16) ε m_ip; of a negative slope 1 - slope times that, as which `reach` is raised.
 """
 
 from __future__ import annotations
@@ -35,6 +39,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from convcvx.activations import RELU
 from convcvx.oracles._patch_rows import ROUND_UP, embedding_errors, lengths
 from convcvx.responses.passes import Responses
 from convcvx.rounding import SMALLEST_NORMAL, UNIT
@@ -54,7 +59,7 @@ class Lifted:
     features : Tensor (b, P, 1 + d + d(d+1)/2) float64
         a, b and q; those of degree one alone have no q.
     tails : Tensor (b, P)
-        At least m_ip/16; m_ip/4 without q, as then |t| = 1/2 + τ with |τ| <= 1/2.
+        At least m_ip/16; m_ip/4 without q, as then |t| = 1/2 + τ with |τ| <= 1/2. Of the ReLU.
     reach : Tensor (b,)
         At least Σ_pk w_pk ‖x_ik‖, of exact rows.
     errors : Tensor (b,)
@@ -85,6 +90,7 @@ def lifted(responses: Responses, degree: int = 2) -> Iterator[Lifted]:
     cells = [(weights.nonzero()[:, 0], weights[weights != 0]) for weights in pool]
     reach = responses.pooling.reach(*responses.map_size)
     share = 3 * (positions + dim + 16) * UNIT
+    odd, even = 2 * responses.activation.odd_part, 2 * responses.activation.even_part
     for start in range(0, responses.n, size):
         where = slice(start, min(start + size, responses.n))
         raw = responses.rows(where).cpu()
@@ -94,22 +100,29 @@ def lifted(responses: Responses, degree: int = 2) -> Iterator[Lifted]:
         mass = norms @ pool.T * (1 + (positions + 4) * UNIT)  # (b, P)
         features = _features(rows, norms, cells, dim, degree) if degree == 2 else _linear(rows, mass, pool)
         total, tails = mass.sum(dim=1) * ROUND_UP, mass / (16 if degree == 2 else 4)
+        if responses.activation != RELU:
+            features[..., 1 : 1 + dim] *= odd
+            features[..., 1 + dim :] *= even
+            features[..., 0] *= even
+            total, tails = total * max(1.0, even) * ROUND_UP, tails * even * ROUND_UP
         if responses.pooling.maximum:
-            half = 0.5 * _spread(rows, norms, cells)
+            half = 0.5 * _spread(rows, norms, cells, negative=responses.activation.slope > 0)
             features[..., 0] += half
             tails, total = (tails + half) * ROUND_UP, total + 2 * half.sum(dim=1) * ROUND_UP
         yield Lifted(where, features, tails, total + off, ROUND_UP * (share * total + off))
 
 
-def _spread(rows: Tensor, norms: Tensor, cells: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """(b, P): at least how far the maximum over a cell lies above its average, for any unit filter."""
+def _spread(rows: Tensor, norms: Tensor, cells: list[tuple[Tensor, Tensor]], *, negative: bool) -> Tensor:
+    """(b, P): at least how far the maximum over a cell lies above its average, for any unit filter; `negative` if
+    responses may be."""
     dim, spreads = rows.shape[2], []
     for positions, _ in cells:
         inside, heights, count = rows[:, positions], norms[:, positions], len(positions)
         squares = (inside - inside.mean(dim=1, keepdim=True)).square().sum(dim=2)
         apart = (squares + squares.mean(dim=1, keepdim=True)).sqrt() * (1 + (dim + count + 16) * UNIT)
         apart += (count + 8) * UNIT * heights.amax(dim=1, keepdim=True)  # what the mean row is off
-        spreads.append(torch.minimum(apart, (1 - 1 / count) * heights * (1 + 4 * UNIT)).amax(dim=1))
+        above_zero = (1 - 1 / count) * heights * (1 + 4 * UNIT)
+        spreads.append((apart if negative else torch.minimum(apart, above_zero)).amax(dim=1))
     return torch.stack(spreads, dim=1) + SMALLEST_NORMAL**0.5
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from convcvx.activations import LINEAR, RELU
 from convcvx.errors import InputError
 from convcvx.oracles._patch_rows import MAX_BYTES, PatchRows
 from convcvx.problem import Problem
@@ -56,9 +57,25 @@ def _maximum(problem: Problem) -> str | None:
     return f"pool {problem.responses.pooling}" if problem.responses.pooling.maximum else None
 
 
-def _maximum_in_space(problem: Problem) -> str | None:
-    rank = problem.responses.embedding.patch_rank
-    return f"pool {problem.responses.pooling} of rank {rank}" if _maximum(problem) and rank > 2 else None
+def _maximum_beyond_sweeps(problem: Problem) -> str | None:
+    rank, activation = problem.responses.embedding.patch_rank, problem.responses.activation
+    if _maximum(problem) is None or (rank <= 2 and activation == RELU):
+        return None
+    return f"pool {problem.responses.pooling} of rank {rank} with activation {activation}"
+
+
+def _other_activation(problem: Problem) -> str | None:
+    activation = problem.responses.activation
+    return None if activation == RELU else f"activation {activation}"
+
+
+def _any_activation(problem: Problem) -> str | None:
+    activation = problem.responses.activation
+    return None if activation == LINEAR else f"activation {activation}"
+
+
+def _bent(problem: Problem) -> str | None:
+    return None if problem.responses.activation == LINEAR else _other_activation(problem)
 
 
 def _all_rows(merged: bool) -> Need:
@@ -73,9 +90,17 @@ def _all_rows(merged: bool) -> Need:
 AVERAGES = Need("average pooling", _maximum, "pool without max:, or leave solver and oracle to auto")
 """What is made for sums over patch rows, as pooled responses are unless cells take the maximum."""
 AVERAGES_OR_PLANE = Need(
-    "average pooling, or patches of rank 2 at most", _maximum_in_space, "use oracle='local' or 'polynomial', or rank 2"
+    "average pooling, or the ReLU on patches of rank 2 at most",
+    _maximum_beyond_sweeps,
+    "use oracle='local' or 'polynomial', or rank 2",
 )
 """What the exact oracle needs: where cells take the maximum it sweeps the plane, and knows no way in space."""
+RECTIFIED = Need("the ReLU", _other_activation, "use solver='sliding-fw', or activation relu")
+"""What is made for rows that count on one side only."""
+UNACTIVATED = Need("activation linear", _any_activation, "leave oracle to auto")
+"""What is made for responses that are linear in the filter."""
+RECTIFIED_OR_LINEAR = Need("activation relu or linear", _bent, "use solver='sliding-fw'")
+"""What the closed form needs, which is that of the linear network."""
 SQUARED_LOSS = Need("loss 'squared'", _other_loss, "use solver='sliding-fw'")
 CONIC_LOSS = Need("loss 'squared' or 'cross-entropy'", _no_cone, "use solver='sliding-fw'")
 ONE_PATCH = Need("one patch a sample", _several_patches, "take images that are one patch each")

@@ -12,6 +12,9 @@ for the two sums, g(u) <= g_r ‖y‖ + R ‖z‖ and so
 
     g(u)² <= g_r² + R²,      R = ½ ‖A‖ + ½ λ_max(Σ_p λ_max(E_p) N_p)^½.
 
+**Another activation** has σ(p + q) - σ(p) = θ q for a θ between its slope and 1: the first ½ is then ½ (1 + slope), the
+second ½ (1 - slope).
+
 **Rounding.** Branch and bound is asked about the computed matrix F B, B the embedding: a problem of its own, with an
 allowance of its own. What is left is b = B x - Fᵀ(F B)x, computed with the errors of both embeddings and of 2r + 4
 operations. F is orthonormal to δ = ‖FFᵀ - I‖: ‖y‖² + ‖z‖² <= 1 + 2δ, and b·u is b·z but for (F b)·y: what is computed
@@ -121,7 +124,8 @@ def remainder(problem: Problem, principal: Problem, dual_point: Tensor) -> tuple
     n_cells, c = len(pool), charges.shape[1]
     linear, first = charges.new_zeros(c, n_cells * d), charges.new_zeros(n_cells, c, c)
     second, slack, mass = charges.new_zeros(n_cells, d, d), 0.0, 0.0
-    share = (responses.n + responses.n_positions + 4 * d + 32) * UNIT
+    activation = responses.activation
+    share = (responses.n + responses.n_positions + 4 * d + 32) * UNIT * (1 + abs(activation.slope))
     longer = share + responses.n * responses.n_positions * UNIT
     size = max(1, CHUNK_BYTES // (8 * responses.n_positions * (basis.shape[1] + 4 * d)))
     for start in range(0, responses.n, size):
@@ -137,7 +141,7 @@ def remainder(problem: Problem, principal: Problem, dual_point: Tensor) -> tuple
         slack += float(((off @ reach) * own).sum()) * ROUND_UP
         slack += float((((norms + off) @ reach) * wrong[where]).sum()) * ROUND_UP
         mass += float(((norms @ reach) * own).sum()) * ROUND_UP
-        linear += charges[where].T @ (0.5 * (pool @ rest)).flatten(1)
+        linear += charges[where].T @ (activation.odd_part * (pool @ rest)).flatten(1)
         weighed = norms @ pool.T  # (b, P): Σ_k w ‖b‖
         ratios = torch.where(own > 0, 1 / own.clamp_min(1e-300), 0.0)[:, None] * weighed
         first += torch.einsum("bp,bc,be->pce", ratios, charges[where], charges[where])
@@ -156,7 +160,8 @@ def remainder(problem: Problem, principal: Problem, dual_point: Tensor) -> tuple
     moment = 0.5 * (moment + moment.T)
     beside = top_eigenvalue(moment) + (longer + (n_cells + 4) * UNIT) * float(moment.diagonal().sum())
     rounding = (slack + share * mass) * (1 + 1e-9)
-    return raised(largest((along + 0.5 * math.sqrt(beside)) * SAFE), exponent), raised(largest(rounding), exponent)
+    rest_of_g = (along + activation.even_part * math.sqrt(beside)) * SAFE
+    return raised(largest(rest_of_g), exponent), raised(largest(rounding), exponent)
 
 
 def _too_many_rows(problem: Problem) -> str | None:

@@ -28,7 +28,7 @@ from convcvx.oracles._patch_rows import ROUND_UP, embedding_errors, lengths
 from convcvx.oracles._support import arcs, changes
 from convcvx.oracles.base import OracleResult
 from convcvx.oracles.charged_rows import at_scale_one, largest, raised
-from convcvx.oracles.needs import AVERAGES_OR_PLANE
+from convcvx.oracles.needs import AVERAGES_OR_PLANE, require
 from convcvx.oracles.scope import Scope
 from convcvx.patches import Moments
 from convcvx.problem import Problem
@@ -71,6 +71,7 @@ def _swept(problem: Problem, dual_point: Tensor, most: int) -> tuple[Tensor, flo
     d = len(frame)
     if d > 2:
         raise AVERAGES_OR_PLANE.refusal("oracle exact", f"pool {responses.pooling} of rank {d}")
+    require("oracle exact", (AVERAGES_OR_PLANE,), problem)
     # As for `PatchRows`: how much longer coordinates are than filters, and what computing them rounds.
     skew = float((frame @ frame.T - torch.eye(d, dtype=torch.float64)).norm()) + (size + 2) * d * UNIT
     skew += ((d + 1) * d**0.5 + 8) * UNIT

@@ -20,10 +20,19 @@ from convcvx.oracles.cylinders import FEW_CELLS_AND_OUTPUTS, CylinderOracle
 from convcvx.oracles.enumerate import ExactOracle
 from convcvx.oracles.family import Family, FamilyOracle
 from convcvx.oracles.local import LocalOracle
-from convcvx.oracles.needs import AVERAGES, AVERAGES_OR_PLANE, ROWS_IN_BUNDLES, ROWS_IN_MEMORY, Need, require
+from convcvx.oracles.needs import (
+    AVERAGES,
+    AVERAGES_OR_PLANE,
+    ROWS_IN_BUNDLES,
+    ROWS_IN_MEMORY,
+    UNACTIVATED,
+    Need,
+    require,
+)
 from convcvx.oracles.polynomial import PolynomialOracle
 from convcvx.oracles.remainder import PRINCIPAL_ROWS, RemainderOracle
 from convcvx.oracles.sampled import N_GATES, SampledOracle
+from convcvx.oracles.spectral import SpectralOracle
 from convcvx.problem import Problem
 
 FEW_CELLS = 5_000
@@ -88,6 +97,10 @@ class Entry:
     suits: Callable[[Problem], str | None] = _nowhere
 
 
+def _spectral_suits(problem: Problem) -> str:
+    return "without activation the largest singular value of a matrix is the maximum over all filters"
+
+
 def _exact_suits(problem: Problem) -> str | None:
     rank = problem.responses.embedding.patch_rank
     if rank <= 2:
@@ -136,6 +149,7 @@ def _local_suits(problem: Problem) -> str:
 
 
 ORACLES: dict[str, Entry] = {
+    "spectral": Entry(lambda effort: SpectralOracle(), (UNACTIVATED, AVERAGES), _spectral_suits),
     "exact": Entry(lambda effort: ExactOracle(), (AVERAGES_OR_PLANE, ROWS_IN_MEMORY), _exact_suits),
     "branch-and-bound": Entry(_branch_and_bound, (AVERAGES, ROWS_IN_BUNDLES, LOW_RANK), _branch_and_bound_suits),
     "copositive": Entry(lambda effort: CopositiveOracle(), (AVERAGES, ROWS_IN_MEMORY)),

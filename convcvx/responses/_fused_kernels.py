@@ -1,7 +1,7 @@
-"""Convolution, rectification and pooling of one tile after the other, in registers.
+"""Convolution, activation and pooling of one tile after the other, in registers.
 
 A tile is a few neighbouring positions of one pooling cell, times two vectors of filters. Its responses are summed up
-tap by tap (an entry of the kernel, times the pixels that the positions see through it), rectified, and added to the
+tap by tap (an entry of the kernel, times the pixels that the positions see through it), activated, and added to the
 cell without ever being written to memory; only their signs are, a bit each, which is all that the adjoint needs. Where
 a cell takes its maximum, the bit says whether a response is larger than zero and all before it in the cell: the last
 such is the maximum, and the adjoint, which goes through tiles and positions backwards, meets it first. The vector code
@@ -113,18 +113,34 @@ def _each_length(builder: ir.IRBuilder, length: ir.Value, body: Callable[[int], 
 
 @intrinsic
 def _respond_tile(
-    typing, length, images, pixel, stride, taps, weights, first, scales, scale, pooled, cell, signs, sign, maximum
+    typing,
+    length,
+    images,
+    pixel,
+    stride,
+    taps,
+    weights,
+    first,
+    scales,
+    scale,
+    pooled,
+    cell,
+    signs,
+    sign,
+    below,
+    maximum,
 ):
-    """Add the rectified responses of `length` positions to their cell, and keep their signs.
+    """Add the activated responses of `length` positions to their cell, and keep their signs.
 
     Unless `maximum` is None, have the largest of them in the cell. Every array comes with the index of its first entry
     that belongs to the tile.
     """
-    arguments = length, images, pixel, stride, taps, weights, first, scales, scale, pooled, cell, signs, sign, maximum
+    arrays = images, pixel, stride, taps, weights, first, scales, scale, pooled, cell, signs, sign
+    arguments = length, *arrays, below, maximum
     largest = not isinstance(maximum, types.NoneType)
 
     def code(context, builder, signature, values):
-        length, images, pixel, stride, taps, weights, first, scales, scale, pooled, cell, signs, sign, _ = (
+        length, images, pixel, stride, taps, weights, first, scales, scale, pooled, cell, signs, sign, below, _ = (
             _Vectors(context, builder, kind, value) if isinstance(kind, types.Array) else value
             for kind, value in zip(signature.args, values, strict=True)
         )
@@ -145,6 +161,7 @@ def _respond_tile(
                     for kernel, slot in zip(kernels, row, strict=True):
                         builder.store(_multiply_add(builder, x, kernel, builder.load(slot)), slot)
             constants = builder.add(first, builder.mul(taps.size, _at(width)))
+            slope = below.spread(_at(0)) if isinstance(below, _Vectors) else None
             for v in range(VECTORS):
                 bias = weights.load(constants, v)
                 total = pooled.load(cell, v)
@@ -155,7 +172,8 @@ def _respond_tile(
                     else:
                         value = builder.fadd(value, bias)
                     active = builder.fcmp_ordered(">", value, total if largest else zero)
-                    counted = builder.select(active, value, total if largest else zero)
+                    negative = zero if slope is None else builder.fmul(value, slope)
+                    counted = builder.select(active, value, total if largest else negative)
                     total = counted if largest else builder.fadd(total, counted)
                     bits = builder.bitcast(active, ir.IntType(weights.lanes))
                     bits = bits if weights.lanes == _BITS.width else builder.zext(bits, _BITS)
@@ -170,14 +188,30 @@ def _respond_tile(
 
 @intrinsic
 def _pull_back_tile(
-    typing, length, images, pixel, stride, taps, gradient, first, scales, scale, slopes, cell, signs, sign, maximum
+    typing,
+    length,
+    images,
+    pixel,
+    stride,
+    taps,
+    gradient,
+    first,
+    scales,
+    scale,
+    slopes,
+    cell,
+    signs,
+    sign,
+    below,
+    maximum,
 ):
     """Add to the gradient in the kernels what `length` positions of one cell contribute: the adjoint of the above."""
-    arguments = length, images, pixel, stride, taps, gradient, first, scales, scale, slopes, cell, signs, sign, maximum
+    arrays = images, pixel, stride, taps, gradient, first, scales, scale, slopes, cell, signs, sign
+    arguments = length, *arrays, below, maximum
     largest = not isinstance(maximum, types.NoneType)
 
     def code(context, builder, signature, values):
-        length, images, pixel, stride, taps, gradient, first, scales, scale, slopes, cell, signs, sign, _ = (
+        length, images, pixel, stride, taps, gradient, first, scales, scale, slopes, cell, signs, sign, below, _ = (
             _Vectors(context, builder, kind, value) if isinstance(kind, types.Array) else value
             for kind, value in zip(signature.args, values, strict=True)
         )
@@ -191,12 +225,13 @@ def _pull_back_tile(
             active = [[zero] * VECTORS for _ in range(count)]
             for v in range(VECTORS):
                 slope = slopes.load(cell, v)
+                negative = builder.fmul(slope, below.spread(_at(0))) if isinstance(below, _Vectors) else zero
                 constant = zero
                 for t in reversed(range(count)) if largest else range(count):
                     bits = signs.entry(builder.add(sign, _at(t * VECTORS + v)))
                     bits = bits if gradient.lanes == _BITS.width else builder.trunc(bits, ir.IntType(gradient.lanes))
                     counts = builder.bitcast(bits, mask)
-                    value = builder.select(counts, slope, zero)
+                    value = builder.select(counts, slope, negative)
                     if largest:  # what is before it in the cell counts for nothing any more
                         slope = builder.select(counts, zero, slope)
                     constant = builder.fadd(constant, value)
@@ -223,8 +258,8 @@ def _pull_back_tile(
 
 
 @njit(nogil=True, cache=True)
-def respond(images, taps, stride, tiles, weights, scales, pooled, signs, kept, maximum):
-    """Sums over cells of rectified responses, added to `pooled`; or the largest of each cell and `pooled`.
+def respond(images, taps, stride, tiles, weights, scales, pooled, signs, kept, below, maximum):
+    """Sums over cells of activated responses, added to `pooled`; or the largest of each cell and `pooled`.
 
     Parameters
     ----------
@@ -242,8 +277,10 @@ def respond(images, taps, stride, tiles, weights, scales, pooled, signs, kept, m
     pooled : (n, P, B, VECTORS times lanes)
     signs : (n, B, VECTORS times the positions of all tiles) uint16
         Bits that say which responses are positive; unless `kept`, (1, 1, VECTORS times POSITIONS) to write over.
+    below : (1,) or None
+        What negative responses are multiplied with; None for the ReLU, which makes them 0.
     maximum : True or None
-        None for sums: code is compiled for either.
+        None for sums: code is compiled for either. Of maxima `below` has no say.
     """
     n, cells, blocks, width = pooled.shape
     for block in range(blocks):
@@ -257,12 +294,26 @@ def respond(images, taps, stride, tiles, weights, scales, pooled, signs, kept, m
                     scale = i * scales.shape[1] + position
                 at = ((i * cells + cell) * blocks + block) * width
                 _respond_tile(  # type: ignore[call-arg]
-                    length, images, pixel, stride, taps, weights, first, scales, scale, pooled, at, signs, sign, maximum
+                    length,
+                    images,
+                    pixel,
+                    stride,
+                    taps,
+                    weights,
+                    first,
+                    scales,
+                    scale,
+                    pooled,
+                    at,
+                    signs,
+                    sign,
+                    below,
+                    maximum,
                 )
 
 
 @njit(nogil=True, cache=True)
-def pull_back(images, taps, stride, tiles, gradient, scales, slopes, signs, maximum):
+def pull_back(images, taps, stride, tiles, gradient, scales, slopes, signs, below, maximum):
     """Gradient in the weights, added to `gradient`, of the product of `slopes` and what `respond` gives.
 
     `slopes` are used up where each goes to the `maximum` of its cell alone.
@@ -293,5 +344,6 @@ def pull_back(images, taps, stride, tiles, gradient, scales, slopes, signs, maxi
                     at,
                     signs,
                     sign,
+                    below,
                     maximum,
                 )

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from convcvx.activations import RELU
 from convcvx.responses.passes import Responses
 
 Array = npt.NDArray[np.float64]
@@ -36,7 +37,7 @@ class FewRows:
         """Those of a small problem in float64 on a CPU, worked out once; None where they are more than few,
         or far from zero."""
         here = responses.device.type == "cpu" and responses.dtype == torch.float64
-        if responses.pooling.maximum:  # which is no sum over rows
+        if responses.pooling.maximum or responses.activation != RELU:  # no sums of rectified rows
             return None
         if not (here and responses.small and responses.n * responses.n_positions <= FEW * responses.dim):
             return None

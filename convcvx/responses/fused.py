@@ -1,4 +1,4 @@
-"""Pooled responses straight from the pixels: convolution, rectification and pooling in the registers of a CPU.
+"""Pooled responses straight from the pixels: convolution, activation and pooling in the registers of a CPU.
 
 Nothing is unrolled, and no response but the pooled ones is written to memory. It pays where patches are small, so that
 products with them are over before their operands and results have been moved.
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from convcvx.activations import RELU, Activation
 from convcvx.data.images import Images, StreamedImages
 from convcvx.patches import PatchSpec
 from convcvx.pooling import Pooling, Ranges
@@ -49,7 +50,7 @@ class _Plan:
 
 
 class Fused:
-    """Rectified and pooled products of patches and kernels, and their adjoint, for images of one shape.
+    """Activated and pooled products of patches and kernels, and their adjoint, for images of one shape.
 
     Parameters
     ----------
@@ -60,11 +61,23 @@ class Fused:
         Channels, rows and columns of an image.
     dtype : torch.dtype
         float32 or float64: of the arithmetic.
+    activation : Activation
+        Of maxima one that does not change the order of responses.
     """
 
-    def __init__(self, spec: PatchSpec, pooling: Pooling, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        spec: PatchSpec,
+        pooling: Pooling,
+        shape: tuple[int, int, int],
+        dtype: torch.dtype,
+        activation: Activation = RELU,
+    ) -> None:
         self._spec, self._dtype = spec, dtype
         self._maximum = True if pooling.maximum else None
+        bent = activation != RELU
+        self._below = torch.tensor([activation.slope], dtype=dtype).numpy() if bent and not pooling.maximum else None
+        self._largest = activation if bent and pooling.maximum else None  # σ of the maximum is the maximum of σ
         ranges = pooling.ranges(*spec.output_size(*shape[1:]))
         assert ranges is not None
         self._plan = _plan(spec, ranges, shape)
@@ -72,8 +85,17 @@ class Fused:
         self._width = VECTORS * lanes(dtype.itemsize)
 
     @classmethod
-    def suits(cls, spec: PatchSpec, pooling: Pooling, shape: tuple[int, int, int], dtype: torch.dtype) -> bool:
+    def suits(
+        cls,
+        spec: PatchSpec,
+        pooling: Pooling,
+        shape: tuple[int, int, int],
+        dtype: torch.dtype,
+        activation: Activation = RELU,
+    ) -> bool:
         """Whether this is the fast way on a CPU."""
+        if pooling.maximum and activation.slope < 0:  # whose bits would have to tell a maximum and a sign
+            return False
         height, width = spec.output_size(*shape[1:])
         ranges = pooling.ranges(height, width)
         small = shape[0] * math.prod(spec.kernel_size) <= LARGEST
@@ -102,7 +124,8 @@ class Fused:
     def __call__(self, images: Tensor, kernels: Tensor) -> Tensor:
         """(b, C, H, W) images and (m, h) kernels to (b, P, m) pooled responses."""
         unkept = np.empty((1, 1, POSITIONS * VECTORS), dtype=np.uint16)
-        return self._respond(*self._pixels(images), kernels, unkept, kept=False)
+        pooled = self._respond(*self._pixels(images), kernels, unkept, kept=False)
+        return pooled if self._largest is None else pooled * self._gains(pooled)
 
     def vjp(self, images: Tensor, kernels: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """The pooled responses, and the map from slopes (b, P, m) in them to the gradient (h, m) in the kernels."""
@@ -110,7 +133,15 @@ class Fused:
         blocks = -(-len(kernels) // self._width)
         signs = np.empty((len(images), blocks, self._plan.visits * VECTORS), dtype=np.uint16)
         pooled = self._respond(pixels, scales, kernels, signs, kept=True)
-        return pooled, lambda slopes: self._pull_back(pixels, scales, slopes, signs)
+        if self._largest is None:
+            return pooled, lambda slopes: self._pull_back(pixels, scales, slopes, signs)
+        gains = self._gains(pooled)
+        return pooled * gains, lambda slopes: self._pull_back(pixels, scales, slopes * gains, signs)
+
+    def _gains(self, largest: Tensor) -> Tensor:
+        """The slopes of the activation at the largest responses of cells."""
+        assert self._largest is not None
+        return self._largest.slopes_(largest, torch.empty_like(largest))
 
     def _pixels(self, images: Tensor) -> tuple[np.ndarray, np.ndarray | None]:
         """Padded images (b, entries), and what the responses of each patch are scaled with, (b, K)."""
@@ -126,11 +157,11 @@ class Fused:
         weights = torch.zeros(blocks * self._width, len(plan.taps) + 1, dtype=self._dtype)
         weights[:m, : kernels.shape[1]] = self._centred(kernels)
         weights = weights.view(blocks, self._width, -1).transpose(1, 2).contiguous()
-        pooled = torch.zeros(len(pixels), len(plan.means), blocks, self._width, dtype=self._dtype)
+        lowest = 0.0 if self._largest is None else -math.inf
+        pooled = torch.full((len(pixels), len(plan.means), blocks, self._width), lowest, dtype=self._dtype)
         stride = self._spec.stride[1]
-        respond(
-            pixels, plan.taps, stride, plan.tiles, weights.numpy(), scales, pooled.numpy(), signs, kept, self._maximum
-        )
+        how = kept, self._below, self._maximum
+        respond(pixels, plan.taps, stride, plan.tiles, weights.numpy(), scales, pooled.numpy(), signs, *how)
         return pooled.flatten(2)[..., :m] * self._means.to(self._dtype)
 
     def _pull_back(self, pixels: np.ndarray, scales: np.ndarray | None, slopes: Tensor, signs: np.ndarray) -> Tensor:
@@ -139,7 +170,8 @@ class Fused:
         padded.flatten(2)[..., :m] = slopes * self._means.to(slopes)
         gradient = torch.zeros(blocks, len(plan.taps) + 1, self._width, dtype=self._dtype)
         stride = self._spec.stride[1]
-        pull_back(pixels, plan.taps, stride, plan.tiles, gradient.numpy(), scales, padded.numpy(), signs, self._maximum)
+        how = self._below, self._maximum
+        pull_back(pixels, plan.taps, stride, plan.tiles, gradient.numpy(), scales, padded.numpy(), signs, *how)
         gradient = gradient.transpose(0, 1).flatten(1)[: len(plan.taps) + self._spec.constant, :m]
         return self._centred(gradient.T).T
 

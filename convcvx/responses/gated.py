@@ -1,8 +1,8 @@
-"""Gated responses: the ReLU's own switching, frozen. For a fixed *gate* g they are linear in the filter u,
+"""Gated responses: the activation's own switching, frozen. For a fixed *gate* g they are linear in the filter u,
 
-    φ^g_p(x_i; u) = Σ_k w_pk 1[x_ik·g >= 0] (x_ik·u),
+    φ^g_p(x_i; u) = Σ_k w_pk σ'(x_ik·g) (x_ik·u),      σ'(t) = 1 for t >= 0, else 0 (or the slope of another σ),
 
-and equal the ReLU response wherever u has the activation pattern of g. A pattern over all n·K patch rows is never
+and equal the response wherever u has the activation pattern of g. A pattern over all n·K patch rows is never
 stored: its gate determines it, and it is computed again on every pass, a chunk at a time.
 """
 
@@ -86,7 +86,8 @@ class GatedResponses:
     def _features(self, where: slice) -> tuple[Tensor, ...]:
         """(b, q·a·P) features, the cell last; for single patches the rows (b, a) and the open gates (b, q)."""
         rows = embedded_rows(self.responses, where)
-        gates_open = (rows @ self.gates.T >= 0).to(rows)
+        heights = rows @ self.gates.T
+        gates_open = self.responses.activation.slopes_(heights, torch.empty_like(heights))
         rows = rows if self._axes is None else rows @ self._axes.T
         if self._flat:
             return rows[:, 0] * self._cells[0][1].sum(), gates_open[:, 0]

@@ -1,5 +1,5 @@
-"""Pooled ReLU responses φ_p(x_i; u) = Σ_k w_pk (x_ik·u)_+, or the maximum over the positions of a cell: sums of them
-over all images, and their adjoints."""
+"""Pooled responses φ_p(x_i; u) = Σ_k w_pk σ(x_ik·u), or the maximum over the positions of a cell: sums of them over all
+images, and their adjoints."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from convcvx.activations import RELU
 from convcvx.budget import Deadline
 from convcvx.data.images import Images
 from convcvx.losses.shares import Shares
@@ -52,6 +53,13 @@ class Responses(Stream):
             other.kept = self.kept
         return other.until(self.deadline)
 
+    def rectified(self) -> Responses:
+        """The same with the ReLU, in this process."""
+        if self.activation == RELU:
+            return self
+        options = self.options | {"activation": RELU}
+        return Responses(self.images, self.embedding, self.pooling, **options).until(self.deadline)
+
     def until(self, deadline: Deadline) -> Responses:
         """The same map, with passes that end by `deadline`."""
         other = self.__class__.__new__(self.__class__)
@@ -68,7 +76,8 @@ class Responses(Stream):
     @property
     def options(self) -> dict[str, Any]:
         """How the passes run: what the constructor takes besides the map and the images."""
-        return {name: getattr(self, name) for name in ("dtype", "patch_dtype", "device", "chunk_bytes", "small")}
+        names = "dtype", "patch_dtype", "device", "chunk_bytes", "small", "activation"
+        return {name: getattr(self, name) for name in names}
 
     # -- single patches -------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Pooling of rectified responses in torch, on any device: averages and maxima, and their adjoints."""
+"""Pooling of activated responses in torch, on any device: averages and maxima, and their adjoints."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from convcvx.pooling import Pooling
 
 PullBack = Callable[[Tensor], Tensor]
-"""Slopes (b, P, m) in pooled responses, which are overwritten, to slopes (b, K, m) before rectifying."""
+"""Slopes (b, P, m) in pooled responses, which are overwritten, to slopes (b, K, m) before the activation."""
 
 
 def pool_of(
@@ -25,7 +25,7 @@ def pool_of(
 
 
 class AveragePool:
-    """Average pooling of rectified responses of a height x width map, and its adjoint.
+    """Average pooling of activated responses of a height x width map, and its adjoint.
 
     Grids and windows run through torch's own pooling in its channels-last layout, which visits a response once;
     global pooling and matrices are matrix products.
@@ -64,12 +64,17 @@ class AveragePool:
             return _flat(F.adaptive_avg_pool2d(maps, self._size))
         return _flat(F.avg_pool2d(maps, self._size, self._stride))
 
-    def vjp(self, active: Tensor) -> tuple[Tensor, PullBack]:
-        """The pooled responses, and their adjoint, which writes into `active`."""
+    def vjp(self, active: Tensor, gains: Tensor | None = None) -> tuple[Tensor, PullBack]:
+        """The pooled responses, and their adjoint, which writes into `active`.
+
+        `gains` (b, K, m) are the slopes of the activation, None for those of the ReLU.
+        """
+        if gains is not None:
+            return self(active), lambda slopes: torch.mul(self._spread(slopes, active), gains, out=active)
         return self(active), lambda slopes: self._pullback_(slopes, active)
 
     def _pullback_(self, slopes: Tensor, active: Tensor) -> Tensor:
-        """Slopes (b, P, m) in the pooled responses to slopes (b, K, m) before rectifying, in place of `active`."""
+        """Slopes (b, P, m) in the pooled responses to slopes (b, K, m) before the ReLU, in place of `active`."""
         if self._kind == "window" and self._tiles:
             cells = slopes.mul_(1.0 / (self._size[0] * self._size[1]))
             cells = cells.view(len(cells), self._cells[0], 1, self._cells[1], 1, -1)
@@ -99,7 +104,7 @@ class AveragePool:
 
 
 class LargestPool:
-    """The maximum of rectified responses over each cell of a height x width map, and its adjoint.
+    """The maximum of activated responses over each cell of a height x width map, and its adjoint.
 
     By torch's own pooling in its channels-last layout, which says where the maximum is: there its slope goes. Where
     several positions share it this is one of them, and the slope one of the subgradients.
@@ -128,13 +133,16 @@ class LargestPool:
         """(b, K, m) responses to (b, P, m)."""
         return self._where(active)[0]
 
-    def vjp(self, active: Tensor) -> tuple[Tensor, PullBack]:
-        """The pooled responses, and their adjoint, which writes into `active`."""
+    def vjp(self, active: Tensor, gains: Tensor | None = None) -> tuple[Tensor, PullBack]:
+        """The pooled responses, and their adjoint, which writes into `active`; as `AveragePool.vjp`."""
         pooled, places = self._where(active)
-        silent = pooled <= 0  # whose slope before rectifying is 0
+        silent = pooled <= 0  # whose slope before a ReLU is 0
 
         def pull_back(slopes: Tensor) -> Tensor:
-            slopes.masked_fill_(silent, 0.0)
+            if gains is None:
+                slopes.masked_fill_(silent, 0.0)
+            else:
+                slopes.mul_(gains.gather(1, places))
             active.zero_()
             return active.scatter_add_(1, places, slopes) if self._overlapping else active.scatter_(1, places, slopes)
 

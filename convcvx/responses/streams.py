@@ -1,7 +1,7 @@
 """How images are gone through: a few at a time, on all cores, without ever holding what is computed of them all.
 
 Nothing here is ever O(n·K·h), but for the patches of a small problem, which are unrolled once and kept: a few images at
-a time are convolved, rectified and pooled before they leave the cache, in the registers of a CPU (`Fused`) or by matrix
+a time are convolved, activated and pooled before they leave the cache, in the registers of a CPU (`Fused`) or by matrix
 products (`Unrolled`), whichever is faster. Pooled responses, O(n·m·P), are handed out in blocks. Products with as few
 columns as there are outputs are taken transposed, as a few long rows: that is three to five times as fast. On a CPU
 each core works on spans of images of its own, which scales where threads inside one product of this size do not; the
@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from convcvx.activations import RELU, Activation
 from convcvx.budget import NEVER
 from convcvx.data.images import Images
 from convcvx.errors import InputError
@@ -63,7 +64,7 @@ class Stream:
         Arithmetic of the streamed passes: float32 is fast, float64 precise; by the size of the data by default,
         and by what whitening asks for.
     patch_dtype : torch.dtype, optional
-        What patches and filters are multiplied in, and their products rectified and averaged; `dtype` by default.
+        What patches and filters are multiplied in, and their products activated and averaged; `dtype` by default.
         bfloat16 is several times as fast on hardware that has it, with two to three digits.
     device : str or torch.device
         "auto", "cpu" or "cuda".
@@ -72,6 +73,8 @@ class Stream:
     small : bool, optional
         Whether patches are unrolled once and kept, which saves small problems the calls; by the size of the data by
         default. Copies on other images take it over: a sample of a large problem is no small one.
+    activation : Activation
+        σ of the responses φ_p(x_i; u) = Σ_k w_pk σ(x_ik·u), or max σ(x_ik·u) over the positions of a cell.
 
     Attributes
     ----------
@@ -97,6 +100,7 @@ class Stream:
         device: str | torch.device = "cpu",
         chunk_bytes: int | None = None,
         small: bool | None = None,
+        activation: Activation = RELU,
     ) -> None:
         if images.ndim != 4 or len(images) == 0:
             raise InputError(f"images must be a non-empty (n, C, H, W) tensor; got shape {tuple(images.shape)}")
@@ -104,7 +108,7 @@ class Stream:
             raise InputError(
                 f"images must have {embedding.channels} channels as the embedding has; got {images.shape[1]}"
             )
-        self.embedding, self.pooling = embedding, pooling or Pooling()
+        self.embedding, self.pooling, self.activation = embedding, pooling or Pooling(), activation
         self.deadline = NEVER
         self.device = torch.device(pick_device(device))
         self.images: Images = images.to(self.device)
@@ -129,9 +133,9 @@ class Stream:
         channels, height, width = self.images.shape[1:]
         arguments = self.embedding.spec, self.pooling, (channels, height, width), self.patch_dtype
         exact = Fused.is_exact(self.embedding.spec, self.images, self.patch_dtype)
-        if not self.small and self.device.type == "cpu" and exact and Fused.suits(*arguments):
-            return Fused(*arguments)
-        return Unrolled(*arguments, self.device)
+        if not self.small and self.device.type == "cpu" and exact and Fused.suits(*arguments, self.activation):
+            return Fused(*arguments, self.activation)
+        return Unrolled(*arguments, self.device, self.activation)
 
     def chunks(self, m: int, span: slice) -> Iterator[slice]:
         """Slices of images with which `m` filters have about `chunk_bytes` in flight."""

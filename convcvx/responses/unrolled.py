@@ -8,13 +8,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from convcvx.activations import RELU, Activation
 from convcvx.patches import PatchSpec
 from convcvx.pooling import Pooling
 from convcvx.responses.pools import pool_of
 
 
 class Unrolled:
-    """Rectified and pooled products of patches and kernels, and their adjoint, for images of one shape.
+    """Activated and pooled products of patches and kernels, and their adjoint, for images of one shape.
 
     Images are unrolled in each call; what `columns` made of them may be given in their place.
 
@@ -25,8 +26,9 @@ class Unrolled:
     shape : (int, int, int)
         Channels, rows and columns of an image.
     dtype : torch.dtype
-        In which patches and kernels are multiplied, their products rectified and pooled.
+        In which patches and kernels are multiplied, their products activated and pooled.
     device : torch.device
+    activation : Activation
     """
 
     def __init__(
@@ -36,8 +38,9 @@ class Unrolled:
         shape: tuple[int, int, int],
         dtype: torch.dtype,
         device: torch.device,
+        activation: Activation = RELU,
     ) -> None:
-        self._spec, self._dtype, self._device = spec, dtype, device
+        self._spec, self._dtype, self._device, self._activation = spec, dtype, device, activation
         height, width = spec.output_size(*shape[1:])
         self._pool = pool_of(pooling, height, width, dtype, device)
         self._n_positions = height * width
@@ -50,7 +53,7 @@ class Unrolled:
 
     def __call__(self, images: Tensor, kernels: Tensor) -> Tensor:
         """(b, C, H, W) images and (m, h) kernels to (b, P, m) pooled responses."""
-        return self._pool(self._activate(self.columns(images), kernels))
+        return self._pool(self._activate(self.columns(images), kernels)[0])
 
     def vjp(self, images: Tensor, kernels: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """The pooled responses, and the map from slopes (b, P, m) in them to the gradient (h, m) in the kernels.
@@ -58,7 +61,7 @@ class Unrolled:
         The map overwrites its argument, and serves once, before the thread's next pass.
         """
         columns = self.columns(images)
-        pooled, spread = self._pool.vjp(self._activate(columns, kernels))
+        pooled, spread = self._pool.vjp(*self._activate(columns, kernels))
 
         def pull_back(slopes: Tensor) -> Tensor:
             return columns @ spread(slopes.to(self._dtype)).flatten(0, 1)
@@ -73,14 +76,23 @@ class Unrolled:
         images = images if self._spec.contrast is not None else images.to(self._dtype)
         return self._spec.columns(images).to(self._dtype)
 
-    def _activate(self, columns: Tensor, kernels: Tensor) -> Tensor:
-        """(x_ik·u_j)_+ as (b, K, m), in memory that the thread's next call reuses."""
-        out = self._scratch(columns.shape[1], len(kernels))
-        return torch.mm(columns.T, kernels.T, out=out).relu_().unflatten(0, (-1, self._n_positions))
+    def _activate(self, columns: Tensor, kernels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """σ(x_ik·u_j) and σ'(x_ik·u_j) as (b, K, m), in memory that the thread's next call reuses.
 
-    def _scratch(self, rows: int, m: int) -> Tensor:
+        Of the ReLU no slopes: they are 1 where it is positive.
+        """
+        shape = columns.shape[1], len(kernels)
+        products = torch.mm(columns.T, kernels.T, out=self._scratch("active", *shape))
+        by_position = products.unflatten(0, (-1, self._n_positions))
+        if self._activation == RELU:
+            return by_position.relu_(), None
+        slopes = self._activation.slopes_(by_position, self._scratch("slopes", *shape).view_as(by_position))
+        return by_position.mul_(slopes), slopes
+
+    def _scratch(self, name: str, rows: int, m: int) -> Tensor:
         """(rows, m) uninitialised: fresh pages for every chunk would cost as much as the arithmetic."""
-        buffer = getattr(self._buffers, "active", None)
+        buffer = getattr(self._buffers, name, None)
         if buffer is None or buffer.numel() < rows * m:
-            buffer = self._buffers.active = torch.empty(rows * m, dtype=self._dtype, device=self._device)
+            buffer = torch.empty(rows * m, dtype=self._dtype, device=self._device)
+            setattr(self._buffers, name, buffer)
         return buffer[: rows * m].view(rows, m)

@@ -25,6 +25,9 @@ range of CX, plus (1/2n) times the square of what the projection drops. Then:
   whose a_k >= 0);
 - neither: it bounds nothing. A linear neuron is two ReLU neurons, hence p_lin at 2β is still an upper bound.
 
+*Without activation* the linear network is all there is: p_lin is the optimum, also of several patches in one cell, with
+the pooled patches Σ_k w_k x_ik for rows.
+
 XXᵀ ∝ I implies spike-free: ‖(CX)^†C(Xu)₊‖ = ‖C(Xu)₊‖/s <= ‖CXu‖/s <= ‖u‖, and every vector is in the range.
 """
 
@@ -36,10 +39,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from convcvx.activations import LINEAR
 from convcvx.budget import OutOfTime
 from convcvx.errors import InputError
 from convcvx.oracles.base import Oracle
-from convcvx.oracles.needs import AVERAGES, ONE_PATCH, SQUARED_LOSS, Need, require
+from convcvx.oracles.needs import AVERAGES, ONE_PATCH, RECTIFIED_OR_LINEAR, SQUARED_LOSS, Need, require
 from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem, relative_gap
 from convcvx.responses.gated import embedded_rows
@@ -103,7 +107,7 @@ class BySoftThresholding(Solver):
     """
 
     name: ClassVar[str] = "closed-form"
-    needs: ClassVar[tuple[Need, ...]] = (AVERAGES, SQUARED_LOSS)
+    needs: ClassVar[tuple[Need, ...]] = (AVERAGES, RECTIFIED_OR_LINEAR, SQUARED_LOSS)
     asks_oracle: ClassVar[bool] = False
     resumes: ClassVar[bool] = False
 
@@ -123,7 +127,8 @@ class BySoftThresholding(Solver):
         problem, budget, form, short = level.problem, level.budget, None, Status.CONDITIONS
         try:
             form = analyse(problem, oracle, seed)
-            filters = torch.cat([form.filters, -form.filters])[: budget.max_filters]
+            both = form.filters if problem.responses.activation.symmetric else torch.cat([form.filters, -form.filters])
+            filters = both[: budget.max_filters]
             if len(filters):
                 result = solve_master(problem, filters, tol=min(self.exact * budget.tol, self.coarsest))
                 solution = solution.with_parameters(filters, result.weights, result.intercept)
@@ -149,9 +154,8 @@ class BySoftThresholding(Solver):
 def closed_form_holds(problem: Problem) -> bool:
     """Whether the closed form is the optimum at every β, as far as XXᵀ ∝ I and signs tell without a search."""
     responses = problem.responses
-    several = responses.n_positions * responses.n_cells > 1
     unmet = any(need.lacking(problem) is not None for need in BySoftThresholding.needs)
-    if unmet or several or problem.n > responses.dim + problem.intercept:
+    if unmet or not _one_row(problem) or problem.n > responses.dim + problem.intercept:
         return False
     try:
         scale = float((problem.targets * roots(problem)).norm() * _linear_rows(problem).norm()) / problem.shares.total
@@ -164,9 +168,9 @@ def closed_form_holds(problem: Problem) -> bool:
 
 def analyse(problem: Problem, oracle: Oracle | None = None, seed: int = 0) -> ClosedForm:
     """Test the conditions on the data and evaluate the closed form."""
-    require("solver closed-form", (AVERAGES, SQUARED_LOSS), problem)
+    require("solver closed-form", BySoftThresholding.needs, problem)
     problem = problem.with_dtype(torch.float64)
-    single = problem.responses.n_positions == problem.responses.n_cells == 1
+    single, linear_network = _one_row(problem), problem.responses.activation == LINEAR
     rows = _linear_rows(problem)  # X
     targets, total = centred(problem, problem.targets * roots(problem)), problem.shares.total
     left, sizes, right = torch.linalg.svd(centred(problem, rows), full_matrices=False)
@@ -174,9 +178,11 @@ def analyse(problem: Problem, oracle: Oracle | None = None, seed: int = 0) -> Cl
     left, sizes, right = left[:, :rank], sizes[:rank], right[:rank]
     isotropic = single and (rank == 0 or float(sizes[0] / sizes[-1]) <= 1 + EXACT)
     whitened = isotropic and rank == problem.n - problem.intercept
-    is_spike_free, ratio = (
-        spike_free(problem, rows, (left, sizes, right), whitened, oracle, seed) if single else (None, 0.0)
-    )
+    is_spike_free, ratio = None, 0.0
+    if single and linear_network:
+        is_spike_free, ratio = True, 1.0
+    elif single:
+        is_spike_free, ratio = spike_free(problem, rows, (left, sizes, right), whitened, oracle, seed)
 
     inside = left.T @ targets
     radius = float(sizes[0]) if single and rank else _radius(problem)
@@ -190,7 +196,7 @@ def analyse(problem: Problem, oracle: Oracle | None = None, seed: int = 0) -> Cl
     filters = torch.nn.functional.normalize(directions / sizes @ right if rank else rows.new_zeros(0, rows.shape[1]))
     heights = rows @ filters.T
     lowest = torch.minimum(-heights.amin(dim=0), heights.amax(dim=0)) if len(filters) else heights.new_zeros(0)
-    signs = single and bool((lowest <= EXACT * heights.abs().amax(dim=0)).all())
+    signs = single and (linear_network or bool((lowest <= EXACT * heights.abs().amax(dim=0)).all()))
     linear = _thresholded(problem, spectrum, radius) + dropped / (2 * total) if isotropic else None
     meaning = {
         (True, True): "optimum",
@@ -229,6 +235,12 @@ def whitened(problem: Problem) -> Problem:
         responses.images, embedding, responses.pooling, dtype=responses.dtype, device=responses.device
     )
     return replace(problem, responses=moved)
+
+
+def _one_row(problem: Problem) -> bool:
+    """Whether a sample is one row: its patch, or without activation the sum of its pooled patches."""
+    responses = problem.responses
+    return responses.n_cells == 1 and (responses.n_positions == 1 or responses.activation == LINEAR)
 
 
 def _linear_rows(problem: Problem) -> Tensor:

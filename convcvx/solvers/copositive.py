@@ -18,7 +18,7 @@ from torch import Tensor
 from convcvx.budget import OutOfTime
 from convcvx.oracles.base import Oracle, OracleResult
 from convcvx.oracles.copositive import CopositiveOracle
-from convcvx.oracles.needs import AVERAGES, CONIC_LOSS, Need
+from convcvx.oracles.needs import AVERAGES, CONIC_LOSS, RECTIFIED, Need
 from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
 from convcvx.solution import Solution, Status
@@ -48,7 +48,7 @@ class Copositive(Solver):
     """
 
     name: ClassVar[str] = "copositive"
-    needs: ClassVar[tuple[Need, ...]] = (AVERAGES, CONIC_LOSS)
+    needs: ClassVar[tuple[Need, ...]] = (AVERAGES, RECTIFIED, CONIC_LOSS)
     asks_oracle: ClassVar[bool] = False
 
     backend: str = "clarabel"

@@ -1,6 +1,6 @@
 """Frozen features: what a trained stage makes of images, for the next stage to train on.
 
-The stage's rectified maps are averaged down and projected on their principal channels, which keeps the patches of
+The stage's activated maps are averaged down and projected on their principal channels, which keeps the patches of
 the next stage small. They are streamed as pooled responses are, which is faster than the torch module, into a
 half-precision file where they are used again.
 """
@@ -12,11 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
+from convcvx.activations import Activation
 from convcvx.data.images import Images
 from convcvx.machine.watch import watched
 from convcvx.network.two_layer import TwoLayerCNN
@@ -119,7 +121,7 @@ def _own_features(images: Images, source: tuple[TwoLayerCNN, Link, str]) -> Tens
 
 
 def _maps(stage: TwoLayerCNN, downsample: int, images: Images, device: str) -> Iterator[Tensor]:
-    """The rectified maps (b, m, H, W) of `stage`, averaged down, some images at a time."""
+    """The activated maps (b, m, H, W) of `stage`, averaged down, some images at a time."""
     a = stage.architecture
     state = stage.state_dict()
     kernels = state["0.weight"].flatten(1)
@@ -128,7 +130,8 @@ def _maps(stage: TwoLayerCNN, downsample: int, images: Images, device: str) -> I
     size = kernels.shape[1]
     embedding = PatchEmbedding(a.spec, a.image_shape[0], torch.eye(size, dtype=torch.float64), size, 1.0)
     pooling = Pooling("window", (downsample, downsample), (downsample, downsample))
-    responses = Responses(images, embedding, pooling, dtype=torch.float32, device=device)
+    how: dict[str, Any] = {"dtype": torch.float32, "device": device, "activation": Activation.of(a.activation)}
+    responses = Responses(images, embedding, pooling, **how)
     grid = pooling.output_size(*responses.map_size)
     at_once = SPAN * torch.get_num_threads()
     for _, block in responses.blocks(kernels, at_once * len(kernels) * responses.n_cells * responses.dtype.itemsize):

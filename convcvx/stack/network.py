@@ -1,6 +1,6 @@
 """The stacked network: two-layer networks, each on the maps of the one before, as one torch module.
 
-A stage is a whole `TwoLayerCNN` with a head of its own. The link to the next one takes its rectified maps,
+A stage is a whole `TwoLayerCNN` with a head of its own. The link to the next one takes its activated maps,
 averages them down and keeps their principal channels with a 1x1 convolution. Files are safetensors.
 """
 
@@ -34,7 +34,7 @@ DESCRIPTION = {
 
 
 class Link(nn.Sequential):
-    """Rectified maps (n, m, H, W) to the features (n, channels, H // downsample, W // downsample) of the next stage.
+    """Activated maps (n, m, H, W) to the features (n, channels, H // downsample, W // downsample) of the next stage.
 
     `paired`: mirroring an image mirrors its features and swaps the two halves of their channels.
     """
@@ -73,14 +73,14 @@ class StackedCNN(nn.Module):
         }
 
     def _layers(self) -> list[tuple[nn.Module, ...]]:
-        """Convolution, ReLU, pooling, Flatten and Linear of every stage."""
+        """Convolution, activation, pooling, Flatten and Linear of every stage."""
         return [tuple(stage.children()) for stage in self.stages]
 
     def forward(self, images: Tensor) -> Tensor:
         """(n, C, H, W) to (n, c)."""
         scores, features = [], images
-        for k, (convolution, relu, pooling, flatten, linear) in enumerate(self._layers()):
-            maps, last = relu(convolution(features)), k == len(self.links)
+        for k, (convolution, activation, pooling, flatten, linear) in enumerate(self._layers()):
+            maps, last = activation(convolution(features)), k == len(self.links)
             if last or self.ensemble:
                 scores.append(linear(flatten(pooling(maps))))
             if not last:
@@ -89,16 +89,16 @@ class StackedCNN(nn.Module):
 
     def features(self, images: Tensor, stage: int) -> Tensor:
         """What `stage` (0 is the first) sees of the images (n, C, H, W)."""
-        for (convolution, relu, *_), link in zip(self._layers()[:stage], self.links[:stage], strict=True):
-            images = link(relu(convolution(images)))
+        for (convolution, activation, *_), link in zip(self._layers()[:stage], self.links[:stage], strict=True):
+            images = link(activation(convolution(images)))
         return images
 
     def sequential(self) -> nn.Sequential:
         """The layers behind the last head, shared with this module, as a plain `nn.Sequential`."""
         *earlier, last = self._layers()
         body: list[nn.Module] = []
-        for (convolution, relu, *_), link in zip(earlier, self.links, strict=True):
-            body += [convolution, relu, *link.children()]
+        for (convolution, activation, *_), link in zip(earlier, self.links, strict=True):
+            body += [convolution, activation, *link.children()]
         return nn.Sequential(*body, *last)
 
     @classmethod

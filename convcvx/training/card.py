@@ -39,7 +39,7 @@ def model_card(kind: str, network: Any, metrics: dict[str, Any], stages: list[di
         "",
         f"# {kind} for {data}",
         "",
-        "A convolutional ReLU network trained by convcvx, which seeks the optimum of the objective, loss plus weight "
+        "A convolutional network trained by convcvx, which seeks the optimum of the objective, loss plus weight "
         "decay, as a convex program, and says how far from it the network is.",
         "",
         "## How far it is from the optimum",

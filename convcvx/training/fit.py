@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from convcvx.activations import Activation
 from convcvx.budget import LEAST
 from convcvx.certificate import Certificate
 from convcvx.data.datasets import Dataset
@@ -195,9 +196,8 @@ def finish(
     problem, solution, train = optimised.problem, optimised.solution, data[0]
     solution = solution.shifted(problem.offset)
     responses = problem.responses
-    network = TwoLayerCNN.from_solution(
-        solution, responses.embedding, responses.pooling, image_shape(train), intercept=config.intercept
-    )
+    space = responses.embedding, responses.pooling, image_shape(train)
+    network = TwoLayerCNN.from_solution(solution, *space, intercept=config.intercept, activation=responses.activation)
     network.meta = {"data": config.data, "classes": list(train.classes), "loss": config.loss, "beta": problem.beta}
     network.meta |= {name: value for name in ("resize", "channels") if (value := getattr(config, name)) is not None}
     network.to(responses.device)  # where it is checked and scored
@@ -250,7 +250,8 @@ def load_fit(run: Run) -> Fit:
     if not torch.equal(solution.intercept.float(), from_network):  # targets far from zero were centred
         solution = solution.shifted(from_network.double() - solution.intercept)
     config = run.config
-    solution = replace(solution, embedding=embedding, pooling=Pooling.of(config.pool))
+    pooling, activation = Pooling.of(config.pool), Activation.of(config.activation)
+    solution = replace(solution, embedding=embedding, pooling=pooling, activation=activation)
     return Fit(network, run.certificate, solution, config, metrics, run.origin)
 
 
@@ -271,6 +272,7 @@ def certificate_summary(certificate: Certificate) -> dict[str, Any]:
         "meaning",
         "beta",
         "loss",
+        "activation",
         "oracle",
         "family",
         "family_size",

@@ -36,6 +36,7 @@ def solve(
     beta: float,
     *,
     pooling: Any = None,
+    activation: Any = "relu",
     loss: str = "squared",
     intercept: bool = True,
     solver: str = "auto",
@@ -50,10 +51,10 @@ def solve(
     device: str = "cpu",
     sample_weight: Any = None,
 ) -> Solution:
-    """Train a two-layer ReLU network on given patches to the global optimum, with a certificate.
+    """Train a two-layer network on given patches to the global optimum, with a certificate.
 
         min  (1/n) Σ_i ℓ(f(x_i), y_i) + β Σ_j ‖V_j‖_F    over ‖u_j‖ = 1, any number of neurons j,
-        f(x_i) = Σ_j Σ_p Σ_k w_pk (x_ik·u_j)_+ V_j[p,:] + b
+        f(x_i) = Σ_j Σ_p Σ_k w_pk σ(x_ik·u_j) V_j[p,:] + b,      σ(t) = t_+ unless another activation is asked for
 
     which is weight decay β on the network's weights under a mean-reduced loss (Sahiner et al. 2021); `sample_weight`
     makes the mean a weighted one.
@@ -68,6 +69,8 @@ def solve(
         Weight decay.
     pooling : array (P, K), optional
         Non-negative pooling weights; None is global average pooling.
+    activation : {"relu", "leaky-relu:SLOPE", "abs", "linear"} or Activation
+        σ; a SLOPE lies between 0 and 1.
     loss : {"squared", "cross-entropy", "bce", "squared-hinge", "huber", "huber:DELTA"}
         ½‖f - y‖²; softmax cross-entropy; or, summed over outputs, binary cross-entropy and squared hinge (1 - t f)²₊,
         t = ±1, both also for labels (n, c) of 0 and 1; or Huber's loss, squared up to DELTA (1) and linear beyond.
@@ -117,7 +120,8 @@ def solve(
     config = TrainConfig(**options, tol=tol, **limits)
     deadline = Deadline.after(config.budget.time_limit)
     given: dict[str, Any] = {"pooling": pooling, "loss": loss, "intercept": intercept, "device": device}
-    problem, units = _in_units(patches, targets, sample_weight=sample_weight, **given)
+    given |= {"activation": activation, "sample_weight": sample_weight}
+    problem, units = _in_units(patches, targets, **given)
     config = replace(config, beta=units.reduced_beta(beta))
     solution, certificate = train(problem.until(deadline), units, config, oracle, start, callback)
     warn_short_of(certificate, solution, tol)
@@ -185,6 +189,7 @@ def beta_max(
     targets: Tensor | np.ndarray,
     *,
     pooling: Any = None,
+    activation: Any = "relu",
     loss: str = "squared",
     intercept: bool = True,
     oracle: str | Oracle = "auto",
@@ -196,6 +201,7 @@ def beta_max(
     0 for constant patches (with an intercept) or targets: no filter helps at any β.
     """
     given: dict[str, Any] = {"pooling": pooling, "loss": loss, "intercept": intercept, "sample_weight": sample_weight}
+    given["activation"] = activation
     problem, units = _in_units(patches, targets, **given)
     return units.of_g(find_beta_max(problem, oracle, seed))
 
@@ -231,7 +237,7 @@ def path(
 def _along(
     patches: Any, targets: Any, betas: Sequence[float] | None, n_betas: int, ratio: float, options: dict[str, Any]
 ) -> Iterator[Solution]:
-    own = "pooling", "loss", "intercept", "device", "sample_weight"
+    own = "pooling", "activation", "loss", "intercept", "device", "sample_weight"
     given = {name: options.pop(name) for name in own if name in options}
     run = {name: options.pop(name) for name in ("oracle", "start", "callback") if name in options}
     check_names(options, ("solver", "tol", "max_filters", "max_rounds", "time_limit", "seed"))

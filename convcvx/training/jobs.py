@@ -157,6 +157,7 @@ def certify_job(
             beta,
             embedding=embedding,
             pooling=config.pool,
+            activation=config.activation,
             intercept=config.intercept,
             n_classes=train.n_classes or None,
             device=pick_device(config.device),
@@ -211,8 +212,8 @@ def _load_network(path: Path, config: TrainConfig, train: Dataset, given: set[st
     if architecture is None:
         pool = config.pool if "pool" in given else None
         spec = config.patch_spec()
-        lies = {"stride": spec.stride, "padding": spec.padding, "dilation": spec.dilation}
-        network = foreign_network(state, image_shape(train), pool=pool, **lies)
+        how: dict[str, Any] = {name: getattr(spec, name) for name in ("stride", "padding", "dilation")}
+        network = foreign_network(state, image_shape(train), pool=pool, activation=config.activation, **how)
         return network, assumed(network, state)
     if architecture.image_shape != image_shape(train):
         raise RunError(

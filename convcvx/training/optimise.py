@@ -80,7 +80,8 @@ def optimise(
     if config.dictionary is not None and solution is not None and (config.max_rounds == 0 or over):
         # The dictionary alone, without the solver's passes over all images.
         responses = problem.responses
-        solution = replace(solution, embedding=responses.embedding, pooling=responses.pooling)
+        space = {name: getattr(responses, name) for name in ("embedding", "pooling", "activation")}
+        solution = replace(solution, **space)
         return Optimised(problem, solution, top)
     solution = solve_problem(
         problem,

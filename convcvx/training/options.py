@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from convcvx.activations import Activation
 from convcvx.budget import Budget
 from convcvx.data.form import ImageForm
 from convcvx.data.weights import class_weight_text
@@ -72,6 +73,7 @@ class TrainConfig(SearchOptions, ModelOptions, DataOptions):  # whose fields sta
         check_options(self)
         budget = self.budget  # which checks itself, as the next one does
         self.patch_spec()
+        Activation.of(self.activation)
         _ = self.image_form
         class_weight_text(self.class_weight)
         get_loss(self.loss)

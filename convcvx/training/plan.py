@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from convcvx.activations import Activation
 from convcvx.budget import NEVER, Budget
 from convcvx.certificate import Certificate
 from convcvx.data.arrays import as_tensor
@@ -59,6 +60,7 @@ def build_problem(
     spec: PatchSpec | None = None,
     embedding: PatchEmbedding | None = None,
     pooling: Any = None,
+    activation: Any = None,
     loss: str = "squared",
     intercept: bool = True,
     n_classes: int | None = None,
@@ -76,7 +78,8 @@ def build_problem(
     encoded = encode_targets(targets, loss, n_classes, intercept=intercept)  # fails before the pass over the images
     images, encoded, weights = counted(sample_weight, images, encoded)
     embedding = embedding or PatchEmbedding.fit(images, spec or PatchSpec(), flips=flips, weights=weights)
-    made = responses(images, embedding, Pooling.of(pooling), dtype=dtype, device=device)
+    how: dict[str, Any] = {"dtype": dtype, "device": device, "activation": Activation.of(activation)}
+    made = responses(images, embedding, Pooling.of(pooling), **how)
     targets = as_tensor("targets", targets) if len(encoded) == len(targets) else encoded
     return Problem.build(made, targets, beta, loss, intercept, n_classes, weights)
 
@@ -100,7 +103,8 @@ def find_beta_max(problem: Problem, oracle: str | Oracle = "auto", seed: int = 0
         if not len(found.values):
             found = FIRST_LOOK(problem.until(NEVER), dual_point, seed=seed)
         g_max = float(found.values.max())
-    return g_max if g_max > _rounding_of_g(problem.until(NEVER), dual_point) else 0.0
+    attained = float(found.values.max()) if len(found.values) else g_max  # a bound has its own allowance for rounding
+    return g_max if attained > _rounding_of_g(problem.until(NEVER), dual_point) else 0.0
 
 
 def _rounding_of_g(problem: Problem, dual_point: Tensor) -> float:
@@ -115,7 +119,7 @@ def _rounding_of_g(problem: Problem, dual_point: Tensor) -> float:
     share = ROUNDINGS * single + 2 * problem.n * problem.responses.n_positions * double
     sizes = share * dual_point.norm(dim=1) + ROUNDINGS * double * problem.shares.times(problem.targets.norm(dim=1))
     axes = torch.eye(problem.responses.dim, dtype=torch.float64)
-    sums = sample.responses.correlate(torch.cat([axes, -axes]), sizes[::step, None])
+    sums = sample.responses.rectified().correlate(torch.cat([axes, -axes]), sizes[::step, None])
     return step * float(sums.sum(dim=0).norm())
 
 
@@ -177,7 +181,8 @@ def solve_problem(
         **extra,
     )
     responses = problem.responses
-    return replace(solution, embedding=responses.embedding, pooling=responses.pooling)
+    space = {name: getattr(responses, name) for name in ("embedding", "pooling", "activation")}
+    return replace(solution, **space)
 
 
 def warn_short_of(certificate: Certificate, solution: Solution, tol: float) -> None:

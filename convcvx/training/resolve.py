@@ -98,6 +98,7 @@ def training_problem(
         train.targets,
         embedding=fitted,
         pooling=config.pool,
+        activation=config.activation,
         loss=config.loss,
         intercept=config.intercept,
         n_classes=train.n_classes or None,

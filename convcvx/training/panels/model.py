@@ -39,6 +39,15 @@ class ModelOptions:
         read=pool_text,
         form="a grid such as 4 or (4, 2), or a text such as global, window:3,2, max:4 or none",
     )
+    activation: str = option(
+        "relu",
+        MODEL,
+        "relu; leaky-relu:SLOPE with a slope between 0 and 1, as nn.LeakyReLU has it; abs, the absolute value; linear, "
+        "none: a convolution, pooled and weighed.",
+        per_stage="",
+        read=str,
+        form="relu, leaky-relu:SLOPE, abs or linear",
+    )
     hidden_bias: bool = option(False, MODEL, "A regularised bias in each filter.")
     intercept: bool = option(True, MODEL, "An unpenalised bias in the output.", any_model=True)
     rank: int | None = option(
