@@ -1,6 +1,5 @@
 """Adam and SGD against convcvx on the same network and objective: MNIST, objective against seconds.
 
-    python benchmarks/adam_race.py tune            # batches and rates, on 5,000 images
     python benchmarks/adam_race.py run adam        # then sgd, convcvx; one process each, one after the other
     python benchmarks/adam_race.py report          # writes results/adam_race.md and .png
     python benchmarks/adam_race.py all --device cuda   # all of it on a GPU; writes results/adam_race-cuda.md and .png
@@ -19,7 +18,7 @@ import json
 import os
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: waiting threads that spin would count as work
@@ -28,7 +27,6 @@ import torch
 from machine import machine
 from matplotlib.figure import Figure
 from rivals import BETA, KERNEL, POOL, WIDTH, Clock, Plan, Trained, frontier, load_mnist, objective, race, steady
-from rivals import run as train
 from torch import Tensor
 
 from convcvx.budget import Budget
@@ -37,14 +35,12 @@ from convcvx.solution import Solution
 from convcvx.training.plan import build_problem, solve_problem
 
 RIVALS = ("adam", "sgd")
-TUNED = 5_000
-"""Images on which batch and rate of the race on all images are chosen."""
-TRIED = (2, 4)
-"""Epochs of that choice."""
 SCHEDULES = (2, 4, 8, 16)
 """Epochs of the race on all images."""
 SHORT = (4, 8, 16, 32)
 """Epochs of the races on fewer images."""
+SEARCHED = "by successive halving over batches of 16 to 512, four rates, and schedules of"
+"""How the rivals' plans were chosen."""
 REPEATED = len(RIVALS) + 1
 """Trainings of convcvx in a race on fewer images, before, between and after the rivals': their median counts."""
 COLOURS = {"adam": "tab:orange", "sgd": "tab:green", "convcvx": "black"}
@@ -65,26 +61,13 @@ def kept(name: str) -> list[Trained]:
     return [Trained(Plan(**row.pop("plan")), **row) for row in rows]
 
 
-def followed(name: str, trained: Sequence[Trained]) -> None:
-    keep(name, [asdict(one) for one in trained])
-    print(trained[-1].plan, f"{trained[-1].seconds:.1f} s, objective {trained[-1].objective:.5f}", flush=True)
-
-
-def chosen(tried: Sequence[Trained]) -> Plan:
-    """The plan with the least objective; compiled if that took fewer seconds."""
-    best = min((one for one in tried if not one.plan.compiled), key=lambda one: one.objective)
-    faster = [one.plan for one in tried if one.plan == replace(best.plan, compiled=True) and one.seconds < best.seconds]
-    return faster[0] if faster else best.plan
-
-
-def tune(data_dir: str, device: str) -> None:
-    """Batch and rate of each rival, by its objective on the first images."""
-    images, onehot = load_mnist(data_dir, device, TUNED)
-    for name in RIVALS:
-        done: list[Trained] = []
-        for trained in race(name, images, onehot, TRIED):
-            done.append(trained)
-            followed(f"{name}-tuned", done)
+def raced(name: str, rival: str, images: Tensor, onehot: Tensor, epochs: Sequence[int]) -> None:
+    """Race a rival, and keep what it came to under `name`, beside what is there."""
+    done = kept(name)
+    for trained in race(rival, images, onehot, epochs):
+        done.append(trained)
+        keep(name, [asdict(one) for one in done])
+        print(trained.plan, f"{trained.seconds:.1f} s, objective {trained.objective:.5f}", flush=True)
 
 
 def run(name: str, data_dir: str, device: str) -> None:
@@ -93,11 +76,8 @@ def run(name: str, data_dir: str, device: str) -> None:
     if name == "convcvx":
         keep(name, convcvx(images, onehot, 2 * WIDTH, say=print))
         return
-    best = chosen(kept(f"{name}-tuned"))
-    done: list[Trained] = []
-    for epochs in SCHEDULES:
-        done.append(train(replace(best, epochs=epochs), images, onehot))
-        followed(name, done)
+    keep(name, [])
+    raced(name, name, images, onehot, SCHEDULES)
 
 
 def convcvx(images: Tensor, onehot: Tensor, filters: int, say: Callable[[Point], None]) -> list[Point]:
@@ -141,9 +121,8 @@ def report(device: str) -> None:
         "# Adam and SGD against convcvx",
         "",
         f"`python benchmarks/adam_race.py` on {machine(device)}; {unit(device)}, one thread. MNIST 60,000, 5x5 "
-        f"filters, 4x4 cells, squared loss, beta {BETA}, no biases; rivals with {WIDTH} filters, batch and rate the "
-        f"best of {len(kept('adam-tuned'))} trainings on {TUNED:,} images each, a cosine schedule over each number "
-        "of epochs, all their epochs as fast as the fastest.",
+        f"filters, 4x4 cells, squared loss, beta {BETA}, no biases; rivals with {WIDTH} filters, {SEARCHED} "
+        f"{', '.join(map(str, SCHEDULES))} epochs, all epochs as fast as the fastest.",
         "",
         f"| competitor | {unit(device)} | filters | objective | lower bound (estimate) |",
         "|---" * 5 + "|",
@@ -192,11 +171,9 @@ def sizes(data_dir: str, device: str, counts: Sequence[int]) -> None:
     for count in counts:
         images, onehot = load_mnist(data_dir, device, count)
         ours = [convcvx(images, onehot, WIDTH, say=lambda _: None)]
-        done: list[Trained] = []
+        keep(f"size-{count}", [])
         for name in RIVALS:
-            for trained in race(name, images, onehot, SHORT):
-                done.append(trained)
-                followed(f"size-{count}", done)
+            raced(f"size-{count}", name, images, onehot, SHORT)
             ours.append(convcvx(images, onehot, WIDTH, say=lambda _: None))
         keep(f"size-{count}-convcvx", ours)
 
@@ -209,8 +186,7 @@ def report_sizes(device: str) -> None:
         "",
         f"`python benchmarks/adam_race.py sizes --sizes {','.join(map(str, counts))}` on {machine(device)}; "
         f"{unit(device)}, one thread. MNIST, 5x5 filters, 4x4 cells, squared loss, beta {BETA}, no biases, {WIDTH} "
-        "filters at most for all. Rivals: successive halving over batches of 16 to 512, four rates and schedules of "
-        f"{', '.join(map(str, SHORT))} epochs, the best once more by torch.compile, all epochs as fast as the fastest; "
+        f"filters at most for all. Rivals: {SEARCHED} {', '.join(map(str, SHORT))} epochs, all as fast as the fastest; "
         "rows are those that no other beats in both time and objective. convcvx: the median of "
         f"{REPEATED} trainings, before, between and after the rivals'.",
     ]
@@ -249,7 +225,7 @@ def draw(rivals: dict[str, list[Trained]], ours: Sequence[Point], device: str) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=("tune", "run", "report", "all", "sizes"))
+    parser.add_argument("action", choices=("run", "report", "all", "sizes"))
     parser.add_argument("competitor", nargs="?", choices=(*RIVALS, "convcvx"))
     parser.add_argument("--data-dir", default="../shared/data")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -257,12 +233,10 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     where = arguments.data_dir, arguments.device
-    if arguments.action in ("tune", "all"):
-        tune(*where)
     for name in (arguments.competitor,) if arguments.action == "run" else (*RIVALS, "convcvx"):
         if arguments.action in ("run", "all"):
             run(name, *where)
-    if arguments.action in ("report", "all"):
+    if arguments.action == "all" or (arguments.action == "report" and (FOLDER / "convcvx.json").exists()):
         report(arguments.device)
     if arguments.action == "sizes":
         sizes(*where, arguments.sizes)

@@ -142,7 +142,7 @@ def race(
 ) -> Iterator[Trained]:
     """Successive halving over batches and rates: all for `epochs[0]`, the best of these for `epochs[1]`, and so on.
 
-    The last schedule's best plan is trained once more with `torch.compile`.
+    The last schedule's best plan is trained once more by `torch.compile`.
     """
     plans = [Plan(optimizer, rate, batch, epochs[0]) for batch in batches for rate in RATES[optimizer]]
     for last, length in enumerate(epochs, start=1):
