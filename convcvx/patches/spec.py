@@ -98,7 +98,7 @@ class PatchSpec:
             vertical, horizontal = self.padding
             images = F.pad(images, (horizontal, horizontal, vertical, vertical))
         windows = images.unfold(2, self.kernel_size[0], self.stride[0]).unfold(3, self.kernel_size[1], self.stride[1])
-        return rearrange(windows, "b c rows columns h w -> c h w b rows columns")
+        return windows.permute(1, 4, 5, 0, 2, 3)
 
     def columns(self, images: Tensor) -> Tensor:
         """(b, C, H, W) images to (h, b*K) patches, one a column, K in row-major order, h = C*kh*kw (+1 if `constant`).

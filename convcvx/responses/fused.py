@@ -15,7 +15,6 @@ from itertools import pairwise
 import numpy as np
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 from convcvx.data.images import Images, StreamedImages
@@ -124,7 +123,7 @@ class Fused:
         blocks = -(-m // self._width)
         weights = torch.zeros(blocks * self._width, len(plan.taps) + 1, dtype=self._dtype)
         weights[:m, : kernels.shape[1]] = self._centred(kernels)
-        weights = rearrange(weights, "(block lane) tap -> block tap lane", lane=self._width).contiguous()
+        weights = weights.view(blocks, self._width, -1).transpose(1, 2).contiguous()
         pooled = torch.zeros(len(pixels), len(plan.means), blocks, self._width, dtype=self._dtype)
         stride = self._spec.stride[1]
         respond(
@@ -139,7 +138,7 @@ class Fused:
         gradient = torch.zeros(blocks, len(plan.taps) + 1, self._width, dtype=self._dtype)
         stride = self._spec.stride[1]
         pull_back(pixels, plan.taps, stride, plan.tiles, gradient.numpy(), scales, padded.numpy(), signs, self._maximum)
-        gradient = rearrange(gradient, "block tap lane -> tap (block lane)")[: len(plan.taps) + self._spec.constant, :m]
+        gradient = gradient.transpose(0, 1).flatten(1)[: len(plan.taps) + self._spec.constant, :m]
         return self._centred(gradient.T).T
 
     def _centred(self, kernels: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from convcvx.arrangements.cells import sample_patterns
@@ -106,7 +105,7 @@ class GatedResponses:
         q, c = len(weights), weights.shape[3]
         out = torch.empty(self.responses.n, c, dtype=torch.float64)
         matrix = weights.to(self.gates)
-        matrix = rearrange(matrix, "q a 1 c -> a (q c)" if self._flat else "q a p c -> (q a p) c")
+        matrix = matrix[:, :, 0].permute(1, 0, 2).flatten(1) if self._flat else matrix.flatten(0, 2)
         for where, (features, *gates_open) in self._blocks():
             product = features @ matrix
             if gates_open:
@@ -126,7 +125,7 @@ class GatedResponses:
                 rows = (gates_open[0][:, :, None] * rows[:, None]).flatten(1)
             total += features.T @ rows
         if self._flat:
-            return rearrange(total, "a (q c) -> q a 1 c", c=c).contiguous().cpu()
+            return total.view(-1, q, c).permute(1, 0, 2)[:, :, None].contiguous().cpu()
         return total.view(*self.shape, c).cpu()
 
     def matrix(self) -> Tensor:

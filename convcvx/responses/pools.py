@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 from convcvx.pooling import Pooling
@@ -156,11 +155,11 @@ class LargestPool:
 
 def _maps(rows: Tensor, size: tuple[int, int]) -> Tensor:
     """(b, K, m) as (b, m, height, width), channels last in memory."""
-    return rearrange(rows, "b (h w) m -> b m h w", h=size[0])
+    return rows.unflatten(1, size).permute(0, 3, 1, 2)
 
 
 def _flat(maps: Tensor) -> Tensor:
-    return rearrange(maps, "b m h w -> b (h w) m")
+    return maps.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def _mask_(slopes: Tensor, active: Tensor) -> Tensor:

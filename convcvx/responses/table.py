@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from convcvx.responses.streams import BLOCK_BYTES, Stream, exhaust, sum_up
@@ -64,7 +63,7 @@ class Pass:
 def _predict(stream: Stream, filters: Tensor, weights: Tensor, intercept: Tensor) -> list[Tensor]:
     """f (n, c)."""
     kernels, m = stream.kernels(filters), len(filters)
-    matrix = rearrange(weights.to(stream.device, stream.dtype), "m p c -> c (p m)")
+    matrix = weights.to(stream.device, stream.dtype).permute(2, 1, 0).flatten(1)  # (c, P·m)
     predictions = intercept.double().to(stream.device).expand(stream.n, -1).clone()
 
     def work(span: slice) -> None:
@@ -100,13 +99,13 @@ def _correlate(stream: Stream, dual_point: Tensor, filters: Tensor) -> list[Tens
     total = stream.zeros(dual_point.shape[1], len(filters) * stream.n_cells)
     for where, block in stream.blocks(filters):
         total += dual_point[where].to(block).T @ block.flatten(1)
-    return [rearrange(total, "c (m p) -> m p c", p=stream.n_cells).cpu()]
+    return [total.T.unflatten(0, (len(filters), stream.n_cells)).cpu()]
 
 
 def _ascent(stream: Stream, dual_point: Tensor, filters: Tensor, directions: Tensor) -> list[Tensor]:
     """G (m, P, c), and the gradient (m, r) of Σ_j <directions_j (P, c), G_j>."""
     kernels, m = stream.kernels(filters), len(filters)
-    towards = rearrange(directions.to(stream.device, stream.dtype), "m p c -> c (p m)")
+    towards = directions.to(stream.device, stream.dtype).permute(2, 1, 0).flatten(1)  # (c, P·m)
     dual_point = dual_point.to(stream.device, stream.dtype)
 
     def work(span: slice) -> tuple[Tensor, Tensor]:
@@ -118,7 +117,7 @@ def _ascent(stream: Stream, dual_point: Tensor, filters: Tensor, directions: Ten
         return total, slope
 
     total, slope = sum_up(stream.each(work, 0, stream.n))
-    correlations = rearrange(total, "c (p m) -> m p c", p=stream.n_cells).cpu()
+    correlations = total.T.unflatten(0, (stream.n_cells, m)).transpose(0, 1).cpu()
     return [correlations, stream.pulled_back(slope).cpu()]
 
 
@@ -131,7 +130,7 @@ def _slopes(stream: Stream, slopes: Tensor, filters: Tensor, weights: Tensor, in
 def gradients(stream: Stream, filters: Tensor, weights: Tensor, intercept: Tensor, residual: Residual) -> list[Tensor]:
     """Gradients in filters (m, r), weights (m, P, c) and intercept (c,) of a function of the predictions."""
     kernels, m = stream.kernels(filters), len(filters)
-    matrix = rearrange(weights.to(stream.device, stream.dtype), "m p c -> c (p m)")
+    matrix = weights.to(stream.device, stream.dtype).permute(2, 1, 0).flatten(1)  # (c, P·m)
     shift = intercept.to(stream.device, stream.dtype)
     images = torch.arange(stream.n, device=stream.device)
 
@@ -147,7 +146,7 @@ def gradients(stream: Stream, filters: Tensor, weights: Tensor, intercept: Tenso
         return kernel, weight, bias
 
     kernel, weight, bias = sum_up(stream.each(work, 0, stream.n))
-    return [stream.pulled_back(kernel), rearrange(weight, "c (p m) -> m p c", p=stream.n_cells), bias]
+    return [stream.pulled_back(kernel), weight.T.unflatten(0, (stream.n_cells, m)).transpose(0, 1), bias]
 
 
 PREDICT = Pass(_predict, ("cat",))
