@@ -143,6 +143,7 @@ def certify_parameters(
         proved=proved,
         proved_gap=relative_gap(primal, proved),
         proved_by=shown.proved_by,
+        pooling=str(problem.responses.pooling),
     )
 
 
