@@ -17,6 +17,9 @@ from torch import Tensor
 from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
 
+VALUES_OF_G = ("bound_without_cones", "searched_bound", "remainder")
+"""Statistics of oracles that are in the unit of g, targets times images: the others are counts, shares and seconds."""
+
 
 @dataclass(frozen=True)
 class OracleResult:
@@ -34,7 +37,7 @@ class OracleResult:
         Or its text: `global` if and only if `upper_bound` was proved for all filters; `sampled` if for those whose
         activation pattern is one of a sample; else nothing was proved.
     stats : dict
-        What the oracle did: starts, basins, cells, seconds.
+        What the oracle did: starts, basins, cells, seconds; what is a g is named in `VALUES_OF_G`.
     """
 
     filters: Tensor
