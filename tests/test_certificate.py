@@ -24,6 +24,8 @@ from convcvx.oracles import ExactOracle
 from convcvx.oracles.scope import Scope
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.pooling import Pooling
+from convcvx.solution import Solution
+from convcvx.solvers.rounds import consult, predicted
 from convcvx.training.plan import build_problem, solve_problem
 from convcvx.training.run import Run
 
@@ -516,6 +518,17 @@ def test_a_proof_above_the_objective_of_a_network_is_a_fault_and_no_certificate(
     assert certify_parameters(problem, *halfway).rel_gap > 0.01
     with pytest.raises(RunError, match=r"the lower bound .* is above the objective .* a fault of convcvx"):
         certify_parameters(problem, *halfway, oracle=Wrong())
+    # Nor do the rounds of a training take it for a gap of zero.
+    with pytest.raises(RunError, match=r"the lower bound .* is above the objective"):
+        consult(problem, Wrong(), *seen(problem, halfway), n_filters=1, tol=1e-3, seed=0)
+    assert consult(problem, ExactOracle(), *seen(problem, halfway), n_filters=1, tol=1e-3, seed=0)[1]["rel_gap"] > 0.01
+
+
+def seen(problem, network) -> tuple[Solution, Tensor]:
+    """The network with the best intercept, and its predictions."""
+    solution = Solution(*network, torch.zeros(problem.n_outputs, dtype=torch.float64))
+    solution = replace(solution, intercept=problem.best_intercept(predicted(problem, solution)))
+    return solution, predicted(problem, solution)
 
 
 def test_a_light_certificate_of_a_large_network_agrees_with_the_full_one(monkeypatch):
