@@ -317,6 +317,15 @@ def test_a_bound_over_a_dictionary_above_the_objective_is_a_fault_and_no_gap_of_
 
 
 @pytest.mark.filterwarnings("ignore::convcvx.errors.ConvergenceWarning")
+def test_the_gap_of_a_dictionary_is_not_proved_where_nothing_is_to_be_proved():
+    fit, problem = of_dictionary(count=40, oracle="local")
+    assert fit.certificate.family_gap is None
+    # The control: it could have been, and is by `certify`.
+    network = fit.solution.filters, fit.solution.weights, fit.solution.intercept
+    assert 0 < with_dictionary_gap(fit.certificate, fit.config, problem, *network).family_gap < 1
+
+
+@pytest.mark.filterwarnings("ignore::convcvx.errors.ConvergenceWarning")
 def test_certifying_a_run_from_a_dictionary_proves_its_gap_anew(tmp_path):
     flags = "--limit 80 --dictionary 24 --hidden-bias --whiten --pool 2 --beta-ratio 0.01 --max-rounds 0 --flips"
     trained = answer(cli(f"train --data digits --json {flags}", "--out", tmp_path / "run", code=3))
