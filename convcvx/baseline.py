@@ -117,15 +117,25 @@ class Twin(nn.Module):
         `balanced` measures it as certificates do, which favours the twin: each neuron balanced, ‖u‖ = ‖V‖, and the
         output bias re-optimised. Otherwise as it stands, which is what the optimiser sees.
         """
-        filters, weights, intercept = (p.detach().cpu().double() for p in (self.filters, self.weights, self.intercept))
+        filters, weights, intercept = self._trained
         if not all(bool(part.isfinite().all()) for part in (filters, weights, intercept)):
             return math.inf
         if balanced:
-            _, weights, predictions = judged(problem, filters, weights, intercept + problem.offset)
-            return problem.primal(predictions, weights)
+            return problem.primal(*self.judged(problem))
         predictions = problem.responses.predict(filters, weights, intercept)
         decay = float(filters.square().sum() + weights.square().sum())
         return problem.mean_loss(predictions) + 0.5 * problem.beta * decay
+
+    def judged(self, problem: Problem) -> tuple[Tensor, Tensor]:
+        """Predictions (n, c) and weights (m, P, c) as certificates measure them."""
+        filters, weights, intercept = self._trained
+        _, weights, predictions = judged(problem, filters, weights, intercept + problem.offset)
+        return predictions, weights
+
+    @property
+    def _trained(self) -> tuple[Tensor, Tensor, Tensor]:
+        filters, weights, intercept = (p.detach().cpu().double() for p in (self.filters, self.weights, self.intercept))
+        return filters, weights, intercept
 
     @property
     def filters_used(self) -> int:

@@ -18,6 +18,7 @@ from torch import Tensor
 from convcvx.data.arrays import as_tensor
 from convcvx.data.images import Images, StreamedImages
 from convcvx.errors import InputError, check_positive
+from convcvx.oracles.base import VALUES_OF_G
 from convcvx.patches import PatchSpec
 from convcvx.rounding import SMALLEST_NORMAL
 from convcvx.solution import Round, Solution
@@ -165,8 +166,7 @@ class Units:
             slopes = {name: optimum[name] for name in ("slope", "slope_low", "slope_high")}
             shift = self.targets - self.images
             optimum = optimum | {name: self._held("slope", value, shift) for name, value in slopes.items()}
-        if "bound_without_cones" in search:
-            search["bound_without_cones"] = self.of_g(search["bound_without_cones"])
+        search |= {name: self.of_g(search[name]) for name in VALUES_OF_G if name in search}
         return replace(
             certificate,
             primal=self._held("objective", certificate.primal, 2 * self.targets),

@@ -23,25 +23,25 @@ from convcvx.machine.jit import njit
 from convcvx.machine.threads import sparing_threads
 from convcvx.oracles import (
     BranchAndBoundOracle,
-    CopositiveOracle,
     ExactOracle,
-    FamilyOracle,
     LocalOracle,
     OracleResult,
-    SampledOracle,
     Ternary,
 )
+from convcvx.oracles.cylinders import CylinderOracle
+from convcvx.oracles.table import ORACLES as TABLE
+from convcvx.oracles.table import Effort
 from convcvx.problem import Problem
 from convcvx.solvers import SOLVERS
 from convcvx.training.plan import find_beta_max, solve_problem
 
-ORACLES = {
-    "exact": ExactOracle(),
-    "branch-and-bound": BranchAndBoundOracle(rel_tol=1e-6),
-    "copositive": CopositiveOracle(),
-    "sampled": SampledOracle(20),
-    "local": LocalOracle(),
-}
+EFFORT = Effort(tol=1e-5, thorough=True, gates=20, family=Ternary())
+ORACLES = {name: entry.make(EFFORT) for name, entry in TABLE.items()}
+ORACLES["cylinders"] = CylinderOracle(max_cylinders=30)  # where no clock is set it would go on for two minutes
+AT_ONCE = "exact", "copositive", "cylinders"
+"""Oracles that prove a bound before they look at the clock."""
+LOOSE = "copositive", "sampled", "polynomial", "remainder", "cylinders"
+"""Oracles whose bound may be far above the largest g."""
 LIMITS = (0.5, 2, 5, 12, 30, 80)
 """Looks at the clock after which time is over: before, in and between the parts of a call."""
 PATIENCE = 40
@@ -134,7 +134,7 @@ def test_an_oracle_that_is_cut_short_claims_no_more_than_it_has_proved(name, lim
     if limit < 1:
         assert found.cut_short
         assert found.g_max > 2 * highest
-        assert name in ("exact", "copositive") or problem.dual(dual_point, found.g_max) == 0.0
+        assert name in AT_ONCE or problem.dual(dual_point, found.g_max) == 0.0
 
 
 def test_negative_control_an_oracle_with_time_is_not_cut_short():
@@ -213,12 +213,11 @@ def test_what_a_training_has_proved_outlives_a_search_that_time_cuts_short(clock
 
 
 @pytest.mark.parametrize("limit", [0, 5, 30])
-@pytest.mark.parametrize("name", [*ORACLES, "family", "polynomial", "remainder", "cylinders"])
+@pytest.mark.parametrize("name", ORACLES)
 def test_whenever_time_is_over_a_bound_above_zero_is_proved(name, limit, clock):
     problem, _, highest = small("squared")
     network = torch.zeros(0, problem.responses.dim), torch.zeros(0, problem.responses.n_cells, problem.n_outputs)
-    oracle = FamilyOracle(Ternary()) if name == "family" else name
-    certificate = certify_parameters(problem.until(Deadline.after(limit)), *network, oracle=oracle)
+    certificate = certify_parameters(problem.until(Deadline.after(limit)), *network, oracle=ORACLES[name])
     assert 0 < certificate.proved <= highest
     assert certificate.dual > 0
 
@@ -280,7 +279,7 @@ def test_beta_max_is_found_in_any_time(clock):
         for limit in LIMITS:
             found = find_beta_max(problem.until(Deadline.after(limit)), oracle)
             assert 0 < found < math.inf, (name, limit)
-            assert found <= highest * 1.5 or name in ("copositive", "sampled"), (name, limit)
+            assert found <= highest * 1.5 or name in LOOSE, (name, limit)
 
 
 # -- what users call ----------------------------------------------------------------------------------

@@ -25,6 +25,8 @@ from convcvx.oracles import ExactOracle
 from convcvx.oracles.scope import Scope
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.pooling import Pooling
+from convcvx.solution import Solution
+from convcvx.solvers.rounds import consult, predicted
 from convcvx.training.plan import build_problem, solve_problem
 from convcvx.training.run import Run
 
@@ -221,6 +223,30 @@ def test_the_better_of_two_proved_bounds_passes_to_the_other_network():
     assert (other.with_bound_of(one).proved, other.with_bound_of(one).dual) == (0.2, one.dual)
 
 
+def test_a_better_proof_beside_an_estimate_passes_to_a_network_with_a_weaker_proof_of_its_own():
+    proof = replace(check(plain()), dual=0.1)
+    estimate = replace(proof, scope="heuristic", dual=0.3, oracle="local", proved=0.2, proved_gap=0.0, proved_by="that")
+    for scope in ("global", "sampled", "family"):
+        mine = replace(proof, scope=scope, family_gap=0.9 if scope == "family" else None, proved=0.1)
+        best = mine.with_bound_of(estimate)
+        assert (best.scope, best.dual, best.proved, best.oracle) == (scope, 0.2, 0.2, "that")
+        assert best.rel_gap == best.proved_gap == pytest.approx(1 - 0.2 / proof.primal)
+        assert best.family_gap == (best.rel_gap if scope == "family" else None)
+        assert best.g_max == mine.g_max
+        # Controls: an estimate raises no proof, nor does a weaker proof, or one that is no number.
+        for weaker in (0.05, float("nan"), None):
+            assert mine.with_bound_of(replace(estimate, proved=weaker)).dual == 0.1
+
+
+def test_a_bound_of_another_pooling_is_refused():
+    one = check(plain())
+    assert one.pooling == "2x2"
+    with pytest.raises(InputError, match="pooling is '2x2', not 'max:2x2'"):
+        one.with_bound_of(replace(one, pooling="max:2x2"))
+    older = replace(one, pooling=None)  # whose file does not say
+    assert one.with_bound_of(older).dual == older.with_bound_of(one).dual == one.dual
+
+
 def test_a_proof_beside_an_estimate_costs_a_share_of_the_training(monkeypatch):
     """Where a pass is reckoned to cost more, lengths have to do, and it is said; by hand there is no such limit."""
     problem = flat_problem(30, 2, 5)
@@ -234,7 +260,7 @@ def test_a_proof_beside_an_estimate_costs_a_share_of_the_training(monkeypatch):
 
 
 def test_the_better_bound_counts_and_a_proof_before_an_estimate():
-    own = replace(check(plain(seed=1)), scope="heuristic")
+    own = replace(check(plain(seed=1)), scope="heuristic", proved=None)
     better = replace(own, dual=own.dual + 0.01, rel_gap=0.0, g_max=1.0)
     assert own.with_bound_of(better).dual == better.dual
     assert own.with_bound_of(better).rel_gap == pytest.approx((own.primal - better.dual) / own.primal)
@@ -503,6 +529,17 @@ def test_a_proof_above_the_objective_of_a_network_is_a_fault_and_no_certificate(
     assert certify_parameters(problem, *halfway).rel_gap > 0.01
     with pytest.raises(RunError, match=r"the lower bound .* is above the objective .* a fault of convcvx"):
         certify_parameters(problem, *halfway, oracle=Wrong())
+    # Nor do the rounds of a training take it for a gap of zero.
+    with pytest.raises(RunError, match=r"the lower bound .* is above the objective"):
+        consult(problem, Wrong(), *seen(problem, halfway), n_filters=1, tol=1e-3, seed=0)
+    assert consult(problem, ExactOracle(), *seen(problem, halfway), n_filters=1, tol=1e-3, seed=0)[1]["rel_gap"] > 0.01
+
+
+def seen(problem, network) -> tuple[Solution, Tensor]:
+    """The network with the best intercept, and its predictions."""
+    solution = Solution(*network, torch.zeros(problem.n_outputs, dtype=torch.float64))
+    solution = replace(solution, intercept=problem.best_intercept(predicted(problem, solution)))
+    return solution, predicted(problem, solution)
 
 
 def test_a_light_certificate_of_a_large_network_agrees_with_the_full_one(monkeypatch):

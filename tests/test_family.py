@@ -23,7 +23,7 @@ import convcvx
 from convcvx.budget import Budget, Deadline
 from convcvx.certificate import Certificate, certify_parameters
 from convcvx.data.datasets import load
-from convcvx.errors import InputError
+from convcvx.errors import InputError, RunError
 from convcvx.estimator import ConvexCNNClassifier
 from convcvx.losses.shares import Shares
 from convcvx.optimum import told
@@ -306,6 +306,23 @@ def test_a_dictionary_proves_its_gap_beside_the_estimate_over_all_filters():
     optimum = solve_master(problem, drawn, tol=1e-7).objective
     assert (1 - found.family_gap) * found.primal <= optimum <= found.primal * (1 + 1e-6)
     assert "over these 24 filters of the dictionary is more than" in told(found.to_dict())["family"]
+
+
+@pytest.mark.filterwarnings("ignore::convcvx.errors.ConvergenceWarning")
+def test_a_bound_over_a_dictionary_above_the_objective_is_a_fault_and_no_gap_of_zero(monkeypatch):
+    """Control of the test before: a maximum that is too small makes the bound too large."""
+    monkeypatch.setattr("convcvx.training.dictionary_gap.bound_over_family", lambda *_: 1e-9)
+    with pytest.raises(RunError, match=r"the lower bound .* is above the objective"):
+        of_dictionary(beta_ratio=0.3)
+
+
+@pytest.mark.filterwarnings("ignore::convcvx.errors.ConvergenceWarning")
+def test_the_gap_of_a_dictionary_is_not_proved_where_nothing_is_to_be_proved():
+    fit, problem = of_dictionary(count=40, oracle="local")
+    assert fit.certificate.family_gap is None
+    # The control: it could have been, and is by `certify`.
+    network = fit.solution.filters, fit.solution.weights, fit.solution.intercept
+    assert 0 < with_dictionary_gap(fit.certificate, fit.config, problem, *network).family_gap < 1
 
 
 @pytest.mark.filterwarnings("ignore::convcvx.errors.ConvergenceWarning")

@@ -27,6 +27,7 @@ from convcvx.oracles._spheres import cell_sweep
 from convcvx.oracles._sweeps import circle_sweep, lines
 from convcvx.oracles.charged_rows import largest, raised
 from convcvx.oracles.copositive import relax
+from convcvx.oracles.table import ORACLES
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.pooling import Pooling
 from convcvx.problem import Problem
@@ -81,6 +82,40 @@ def test_scaling_images_and_targets_scales_solution_and_certificate(a, b):
     again = convcvx.solve(*arrays, math.ldexp(beta, a + b), tol=1e-6, start=solution)
     assert again.rounds <= solution.rounds
     assert again.certificate.dual <= certificate.primal * (1 + 1e-12)
+
+
+def figures(values: dict, prefix: str = "") -> dict[str, float]:
+    """All positive numbers of a certificate by name, but those of a clock."""
+    found = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            found |= figures(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float) and 0 < value < math.inf and name != "seconds":
+            found[prefix + name] = float(value)
+    return found
+
+
+def units_of(one: dict[str, float], other: dict[str, float], a: int, b: int) -> dict[str, str]:
+    """The unit of each figure, as it tells in `other`, of images times 2^a and targets times 2^b."""
+    units = {"objective": 2 * b, "g": a + b, "slope": b - a, "pure number": 0}
+    changes = {name: math.log2(other[name]) - math.log2(one[name]) for name in one.keys() & other.keys()}
+    return {name: min(units, key=lambda unit: abs(units[unit] - changes[name])) for name in changes}
+
+
+@pytest.mark.filterwarnings("ignore::convcvx.errors.ConvergenceWarning")  # a few rounds will do
+@pytest.mark.parametrize("oracle", [name for name in ORACLES if name != "family"])  # which takes filters of a family
+def test_every_figure_of_a_certificate_has_its_unit_at_any_scale(oracle):
+    """Between 2^±32 data are taken as they are, and arithmetic alone says which figures have units."""
+
+    def figures_at(a: int, b: int) -> dict[str, float]:
+        x, y = data(n=6, d=3)
+        arrays = np.ldexp(x, a), np.ldexp(y, b), math.ldexp(0.05, a + b)
+        return figures(convcvx.solve(*arrays, oracle=oracle, tol=0.05, max_rounds=3).certificate.to_dict())
+
+    usual = figures_at(0, 0)
+    expected = units_of(usual, figures_at(4, 14), 4, 14)
+    assert {"objective", "g", "slope", "pure number"} == set(expected.values())
+    assert units_of(usual, figures_at(200, 90), 200, 90) == expected
 
 
 @pytest.mark.parametrize("a", [DOWN, UP])

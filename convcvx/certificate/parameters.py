@@ -12,11 +12,12 @@ from torch import Tensor
 
 from convcvx.budget import NEVER
 from convcvx.certificate.record import Certificate
-from convcvx.errors import InputError, RunError
+from convcvx.errors import InputError
 from convcvx.machine.threads import sparing_threads
 from convcvx.optimum import optimum_of
 from convcvx.oracles import get_oracle
 from convcvx.oracles.base import Oracle
+from convcvx.oracles.contradiction import binds, check_proof
 from convcvx.oracles.local import LocalOracle
 from convcvx.oracles.searched import Search
 from convcvx.problem import Problem, relative_gap
@@ -29,8 +30,6 @@ HOPELESS = 0.5
 """Estimated gap from which on the search at the end of a training is left: it finds larger g only, and a larger gap."""
 CONFIRMING = 12
 """Batches of climbs behind a gap that a solver believes: two persistent searches."""
-CONTRADICTION = 1e-9
-"""Share of the objective by which a proved bound above it is no rounding."""
 FLOAT32_ROUNDING = 1e-4
 """Taken off the lower bound, as a share of the objective, when the responses are float32."""
 
@@ -114,8 +113,8 @@ def certify_parameters(
     found = shown.found
     # The network's own objective is known to rounding only, which is part of the gap.
     off = FLOAT32_ROUNDING * primal if large else problem.primal_error(predictions, weights)
-    for bound in (shown.dual if found.scope.for_all else 0.0, shown.proved):
-        _check_proof(bound, primal + off)
+    for bound in (shown.dual if binds(found.scope, search, filters) else 0.0, shown.proved):
+        check_proof(problem, bound, primal, predictions, weights)
     dual = _between(shown.dual - (off if found.scope.proved or large else 0.0), primal)
     proved = _between(shown.proved - off, primal)
     rel_gap = relative_gap(primal, dual)
@@ -144,16 +143,8 @@ def certify_parameters(
         proved_gap=relative_gap(primal, proved),
         proved_by=shown.proved_by,
         activation=str(problem.responses.activation),
+        pooling=str(problem.responses.pooling),
     )
-
-
-def _check_proof(bound: float, objective: float) -> None:
-    """Raise for a proved `bound` above the `objective` of a network, which would prove one of the two wrong."""
-    if bound > objective * (1 + CONTRADICTION):
-        raise RunError(
-            f"the lower bound {bound!r} is above the objective {objective!r} of a network: a fault of convcvx, which "
-            "proves nothing here; please report it"
-        )
 
 
 def _between(bound: float, primal: float) -> float:

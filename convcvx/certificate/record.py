@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from convcvx.display.words import bounds, claims, rows
 from convcvx.errors import InputError
@@ -37,6 +37,8 @@ class Certificate:
     loss : str
     intercept : bool
     n_images, n_filters, patch_rank : int
+    pooling : str or None
+        As `pool=` reads it. None in files of earlier versions.
     filter_rank, filter_size : int or None
         r and h: filters lie in r principal directions of the patches, of h, and networks with others are not spoken of.
         None in files of earlier versions.
@@ -90,6 +92,7 @@ class Certificate:
     proved_gap: float | None = None
     proved_by: str | None = None
     activation: str = "relu"
+    pooling: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scope", Scope(self.scope))
@@ -127,27 +130,35 @@ class Certificate:
     def with_bound_of(self, other: Certificate) -> Certificate:
         """The same network against the better of two lower bounds on the same problem: a proof before an estimate.
 
-        A sampled bound holds for the patterns of the network it was computed for, and never passes to another.
+        A bound over sampled patterns or over a family holds for the filters that it was computed for, and never passes
+        to another; what is proved for every network holds for these as well.
 
         Raises
         ------
         InputError
-            When `other` certifies another problem.
+            When `other` certifies another problem, as far as certificates tell.
         """
-        for name in ("beta", "loss", "activation", "intercept", "n_images", "patch_rank", "filter_rank"):
-            if getattr(self, name) != getattr(other, name):
+        told = ("beta", "loss", "activation", "intercept", "n_images", "patch_rank", "filter_rank", "pooling")
+        for name in told:
+            mine, others = getattr(self, name), getattr(other, name)
+            unsaid = name == "pooling" and None in (mine, others)
+            if mine != others and not unsaid:
                 raise InputError(
-                    f"the lower bound of another problem does not hold here: {name} is {getattr(self, name)!r}, not "
-                    f"{getattr(other, name)!r}"
+                    f"the lower bound of another problem does not hold here: {name} is {mine!r}, not {others!r}"
                 )
-        taken: dict[str, Any] = {}
+        best = self
         if other.scope.shared and other._standing > self._standing:
             taken = {name: getattr(other, name) for name in ("dual", "scope", "g_max", "oracle", "search")}
-            taken["rel_gap"] = relative_gap(self.primal, other.dual)
-        if other.proved is not None and not (self.proved is not None and self.proved >= other.proved):
-            proved_gap = relative_gap(self.primal, other.proved)
-            taken |= {"proved": other.proved, "proved_gap": proved_gap, "proved_by": other.proved_by}
-        return replace(self, **taken) if taken else self
+            best = replace(self, **taken, rel_gap=relative_gap(self.primal, other.dual))
+        if not _better(other.proved, best.proved):
+            return best
+        gap = relative_gap(self.primal, other.proved)
+        shown: dict[str, Any] = {"proved": other.proved, "proved_gap": gap, "proved_by": other.proved_by}
+        if best.scope.proved and _better(other.proved, best.dual):  # it holds for the filters of that scope as well
+            shown |= {"dual": other.proved, "rel_gap": gap, "oracle": other.proved_by or other.oracle}
+            if best.scope is Scope.FAMILY:
+                shown["family_gap"] = gap
+        return replace(best, **shown)
 
     @property
     def _standing(self) -> tuple[bool, bool, float]:
@@ -195,3 +206,8 @@ class Certificate:
             f"proved for every network, by {self.proved_by}: lower bound {self.proved:.8g}, "
             f"relative gap {self.proved_gap:.2e}"
         )
+
+
+def _better(bound: float | None, known: float | None) -> TypeGuard[float]:
+    """Whether a lower bound says more than the one known, if any; what is no number says nothing."""
+    return bound is not None and not math.isnan(bound) and (known is None or not known >= bound)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from convcvx.machine.jit import njit
-from convcvx.oracles._cone_bounds import OPTIONS, collapse, cone_bound, enclose, take
+from convcvx.oracles._cone_bounds import OPTIONS, collapse, cone_bound, copy, enclose, take
 
 NARROWEST = 1e-14
 """Square of a cone's longest edge up to which the cone is not halved: rounding outweighs what a half would gain. The
@@ -51,8 +51,8 @@ def search(tree, fold, fineness, allowance, threshold, budget, indices, scratch,
             pruned[0] = max(pruned[0], bound_of[top])
             depth = top
             continue
-        vertices[:] = vertices_of[top]
-        linear[:] = linear_of[top]
+        copy(vertices_of[top], vertices)
+        copy(linear_of[top], linear)
         longest, one, two = 0.0, 0, 0
         for i in range(d):
             for j in range(i + 1):
@@ -69,7 +69,7 @@ def search(tree, fold, fineness, allowance, threshold, budget, indices, scratch,
         budget -= high - low + n + 16
         counts[0] += 1
         counts[1] += n
-        linear_of[top] = linear
+        copy(linear, linear_of[top])
         take(tree, kept, taken)
         enclose(tree, kept, taken, heights, vertices, linear, middle, radius, remainder, strain)
         signs, bound = 0, 0.0
@@ -99,9 +99,9 @@ def search(tree, fold, fineness, allowance, threshold, budget, indices, scratch,
         half = vertices[one] + vertices[two]
         half /= np.sqrt((half * half).sum())
         for child in range(2):
-            vertices_of[depth] = vertices
-            vertices_of[depth, one if child == 0 else two] = half
-            linear_of[depth] = linear_of[top]
+            copy(vertices, vertices_of[depth])
+            copy(half, vertices_of[depth, one if child == 0 else two])
+            copy(linear_of[top], linear_of[depth])
             span_of[depth, 0], span_of[depth, 1], span_of[depth, 2] = high, high + n, halvings + 1
             signs_of[depth], bound_of[depth] = signs, bound
             depth += 1

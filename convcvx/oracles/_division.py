@@ -107,14 +107,14 @@ def _divide(points, starts, stops, bucket):
         if stops[r] - starts[r] == 1:
             roots[r] = starts[r]
         else:
-            spans[count] = starts[r], stops[r]
+            spans[count, 0], spans[count, 1] = starts[r], stops[r]
             roots[r] = n + count
             count += 1
     node = 0
     while node < count:
         low, high = spans[node]
         if high - low <= bucket:
-            children[node] = low, high - low
+            children[node, 0], children[node, 1] = low, high - low
             node += 1
             continue
         axis, widest = 0, -1.0
@@ -127,9 +127,9 @@ def _divide(points, starts, stops, bucket):
                 axis, widest = j, largest - smallest
         middle = (low + high) // 2
         _select(points, axis, order, low, high, middle)
-        children[node] = n + count, 2
-        spans[count] = low, middle
-        spans[count + 1] = middle, high
+        children[node, 0], children[node, 1] = n + count, 2
+        spans[count, 0], spans[count, 1] = low, middle
+        spans[count + 1, 0], spans[count + 1, 1] = middle, high
         count += 2
         node += 1
     return order, spans[:count].copy(), children[:count].copy(), roots

@@ -184,7 +184,9 @@ def _sum_up(rows: Any, bundles: Any, moments: Any, spans: Any, children: Any, c:
     path[0], level = root, 0
     squares[0] = 0.0
     if len(below):
-        squares[0] = below[0] + below[1]
+        for a in range(c):
+            for b in range(c):
+                squares[0, a, b] = below[0, a, b] + below[1, a, b]
         done[0] = 2
     while True:
         node = path[level]
@@ -222,13 +224,17 @@ def _sum_up(rows: Any, bundles: Any, moments: Any, spans: Any, children: Any, c:
                         for b in range(c):
                             squares[level, a, b] += scaled * (size * charge[b])
             out[d + width + 3] += weight
-        out[:d] /= max(out[d + width + 3], 1e-300)
+        weight = max(out[d + width + 3], 1e-300)
+        for j in range(d):
+            out[j] /= weight
         out[d + width] = np.sqrt((out[d : d + width] ** 2).sum())
         _spread(rows, spans[node, 0], spans[node, 1], d, width, out, squares[level])
         if level == 0:
             return squares[0].copy()
         level -= 1
-        squares[level] += squares[level + 1]
+        for a in range(c):
+            for b in range(c):
+                squares[level, a, b] += squares[level + 1, a, b]
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})

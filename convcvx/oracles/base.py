@@ -21,6 +21,8 @@ from convcvx.problem import Problem
 
 PROVING_SECONDS = 120.0
 """Time limit of a search whose bound goes on getting better for hours; the best one proved by then is used."""
+VALUES_OF_G = ("bound_without_cones", "searched_bound", "remainder")
+"""Statistics of oracles that are in the unit of g, targets times images: the others are counts, shares and seconds."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class OracleResult:
         Or its text: `global` if and only if `upper_bound` was proved for all filters; `sampled` if for those whose
         activation pattern is one of a sample; else nothing was proved.
     stats : dict
-        What the oracle did: starts, basins, cells, seconds.
+        What the oracle did: starts, basins, cells, seconds; what is a g is named in `VALUES_OF_G`.
     """
 
     filters: Tensor

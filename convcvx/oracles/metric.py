@@ -69,7 +69,7 @@ class Metric:
         On far rows, where filters may differ in their bias alone, they are if they are so in the coordinates w.
         """
         rows = filters.numpy()
-        nearer = unit(rows @ self._inverse)
+        nearer = unit(rows @ self._inverse) if self._far else rows
         free = np.ones(len(rows), dtype=bool)
         chosen: list[int] = []
         for index in np.argsort(-values.numpy(), kind="stable").tolist():

@@ -124,7 +124,8 @@ class PatchEmbedding:
             raise InputError("the network has a convolution bias but the problem has none; set hidden_bias=True")
         if raw.shape[1] != self.basis.shape[1]:
             raise InputError(f"kernels must have {self.basis.shape[1]} entries a filter; got {raw.shape[1]}")
-        filters = torch.linalg.lstsq(self.basis.T, raw.T).solution.T
+        # Not by torch's default, which pivots by memory that nobody has set: last bits would differ from run to run.
+        filters = torch.linalg.lstsq(self.basis.T, raw.T, driver="gelsd").solution.T
         if not torch.allclose(filters @ self.basis, raw, atol=1e-5 * float(raw.abs().max()) + 1e-30, rtol=0):
             raise InputError(
                 "the network's kernels lie outside the filter space of the problem (rank or whitening): "

@@ -43,6 +43,7 @@ from convcvx.activations import LINEAR
 from convcvx.budget import OutOfTime
 from convcvx.errors import InputError
 from convcvx.oracles.base import Oracle
+from convcvx.oracles.contradiction import check_proof
 from convcvx.oracles.needs import AVERAGES, ONE_PATCH, RECTIFIED_OR_LINEAR, SQUARED_LOSS, Need, require
 from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem, relative_gap
@@ -139,6 +140,7 @@ class BySoftThresholding(Solver):
         value = 0.0 if form is None else form.value
         # What is proved is less than the value by what the tests of the conditions let pass.
         proved = value * (1 - (4 * EXACT if form is not None and form.spike_free else ROUNDING))
+        check_proof(problem, proved, objective, predictions, solution.weights)
         record = record_of(solution, objective, proved, problem.beta, Scope.GLOBAL)
         if form is not None:
             record["closed_form"] = form.to_dict()

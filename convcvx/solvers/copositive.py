@@ -17,6 +17,7 @@ from torch import Tensor
 
 from convcvx.budget import OutOfTime
 from convcvx.oracles.base import Oracle, OracleResult
+from convcvx.oracles.contradiction import check_proof
 from convcvx.oracles.copositive import CopositiveOracle
 from convcvx.oracles.needs import AVERAGES, CONIC_LOSS, RECTIFIED, Need
 from convcvx.oracles.scope import Scope
@@ -83,6 +84,7 @@ class Copositive(Solver):
             short = Status.TIME_LIMIT
         predictions = predicted(problem, solution)
         objective, lower_bound = problem.primal(predictions, solution.weights), problem.dual(dual_point, bound.g_max)
+        check_proof(problem, lower_bound, objective, predictions, solution.weights)
         solution = replace(solution, rounds=1, history=[])
         record = record_of(solution, objective, lower_bound, bound.g_max, bound.scope)
         if value is not None:

@@ -24,6 +24,7 @@ from torch import Tensor
 from convcvx.budget import NEVER, Budget, OutOfTime
 from convcvx.errors import InputError
 from convcvx.oracles.base import Oracle
+from convcvx.oracles.contradiction import binds, check_proof
 from convcvx.oracles.needs import AVERAGES, Need
 from convcvx.oracles.pattern_cones import PatternCones
 from convcvx.oracles.sampled import N_GATES, SampledOracle
@@ -187,6 +188,8 @@ def _judged(problem: Problem, oracle: Oracle, solution: Solution, tol: float, se
     target = problem.beta * (1 + 0.5 * tol)
     found = oracle(problem, dual_point, starts=solution.filters, n_filters=1, seed=seed, target=target)
     objective, lower_bound = problem.primal(predictions, solution.weights), problem.dual(dual_point, found.g_max)
+    if binds(found.scope, oracle, solution.filters):
+        check_proof(problem, lower_bound, objective, predictions, solution.weights)
     seconds = solution.history[-1]["seconds"] + perf_counter() - began
     record = record_of(solution, objective, lower_bound, found.g_max, found.scope, seconds)
     status = solution.status

@@ -12,6 +12,7 @@ from torch import Tensor
 from convcvx.budget import NEVER
 from convcvx.errors import InputError
 from convcvx.oracles.base import Oracle, OracleResult
+from convcvx.oracles.contradiction import binds, check_proof
 from convcvx.oracles.local import DISTINCT, LocalOracle
 from convcvx.oracles.metric import Metric
 from convcvx.oracles.scope import Scope
@@ -105,6 +106,8 @@ def consult(
         last = solution.history[-1]
         if Scope(last["scope"]) is found.scope and last["lower_bound"] > lower_bound:
             lower_bound, best_point = last["lower_bound"], solution.dual_point
+    if binds(found.scope, oracle, solution.filters):
+        check_proof(problem, lower_bound, objective, predictions, solution.weights)
     return found, record_of(solution, objective, lower_bound, found.g_max, found.scope), best_point
 
 

@@ -17,6 +17,7 @@ from torch.nn.functional import normalize
 
 from convcvx.budget import OutOfTime
 from convcvx.certificate import Certificate, judged
+from convcvx.oracles.contradiction import check_proof
 from convcvx.oracles.family import bound_over_family, reach
 from convcvx.patches import PatchEmbedding
 from convcvx.problem import Problem, relative_gap
@@ -161,8 +162,9 @@ def _proved(
 ) -> float:
     """The relative gap of a network with these float64 `outputs`, and a bound on g over the family."""
     _, weights, predictions = judged(exact, *network, outputs)
-    primal = exact.primal(predictions, weights)
-    return relative_gap(primal, exact.dual(dual_point, g_max) - exact.primal_error(predictions, weights))
+    primal, dual = exact.primal(predictions, weights), exact.dual(dual_point, g_max)
+    check_proof(exact, dual, primal, predictions, weights)
+    return relative_gap(primal, dual - exact.primal_error(predictions, weights))
 
 
 def _survey(stream: Stream, dual_point: Tensor, filters: Tensor, weights: Tensor) -> list[Tensor]:
