@@ -7,7 +7,8 @@ No pretrained weights are used: the features are those of one layer of random 6x
 over 2x2 cells, standardised; the heads get nothing else. Weight decays are chosen on a fifth of the training images,
 which no fit has seen; with it each head is trained on all of them, and scored once on the test images. CPU seconds are
 of the last training alone, without those of the choice; memory is the peak of the process, one for each method. CRONOS
-is that of `jaxcld` (pip install --no-deps jaxcld, and jax), left out without it. Writes benchmarks/results/embeddings.md.
+is that of `jaxcld` (pip install --no-deps jaxcld, and jax), left out without it. Writes
+benchmarks/results/embeddings.md.
 """
 
 from __future__ import annotations
