@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -349,3 +352,15 @@ def test_files_that_hold_anything_else_are_refused_and_nothing_runs(content, mes
     else:
         torch.save(content, path)
     assert message in refused("certify", path, "--data", "digits", "--beta", "0.1")
+
+
+@pytest.mark.slow
+def test_networks_of_tutorials_are_read_or_refused_with_a_remedy(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "experiments")
+    tutorials = importlib.import_module("tutorials")
+    assert len(tutorials.TUTORIALS) >= 20
+    said = {name: tutorials.said_of(tutorial) for name, tutorial in tutorials.TUTORIALS.items()}
+    assert sum(done for done, _ in said.values()) >= 10
+    remedies = "of more than two layers|convex problem already|have a bound|has a bound|without its last step|take odd"
+    for name, (done, text) in said.items():
+        assert done or re.search(remedies, text), f"{name}: {text}"
