@@ -58,8 +58,8 @@ def read(order: Order) -> Raw:
     close = nearest(order.name)
     meant = f" (is {' or '.join(close)} meant?)" if close else ""
     raise DataError(
-        f"data {shown(order.name)} is no set of a known name{meant}, and no .npz, .csv or .parquet file or folder that is "
-        "there; `convcvx data` lists the names"
+        f"data {shown(order.name)} is no set of a known name{meant}, and no .npz, .csv or .parquet file or folder that "
+        "is there; `convcvx data` lists the names"
     )
 
 
