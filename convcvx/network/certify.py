@@ -89,6 +89,9 @@ def certify(
     """
     deadline = Deadline.after(None if time_limit is None else check_positive("time_limit", time_limit))
     read, classes, weights = counted(sample_weight, read_images(images), as_tensor("targets", targets))
+    if not isinstance(network, nn.Module):
+        got = type(network).__name__
+        raise InputError(f"network must be a torch module, such as the .network of a fit; got {got}")
     layers = read_network(network, read.shape[1:])
     if not all(bool(part.isfinite().all()) for part in network.parameters()):
         raise InputError("the network's weights must be finite; found NaN or infinity")
