@@ -63,7 +63,7 @@ class TrainConfig:
     data_dir: str | None = option(
         None,
         DATA,
-        "Where data sets lie or are downloaded to. [default: datasets, of the checkout if there is one]",
+        "Where data sets lie or are downloaded to.",
         may_change=True,
         any_model=True,
         command_only=True,
@@ -223,12 +223,7 @@ class TrainConfig:
         high=MOST_FILTERS,
         per_stage="None for a stage without.",
     )
-    dictionary_source: str = option(
-        "patches",
-        SOLVER,
-        "Which filters: patches, drawn at random, or kmeans, the centres of clusters of patches.",
-        choices=SOURCES,
-    )
+    dictionary_source: str = option("patches", SOLVER, f"Which filters: {', '.join(SOURCES)}.", choices=SOURCES)
     threshold: float = option(
         0.0, SOLVER, "What a patch must exceed to excite a filter of the dictionary.", low=0, high=1e6, per_stage=""
     )
