@@ -117,7 +117,7 @@ def number(value: Any) -> str:
 
 
 def percent(share: float | None) -> str:
-    """A share in per cent, to two decimals, more where it is small, a power of ten where it is tiny; a dash for none."""
+    """A share in per cent, to two decimals, more where small, a power of ten where it is tiny; a dash for None."""
     if share is None or not math.isfinite(share):
         return "–"
     if 0 < abs(share) < TINY:
