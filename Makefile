@@ -41,6 +41,7 @@ $(VENV)/bin/python:
 
 # torch goes in first: with it present, no other package asks for a build of its own.
 $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing into $(VENV): minutes, most of them torch's"
 	$(BIN)/python -m pip install -q -c constraints.txt torch
 	$(BIN)/python -m pip install -q -c constraints.txt -e .
 	@$(BIN)/python -c "import torchvision" 2> /dev/null || \

@@ -427,6 +427,11 @@ def test_a_network_that_computes_something_else_is_refused():
     assert check(ReluFirst()).dual > 0
 
 
+def test_what_is_no_module_is_refused_by_its_name():
+    with pytest.raises(InputError, match=r"a torch module, such as the .network of a fit; got Certificate"):
+        check(check(plain()))
+
+
 class Altered(nn.Module):
     """A network whose outputs `alter` has changed."""
 

@@ -268,7 +268,8 @@ def test_paths_are_printed_whole_and_as_they_are(capsys, monkeypatch):
 
 
 def test_help_teaches():
-    assert "weight_decay" in said(cli("train --help"))
+    assert "weight_decay" in (text := said(cli("train --help")))
+    assert "[default: checkpoints/DATA-SEED]" in text  # brackets are words of ours, not markup
     assert {"certify", "--install-completion"} <= set(said(cli("--help")).split())
 
 

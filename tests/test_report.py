@@ -21,7 +21,7 @@ from PIL import Image
 from convcvx.data.datasets import load
 from convcvx.data.given import given_dataset
 from convcvx.display.html import environment
-from convcvx.display.words import claims, percent_up
+from convcvx.display.words import claims, percent, percent_up
 from convcvx.network.two_layer import TwoLayerCNN, two_layer_cnn
 from convcvx.report import write_report
 from convcvx.report.evidence import MOST_CLASSES, seen_or_why
@@ -223,6 +223,10 @@ def test_what_is_no_number_is_no_claim():
         (claim,) = claims({"primal": primal, "dual": dual, "scope": "global"})
         assert "No lower bound" in claim.text
     assert percent_up(0.0123) == "1.3 %"
+
+
+def test_a_share_is_read_without_counting_zeros():
+    assert [percent(share) for share in (0, 0.0178, 1.3e-5, -4e-14)] == ["0 %", "1.78 %", "0.0013 %", "-4.0e-12 %"]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ Folder = Annotated[Path, typer.Argument(help="A finished run folder.", metavar="
 
 @f.takes(*f.flags_of(CompareConfig))
 def compare(run: Folder, *, json_output: f.Json = False, quiet: f.Quiet = False, **options: Any) -> None:
-    """Train a run's twin with SGD or Adam, and say how far from the optimum it ends.
+    """Train the twin of a run, the same network, with SGD or Adam, and say how far from the optimum it ends.
 
     Same data, architecture, width and objective. The learning rate is tuned on
     full trainings, a grid of ratio √10 around the best; the objective is

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
+from rich.markup import escape
 
 from convcvx.errors import InputError, one_line, shown
 from convcvx.training.option import NO_FLAG, STAGES, Declared, as_kept, options_of
@@ -17,14 +18,16 @@ from convcvx.training.presets import PRESETS, preset_options
 
 OUTPUT = "Output"
 
-Out = Annotated[Path | None, typer.Option(help="Run folder. [default: checkpoints/DATA-SEED]", rich_help_panel=OUTPUT)]
+Out = Annotated[
+    Path | None, typer.Option(help=escape("Run folder. [default: checkpoints/DATA-SEED]"), rich_help_panel=OUTPUT)
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last round of --out.", rich_help_panel=OUTPUT)]
 Overwrite = Annotated[
     bool,
     typer.Option(
         "--overwrite",
-        help="Replace the run in --out when the new one has its result; until then that is in .NAME.new beside it, "
-        "where --resume goes on.",
+        help="Replace the run in --out when the new one has its result; until then the new one lies in .RUN.new "
+        "beside it, where --resume goes on.",
         rich_help_panel=OUTPUT,
     ),
 ]
@@ -63,7 +66,7 @@ def flags_of(
 
 def _flag(declared: Declared, default: Any) -> Parameter:
     kind: Any = declared.kind | None if declared.optional else declared.kind
-    about = typer.Option(help=declared.option.help, rich_help_panel=declared.option.panel)
+    about = typer.Option(help=escape(declared.option.help), rich_help_panel=declared.option.panel)
     return Parameter(declared.name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, about])
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from convcvx.data import array_files, csv_file, downloads, hugging_face, image_folder
 from convcvx.data.array_files import KEYS
 from convcvx.data.source import Order, Raw, Source
-from convcvx.data.torchvision_sets import DOWNLOADS, names_set, nearest, other_task
+from convcvx.data.torchvision_sets import names_set, nearest, other_task
 from convcvx.errors import DataError, shown
 
 ARRAYS = "arrays"
@@ -57,10 +57,9 @@ def read(order: Order) -> Raw:
         raise DataError(f"data {shown(order.name)} is {task} of torchvision, whose images have no classes to learn")
     close = nearest(order.name)
     meant = f" (is {' or '.join(close)} meant?)" if close else ""
-    known = ", ".join([DIGITS, *DOWNLOADS])
     raise DataError(
-        f"data must be {known}, an .npz, .csv or .parquet file, or a folder of images or .npy files; got "
-        f"{shown(order.name)}{meant}"
+        f"data {shown(order.name)} is no set of a known name{meant}, and no .npz, .csv or .parquet file or folder that "
+        "is there; `convcvx data` lists the names"
     )
 
 

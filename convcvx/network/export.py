@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import tempfile
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -153,7 +154,8 @@ def export(network: nn.Module, image_shape: tuple[int, int, int], path: str | Pa
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{to}-") as scratch:
             written = str(Path(scratch) / path.name)
-            with torch.no_grad():
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # torch's, about calls of its own
                 form.write(plain, images, written)
                 scores, found = plain(images), form.run(written, images)
             difference = float((found - scores).abs().max() / scores.abs().max().clamp_min(1e-30))

@@ -224,8 +224,10 @@ class Folder(Files):
         run = cls(folder)
         if not run.begun:
             left = " and ".join(map(str, run._find_places().elsewhere))
-            remedy = f"; an interrupted --overwrite left {left}: --resume puts a run back in its place" if left else ""
-            raise RunError(f"{folder} is no {run.KIND} folder: it has no {run.CONTENTS.options}{remedy}")
+            remedy = "`convcvx runs` lists those that are there"
+            if left:
+                remedy = f"an interrupted --overwrite left {left}: --resume puts a run back in its place"
+            raise RunError(f"{folder} is no {run.KIND} folder: it has no {run.CONTENTS.options}; {remedy}")
         return run
 
     def save_report(self, html: str) -> Path:
