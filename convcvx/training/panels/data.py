@@ -23,7 +23,7 @@ class DataOptions:
     data_dir: str | None = option(
         None,
         DATA,
-        "Where data sets lie or are downloaded to.",
+        "Where data sets lie or are downloaded to. [default: datasets, of the checkout if there is one]",
         may_change=True,
         any_model=True,
         command_only=True,

@@ -69,7 +69,12 @@ class SearchOptions:
         high=MOST_FILTERS,
         per_stage="None for a stage without.",
     )
-    dictionary_source: str = option("patches", SOLVER, f"Which filters: {', '.join(SOURCES)}.", choices=SOURCES)
+    dictionary_source: str = option(
+        "patches",
+        SOLVER,
+        "Which filters: patches, drawn at random, or kmeans, the centres of clusters of patches.",
+        choices=SOURCES,
+    )
     threshold: float = option(
         0.0, SOLVER, "What a patch must exceed to excite a filter of the dictionary.", low=0, high=1e6, per_stage=""
     )
