@@ -105,10 +105,10 @@ def test_far_from_the_target_it_stops_early():
     full = BranchAndBoundOracle(1e-4).maximise(charged)
     best = float(full.values[0])
     early = BranchAndBoundOracle(1e-4, far_tol=0.1).maximise(charged, target=best / 1.3)
-    assert best <= early.upper_bound <= best * 1.0301
+    assert best <= early.upper_bound <= best * 1.1001
     assert early.stats["cones"] < full.stats["cones"]
     near = BranchAndBoundOracle(1e-4, far_tol=0.1).maximise(charged, target=best / 1.0005)
-    assert near.upper_bound <= best * 1.00011
+    assert near.upper_bound <= best * 1.00026
 
 
 @both
@@ -340,5 +340,5 @@ def test_a_proof_takes_the_room_that_the_gap_leaves():
     assert target_of(LocalOracle(), problem, dual_point, objective, tol) == problem.beta * (1 + tol / 2)
     certificate = certify_parameters(problem, solution.filters, solution.weights, oracle="branch-and-bound", tol=tol)
     assert certificate.rel_gap <= tol
-    exact = certify_parameters(problem, solution.filters, solution.weights, oracle="branch-and-bound", tol=1e-3)
+    exact = certify_parameters(problem, solution.filters, solution.weights, oracle="branch-and-bound", tol=0.01)
     assert certificate.dual <= exact.dual <= exact.primal
