@@ -31,6 +31,8 @@ SINGLE = 100
 """Where there are no units, targets may go up and down to 2^±100, which float32 holds."""
 FAR = 8.0
 """Real targets further from zero than so many standard deviations are centred: squares of them would drown the rest."""
+ENOUGH_STEPS = 30
+"""Halvings of the interval in which `Problem.enough` looks: to a billionth of β."""
 
 
 @dataclass(frozen=True)
@@ -206,6 +208,19 @@ class Problem:
         limit = math.nextafter(self.beta / g_max, 0.0) if g_max > 0 else float("inf")
         value = self.loss.dual(dual_point, self.targets, self.shares, limit, self.intercept)
         return value if value > 0 else 0.0
+
+    def enough(self, dual_point: Tensor, value: float) -> float:
+        """A `g_max`, nearly the largest, for which `dual` is `value` or more: what suffices to be proved for a bound.
+
+        0.0 where not even half of β suffices; at most twice β.
+        """
+        low, high = 0.5 * self.beta, 2.0 * self.beta
+        if not self.dual(dual_point, low) >= value:
+            return 0.0
+        for _ in range(ENOUGH_STEPS):
+            middle = 0.5 * (low + high)
+            low, high = (middle, high) if self.dual(dual_point, middle) >= value else (low, middle)
+        return low
 
 
 def relative_gap(primal: float, dual: float) -> float:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers.problems import flat_problem, random_parameters
+from helpers.problems import flat_problem, problem_of, random_parameters
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize, minimize_scalar
@@ -324,3 +324,18 @@ def test_beta_max_of_patches():
     g = np.linalg.norm(active.T @ targets / 14, axis=1)
     assert top == pytest.approx(g.max(), rel=1e-6)
     assert top >= g.max()
+
+
+@pytest.mark.parametrize("loss", ["squared", "cross-entropy", "bce", "huber:0.5"])
+def test_what_is_enough_for_a_dual_value_gives_that_value_and_more_does_not(loss):
+    targets = rows(14, 3, seed=1).softmax(dim=1) if loss != "bce" else rows(14, 3, seed=1).sigmoid()
+    problem = problem_of(rows(14, 6, seed=0).reshape(14, 3, 2), targets, 0.02, loss=loss)
+    dual_point = problem.dual_point(problem.constant_predictions())
+    highest, least = (problem.dual(dual_point, share * problem.beta) for share in (0.5, 2.0))
+    for share in (0.01, 0.3, 0.99):
+        value = share * highest + (1 - share) * least
+        enough = problem.enough(dual_point, value)
+        assert problem.dual(dual_point, enough) >= value > problem.dual(dual_point, enough * (1 + 1e-6))
+    assert problem.enough(dual_point, 0.0) == pytest.approx(2 * problem.beta)
+    for value in (highest * (1 + 1e-6), float("nan"), float("inf")):  # nothing that is looked at suffices
+        assert problem.enough(dual_point, value) == 0.0

@@ -30,6 +30,8 @@ FINENESS = {2: 0.06, 3: 0.05}
 the rank of the rows: the fastest of those tried; the bound is a bound for any."""
 FINENESS_ELSEWHERE = 0.03
 """The fineness in other ranks."""
+FAR_SHARE = 0.5
+"""Share of the relative excess of g over the target that takes the place of the tolerance far from it."""
 CLOSEST = 8.0
 """Allowances for rounding by which the bound on even the smallest cone exceeds g, at and beside the vertices together:
 where the threshold is closer to g than that, no halving helps."""
@@ -53,7 +55,7 @@ class Goal:
 
     def threshold(self, best: float) -> float:
         """Cones with a bound up to this need no further division."""
-        far = 0.1 * (best / self.target - 1) if self.target > 0 else 0.0
+        far = FAR_SHARE * (best / self.target - 1) if self.target > 0 else 0.0
         return max(best * (1 + max(self.rel_tol, min(self.far_tol, far))), self.target)
 
     def stopped(self, cones: int) -> str | None:

@@ -78,6 +78,8 @@ from convcvx.problem import Problem
 
 FIRST_LOOK = LocalOracle(n_climbers=8, n_steps=4, n_batches=1)
 """What finds filters where there is no time for a search: a few passes."""
+ROOM = 0.25
+"""Share of what g may be above β that a round's bound may be off by: the rest is for the network."""
 MAX_RANK = 16
 """The search begins with 2^(rank - 1) cones; long before this rank it stops to prove anything of use."""
 
@@ -94,8 +96,9 @@ class BranchAndBoundOracle(Oracle):
     max_cones : int, optional
         Likewise, in cones.
     far_tol : float
-        As long as g is found far above the `target`, a tenth of its relative excess takes the place of `rel_tol`, but
-        no more than this: a solver that has far to go needs no digits.
+        For rounds of a solver, which has far to go and needs no digits: as long as g is found above the `target`, half
+        of its relative excess takes the place of `rel_tol`, or if that is more a share `ROOM` of what the target is
+        above β, but no more than this.
     share : float
         Of the time left to the problem a call takes no more than this.
     device : {"cpu", "cuda"}, optional
@@ -146,6 +149,7 @@ class BranchAndBoundOracle(Oracle):
             n_filters=wanted.n_filters,
             seed=wanted.seed,
             target=wanted.target,
+            rough=min(ROOM * (wanted.target / problem.beta - 1), self.far_tol),
             began=began,
             device=problem.responses.device,
             deadline=deadline,
@@ -160,14 +164,15 @@ class BranchAndBoundOracle(Oracle):
         n_filters: int = 1,
         seed: int = 0,
         target: float = 0.0,
+        rough: float = 0.0,
         began: float | None = None,
         device: torch.device | str = "cpu",
         deadline: Deadline = NEVER,
     ) -> OracleResult:
         """The same for rows already charged, and `starts` (q, d) in their coordinates.
 
-        `began`, by `convcvx.budget.clock`, is when the time limit starts to run, and the `deadline` holds besides;
-        `device` is the one to use if the oracle was given none.
+        `rough` takes the place of `rel_tol` where it is more. `began`, by `convcvx.budget.clock`, is when the time
+        limit starts to run, and the `deadline` holds besides; `device` is the one to use if the oracle was given none.
         """
         check_count("n_filters", n_filters)
         began = clock() if began is None else began
@@ -186,7 +191,7 @@ class BranchAndBoundOracle(Oracle):
             first = np.random.default_rng(seed).standard_normal((4 * d, d))
             incumbents.climb(first if starts is None else np.concatenate([first, starts]), 0)
             incumbents.climb(incumbents.points[:4], 6)
-            goal = Goal(self.rel_tol, self.far_tol, charged.target(target), deadline, self.max_cones)
+            goal = Goal(max(self.rel_tol, rough), self.far_tol, charged.target(target), deadline, self.max_cones)
             search = self.search(charged, tree, incumbents, goal, self.device or device)
             bound, cones, entries, stopped = search.run()
             incumbents.climb(incumbents.points[:n_filters], 5)

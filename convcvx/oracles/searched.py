@@ -13,6 +13,7 @@ from torch import Tensor
 from convcvx.budget import Deadline
 from convcvx.oracles.base import Oracle, OracleResult
 from convcvx.oracles.beside import Proof, best_proof, proof_beside
+from convcvx.oracles.branch_and_bound import BranchAndBoundOracle
 from convcvx.oracles.cylinders import CylinderOracle
 from convcvx.oracles.local import LocalOracle
 from convcvx.oracles.polynomial import PolynomialOracle
@@ -26,8 +27,22 @@ HALF = 0.5
 PROVING = 0.3
 """Share of the time left in which something is proved before a search that proves nothing takes the rest."""
 
+SPARE = 0.01
+"""Share of tol that a proof leaves to rounding, and to the objective's own last digits."""
 KEPT_STATISTICS = ("stopped", "family", "family_size")
 """Statistics of a search that count although something else proved more: what it searched, and what ended it."""
+
+
+def target_of(oracle: Oracle, problem: Problem, dual_point: Tensor, objective: float, tol: float) -> float:
+    """The g at which a search may stop that is to show a gap of `tol` to the `objective`, at this dual point.
+
+    Above β by half of tol. Branch and bound, whose cost falls with what it may be off by, takes all that the gap leaves
+    room for: the dual value falls by the part that the weights have in the objective, times what g is above β.
+    """
+    target = problem.beta * (1 + 0.5 * tol)
+    if oracle.name != BranchAndBoundOracle.name:
+        return target
+    return max(target, problem.enough(dual_point, (1 - (1 - SPARE) * tol) * objective))
 
 
 @dataclass(frozen=True)
@@ -149,7 +164,7 @@ class Search:
         self, problem: Problem, given: Problem, starts: Tensor, points: Sequence[Tensor], primal: float
     ) -> tuple[OracleResult, float, Tensor]:
         """What the oracle finds at the residual, or proves at another point; its lower bound; which point."""
-        residual, target = points[0], problem.beta * (1 + 0.5 * self.tol)
+        residual, target = points[0], target_of(self.oracle, problem, points[0], primal, self.tol)
         wide: dict[str, Any] = {"starts": starts, "n_filters": 16, "seed": self.seed}
         if self.oracle.name == "family":  # whose scan knows all that are active
             wide["n_filters"] = 16 + len(starts)
@@ -169,6 +184,7 @@ class Search:
                 found, dual = again, problem.dual(residual, again.g_max)
         for other in points[1:]:
             if found.scope.lasting and primal - dual > self.tol * primal:
+                target = target_of(self.oracle, problem, other, primal, self.tol)
                 again = self.oracle(
                     problem.until(self.deadline), other, starts=starts, n_filters=1, seed=self.seed, target=target
                 )

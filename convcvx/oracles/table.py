@@ -44,7 +44,7 @@ CALL_SECONDS = 600.0
 CALL_SHARE = 0.25
 """Share of what is left of a training's own time that such a call takes: its bound comes step by step, and rounds are
 to follow."""
-FAR_TOL = 0.1
+FAR_TOL = 0.5
 """Relative error of a bound of branch and bound in training, as long as g is far above β: there is far to go."""
 OWN_TOL = 0.25
 """Share of tol that branch and bound may be off by near the end: the rest is for the network."""

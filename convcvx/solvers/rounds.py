@@ -16,6 +16,7 @@ from convcvx.oracles.contradiction import binds, check_proof
 from convcvx.oracles.local import DISTINCT, LocalOracle
 from convcvx.oracles.metric import Metric
 from convcvx.oracles.scope import Scope
+from convcvx.oracles.searched import target_of
 from convcvx.problem import Problem, relative_gap
 from convcvx.solution import Round, Solution
 
@@ -92,7 +93,8 @@ def consult(
     dual_point = problem.dual_point(predictions)
     where: dict[str, Any] = {"starts": solution.filters, "n_filters": n_filters}
     seed += 1000 * solution.rounds
-    found = oracle(problem, dual_point, **where, target=problem.beta * (1 + 0.5 * tol), seed=seed)
+    target = target_of(oracle, problem, dual_point, objective, tol)
+    found = oracle(problem, dual_point, **where, target=target, seed=seed)
     claim = (1 - tol) * objective
     for attempt in range(CONFIRMATIONS if confirm else 0):
         if found.scope.proved or problem.dual(dual_point, found.g_max) < claim or problem.deadline.passed:
