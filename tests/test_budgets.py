@@ -7,6 +7,7 @@ import warnings
 from dataclasses import dataclass
 from functools import cache
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from convcvx.oracles import (
     Ternary,
 )
 from convcvx.oracles.cylinders import CylinderOracle
+from convcvx.oracles.needs import UNACTIVATED
 from convcvx.oracles.table import ORACLES as TABLE
 from convcvx.oracles.table import Effort
 from convcvx.problem import Problem
@@ -38,6 +40,8 @@ from convcvx.training.plan import find_beta_max, solve_problem
 EFFORT = Effort(tol=1e-5, thorough=True, gates=20, family=Ternary())
 ORACLES = {name: entry.make(EFFORT) for name, entry in TABLE.items()}
 ORACLES["cylinders"] = CylinderOracle(max_cylinders=30)  # where no clock is set it would go on for two minutes
+SUITED = {name: {"activation": "linear"} if UNACTIVATED in TABLE[name].needs else {} for name in ORACLES}
+"""Options of problems that each oracle takes."""
 AT_ONCE = "exact", "copositive", "cylinders"
 """Oracles that prove a bound before they look at the clock."""
 LOOSE = "copositive", "sampled", "polynomial", "remainder", "cylinders"
@@ -67,9 +71,9 @@ def clock(monkeypatch) -> Clock:
 
 
 @cache
-def small(loss: str) -> tuple[Problem, float, float]:
+def small(loss: str, **options: Any) -> tuple[Problem, float, float]:
     """A problem, and two numbers between which its optimum lies."""
-    problem = flat_problem(n=8, n_patches=1, dim=2, n_outputs=2, loss=loss)
+    problem = flat_problem(n=8, n_patches=1, dim=2, n_outputs=2, loss=loss, **options)
     record = solve_problem(problem, Budget(tol=1e-4), oracle="exact").history[-1]
     assert record["rel_gap"] <= 1e-4
     return problem, record["lower_bound"], record["objective"]
@@ -121,7 +125,7 @@ def test_the_copies_of_a_problem_end_when_it_does(clock):
 @pytest.mark.parametrize("limit", LIMITS)
 @pytest.mark.parametrize("name", ORACLES)
 def test_an_oracle_that_is_cut_short_claims_no_more_than_it_has_proved(name, limit, clock):
-    problem = flat_problem(n=10, n_patches=2, dim=3, n_outputs=2)
+    problem = flat_problem(n=10, n_patches=2, dim=3, n_outputs=2, **SUITED[name])
     dual_point = problem.dual_point(problem.constant_predictions())
     highest = ExactOracle()(problem, dual_point).upper_bound
     began = clock.now
@@ -138,10 +142,9 @@ def test_an_oracle_that_is_cut_short_claims_no_more_than_it_has_proved(name, lim
 
 
 def test_negative_control_an_oracle_with_time_is_not_cut_short():
-    problem = flat_problem(n=10, n_patches=2, dim=3, n_outputs=2)
-    dual_point = problem.dual_point(problem.constant_predictions())
-    for oracle in ORACLES.values():
-        found = oracle(problem, dual_point, target=0.0)
+    for name, oracle in ORACLES.items():
+        problem = flat_problem(n=10, n_patches=2, dim=3, n_outputs=2, **SUITED[name])
+        found = oracle(problem, problem.dual_point(problem.constant_predictions()), target=0.0)
         assert not found.cut_short
         assert found.g_max < math.inf
 
@@ -215,7 +218,7 @@ def test_what_a_training_has_proved_outlives_a_search_that_time_cuts_short(clock
 @pytest.mark.parametrize("limit", [0, 5, 30])
 @pytest.mark.parametrize("name", ORACLES)
 def test_whenever_time_is_over_a_bound_above_zero_is_proved(name, limit, clock):
-    problem, _, highest = small("squared")
+    problem, _, highest = small("squared", **SUITED[name])
     network = torch.zeros(0, problem.responses.dim), torch.zeros(0, problem.responses.n_cells, problem.n_outputs)
     certificate = certify_parameters(problem.until(Deadline.after(limit)), *network, oracle=ORACLES[name])
     assert 0 < certificate.proved <= highest
@@ -241,7 +244,7 @@ def test_a_pass_that_is_over_in_time_outlives_a_search_that_is_not(clock):
 
 @pytest.mark.parametrize("name", ORACLES)
 def test_a_training_with_any_oracle_ends_with_its_time(name, clock):
-    problem = flat_problem(n=8, n_patches=1, dim=2, n_outputs=2)
+    problem = flat_problem(n=8, n_patches=1, dim=2, n_outputs=2, **SUITED[name])
     began = clock.now
     solution = solve_problem(problem, Budget(tol=1e-12, time_limit=60), oracle=ORACLES[name])
     assert clock.now - began <= 60 + PATIENCE
@@ -273,9 +276,9 @@ def test_a_resumed_training_has_the_time_that_is_left(clock):
 
 
 def test_beta_max_is_found_in_any_time(clock):
-    problem = flat_problem(n=10, n_patches=2, dim=3, n_outputs=2)
-    highest = find_beta_max(problem, ExactOracle())
     for name, oracle in ORACLES.items():
+        problem = flat_problem(n=10, n_patches=2, dim=3, n_outputs=2, **SUITED[name])
+        highest = find_beta_max(problem, ExactOracle())
         for limit in LIMITS:
             found = find_beta_max(problem.until(Deadline.after(limit)), oracle)
             assert 0 < found < math.inf, (name, limit)

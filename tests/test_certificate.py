@@ -353,7 +353,6 @@ REFUSED = {
     "ceil mode": (of(nn.ReLU(), nn.AvgPool2d(3, ceil_mode=True), features=24), FORM),
     "sum pooling": (of(nn.ReLU(), nn.AvgPool2d(4, divisor_override=1)), FORM),
     "half a grid": (of(nn.ReLU(), nn.AdaptiveAvgPool2d((1, None)), features=24), FORM),
-    "dilation": (of(nn.ReLU(), GLOBAL, convolution=nn.Conv2d(1, 6, 2, dilation=2)), "dilation=1"),
     "same padding": (of(nn.ReLU(), GLOBAL, convolution=nn.Conv2d(1, 6, 2, padding="same")), "pads one side more"),
     "reflection": (
         of(nn.ReLU(), GLOBAL, convolution=nn.Conv2d(1, 6, 3, padding=1, padding_mode="reflect")),

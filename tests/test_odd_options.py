@@ -27,7 +27,7 @@ from convcvx.training.options import TrainConfig
         (["--padding", "10000"], "padding must be at most 4096; got 10000"),
         (
             ["--padding", "4000"],
-            "padding must be smaller than kernel_size 3, lest patches see nothing but it; got 4000",
+            "padding must be smaller than patches, 3x3 pixels, lest these see nothing but it; got 4000",
         ),
         (
             ["--kernel-size", "4000", "--padding", "3999"],

@@ -40,7 +40,7 @@ def target_of(oracle: Oracle, problem: Problem, dual_point: Tensor, objective: f
     room for: the dual value falls by the part that the weights have in the objective, times what g is above β.
     """
     target = problem.beta * (1 + 0.5 * tol)
-    if oracle.name != BranchAndBoundOracle.name:
+    if not isinstance(oracle, BranchAndBoundOracle):
         return target
     return max(target, problem.enough(dual_point, (1 - (1 - SPARE) * tol) * objective))
 

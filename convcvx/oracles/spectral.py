@@ -20,6 +20,7 @@ from torch import Tensor
 
 from convcvx.budget import NEVER
 from convcvx.oracles.base import Oracle, OracleResult, Wanted
+from convcvx.oracles.needs import AVERAGES, UNACTIVATED, require
 from convcvx.oracles.polynomial import PolynomialOracle
 from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
@@ -32,7 +33,14 @@ class SpectralOracle(Oracle):
     name = "spectral"
 
     def answer(self, problem: Problem, dual_point: Tensor, wanted: Wanted) -> OracleResult:
-        """As `Oracle` says: singular vectors, those of the largest values."""
+        """As `Oracle` says: singular vectors, those of the largest values.
+
+        Raises
+        ------
+        InputError
+            For an activation, or maximum pooling.
+        """
+        require("oracle 'spectral'", (UNACTIVATED, AVERAGES), problem)
         began = time.perf_counter()
         problem = problem.with_dtype(torch.float64)
         bound, _ = PolynomialOracle(degree=1).bound(problem, dual_point)
