@@ -22,6 +22,7 @@ from convcvx.data.datasets import load
 from convcvx.data.given import given_dataset
 from convcvx.display.html import environment
 from convcvx.display.words import claims, percent, percent_up
+from convcvx.network.architecture import Architecture
 from convcvx.network.two_layer import TwoLayerCNN, two_layer_cnn
 from convcvx.report import write_report
 from convcvx.report.evidence import MOST_CLASSES, seen_or_why
@@ -196,6 +197,13 @@ def test_filters_are_told_by_what_they_do():
     assert (card.index, card.share, card.votes, card.against) == (0, 1.0, ["b"], ["c", "a"])
     assert card.box == (7, 7, 0.0, 3.0, 3.0, 3.0)  # the patch whose centre is column 1, row 4
     assert filter_cards(network, [])[0].votes == ["output 1"]
+
+
+def test_a_filter_whose_responses_are_all_negative_fires_nowhere():
+    network = TwoLayerCNN(Architecture((1, 7, 7), 1, 2, (3, 3), pool="global", activation="linear")).eval()
+    network[0].weight.data.fill_(-1.0)
+    (card,) = filter_cards(network, ["a", "b"], torch.ones(2, 1, 7, 7))
+    assert (card.fires, card.box) == (None, ())
 
 
 def test_a_dropped_stage_says_why():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -130,12 +131,12 @@ class _Fired:
         top, left = divmod(int(heat.argmax()), heat.shape[1])
         (sy, sx), (py, px), (ky, kx) = architecture.stride, architecture.padding, architecture.spec.span
         box = (width, height, (left * sx - px) * across, (top * sy - py) * down, kx * across, ky * down)
-        spread = _on_pixels(heat, self.seen_size, architecture.spec)
+        spread = _on_pixels(heat.clamp_min(0), self.seen_size, architecture.spec)  # it fires where it is positive
         return data_uri(marked(image, spread)), tuple(round(number, 2) for number in box)
 
 
 def _where_they_fire(network: TwoLayerCNN, order: Tensor, images: Images, seen: Callable[[Tensor], Tensor]) -> _Fired:
-    convolution, rectified, pooling = network[0], network[1], network[2]
+    convolution, activation, pooling = network[0], network[1], network[2]
     few, kernels = copy(convolution), network.state_dict()["0.weight"]
     few._parameters = {
         name: None if parameter is None else nn.Parameter(parameter.detach()[order], requires_grad=False)
@@ -143,7 +144,7 @@ def _where_they_fire(network: TwoLayerCNN, order: Tensor, images: Images, seen: 
     }
     tried = torch.linspace(0, len(images) - 1, min(len(images), LOOKED_AT), dtype=torch.float64).round().long().unique()
     at_once = max(1, ENTRIES // (len(order) * images.shape[2] * images.shape[3]))
-    best, pooled = torch.full((len(order),), -1.0), torch.zeros(())
+    best, pooled = torch.full((len(order),), -math.inf), torch.zeros(())
     maps: list[Tensor] = [torch.empty(0)] * len(order)
     where: list[Tensor] = [torch.empty(0)] * len(order)
     size = 0, 0
@@ -152,7 +153,7 @@ def _where_they_fire(network: TwoLayerCNN, order: Tensor, images: Images, seen: 
             chunk = images[part].to(kernels)
             given = seen(chunk)
             size = given.shape[2], given.shape[3]
-            found = rectified(few(given))
+            found = activation(few(given))
             pooled = pooled + pooling(found).flatten(2).sum(dim=0) / len(tried)
             largest, at = found.flatten(2).amax(dim=2).max(dim=0)
             for k in (largest > best).nonzero().flatten().tolist():
