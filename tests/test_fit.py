@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 import convcvx
+from convcvx.activations import Activation
 from convcvx.data.datasets import load
 from convcvx.errors import ConvergenceWarning, DataError, InputError, RunError
 from convcvx.estimator import ConvexCNNClassifier
@@ -205,6 +206,15 @@ def test_a_stack_is_that_of_the_command(digits, tmp_path):
     assert torch.equal(again.network(digits[0]), stack.network(digits[0]))
     shown = answer(cli("certify --json", tmp_path / "saved" / "stage-1", code=3))  # there was room for six filters
     assert shown["primal"] == stack.stages[0].certificate.primal
+
+
+def test_a_list_has_a_value_for_each_stage_and_a_tuple_is_a_pair(digits):
+    common = {"stages": 2, "max_rounds": 1, "max_filters": 2, "beta_ratio": 0.1, "channels": 2}
+    lists = {"kernel_size": [3, (1, 2)], "activation": ["abs", Activation(0.1)], "whiten": [False, True]}
+    stack = convcvx.fit_stack(*digits, padding=(0, 1), **lists, **common)
+    first, second = stack.config.stages
+    assert (first.kernel_size, first.activation, first.whiten, first.padding) == ("3", "abs", False, "0x1")
+    assert (second.kernel_size, second.activation, second.whiten) == ("1x2", "leaky-relu:0.1", True)
 
 
 def test_a_stack_needs_no_test_set(digits):

@@ -18,6 +18,7 @@ from convcvx.solution import Callback
 from convcvx.stack.jobs import StackRun, stack_job
 from convcvx.stack.network import StackedCNN, stacked_cnn
 from convcvx.stack.options import (
+    BY_STAGE,
     STAGE_OPTIONS,
     VALIDATION,
     StackConfig,
@@ -128,7 +129,8 @@ def fit_stack(
         As in `convcvx.fit`; a callback that returns True ends the stage under way.
     {options}
 
-    What `convcvx stack --help` calls a value a stage is a list here, or text with commas: `kernel_size=[5, 3]`.
+    What `convcvx stack --help` calls a value a stage is a list here, or text with commas: `kernel_size=[5, 3]`. One
+    kernel for all stages of 5 rows and 3 columns is a tuple, `(5, 3)`.
 
     Returns
     -------
@@ -153,10 +155,8 @@ def fit_stack(
     form = TrainConfig.of({"resize": options.get("resize")}).image_form
     train, *others = given_dataset(images, targets, sample_weight, form=form)
     name = str(images) if isinstance(images, str | os.PathLike) else ARRAYS
-    given = {"data": name} | {
-        option: stage_text(value) if isinstance(value, list) else value
-        for option, value in as_kept(TrainConfig, options).items()
-    }
+    lists = {option: stage_text(options[option]) for option in BY_STAGE if isinstance(options.get(option), list)}
+    given = {"data": name} | as_kept(TrainConfig, {k: v for k, v in options.items() if k not in lists}) | lists
     if leaves_open(given, preset):
         given = fitting_stack(given, train)
     elif preset is not None:

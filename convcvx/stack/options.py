@@ -56,6 +56,8 @@ class StackShape:
     )
 
 
+BY_STAGE = (*VARIED, "channels", "downsample")
+"""Options of a stack that may have a value a stage, or a link."""
 STAGE_OPTIONS = tuple(name for name in OPTIONS if name not in ("beta", *options_of(StackShape)))
 """Options of `TrainConfig` that a stack takes: a number for beta means something else on every stage's features, and
 its `channels` are those of the features."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from convcvx.activations import Activation
 from convcvx.errors import InputError, check_choice, check_count, check_positive, is_count, shown
 from convcvx.pooling import Pooling
 from convcvx.storage.reading import NAMES, is_a
@@ -29,9 +30,9 @@ STAGES = "Stages (one value, or one a stage by commas)"
 NO_FLAG = ""
 """The panel of what no user sets."""
 SIZE = "a whole number, or a pair of them, rows and columns"
-"""What a kernel, a stride and a padding are."""
+"""What a kernel, a stride, a padding and a dilation are."""
 LARGEST_SIDE = 4096
-"""Pixels of a kernel, a stride, a padding or a move of an image: of an image whose patches fit in memory."""
+"""Pixels of a kernel, stride, padding, dilation or move of an image: of an image whose patches fit in memory."""
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,11 @@ def parse_pair(name: str, text: str) -> tuple[int, int]:
 def pool_text(value: Any) -> Any:
     """4 as "4", (4, 2) as "4x2", a `Pooling` as it is written."""
     return str(value) if isinstance(value, Pooling) else size_text(value)
+
+
+def activation_text(value: Any) -> Any:
+    """An `Activation` as it is written."""
+    return str(value) if isinstance(value, Activation) else value
 
 
 def parameters(record: Any, **defaults: Any) -> list[Parameter]:

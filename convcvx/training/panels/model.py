@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from convcvx.data.weights import BALANCED, class_weight_text
 from convcvx.losses.table import WORDS as LOSS_WORDS
 from convcvx.oracles import FAMILIES
-from convcvx.training.option import MODEL, SIZE, option, pool_text, size_text
+from convcvx.training.option import MODEL, SIZE, activation_text, option, pool_text, size_text
 
 DEFAULT_BETA_RATIO = 1e-3
 """Share of beta_max that a run without beta and beta_ratio trains at."""
@@ -42,10 +42,10 @@ class ModelOptions:
     activation: str = option(
         "relu",
         MODEL,
-        "relu; leaky-relu:SLOPE with a slope between 0 and 1, as nn.LeakyReLU has it; abs, the absolute value; linear, "
-        "none: a convolution, pooled and weighed.",
+        "relu; leaky-relu:SLOPE with a slope between 0 and 1, as nn.LeakyReLU has it; abs, the absolute value; linear: "
+        "no activation, only a convolution, pooled and weighed.",
         per_stage="",
-        read=str,
+        read=activation_text,
         form="relu, leaky-relu:SLOPE, abs or linear",
     )
     hidden_bias: bool = option(False, MODEL, "A regularised bias in each filter.")
