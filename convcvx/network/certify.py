@@ -89,12 +89,12 @@ def certify(
         not fit it.
     """
     deadline = Deadline.after(None if time_limit is None else check_positive("time_limit", time_limit))
-    if getattr(images, "ndim", 4) == 2:
-        network, images = _on_images(network), as_tensor("images", images)[:, :, None, None]
-    read, classes, weights = counted(sample_weight, read_images(images), as_tensor("targets", targets))
     if not isinstance(network, nn.Module):
         got = type(network).__name__
         raise InputError(f"network must be a torch module, such as the .network of a fit; got {got}")
+    if getattr(images, "ndim", 4) == 2:
+        network, images = _on_images(network), as_tensor("images", images)[:, :, None, None]
+    read, classes, weights = counted(sample_weight, read_images(images), as_tensor("targets", targets))
     layers = read_network(network, read.shape[1:])
     if not all(bool(part.isfinite().all()) for part in network.parameters()):
         raise InputError("the network's weights must be finite; found NaN or infinity")
