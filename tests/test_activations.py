@@ -368,6 +368,7 @@ def test_the_command_line_trains_and_says_which_activation(tmp_path):
     options += ["--kernel-size", "1x2", "--oracle", "exact"]
     told = answer(cli("train", *options, "--out", tmp_path / "run", "--json"))
     assert told["activation"] == "leaky-relu:0.2"
+    assert "is leaky-relu:0.2; got abs" in refused("certify", tmp_path / "run", "--activation", "abs")
     assert "activation must be" in refused("train", "--activation", "gelu", "--out", tmp_path / "other")
 
 

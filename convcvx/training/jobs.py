@@ -9,15 +9,18 @@ from typing import Any
 
 from torch import Tensor
 
+from convcvx.activations import Activation
 from convcvx.budget import NEVER, Deadline
 from convcvx.certificate import Certificate
 from convcvx.data.datasets import Dataset
 from convcvx.errors import InputError, RunError
+from convcvx.network.architecture import Architecture
 from convcvx.network.certify import certify, parameters_of
 from convcvx.network.foreign import PICKLED, assumed, foreign_network, read_pickled
 from convcvx.network.layers import read_network
 from convcvx.network.two_layer import TwoLayerCNN, read_weights, two_layer_cnn
 from convcvx.patches import PatchEmbedding
+from convcvx.pooling import Pooling
 from convcvx.problem import Problem
 from convcvx.responses.team import Team
 from convcvx.solution import Status
@@ -219,4 +222,18 @@ def _load_network(path: Path, config: TrainConfig, train: Dataset, given: set[st
         raise RunError(
             f"the network in {path} takes images {architecture.image_shape}, the data have {image_shape(train)}"
         )
+    _check_given(path, architecture, config, given)
     return two_layer_cnn(path), None
+
+
+def _check_given(path: Path, architecture: Architecture, config: TrainConfig, given: set[str]) -> None:
+    """Raise `InputError` for an option that was `given` and is not what the file of the network says."""
+    asked, own = config.patch_spec(), architecture.spec
+    pairs: dict[str, tuple[Any, Any]] = {
+        **{name: (getattr(asked, name), getattr(own, name)) for name in ("stride", "padding", "dilation")},
+        "pool": (Pooling.of(config.pool), Pooling.of(architecture.pool)),
+        "activation": (Activation.of(config.activation), Activation.of(architecture.activation)),
+    }
+    for name, (ours, theirs) in pairs.items():
+        if name in given and ours != theirs:
+            raise InputError(f"{name} of the network in {path} is {theirs}; got {ours}: leave --{name} out")
