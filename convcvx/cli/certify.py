@@ -28,8 +28,7 @@ Network = Annotated[
     typer.Argument(
         help="A run folder, or a .safetensors or .pt file with the state dict of any Conv2d → ReLU → average or "
         "maximum pooling → Linear, or Linear → ReLU → Linear; stride, padding, dilation, pool and activation are for a "
-        "file that "
-        "does not say (pool is the square grid of averages that fits by default).",
+        "file that does not say (pool is the square grid of averages that fits by default).",
         metavar="RUN|FILE",
     ),
 ]

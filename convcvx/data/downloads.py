@@ -76,9 +76,8 @@ def _holder(name: str, root: Path) -> Path:
 
 def _fetch(name: str, cls: Any, root: Path, download: bool) -> None:
     """Download what is missing, or say why not."""
-    packed = root / (
-        cls.filename if name in FILE_BY_FILE and hasattr(cls, "filename") else ""
-    )  # CIFAR comes as one archive
+    # CIFAR comes as one archive.
+    packed = root / (cls.filename if name in FILE_BY_FILE and hasattr(cls, "filename") else "")
     advice = f"give the --data-dir that holds it, or put {name}.npz there"
     if not packed.is_file() and not download:
         raise DataError(f"{name} is not in {root}: allow its download, or give the --data-dir that holds it")
