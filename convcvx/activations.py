@@ -106,12 +106,18 @@ class Activation:
 
     @classmethod
     def of_module(cls, module: nn.Module) -> Activation | None:
-        """What a torch module stands for; None for one that is no activation of these."""
+        """What a torch module stands for; None for one that is no activation of these.
+
+        Raises
+        ------
+        InputError
+            For a LeakyReLU whose slope is none of an `Activation`.
+        """
         if isinstance(module, nn.ReLU):
             return RELU
         if isinstance(module, Abs):
             return ABSOLUTE
-        if isinstance(module, nn.LeakyReLU) and abs(module.negative_slope) <= 1:
+        if isinstance(module, nn.LeakyReLU):
             return cls(float(module.negative_slope))
         return None
 

@@ -197,6 +197,7 @@ REFUSED = {
     "log-softmax at the end": (nn.Sequential(Perceptron(), nn.LogSoftmax(dim=1)), "which loss='cross-entropy' alone"),
     "tanh": (plain(nn.Tanh(), GLOBAL, features=4), "of activations ReLU, LeakyReLU and the absolute value"),
     "two activations": (plain(nn.LeakyReLU(), nn.ReLU(), GLOBAL, features=4), "network must be Conv2d → ReLU"),
+    "a slope above one": (plain(nn.LeakyReLU(2.0), GLOBAL, features=4), "must lie between -1 and 1; got 2.0"),
     "linear alone": (
         nn.Sequential(nn.Flatten(), nn.Linear(36, 3)),
         "got Linear; one layer alone is a convex problem already",
