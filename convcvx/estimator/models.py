@@ -92,7 +92,8 @@ class ConvexCNNClassifier(ClassifierMixin, ConvexCNN):
         if self.__dict__.get("_labelled") and self.loss == "bce":
             return lambda X: expit(self._outputs(X))
         if self.loss != "cross-entropy":
-            raise AttributeError(f'predict_proba needs loss="cross-entropy"; this estimator has loss={self.loss!r}')
+            needed = "bce" if self.__dict__.get("_labelled") else "cross-entropy"
+            raise AttributeError(f'predict_proba needs loss="{needed}"; this estimator has loss={self.loss!r}')
         return lambda X: softmax(self._outputs(X), axis=1)
 
 
