@@ -35,7 +35,7 @@ def train(
     quiet: f.Quiet = False,
     **options: Any,
 ) -> None:
-    """Train a two-layer convolutional ReLU network to the optimum of its objective.
+    """Train a two-layer convolutional network to the optimum of its objective.
 
         min  (1/n) Σ loss(f(x_i), y_i) + (beta/2) Σ (‖u_j‖² + ‖V_j‖²)
 

@@ -20,16 +20,16 @@ from convcvx.losses.targets import LABELLED
 
 
 class ConvexCNNClassifier(ClassifierMixin, ConvexCNN):
-    """Two-layer convolutional ReLU network, trained to the global optimum with a certificate.
+    """Two-layer convolutional network, trained to the global optimum with a certificate.
 
         min  (1/n) Σ_i ℓ(f(x_i), y_i) + β Σ_j ‖V_j‖_F    over ‖u_j‖ = 1, any number of filters j,
-        f(x_i) = Σ_j Σ_p Σ_k w_pk (x_ik·u_j)_+ V_j[p,:] + b      (c outputs, one a class; the largest wins)
+        f(x_i) = Σ_j Σ_p Σ_k w_pk σ(x_ik·u_j) V_j[p,:] + b      (c outputs, one a class; the largest wins)
 
-    which is weight decay β on the network's weights under a mean-reduced loss. The parameters are the options of
-    `convcvx.fit`, but for `image_shape` and what scikit-learn has of its own. `predict_proba` needs
-    loss="cross-entropy". With loss="bce" or "squared-hinge" y may also be labels (n_samples, c) of 0 and 1, several a
-    sample: `predict` and, with "bce", `predict_proba` have the same shape then, and `score` is the share of samples
-    whose labels are all right.
+    which is weight decay β on the network's weights under a mean-reduced loss; σ is the `activation`, the ReLU by
+    default. The parameters are the options of `convcvx.fit`, but for `image_shape` and what scikit-learn has of its
+    own. `predict_proba` needs loss="cross-entropy". With loss="bce" or "squared-hinge" y may also be labels
+    (n_samples, c) of 0 and 1, several a sample: `predict` and, with "bce", `predict_proba` have the same shape then,
+    and `score` is the share of samples whose labels are all right.
 
     {parameters}
     classes_ : ndarray (c,)
@@ -98,12 +98,13 @@ class ConvexCNNClassifier(ClassifierMixin, ConvexCNN):
 
 
 class ConvexCNNRegressor(RegressorMixin, MultiOutputMixin, ConvexCNN):
-    """Two-layer convolutional ReLU network for real targets, trained to the global optimum with a certificate.
+    """Two-layer convolutional network for real targets, trained to the global optimum with a certificate.
 
         min  (1/2n) Σ_i ‖f(x_i) - y_i‖² + β Σ_j ‖V_j‖_F    over ‖u_j‖ = 1, any number of filters j,
-        f(x_i) = Σ_j Σ_p Σ_k w_pk (x_ik·u_j)_+ V_j[p,:] + b
+        f(x_i) = Σ_j Σ_p Σ_k w_pk σ(x_ik·u_j) V_j[p,:] + b
 
-    which is weight decay β on the network's weights under a mean-reduced loss. Scale the features.
+    which is weight decay β on the network's weights under a mean-reduced loss; σ is the `activation`, the ReLU by
+    default. Scale the features.
 
     {parameters}
     n_features_in_ : int

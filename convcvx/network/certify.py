@@ -58,9 +58,10 @@ def certify(
     ----------
     network : nn.Module
         Conv2d → ReLU → average or maximum pooling (or none) → Flatten → Linear, or Linear → ReLU → Linear on flattened
-        images; the activation may also be a LeakyReLU, `Abs` or `torch.abs`, or none. Biases are used as they are
-        there: one on the convolution counts as a regularised hidden bias, one on the linear layer as the free
-        intercept. A BatchNorm is folded into the layer beside it, and weight decay is that of the folded weights.
+        images; the activation may also be a LeakyReLU, `convcvx.activations.Abs` or `torch.abs`, or none. Biases are
+        used as they are there: one on the convolution counts as a regularised hidden bias, one on the linear layer as
+        the free intercept. A BatchNorm is folded into the layer beside it, and weight decay is that of the folded
+        weights.
     images : Tensor, ndarray or StreamedImages (n, C, H, W), (n, H, W) with one channel, or rows (n, d)
         Training images, as the network takes them.
     targets : Tensor or ndarray
@@ -68,7 +69,7 @@ def certify(
     beta : float
         torch's `weight_decay` under a mean-reduced loss.
     loss : {"squared", "cross-entropy", "bce", "squared-hinge", "huber", "huber:DELTA"}
-    oracle : {"auto", "exact", "branch-and-bound", "copositive", "polynomial", "remainder", "cylinders",
+    oracle : {"auto", "spectral", "exact", "branch-and-bound", "copositive", "polynomial", "remainder", "cylinders",
         "sampled", "local"}
     tol : float
         Gap at which a rigorous oracle may stop refining its bound.

@@ -1,4 +1,4 @@
-"""Pooled ReLU responses of filters and their adjoints, streamed over the images."""
+"""Pooled responses of filters and their adjoints, streamed over the images."""
 
 from convcvx.responses.passes import Responses
 from convcvx.responses.streams import CHUNK_BYTES, LARGEST_SPAN, SPAN

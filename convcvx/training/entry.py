@@ -59,7 +59,7 @@ def fit(
     overwrite: bool = False,
     **options: Any,
 ) -> Fit:
-    """Train a two-layer convolutional ReLU network to the optimum of its objective, with a certificate.
+    """Train a two-layer convolutional network to the optimum of its objective, with a certificate.
 
         min  (1/n) Σ_i ℓ(f(x_i), y_i) + (β/2) Σ_j (‖u_j‖² + ‖V_j‖²)
 

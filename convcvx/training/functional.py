@@ -76,9 +76,9 @@ def solve(
         t = ±1, both also for labels (n, c) of 0 and 1; or Huber's loss, squared up to DELTA (1) and linear beyond.
     intercept : bool
         Train an unpenalised output bias.
-    solver : {"auto", "sliding-fw", "frank-wolfe", "copositive", "gated", "closed-form"}
-    oracle : Oracle, or "auto", "exact", "branch-and-bound", "copositive", "polynomial", "remainder", "cylinders",
-        "sampled", "local"
+    solver : {"auto", "sliding-fw", "column-generation", "frank-wolfe", "copositive", "gated", "closed-form"}
+    oracle : Oracle, or "auto", "spectral", "exact", "branch-and-bound", "copositive", "polynomial", "remainder",
+        "cylinders", "sampled", "local"
     tol : float
         Relative gap (primal - dual) / primal to reach.
     max_filters, max_rounds, time_limit : int, int, float
