@@ -13,7 +13,7 @@ SHAPES = {"flatten", "view", "reshape", "squeeze"}
 """Functions and methods that give what they get another shape: into which, the outputs show."""
 RELUS = {"relu", "relu_"}
 ABSOLUTES = {"abs", "abs_", "absolute"}
-LEAKY = {"leaky_relu", "leaky_relu_"}
+LEAKY_RELUS = {"leaky_relu", "leaky_relu_"}
 DROPOUTS = {"dropout", "dropout2d", "feature_dropout", "alpha_dropout"}
 MAPS = ({2, 3}, {-2, -1})
 """Axes over which the mean of a map (n, m, H, W) is global average pooling, and its maximum global maximum pooling."""
@@ -105,7 +105,7 @@ def _as_module(name: str, rest: tuple[Any, ...], named: dict[str, Any]) -> nn.Mo
         return nn.Flatten()
     if name in RELUS or (name in ("clamp", "clamp_min") and _from_zero(rest, named)):
         return nn.ReLU()
-    if name in LEAKY:
+    if name in LEAKY_RELUS:
         return nn.LeakyReLU(*rest[:1], **named)
     if name in ABSOLUTES:
         return Abs()
