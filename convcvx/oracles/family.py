@@ -207,8 +207,9 @@ class FamilyOracle(Oracle):
             axes = torch.eye(responses.dim, dtype=torch.float64)
             ahead, back = responses.correlate(torch.cat([axes, -axes]), dual_point).flatten(1).chunk(2)
             linear = ahead - back
-        blocks = self.family.blocks(responses.dim)
-        for filters in watched("filters of the family", blocks, self.family.size(responses.dim), size=len):
+        blocks, size = self.family.blocks(responses.dim), self.family.size(responses.dim)
+        evaluated = size // 2 if self.family.symmetric else size
+        for filters in watched("filters of the family", blocks, evaluated, size=len):
             correlations = responses.correlate(filters, dual_point).flatten(1)
             yield filters, correlations.norm(dim=1)
             if self.family.symmetric and maximum:  # G(u) - G(-u) is not linear
