@@ -151,7 +151,8 @@ class FamilyOracle(Oracle):
 
     - the kernel uB and its product with x are off by (r + h + 2)ε a, the filter itself, whose length is one to
       rounding, by (r + 4)ε a; x by what `embedding_errors` says, where contrast is normalised;
-    - (·)_+ is exact; a cell sums K weighed terms at most: (K + 3)ε Σ_k w_pk a_k;
+    - σ is 1-Lipschitz, and rounds once where its slope is neither 0 nor ±1: ε a; a cell sums K weighed terms at most:
+      (K + 3)ε Σ_k w_pk a_k;
       the maximum over a cell is exact, and off by no more than one of its terms;
     - the sum over n images, in whatever order, rounds (n + 1)ε Σ_i |Z_ic| |φ_ip|.
 
@@ -159,9 +160,9 @@ class FamilyOracle(Oracle):
     Tε Σ_i ‖Z_i‖ Σ_pk w_pk a_ik; forming the norm rounds (P·c + 2)ε, relatively. As ‖φ(x_i; u)‖ <= Σ_pk w_pk a_ik, what
     Z may be off counts with that sum.
 
-    *Symmetry.* Of averages, (t)_+ - (-t)_+ = t, so that G(u) - G(-u) is linear in u: half of a symmetric family is
-    evaluated, and G(e_j), G(-e_j) for the r axes. With Σ|u_j| <= √r, G(-u) is off by (1 + 2√r) times as much, and
-    (r + 2)ε more. Of maxima all of it is evaluated.
+    *Symmetry.* Of averages, σ(t) - σ(-t) = (1 + slope) t, so that G(u) - G(-u) is linear in u: half of a symmetric
+    family is evaluated, and G(e_j), G(-e_j) for the r axes. With Σ|u_j| <= √r, G(-u) is off by (1 + 2√r) times as much,
+    and 2(r + 2)ε more, as 1 + slope <= 2. Of maxima all of it is evaluated.
     """
 
     family: Family
