@@ -56,6 +56,11 @@ def keep(name: str, found: object) -> None:
     (FOLDER / f"{name}.json").write_text(json.dumps(found))
 
 
+def measured_on() -> str:
+    """The machine and commit of what is kept, not of the table that is written of it."""
+    return json.loads((FOLDER / "machine.json").read_text())
+
+
 def kept(name: str) -> list[Trained]:
     rows = json.loads((FOLDER / f"{name}.json").read_text())
     return [Trained(Plan(**row.pop("plan")), **row) for row in rows]
@@ -72,6 +77,7 @@ def raced(name: str, rival: str, images: Tensor, onehot: Tensor, epochs: Sequenc
 
 def run(name: str, data_dir: str, device: str) -> None:
     """Train one competitor on all images."""
+    keep("machine", machine(device))
     images, onehot = load_mnist(data_dir, device)
     if name == "convcvx":
         keep(name, convcvx(images, onehot, 2 * WIDTH, say=print))
@@ -120,7 +126,7 @@ def report(device: str) -> None:
     lines = [
         "# Adam and SGD against convcvx",
         "",
-        f"`python benchmarks/adam_race.py` on {machine(device)}; {unit(device)}, one thread. MNIST 60,000, 5x5 "
+        f"`python benchmarks/adam_race.py` on {measured_on()}; {unit(device)}, one thread. MNIST 60,000, 5x5 "
         f"filters, 4x4 cells, squared loss, beta {BETA}, no biases; rivals with {WIDTH} filters, {SEARCHED} "
         f"{', '.join(map(str, SCHEDULES))} epochs, all epochs as fast as the fastest.",
         "",
@@ -168,6 +174,7 @@ def ratios(rivals: Sequence[Trained], ours: Sequence[list[Point]], device: str) 
 
 def sizes(data_dir: str, device: str, counts: Sequence[int]) -> None:
     """Races on the first images, for each number of them, at equal width: filters are at most those of the rivals."""
+    keep("machine", machine(device))
     for count in counts:
         images, onehot = load_mnist(data_dir, device, count)
         ours = [convcvx(images, onehot, WIDTH, say=lambda _: None)]
@@ -184,7 +191,7 @@ def report_sizes(device: str) -> None:
     lines = [
         "# Adam and SGD against convcvx on few images",
         "",
-        f"`python benchmarks/adam_race.py sizes --sizes {','.join(map(str, counts))}` on {machine(device)}; "
+        f"`python benchmarks/adam_race.py sizes --sizes {','.join(map(str, counts))}` on {measured_on()}; "
         f"{unit(device)}, one thread. MNIST, 5x5 filters, 4x4 cells, squared loss, beta {BETA}, no biases, {WIDTH} "
         f"filters at most for all. Rivals: {SEARCHED} {', '.join(map(str, SHORT))} epochs, all as fast as the fastest; "
         "rows are those that no other beats in both time and objective. convcvx: the median of "
