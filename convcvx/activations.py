@@ -74,11 +74,6 @@ class Activation:
         return f"{LEAKY}:{self.slope!r}"
 
     @property
-    def symmetric(self) -> bool:
-        """Whether a filter and its negative are one and the same but for the sign of weights: σ(-t) = -slope σ(t)."""
-        return abs(self.slope) == 1
-
-    @property
     def odd_part(self) -> float:
         """By how much σ(t) has t in it: σ(t) = odd_part · t + even_part · |t|."""
         return 0.5 * (1 + self.slope)
@@ -87,10 +82,6 @@ class Activation:
     def even_part(self) -> float:
         """By how much σ(t) has |t| in it."""
         return 0.5 * (1 - self.slope)
-
-    def alike(self, cosines: Any) -> Any:
-        """How alike filters with these cosines, a tensor or an array, are: where `symmetric` their sign is nothing."""
-        return abs(cosines) if self.symmetric else cosines
 
     def slopes_(self, responses: Tensor, out: Tensor) -> Tensor:
         """σ'(t), and 1 at 0, of responses t, written into `out`; σ(t) is t times this."""
@@ -118,7 +109,10 @@ class Activation:
         if isinstance(module, Abs):
             return ABSOLUTE
         if isinstance(module, nn.LeakyReLU):
-            return cls(float(module.negative_slope))
+            slope = float(module.negative_slope)
+            if -1 < slope < 0:
+                raise InputError(f"the slope of a LeakyReLU must not be negative; got {slope!r}")
+            return cls(slope)
         return None
 
 

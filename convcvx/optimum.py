@@ -65,7 +65,7 @@ def active_directions(
     reach = values >= problem.beta * (1 - ACTIVE)
     candidates, values = candidates[reach], values[reach]
     active = candidates[Metric.of(problem.responses).distinct(candidates, values, len(candidates), DISTINCT)]
-    return active, (problem.responses.activation.alike(active @ filters.T) > DISTINCT).any(dim=1)
+    return active, (problem.responses.alike(active @ filters.T) > DISTINCT).any(dim=1)
 
 
 def optimum_of(

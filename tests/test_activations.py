@@ -399,3 +399,49 @@ def test_maxima_of_another_activation_are_swept_nowhere():
     with pytest.raises(InputError, match="with activation abs"):
         pick_oracle("exact", problem)
     assert pick_oracle("auto", problem)[0] == "local"
+
+
+def test_filters_that_differ_in_sign_are_two_under_maxima_without_activation():
+    """max(-t) is not -max(t): column generation stalled at ten times the optimum."""
+    images = normal(8, 1, 4, 4)
+    flat = images.flatten(1)
+    targets = (flat.amax(dim=1) + 2 * flat.amin(dim=1))[:, None]
+    options = {"kernel_size": 1, "pool": "max:global", "activation": "linear", "beta": 0.003, "loss": "squared"}
+    fit = convcvx.fit(images, targets, **options, solver="column-generation", tol=1e-4)
+    maxima = torch.stack([flat.amax(dim=1), (-flat).amax(dim=1)], dim=1).numpy()
+    weights, shift = cp.Variable((2, 1)), cp.Variable()
+    data = cp.sum_squares(maxima @ weights + shift - targets.numpy()) / (2 * len(images))
+    best = cp.Problem(cp.Minimize(data + 0.003 * cp.norm1(weights))).solve(solver=cp.CLARABEL)
+    assert fit.certificate.primal == pytest.approx(best, rel=1e-3)
+    assert fit.certificate.n_filters == 2
+
+
+class Hidden(nn.Module):
+    """Its ReLU depends on a size, so that no graph shows it; its outputs do not tell of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.linear = nn.Conv2d(1, 2, 1), nn.Linear(2, 2)
+        nn.init.constant_(self.convolution.bias, 5.0)
+
+    def forward(self, images: Tensor) -> Tensor:
+        responses = self.convolution(images)
+        if responses.numel() > 0:
+            responses = F.relu(responses)
+        return self.linear(responses.flatten(1))
+
+
+def test_a_forward_that_cannot_be_followed_is_not_taken_for_linear():
+    with pytest.raises(InputError, match="a forward that cannot be followed: make the activation a layer"):
+        convcvx.certify(Hidden().eval(), torch.rand(4, 1, 1, 1), torch.arange(4) % 2, 0.01)
+
+
+def test_slopes_that_are_none_of_an_activation_are_refused_and_those_that_are_come_back():
+    for slope in (-0.5, 1.5):
+        with pytest.raises(InputError, match="slope"):
+            Activation.of_module(nn.LeakyReLU(slope))
+    for slope in (-1.0, 0.0, 0.3, 1.0):
+        found = Activation.of_module(nn.LeakyReLU(slope))
+        assert Activation.of(str(found)) == found
+    network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.LeakyReLU(0.0), nn.Flatten(), nn.Linear(2, 2)).eval()
+    assert convcvx.certify(network, torch.rand(4, 1, 1, 1), torch.arange(4) % 2, 0.1).activation == "relu"

@@ -651,3 +651,26 @@ def test_an_embedding_of_other_patches_is_refused_whatever_the_weights(options):
     embedding = PatchEmbedding.fit(x, PatchSpec(**{"kernel_size": 2} | options))
     with pytest.raises(InputError, match=f"the network's {next(iter(options))} is"):
         certify(network, x, y, 1e-3, embedding=embedding)
+
+
+def test_a_proof_above_a_network_is_handed_on_by_nobody():
+    problem = flat_problem(9)
+    filters, weights, _ = random_parameters(problem, 3)
+    own = certify_parameters(problem, filters, weights)
+    above = replace(own, primal=3 * own.primal, dual=2 * own.primal, rel_gap=1 / 3)
+    with pytest.raises(RunError, match="is above the objective"):
+        own.with_bound_of(above)
+    assert own.with_bound_of(replace(above, scope="heuristic", proved=None)).primal == own.primal
+
+
+def test_the_better_of_two_proofs_is_kept_whichever_way_they_are_asked():
+    problem = flat_problem(9)
+    filters, weights, _ = random_parameters(problem, 3)
+    own = certify_parameters(problem, filters, weights)
+    lower = replace(own, dual=0.4 * own.primal, rel_gap=0.6)
+    beside = {"proved": 0.5 * own.primal, "proved_gap": 0.5, "proved_by": "polynomial"}
+    estimate = replace(own, dual=0.8 * own.primal, rel_gap=0.2, scope="heuristic", **beside)
+    for one, other in ((lower, estimate), (estimate, lower)):
+        both = one.with_bound_of(other)
+        assert (both.scope, both.dual, both.proved) == ("global", beside["proved"], beside["proved"])
+        assert both.oracle == "polynomial"

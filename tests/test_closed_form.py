@@ -116,3 +116,19 @@ def test_what_it_cannot_do_is_refused():
         whitened(gaussian(6, 4))
     with pytest.raises(InputError, match="one patch a sample; got 3"):
         whitened(flat_problem(6, 3))
+
+
+@pytest.mark.parametrize("activation", ["linear", "relu"])
+def test_directions_that_are_cut_off_as_rounding_are_not_taken_for_none(activation):
+    """At a tiny weight decay a network uses a direction 1e-11 as long as the other."""
+    signs = torch.tensor([[1.0, -1, 1, -1], [1, 1, -1, -1]], dtype=torch.float64)
+    rows, targets = torch.stack([signs[0], 1e-11 * signs[1]], dim=1), signs.sum(dim=0)[:, None]
+    problem = problem_of(rows, targets, 1e-14, activation=activation)
+    bound = solve_problem(problem, Budget(), solver="closed-form").history[-1]["lower_bound"]
+    # Two neurons each direction, as ReLU needs: u = ±e_k, weights 1 / length.
+    assert bound <= 2e-14 * 2 * (1 + 1e11)
+
+
+def test_the_whitened_problem_keeps_its_activation():
+    problem = flat_problem(2, n_patches=1, dim=3, activation="abs")
+    assert whitened(problem).responses.activation == problem.responses.activation

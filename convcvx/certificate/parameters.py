@@ -116,7 +116,9 @@ def certify_parameters(
     for bound in (shown.dual if binds(found.scope, search, filters) else 0.0, shown.proved):
         check_proof(problem, bound, primal, predictions, weights)
     dual = _between(shown.dual - (off if found.scope.proved or large else 0.0), primal)
-    proved = _between(shown.proved - off, primal)
+    proved, name = _between(shown.proved - off, primal), shown.name
+    if found.scope.proved and proved > dual:  # it holds for the filters of that scope as well
+        dual, name = proved, shown.proved_by or name
     rel_gap = relative_gap(primal, dual)
     return Certificate(
         primal=primal,
@@ -130,7 +132,7 @@ def certify_parameters(
         n_images=problem.n,
         n_filters=len(filters),
         patch_rank=problem.responses.embedding.patch_rank,
-        oracle=shown.name,
+        oracle=name,
         search=found.stats,
         train_accuracy=float(problem.mean((predictions.argmax(dim=1) == problem.targets.argmax(dim=1)).double())),
         filter_rank=problem.responses.embedding.dim,

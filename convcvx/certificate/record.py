@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from convcvx.display.words import bounds, claims, rows
 from convcvx.errors import InputError
+from convcvx.oracles.contradiction import CONTRADICTION, contradiction
 from convcvx.oracles.lengths import NAME as LENGTHS
 from convcvx.oracles.scope import Scope
 from convcvx.problem import relative_gap
@@ -137,6 +138,8 @@ class Certificate:
         ------
         InputError
             When `other` certifies another problem, as far as certificates tell.
+        RunError
+            When what `other` proves for every network is above the objective of this one.
         """
         told = ("beta", "loss", "activation", "intercept", "n_images", "patch_rank", "filter_rank", "pooling")
         for name in told:
@@ -146,16 +149,20 @@ class Certificate:
                 raise InputError(
                     f"the lower bound of another problem does not hold here: {name} is {mine!r}, not {others!r}"
                 )
+        for bound in (other.proved, other.dual if other.scope.for_all else None):
+            if bound is not None and bound > self.primal * (1 + CONTRADICTION):
+                raise contradiction(bound, self.primal)
         best = self
         if other.scope.shared and other._standing > self._standing:
             taken = {name: getattr(other, name) for name in ("dual", "scope", "g_max", "oracle", "search")}
             best = replace(self, **taken, rel_gap=relative_gap(self.primal, other.dual))
-        if not _better(other.proved, best.proved):
+        prover = other if _better(other.proved, self.proved) else self
+        if not _better(prover.proved, best.proved):
             return best
-        gap = relative_gap(self.primal, other.proved)
-        shown: dict[str, Any] = {"proved": other.proved, "proved_gap": gap, "proved_by": other.proved_by}
-        if best.scope.proved and _better(other.proved, best.dual):  # it holds for the filters of that scope as well
-            shown |= {"dual": other.proved, "rel_gap": gap, "oracle": other.proved_by or other.oracle}
+        gap = relative_gap(self.primal, prover.proved)
+        shown: dict[str, Any] = {"proved": prover.proved, "proved_gap": gap, "proved_by": prover.proved_by}
+        if best.scope.proved and _better(prover.proved, best.dual):  # it holds for the filters of that scope as well
+            shown |= {"dual": prover.proved, "rel_gap": gap, "oracle": prover.proved_by or prover.oracle}
             if best.scope is Scope.FAMILY:
                 shown["family_gap"] = gap
         return replace(best, **shown)

@@ -93,7 +93,7 @@ def certify(
     if not isinstance(network, nn.Module):
         got = type(network).__name__
         raise InputError(f"network must be a torch module, such as the .network of a fit; got {got}")
-    if getattr(images, "ndim", 4) == 2:
+    if getattr(images, "ndim", 4) == 2 and not any(isinstance(module, nn.Conv2d) for module in network.modules()):
         network, images = _on_images(network), as_tensor("images", images)[:, :, None, None]
     read, classes, weights = counted(sample_weight, read_images(images), as_tensor("targets", targets))
     layers = read_network(network, read.shape[1:])

@@ -38,24 +38,20 @@ class _Tracer(fx.Tracer):
         return super().is_leaf_module(m, module_qualified_name) or isinstance(m, nn.Conv2d | nn.Linear)
 
 
-def steps_of(network: nn.Module) -> list[nn.Module]:
-    """The steps of `network` in the order in which its `forward` takes them.
-
-    Of one whose graph cannot be followed, its layers in the order in which they were registered: whoever relies on
-    that compares outputs.
-    """
+def steps_of(network: nn.Module) -> list[nn.Module] | None:
+    """The steps of `network` in the order in which its `forward` takes them; None where it cannot be followed."""
     try:
         graph = _Tracer().trace(network)
     except Exception:  # `forward` is anybody's code, and tracing runs it
-        return layers_of(network)
+        return None
     try:
         return list(reversed(list(map(_named_step(network), _chain(graph)))))
     except Unread:
-        return layers_of(network)
+        return None
 
 
 def layers_of(network: nn.Module) -> list[nn.Module]:
-    """All layers, as they were registered."""
+    """All layers, as they were registered: whoever takes these for the steps compares outputs."""
     return [module for module in network.modules() if not list(module.children())]
 
 

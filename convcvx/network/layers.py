@@ -19,7 +19,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from convcvx.activations import LINEAR, RELU, Activation
 from convcvx.errors import InputError
 from convcvx.network.architecture import ContrastConv2d, spec_of
-from convcvx.network.graph import name_of, steps_of
+from convcvx.network.graph import layers_of, name_of, steps_of
 from convcvx.patches import PatchSpec
 from convcvx.pooling import Pooling
 
@@ -78,7 +78,8 @@ def read_network(network: nn.Module, image_shape: Sequence[int]) -> Layers:
     InputError
         For any other form of network, naming its steps, what stands in the way, and what to do.
     """
-    steps = steps_of(network)
+    followed = steps_of(network)
+    steps = layers_of(network) if followed is None else followed
     if any(step.training for step in steps if isinstance(step, _BatchNorm | _DropoutNd)):
         raise InputError(f"network must be in evaluation mode; got {_names(steps)} in training: call network.eval()")
     rest = [step for step in steps if not isinstance(step, (*SILENT, _DropoutNd))]
@@ -94,6 +95,11 @@ def read_network(network: nn.Module, image_shape: Sequence[int]) -> Layers:
     if rest and (first := _read_pooling(rest[0])) is not None and first.maximum:
         pooling, pooled, rest = first, True, rest[1:]
     activation, rest = _activation(rest)
+    if activation == LINEAR and followed is None:  # there may be one in `forward`, and outputs need not tell
+        raise InputError(
+            f"{WANTED}; got {_names(steps)}, and a forward that cannot be followed: make the activation a layer, such "
+            "as nn.ReLU, or let forward be one chain of steps"
+        )
     if pooled and activation.slope < 0:  # the largest is not the one that is largest behind it
         raise _refusal(steps)
     scales: list[_BatchNorm] = []
@@ -121,7 +127,7 @@ def _activation(steps: list[nn.Module]) -> tuple[Activation, list[nn.Module]]:
     if found is None:
         return LINEAR, steps
     if found == RELU:
-        return RELU, list(dropwhile(lambda step: isinstance(step, nn.ReLU), steps))
+        return RELU, list(dropwhile(lambda step: Activation.of_module(step) == RELU, steps))
     return found, steps[1:]
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from einops import rearrange
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from convcvx.activations import RELU, Activation
 from convcvx.errors import InputError, RunError, one_line
@@ -166,6 +166,8 @@ class TwoLayerCNN(nn.Sequential):
 
 
 def _check_images(images: Tensor, dtype: torch.dtype) -> None:
+    if isinstance(images, fx.Proxy):  # whose forward is traced, as `certify` does
+        return
     if images.ndim != 4:
         remedy = "one image is images[None]" if images.ndim == 3 else "reshape them"
         raise InputError(f"images must be (n, channels, height, width); got {tuple(images.shape)}: {remedy}")

@@ -43,7 +43,12 @@ def check_proof(problem: Problem, bound: float, objective: float, predictions: T
     coarser = torch.finfo(problem.responses.dtype).eps / torch.finfo(torch.float64).eps
     most = objective + coarser * problem.primal_error(predictions, weights)
     if bound > most * (1 + CONTRADICTION):
-        raise RunError(
-            f"the lower bound {bound!r} is above the objective {objective!r} of a network: a fault of convcvx, which "
-            "proves nothing here; please report it"
-        )
+        raise contradiction(bound, objective)
+
+
+def contradiction(bound: float, objective: float) -> RunError:
+    """What to raise for a proof above a network."""
+    return RunError(
+        f"the lower bound {bound!r} is above the objective {objective!r} of a network: a fault of convcvx, which "
+        "proves nothing here; please report it"
+    )

@@ -116,7 +116,7 @@ class LocalOracle(Oracle):
         filters, values = (torch.cat(parts) for parts in zip(*climbed, strict=True))
         distinct = Metric.of(problem.responses).distinct
         basins = distinct(filters, values, len(filters), cosine=DISTINCT)
-        hits = (problem.responses.activation.alike(filters[basins] @ filters.T) > DISTINCT).sum(dim=1)
+        hits = (problem.responses.alike(filters[basins] @ filters.T) > DISTINCT).sum(dim=1)
         stats |= {
             "starts": len(filters),
             "basins": len(basins),

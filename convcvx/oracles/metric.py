@@ -9,7 +9,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from convcvx.activations import RELU, Activation
 from convcvx.patches import Moments
 from convcvx.responses.passes import Responses
 
@@ -29,18 +28,18 @@ class Metric:
     linear on them then, and climb as they are.
     """
 
-    def __init__(self, patches: Moments, activation: Activation = RELU) -> None:
+    def __init__(self, patches: Moments, symmetric: bool) -> None:
         values, vectors = torch.linalg.eigh(patches.damped())
         self._precondition = (vectors * values.rsqrt() @ vectors.T).numpy()
         self._frame, self._inverse = (part.numpy() for part in patches.nearer())
-        self._alike = activation.alike
+        self._symmetric = symmetric
         self._mean, self._covariance, self._far = patches.mean.numpy(), patches.covariance.numpy(), patches.far
 
     @classmethod
     def of(cls, responses: Responses) -> Metric:
         """That of the patches, worked out once."""
         if "metric" not in responses.kept:
-            responses.kept["metric"] = cls(responses.patch_moments(), responses.activation)
+            responses.kept["metric"] = cls(responses.patch_moments(), responses.symmetric)
         return responses.kept["metric"]
 
     def starts(self, patches: Tensor, directions: Tensor) -> Tensor:
@@ -64,7 +63,7 @@ class Metric:
         return np.where(linear, plain, norms(nearer)[:, None] * steps)
 
     def distinct(self, filters: Tensor, values: Tensor, limit: int, cosine: float) -> Tensor:
-        """Indices of up to `limit` filters, best first, no two of them closer than `cosine`; see `Activation.alike`.
+        """Indices of up to `limit` filters, best first, no two of them closer than `cosine`; see `Responses.alike`.
 
         On far rows, where filters may differ in their bias alone, they are if they are so in the coordinates w.
         """
@@ -80,6 +79,9 @@ class Metric:
                 close = self._alike(rows @ rows[index]) >= cosine
                 free &= ~(close & (self._alike(nearer @ nearer[index]) >= cosine) if self._far else close)
         return torch.as_tensor(chosen, dtype=torch.long)
+
+    def _alike(self, cosines: Array) -> Array:
+        return np.abs(cosines) if self._symmetric else cosines
 
 
 def _along_sphere(filters: Array, gradients: Array, precondition: Array) -> Array:

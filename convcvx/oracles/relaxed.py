@@ -180,7 +180,10 @@ def _solved(kernel: _Kernel, roots: Tensor, working: Tensor, start: Tensor, inte
         if not square > enough:
             break
         image = product(search)
-        step = square / float((search * image).sum())
+        curvature = float((search * image).sum())
+        if not curvature > 0:  # but for rounding it is
+            break
+        step = square / curvature
         x = x + step * search
         residual = residual - step * image
         before, square = square, float(residual.square().sum())

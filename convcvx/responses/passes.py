@@ -12,7 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from convcvx.activations import RELU
+from convcvx.activations import ABSOLUTE, LINEAR, RELU
 from convcvx.budget import Deadline
 from convcvx.data.images import Images
 from convcvx.losses.shares import Shares
@@ -59,6 +59,18 @@ class Responses(Stream):
             return self
         options = self.options | {"activation": RELU}
         return Responses(self.images, self.embedding, self.pooling, **options).until(self.deadline)
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether a filter and its negative are one and the same but for the sign of weights: φ(-u) = -slope φ(u).
+
+        So it is of the absolute value, whose σ(-t) = σ(t), and without activation where cells average.
+        """
+        return self.activation == ABSOLUTE or (self.activation == LINEAR and not self.pooling.maximum)
+
+    def alike(self, cosines: Any) -> Any:
+        """How alike filters with these cosines, a tensor or an array, are: where `symmetric` their sign is nothing."""
+        return abs(cosines) if self.symmetric else cosines
 
     def until(self, deadline: Deadline) -> Responses:
         """The same map, with passes that end by `deadline`."""

@@ -54,6 +54,8 @@ from convcvx.solvers.master.table import solve_master
 from convcvx.solvers.rounds import predicted, record_of
 from convcvx.solvers.spike_free import EXACT, centred, roots, spike_free
 
+NOISE = 1e-14
+"""Share of the largest singular value by which any of them, and their directions, may be rounding."""
 ROUNDING = 1e-10
 """Share of the value by which singular values and the sums over them can be off."""
 
@@ -128,7 +130,7 @@ class BySoftThresholding(Solver):
         problem, budget, form, short = level.problem, level.budget, None, Status.CONDITIONS
         try:
             form = analyse(problem, oracle, seed)
-            both = form.filters if problem.responses.activation.symmetric else torch.cat([form.filters, -form.filters])
+            both = form.filters if problem.responses.symmetric else torch.cat([form.filters, -form.filters])
             filters = both[: budget.max_filters]
             if len(filters):
                 result = solve_master(problem, filters, tol=min(self.exact * budget.tol, self.coarsest))
@@ -177,6 +179,7 @@ def analyse(problem: Problem, oracle: Oracle | None = None, seed: int = 0) -> Cl
     targets, total = centred(problem, problem.targets * roots(problem)), problem.shares.total
     left, sizes, right = torch.linalg.svd(centred(problem, rows), full_matrices=False)
     rank = int((sizes > 1e-10 * sizes[0].clamp_min(1e-300)).sum()) if len(sizes) else 0
+    cut = (float(sizes[rank]) if rank < len(sizes) else 0.0) + (NOISE * float(sizes[0]) if len(sizes) else 0.0)
     left, sizes, right = left[:, :rank], sizes[:rank], right[:rank]
     isotropic = single and (rank == 0 or float(sizes[0] / sizes[-1]) <= 1 + EXACT)
     whitened = isotropic and rank == problem.n - problem.intercept
@@ -189,8 +192,12 @@ def analyse(problem: Problem, oracle: Oracle | None = None, seed: int = 0) -> Cl
     inside = left.T @ targets
     radius = float(sizes[0]) if single and rank else _radius(problem)
     dropped = float((targets - left @ inside).square().sum())  # a difference of squares would be their rounding
+    # Along what was cut off as rounding a network of norm Σ_j ‖V_j‖ predicts no more than `cut` times that, and a
+    # better one than the constant has no more than the constant's objective over β.
+    within = cut * float(targets.square().sum()) / (2 * total * problem.beta)
+    lost = max(0.0, dropped**0.5 - within) ** 2 / (2 * total)
     fitted = inside if is_spike_free else targets
-    value = _thresholded(problem, _spectrum(fitted)[0], radius) + (dropped / (2 * total) if is_spike_free else 0.0)
+    value = _thresholded(problem, _spectrum(fitted)[0], radius) + (lost if is_spike_free else 0.0)
 
     spectrum, outputs = _spectrum(inside)
     above = spectrum * radius > total * problem.beta
@@ -233,9 +240,7 @@ def whitened(problem: Problem) -> Problem:
         )
     scaling = right * (sizes.square().mean().sqrt() / sizes)[:, None]
     embedding = replace(responses.embedding, basis=scaling @ responses.embedding.basis, patch_rank=problem.n)
-    moved = type(responses)(
-        responses.images, embedding, responses.pooling, dtype=responses.dtype, device=responses.device
-    )
+    moved = type(responses)(responses.images, embedding, responses.pooling, **responses.options)
     return replace(problem, responses=moved)
 
 

@@ -13,9 +13,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from convcvx.activations import Activation
 from convcvx.budget import OutOfTime
 from convcvx.problem import Problem
+from convcvx.responses.passes import Responses
 from convcvx.solution import Solution
 from convcvx.solvers.loop import Level, Look
 from convcvx.solvers.master.table import solve_master
@@ -41,7 +41,7 @@ class ColumnGeneration(SlidingFrankWolfe):
     def step(self, level: Level, look: Look, seed: int) -> tuple[Solution, Tensor]:
         """The objective does not rise."""
         problem, solution, record = level.problem, look.solution, look.record
-        new = self._new(look, problem.responses.activation)
+        new = self._new(look, problem.responses)
         filters = torch.cat([solution.filters, new])
         weights = torch.zeros(len(filters), *solution.weights.shape[1:], dtype=torch.float64)
         weights[: solution.n_filters] = solution.weights
@@ -57,11 +57,11 @@ class ColumnGeneration(SlidingFrankWolfe):
         solution = replace(solution, rounds=solution.rounds + 1)
         return solution, predicted(problem, solution)
 
-    def _new(self, look: Look, activation: Activation) -> Tensor:
+    def _new(self, look: Look, responses: Responses) -> Tensor:
         """The candidates that the network does not have."""
         if look.solution.n_filters == 0:
             return look.candidates
-        return look.candidates[(activation.alike(look.candidates @ look.solution.filters.T) < self.same).all(dim=1)]
+        return look.candidates[(responses.alike(look.candidates @ look.solution.filters.T) < self.same).all(dim=1)]
 
 
 column_generation = ColumnGeneration()

@@ -16,10 +16,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from convcvx.activations import Activation
 from convcvx.budget import Budget, OutOfTime
 from convcvx.oracles.base import Oracle
 from convcvx.problem import Problem
+from convcvx.responses.passes import Responses
 from convcvx.solution import Round, Solution, Status
 from convcvx.solvers.loop import Level, Look, Solver
 from convcvx.solvers.master.table import solve_master
@@ -157,7 +157,7 @@ class SlidingFrankWolfe(Solver):
                 problem, best.solution, seed + 1000 * solution.rounds, accuracy=self.slide_accuracy * gap, steps=steps
             )
             best.offer(*_best_weights(problem, slid, slid.filters, accuracy))
-            merged = _merged(best.solution, self.merge_cosine, problem.responses.activation)
+            merged = _merged(best.solution, self.merge_cosine, problem.responses)
             if merged.n_filters < best.solution.n_filters:
                 best.offer(*_best_weights(problem, merged, merged.filters, accuracy), slack=self.merge_slack)
         except OutOfTime:
@@ -206,18 +206,18 @@ class _Best:
             self.objective, self.solution = objective, solution
 
 
-def _merged(solution: Solution, cosine: float, activation: Activation) -> Solution:
+def _merged(solution: Solution, cosine: float, responses: Responses) -> Solution:
     """Replace filters that coincide, closer than `cosine`, by their mean, weighted by the norms of their weights."""
     if solution.n_filters == 0:
         return solution
     filters, weights = solution.filters, solution.weights
     norms = weights.flatten(1).norm(dim=1)
     cosines = filters @ filters.T
-    leader = (activation.alike(cosines) > cosine).long().argmax(dim=1)  # the first filter that each coincides with
-    if activation.symmetric:  # φ(-u) = -slope φ(u)
+    leader = (responses.alike(cosines) > cosine).long().argmax(dim=1)  # the first filter that each coincides with
+    if responses.symmetric:  # φ(-u) = -slope φ(u)
         turned = cosines.gather(1, leader[:, None])[:, 0] < 0
         filters = torch.where(turned[:, None], -filters, filters)
-        weights = torch.where(turned[:, None, None], -activation.slope * weights, weights)
+        weights = torch.where(turned[:, None, None], -responses.activation.slope * weights, weights)
     merged = torch.zeros_like(filters).index_add_(0, leader, filters * norms[:, None])
     summed = torch.zeros_like(weights).index_add_(0, leader, weights)
     keep = leader.unique()
