@@ -110,7 +110,8 @@ def test_every_figure_of_a_certificate_has_its_unit_at_any_scale(oracle):
     def figures_at(a: int, b: int) -> dict[str, float]:
         x, y = data(n=6, d=3)
         arrays = np.ldexp(x, a), np.ldexp(y, b), math.ldexp(0.05, a + b)
-        return figures(convcvx.solve(*arrays, oracle=oracle, tol=0.05, max_rounds=3).certificate.to_dict())
+        options = {"oracle": oracle, "activation": "linear" if oracle == "spectral" else "relu"}
+        return figures(convcvx.solve(*arrays, **options, tol=0.05, max_rounds=3).certificate.to_dict())
 
     usual = figures_at(0, 0)
     expected = units_of(usual, figures_at(4, 14), 4, 14)
