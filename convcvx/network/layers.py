@@ -95,11 +95,6 @@ def read_network(network: nn.Module, image_shape: Sequence[int]) -> Layers:
     if rest and (first := _read_pooling(rest[0])) is not None and first.maximum:
         pooling, pooled, rest = first, True, rest[1:]
     activation, rest = _activation(rest)
-    if activation == LINEAR and followed is None:  # there may be one in `forward`, and outputs need not tell
-        raise InputError(
-            f"{WANTED}; got {_names(steps)}, and a forward that cannot be followed: make the activation a layer, such "
-            "as nn.ReLU, or let forward be one chain of steps"
-        )
     if pooled and activation.slope < 0:  # the largest is not the one that is largest behind it
         raise _refusal(steps)
     scales: list[_BatchNorm] = []
@@ -115,6 +110,11 @@ def read_network(network: nn.Module, image_shape: Sequence[int]) -> Layers:
             raise _refusal(steps)
     if len(rest) != 1 or not isinstance(rest[0], nn.Linear):
         raise _refusal(steps)
+    if activation == LINEAR and followed is None:  # there may be one in `forward`, and outputs need not tell
+        raise InputError(
+            f"{WANTED}; got {_names(steps)}, and a forward that cannot be followed: make the activation a layer, such "
+            "as nn.ReLU, or let forward be one chain of steps"
+        )
     classifier: nn.Linear = rest[0]
     for scale in reversed(scales):
         classifier = _scaled_inputs(classifier, *_scale_and_shift(scale, None), convolution.out_channels)
