@@ -247,7 +247,11 @@ def main() -> None:
         report(arguments.device)
     if arguments.action == "sizes":
         sizes(*where, arguments.sizes)
-    if arguments.action in ("report", "sizes") and arguments.device == "cpu":
+    if (
+        arguments.device == "cpu"
+        and arguments.action in ("report", "sizes")
+        and any(FOLDER.glob("size-*-convcvx.json"))
+    ):
         report_sizes(arguments.device)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from convcvx.budget import NEVER
-from convcvx.certificate.record import Certificate
+from convcvx.certificate.record import FLOAT32_ROUNDING, Certificate
 from convcvx.errors import InputError
 from convcvx.machine.threads import sparing_threads
 from convcvx.optimum import optimum_of
@@ -30,8 +30,6 @@ HOPELESS = 0.5
 """Estimated gap from which on the search at the end of a training is left: it finds larger g only, and a larger gap."""
 CONFIRMING = 12
 """Batches of climbs behind a gap that a solver believes: two persistent searches."""
-FLOAT32_ROUNDING = 1e-4
-"""Taken off the lower bound, as a share of the objective, when the responses are float32."""
 
 
 def judged(

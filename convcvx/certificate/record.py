@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from convcvx.display.words import bounds, claims, rows
 from convcvx.errors import InputError
-from convcvx.oracles.contradiction import CONTRADICTION, contradiction
+from convcvx.oracles.contradiction import contradiction
 from convcvx.oracles.lengths import NAME as LENGTHS
 from convcvx.oracles.scope import Scope
 from convcvx.problem import relative_gap
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+FLOAT32_ROUNDING = 1e-4
+"""Share of the objective that is taken off the lower bound when the responses are float32, and that a proof made beside
+another network may be above the objective of one, for the rounding of both."""
 
 
 @dataclass(frozen=True)
@@ -150,19 +154,22 @@ class Certificate:
                     f"the lower bound of another problem does not hold here: {name} is {mine!r}, not {others!r}"
                 )
         for bound in (other.proved, other.dual if other.scope.for_all else None):
-            if bound is not None and bound > self.primal * (1 + CONTRADICTION):
+            if bound is not None and bound > self.primal * (1 + FLOAT32_ROUNDING):
                 raise contradiction(bound, self.primal)
         best = self
         if other.scope.shared and other._standing > self._standing:
             taken = {name: getattr(other, name) for name in ("dual", "scope", "g_max", "oracle", "search")}
+            if other.scope.for_all:
+                taken["dual"] = min(other.dual, self.primal)
             best = replace(self, **taken, rel_gap=relative_gap(self.primal, other.dual))
         prover = other if _better(other.proved, self.proved) else self
         if not _better(prover.proved, best.proved):
             return best
-        gap = relative_gap(self.primal, prover.proved)
-        shown: dict[str, Any] = {"proved": prover.proved, "proved_gap": gap, "proved_by": prover.proved_by}
+        proved = min(prover.proved, self.primal)
+        gap = relative_gap(self.primal, proved)
+        shown: dict[str, Any] = {"proved": proved, "proved_gap": gap, "proved_by": prover.proved_by}
         if best.scope.proved and _better(prover.proved, best.dual):  # it holds for the filters of that scope as well
-            shown |= {"dual": prover.proved, "rel_gap": gap, "oracle": prover.proved_by or prover.oracle}
+            shown |= {"dual": proved, "rel_gap": gap, "oracle": prover.proved_by or prover.oracle}
             if best.scope is Scope.FAMILY:
                 shown["family_gap"] = gap
         return replace(best, **shown)

@@ -48,14 +48,13 @@ from convcvx.oracles.needs import AVERAGES, ONE_PATCH, RECTIFIED_OR_LINEAR, SQUA
 from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem, relative_gap
 from convcvx.responses.gated import embedded_rows
+from convcvx.rounding import UNIT
 from convcvx.solution import Solution, Status
 from convcvx.solvers.loop import Level, Look, Solver
 from convcvx.solvers.master.table import solve_master
 from convcvx.solvers.rounds import predicted, record_of
 from convcvx.solvers.spike_free import EXACT, centred, roots, spike_free
 
-NOISE = 1e-14
-"""Share of the largest singular value by which any of them, and their directions, may be rounding."""
 ROUNDING = 1e-10
 """Share of the value by which singular values and the sums over them can be off."""
 
@@ -179,7 +178,8 @@ def analyse(problem: Problem, oracle: Oracle | None = None, seed: int = 0) -> Cl
     targets, total = centred(problem, problem.targets * roots(problem)), problem.shares.total
     left, sizes, right = torch.linalg.svd(centred(problem, rows), full_matrices=False)
     rank = int((sizes > 1e-10 * sizes[0].clamp_min(1e-300)).sum()) if len(sizes) else 0
-    cut = (float(sizes[rank]) if rank < len(sizes) else 0.0) + (NOISE * float(sizes[0]) if len(sizes) else 0.0)
+    noise = 8 * sum(rows.shape) * UNIT * float(sizes[0]) if len(sizes) else 0.0  # of the decomposition itself
+    cut = noise + (float(sizes[rank]) if rank < len(sizes) else 0.0)
     left, sizes, right = left[:, :rank], sizes[:rank], right[:rank]
     isotropic = single and (rank == 0 or float(sizes[0] / sizes[-1]) <= 1 + EXACT)
     whitened = isotropic and rank == problem.n - problem.intercept

@@ -32,8 +32,8 @@ class SearchOptions:
         f"auto, {', '.join(ORACLES)}. exact is a proof for patches of low rank or few; branch-and-bound a proof for "
         "rank 3 and up; polynomial, remainder and cylinders proofs at any rank, good at large beta; family a proof for "
         "networks over --filters; spectral one at any rank for --activation linear; sampled a proof for sampled "
-        "patterns only; local scales and proves nothing, not even over the filters of a dictionary, which is half of "
-        "the time of such a training.",
+        "patterns only; local scales and proves nothing, not even over the filters of a dictionary, which may "
+        "take longer than the training.",
     )
     gates: int = option(
         N_GATES,
