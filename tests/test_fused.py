@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -15,9 +16,10 @@ from llvmlite import binding
 from torch import Tensor
 
 from convcvx.errors import InputError
-from convcvx.patches import PatchSpec
+from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.pooling import Pooling
 from convcvx.responses.fused import Fused
+from convcvx.responses.passes import Responses
 from convcvx.responses.unrolled import Unrolled
 
 SHAPE = (2, 11, 16)
@@ -125,7 +127,7 @@ def test_it_is_chosen_where_it_is_faster(spec, pool, dtype, suits):
 NARROW = """
 import torch
 from convcvx.responses._fused_kernels import lanes
-from convcvx.patches import PatchSpec
+from convcvx.patches import PatchEmbedding, PatchSpec
 from test_fused import Fused, Unrolled, difference, everything
 assert lanes(4) == 8 and lanes(8) == 4
 spec = PatchSpec((3, 2), padding=(1, 1), hidden_bias=True, contrast=0.1)
@@ -142,3 +144,26 @@ def test_vectors_of_256_bits(tmp_path):
     numba = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": features, "NUMBA_CACHE_DIR": str(tmp_path)}
     environment = os.environ | numba | {"PYTHONPATH": str(Path(__file__).parent)}
     subprocess.run([sys.executable, "-c", NARROW], check=True, env=environment)
+
+
+@pytest.mark.skipif(np.finfo(np.longdouble).eps >= np.finfo(float).eps, reason="no numbers longer than float64 here")
+@pytest.mark.parametrize("brightest", [1.0, 19.0])
+def test_contrast_in_float64_is_off_by_no_more_than_proofs_allow(brightest):
+    """On flat and bright patches, where variance is a difference of large numbers."""
+    random = torch.Generator().manual_seed(4)
+    images = brightest * (1 - 1e-3 * torch.rand(6, 3, 9, 9, generator=random, dtype=torch.float64))
+    images[3:] -= brightest * torch.rand(3, 3, 9, 9, generator=random, dtype=torch.float64)
+    spec = PatchSpec((4, 4), contrast=0.01)
+    embedding = PatchEmbedding(spec, 3, torch.eye(48, dtype=torch.float64), 48, 1.0)
+    responses = Responses(images, embedding, Pooling.of("window:1"), dtype=torch.float64, small=False)
+    assert isinstance(responses.convolution, Fused)
+    filters = torch.nn.functional.normalize(torch.randn(5, 48, generator=random, dtype=torch.float64))
+    (_, computed) = next(responses.blocks(filters))
+
+    patches = PatchSpec((4, 4)).rows(images).numpy().astype(np.longdouble)
+    centred = patches - patches.mean(axis=2, keepdims=True)
+    exact = centred / np.sqrt((centred**2).mean(axis=2, keepdims=True) + np.longdouble(spec.contrast))
+    exact = np.maximum(exact @ filters.numpy().astype(np.longdouble).T, 0)
+    off = float(np.abs(computed.transpose(1, 2).numpy() - exact).max())
+    one = responses.contrast_error() / responses.n_positions  # of one position, of all of whose weight it speaks
+    assert 0 < off <= one

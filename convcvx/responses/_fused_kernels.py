@@ -1,12 +1,12 @@
 """Convolution, activation and pooling of one tile after the other, in registers.
 
-A tile is a few neighbouring positions of one pooling cell, times two vectors of filters. Its responses are summed up
-tap by tap (an entry of the kernel, times the pixels that the positions see through it), activated, and added to the
-cell without ever being written to memory; only their signs are, a bit each, which is all that the adjoint needs. Where
-a cell takes its maximum, the bit says whether a response is larger than zero and all before it in the cell: the last
-such is the maximum, and the adjoint, which goes through tiles and positions backwards, meets it first. The vector code
-is written out as LLVM IR, for whatever vectors the machine has: what compilers make of loops over a small image is
-several times as slow.
+A tile is a few neighbouring positions of one pooling cell, along a row or a column, times two vectors of filters. Its
+responses are summed up tap by tap (an entry of the kernel, times the pixels that the positions see through it),
+activated, and added to the cell without ever being written to memory; only their signs are, a bit each, which is all
+that the adjoint needs. Where a cell takes its maximum, the bit says whether a response is larger than zero and all
+before it in the cell: the last such is the maximum, and the adjoint, which goes through tiles and positions backwards,
+meets it first. The vector code is written out as LLVM IR, for whatever vectors the machine has: what compilers make of
+loops over a small image is several times as slow.
 """
 
 from __future__ import annotations
@@ -123,6 +123,7 @@ def _respond_tile(
     first,
     scales,
     scale,
+    skip,
     pooled,
     cell,
     signs,
@@ -135,14 +136,14 @@ def _respond_tile(
     Unless `maximum` is None, have the largest of them in the cell. Every array comes with the index of its first entry
     that belongs to the tile.
     """
-    arrays = images, pixel, stride, taps, weights, first, scales, scale, pooled, cell, signs, sign
+    arrays = images, pixel, stride, taps, weights, first, scales, scale, skip, pooled, cell, signs, sign
     arguments = length, *arrays, below, maximum
     largest = not isinstance(maximum, types.NoneType)
 
     def code(context, builder, signature, values):
-        length, images, pixel, stride, taps, weights, first, scales, scale, pooled, cell, signs, sign, below, _ = (
+        length, images, pixel, stride, taps, weights, first, scales, scale, skip, pooled, cell, signs, sign, below = (
             _Vectors(context, builder, kind, value) if isinstance(kind, types.Array) else value
-            for kind, value in zip(signature.args, values, strict=True)
+            for kind, value in zip(signature.args[:-1], values[:-1], strict=True)
         )
         zero = ir.Constant(weights.type, [0.0] * weights.lanes)
         width = VECTORS * weights.lanes
@@ -168,7 +169,8 @@ def _respond_tile(
                 for t, row in enumerate(sums):
                     value = builder.load(row[v])
                     if isinstance(scales, _Vectors):
-                        value = _multiply_add(builder, value, scales.spread(builder.add(scale, _at(t))), bias)
+                        scaling = scales.spread(builder.add(scale, builder.mul(skip, _at(t))))
+                        value = _multiply_add(builder, value, scaling, bias)
                     else:
                         value = builder.fadd(value, bias)
                     active = builder.fcmp_ordered(">", value, total if largest else zero)
@@ -198,6 +200,7 @@ def _pull_back_tile(
     first,
     scales,
     scale,
+    skip,
     slopes,
     cell,
     signs,
@@ -206,14 +209,14 @@ def _pull_back_tile(
     maximum,
 ):
     """Add to the gradient in the kernels what `length` positions of one cell contribute: the adjoint of the above."""
-    arrays = images, pixel, stride, taps, gradient, first, scales, scale, slopes, cell, signs, sign
+    arrays = images, pixel, stride, taps, gradient, first, scales, scale, skip, slopes, cell, signs, sign
     arguments = length, *arrays, below, maximum
     largest = not isinstance(maximum, types.NoneType)
 
     def code(context, builder, signature, values):
-        length, images, pixel, stride, taps, gradient, first, scales, scale, slopes, cell, signs, sign, below, _ = (
+        length, images, pixel, stride, taps, gradient, first, scales, scale, skip, slopes, cell, signs, sign, below = (
             _Vectors(context, builder, kind, value) if isinstance(kind, types.Array) else value
-            for kind, value in zip(signature.args, values, strict=True)
+            for kind, value in zip(signature.args[:-1], values[:-1], strict=True)
         )
         zero = ir.Constant(gradient.type, [0.0] * gradient.lanes)
         width = VECTORS * gradient.lanes
@@ -236,7 +239,8 @@ def _pull_back_tile(
                         slope = builder.select(counts, zero, slope)
                     constant = builder.fadd(constant, value)
                     if isinstance(scales, _Vectors):
-                        value = builder.fmul(value, scales.spread(builder.add(scale, _at(t))))
+                        scaling = scales.spread(builder.add(scale, builder.mul(skip, _at(t))))
+                        value = builder.fmul(value, scaling)
                     active[t][v] = value
                 gradient.add(constant, constants, v)
                 if largest:
@@ -258,7 +262,7 @@ def _pull_back_tile(
 
 
 @njit(nogil=True, cache=True)
-def respond(images, taps, stride, tiles, weights, scales, pooled, signs, kept, below, maximum):
+def respond(images, taps, tiles, weights, scales, pooled, signs, kept, below, maximum):
     """Sums over cells of activated responses, added to `pooled`; or the largest of each cell and `pooled`.
 
     Parameters
@@ -266,10 +270,9 @@ def respond(images, taps, stride, tiles, weights, scales, pooled, signs, kept, b
     images : (n, entries)
     taps : (h,) int64
         Where in an image the taps of a position lie, from where the position lies.
-    stride : int
-        From one position of a tile to the next.
-    tiles : (T, 5) int64
-        Cell, place in an image, number among the positions, how many positions, how many in the tiles before.
+    tiles : (T, 7) int64
+        Cell, place in an image, number among the positions, how many positions, how many in the tiles before; from one
+        position of the tile to the next the steps in place and in number.
     weights : (B, h + 1, VECTORS times lanes)
         Kernels in blocks of filters; the last row is added to every response.
     scales : (n, K) or None
@@ -287,7 +290,7 @@ def respond(images, taps, stride, tiles, weights, scales, pooled, signs, kept, b
         first = block * (len(taps) + 1) * width
         for i in range(n):
             for t in range(len(tiles)):
-                cell, place, position, length, before = tiles[t]
+                cell, place, position, length, before, stride, skip = tiles[t]
                 sign = ((i * blocks + block) * signs.shape[2] + before * VECTORS) if kept else 0
                 pixel, scale = i * images.shape[1] + place, 0
                 if scales is not None:
@@ -303,6 +306,7 @@ def respond(images, taps, stride, tiles, weights, scales, pooled, signs, kept, b
                     first,
                     scales,
                     scale,
+                    skip,
                     pooled,
                     at,
                     signs,
@@ -313,7 +317,7 @@ def respond(images, taps, stride, tiles, weights, scales, pooled, signs, kept, b
 
 
 @njit(nogil=True, cache=True)
-def pull_back(images, taps, stride, tiles, gradient, scales, slopes, signs, below, maximum):
+def pull_back(images, taps, tiles, gradient, scales, slopes, signs, below, maximum):
     """Gradient in the weights, added to `gradient`, of the product of `slopes` and what `respond` gives.
 
     `slopes` are used up where each goes to the `maximum` of its cell alone.
@@ -324,7 +328,7 @@ def pull_back(images, taps, stride, tiles, gradient, scales, slopes, signs, belo
         for i in range(n):
             for step in range(len(tiles)):
                 t = step if maximum is None else len(tiles) - 1 - step
-                cell, place, position, length, before = tiles[t]
+                cell, place, position, length, before, stride, skip = tiles[t]
                 sign = (i * blocks + block) * signs.shape[2] + before * VECTORS
                 pixel, scale = i * images.shape[1] + place, 0
                 if scales is not None:
@@ -340,6 +344,7 @@ def pull_back(images, taps, stride, tiles, gradient, scales, slopes, signs, belo
                     first,
                     scales,
                     scale,
+                    skip,
                     slopes,
                     at,
                     signs,

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import torch
@@ -20,33 +20,67 @@ from torch import Tensor
 from convcvx.activations import RELU, Activation
 from convcvx.data.images import Images, StreamedImages
 from convcvx.patches import PatchSpec
-from convcvx.pooling import Pooling, Ranges
+from convcvx.pooling import Line, Pooling, Ranges
 from convcvx.responses._fused_kernels import POSITIONS, VECTORS, lanes, pull_back, respond
 
 LARGEST = 150
 """Entries of a patch up to which this is the faster way; with 196 it was level, with 400 matrix products were faster
 (benchmarks/convolutions.py)."""
-WASTE = 2.5
-"""Positions visited over positions, at most, a position in several cells being visited once for each: at 2.25 this was
-still the faster way."""
-
+START = 5
+"""What a tile costs beside its positions, in positions: measured with tiles of 1 to 6 positions, 9 to 144 taps."""
+DEAREST = 6.5
+"""Cost of the tiles over the number of positions, at most: with 6, 3x3 cells two apart, this was still the faster way
+(benchmarks/convolutions.py)."""
 RANGE = 200.0
 """Largest pixel over the square root of the contrast constant up to which float32 is right to about 1e-5."""
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """Where everything lies."""
+    """Where everything lies.
+
+    Tiles belong to parts of the map: its pooling cells, or the smaller rectangles into which these cut each other where
+    they overlap, so that no position is visited twice.
+
+    Attributes
+    ----------
+    taps : (h,) int64
+        Where the taps of a position lie in a padded image, from where the position lies.
+    tiles : (T, 7) int64
+        As `respond` takes them.
+    shares : Tensor (P, 1) or, `divided`, (P, S)
+        What the sum over each part counts for: in the cell that it is, or in every cell.
+    """
 
     taps: np.ndarray
     tiles: np.ndarray
-    means: Tensor
-    """(P, 1) one over the positions of a cell."""
+    shares: Tensor
+    divided: bool = False
+
+    @property
+    def n_parts(self) -> int:
+        return self.shares.shape[1 if self.divided else 0]
 
     @property
     def visits(self) -> int:
         """Positions of all tiles."""
-        return int(self.tiles[-1, 3:].sum())
+        return int(self.tiles[:, 3].sum())
+
+    @property
+    def cost(self) -> float:
+        """Of the pooled responses of one filter to an image, in products with a whole patch."""
+        merging = self.shares.numel() / len(self.taps) if self.divided else 0.0
+        return self.visits + START * len(self.tiles) + merging
+
+    def merged(self, parts: Tensor) -> Tensor:
+        """(b, S, m) of the parts to (b, P, m) of the cells."""
+        shares = self.shares.to(parts)
+        return shares @ parts if self.divided else parts * shares
+
+    def spread(self, cells: Tensor) -> Tensor:
+        """Slopes (b, P, m) in the cells to those (b, S, m) in the parts."""
+        shares = self.shares.to(cells)
+        return shares.T @ cells if self.divided else cells * shares
 
 
 class Fused:
@@ -80,8 +114,7 @@ class Fused:
         self._largest = activation if bent and pooling.maximum else None  # σ of the maximum is the maximum of σ
         ranges = pooling.ranges(*spec.output_size(*shape[1:]))
         assert ranges is not None
-        self._plan = _plan(spec, ranges, shape)
-        self._means = torch.ones_like(self._plan.means) if pooling.maximum else self._plan.means
+        self._plan = _plan(spec, ranges, shape, pooling.maximum)
         self._width = VECTORS * lanes(dtype.itemsize)
 
     @classmethod
@@ -103,23 +136,29 @@ class Fused:
             return False
         if spec.contrast is not None and spec.dilation != (1, 1):  # torch has no averages over such windows
             return False
-        return _plan(spec, ranges, shape).visits <= WASTE * height * width
+        return _plan(spec, ranges, shape, pooling.maximum).cost <= DEAREST * height * width
 
     @classmethod
-    def is_exact(cls, spec: PatchSpec, images: Images, dtype: torch.dtype) -> bool:
+    def is_exact(cls, spec: PatchSpec, images: Images) -> bool:
         """Whether the contrast of patches is right to rounding: their mean is taken off the kernels, not off them."""
         if spec.contrast is None:
             return True
-        if dtype == torch.float64:  # which proofs are made in
-            return False
         bounds = () if isinstance(images, StreamedImages) else images.aminmax()  # what is streamed lies in [0, 1]
         largest = max([1.0, *(abs(float(bound)) for bound in bounds)])
         return largest <= RANGE * math.sqrt(spec.contrast)
 
+    @staticmethod
+    def contrast_error(size: int, brightness: float) -> float:
+        """By how much a patch of `size` pixels and contrast 1 may be scaled too much or too little in float64, in ε.
+
+        With pixels up to M, `brightness` M² / contrast: mean square and squared mean are sums of s terms, off by
+        (s + 3)ε M² and (2s + 5)ε M², and their difference rounds; the scale is a root of it and the contrast.
+        """
+        return (1.5 * size + 5) * brightness + 7
+
     def bytes_per_image(self, m: int) -> int:
         """Memory in flight for `m` filters."""
-        cells = len(self._plan.means)
-        return m * (self._plan.visits // 8 + 2 * cells * self._dtype.itemsize)
+        return m * (self._plan.visits // 8 + 2 * self._plan.n_parts * self._dtype.itemsize)
 
     def __call__(self, images: Tensor, kernels: Tensor) -> Tensor:
         """(b, C, H, W) images and (m, h) kernels to (b, P, m) pooled responses."""
@@ -158,20 +197,18 @@ class Fused:
         weights[:m, : kernels.shape[1]] = self._centred(kernels)
         weights = weights.view(blocks, self._width, -1).transpose(1, 2).contiguous()
         lowest = 0.0 if self._largest is None else -math.inf
-        pooled = torch.full((len(pixels), len(plan.means), blocks, self._width), lowest, dtype=self._dtype)
-        stride = self._spec.stride[1]
+        pooled = torch.full((len(pixels), plan.n_parts, blocks, self._width), lowest, dtype=self._dtype)
         how = kept, self._below, self._maximum
-        respond(pixels, plan.taps, stride, plan.tiles, weights.numpy(), scales, pooled.numpy(), signs, *how)
-        return pooled.flatten(2)[..., :m] * self._means.to(self._dtype)
+        respond(pixels, plan.taps, plan.tiles, weights.numpy(), scales, pooled.numpy(), signs, *how)
+        return plan.merged(pooled.flatten(2)[..., :m])
 
     def _pull_back(self, pixels: np.ndarray, scales: np.ndarray | None, slopes: Tensor, signs: np.ndarray) -> Tensor:
         plan, m, blocks = self._plan, slopes.shape[-1], signs.shape[1]
-        padded = torch.zeros(*slopes.shape[:2], blocks, self._width, dtype=self._dtype)
-        padded.flatten(2)[..., :m] = slopes * self._means.to(slopes)
+        padded = torch.zeros(len(slopes), plan.n_parts, blocks, self._width, dtype=self._dtype)
+        padded.flatten(2)[..., :m] = plan.spread(slopes)
         gradient = torch.zeros(blocks, len(plan.taps) + 1, self._width, dtype=self._dtype)
-        stride = self._spec.stride[1]
         how = self._below, self._maximum
-        pull_back(pixels, plan.taps, stride, plan.tiles, gradient.numpy(), scales, padded.numpy(), signs, *how)
+        pull_back(pixels, plan.taps, plan.tiles, gradient.numpy(), scales, padded.numpy(), signs, *how)
         gradient = gradient.transpose(0, 1).flatten(1)[: len(plan.taps) + self._spec.constant, :m]
         return self._centred(gradient.T).T
 
@@ -195,25 +232,57 @@ class Fused:
 
 
 @lru_cache(maxsize=64)
-def _plan(spec: PatchSpec, ranges: Ranges, shape: tuple[int, int, int]) -> _Plan:
-    """The tiles of every cell, rows of a cell in pieces of about equal length."""
+def _plan(spec: PatchSpec, ranges: Ranges, shape: tuple[int, int, int], maximum: bool) -> _Plan:
+    """The cheaper of two: tiles of the cells, or, of averages, of the parts into which cells cut each other."""
+    sizes = torch.kron(*(_lengths(line) for line in ranges))
+    means = (torch.ones_like(sizes) if maximum else 1 / sizes)[:, None]
+    whole = _Plan(*_tiles(spec, shape, ranges), means)
+    parts = _cut(ranges[0]), _cut(ranges[1])
+    if maximum or parts == ranges:
+        return whole
+    inside = torch.kron(*(_inside(line, cut) for line, cut in zip(ranges, parts, strict=True)))
+    return min(whole, _Plan(*_tiles(spec, shape, parts), means * inside, divided=True), key=lambda plan: plan.cost)
+
+
+def _tiles(spec: PatchSpec, shape: tuple[int, int, int], parts: Ranges) -> tuple[np.ndarray, np.ndarray]:
+    """Taps, and the tiles of every part: its rows or its columns, in pieces of about equal length."""
     channels, height, width = shape[0], shape[1] + 2 * spec.padding[0], shape[2] + 2 * spec.padding[1]
     place = np.arange(channels * height * width).reshape(channels, height, width)
     (down, along), (tall, wide) = spec.dilation, spec.span
-    taps = place[:, :tall:down, :wide:along].flatten()
+    first = place[0, :: spec.stride[0], :: spec.stride[1]]
     columns = spec.output_size(*shape[1:])[1]
-    rows_of, columns_of = ranges
+    right, below = (spec.stride[1], 1), (spec.stride[0] * width, columns)  # steps in place and in number
     tiles: list[tuple[int, ...]] = []
-    means: list[float] = []
     before = 0
-    for top, bottom in rows_of:
-        for left, right in columns_of:
-            pieces = -(-(right - left) // POSITIONS)
-            edges = [left + piece * (right - left) // pieces for piece in range(pieces + 1)]
-            for row in range(top, bottom):
-                for start, stop in pairwise(edges):
-                    pixel = place[0, row * spec.stride[0], start * spec.stride[1]]
-                    tiles.append((len(means), pixel, row * columns + start, stop - start, before))
-                    before += stop - start
-            means.append(1.0 / ((bottom - top) * (right - left)))
-    return _Plan(taps, np.array(tiles), torch.tensor(means, dtype=torch.float64)[:, None])
+    for part, ((top, bottom), (start, stop)) in enumerate(product(*parts)):
+        across = (bottom - top) * len(_pieces(start, stop)) <= (stop - start) * len(_pieces(top, bottom))
+        if across:
+            places = [(row, begin, end - begin) for row in range(top, bottom) for begin, end in _pieces(start, stop)]
+        else:
+            places = [(begin, col, end - begin) for col in range(start, stop) for begin, end in _pieces(top, bottom)]
+        for row, column, length in places:
+            steps = right if across else below
+            tiles.append((part, first[row, column], row * columns + column, length, before, *steps))
+            before += length
+    return place[:, :tall:down, :wide:along].flatten(), np.array(tiles)
+
+
+def _pieces(start: int, stop: int) -> list[tuple[int, int]]:
+    """A range in as few of about equal length as fit into tiles."""
+    count = -(-(stop - start) // POSITIONS)
+    return list(pairwise(start + piece * (stop - start) // count for piece in range(count + 1)))
+
+
+def _lengths(line: Line) -> Tensor:
+    return torch.tensor([stop - start for start, stop in line], dtype=torch.float64)
+
+
+def _cut(line: Line) -> Line:
+    """Ranges cut where one of them begins or ends: none overlaps another."""
+    edges = sorted({edge for span in line for edge in span})
+    return tuple(piece for piece in pairwise(edges) if _inside(line, (piece,)).any())
+
+
+def _inside(line: Line, parts: Line) -> Tensor:
+    """(ranges, parts) 1 where a part lies in a range, else 0."""
+    return torch.tensor([[float(start <= a and b <= stop) for a, b in parts] for start, stop in line]).double()

@@ -140,13 +140,19 @@ class Responses(Stream):
 
     def contrast_error(self) -> float:
         """By how much normalised contrast may have changed the pooled responses of an image, all cells together, to a
-        filter of unit norm: what `embedding_errors` says of a row, for the brightest pixel of all."""
+        filter of unit norm: what `embedding_errors` says of a row, for the brightest pixel of all.
+
+        Where the mean is taken off the kernels k instead, k is off by (s + 1)ε ‖k‖, and its product with s pixels up
+        to M rounds by (s + 1)ε M √s ‖k‖: no more than that.
+        """
         spec, basis = self.embedding.spec, self.embedding.basis
         if spec.contrast is None:
             return 0.0
         s = basis.shape[1] - spec.constant
         largest = max(abs(float(bound)) for bound in self.images.aminmax())
-        off = (2 * s + 4) * math.sqrt(s / spec.contrast) * largest + (s / 2 + 7) * math.sqrt(s)
+        off = (2 * s + 4) * math.sqrt(s / spec.contrast) * largest + self.convolution.contrast_error(
+            s, largest**2 / spec.contrast
+        ) * math.sqrt(s)
         return UNIT * float(basis[:, :s].norm()) * off * float(self.position_weights.sum())
 
     def lengths(self) -> Tensor:

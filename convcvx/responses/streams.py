@@ -132,7 +132,7 @@ class Stream:
     def _fastest_convolution(self) -> Fused | Unrolled:
         channels, height, width = self.images.shape[1:]
         arguments = self.embedding.spec, self.pooling, (channels, height, width), self.patch_dtype
-        exact = Fused.is_exact(self.embedding.spec, self.images, self.patch_dtype)
+        exact = Fused.is_exact(self.embedding.spec, self.images)
         if not self.small and self.device.type == "cpu" and exact and Fused.suits(*arguments, self.activation):
             return Fused(*arguments, self.activation)
         return Unrolled(*arguments, self.device, self.activation)

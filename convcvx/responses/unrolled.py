@@ -47,6 +47,12 @@ class Unrolled:
         self._size = shape[0] * spec.kernel_size[0] * spec.kernel_size[1] + spec.constant
         self._buffers = threading.local()
 
+    @staticmethod
+    def contrast_error(size: int, brightness: float) -> float:
+        """By how much a patch of `size` pixels is scaled too much or too little in float64, in ε: as exactly as its
+        norm is known, however bright it is."""
+        return size / 2 + 7
+
     def bytes_per_image(self, m: int) -> int:
         """Memory in flight for `m` filters."""
         return max(self._size, m) * self._n_positions * self._dtype.itemsize
