@@ -326,6 +326,18 @@ def test_the_gap_of_a_dictionary_is_not_proved_where_nothing_is_to_be_proved():
 
 
 @pytest.mark.filterwarnings("ignore::convcvx.errors.ConvergenceWarning")
+@pytest.mark.parametrize("flips", [False, True])
+def test_of_a_training_in_float32_the_gap_is_proved_from_what_the_network_itself_says(flips, monkeypatch):
+    monkeypatch.setattr("convcvx.responses.streams.PRECISE_SIZE", 1e4)
+    fit, problem = of_dictionary(count=80, flips=flips, contrast=True)
+    config = replace(fit.config, flips=flips)
+    network = fit.solution.filters, fit.solution.weights, fit.solution.intercept
+    anew = with_dictionary_gap(replace(fit.certificate, family_gap=None), config, problem, *network)
+    assert fit.certificate.family_size == anew.family_size == 24
+    assert fit.certificate.family_gap == pytest.approx(anew.family_gap, rel=0.1)  # two dual points
+
+
+@pytest.mark.filterwarnings("ignore::convcvx.errors.ConvergenceWarning")
 def test_certifying_a_run_from_a_dictionary_proves_its_gap_anew(tmp_path):
     flags = "--limit 80 --dictionary 24 --hidden-bias --whiten --pool 2 --beta-ratio 0.01 --max-rounds 0 --flips"
     trained = answer(cli(f"train --data digits --json {flags}", "--out", tmp_path / "run", code=3))

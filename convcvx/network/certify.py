@@ -125,13 +125,14 @@ def certify_on(
     training: Sequence[Mapping[str, Any]] | None = None,
     rounds: Sequence[Mapping[str, Any]] = (),
     outputs: Tensor | None = None,
+    said: Tensor | None = None,
 ) -> Certificate:
     """As `certify`, on a `problem` that is there already: its images, embedding, pooling and β are believed.
 
     `training` is the history of a training that ends with this certificate: the local search of oracle "auto" or
     "local" then costs about a fifth of the training's own searches, and ends where the gap it shows is hopeless;
     `meaning` says so. Without it the search makes its full effort. `rounds` as in `certify_parameters`. `outputs`
-    (n, c) are what `outputs_without_intercept` gives, where that has been asked already.
+    (n, c) are what `outputs_without_intercept` gives, and `said` what `said_by` the network, where that is known.
     """
     deadline, problem = problem.deadline, problem.until(NEVER)  # what is read and checked has to be
     embedding, activation = problem.responses.embedding, problem.responses.activation
@@ -162,7 +163,8 @@ def certify_on(
     if outputs is None:
         outputs = outputs_without_intercept(problem, filters, weights)
     shift = torch.zeros(problem.n_outputs) if own is None else own
-    _check_outputs(network, layers, problem.responses.images, outputs, shift)
+    said = said_by(network, problem.responses.images) if said is None else said
+    _check_outputs(said, next(network.parameters()).dtype, layers, outputs, shift)
     options: dict[str, Any] = {"oracle": oracle, "tol": tol, "seed": seed, "dual_point": dual_point}
     return certify_parameters(
         problem.until(deadline), filters, weights, own, training=training, rounds=rounds, outputs=outputs, **options
@@ -196,7 +198,8 @@ def _in_units(network: nn.Module, layers: Layers, images: Images, units: Units) 
     assert isinstance(classifier, nn.Linear)
     bias = None if classifier.bias is None else classifier.bias.detach().clone()
     shift = torch.zeros(classifier.out_features, dtype=torch.float64) if bias is None else bias
-    _check_outputs(deepcopy(network).double(), layers, images, outputs_of(plain, images) - shift, shift)
+    said = said_by(deepcopy(network).double(), images)
+    _check_outputs(said, torch.float64, layers, outputs_of(plain, images) - shift, shift)
     with torch.no_grad():
         classifier.weight.copy_(times(classifier.weight.cpu(), units.images - units.targets))
         if bias is not None:
@@ -204,18 +207,27 @@ def _in_units(network: nn.Module, layers: Layers, images: Images, units: Units) 
     return plain
 
 
-@torch.no_grad()
-def _check_outputs(network: nn.Module, layers: Layers, images: Images, without_bias: Tensor, bias: Tensor) -> None:
-    """Raise `InputError` unless the network computes what its `layers`, read in order, stand for: on every image.
+def said_by(network: nn.Module, images: Images) -> Tensor:
+    """(n, c) float64: what the network itself gives for all images, in its own arithmetic.
 
-    That is `without_bias` (n, c), to which the `bias` (c,) of the linear layer comes.
+    Raises
+    ------
+    InputError
+        For images that it does not take.
     """
-    expected, dtype = without_bias + bias, next(network.parameters()).dtype
     try:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # whose ten bits would hide what is looked for
-            outputs = outputs_of(network, images).double()
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # ten bits would hide what is looked for
+            return outputs_of(network, images).double()
     except RuntimeError as error:
         raise InputError(f"the network does not take images {tuple(images.shape)}: {one_line(error)}") from None
+
+
+def _check_outputs(outputs: Tensor, dtype: torch.dtype, layers: Layers, without_bias: Tensor, bias: Tensor) -> None:
+    """Raise `InputError` unless a network computes what its `layers`, read in order, stand for: on every image.
+
+    Its `outputs` (n, c) in `dtype` are to be `without_bias` (n, c), to which the `bias` (c,) of the linear layer comes.
+    """
+    expected = without_bias + bias
     # An intercept far from zero is rounded once, and says nothing about the layers before it.
     rounding = 8 * torch.finfo(dtype).eps * float(bias.abs().max())
     tolerance = FORWARD_TOLERANCE.get(dtype, FORWARD_TOLERANCE[torch.float32])

@@ -8,7 +8,7 @@ on the rounding of a pass in float32 is some times β, at the β of accurate dic
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from einops import rearrange
@@ -35,6 +35,32 @@ BLOCK_IMAGES = 256
 """Images whose responses are multiplied at once, at least: fewer would leave cores idle."""
 
 
+@dataclass(frozen=True)
+class FamilyProof:
+    """What is proved of a network over a family of filters.
+
+    Attributes
+    ----------
+    name : str
+        Of the family, in words.
+    size : int
+        Its filters.
+    gap : float
+        By how much, as a share, a network over these may be better.
+    outputs : Tensor (n, c) float64
+        The network's own without the intercept, which came with the proof.
+    """
+
+    name: str
+    size: int
+    gap: float
+    outputs: Tensor
+
+    def beside(self, certificate: Certificate) -> Certificate:
+        """`certificate` with this gap over the family."""
+        return replace(certificate, family=self.name, family_size=self.size, family_gap=self.gap)
+
+
 def with_dictionary_gap(
     certificate: Certificate,
     config: TrainConfig,
@@ -42,9 +68,21 @@ def with_dictionary_gap(
     filters: Tensor,
     weights: Tensor,
     intercept: Tensor | None,
-    outputs: Tensor | None = None,
 ) -> Certificate:
-    """`certificate` with the network's gap over the family that a dictionary stands for, if there is time to prove it.
+    """`certificate` with what `family_proof` proves of its network, if there is time."""
+    proof = family_proof(config, problem, filters, weights, intercept)
+    return certificate if proof is None else proof.beside(certificate)
+
+
+def family_proof(
+    config: TrainConfig,
+    problem: Problem,
+    filters: Tensor,
+    weights: Tensor,
+    intercept: Tensor | None,
+    outputs: Tensor | None = None,
+) -> FamilyProof | None:
+    """A network's gap over the family that a dictionary stands for; None if there is no time to prove it.
 
     The family: the network's own filters and, unless the dictionary was to slide, those of the dictionary that the
     network does not use. With flips the objective is that on the images and their mirror images, and the family has the
@@ -52,9 +90,8 @@ def with_dictionary_gap(
 
     Parameters
     ----------
-    certificate : Certificate
     config : TrainConfig
-        Of a training with a dictionary; of another nothing changes.
+        Of a training with a dictionary; of another nothing is proved.
     problem : Problem
     filters, weights, intercept : Tensor (m, r), (m, P, c), (c,)
         Those of the network as it is.
@@ -62,7 +99,7 @@ def with_dictionary_gap(
         Its predictions without the intercept, in any arithmetic, where they are known: from these comes the dual point.
     """
     if config.dictionary is None or not bool(weights.any()):
-        return certificate
+        return None
     name = "filters of the dictionary"
     try:
         if outputs is None:
@@ -71,12 +108,10 @@ def with_dictionary_gap(
         others = _unused(config, problem, normalize(filters))
         if config.flips and config.max_rounds == 0 and isinstance(problem.responses.images, Tensor):
             name += ", mirror images of images and filters included,"
-            size, gap = _mirrored_gap(problem, dual_point, filters, weights, intercept, others)
-        else:
-            size, gap = _gap(problem, dual_point, filters, weights, intercept, others)
+            return FamilyProof(name, *_mirrored_gap(problem, dual_point, filters, weights, intercept, others))
+        return FamilyProof(name, *_gap(problem, dual_point, filters, weights, intercept, others))
     except OutOfTime:
-        return certificate
-    return replace(certificate, family=name, family_size=size, family_gap=gap)
+        return None
 
 
 def _unused(config: TrainConfig, problem: Problem, used: Tensor) -> Tensor:
@@ -90,19 +125,19 @@ def _unused(config: TrainConfig, problem: Problem, used: Tensor) -> Tensor:
 
 def _gap(
     problem: Problem, dual_point: Tensor, filters: Tensor, weights: Tensor, intercept: Tensor | None, others: Tensor
-) -> tuple[int, float]:
-    """How many filters the network and `others` (q, r) are, and by how much, as a share, a network over these may be
-    better than this one: a proof."""
+) -> tuple[int, float, Tensor]:
+    """How many filters the network and `others` (q, r) are, by how much, as a share, a network over these may be
+    better than this one: a proof; and its outputs."""
     exact = problem.with_dtype(torch.float64)
     family = torch.cat([filters, others])
     correlations, outputs = _surveyed(exact.responses, dual_point, family, weights)
     g_max = bound_over_family(exact, _largest(correlations), dual_point)
-    return len(family), _proved(exact, dual_point, g_max, (filters, weights, intercept), outputs)
+    return len(family), _proved(exact, dual_point, g_max, (filters, weights, intercept), outputs), outputs
 
 
 def _mirrored_gap(
     problem: Problem, dual_point: Tensor, filters: Tensor, weights: Tensor, intercept: Tensor | None, others: Tensor
-) -> tuple[int, float]:
+) -> tuple[int, float, Tensor]:
     """The same on the images and their mirror images, of filters whose second half are the mirror images of the first.
 
     The network is the symmetric one that the first half of its filters stands for, of which the export rounds the
@@ -125,7 +160,7 @@ def _mirrored_gap(
     sizes, _ = reach(exact.responses)
     g_max += _mirroring_error(exact.responses.embedding, half) * float(dual_point.norm(dim=1) @ sizes) * SAFE
     network = torch.cat([own, own]), torch.cat([first, first]), intercept
-    return 2 * len(half), _proved(exact, dual_point, g_max, network, outputs)
+    return 2 * len(half), _proved(exact, dual_point, g_max, network, outputs), outputs
 
 
 def _mirroring_error(embedding: PatchEmbedding, filters: Tensor) -> float:

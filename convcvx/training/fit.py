@@ -17,7 +17,7 @@ from convcvx.data.given import given_dataset
 from convcvx.display.pictures import by_weight, data_uri, kernel_shades
 from convcvx.display.words import claims, rows
 from convcvx.errors import InputError, RunError, check_choice
-from convcvx.network.certify import certify_on, outputs_without_intercept, parameters_of
+from convcvx.network.certify import certify_on, parameters_of, said_by
 from convcvx.network.evaluate import accuracy, confusion, predict, real_scores
 from convcvx.network.layers import read_network
 from convcvx.network.pretrained import save_pretrained
@@ -28,7 +28,7 @@ from convcvx.solution import Round, Solution, Status
 from convcvx.solvers import SOLVERS
 from convcvx.training.card import model_card
 from convcvx.training.clock import Clock
-from convcvx.training.dictionary_gap import with_dictionary_gap
+from convcvx.training.dictionary_gap import family_proof
 from convcvx.training.optimise import Optimised, named_oracle
 from convcvx.training.options import TrainConfig
 from convcvx.training.origin import Origin
@@ -203,7 +203,13 @@ def finish(
     network.meta |= {name: value for name in ("resize", "channels") if (value := getattr(config, name)) is not None}
     network.to(responses.device)  # where it is checked and scored
     own = parameters_of(read_network(network, image_shape(train)), responses.embedding)
-    outputs = outputs_without_intercept(problem, *own[:2])
+    said = said_by(network, responses.images)
+    proof = None
+    if config.oracle != LocalOracle.name:  # which is asked for where nothing is to be proved
+        halfway = problem.until(problem.deadline.share(0.5))
+        # As exact as passes in float32; in float64 these find a better dual point than the network's own outputs.
+        coarse = responses.dtype == torch.float32
+        proof = family_proof(config, halfway, *own, said - (0 if own[2] is None else own[2]) if coarse else None)
     certificate = certify_on(
         problem.until(problem.deadline.later(LEAST * (config.time_limit or 0.0))),
         network,
@@ -214,10 +220,11 @@ def finish(
         training=solution.history,
         # Nothing that was read from a file, nor what a solver says of bounds of its own.
         rounds=solution.history if SOLVERS[plan.solver].asks_oracle and not clock.earlier else (),
-        outputs=outputs,
+        outputs=None if proof is None else proof.outputs,
+        said=said,
     )
-    if config.oracle != LocalOracle.name:  # which is asked for where nothing is to be proved
-        certificate = with_dictionary_gap(certificate, config, problem, *own, outputs)
+    if proof is not None:
+        certificate = proof.beside(certificate)
     metrics = certificate_summary(certificate) | {
         "beta_max": optimised.beta_max,
         "n_filters": solution.n_filters,
