@@ -117,7 +117,8 @@ def test_a_gradient_may_be_taken_after_the_next_pass():
         (PatchSpec(3), "2", torch.bfloat16, False),
         (PatchSpec(3), "none", torch.float32, False),
         (PatchSpec(3), "window:3,1", torch.float32, False),  # every position is in nine windows
-        (PatchSpec((9, 9)), "2", torch.float32, False),  # 162 entries
+        (PatchSpec((9, 9)), "2", torch.float32, True),  # 162 entries
+        (PatchSpec((11, 12)), "global", torch.float32, False),  # 264 entries
     ],
 )
 def test_it_is_chosen_where_it_is_faster(spec, pool, dtype, suits):

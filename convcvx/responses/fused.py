@@ -23,8 +23,8 @@ from convcvx.patches import PatchSpec
 from convcvx.pooling import Line, Pooling, Ranges
 from convcvx.responses._fused_kernels import POSITIONS, VECTORS, lanes, pull_back, respond
 
-LARGEST = 150
-"""Entries of a patch up to which this is the faster way; with 196 it was level, with 400 matrix products were faster
+LARGEST = 256
+"""Entries of a patch up to which this is the faster way: with 196 by a half, with 400 matrix products are by a third
 (benchmarks/convolutions.py)."""
 START = 5
 """What a tile costs beside its positions, in positions: measured with tiles of 1 to 6 positions, 9 to 144 taps."""
