@@ -17,6 +17,7 @@ import pytest
 import torch
 from helpers.commands import answer, cli
 from helpers.problems import random_parameters
+from helpers.rehearsal import Rehearsal
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
@@ -33,7 +34,7 @@ from convcvx.responses import processes as sharding
 from convcvx.responses.passes import Responses
 from convcvx.responses.portions import add, portion, segments
 from convcvx.responses.table import CORRELATE, PREDICT, Pass
-from convcvx.responses.team import ShardedResponses, Team
+from convcvx.responses.team import ShardedResponses
 from convcvx.solvers.dictionary import filters
 from convcvx.solvers.dictionary.path import fit_dictionaries, fit_dictionary
 from convcvx.solvers.slide.coordinates import balanced_gradients, batch_gradients
@@ -78,21 +79,6 @@ def test_negative_control_a_running_sum_does_depend_on_it():
     values = torch.randn(1000, generator=torch.Generator().manual_seed(0))
     running = [values[:k].cumsum(0)[-1] + values[k:].cumsum(0)[-1] for k in range(1, 1000)]
     assert len(set(map(float, running))) > 1
-
-
-class Rehearsal(Team):
-    """A team whose workers live in this process."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.size = size
-        self.portions = [self._portion, *(portions.Portion(rank, size) for rank in range(1, size))]
-        self._portion.size = size
-
-    def _run(self, name, common, each=None, own=lambda: None, added=False):
-        each = each or (lambda rank: ())
-        others = [getattr(part, name)(*common, *each(rank)) for rank, part in enumerate(self.portions) if rank > 0]
-        return [own(), *others]
 
 
 def images(n: int = 45) -> torch.Tensor:
