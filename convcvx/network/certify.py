@@ -7,7 +7,7 @@ and any Linear → ReLU → Linear, with a LeakyReLU, the absolute value or noth
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -22,7 +22,7 @@ from convcvx.data.arrays import as_tensor
 from convcvx.data.images import Images, read_images
 from convcvx.errors import InputError, check_positive, one_line
 from convcvx.losses.shares import counted
-from convcvx.network.evaluate import outputs_of
+from convcvx.network.evaluate import OUTPUTS, outputs_of
 from convcvx.network.layers import Layers, read_network
 from convcvx.oracles.base import Oracle
 from convcvx.patches import PatchEmbedding
@@ -162,7 +162,8 @@ def certify_on(
     if outputs is None:
         outputs = outputs_without_intercept(problem, filters, weights)
     shift = torch.zeros(problem.n_outputs) if own is None else own
-    _check_outputs(network, layers, problem.responses.images, outputs, shift)
+    images = problem.responses.images
+    _check_outputs(network, layers, images, outputs, shift, lambda: problem.responses.run(OUTPUTS, (), network)[0])
     options: dict[str, Any] = {"oracle": oracle, "tol": tol, "seed": seed, "dual_point": dual_point}
     return certify_parameters(
         problem.until(deadline), filters, weights, own, training=training, rounds=rounds, outputs=outputs, **options
@@ -205,15 +206,23 @@ def _in_units(network: nn.Module, layers: Layers, images: Images, units: Units) 
 
 
 @torch.no_grad()
-def _check_outputs(network: nn.Module, layers: Layers, images: Images, without_bias: Tensor, bias: Tensor) -> None:
+def _check_outputs(
+    network: nn.Module,
+    layers: Layers,
+    images: Images,
+    without_bias: Tensor,
+    bias: Tensor,
+    compute: Callable[[], Tensor] | None = None,
+) -> None:
     """Raise `InputError` unless the network computes what its `layers`, read in order, stand for: on every image.
 
-    That is `without_bias` (n, c), to which the `bias` (c,) of the linear layer comes.
+    That is `without_bias` (n, c), to which the `bias` (c,) of the linear layer comes. `compute` gives the outputs of
+    the network, if others are to do it.
     """
     expected, dtype = without_bias + bias, next(network.parameters()).dtype
     try:
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # whose ten bits would hide what is looked for
-            outputs = outputs_of(network, images).double()
+            outputs = (compute() if compute else outputs_of(network, images)).double()
     except RuntimeError as error:
         raise InputError(f"the network does not take images {tuple(images.shape)}: {one_line(error)}") from None
     # An intercept far from zero is rounded once, and says nothing about the layers before it.

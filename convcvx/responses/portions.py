@@ -99,11 +99,21 @@ class Portion:
         return self._images[where]
 
     def build(
-        self, keys: Collection[int], embedding: PatchEmbedding, pooling: Pooling | None, options: dict[str, Any]
+        self,
+        keys: Collection[int],
+        embedding: PatchEmbedding,
+        pooling: Pooling | None,
+        options: dict[str, Any],
+        mirrored: bool = False,
     ) -> None:
-        """Make these responses under the last of `keys`, the only ones that are still in use."""
+        """Make these responses under the last of `keys`, the only ones that are still in use.
+
+        With `mirrored` they are those to the mirror images, which take as much memory again.
+        """
         *kept, key = keys
-        images = self._images.to(options["device"])
+        images = self._images = self._images.to(options["device"])
+        if mirrored:
+            images = embedding.spec.mirrored(images[:])
         self._responses = {old: self._responses[old] for old in kept}
         self._wholes = {old: self._wholes[old] for old in kept}
         made: dict[int, Responses] = {}
@@ -111,7 +121,7 @@ class Portion:
             # One map for all segments, each in its turn: with maps of its own each would have its own scratch memory.
             first = next(iter(made.values()), None)
             made[i] = first.to(images=part) if first is not None else Responses(part, embedding, pooling, **options)
-        self._images, self._responses[key] = images, made
+        self._responses[key] = made
         self._wholes[key] = next((responses.to(images=images) for responses in made.values()), None)
 
     def _parts(self, images: Images) -> dict[int, Images]:

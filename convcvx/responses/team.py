@@ -106,12 +106,15 @@ class Team(Processes):
 
     # -- passes ---------------------------------------------------------------------------------------
 
-    def build(self, responses: Responses) -> int:
-        """Have every process make these responses on its portion; returns the key that passes name them by."""
+    def build(self, responses: Responses, mirrored: bool = False) -> int:
+        """Have every process make these responses on its portion, or on its mirror images.
+
+        Returns the key that passes name them by.
+        """
         self._keys += 1
         keys = [*self._built, self._keys]  # those still in use: portions let go of all others
         options = responses.options | {"device": responses.device.type}
-        self.collect("build", (keys, responses.embedding, responses.pooling, options))
+        self.collect("build", (keys, responses.embedding, responses.pooling, options, mirrored))
         self._built[self._keys] = responses
         return self._keys
 
@@ -241,20 +244,37 @@ class ShardedResponses(Responses):
     """
 
     def __init__(
-        self, team: Team, images: Images, embedding: PatchEmbedding, pooling: Pooling | None = None, **options: Any
+        self,
+        team: Team,
+        images: Images,
+        embedding: PatchEmbedding,
+        pooling: Pooling | None = None,
+        *,
+        mirrored: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__(images, embedding, pooling, **options)
-        self._team = team
-        self._key = team.build(self)
+        self._team, self._mirrored = team, mirrored
+        self._key = team.build(self, mirrored)
 
     def to(self, *, images: Images | None = None, **changes: Any) -> Responses:
         """The same map in another arithmetic, sharded; or on other images, in this process."""
         plain = super().to(images=images, **changes)
         if images is not None:
             return plain
-        sharded = ShardedResponses(self._team, plain.images, plain.embedding, plain.pooling, **plain.options)
+        sharded = self._like(plain, self._mirrored)
         sharded.kept = plain.kept
         return sharded.until(self.deadline)
+
+    def mirrored(self) -> Responses:
+        """As in `Responses`; of several processes each mirrors its own images."""
+        plain = super().mirrored()
+        return plain if self.n_processes == 1 else self._like(plain, not self._mirrored).until(self.deadline)
+
+    def _like(self, plain: Responses, mirrored: bool) -> ShardedResponses:
+        """The `plain` ones, shared out."""
+        how = plain.options | {"mirrored": mirrored}
+        return ShardedResponses(self._team, plain.images, plain.embedding, plain.pooling, **how)
 
     def until(self, deadline: Deadline) -> Responses:
         """As in `Responses`; a pass that has begun is never left, lest the processes fall out of step."""
