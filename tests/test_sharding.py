@@ -17,6 +17,7 @@ import pytest
 import torch
 from helpers.commands import answer, cli
 from helpers.problems import random_parameters
+from helpers.rehearsal import Rehearsal
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
@@ -27,13 +28,14 @@ from convcvx.data.images import StreamedImages
 from convcvx.errors import InputError, WorkerError
 from convcvx.losses.shares import Shares
 from convcvx.machine.wire import _bytes, _object
+from convcvx.network import evaluate
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.responses import portions
 from convcvx.responses import processes as sharding
 from convcvx.responses.passes import Responses
 from convcvx.responses.portions import add, portion, segments
 from convcvx.responses.table import CORRELATE, PREDICT, Pass
-from convcvx.responses.team import ShardedResponses, Team
+from convcvx.responses.team import ShardedResponses
 from convcvx.solvers.dictionary import filters
 from convcvx.solvers.dictionary.path import fit_dictionaries, fit_dictionary
 from convcvx.solvers.slide.coordinates import balanced_gradients, batch_gradients
@@ -78,21 +80,6 @@ def test_negative_control_a_running_sum_does_depend_on_it():
     values = torch.randn(1000, generator=torch.Generator().manual_seed(0))
     running = [values[:k].cumsum(0)[-1] + values[k:].cumsum(0)[-1] for k in range(1, 1000)]
     assert len(set(map(float, running))) > 1
-
-
-class Rehearsal(Team):
-    """A team whose workers live in this process."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.size = size
-        self.portions = [self._portion, *(portions.Portion(rank, size) for rank in range(1, size))]
-        self._portion.size = size
-
-    def _run(self, name, common, each=None, own=lambda: None, added=False):
-        each = each or (lambda rank: ())
-        others = [getattr(part, name)(*common, *each(rank)) for rank, part in enumerate(self.portions) if rank > 0]
-        return [own(), *others]
 
 
 def images(n: int = 45) -> torch.Tensor:
@@ -400,6 +387,31 @@ def test_two_dictionaries_side_by_side_are_those_of_one_process(short_segments):
         assert fit.objective == pytest.approx(fits[0].objective, rel=1e-9)
         for ours, theirs in zip(fit.weights, fits[0].weights, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-8)
+
+
+def test_mirror_images_are_looked_at_where_the_images_are(short_segments):
+    plain = sharded_problem(1)
+    network = random_parameters(plain, 4)
+    assert type(plain.responses.mirrored()) is Responses
+    expected = plain.responses.mirrored().predict(*network)
+    assert not torch.allclose(expected, plain.responses.predict(*network))
+    for size in (2, 11):
+        mirrored = sharded_problem(size).responses.mirrored()
+        torch.testing.assert_close(mirrored.predict(*network), expected, rtol=1e-12, atol=1e-13)
+        single = mirrored.to(dtype=torch.float32)  # of the mirror images too
+        torch.testing.assert_close(single.predict(*network), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(mirrored.mirrored().predict(*network), plain.responses.predict(*network))
+
+
+def test_outputs_of_a_network_are_computed_by_all(short_segments, monkeypatch):
+    monkeypatch.setattr(evaluate, "SHARE", 4)
+    network = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(36, 2))
+    for size in (1, 2, 11):
+        responses = sharded_problem(size).responses
+        others = images()[:17]
+        torch.testing.assert_close(evaluate.predict(network, others, responses), evaluate.predict(network, others))
+        (found,) = responses.run(evaluate.OUTPUTS, (), network)
+        torch.testing.assert_close(found, evaluate.predict(network, images()))
 
 
 def halved(images, factor):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -21,6 +21,15 @@ TIMEOUT = timedelta(hours=1)
 """The longest pass, and the longest a worker waits for one. A process that dies is noticed at once."""
 PIECE = 1 << 24
 """Entries of a tensor that are summed at a time: what a collective needs besides stays small."""
+
+
+class Agreed(Exception):
+    """What ends in all processes something that they do together: `error`, or None where another one failed."""
+
+    def __init__(self, error: Exception | None) -> None:
+        super().__init__(error)
+        self.error = error
+
 
 Form = tuple[tuple[int, ...], torch.dtype, str]
 """Shape, dtype and kind of device of a tensor."""
@@ -91,14 +100,57 @@ class Wire:
         self.carried += len(_bytes(message)) * (self.size - 1)
         return everyone
 
-    def add_up(self, tensor: Tensor) -> Tensor:
-        """The sum of the `tensor` of each process, in process 0; what comes back elsewhere is of no use."""
-        whole = tensor if self._sums_on_gpus or not tensor.is_cuda else tensor.cpu()
-        whole = whole.contiguous()
+    def go_on(self, work: Callable[[], bool]) -> bool:
+        """Do some `work`, which says whether there was any to do; whether there was in any of the processes.
+
+        Raises
+        ------
+        Agreed
+            In all of them, if the work of one fails.
+        """
+        found, error = False, None
+        try:
+            found = work()
+        except Exception as failed:
+            error = failed
+        counts = torch.tensor([int(found), int(error is not None)])
+        dist.all_reduce(counts)
+        self.carried += counts.nbytes * (self.size - 1)
+        if counts[1]:
+            raise Agreed(error)
+        return bool(counts[0])
+
+    def add_up(self, tensor: Tensor, rank: int = 0) -> Tensor:
+        """The sum of the `tensor` of each process, in process `rank`; what comes back elsewhere is of no use."""
+        whole = self._sent(tensor)
         for piece in whole.view(-1).split(PIECE):
-            dist.reduce(piece, 0)
+            dist.reduce(piece, rank)
         self.carried += whole.nbytes * (self.size - 1)
         return whole
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """The sum of the `tensor` of each process, in all."""
+        return self.show(self.add_up(tensor), 0)
+
+    def gather(self, tensor: Tensor) -> list[Tensor]:
+        """The `tensor` of each process, of one shape, in all."""
+        whole = self._sent(tensor)
+        everyone = [torch.empty_like(whole) for _ in range(self.size)]
+        dist.all_gather(everyone, whole)
+        self.carried += whole.nbytes * self.size * (self.size - 1)
+        return [part.to(tensor.device) for part in everyone]
+
+    def show(self, tensor: Tensor, rank: int) -> Tensor:
+        """The `tensor` of process `rank`, in all; those of others, of the same shape, are written over."""
+        whole = self._sent(tensor)
+        for piece in whole.view(-1).split(PIECE):
+            dist.broadcast(piece, rank)
+        self.carried += whole.nbytes * (self.size - 1)
+        return whole.to(tensor.device)
+
+    def _sent(self, tensor: Tensor) -> Tensor:
+        """As collectives take it: on a GPU if it is there and has NCCL to itself."""
+        return (tensor if self._sums_on_gpus or not tensor.is_cuda else tensor.cpu()).contiguous()
 
 
 def forms_of(tensors: Sequence[Tensor]) -> list[Form]:

@@ -7,7 +7,7 @@ and any Linear → ReLU → Linear, with a LeakyReLU, the absolute value or noth
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -22,7 +22,7 @@ from convcvx.data.arrays import as_tensor
 from convcvx.data.images import Images, read_images
 from convcvx.errors import InputError, check_positive, one_line
 from convcvx.losses.shares import counted
-from convcvx.network.evaluate import outputs_of
+from convcvx.network.evaluate import OUTPUTS, outputs_of
 from convcvx.network.layers import Layers, read_network
 from convcvx.oracles.base import Oracle
 from convcvx.patches import PatchEmbedding
@@ -163,7 +163,7 @@ def certify_on(
     if outputs is None:
         outputs = outputs_without_intercept(problem, filters, weights)
     shift = torch.zeros(problem.n_outputs) if own is None else own
-    said = said_by(network, problem.responses.images) if said is None else said
+    said = said_by(network, problem) if said is None else said
     _check_outputs(said, next(network.parameters()).dtype, layers, outputs, shift)
     options: dict[str, Any] = {"oracle": oracle, "tol": tol, "seed": seed, "dual_point": dual_point}
     return certify_parameters(
@@ -198,7 +198,7 @@ def _in_units(network: nn.Module, layers: Layers, images: Images, units: Units) 
     assert isinstance(classifier, nn.Linear)
     bias = None if classifier.bias is None else classifier.bias.detach().clone()
     shift = torch.zeros(classifier.out_features, dtype=torch.float64) if bias is None else bias
-    said = said_by(deepcopy(network).double(), images)
+    said = _said(images, lambda: outputs_of(deepcopy(network).double(), images))
     _check_outputs(said, torch.float64, layers, outputs_of(plain, images) - shift, shift)
     with torch.no_grad():
         classifier.weight.copy_(times(classifier.weight.cpu(), units.images - units.targets))
@@ -207,17 +207,23 @@ def _in_units(network: nn.Module, layers: Layers, images: Images, units: Units) 
     return plain
 
 
-def said_by(network: nn.Module, images: Images) -> Tensor:
-    """(n, c) float64: what the network itself gives for all images, in its own arithmetic.
+def said_by(network: nn.Module, problem: Problem) -> Tensor:
+    """(n, c) float64: what the network itself gives for the images of `problem`, in its own arithmetic, at any deadline.
 
     Raises
     ------
     InputError
         For images that it does not take.
     """
+    responses = problem.until(NEVER).responses
+    return _said(responses.images, lambda: responses.run(OUTPUTS, (), network)[0])
+
+
+@torch.no_grad()
+def _said(images: Images, compute: Callable[[], Tensor]) -> Tensor:
     try:
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # ten bits would hide what is looked for
-            return outputs_of(network, images).double()
+            return compute().double()
     except RuntimeError as error:
         raise InputError(f"the network does not take images {tuple(images.shape)}: {one_line(error)}") from None
 

@@ -13,14 +13,27 @@ from convcvx.losses.table import get_loss
 from convcvx.losses.targets import LABELLED, encode_targets
 from convcvx.machine.threads import each
 from convcvx.machine.watch import watched
+from convcvx.responses.passes import Responses
+from convcvx.responses.streams import Stream
+from convcvx.responses.table import Pass
 
 HIDDEN_SIZE = {"cpu": 1 << 21, "cuda": 1 << 27}
 """Entries of the widest layer's maps, at the images' resolution, that are computed at once, by device: larger maps
 leave the cache of a CPU, which then takes several times as long; a GPU wants many, within its memory."""
 
 
-def predict(network: nn.Module, images: Images) -> Tensor:
-    """Network outputs (n, c) on the CPU in evaluation mode, computed on the network's own device."""
+SHARE = 1024
+"""Images that each process gets at a time, where several compute outputs: so many are in memory besides."""
+
+
+def predict(network: nn.Module, images: Images, responses: Responses | None = None) -> Tensor:
+    """Network outputs (n, c) on the CPU in evaluation mode, computed on the network's own device.
+
+    Of `responses` that are shared among processes these have a part of the work; any images will do.
+    """
+    if responses is not None and responses.n_processes > 1:
+        parts = images.split(SHARE * responses.n_processes)
+        return torch.cat([out for part in parts for out in responses.apply(_outputs, part.split(SHARE), network)])
     modes = {module: module.training for module in network.modules()}
     network.eval()
     try:
@@ -28,6 +41,10 @@ def predict(network: nn.Module, images: Images) -> Tensor:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+def _outputs(images: Tensor, network: nn.Module) -> Tensor:
+    return predict(network, images)
 
 
 def outputs_of(network: nn.Module, images: Images) -> Tensor:
@@ -54,6 +71,15 @@ def outputs_of(network: nn.Module, images: Images) -> Tensor:
             together[filled : filled + len(part)] = part
             filled += len(part)
     return together[:filled]  # of a network that gives fewer rows than there are images
+
+
+def _of_stream(stream: Stream, network: nn.Module) -> list[Tensor]:
+    """The outputs for the images that responses are to."""
+    return [outputs_of(network, stream.images)]
+
+
+OUTPUTS = Pass(_of_stream, ("cat",), exact=False)
+"""Not exact: nothing is summed, and a process has its images at once, as one alone has them all."""
 
 
 def _takes_any_layout(network: nn.Module) -> bool:

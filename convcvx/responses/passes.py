@@ -60,6 +60,11 @@ class Responses(Stream):
         options = self.options | {"activation": RELU}
         return Responses(self.images, self.embedding, self.pooling, **options).until(self.deadline)
 
+    def mirrored(self) -> Responses:
+        """The same map on the mirror images of these images, which are in memory."""
+        assert isinstance(self.images, Tensor)
+        return self.to(images=self.embedding.spec.mirrored(self.images))
+
     @property
     def symmetric(self) -> bool:
         """Whether a filter and its negative are one and the same but for the sign of weights: φ(-u) = -slope φ(u).

@@ -16,6 +16,7 @@ from torch import Tensor
 from convcvx.budget import Deadline, clock
 from convcvx.data.images import Images
 from convcvx.errors import InputError
+from convcvx.machine.wire import Wire
 from convcvx.patches import PatchEmbedding, PatchSpec, shifted_moment
 from convcvx.pooling import Pooling
 from convcvx.responses.passes import Responses
@@ -62,12 +63,14 @@ def add(nodes: Nodes, place: tuple[int, int], terms: list[Tensor]) -> None:
 class Portion:
     """One process's portion of the images, and the passes over it. What is per image is given for the portion."""
 
-    def __init__(self, rank: int, size: int) -> None:
+    def __init__(self, rank: int, size: int, wire: Wire | None = None) -> None:
         self.rank, self.size = rank, size
+        self._wire = wire or Wire(rank, size)
         self._images: Images = torch.zeros(0, 1, 1, 1)
         self._places: dict[int, slice] = {}
         self._responses: dict[int, dict[int, Responses]] = {}
         self._wholes: dict[int, Responses | None] = {}
+        self.parts: dict[int, Any] = {}
 
     def load(self, read: Callable[[Any], Images], source: Any, n: int) -> None:
         """Have the portion of the `n` images that `read(source)` finds, and let go of the rest."""
@@ -96,11 +99,21 @@ class Portion:
         return self._images[where]
 
     def build(
-        self, keys: Collection[int], embedding: PatchEmbedding, pooling: Pooling | None, options: dict[str, Any]
+        self,
+        keys: Collection[int],
+        embedding: PatchEmbedding,
+        pooling: Pooling | None,
+        options: dict[str, Any],
+        mirrored: bool = False,
     ) -> None:
-        """Make these responses under the last of `keys`, the only ones that are still in use."""
+        """Make these responses under the last of `keys`, the only ones that are still in use.
+
+        With `mirrored` they are those to the mirror images, which take as much memory again.
+        """
         *kept, key = keys
-        images = self._images.to(options["device"])
+        images = self._images = self._images.to(options["device"])
+        if mirrored:
+            images = embedding.spec.mirrored(images[:])
         self._responses = {old: self._responses[old] for old in kept}
         self._wholes = {old: self._wholes[old] for old in kept}
         made: dict[int, Responses] = {}
@@ -108,7 +121,7 @@ class Portion:
             # One map for all segments, each in its turn: with maps of its own each would have its own scratch memory.
             first = next(iter(made.values()), None)
             made[i] = first.to(images=part) if first is not None else Responses(part, embedding, pooling, **options)
-        self._images, self._responses[key] = images, made
+        self._responses[key] = made
         self._wholes[key] = next((responses.to(images=images) for responses in made.values()), None)
 
     def _parts(self, images: Images) -> dict[int, Images]:
@@ -165,6 +178,33 @@ class Portion:
         wholes = [whole for key in keys if (whole := self._wholes[key]) is not None]
         if wholes and (where is None or len(where)):
             yield self.rank, [whole.at(where) for whole in wholes], slice(None)
+
+    def take_part(
+        self,
+        keys: Collection[int],
+        make: Callable[..., Any],
+        streams: Sequence[int],
+        common: Sequence[Any],
+        seconds: float,
+        rows: Sequence[Tensor],
+    ) -> None:
+        """Have `make(wire, streams, *rows, *common)` under the last of `keys`, the only ones that are still in use.
+
+        That is this process's part of something of which all have a part. There are no streams where it has no images.
+        """
+        self.let_go(keys)
+        deadline = Deadline(clock() + seconds)
+        wholes = [whole.until(deadline) for key in streams if (whole := self._wholes[key]) is not None]
+        *_, key = keys
+        self.parts[key] = make(self._wire, wholes, *rows, *common)
+
+    def let_go(self, keys: Collection[int]) -> None:
+        """Of all `parts` keep those under `keys`."""
+        self.parts = {key: part for key, part in self.parts.items() if key in keys}
+
+    def ask(self, key: int, name: str, common: Sequence[Any]) -> Any:
+        """What the method `name` of a part gives; all processes call it, and may talk to each other in it."""
+        return getattr(self.parts[key], name)(*common)
 
     def apply(self, work: Callable[..., Tensor], common: Sequence[Any], items: Sequence[Tensor]) -> list[Tensor]:
         """`work` on each of some items, which have nothing to do with the images."""

@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from convcvx.budget import OutOfTime
 from convcvx.errors import InputError, WorkerError
-from convcvx.machine.wire import Wire, attempt, forms_of, zeros_of
+from convcvx.machine.wire import Agreed, Wire, attempt, forms_of, zeros_of
 from convcvx.responses.portions import Found, Portion
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -45,7 +45,7 @@ class Processes:
     def __init__(self, rank: int = 0, size: int = 1) -> None:
         self.rank, self.size = rank, size
         self._wire = Wire(rank, size)
-        self._portion = Portion(rank, size)
+        self._portion = Portion(rank, size, self._wire)
         self._places: dict[int, tuple[str, int]] = {}
         self._busy = False
 
@@ -121,25 +121,31 @@ class Processes:
         each: Callable[[int], tuple[Any, ...]] | None = None,
         own: Callable[[], Any] = lambda: None,
         added: bool = False,
+        together: bool = False,
     ) -> list[Any]:
         """Run a pass in all workers, and `own` here.
 
         What is to be `added` comes in one piece, in the place of the leader's own. A pass that fails in one process is
-        over in all before anything is raised.
+        over in all before anything is raised. One in which processes talk to each other, `together`, must not fail but
+        in all of them at once (`Agreed`): if it does, that process is lost.
         """
         if self.size == 1:
             return [own()]
         self._busy = True
-        self._reach(None, self._wire.tell, (name, common, each is not None, added))
+        self._reach(None, self._wire.tell, (name, common, each is not None, added, together))
         if each is not None:
             for rank in self._workers:
                 self._reach(rank, self._wire.send, each(rank), rank)
         mine, raised = None, None
         try:
-            mine = own()
+            mine = self._reach(None, own) if together else own()
         except WorkerError:  # told by a signal: nobody else may be there
             raise
+        except Agreed as failed:
+            raised = failed.error
         except Exception as error:
+            if together:
+                raise
             raised = error
         if added:
             failures, mine = self._reach(None, _summed, self._wire, mine, _failure(raised))
@@ -193,12 +199,19 @@ def _serve(wire: Wire, held: Portion) -> NoReturn:
     try:
         wire.send((socket.gethostname(), os.getpid()), 0)
         while (message := wire.hear()) is not None:
-            name, common, apart, added = message
+            name, common, apart, added, together = message
             own = wire.receive(0) if apart else ()
             result, failure = None, None
             try:
                 result = getattr(held, name)(*common, *own)
+            except Agreed as failed:
+                failure = _failure(failed.error)
             except Exception as error:  # the leader reports it
+                if together and not isinstance(error, RuntimeError):  # nobody may be listening
+                    print(f"convcvx: error: process {wire.rank}: {_failure(error)}", file=sys.stderr)
+                    sys.exit(1)
+                if together:
+                    raise
                 failure = _failure(error)
             if added:
                 _, result = _summed(wire, result, failure)

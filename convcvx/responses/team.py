@@ -48,6 +48,8 @@ class Team(Processes):
         self._images: Images | None = None
         self._keys = 0
         self._built: WeakValueDictionary[int, Responses] = WeakValueDictionary()
+        self._held: WeakValueDictionary[int, Together] = WeakValueDictionary()
+        self._made: set[int] = set()
 
     # -- what a training needs ------------------------------------------------------------------------
 
@@ -104,14 +106,56 @@ class Team(Processes):
 
     # -- passes ---------------------------------------------------------------------------------------
 
-    def build(self, responses: Responses) -> int:
-        """Have every process make these responses on its portion; returns the key that passes name them by."""
+    def build(self, responses: Responses, mirrored: bool = False) -> int:
+        """Have every process make these responses on its portion, or on its mirror images.
+
+        Returns the key that passes name them by.
+        """
         self._keys += 1
         keys = [*self._built, self._keys]  # those still in use: portions let go of all others
         options = responses.options | {"device": responses.device.type}
-        self.collect("build", (keys, responses.embedding, responses.pooling, options))
+        self.collect("build", (keys, responses.embedding, responses.pooling, options, mirrored))
         self._built[self._keys] = responses
         return self._keys
+
+    def hold(
+        self,
+        make: Callable[..., Any],
+        keys: Sequence[int],
+        n: int,
+        rows: Sequence[Tensor],
+        common: Sequence[Any],
+        deadline: Deadline = NEVER,
+    ) -> Together:
+        """What all processes have a part of: each that which `make(wire, responses, *rows, *common)` gives there.
+
+        `make` is a function of a module, and the responses are those of `keys`, which are on `n` images.
+        """
+        owned = self._owned(n)
+
+        def each(rank: int) -> tuple[Any, ...]:
+            return ([row[owned[rank]].cpu() for row in rows],)
+
+        self._keys += 1
+        self._made = {*self._held, self._keys}
+        given = (list(self._made), make, keys, common, deadline.left)
+        self.collect("take_part", given, each, together=True)
+        self._held[self._keys] = held = Together(self, self._keys)
+        return held
+
+    def ask(self, key: int, name: str, *common: Any) -> list[Any]:
+        """What the method `name` of each process's part gives."""
+        return self.collect("ask", (key, name, common), together=True)
+
+    def part(self, key: int) -> Any:
+        """The part of this process."""
+        return self._portion.parts[key]
+
+    def _let_go(self) -> None:
+        """Have the processes forget the parts of what nobody holds any more: they may fill the memory."""
+        if gone := self._made - set(self._held):
+            self._made -= gone
+            self.collect("let_go", (list(self._made),))
 
     def owners(self, n: int) -> Tensor:
         """(n,): which process has each of the `n` images."""
@@ -139,6 +183,7 @@ class Team(Processes):
         deadline: Deadline = NEVER,
     ) -> list[Tensor]:
         """The results of a pass over the responses of `keys`, which are on `n` images; as `Responses.run` does."""
+        self._let_go()
         owned = self._owned(n)
         mine: Sequence[slice | Tensor] = owned
         if where is not None:
@@ -169,6 +214,28 @@ class Team(Processes):
         return [images_of(places, portion(len(places), rank, self.size)) for rank in range(self.size)]
 
 
+class Together:
+    """What all processes have a part of, and work on at once; they forget it when this is gone.
+
+    Attributes
+    ----------
+    own : Any
+        The part of this process.
+    """
+
+    def __init__(self, team: Team, key: int) -> None:
+        self._team, self._key = team, key
+        self.own = team.part(key)
+
+    def all(self, name: str, *common: Any) -> list[Any]:
+        """What the method `name` of each part gives."""
+        return self._team.ask(self._key, name, *common)
+
+    def __call__(self, name: str, *common: Any) -> Any:
+        """What it gives in this process."""
+        return self.all(name, *common)[0]
+
+
 class ShardedResponses(Responses):
     """`Responses` on all images whose passes run in all processes of a team, segment by segment.
 
@@ -177,20 +244,37 @@ class ShardedResponses(Responses):
     """
 
     def __init__(
-        self, team: Team, images: Images, embedding: PatchEmbedding, pooling: Pooling | None = None, **options: Any
+        self,
+        team: Team,
+        images: Images,
+        embedding: PatchEmbedding,
+        pooling: Pooling | None = None,
+        *,
+        mirrored: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__(images, embedding, pooling, **options)
-        self._team = team
-        self._key = team.build(self)
+        self._team, self._mirrored = team, mirrored
+        self._key = team.build(self, mirrored)
 
     def to(self, *, images: Images | None = None, **changes: Any) -> Responses:
         """The same map in another arithmetic, sharded; or on other images, in this process."""
         plain = super().to(images=images, **changes)
         if images is not None:
             return plain
-        sharded = ShardedResponses(self._team, plain.images, plain.embedding, plain.pooling, **plain.options)
+        sharded = self._like(plain, self._mirrored)
         sharded.kept = plain.kept
         return sharded.until(self.deadline)
+
+    def mirrored(self) -> Responses:
+        """As in `Responses`; of several processes each mirrors its own images."""
+        plain = super().mirrored()
+        return plain if self.n_processes == 1 else self._like(plain, not self._mirrored).until(self.deadline)
+
+    def _like(self, plain: Responses, mirrored: bool) -> ShardedResponses:
+        """The `plain` ones, shared out."""
+        how = plain.options | {"mirrored": mirrored}
+        return ShardedResponses(self._team, plain.images, plain.embedding, plain.pooling, **how)
 
     def until(self, deadline: Deadline) -> Responses:
         """As in `Responses`; a pass that has begun is never left, lest the processes fall out of step."""
@@ -220,6 +304,14 @@ class ShardedResponses(Responses):
         self.deadline.check()
         keys = [self._key, *(other._key for other in beside if isinstance(other, ShardedResponses))]
         return self._team.run(keys, self.n, wanted, rows, common, where=where, deadline=self.deadline)
+
+    def hold(
+        self, make: Callable[..., Any], rows: Sequence[Tensor], *common: Any, beside: Sequence[Responses] = ()
+    ) -> Together:
+        """`Team.hold` on these responses, and those `beside`; `rows` and `common` as in `run`."""
+        self.deadline.check()
+        keys = [self._key, *(other._key for other in beside if isinstance(other, ShardedResponses))]
+        return self._team.hold(make, keys, self.n, rows, common, self.deadline)
 
     def apply(self, work: Callable[..., Tensor], items: Sequence[Tensor], *common: Any) -> list[Tensor]:
         """As in `Responses`."""

@@ -151,9 +151,7 @@ def _mirrored_gap(
     half = torch.cat([part.chunk(2)[0] for part in (filters, others) if len(part)])
     own, first = filters.chunk(2)[0], weights.chunk(2)[0]
     exact = problem.with_dtype(torch.float64)
-    images = exact.responses.images
-    assert isinstance(images, Tensor)
-    both = exact.responses, exact.responses.to(images=exact.responses.embedding.spec.mirrored(images))
+    both = exact.responses, exact.responses.mirrored()
     surveyed = [_surveyed(responses, dual_point, half, first) for responses in both]
     correlations, outputs = (sum(parts) for parts in zip(*surveyed, strict=True))
     g_max = bound_over_family(exact, _largest(correlations) / 2, dual_point)

@@ -24,6 +24,7 @@ from convcvx.network.pretrained import save_pretrained
 from convcvx.network.two_layer import TwoLayerCNN, two_layer_cnn
 from convcvx.oracles.local import LocalOracle
 from convcvx.pooling import Pooling
+from convcvx.responses.passes import Responses
 from convcvx.solution import Round, Solution, Status
 from convcvx.solvers import SOLVERS
 from convcvx.training.card import model_card
@@ -203,7 +204,7 @@ def finish(
     network.meta |= {name: value for name in ("resize", "channels") if (value := getattr(config, name)) is not None}
     network.to(responses.device)  # where it is checked and scored
     own = parameters_of(read_network(network, image_shape(train)), responses.embedding)
-    said = said_by(network, responses.images)
+    said = said_by(network, problem)
     proof = None
     if config.oracle != LocalOracle.name:  # which is asked for where nothing is to be proved
         halfway = problem.until(problem.deadline.share(0.5))
@@ -229,9 +230,9 @@ def finish(
         "beta_max": optimised.beta_max,
         "n_filters": solution.n_filters,
         # The certificate's is one of the objective, in which classes have their weights.
-        "train_accuracy": score(network, train) if config.class_weight else certificate.train_accuracy,
-        "test_accuracy": score(network, data[1]),
-        "validation_accuracy": score(network, data[2]),
+        "train_accuracy": score(network, train, responses) if config.class_weight else certificate.train_accuracy,
+        "test_accuracy": score(network, data[1], responses),
+        "validation_accuracy": score(network, data[2], responses),
         "seconds": clock.seconds,
         "core_seconds": clock.core_seconds,
         "peak_memory_mb": peak_memory_mb(),
@@ -244,7 +245,8 @@ def finish(
         metrics["train_accuracy"] = None
         for name, part in (("test", data[1]), ("validation", data[2])):
             if part is not None:
-                scores = real_scores(predict(network, part.images), part.targets, config.loss, part.weights)
+                outputs = predict(network, part.images, responses)
+                scores = real_scores(outputs, part.targets, config.loss, part.weights)
                 metrics |= {f"{name}_{score}": value for score, value in scores.items()}
     return Fit(network, certificate, solution, config, metrics, origin)
 
@@ -264,11 +266,11 @@ def load_fit(run: Run) -> Fit:
     return Fit(network, run.certificate, solution, config, metrics, run.origin)
 
 
-def score(network: TwoLayerCNN, dataset: Dataset | None) -> float | None:
-    """Accuracy; None for no set, or real targets."""
+def score(network: TwoLayerCNN, dataset: Dataset | None, responses: Responses | None = None) -> float | None:
+    """Accuracy; None for no set, or real targets. `responses` as in `predict`."""
     if dataset is None or not dataset.n_classes:
         return None
-    return accuracy(predict(network, dataset.images), dataset.targets, dataset.weights)
+    return accuracy(predict(network, dataset.images, responses), dataset.targets, dataset.weights)
 
 
 def certificate_summary(certificate: Certificate) -> dict[str, Any]:

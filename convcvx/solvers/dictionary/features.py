@@ -60,10 +60,10 @@ class Features:
         self.size = len(self.group)
         self.dtype = min((r.dtype for r in responses), key=lambda dtype: dtype.itemsize)
 
-    def batches(self) -> Iterator[tuple[slice, Tensor]]:
-        """Yield (images, features (b, D)) until all images are through, `BATCH` at a time."""
+    def batches(self, batch: int = BATCH) -> Iterator[tuple[slice, Tensor]]:
+        """Yield (images, features (b, D)) until all images are through, `batch` at a time."""
         streams = [
-            responses.blocks(filters, BATCH * len(filters) * responses.n_cells * responses.dtype.itemsize)
+            responses.blocks(filters, batch * len(filters) * responses.n_cells * responses.dtype.itemsize)
             for responses, filters in self._parts
         ]
         for blocks in zip(*streams, strict=True):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from convcvx.solvers.dictionary.features import Features
-from convcvx.solvers.master.gram import Gram
+from convcvx.solvers.dictionary.products import Products, SharedProducts
 
 FOOTHOLD = 1e-2
 """Where a filter without weight that violates dual feasibility starts, against the mean η."""
@@ -43,7 +43,7 @@ class Point:
 class DictionaryLasso:
     """The group lasso that a Gram matrix defines; a group is what the features of one filter, or of a pair, weigh."""
 
-    def __init__(self, gram: Gram, features: Features) -> None:
+    def __init__(self, gram: Products | SharedProducts, features: Features) -> None:
         self.gram, self.features = gram, features
         self._worn = True
 

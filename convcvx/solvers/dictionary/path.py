@@ -139,13 +139,13 @@ def fit_dictionaries(
     tuned = beta is None and beta_ratio is None
     held = held_out(problem.n, tune if tuned else 0.0, versions)
     try:
-        gram, unseen = gather(problem, features, held)
+        products = gather(problem, features, held)
     except OutOfTime:
         raise InputError(
             f"time_limit ended before {features.size:,} features of {problem.n:,} images were known; raise it, or use "
             "a smaller dictionary or fewer images"
         ) from None
-    lasso = DictionaryLasso(gram, features)
+    lasso = DictionaryLasso(products, features)
     beta_max = lasso.beta_max()
     if beta_max == 0:
         raise InputError("no filter of the dictionary tells anything of the targets; lower the threshold")
@@ -156,13 +156,12 @@ def fit_dictionaries(
     if beta is None:
         targets = problem.targets[held]
         shares = problem.shares.sample(held)
-        tried = list(_path(lasso, unseen, targets.to(features.device), shares, beta_max, tol, score, problem.deadline))
-        gram.add(unseen, targets, None if shares.are_equal else shares.counts)
+        tried = list(_path(lasso, targets.to(features.device), shares, beta_max, tol, score, problem.deadline))
+        products.join()
         # Best first: what the images kept can just bear, all of them may not.
         choices = [(record["beta"], start) for record, start in sorted(tried, key=lambda step: score(step[0]))]
     else:
         choices = [(beta, None)]
-    del unseen
     for chosen, start in choices:
         point = lasso.solve(chosen, start, tol, MAX_ITER)
         if math.isfinite(point.objective):
@@ -171,7 +170,7 @@ def fit_dictionaries(
         wish = "fewer filters, or more images" if tuned else "a larger beta or beta_ratio, or fewer filters"
         raise InputError(f"weight decay is lost in the rounding of {features.dtype}; use {wish}")
     path = [record for record, _ in tried]
-    weights, intercept = features.weights(point.matrix), gram.intercept(point.matrix).cpu()
+    weights, intercept = features.weights(point.matrix), products.intercept(point.matrix).cpu()
     return DictionaryFit(tuple(filters), weights, intercept, chosen, beta_max, point.objective, point.rel_gap, path)
 
 
@@ -185,7 +184,6 @@ def held_out(n: int, tune: float, versions: int = 1) -> Tensor:
 
 def _path(
     lasso: DictionaryLasso,
-    block: Tensor,
     targets: Tensor,
     shares: Shares,
     beta_max: float,
@@ -201,7 +199,7 @@ def _path(
         point = lasso.solve(ratio * beta_max, point, tol, PATH_ITER)
         if math.isinf(point.objective):
             return
-        predictions = (block @ point.matrix.to(block)).double() + lasso.gram.intercept(point.matrix)
+        predictions = lasso.gram.predict(point.matrix).double() + lasso.gram.intercept(point.matrix)
         record = {
             "beta": ratio * beta_max,
             "objective": point.objective,

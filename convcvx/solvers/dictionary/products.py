@@ -1,78 +1,176 @@
 """One visit to every image for a dictionary: the Gram matrix of the images kept, the responses of those held out.
 
-A pass over the images as `convcvx.responses.table` has them, so that processes share it as they share the images: each
-has a Gram matrix of its own images, and these are added. All shift their features alike, by the mean of a few.
+One process has all of both. Of several each has some rows of the Gram matrix (`GramBlocks`), and the responses of those
+of its own images that are held out. All shift their features alike, by the mean of a few.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from convcvx.machine.watch import watched
+from convcvx.machine.wire import Wire
 from convcvx.problem import Problem
 from convcvx.responses.passes import Responses
-from convcvx.responses.table import Pass
+from convcvx.responses.team import ShardedResponses
 from convcvx.solvers.dictionary.features import BATCH, Features
+from convcvx.solvers.master.blocks import GramBlocks
 from convcvx.solvers.master.gram import Gram
 
+Kept = tuple[Tensor, Tensor, Tensor | None]
+"""Features (b, D) of some images, their targets (b, c), and what each counts for if not for one."""
 
-def gather(problem: Problem, features: Features, held: Tensor) -> tuple[Gram, Tensor]:
-    """The Gram matrix of the `features` of the images kept, and the features of those `held` out (n,) bool, (q, D).
+
+def gather(problem: Problem, features: Features, held: Tensor) -> Products | SharedProducts:
+    """The Gram matrix of the `features` of the images kept, and the features of those `held` out (n,) bool.
 
     Raises
     ------
     OutOfTime
         When the deadline of the problem passes before.
     """
-    responses, *beside = features.responses
-    shift = None if responses.n_processes == 1 else _mean_of_first(features, held)
-    *sums, shift, unseen = responses.run(
-        PRODUCTS,
-        (problem.targets, problem.shares.counts, held),
-        features.filters,
-        features.copies > 1,
-        problem.intercept,
-        shift,
-        beside=beside,
-    )
-    return Gram.of_sums(sums, shift, features.device, centred=problem.intercept), unseen.to(features.device)
+    return (Products if problem.responses.n_processes == 1 else SharedProducts)(problem, features, held)
 
 
-def _products(
+class Products(Gram):
+    """Those of one process."""
+
+    def __init__(self, problem: Problem, features: Features, held: Tensor) -> None:
+        form = features.size, problem.n_outputs, features.dtype, features.device
+        super().__init__(*form, centred=problem.intercept)
+        self._held_out = _HeldOut(features, problem.targets, problem.shares.counts, held)
+        for kept in self._held_out.others(BATCH):
+            self.add(*kept)
+
+    def predict(self, matrix: Tensor) -> Tensor:
+        """(q, c) what weights `matrix` (D, c) without intercept predict for the images held out."""
+        return self._held_out.predict(matrix)
+
+    def join(self) -> None:
+        """Add the images held out to the Gram matrix, and let go of their features."""
+        for part in self._held_out.taken(len(self._held_out)):
+            self.add(*part)
+
+
+class SharedProducts:
+    """Those of several processes, as the leader sees them: the methods are those of `Products`."""
+
+    def __init__(self, problem: Problem, features: Features, held: Tensor) -> None:
+        responses, *beside = features.responses
+        assert isinstance(responses, ShardedResponses)
+        self._blocks = responses.hold(
+            _part,
+            (problem.targets, problem.shares.counts, held),
+            (features.size, problem.n_outputs, features.dtype, features.device.type),
+            (features.filters, features.copies > 1),
+            problem.intercept,
+            _mean_of_first(features, held),
+            beside=beside,
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._blocks.own.dtype
+
+    @property
+    def linear(self) -> Tensor:
+        return self._blocks.own.linear
+
+    @property
+    def total(self) -> float:
+        return self._blocks.own.total
+
+    def intercept(self, matrix: Tensor) -> Tensor:
+        return self._blocks.own.intercept(matrix)
+
+    def times(self, matrix: Tensor) -> Tensor:
+        return self._blocks("times", matrix.cpu())
+
+    def factorise(self, ridges: Tensor) -> None:
+        self._blocks("factorise", ridges.cpu())
+
+    def unfactor(self, matrix: Tensor) -> Tensor:
+        return self._blocks("unfactor", matrix.cpu())
+
+    def predict(self, matrix: Tensor) -> Tensor:
+        return torch.cat(self._blocks.all("predict", matrix.cpu())).to(matrix.device)
+
+    def join(self) -> None:
+        self._blocks("join")
+
+
+class _HeldOut:
+    """The features of the images held out, set aside while those of the others are gone through."""
+
+    def __init__(self, features: Features, targets: Tensor, counts: Tensor, held: Tensor) -> None:
+        self._features, self._targets, self._held = features, targets, held
+        self._counts = None if bool((counts == 1).all()) else counts
+        self._unseen = torch.empty(int(held.sum()), features.size, dtype=features.dtype, device=features.device)
+
+    def others(self, batch: int) -> Iterator[Kept]:
+        """The images kept, those of `batch` images at a time."""
+        held, filled, n = self._held, 0, len(self._held)
+        batches = self._features.batches(batch)
+        for where, block in watched("features of the images", batches, n, size=lambda part: len(part[1])):
+            out = held[where]
+            aside = block[out]
+            self._unseen[filled : filled + len(aside)] = aside
+            filled += len(aside)
+            counts = None if self._counts is None else self._counts[where][~out]
+            yield block[~out], self._targets[where][~out], counts
+
+    def __len__(self) -> int:
+        return len(self._unseen)
+
+    def predict(self, matrix: Tensor) -> Tensor:
+        return self._unseen @ matrix.to(self._unseen)
+
+    def taken(self, batch: int) -> Iterator[Kept]:
+        """The images held out, `batch` at a time, of which the features are then forgotten."""
+        unseen, self._unseen = self._unseen, self._unseen[:0].clone()
+        targets, counts = self._targets[self._held], None if self._counts is None else self._counts[self._held]
+        for first in range(0, len(unseen), max(1, batch)):
+            part = slice(first, first + batch)
+            yield unseen[part], targets[part], None if counts is None else counts[part]
+
+
+class _Part(GramBlocks):
+    """One process's part of `SharedProducts`; `held_out` is None in one without images."""
+
+    def __init__(self, wire: Wire, form: Any, held_out: _HeldOut | None, centred: bool, shift: Tensor) -> None:
+        super().__init__(wire, *form, centred=centred, shift=shift)
+        self._held_out, self._batch = held_out, -(-BATCH // wire.size)
+        self.add_all(held_out.others(self._batch) if held_out is not None else (), self._batch)
+
+    def predict(self, matrix: Tensor) -> Tensor:
+        return self._held_out.predict(matrix).cpu() if self._held_out is not None else matrix[:0]
+
+    def join(self) -> None:
+        self.add_all(self._held_out.taken(self._batch) if self._held_out is not None else (), self._batch)
+
+
+def _part(
+    wire: Wire,
     streams: Sequence[Responses],
     targets: Tensor,
     counts: Tensor,
     held: Tensor,
-    filters: Sequence[Tensor],
-    flips: bool,
+    form: Any,
+    dictionaries: Any,
     centred: bool,
-    shift: Tensor | None,
-) -> list[Tensor]:
-    """The sums and the shift of the Gram matrix, and the features held out."""
-    features = Features(streams, filters, flips)
-    gram = Gram(features.size, targets.shape[1], features.dtype, features.device, centred=centred, shift=shift)
-    alike = bool((counts == 1).all())
-    unseen = torch.empty(int(held.sum()), features.size, dtype=features.dtype, device=features.device)
-    filled = 0
-    batches = watched("features of the images", features.batches(), len(held), size=lambda batch: len(batch[1]))
-    for where, block in batches:
-        out = held[where]
-        gram.add(block[~out], targets[where][~out], None if alike else counts[where][~out])
-        unseen[filled : filled + int(out.sum())] = block[out]
-        filled += int(out.sum())
-    return [*gram.sums, gram.shift, unseen]
+    shift: Tensor,
+) -> _Part:
+    held_out = _HeldOut(Features(streams, *dictionaries), targets, counts, held) if streams else None
+    return _Part(wire, form, held_out, centred, shift)
 
 
 def _mean_of_first(features: Features, held: Tensor) -> Tensor:
     """(D,) mean features of the first images kept."""
     first = (~held).nonzero()[:BATCH, 0]
     few = Features([responses.at(first) for responses in features.responses], features.filters, features.copies > 1)
-    (block,) = (block for _, block in few.batches())
+    (block,) = (block for _, block in few.batches(BATCH))
     return block.mean(dim=0, dtype=torch.float64).cpu()
-
-
-PRODUCTS = Pass(_products, ("sum",) * 6 + ("same", "cat"), exact=False, several=True)
-"""Not exact: a Gram matrix fills the memory, so that none is had of segments of the images."""

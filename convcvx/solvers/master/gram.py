@@ -20,15 +20,13 @@ ROUNDING = 10.0
 """Units of rounding of the largest diagonal entry below which a ridge is lost in the products."""
 
 
-class Gram:
-    """Sums over images of products of centred features and targets, one block of images after the other.
+class Sums:
+    """Sums over images of features, targets and their products, but for the products of features: what is of size D.
 
     Parameters
     ----------
     size, n_outputs : int
         D features, c targets.
-    dtype : torch.dtype
-        Of the square; everything else is float64.
     device : torch.device
     centred : bool
         Minimise over an intercept: every product below is then of features and targets less their means.
@@ -45,37 +43,21 @@ class Gram:
         self,
         size: int,
         n_outputs: int,
-        dtype: torch.dtype,
         device: torch.device | str = "cpu",
         *,
         centred: bool,
         shift: Tensor | None = None,
     ) -> None:
         self.counted, self.size, self.centred = 0.0, size, centred
-        self._square = torch.zeros(size, size, dtype=dtype, device=device)
         self._diagonal, self._sums, own = torch.zeros(3, size, dtype=torch.float64, device=device)
         self._finds_shift, self.shift = shift is None, own if shift is None else shift.to(device)
         self._moments = torch.zeros(size, n_outputs, dtype=torch.float64, device=device)
         self._target_sums = torch.zeros(n_outputs, dtype=torch.float64, device=device)
         self._target_square = 0.0
 
-    def add(self, features: Tensor, targets: Tensor, counts: Tensor | None = None) -> None:
-        """Add images with these `features` (b, D), which are shifted in place, and `targets` (b, c).
-
-        Image i counts for `counts_i`; for one by default.
-        """
-        targets = targets.to(features.device)
-        if self.counted == 0 and self.centred and self._finds_shift:
-            self.shift = features.mean(dim=0, dtype=torch.float64)
-        features -= self.shift.to(features)
-        weighed, aimed = features, targets
-        if counts is not None:
-            counts = counts.to(features.device)[:, None]
-            weighed, aimed = features * counts.to(features), targets * counts
-        for rows, stripe in self._stripes():
-            block = weighed[:, rows].T
-            self._square[rows, : rows.start].addmm_(block, features[:, : rows.start])
-            stripe[:, rows] += (block @ features[:, rows]).tril_(-1)
+    def _count(self, features: Tensor, weighed: Tensor, targets: Tensor, counts: Tensor | None) -> None:
+        """Add images with these shifted `features`, which are `weighed` by their `counts`, (b, 1) if there are some."""
+        aimed = targets if counts is None else targets * counts
         self._diagonal += (weighed * features).sum(dim=0, dtype=torch.float64)
         self._sums += weighed.sum(dim=0, dtype=torch.float64)
         self._moments += weighed.T @ targets.to(features.dtype)
@@ -84,30 +66,15 @@ class Gram:
         self.counted += len(features) if counts is None else float(counts.sum())
 
     @property
-    def sums(self) -> list[Tensor]:
+    def vectors(self) -> list[Tensor]:
         """What it has added up; sums of other images that were shifted alike may be added to these."""
         scalars = torch.tensor([self._target_square, self.counted], dtype=torch.float64)
-        return [self._square, self._diagonal, self._sums, self._moments, self._target_sums, scalars]
+        return [self._diagonal, self._sums, self._moments, self._target_sums, scalars]
 
-    @classmethod
-    def of_sums(cls, sums: Sequence[Tensor], shift: Tensor, device: torch.device, *, centred: bool) -> Gram:
-        """That with these `sums`, of features that were shifted by `shift` (D,)."""
-        gram = cls(0, sums[3].shape[1], sums[0].dtype, device, centred=centred, shift=shift)
-        gram.size = len(shift)
-        parts = (part.to(device) for part in sums[:5])
-        gram._square, gram._diagonal, gram._sums, gram._moments, gram._target_sums = parts
-        gram._target_square, gram.counted = sums[5].tolist()
-        return gram
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._square.dtype
-
-    def _stripes(self) -> Iterator[tuple[slice, Tensor]]:
-        height = STRIPE[self._square.device.type]
-        for first in range(0, self.size, height):
-            rows = slice(first, min(first + height, self.size))
-            yield rows, self._square[rows]
+    @vectors.setter
+    def vectors(self, sums: Sequence[Tensor]) -> None:
+        self._diagonal, self._sums, self._moments, self._target_sums, scalars = sums
+        self._target_square, self.counted = scalars.tolist()
 
     @property
     def _mean(self) -> Tensor:
@@ -132,6 +99,67 @@ class Gram:
         """(c,) the best intercept beside the weights `matrix` (D, c)."""
         return self._target_mean - ((self._mean[:, 0] + self.shift) @ matrix)
 
+    def _diagonal_with(self, ridges: Tensor) -> Tensor:
+        """(D,) the diagonal of H + diag(ridges)."""
+        return self._diagonal / self.counted - self._mean[:, 0].square() + ridges
+
+    def _least_ridge(self, dtype: torch.dtype) -> float:
+        """The least ridge that is not lost in the rounding of products in `dtype`."""
+        return ROUNDING * torch.finfo(dtype).eps * float(self._diagonal.max()) / self.counted
+
+    def _more(self, ridges: Tensor) -> Tensor:
+        """What to try after `ridges` with which there was no factor."""
+        return 10 * ridges.clamp_min(1e-7 * float(self._diagonal_with(ridges).max()))
+
+
+class Gram(Sums):
+    """All sums over images of products of centred features and targets, one block of images after the other.
+
+    `dtype` is that of the square; everything else is float64. Other parameters: see `Sums`.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        n_outputs: int,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        *,
+        centred: bool,
+        shift: Tensor | None = None,
+    ) -> None:
+        super().__init__(size, n_outputs, device, centred=centred, shift=shift)
+        self._square = torch.zeros(size, size, dtype=dtype, device=device)
+
+    def add(self, features: Tensor, targets: Tensor, counts: Tensor | None = None) -> None:
+        """Add images with these `features` (b, D), which are shifted in place, and `targets` (b, c).
+
+        Image i counts for `counts_i`; for one by default.
+        """
+        targets = targets.to(features.device)
+        if self.counted == 0 and self.centred and self._finds_shift:
+            self.shift = features.mean(dim=0, dtype=torch.float64)
+        features -= self.shift.to(features)
+        weighed = features
+        if counts is not None:
+            counts = counts.to(features.device)[:, None]
+            weighed = features * counts.to(features)
+        for rows, stripe in self._stripes():
+            block = weighed[:, rows].T
+            self._square[rows, : rows.start].addmm_(block, features[:, : rows.start])
+            stripe[:, rows] += (block @ features[:, rows]).tril_(-1)
+        self._count(features, weighed, targets, counts)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._square.dtype
+
+    def _stripes(self) -> Iterator[tuple[slice, Tensor]]:
+        height = STRIPE[self._square.device.type]
+        for first in range(0, self.size, height):
+            rows = slice(first, min(first + height, self.size))
+            yield rows, self._square[rows]
+
     def times(self, matrix: Tensor) -> Tensor:
         """H W (D, c) for W = `matrix` and H the mean of feature times feature; in the dtype of W."""
         wide = matrix.T.contiguous()  # products with a few long rows are the fast ones
@@ -146,19 +174,17 @@ class Gram:
     def factorise(self, ridges: Tensor) -> None:
         """Put a Cholesky factor of H + diag(ridges) into the square, with larger ridges if rounding asks for them."""
         mean = self._mean.to(self._square)
-        floor = ROUNDING * torch.finfo(self.dtype).eps * float(self._diagonal.max()) / self.counted
-        ridges = ridges.clamp_min(floor)
+        ridges = ridges.clamp_min(self._least_ridge(self.dtype))
         while True:
             for rows, stripe in self._stripes():
                 base = stripe[:, : rows.stop] / self.counted
                 base.addmm_(mean[rows], mean[: rows.stop].T, alpha=-1)
                 self._square[: rows.start, rows] = base[:, : rows.start].T
                 stripe[:, rows].tril_(-1).add_(base[:, rows].tril(-1).T)
-            diagonal = self._diagonal / self.counted - self._mean[:, 0].square() + ridges
-            self._square.diagonal().copy_(diagonal)
+            self._square.diagonal().copy_(self._diagonal_with(ridges))
             if self._cholesky():
                 return
-            ridges = 10 * ridges.clamp_min(1e-7 * float(diagonal.max()))
+            ridges = self._more(ridges)
 
     def _cholesky(self) -> bool:
         """Replace what lies on and above the diagonal, a matrix, by the U with UᵀU equal to it; false if there is none.
