@@ -208,7 +208,7 @@ def _in_units(network: nn.Module, layers: Layers, images: Images, units: Units) 
 
 
 def said_by(network: nn.Module, problem: Problem) -> Tensor:
-    """(n, c) float64: what the network itself gives for the images of `problem`, in its own arithmetic, at any deadline.
+    """(n, c) float64: what the network itself gives for the images of `problem`, in its own arithmetic, in any time.
 
     Raises
     ------
