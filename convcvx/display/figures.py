@@ -29,7 +29,7 @@ SMALLEST_GAP = 1e-12
 SPREAD = 10.0
 """From this ratio of the largest objective to the smallest on, an axis is logarithmic: within it, plain numbers read
 better."""
-MOST_FILTERS = 100
+FILTERS_DRAWN = 100
 """Filters drawn in the gallery, those with the largest weights: more would be too small to see."""
 DOTS = 12
 """Dots of the gallery for an entry of a kernel, across and down."""
@@ -176,7 +176,7 @@ def bounds_figure(claims: Sequence[tuple[str, float, bool]], objective: float) -
 @look
 def filters_figure(kernels: Tensor) -> Drawing:
     """Kernels (m, C, kh, kw) as pictures, each scaled by its own largest entry; three channels are drawn as RGB."""
-    shades = kernel_shades(kernels[by_weight(kernels)[:MOST_FILTERS]])
+    shades = kernel_shades(kernels[by_weight(kernels)[:FILTERS_DRAWN]])
     across = max(1, math.ceil(math.sqrt(2 * len(shades))))
     down = math.ceil(len(shades) / across)
     tiles = F.pad(repeat(shades, "m c h w -> m c (h a) (w b)", a=DOTS, b=DOTS), 4 * (MARGIN,), value=1.0)

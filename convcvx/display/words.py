@@ -14,7 +14,7 @@ SLACK = 1e-9
 """Relative: what a printed share is raised by before it is rounded up, more than any rounding of its arithmetic."""
 TIMES = 2.0
 """From this excess on, 200 %, "so many times" reads better than per cent."""
-TINY = 1e-7
+LEAST_WRITTEN_OUT = 1e-7
 """A share, 0.00001 %, below which the zeros of a decimal number are too many to count."""
 LONGEST_NAME = 60
 """Characters of a class's name: longer ones are cut."""
@@ -123,7 +123,7 @@ def percent(share: float | None) -> str:
     """A share in per cent, to two decimals, more where small, a power of ten where it is tiny; a dash for None."""
     if share is None or not math.isfinite(share):
         return "–"
-    if 0 < abs(share) < TINY:
+    if 0 < abs(share) < LEAST_WRITTEN_OUT:
         return f"{100 * share:.1e} %"
     return f"{100 * share:.{max(2, 1 - _exponent(100 * share))}f} %" if share else "0 %"
 

@@ -14,7 +14,7 @@ from convcvx.responses.passes import Responses
 
 Array = npt.NDArray[np.float64]
 
-LINEAR = 6.0
+LINEAR_FROM = 6.0
 """Deviations of far rows along a filter, of which it has their mean on its positive side, from which on it counts as
 linear: hardly a row is as far from the mean."""
 LINEAR_STARTS = 4
@@ -56,7 +56,7 @@ class Metric:
         if not self._far:
             return _along_sphere(filters, gradients, self._precondition)
         spread = np.sqrt(np.maximum(np.einsum("ij,ij->i", filters @ self._covariance, filters), 0.0))
-        linear = (filters @ self._mean > LINEAR * spread)[:, None]
+        linear = (filters @ self._mean > LINEAR_FROM * spread)[:, None]
         nearer = filters @ self._inverse
         steps = _along_sphere(unit(nearer), gradients @ self._frame.T, self._precondition) @ self._frame
         plain = _along_sphere(filters, gradients, np.eye(len(self._frame)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from convcvx.data.weights import BALANCED, class_weight_text
-from convcvx.losses.table import WORDS as LOSS_WORDS
+from convcvx.losses.table import LOSS_WORDS
 from convcvx.oracles import FAMILIES
 from convcvx.training.option import MODEL, SIZE, activation_text, option, pool_text, size_text
 
