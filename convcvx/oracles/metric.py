@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,18 +30,18 @@ class Metric:
     linear on them then, and climb as they are.
     """
 
-    def __init__(self, patches: Moments, symmetric: bool) -> None:
+    def __init__(self, patches: Moments, alike: Callable[[Any], Any]) -> None:
         values, vectors = torch.linalg.eigh(patches.damped())
         self._precondition = (vectors * values.rsqrt() @ vectors.T).numpy()
         self._frame, self._inverse = (part.numpy() for part in patches.nearer())
-        self._symmetric = symmetric
+        self._alike = alike
         self._mean, self._covariance, self._far = patches.mean.numpy(), patches.covariance.numpy(), patches.far
 
     @classmethod
     def of(cls, responses: Responses) -> Metric:
         """That of the patches, worked out once."""
         if "metric" not in responses.kept:
-            responses.kept["metric"] = cls(responses.patch_moments(), responses.symmetric)
+            responses.kept["metric"] = cls(responses.patch_moments(), responses.alike)
         return responses.kept["metric"]
 
     def starts(self, patches: Tensor, directions: Tensor) -> Tensor:
@@ -79,9 +81,6 @@ class Metric:
                 close = self._alike(rows @ rows[index]) >= cosine
                 free &= ~(close & (self._alike(nearer @ nearer[index]) >= cosine) if self._far else close)
         return torch.as_tensor(chosen, dtype=torch.long)
-
-    def _alike(self, cosines: Array) -> Array:
-        return np.abs(cosines) if self._symmetric else cosines
 
 
 def _along_sphere(filters: Array, gradients: Array, precondition: Array) -> Array:
