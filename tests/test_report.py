@@ -263,6 +263,14 @@ def test_a_share_is_read_without_counting_zeros():
             ],
             [True, True],
         ),
+        (
+            {"scope": "heuristic", "family_size": 60, "family": "filters of the dictionary", "family_gap": 0.00861},
+            [
+                "No network over these 60 filters of the dictionary is more than 0.87 % better.",
+                "At most 12 % above the best possible network, if the search missed no filter.",
+            ],
+            [True, False],
+        ),
         ({"scope": "of a later version"}, [None], [False]),
     ],
 )

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from convcvx.display.words import bounds, claims, rows
+from convcvx.display.words import bounds, claims, rows, told
 from convcvx.errors import InputError
 from convcvx.oracles.contradiction import contradiction
 from convcvx.oracles.lengths import NAME as LENGTHS
@@ -198,10 +198,13 @@ class Certificate:
 
     def __str__(self) -> str:
         bound = "lower bound" if self.scope.for_all else f"lower bound ({self.scope})"
-        return (
-            f"objective {self.primal:.8g}, {bound} {self.dual:.8g}, relative gap {self.rel_gap:.2e}\n"
-            f"scope {self.scope}: {self.meaning}" + (f"\n{self.beside}" if self.beside else "")
-        )
+        lines = [
+            None if self.scope is Scope.FAMILY else told(asdict(self)).get("family"),
+            f"objective {self.primal:.8g}, {bound} {self.dual:.8g}, relative gap {self.rel_gap:.2e}",
+            f"scope {self.scope}: {self.meaning}",
+            self.beside,
+        ]
+        return "\n".join(filter(None, lines))
 
     def _repr_html_(self) -> str:
         from convcvx.display.html import notebook  # Jinja: on use

@@ -159,11 +159,14 @@ def path_figure(path: Records, chosen: float | None = None) -> Drawing:
 
 @look
 def bounds_figure(claims: Sequence[tuple[str, float, bool]], objective: float) -> Drawing:
-    """The objective of a network, and lower bounds on one line: name, value, and whether no network is below."""
+    """The objective of a network, and lower bounds: name, value, and whether no network is below.
+
+    A line leads from zero to its bound, dashed unless no network is on it: it is long where the bound says much.
+    """
     figure = Drawing(figsize=(4.6, 0.9 + 0.35 * len(claims)), layout="constrained")
     axes = figure.subplots()
     for row, (_, value, proved) in enumerate(claims, start=1):
-        axes.plot([value, objective], [row, row], "-" if proved else "--", color=BOUND_COLOUR, lw=2)
+        axes.plot([0, value], [row, row], "-" if proved else "--", color=BOUND_COLOUR, lw=2)
         axes.plot([value], [row], "|", color=BOUND_COLOUR, ms=14, mew=2)
     axes.axvline(objective, color=CONVEX_COLOUR, lw=2)
     axes.set_yticks(range(len(claims) + 1), ["this network", *(name for name, _, _ in claims)])
