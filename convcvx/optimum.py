@@ -16,7 +16,6 @@ them no other filters do as well; else there may be other optima.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -86,30 +85,3 @@ def optimum_of(
         return {**told, "active": None, "active_used": None}
     active, used = active_directions(problem, filters, dual_point, found)
     return {**told, "active": len(active), "active_used": int(used.sum())}
-
-
-def told(values: Mapping[str, Any]) -> dict[str, str]:
-    """What a certificate, or the metrics of a run, say beside the gap: lines for people, by name.
-
-    Files of earlier versions say nothing.
-    """
-    lines = {}
-    if (gap := values.get("family_gap")) is not None:
-        size, name = values["family_size"], values.get("family") or "filters"
-        lines["family"] = f"no network over these {size:,} {name} is more than {gap:.2%} better: a proof"
-    if (optimum := values.get("optimum")) is not None:
-        lines["optimum"] = _in_words(optimum)
-    return lines
-
-
-def _in_words(optimum: Mapping[str, Any]) -> str:
-    kind = "proved" if optimum["proved"] else "estimated"
-    said = (
-        f"the optimal objective rises by {optimum['slope']:.4g} per unit of beta "
-        f"({kind}: {optimum['slope_low']:.4g} to {optimum['slope_high']:.4g})"
-    )
-    active, used = optimum["active"], optimum["active_used"]
-    if active is None:
-        return said + "; too far from the optimum to tell which filters it needs"
-    others = "all of them in the network" if used == active else f"{used} of them in the network: other filters may do"
-    return f"{said}; {active} distinct directions found where g reaches beta, {others}"

@@ -176,6 +176,7 @@ class Units:
             proved=None if certificate.proved is None else self._lowered(certificate.proved),
             search=search,
             optimum=optimum,
+            data=f"{certificate.data} x 2^{self.images}, 2^{self.targets}",
         )
 
     def dual_point(self, dual_point: Tensor | None) -> Tensor | None:

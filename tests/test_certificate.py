@@ -247,6 +247,32 @@ def test_a_bound_of_another_pooling_is_refused():
     assert one.with_bound_of(older).dual == older.with_bound_of(one).dual == one.dual
 
 
+def test_a_bound_of_another_problem_is_refused_whatever_the_difference():
+    def certificate(padding=(0, 0), shift=0.0, weights=None, turn=0, dtype=torch.float64):
+        head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 3)
+        network = nn.Sequential(nn.Conv2d(1, 2, (1, 2), 2, padding, bias=False), nn.ReLU(), *head).to(dtype)
+        data, targets = (images() + shift).to(dtype), classes().roll(turn)
+        return certify(network, data, targets, 0.1, oracle="polynomial", sample_weight=weights)
+
+    uneven = torch.arange(1.0, 1 + len(classes()))
+    one, weighed = certificate(), certificate(weights=uneven)
+    for other, name in [
+        (certificate(padding=(1, 0)), "patches is '1x2, stride 2x2', not '1x2, stride 2x2, padding 1x0'"),
+        (certificate(shift=1.0), "data is"),
+        (certificate(turn=1), "data is"),
+        (weighed, "data is"),
+    ]:
+        with pytest.raises(InputError, match=f"of another problem does not hold here: {name}"):
+            one.with_bound_of(replace(other, patch_rank=one.patch_rank, dual=0.0, proved=0.0))
+    # Controls: the same problem in other arithmetic, in another unit of weights, and in a file that says less.
+    for mine, same in [
+        (one, certificate(dtype=torch.float32)),
+        (weighed, certificate(weights=3 * uneven)),
+        (one, replace(one, patches=None, data=None)),
+    ]:
+        assert mine.with_bound_of(replace(same, dual=0.0, proved=0.0)) == mine
+
+
 def test_a_proof_beside_an_estimate_costs_a_share_of_the_training(monkeypatch):
     """Where a pass is reckoned to cost more, lengths have to do, and it is said; by hand there is no such limit."""
     problem = flat_problem(30, 2, 5)

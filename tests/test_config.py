@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 from helpers.commands import Quiet, answer, cli, refused
 
+from convcvx.activations import RELU
 from convcvx.errors import InputError, RunError
 from convcvx.responses.processes import LAUNCHED
 from convcvx.responses.team import Team
 from convcvx.stack.options import StackConfig
 from convcvx.training.jobs import train_into
-from convcvx.training.options import TrainConfig
+from convcvx.training.option import as_kept
+from convcvx.training.options import TrainConfig, check_unchanged
 from convcvx.training.presets import PRESETS
 from convcvx.training.run import Run
 
@@ -131,6 +133,26 @@ def test_a_dictionary_that_says_nothing_of_the_targets_is_refused(tmp_path):
     config = TrainConfig(**SMALL | {"dictionary": 4, "hidden_bias": True, "threshold": 1000.0})
     with pytest.raises(InputError, match="lower the threshold"):
         train_into(Run(tmp_path / "run"), config, Quiet())
+
+
+@pytest.mark.parametrize(
+    ("name", "stored", "same", "other"),
+    [
+        ("activation", "leaky-relu", "leaky-relu:0.01", "leaky-relu:0.02"),
+        ("kernel_size", "3", "3x3", "3x4"),
+        ("pool", "4", "4x4", "max:4"),
+        ("resize", "8", "8x8", "no size"),
+    ],
+)
+def test_what_is_resumed_may_be_asked_for_in_other_words(name, stored, same, other):
+    check_unchanged(name, stored, same)
+    with pytest.raises(InputError, match=f"{name} is '{stored}' in what is to be resumed but '{other}' was asked for"):
+        check_unchanged(name, stored, other)
+
+
+def test_no_activation_named_is_the_relu_everywhere():
+    assert as_kept(TrainConfig, {"activation": None, "rank": None}) == {"activation": "relu", "rank": None}
+    assert as_kept(TrainConfig, {"activation": RELU}) == {"activation": "relu"}
 
 
 STACK = {"limit": 120, "validation": 0.2, "rank": "none,8", "beta_ratio": 0.1, "tol": 0.1, "max_rounds": 1}

@@ -23,10 +23,10 @@ import convcvx
 from convcvx.budget import Budget, Deadline
 from convcvx.certificate import Certificate, certify_parameters
 from convcvx.data.datasets import load
+from convcvx.display.words import told
 from convcvx.errors import InputError, RunError
 from convcvx.estimator import ConvexCNNClassifier
 from convcvx.losses.shares import Shares
-from convcvx.optimum import told
 from convcvx.oracles import FamilyOracle, Listed, Scope, Ternary, get_oracle
 from convcvx.oracles.family import bound_over_family
 from convcvx.patches import PatchSpec

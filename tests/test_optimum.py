@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 import convcvx
 from convcvx.certificate import Certificate, certify_parameters
-from convcvx.optimum import derivative, told
+from convcvx.display.words import told
+from convcvx.optimum import derivative
 from convcvx.problem import Problem
 from convcvx.training.plan import find_beta_max, solve_problem
 from convcvx.units import Units
@@ -89,6 +90,7 @@ def test_all_active_directions_are_counted_and_whether_the_network_uses_them():
     one_sided = certify_parameters(twice, filters[:1], summed[:1], oracle="exact", tol=1e-6)
     assert one_sided.optimum is not None
     assert one_sided.optimum["active"] is None  # far from an optimum
+    assert "optimum" not in told(one_sided.to_dict())
     both = certify_parameters(twice, filters, summed, solution.intercept, oracle="exact", tol=1e-6)
     assert both.optimum is not None
     assert both.rel_gap < 1e-5

@@ -26,7 +26,7 @@ from convcvx.network.architecture import Architecture
 from convcvx.network.two_layer import TwoLayerCNN, two_layer_cnn
 from convcvx.report import write_report
 from convcvx.report.evidence import MOST_CLASSES, seen_or_why
-from convcvx.report.filters import MOST_FILTERS, filter_cards
+from convcvx.report.filters import FILTERS_SHOWN, filter_cards
 from convcvx.report.of_run import evidence_parts
 from convcvx.report.of_stack import dropped
 from convcvx.report.page import TEMPLATES
@@ -81,7 +81,7 @@ def test_a_run_of_an_earlier_version_has_all_that_is_known_of_it(digits):
     for said in (
         f"At most {excess} above the best possible network, if the search missed no filter.",
         *(f"{100 * told['test_accuracy']:.2f} %", f"On {len(load('digits')[1])} test images.", "Taken for"),
-        *("taken for ", f"{MOST_FILTERS} heaviest of {told['n_filters']}", "against"),
+        *("taken for ", f"{FILTERS_SHOWN} heaviest of {told['n_filters']}", "against"),
         *("Python", f"scikit-learn {versions['scikit-learn']}", 'href="certificate.json"', "the gap is within tol"),
     ):
         assert said in text, said
@@ -181,7 +181,7 @@ def test_the_page_of_thousands_of_filters_stays_small(tmp_path):
     (tmp_path / "run" / "model.safetensors").write_bytes(network.to_bytes())
     write_report(Run.open(tmp_path / "run"))
     text = page(tmp_path / "run")
-    assert text.count('alt="Filter') == MOST_FILTERS
+    assert text.count('alt="Filter') == FILTERS_SHOWN
     assert len(text) < 500_000
 
 
@@ -262,6 +262,14 @@ def test_a_share_is_read_without_counting_zeros():
                 "At most 4.1 times the objective of the best possible network.",
             ],
             [True, True],
+        ),
+        (
+            {"scope": "heuristic", "family_size": 60, "family": "filters of the dictionary", "family_gap": 0.00861},
+            [
+                "No network over these 60 filters of the dictionary is more than 0.87 % better.",
+                "At most 12 % above the best possible network, if the search missed no filter.",
+            ],
+            [True, False],
         ),
         ({"scope": "of a later version"}, [None], [False]),
     ],

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from convcvx.budget import NEVER
+from convcvx.certificate.data import data_of
 from convcvx.certificate.record import FLOAT32_ROUNDING, Certificate
 from convcvx.errors import InputError
 from convcvx.machine.threads import sparing_threads
@@ -144,6 +145,8 @@ def certify_parameters(
         proved_by=shown.proved_by,
         activation=str(problem.responses.activation),
         pooling=str(problem.responses.pooling),
+        patches=str(problem.responses.embedding.spec),
+        data=data_of(problem),
     )
 
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from convcvx.display.words import bounds, claims, rows
+from convcvx.display.words import bounds, claims, rows, told
 from convcvx.errors import InputError
 from convcvx.oracles.contradiction import contradiction
 from convcvx.oracles.lengths import NAME as LENGTHS
@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 FLOAT32_ROUNDING = 1e-4
 """Share of the objective that is taken off the lower bound when the responses are float32, and that a proof made beside
 another network may be above the objective of one, for the rounding of both."""
+
+LATER = ("pooling", "patches", "data")
+"""What files of earlier versions do not say of a problem."""
+SAME = ("beta", "loss", "activation", "intercept", "n_images", "patch_rank", "filter_rank", *LATER)
+"""What certificates of one problem agree in."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,10 @@ class Certificate:
     n_images, n_filters, patch_rank : int
     pooling : str or None
         As `pool=` reads it. None in files of earlier versions.
+    patches : str or None
+        Which patches filters see, in words. None in files of earlier versions.
+    data : str or None
+        A fingerprint of the data, as `convcvx.certificate.data` has it. None in files of earlier versions.
     filter_rank, filter_size : int or None
         r and h: filters lie in r principal directions of the patches, of h, and networks with others are not spoken of.
         None in files of earlier versions.
@@ -98,6 +107,8 @@ class Certificate:
     proved_by: str | None = None
     activation: str = "relu"
     pooling: str | None = None
+    patches: str | None = None
+    data: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scope", Scope(self.scope))
@@ -145,10 +156,9 @@ class Certificate:
         RunError
             When what `other` proves for every network is above the objective of this one.
         """
-        told = ("beta", "loss", "activation", "intercept", "n_images", "patch_rank", "filter_rank", "pooling")
-        for name in told:
+        for name in SAME:
             mine, others = getattr(self, name), getattr(other, name)
-            unsaid = name == "pooling" and None in (mine, others)
+            unsaid = name in LATER and None in (mine, others)
             if mine != others and not unsaid:
                 raise InputError(
                     f"the lower bound of another problem does not hold here: {name} is {mine!r}, not {others!r}"
@@ -188,10 +198,13 @@ class Certificate:
 
     def __str__(self) -> str:
         bound = "lower bound" if self.scope.for_all else f"lower bound ({self.scope})"
-        return (
-            f"objective {self.primal:.8g}, {bound} {self.dual:.8g}, relative gap {self.rel_gap:.2e}\n"
-            f"scope {self.scope}: {self.meaning}" + (f"\n{self.beside}" if self.beside else "")
-        )
+        lines = [
+            None if self.scope is Scope.FAMILY else told(asdict(self)).get("family"),
+            f"objective {self.primal:.8g}, {bound} {self.dual:.8g}, relative gap {self.rel_gap:.2e}",
+            f"scope {self.scope}: {self.meaning}",
+            self.beside,
+        ]
+        return "\n".join(filter(None, lines))
 
     def _repr_html_(self) -> str:
         from convcvx.display.html import notebook  # Jinja: on use

@@ -104,7 +104,7 @@ def certify(
         print_summary(console, metrics)
         if metrics["assumed"]:
             print(f"convcvx: assumed, as the file does not show it: {metrics['assumed']}", file=sys.stderr)
-        explain_short(console, metrics["status"], "train further, search with another --oracle, or raise --tol")
+        explain_short(console, metrics, "train further, search with another --oracle, or raise --tol")
         finish(metrics, json_output)
 
 

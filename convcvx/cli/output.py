@@ -16,8 +16,8 @@ from typing import Any, NoReturn
 import typer
 from rich.console import Console
 
+from convcvx.display.words import told
 from convcvx.errors import ConvcvxError, WorkerError, one_line
-from convcvx.optimum import told
 from convcvx.oracles.scope import Scope
 from convcvx.responses.team import Team
 from convcvx.solution import SHORT, Status
@@ -47,33 +47,46 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.2%}"
 
 
+VAGUE = 0.5
+"""Relative gap from which on an estimate beside a proof over a family is a half-sentence: it tells nothing."""
 SCORES = {"loss": "loss", "R2": "r2", "exact match": "exact_match", "macro F1": "macro_f1"}
 """Scores for targets that are no classes, by what they are called."""
 
 
 def print_summary(console: Console, metrics: dict[str, Any]) -> None:
     """What a reader wants to know, in a few lines."""
-    lines = [
-        f"accuracy     {percent(metrics['test_accuracy'])} test, {percent(metrics['train_accuracy'])} train",
-        *(f"{name:12} {metrics[f'test_{key}']:.4g} test" for name, key in SCORES.items() if f"test_{key}" in metrics),
-        f"objective    {metrics['primal']:.8g} at beta {metrics['beta']:.6g} ({metrics['loss']} loss)",
-        f"lower bound  {metrics['dual']:.8g}",
-        f"gap          {metrics['rel_gap']:.2e} relative",
-        f"scope        {metrics['scope']}: {metrics['meaning']}",
-        *(f"{name:12} {text}" for name, text in told(metrics).items()),
-        *_proved(metrics),
-        f"filters      {metrics['n_filters']}",
-        f"status       {metrics['status']} after {cost(metrics)}",
-    ]
-    console.print("\n".join(lines))
+    lines = {
+        "accuracy": f"{percent(metrics['test_accuracy'])} test, {percent(metrics['train_accuracy'])} train",
+        **{name: f"{metrics[f'test_{key}']:.4g} test" for name, key in SCORES.items() if f"test_{key}" in metrics},
+        "objective": f"{metrics['primal']:.8g} at beta {metrics['beta']:.6g} ({metrics['loss']} loss)",
+        **_bounds(metrics),
+        "filters": f"{metrics['n_filters']}",
+        "status": f"{metrics['status']} after {cost(metrics)}",
+    }
+    console.print("\n".join(f"{name:12} {text}" for name, text in lines.items()))
 
 
-def _proved(metrics: dict[str, Any]) -> list[str]:
-    """A line on what is proved beside an estimate."""
-    if Scope(metrics["scope"]).for_all or metrics["proved"] is None:
-        return []
-    by = metrics["proved_by"]
-    return [f"proved       lower bound {metrics['proved']:.8g}, gap {metrics['proved_gap']:.2e}, by {by}"]
+def _bounds(metrics: dict[str, Any]) -> dict[str, str]:
+    """Lines on how far the network is from the best one, the strongest statement first."""
+    scope, further = Scope(metrics["scope"]), told(metrics)
+    weaker = not scope.for_all and metrics["proved"] is not None
+    lines = {}
+    if scope is not Scope.FAMILY and "family" in further:
+        lines["family"] = further.pop("family")
+        if not scope.proved and metrics["rel_gap"] >= VAGUE:
+            known = f", {metrics['proved_gap']:.2e} proved by {metrics['proved_by']}" if weaker else ""
+            gap = f"gap {metrics['rel_gap']:.2e} by a search (scope {scope}, an estimate){known}"
+            return lines | {"others": f"what other filters would bring is not known: {gap}"}
+    lines |= {
+        "lower bound": f"{metrics['dual']:.8g}",
+        "gap": f"{metrics['rel_gap']:.2e} relative",
+        "scope": f"{scope}: {metrics['meaning']}",
+        **further,
+    }
+    if weaker:
+        by = metrics["proved_by"]
+        lines["proved"] = f"lower bound {metrics['proved']:.8g}, gap {metrics['proved_gap']:.2e}, by {by}"
+    return lines
 
 
 def cost(metrics: dict[str, Any]) -> str:
@@ -82,11 +95,13 @@ def cost(metrics: dict[str, Any]) -> str:
     return f"{metrics['seconds']:.1f} s" + ("" if peak is None else f", {peak:.0f} MiB")
 
 
-def explain_short(console: Console, status: str, remedy: str) -> None:
-    """Say what exit status 3 means, if that is how a command with this `status` ends."""
-    reached = Status(status)
+def explain_short(console: Console, metrics: dict[str, Any], remedy: str) -> None:
+    """Say what exit status 3 means, if that is how a command with the status of `metrics` ends."""
+    reached = Status(metrics["status"])
     if reached.exit_code == SHORT:
-        console.print(f"exit status {SHORT}: the gap is above --tol, as {reached.meaning}; {remedy}")
+        why = "" if reached is Status.GAP_ABOVE_TOL else f", as {reached.meaning}"
+        over = " over all filters" if metrics.get("family_gap") is not None and metrics["scope"] != Scope.FAMILY else ""
+        console.print(f"exit status {SHORT}: the gap{over} is above --tol{why}; {remedy}")
 
 
 def as_flags(remedy: str) -> str:

@@ -11,11 +11,12 @@ from rich.table import Table
 from convcvx.cli import flags as f
 from convcvx.cli.output import finish, guard, open_console, percent
 from convcvx.errors import RunError, shown
+from convcvx.oracles.scope import Scope
 from convcvx.stack.jobs import StackRun
 from convcvx.training.run import Run
 
 Folder = Annotated[Path, typer.Argument(help="A folder of run folders, or one of these.", metavar="[FOLDER]")]
-KEPT = ("test_accuracy", "rel_gap", "scope", "n_filters", "seconds", "status")
+KEPT = ("test_accuracy", "rel_gap", "scope", "family_gap", "n_filters", "seconds", "status")
 """What is told of a run, or of the last stage that a stack kept; the accuracy, seconds and status of a whole stack."""
 
 
@@ -40,12 +41,19 @@ def runs(folder: Folder = Path("checkpoints"), json_output: f.Json = False, quie
         for column in ("run", "test", "gap", "scope", "filters", "status"):
             table.add_column(column, justify="right" if column in ("test", "gap", "filters") else "left")
         for run in found:
-            gap, filters = run.get("rel_gap"), run.get("n_filters", "-")
-            cells = percent(run.get("test_accuracy")), "-" if gap is None else f"{gap:.1e}", run.get("scope", "-")
-            table.add_row(run["run"], *cells, str(filters), run["status"])
+            gap, scope = _strongest(run)
+            cells = percent(run.get("test_accuracy")), "-" if gap is None else f"{gap:.1e}", scope
+            table.add_row(run["run"], *cells, str(run.get("n_filters", "-")), run["status"])
         if found:
             console.print(table)
         finish({"runs": found, "status": "done"}, json_output)
+
+
+def _strongest(run: dict[str, Any]) -> tuple[float | None, str]:
+    """The gap to show, and its scope: what is proved over a family before an estimate for all filters."""
+    if run.get("scope") == Scope.HEURISTIC and run.get("family_gap") is not None:
+        return run["family_gap"], Scope.FAMILY
+    return run.get("rel_gap"), run.get("scope", "-")
 
 
 def _begun(folder: Path) -> bool:

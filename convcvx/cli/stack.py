@@ -11,6 +11,7 @@ from rich.table import Table
 
 from convcvx.cli import flags as f
 from convcvx.cli.output import cost, explain_short, finish, guard, open_console, percent
+from convcvx.display.words import counted
 from convcvx.responses.team import Team
 from convcvx.stack.jobs import StackRun, stack_job
 from convcvx.stack.options import STAGE_OPTIONS, VALIDATION, StackConfig, StackShape, fitting_stack, settings_of
@@ -71,7 +72,7 @@ def stack(
                     progress.begin(f"options that fit the data: {in_flags(chosen)}")
                 result = stack_job(settings, run, progress, team, resume=goes_on, data=data, origin=origin)
         _print_table(console, result)
-        explain_short(console, result["status"], "raise --tol, or the budgets of the stages that fell short")
+        explain_short(console, result, "raise --tol, or the budgets of the stages that fell short")
         finish(result, json_output, team)
 
 
@@ -103,7 +104,7 @@ def _print_table(console: Console, result: dict[str, Any]) -> None:
             )
     console.print(
         f"whole model: {percent(result['test_accuracy'])} test, {percent(result['train_accuracy'])} train, "
-        f"{result['n_stages']} stages, {cost(result)}\n"
+        f"{counted(result['n_stages'], 'stage')}, {cost(result)}\n"
         "each gap is that of its stage on the features it was given:",
     )
     for scope, meaning in {record["scope"]: record["meaning"] for record in result["stages"]}.items():

@@ -81,7 +81,7 @@ def train(
         print_summary(console, metrics)
         remedy = as_flags(Status(metrics["status"]).remedy)
         go_on = f"to go on: convcvx train --resume --out {shlex.quote(metrics['out'])}, with another budget or --tol"
-        explain_short(console, metrics["status"], f"{remedy}\nthe network is saved and of use as it is; {go_on}")
+        explain_short(console, metrics, f"{remedy}\nthe network is saved and of use as it is; {go_on}")
         if fits:
             console.print(f"try next: {next_steps(settings)}")
         finish(metrics, json_output, team)

@@ -29,7 +29,7 @@ SMALLEST_GAP = 1e-12
 SPREAD = 10.0
 """From this ratio of the largest objective to the smallest on, an axis is logarithmic: within it, plain numbers read
 better."""
-MOST_FILTERS = 100
+FILTERS_DRAWN = 100
 """Filters drawn in the gallery, those with the largest weights: more would be too small to see."""
 DOTS = 12
 """Dots of the gallery for an entry of a kernel, across and down."""
@@ -159,11 +159,14 @@ def path_figure(path: Records, chosen: float | None = None) -> Drawing:
 
 @look
 def bounds_figure(claims: Sequence[tuple[str, float, bool]], objective: float) -> Drawing:
-    """The objective of a network, and lower bounds on one line: name, value, and whether no network is below."""
+    """The objective of a network, and lower bounds: name, value, and whether no network is below.
+
+    A line leads from zero to its bound, dashed unless no network is on it: it is long where the bound says much.
+    """
     figure = Drawing(figsize=(4.6, 0.9 + 0.35 * len(claims)), layout="constrained")
     axes = figure.subplots()
     for row, (_, value, proved) in enumerate(claims, start=1):
-        axes.plot([value, objective], [row, row], "-" if proved else "--", color=BOUND_COLOUR, lw=2)
+        axes.plot([0, value], [row, row], "-" if proved else "--", color=BOUND_COLOUR, lw=2)
         axes.plot([value], [row], "|", color=BOUND_COLOUR, ms=14, mew=2)
     axes.axvline(objective, color=CONVEX_COLOUR, lw=2)
     axes.set_yticks(range(len(claims) + 1), ["this network", *(name for name, _, _ in claims)])
@@ -176,7 +179,7 @@ def bounds_figure(claims: Sequence[tuple[str, float, bool]], objective: float) -
 @look
 def filters_figure(kernels: Tensor) -> Drawing:
     """Kernels (m, C, kh, kw) as pictures, each scaled by its own largest entry; three channels are drawn as RGB."""
-    shades = kernel_shades(kernels[by_weight(kernels)[:MOST_FILTERS]])
+    shades = kernel_shades(kernels[by_weight(kernels)[:FILTERS_DRAWN]])
     across = max(1, math.ceil(math.sqrt(2 * len(shades))))
     down = math.ceil(len(shades) / across)
     tiles = F.pad(repeat(shades, "m c h w -> m c (h a) (w b)", a=DOTS, b=DOTS), 4 * (MARGIN,), value=1.0)

@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from convcvx.optimum import told
 from convcvx.oracles.scope import Scope
 
 SLACK = 1e-9
 """Relative: what a printed share is raised by before it is rounded up, more than any rounding of its arithmetic."""
 TIMES = 2.0
 """From this excess on, 200 %, "so many times" reads better than per cent."""
-TINY = 1e-7
+LEAST_WRITTEN_OUT = 1e-7
 """A share, 0.00001 %, below which the zeros of a decimal number are too many to count."""
 LONGEST_NAME = 60
 """Characters of a class's name: longer ones are cut."""
@@ -119,11 +118,16 @@ def number(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else f"{value:,}" if type(value) is int else str(value)
 
 
+def counted(count: int, noun: str) -> str:
+    """1 filter, 2 filters."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def percent(share: float | None) -> str:
     """A share in per cent, to two decimals, more where small, a power of ten where it is tiny; a dash for None."""
     if share is None or not math.isfinite(share):
         return "–"
-    if 0 < abs(share) < TINY:
+    if 0 < abs(share) < LEAST_WRITTEN_OUT:
         return f"{100 * share:.1e} %"
     return f"{100 * share:.{max(2, 1 - _exponent(100 * share))}f} %" if share else "0 %"
 
@@ -178,7 +182,7 @@ class Claim:
 
 
 def claims(values: Mapping[str, Any]) -> list[Claim]:
-    """What a certificate, or the metrics of a run, of this version or an earlier one, claim: the gap itself first.
+    """What a certificate, or the metrics of a run, of this version or an earlier one, claim: the strongest first.
 
     The excess over the optimum p is primal / p - 1 <= primal / dual - 1, and is rounded up.
     """
@@ -194,12 +198,38 @@ def claims(values: Mapping[str, Any]) -> list[Claim]:
         Scope.SAMPLED: ("network with the sampled activation patterns", ""),
     }.get(scope, (other, ", if the search missed no filter"))
     said = [_claim(values["primal"], values["dual"], *meant, proved=scope in PROOFS)]
+    if scope != Scope.FAMILY and (line := told(values).get("family")) is not None:
+        said.insert(0, Claim(f"{line[0].upper()}{line[1:].removesuffix(': a proof')}.", True))
     if scope != Scope.GLOBAL and values.get("proved") is not None:
         by = f" (by {values['proved_by']})" if values.get("proved_by") else ""
         said.append(_claim(values["primal"], values["proved"], other, by, proved=True))
-    if scope != Scope.FAMILY and (line := told(values).get("family")) is not None:
-        said.append(Claim(f"{line[0].upper()}{line[1:].removesuffix(': a proof')}.", True))
     return said
+
+
+def told(values: Mapping[str, Any]) -> dict[str, str]:
+    """What a certificate, or the metrics of a run, say beside the gap: lines for people, by name.
+
+    Nothing of an optimum that is too far to tell which filters it needs, nor of what files of earlier versions lack.
+    """
+    lines = {}
+    if (gap := values.get("family_gap")) is not None:
+        size, name = values["family_size"], values.get("family") or "filters"
+        lines["family"] = f"no network over these {size:,} {name} is more than {percent_up(gap)} better: a proof"
+    optimum = values.get("optimum")
+    if optimum is not None and optimum["active"] is not None:
+        lines["optimum"] = _in_words(optimum)
+    return lines
+
+
+def _in_words(optimum: Mapping[str, Any]) -> str:
+    kind = "proved" if optimum["proved"] else "estimated"
+    said = (
+        f"the optimal objective rises by {optimum['slope']:.4g} per unit of beta "
+        f"({kind}: {optimum['slope_low']:.4g} to {optimum['slope_high']:.4g})"
+    )
+    active, used = optimum["active"], optimum["active_used"]
+    others = "all of them in the network" if used == active else f"{used} of them in the network: other filters may do"
+    return f"{said}; {active} distinct directions found where g reaches beta, {others}"
 
 
 def bounds(values: Mapping[str, Any]) -> list[tuple[str, float, bool]]:

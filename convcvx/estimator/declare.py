@@ -8,7 +8,7 @@ from typing import Any
 from convcvx.training.option import described
 from convcvx.training.options import TrainConfig
 
-WORDS = {
+PARAMETERS_OF_ITS_OWN = {
     "image_shape": (
         "(int, int, int)",
         "Channels, height and width of the images that rows of X are, flattened as by `images.reshape(n, -1)`.\n"
@@ -58,9 +58,9 @@ def declare(estimator: type[Any], options: list[Parameter]) -> None:
 def _documented(options: list[Parameter]) -> str:
     lines = ["Parameters", "----------", described(TrainConfig, options)]
     for option in options:
-        if option.name in WORDS:
+        if option.name in PARAMETERS_OF_ITS_OWN:
             lines += [
-                f"{option.name} : {WORDS[option.name][0]}, default {option.default!r}",
-                f"    {WORDS[option.name][1]}",
+                f"{option.name} : {PARAMETERS_OF_ITS_OWN[option.name][0]}, default {option.default!r}",
+                f"    {PARAMETERS_OF_ITS_OWN[option.name][1]}",
             ]
     return "\n".join([*lines, ATTRIBUTES])

@@ -13,7 +13,9 @@ from convcvx.losses.squared_hinge import SquaredHinge
 LOSSES: dict[str, Loss] = {
     loss.name: loss for loss in (Squared(), CrossEntropy(), BinaryCrossEntropy(), Huber(), SquaredHinge())
 }
-WORDS = "squared, cross-entropy, bce or squared-hinge (classes, or several labels an image), huber:DELTA (1 by default)"
+LOSS_WORDS = (
+    "squared, cross-entropy, bce or squared-hinge (classes, or several labels an image), huber:DELTA (1 by default)"
+)
 """What the options say of them."""
 
 

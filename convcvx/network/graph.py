@@ -7,14 +7,10 @@ from typing import Any
 
 from torch import fx, nn
 
-from convcvx.activations import Abs
+from convcvx.activations import USUAL_SLOPE, Abs
 
 SHAPES = {"flatten", "view", "reshape", "squeeze"}
 """Functions and methods that give what they get another shape: into which, the outputs show."""
-RELUS = {"relu", "relu_"}
-ABSOLUTES = {"abs", "abs_", "absolute"}
-LEAKY_RELUS = {"leaky_relu", "leaky_relu_"}
-DROPOUTS = {"dropout", "dropout2d", "feature_dropout", "alpha_dropout"}
 MAPS = ({2, 3}, {-2, -1})
 """Axes over which the mean of a map (n, m, H, W) is global average pooling, and its maximum global maximum pooling."""
 
@@ -97,36 +93,21 @@ def _named_step(network: nn.Module) -> Callable[[fx.Node], nn.Module]:
 def _as_module(name: str, rest: tuple[Any, ...], named: dict[str, Any]) -> nn.Module:
     """The module that does what a function of torch does, or a method of its tensors."""
     named.pop("inplace", None)
-    if name in SHAPES:
-        return nn.Flatten()
-    if name in RELUS or (name in ("clamp", "clamp_min") and _from_zero(rest, named)):
-        return nn.ReLU()
-    if name in LEAKY_RELUS:
-        return nn.LeakyReLU(*rest[:1], **named)
-    if name in ABSOLUTES:
-        return Abs()
-    if name in DROPOUTS:
-        return _dropout(*rest, **named)
-    if name == "log_softmax":
-        return _log_softmax(*rest, **named)
-    if name == "avg_pool2d":
-        return nn.AvgPool2d(*rest, **named)
-    if name == "adaptive_avg_pool2d":
-        return nn.AdaptiveAvgPool2d(*rest, **named)
-    if name == "max_pool2d":
-        return _max_pool(*rest, **named)
-    if name == "adaptive_max_pool2d":
-        return nn.AdaptiveMaxPool2d(*rest, **named)
-    if name == "amax" and _axes(*rest, **named) in MAPS:
-        return nn.AdaptiveMaxPool2d(1)
-    if name == "mean" and _axes(*rest, **named) in MAPS:
-        return nn.AdaptiveAvgPool2d(1)
-    return Other(name)
+    made = MODULES[name](*rest, **named) if name in MODULES else None
+    return Other(name) if made is None else made
 
 
-def _from_zero(rest: tuple[Any, ...], named: dict[str, Any]) -> bool:
-    bounds = dict(zip(("min", "max"), rest, strict=False)) | named
-    return bounds.get("min") == 0 and bounds.get("max") is None
+def _flatten(*_: Any, **__: Any) -> nn.Module:
+    """Whatever the shape is: the outputs show it."""
+    return nn.Flatten()
+
+
+def _clamp(min: Any = None, max: Any = None) -> nn.Module | None:
+    return nn.ReLU() if min == 0 and max is None else None
+
+
+def _leaky_relu(negative_slope: float = USUAL_SLOPE, inplace: bool = False) -> nn.Module:
+    return nn.LeakyReLU(negative_slope)
 
 
 def _dropout(p: float = 0.5, training: bool = True) -> nn.Module:
@@ -151,5 +132,29 @@ def _max_pool(
     return nn.MaxPool2d(kernel_size, stride, padding, dilation, return_indices, ceil_mode)
 
 
-def _axes(dim: Any = (), keepdim: bool = False) -> set[int]:
-    return set(dim) if isinstance(dim, tuple | list) else {dim}
+def _global(pool: type[nn.Module]) -> Callable[..., nn.Module | None]:
+    """Of a mean or a maximum over whole maps."""
+
+    def module(dim: Any = (), keepdim: bool = False) -> nn.Module | None:
+        axes = set(dim) if isinstance(dim, tuple | list) else {dim}
+        return pool(1) if axes in MAPS else None
+
+    return module
+
+
+MODULES: dict[str, Callable[..., nn.Module | None]] = {
+    **dict.fromkeys(SHAPES, _flatten),
+    **dict.fromkeys(("relu", "relu_"), nn.ReLU),
+    **dict.fromkeys(("clamp", "clamp_min"), _clamp),
+    **dict.fromkeys(("leaky_relu", "leaky_relu_"), _leaky_relu),
+    **dict.fromkeys(("abs", "abs_", "absolute"), Abs),
+    **dict.fromkeys(("dropout", "dropout2d", "feature_dropout", "alpha_dropout"), _dropout),
+    "log_softmax": _log_softmax,
+    "avg_pool2d": nn.AvgPool2d,
+    "adaptive_avg_pool2d": nn.AdaptiveAvgPool2d,
+    "max_pool2d": _max_pool,
+    "adaptive_max_pool2d": nn.AdaptiveMaxPool2d,
+    "amax": _global(nn.AdaptiveMaxPool2d),
+    "mean": _global(nn.AdaptiveAvgPool2d),
+}
+"""By the name of a function or method: what makes its module of its further arguments; None where it is none."""

@@ -39,7 +39,7 @@ REMEDIES: list[tuple[tuple[str, ...], str]] = [
     (("LayerNorm", "GroupNorm", "InstanceNorm2d"), "what divides by the statistics of an image cannot be folded"),
 ]
 """Steps that there is no way around, and what to say of them."""
-ENDINGS = {"Softmax": "cross-entropy", "softmax": "cross-entropy", "Sigmoid": "bce", "sigmoid": "bce"}
+LOSS_OF_LAST_STEP = {"Softmax": "cross-entropy", "softmax": "cross-entropy", "Sigmoid": "bce", "sigmoid": "bce"}
 """Last steps that turn scores into probabilities, and the loss that takes the scores."""
 
 
@@ -137,12 +137,12 @@ def _names(steps: Sequence[nn.Module]) -> str:
 
 def _refusal(steps: Sequence[nn.Module]) -> InputError:
     *names, last = [name_of(step) for step in steps] or [""]
-    if last not in ENDINGS:
+    if last not in LOSS_OF_LAST_STEP:
         names.append(last)
     layers = sum(isinstance(step, nn.Conv2d | nn.Linear) for step in steps)
     known = REMEDIES if layers > 2 else [MAXIMA, *REMEDIES]
     remedies = [text for found, text in known if any(name in found for name in names)]
-    if (loss := ENDINGS.get(last)) is not None:
+    if (loss := LOSS_OF_LAST_STEP.get(last)) is not None:
         remedies.append(f"certify the network without its last step, {last}, with loss={loss!r}")
     if layers == 1:
         remedies.append(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +16,7 @@ from convcvx.responses.passes import Responses
 
 Array = npt.NDArray[np.float64]
 
-LINEAR = 6.0
+LINEAR_FROM = 6.0
 """Deviations of far rows along a filter, of which it has their mean on its positive side, from which on it counts as
 linear: hardly a row is as far from the mean."""
 LINEAR_STARTS = 4
@@ -28,18 +30,18 @@ class Metric:
     linear on them then, and climb as they are.
     """
 
-    def __init__(self, patches: Moments, symmetric: bool) -> None:
+    def __init__(self, patches: Moments, alike: Callable[[Any], Any]) -> None:
         values, vectors = torch.linalg.eigh(patches.damped())
         self._precondition = (vectors * values.rsqrt() @ vectors.T).numpy()
         self._frame, self._inverse = (part.numpy() for part in patches.nearer())
-        self._symmetric = symmetric
+        self._alike = alike
         self._mean, self._covariance, self._far = patches.mean.numpy(), patches.covariance.numpy(), patches.far
 
     @classmethod
     def of(cls, responses: Responses) -> Metric:
         """That of the patches, worked out once."""
         if "metric" not in responses.kept:
-            responses.kept["metric"] = cls(responses.patch_moments(), responses.symmetric)
+            responses.kept["metric"] = cls(responses.patch_moments(), responses.alike)
         return responses.kept["metric"]
 
     def starts(self, patches: Tensor, directions: Tensor) -> Tensor:
@@ -56,7 +58,7 @@ class Metric:
         if not self._far:
             return _along_sphere(filters, gradients, self._precondition)
         spread = np.sqrt(np.maximum(np.einsum("ij,ij->i", filters @ self._covariance, filters), 0.0))
-        linear = (filters @ self._mean > LINEAR * spread)[:, None]
+        linear = (filters @ self._mean > LINEAR_FROM * spread)[:, None]
         nearer = filters @ self._inverse
         steps = _along_sphere(unit(nearer), gradients @ self._frame.T, self._precondition) @ self._frame
         plain = _along_sphere(filters, gradients, np.eye(len(self._frame)))
@@ -79,9 +81,6 @@ class Metric:
                 close = self._alike(rows @ rows[index]) >= cosine
                 free &= ~(close & (self._alike(nearer @ nearer[index]) >= cosine) if self._far else close)
         return torch.as_tensor(chosen, dtype=torch.long)
-
-    def _alike(self, cosines: Array) -> Array:
-        return np.abs(cosines) if self._symmetric else cosines
 
 
 def _along_sphere(filters: Array, gradients: Array, precondition: Array) -> Array:

@@ -71,6 +71,17 @@ class PatchSpec:
         if self.rank is not None:
             check_count("rank", self.rank)
 
+    def __str__(self) -> str:
+        """Which patches, and which filters on them, in words: "3x3, padding 1x1", and what else is not the default."""
+        said = ["x".join(map(str, self.kernel_size))]
+        for name in ("stride", "padding", "dilation"):
+            if (own := getattr(self, name)) != getattr(PatchSpec, name):
+                said.append(f"{name} {own[0]}x{own[1]}")
+        said += [
+            f"{name} {own:g}" for name in ("contrast", "whiten", "rank") if (own := getattr(self, name)) is not None
+        ]
+        return ", ".join([*said, "hidden bias"] if self.hidden_bias else said)
+
     def mirrored(self, kernels: Tensor) -> Tensor:
         """Kernels (..., C, kh, kw) that see in an image what `kernels` see, at the mirrored places, in its mirror."""
         kernels = kernels.flip(-1)

@@ -16,7 +16,7 @@ from convcvx.display.pictures import data_uri, image_shades, kernel_shades, mark
 from convcvx.network.two_layer import TwoLayerCNN
 from convcvx.patches import PatchSpec
 
-MOST_FILTERS = 36
+FILTERS_SHOWN = 36
 """Filters shown one by one, those with the largest weights: the page stays one that opens at once."""
 LOOKED_AT = 512
 """Images, evenly spread, among which the one is looked for that a filter fires at most."""
@@ -79,7 +79,7 @@ def filter_cards(
     m = len(kernels)
     weights = rearrange(linear, "c (m p) -> m p c", m=m)
     paid = weights.flatten(1).square().sum(dim=1)  # neurons are balanced: half of what weight decay is on
-    order = paid.argsort(descending=True)[:MOST_FILTERS]
+    order = paid.argsort(descending=True)[:FILTERS_SHOWN]
     order = order[paid[order] > 0]
     if not len(order):
         return []

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from convcvx.display import figures
-from convcvx.display.words import OPTIMIZERS, PROOFS, bounds, claims, percent, text
+from convcvx.display.words import OPTIMIZERS, PROOFS, bounds, claims, percent, text, told
 from convcvx.network.two_layer import TwoLayerCNN, two_layer_cnn
-from convcvx.optimum import told
 from convcvx.oracles.scope import Scope
 from convcvx.report.evidence import MOST_CLASSES, Evidence, seen_or_why
 from convcvx.report.filters import filter_cards
@@ -33,7 +32,7 @@ ELSEWHERE = (
     *("family", "family_size", "family_gap"),
 )
 """Numbers of a run that its page says in other places than the table of results."""
-BOUNDS = "A solid line is proved: no network has an objective left of it. A dashed one is an estimate, or not for all."
+BOUNDS = "No network has an objective on a solid line: that is proved. A dashed one is an estimate, or not for all."
 """Below the picture of the bounds."""
 DECAYS_TRIED = "Weight decays tried for the dictionary, and what held-out images said of each."
 """Below the path."""

@@ -73,9 +73,10 @@ class Responses(Stream):
         """
         return self.activation == ABSOLUTE or (self.activation == LINEAR and not self.pooling.maximum)
 
-    def alike(self, cosines: Any) -> Any:
+    @property
+    def alike(self) -> Callable[[Any], Any]:
         """How alike filters with these cosines, a tensor or an array, are: where `symmetric` their sign is nothing."""
-        return abs(cosines) if self.symmetric else cosines
+        return abs if self.symmetric else _as_they_are
 
     def until(self, deadline: Deadline) -> Responses:
         """The same map, with passes that end by `deadline`."""
@@ -256,3 +257,7 @@ class Responses(Stream):
         """
         kernel, weight, bias = gradients(self, filters, weights, intercept, residual)
         return kernel, weight, bias
+
+
+def _as_they_are(cosines: Any) -> Any:
+    return cosines

@@ -12,7 +12,7 @@ from typing import Any
 
 from convcvx.data.datasets import ARRAYS
 from convcvx.data.given import given_dataset
-from convcvx.display.words import label, rows, text
+from convcvx.display.words import counted, label, rows, text
 from convcvx.network.pretrained import save_pretrained
 from convcvx.solution import Callback
 from convcvx.stack.jobs import StackRun, stack_job
@@ -103,7 +103,7 @@ class StackFit:
 
     def __str__(self) -> str:
         stages = [f"stage {number}: {stage}" for number, stage in enumerate(self.stages, start=1)]
-        return "\n".join([f"{self.metrics['n_stages']} stages, status {self.metrics['status']}", *stages])
+        return "\n".join([f"{counted(self.metrics['n_stages'], 'stage')}, status {self.metrics['status']}", *stages])
 
 
 def fit_stack(

@@ -6,10 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from convcvx.display.words import SETS
+from convcvx.display.words import SETS, told
 from convcvx.losses.targets import LABELLED
 from convcvx.network.preprocess import ImageTransform
-from convcvx.optimum import told
 from convcvx.oracles.scope import Scope
 
 

@@ -15,7 +15,7 @@ from convcvx.certificate import Certificate
 from convcvx.data.datasets import Dataset
 from convcvx.data.given import given_dataset
 from convcvx.display.pictures import by_weight, data_uri, kernel_shades
-from convcvx.display.words import claims, rows
+from convcvx.display.words import claims, counted, rows
 from convcvx.errors import InputError, RunError, check_choice
 from convcvx.network.certify import certify_on, parameters_of, said_by
 from convcvx.network.evaluate import accuracy, confusion, predict, real_scores
@@ -181,7 +181,7 @@ class Fit:
     def __str__(self) -> str:
         scores = {name: self.metrics.get(f"{name}_accuracy") for name in ("train", "validation", "test")}
         said = [f"{name} accuracy {score:.2%}" for name, score in scores.items() if score is not None]
-        first = ", ".join([f"{self.solution.n_filters} filters", f"status {self.metrics['status']}", *said])
+        first = ", ".join([counted(self.solution.n_filters, "filter"), f"status {self.metrics['status']}", *said])
         return f"{first}\n{self.certificate}"
 
 

@@ -57,6 +57,8 @@ class Option:
         Reads what Python or TOML may give in place of the text that runs keep.
     form : str
         What those are, in words.
+    means : callable, optional
+        What a text stands for: texts that stand for the same are one value, however they are written.
     strength : str, optional
         For a switch, the option that says how much: Python gives a number for both.
     command_only : bool
@@ -73,6 +75,7 @@ class Option:
     any_model: bool = False
     read: Callable[[Any], Any] | None = None
     form: str = ""
+    means: Callable[[Any], Any] | None = None
     strength: str | None = None
     command_only: bool = False
 
@@ -108,6 +111,16 @@ class Declared:
         absent = value is None and not self.default
         if not (absent or is_a(value, self.kind)):
             raise InputError(f"{self.name} must be {self.option.form or NAMES[self.kind]}; got {shown(value)}")
+
+    def same(self, one: Any, other: Any) -> bool:
+        """Whether two values are one, however they are written."""
+        means = self.option.means
+        if means is None or None in (one, other):
+            return one == other
+        try:
+            return means(one) == means(other)
+        except InputError:
+            return False
 
 
 def option(default: Any, panel: str, text: str, **about: Any) -> Any:
@@ -150,12 +163,13 @@ def as_kept(record: Any, given: dict[str, Any]) -> dict[str, Any]:
     """What Python or TOML gave, as runs keep it: sizes as text, a number for a switch as switch and strength."""
     kept = {name: value.item() if isinstance(value, np.generic) else value for name, value in given.items()}
     for name, declared in options_of(record).items():
-        if (value := kept.get(name)) is None:
+        if name not in kept:
             continue
-        if (strength := declared.option.strength) and not isinstance(value, bool):
-            kept |= {name: True, strength: check_positive(name, value)}
-        elif declared.option.read is not None:
+        value = kept[name]
+        if declared.option.read is not None:
             kept[name] = declared.option.read(value)
+        elif (strength := declared.option.strength) and value is not None and not isinstance(value, bool):
+            kept |= {name: True, strength: check_positive(name, value)}
     return kept
 
 
@@ -176,14 +190,19 @@ def parse_pair(name: str, text: str) -> tuple[int, int]:
     return rows, columns
 
 
+def size(text: str) -> tuple[int, int]:
+    """What the text of a size stands for."""
+    return parse_pair("a size", text)
+
+
 def pool_text(value: Any) -> Any:
     """4 as "4", (4, 2) as "4x2", a `Pooling` as it is written."""
     return str(value) if isinstance(value, Pooling) else size_text(value)
 
 
 def activation_text(value: Any) -> Any:
-    """An `Activation` as it is written."""
-    return str(value) if isinstance(value, Activation) else value
+    """An `Activation` as it is written, and None, which is the ReLU."""
+    return str(Activation.of(value)) if value is None or isinstance(value, Activation) else value
 
 
 def parameters(record: Any, **defaults: Any) -> list[Parameter]:

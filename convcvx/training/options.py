@@ -160,7 +160,8 @@ def is_config(values: Any) -> bool:
 
 def check_unchanged(name: str, stored: Any, asked: Any) -> None:
     """Raise `InputError` for an option that is not what it was, unless it may change on the way."""
-    if name not in BUDGETS and stored != asked:
+    same = OPTIONS[name].same(stored, asked) if name in OPTIONS else stored == asked
+    if name not in BUDGETS and not same:
         raise InputError(
             f"{name} is {stored!r} in what is to be resumed but {asked!r} was asked for; it may change only "
             f"{', '.join(BUDGETS)}"

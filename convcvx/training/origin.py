@@ -5,14 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from convcvx.data.datasets import Dataset
+from convcvx.data.fingerprint import fingerprint, spread
 from convcvx.data.images import StreamedImages
 from convcvx.data.sources import is_path
 from convcvx.errors import DataError, RunError
@@ -23,8 +20,6 @@ PARTS = ("train", "test", "validation")
 STREAMED_IMAGES = 512
 """Of images that stay on disk so many are looked at, evenly spread, the first and the last among them: to read them all
 takes as long as a pass of the training."""
-AT_ONCE = 1024
-"""Images whose bytes are hashed at a time."""
 
 
 @dataclass(frozen=True)
@@ -98,18 +93,11 @@ def _is_record(value: Any) -> bool:
 
 
 def _fingerprint(dataset: Dataset) -> dict[str, Any]:
-    images, streamed = dataset.images, isinstance(dataset.images, StreamedImages)
-    looked_at = images[_spread(len(images))] if streamed else images
-    digest = blake2b(digest_size=16)
-    weights = [] if dataset.weights is None else dataset.weights.split(AT_ONCE)
-    for part in [*looked_at.split(AT_ONCE), *dataset.targets.split(AT_ONCE), *weights]:
-        digest.update(part.cpu().contiguous().numpy())
-    digest.update("\n".join(dataset.classes).encode(errors="surrogateescape"))
-    return {"shape": list(images.shape), "streamed": streamed, "blake2b": digest.hexdigest()}
-
-
-def _spread(n: int) -> Tensor:
-    return torch.linspace(0, n - 1, min(n, STREAMED_IMAGES), dtype=torch.float64).round().long()
+    images = dataset.images
+    looked_at = images[spread(len(images), STREAMED_IMAGES)] if isinstance(images, StreamedImages) else images
+    weights = [] if dataset.weights is None else [dataset.weights]
+    found = fingerprint([looked_at, dataset.targets, *weights], "\n".join(dataset.classes))
+    return {"shape": list(images.shape), "streamed": looked_at is not images, "blake2b": found}
 
 
 def _said(known: dict[str, Any] | None) -> str:

@@ -67,6 +67,7 @@ class Progress:
     def begin(self, text: str) -> None:
         self._console.print(text)
         self._waiting.begin("at it for")
+        self._began, self._images = False, None  # what follows may be another training, with a table of its own
 
     def __call__(self, solution: Solution, beta: float) -> None:
         if not self._began:

@@ -75,21 +75,17 @@ class Run(Folder, Journal):
 
     @property
     def config(self) -> TrainConfig:
-        return self._read_options(self._read_json("config.json", {}))
-
-    def _read_options(self, stored: dict[str, Any]) -> TrainConfig:
         try:
-            return TrainConfig.from_dict(stored)
+            return TrainConfig.from_dict(self._read_json("config.json", {}))
         except InputError as error:
             raise RunError(f"{self.folder / self.CONTENTS.options} is not as convcvx writes it: {error}") from None
 
     def continued(self, given: dict[str, Any]) -> TrainConfig:
         """The stored options, with what was `given` explicitly; only budgets may differ."""
-        stored = self._read_json("config.json", {})
-        self._read_options(stored)
+        stored = self.config
         for name, value in given.items():
-            check_unchanged(name, stored.get(name), value)
-        return TrainConfig.from_dict(stored | given)
+            check_unchanged(name, getattr(stored, name, None), value)
+        return TrainConfig.from_dict(stored.to_dict() | given)
 
     @property
     def checkpoint(self) -> Checkpoint:

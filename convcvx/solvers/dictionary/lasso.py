@@ -26,7 +26,7 @@ CG_REDUCTION = 1e-2
 """What they reduce its residual to: the next regression has other weights anyway."""
 WORN = 25
 """Steps that show that the factor is worn: the next regression gets a fresh one."""
-TINY = 1e-37
+LEAST_RESIDUAL = 1e-37
 """Least residual that is divided by, about the least that float32 holds: one that is zero ends in no NaN."""
 
 
@@ -121,6 +121,6 @@ class DictionaryLasso:
             residual = residual - length * product
             towards = self.gram.unfactor(residual) * alive
             last, size = size, (residual * towards).sum(dim=0)
-            direction = towards + size / last.clamp_min(TINY) * direction
+            direction = towards + size / last.clamp_min(LEAST_RESIDUAL) * direction
             steps += 1
         return solution, steps

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from convcvx.training.option import DATA, LARGEST_SIDE, SIZE, option, size_text
+from convcvx.training.option import DATA, LARGEST_SIDE, SIZE, option, size, size_text
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class DataOptions:
         "32, or 24x32 (rows x columns): what all images are resized to [default: as they are, all alike]",
         read=size_text,
         form=SIZE,
+        means=size,
         any_model=True,
     )
     channels: int | None = option(

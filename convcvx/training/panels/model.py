@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from convcvx.activations import Activation
 from convcvx.data.weights import BALANCED, class_weight_text
-from convcvx.losses.table import WORDS as LOSS_WORDS
+from convcvx.losses.table import LOSS_WORDS
 from convcvx.oracles import FAMILIES
-from convcvx.training.option import MODEL, SIZE, activation_text, option, pool_text, size_text
+from convcvx.pooling import Pooling
+from convcvx.training.option import MODEL, SIZE, activation_text, option, pool_text, size, size_text
 
 DEFAULT_BETA_RATIO = 1e-3
 """Share of beta_max that a run without beta and beta_ratio trains at."""
@@ -19,9 +21,11 @@ EVERY = "all"
 class ModelOptions:
     """The options of the panel "Model"."""
 
-    kernel_size: str = option("3", MODEL, "3, or 3x5 (rows x columns).", per_stage="", read=size_text, form=SIZE)
-    stride: str = option("1", MODEL, "As in Conv2d.", per_stage="", read=size_text, form=SIZE)
-    padding: str = option("0", MODEL, "As in Conv2d, with zeros.", per_stage="", read=size_text, form=SIZE)
+    kernel_size: str = option(
+        "3", MODEL, "3, or 3x5 (rows x columns).", per_stage="", read=size_text, form=SIZE, means=size
+    )
+    stride: str = option("1", MODEL, "As in Conv2d.", per_stage="", read=size_text, form=SIZE, means=size)
+    padding: str = option("0", MODEL, "As in Conv2d, with zeros.", per_stage="", read=size_text, form=SIZE, means=size)
     dilation: str = option(
         "1",
         MODEL,
@@ -29,6 +33,7 @@ class ModelOptions:
         per_stage="",
         read=size_text,
         form=SIZE,
+        means=size,
     )
     pool: str = option(
         "global",
@@ -38,6 +43,7 @@ class ModelOptions:
         per_stage="",
         read=pool_text,
         form="a grid such as 4 or (4, 2), or a text such as global, window:3,2, max:4 or none",
+        means=Pooling.of,
     )
     activation: str = option(
         "relu",
@@ -47,6 +53,7 @@ class ModelOptions:
         per_stage="",
         read=activation_text,
         form="relu, leaky-relu:SLOPE, abs or linear",
+        means=Activation.of,
     )
     hidden_bias: bool = option(False, MODEL, "A regularised bias in each filter.")
     intercept: bool = option(True, MODEL, "An unpenalised bias in the output.", any_model=True)

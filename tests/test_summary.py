@@ -1,0 +1,93 @@
+"""What commands print for people: the strongest statement first, nothing twice, nothing that tells nothing."""
+
+from __future__ import annotations
+
+from io import StringIO
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from convcvx.cli.output import explain_short, print_summary
+from convcvx.cli.stack import _print_table
+from convcvx.display.words import told
+from convcvx.training.progress import HEADER, Progress
+
+FAR = {"slope": 71.6, "slope_low": 0.0, "slope_high": 1290.0, "proved": False, "active": None, "active_used": None}
+METRICS = {
+    **{"test_accuracy": 0.9, "train_accuracy": 0.93, "primal": 0.18, "dual": 0.006, "rel_gap": 0.97, "beta": 1e-4},
+    **{"loss": "squared", "scope": "heuristic", "meaning": "an estimate", "optimum": FAR, "n_filters": 60},
+    **{"family": "filters of the dictionary", "family_size": 60, "family_gap": 0.00861},
+    **{"proved": 0.001, "proved_gap": 0.994, "proved_by": "polynomials"},
+    **{"status": "gap_above_tol", "seconds": 9.0, "peak_memory_mb": None},
+}
+"""Of a dictionary."""
+
+
+def printed(work) -> list[str]:
+    console = Console(file=StringIO(), soft_wrap=True, highlight=False)
+    work(console)
+    return console.file.getvalue().splitlines()
+
+
+def summary(**changed) -> dict[str, str]:
+    """The lines of a summary, by their names."""
+    lines = printed(lambda console: print_summary(console, METRICS | changed))
+    return {line[:12].strip(): line[13:] for line in lines}
+
+
+def test_a_proof_over_a_family_comes_before_what_is_not_known():
+    said = summary()
+    assert list(said) == ["accuracy", "objective", "family", "others", "filters", "status"]
+    assert said["family"].endswith("60 filters of the dictionary is more than 0.87 % better: a proof")
+    assert "not known: gap 9.70e-01 by a search (scope heuristic, an estimate), 9.94e-01 proved" in said["others"]
+
+
+@pytest.mark.parametrize("changed", [{"rel_gap": 0.2}, {"family_gap": None}, {"scope": "family"}])
+def test_a_gap_that_tells_something_or_stands_alone_has_its_lines(changed):
+    said = summary(**changed)
+    assert {"lower bound", "gap", "scope", "proved"} <= set(said)
+    assert ("family" in said) == (changed.get("family_gap", 0) is not None)
+    assert "others" not in said
+
+
+def test_a_share_is_never_less_than_was_proved():
+    assert "more than 0.87 % better" in told(METRICS)["family"]
+    assert "more than 0.00000031 % better" in told(METRICS | {"family_gap": 3.01e-9})["family"]
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        ("gap_above_tol", "exit status 3: the gap over all filters is above --tol; train further"),
+        (
+            "max_rounds",
+            "exit status 3: the gap over all filters is above --tol, as all rounds are used up; train further",
+        ),
+    ],
+)
+def test_exit_status_3_says_the_gap_once(status, said):
+    assert printed(lambda console: explain_short(console, METRICS | {"status": status}, "train further")) == [said]
+
+
+def test_each_training_of_a_stack_has_a_heading_of_its_own():
+    record = {"round": 0, "objective": 1.0, "lower_bound": 0.5, "rel_gap": 0.5, "g_max": 1.0, "n_filters": 0}
+    solution = SimpleNamespace(history=[record | {"seconds": 0.0, "images": 50}])
+
+    def two_stages(console):
+        progress = Progress(console, 0.1)
+        for _ in range(2):
+            progress.begin("training")
+            progress(solution, 1.0)
+            progress(solution, 1.0)
+
+    lines = printed(two_stages)
+    assert [line.rstrip() for line in lines].count(HEADER) == 2
+    assert lines.count("on a sample of 50 images") == 2
+
+
+@pytest.mark.parametrize(("count", "said"), [(1, "1 stage, "), (2, "2 stages, ")])
+def test_one_stage_is_no_stages(count, said):
+    record = METRICS | {"stage": 1, "validation_accuracy": 0.9, "kept": True}
+    stacked = METRICS | {"stages": [record], "n_stages": count}
+    assert said in printed(lambda console: _print_table(console, stacked))[2]
