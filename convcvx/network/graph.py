@@ -7,12 +7,13 @@ from typing import Any
 
 from torch import fx, nn
 
-from convcvx.activations import Abs
+from convcvx.activations import Abs, Square
 
 SHAPES = {"flatten", "view", "reshape", "squeeze"}
 """Functions and methods that give what they get another shape: into which, the outputs show."""
 RELUS = {"relu", "relu_"}
 ABSOLUTES = {"abs", "abs_", "absolute"}
+SQUARES = {"square", "square_"}
 LEAKY_RELUS = {"leaky_relu", "leaky_relu_"}
 DROPOUTS = {"dropout", "dropout2d", "feature_dropout", "alpha_dropout"}
 MAPS = ({2, 3}, {-2, -1})
@@ -86,6 +87,8 @@ def _named_step(network: nn.Module) -> Callable[[fx.Node], nn.Module]:
         if node.op == "call_module":
             return network.get_submodule(str(node.target))
         name, rest, named = _function(node), node.args[1:], dict(node.kwargs)
+        if name == "mul" and rest == node.args[:1]:
+            return Square()
         try:
             return _as_module(name, rest, named)
         except (TypeError, ValueError):  # other arguments than torch's own
@@ -105,6 +108,8 @@ def _as_module(name: str, rest: tuple[Any, ...], named: dict[str, Any]) -> nn.Mo
         return nn.LeakyReLU(*rest[:1], **named)
     if name in ABSOLUTES:
         return Abs()
+    if name in SQUARES or (name in ("pow", "pow_") and rest == (2,)):
+        return Square()
     if name in DROPOUTS:
         return _dropout(*rest, **named)
     if name == "log_softmax":
