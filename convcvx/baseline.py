@@ -74,7 +74,7 @@ class Twin(nn.Module):
             intercept = start.intercept
         self.filters, self.weights = nn.Parameter(filters.float()), nn.Parameter(weights.float())
         self.intercept = nn.Parameter(intercept.float(), requires_grad=problem.intercept)
-        self._embedding, self._offset = responses.embedding, problem.offset
+        self._embedding, self._activation, self._offset = responses.embedding, responses.activation, problem.offset
         channels, height, width = responses.images.shape[1:]
         shape = channels, height, width
         network = TwoLayerCNN.of_shape(
@@ -91,7 +91,7 @@ class Twin(nn.Module):
 
     def _state(self) -> dict[str, Tensor]:
         intercept = self.intercept if self._network[0].architecture.intercept else None
-        return network_state(self._embedding, self.filters, self.weights, intercept)
+        return network_state(self._embedding, self._activation.kernels(self.filters), self.weights, intercept)
 
     def forward(self, images: Tensor) -> Tensor:
         """(n, C, H, W) to (n, c)."""

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from convcvx.activations import RELU, Activation
 from convcvx.data.arrays import as_tensor
 from convcvx.data.images import Images, StreamedImages
 from convcvx.errors import InputError, check_positive
@@ -51,7 +52,14 @@ class Units:
     targets: int = 0
 
     @classmethod
-    def of(cls, images: Images, targets: Any, loss: str, spec: PatchSpec = PatchSpec((1, 1))) -> Units:
+    def of(
+        cls,
+        images: Images,
+        targets: Any,
+        loss: str,
+        spec: PatchSpec = PatchSpec((1, 1)),
+        activation: Activation = RELU,
+    ) -> Units:
         """The units of these data; NaN and infinity are left to whoever checks the data.
 
         Raises
@@ -74,6 +82,11 @@ class Units:
                     f"contrast; got {float(images[:].abs().max()):.3g}: divide them by it"
                 )
             a = 0
+        if activation.degree > 1 and a:
+            raise InputError(
+                f"images must have a largest entry between 2^-{ORDINARY} and 2^{ORDINARY} with activation "
+                f"{activation}, which squares responses; got {float(images[:].abs().max()):.3g}: divide them by it"
+            )
         return cls(a, b)
 
     @property

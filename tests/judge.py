@@ -66,6 +66,9 @@ class Exact:
     def rectified(self) -> Exact:
         return Exact(np.maximum(self.integers, 0), self.unit)
 
+    def squared(self) -> Exact:
+        return Exact(self.integers**2, self.unit**2)
+
     def reshape(self, *shape: int) -> Exact:
         return Exact(self.integers.reshape(shape), self.unit)
 
@@ -123,6 +126,8 @@ class Problem:
         Grids as `AdaptiveAvgPool2d` has them, square windows as `AvgPool2d`.
     weights : (n,), optional
         What each image counts for: s_i = w_i / Σ w, 1/n without them.
+    degree : {1, 2}
+        2 for networks of squares: (x·u)² in place of (x·u)_+, and ‖u_j‖² in place of ‖u_j‖.
     """
 
     images: np.ndarray
@@ -136,6 +141,7 @@ class Problem:
     padding: tuple[int, int] = (0, 0)
     pool: str | tuple | np.ndarray = ("grid", (1, 1))
     weights: np.ndarray | None = None
+    degree: int = 1
 
     @property
     def n(self) -> int:
@@ -207,7 +213,8 @@ class Problem:
     def responses(self, filters: np.ndarray) -> Exact:
         """(n, m, P) pooled responses φ of filters (m, h)."""
         exact = Exact.of(self.patches)
-        active = (exact @ Exact.of(filters.T)).rectified()
+        products = exact @ Exact.of(filters.T)
+        active = products.rectified() if self.degree == 1 else products.squared()
         pooled = self.pooling @ active
         return Exact(pooled.integers.transpose(0, 2, 1), pooled.unit)
 
@@ -219,9 +226,9 @@ class Problem:
         return (responses @ Exact.of(network.weights.reshape(-1, self.n_outputs))).fractions()
 
     def penalty(self, network: Network) -> mpf:
-        """β Σ ‖u_j‖ ‖V_j‖: what weight decay costs once each neuron is balanced."""
+        """β Σ ‖u_j‖ ‖V_j‖: what weight decay costs once each neuron is balanced; β Σ ‖u_j‖² ‖V_j‖ of squares."""
         norms = [
-            mpmath.sqrt(real(Exact.of(u).square() * Exact.of(v).square()))
+            mpmath.sqrt(real(Exact.of(u).square() ** self.degree * Exact.of(v).square()))
             for u, v in zip(network.filters, network.weights, strict=True)
         ]
         return mpf(self.beta) * mpmath.fsum(norms)
@@ -276,12 +283,12 @@ class Problem:
         return mpmath.fsum(real(share) * loss for share, loss in zip(self.shares, losses, strict=True))
 
     def g_squared(self, u: np.ndarray, dual_point: np.ndarray) -> Fraction:
-        """g(u)² / ‖u‖² for one filter (h,) and a dual point (n, c)."""
+        """g(u)² / ‖u‖², or over ‖u‖⁴ of squares, for one filter (h,) and a dual point (n, c)."""
         if not u.any():
             return Fraction(0)
         responses = self.responses(u[None])[:, 0]
         correlation = Exact(responses.integers.T, responses.unit) @ Exact.of(dual_point)
-        return correlation.square() / Exact.of(u).square()
+        return correlation.square() / Exact.of(u).square() ** self.degree
 
 
 def _grid(length: int, cells: int) -> list[range]:

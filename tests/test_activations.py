@@ -100,7 +100,7 @@ def test_what_is_written_is_read_back(text):
 
 @pytest.mark.parametrize("text", ["gelu", "leaky-relu:0", "leaky-relu:1.5", "leaky-relu:nan", "leaky-relu:x", ""])
 def test_other_words_are_refused_with_the_remedy(text):
-    with pytest.raises(InputError, match="activation must be relu, abs, linear or leaky-relu:SLOPE"):
+    with pytest.raises(InputError, match="activation must be relu, abs, linear, quadratic or leaky-relu:SLOPE"):
         Activation.of(text)
 
 
@@ -384,7 +384,7 @@ def test_estimators_take_it():
     [
         ({"solver": "copositive"}, "needs the ReLU; got activation abs"),
         ({"solver": "closed-form"}, "needs activation relu or linear"),
-        ({"oracle": "spectral"}, "needs activation linear; got activation abs"),
+        ({"oracle": "spectral"}, "needs activation linear, or quadratic with .*; got activation abs"),
     ],
 )
 def test_what_knows_the_relu_alone_refuses_by_name(options, said):

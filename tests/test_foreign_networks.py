@@ -195,7 +195,7 @@ REFUSED = {
     ),
     "sigmoid at the end": (nn.Sequential(Mean(), nn.Sigmoid()), "without its last step, Sigmoid, with loss='bce'"),
     "log-softmax at the end": (nn.Sequential(Perceptron(), nn.LogSoftmax(dim=1)), "which loss='cross-entropy' alone"),
-    "tanh": (plain(nn.Tanh(), GLOBAL, features=4), "of activations ReLU, LeakyReLU and the absolute value"),
+    "tanh": (plain(nn.Tanh(), GLOBAL, features=4), "of activations ReLU, LeakyReLU, the absolute value and the square"),
     "two activations": (plain(nn.LeakyReLU(), nn.ReLU(), GLOBAL, features=4), "network must be Conv2d → ReLU"),
     "a slope above one": (plain(nn.LeakyReLU(2.0), GLOBAL, features=4), "must lie between -1 and 1; got 2.0"),
     "linear alone": (

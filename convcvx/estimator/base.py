@@ -16,6 +16,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
+from convcvx.activations import Activation
 from convcvx.budget import Deadline, clock
 from convcvx.certificate import Certificate
 from convcvx.data.augment import shifted
@@ -107,7 +108,7 @@ class ConvexCNN(TransformerMixin, BaseEstimator):
         if config.shifts:
             data = shifted(data, config.shifts)
         spec = config.patch_spec()
-        units = Units.of(data.images, data.targets, config.loss, spec)
+        units = Units.of(data.images, data.targets, config.loss, spec, Activation.of(config.activation))
         problem = build_problem(
             units.reduced("images", data.images),
             units.reduced("targets", data.targets),
@@ -166,9 +167,9 @@ class ConvexCNN(TransformerMixin, BaseEstimator):
             return None
         space = problem.responses.embedding
         if not before.embedding.same_space(space):
-            before = before.with_parameters(
-                space.filters(*before.embedding.kernels(before.filters)), before.weights, before.intercept
-            )
+            kernels = space.filters(*before.embedding.kernels(before.activation.kernels(before.filters)))
+            filters = before.activation.filters(kernels)
+            before = before.with_parameters(filters, before.weights, before.intercept)
         return replace(before, history=[], rounds=0, status=Status.RUNNING, certificate=None, dual_point=None)
 
     def to_network(self) -> TwoLayerCNN:

@@ -58,10 +58,10 @@ def certify(
     ----------
     network : nn.Module
         Conv2d → ReLU → average or maximum pooling (or none) → Flatten → Linear, or Linear → ReLU → Linear on flattened
-        images; the activation may also be a LeakyReLU, `convcvx.activations.Abs` or `torch.abs`, or none. Biases are
-        used as they are there: one on the convolution counts as a regularised hidden bias, one on the linear layer as
-        the free intercept. A BatchNorm is folded into the layer beside it, and weight decay is that of the folded
-        weights.
+        images; the activation may also be a LeakyReLU, `convcvx.activations.Abs` or `torch.abs`, the square, or none.
+        Biases are used as they are there: one on the convolution counts as a regularised hidden bias, one on the linear
+        layer as the free intercept. A BatchNorm is folded into the layer beside it, and weight decay is that of the
+        folded weights.
     images : Tensor, ndarray or StreamedImages (n, C, H, W), (n, H, W) with one channel, or rows (n, d)
         Training images, as the network takes them.
     targets : Tensor or ndarray
@@ -99,7 +99,7 @@ def certify(
     layers = read_network(network, read.shape[1:])
     if not all(bool(part.isfinite().all()) for part in network.parameters()):
         raise InputError("the network's weights must be finite; found NaN or infinity")
-    units = Units.of(read, classes, loss, embedding.spec if embedding else layers.spec)
+    units = Units.of(read, classes, loss, embedding.spec if embedding else layers.spec, layers.activation)
     read, classes, beta = units.reduced("images", read), units.reduced("targets", classes), units.reduced_beta(beta)
     if not units.ordinary:
         network = _in_units(network, layers, read, units)
@@ -184,9 +184,13 @@ def outputs_without_intercept(problem: Problem, filters: Tensor, weights: Tensor
 
 
 def parameters_of(layers: Layers, embedding: PatchEmbedding) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Filters (m, r), weights (m, P, c) and, if there is one, the intercept (c,) of a network as it is."""
+    """Filters (m, r), weights (m, P, c) and, if there is one, the intercept (c,) of a network as it is.
+
+    Filters as `Activation.filters` makes them of kernels.
+    """
     bias, intercept = layers.convolution.bias, layers.classifier.bias
     filters = embedding.filters(layers.convolution.weight.detach().cpu(), None if bias is None else bias.detach().cpu())
+    filters = layers.activation.filters(filters)
     weights = rearrange(layers.classifier.weight.detach().cpu().double(), "c (m p) -> m p c", m=len(filters))
     return filters, weights, None if intercept is None else intercept.detach().cpu()
 

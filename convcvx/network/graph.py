@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from convcvx.activations import USUAL_SLOPE, Abs
+from convcvx.activations import USUAL_SLOPE, Abs, Square
 
 SHAPES = {"flatten", "view", "reshape", "squeeze"}
 """Functions and methods that give what they get another shape: into which, the outputs show."""
@@ -82,6 +82,8 @@ def _named_step(network: nn.Module) -> Callable[[fx.Node], nn.Module]:
         if node.op == "call_module":
             return network.get_submodule(str(node.target))
         name, rest, named = _function(node), node.args[1:], dict(node.kwargs)
+        if name == "mul" and rest == node.args[:1]:
+            return Square()
         try:
             return _as_module(name, rest, named)
         except (TypeError, ValueError):  # other arguments than torch's own
@@ -104,6 +106,10 @@ def _flatten(*_: Any, **__: Any) -> nn.Module:
 
 def _clamp(min: Any = None, max: Any = None) -> nn.Module | None:
     return nn.ReLU() if min == 0 and max is None else None
+
+
+def _power(exponent: Any) -> nn.Module | None:
+    return Square() if exponent == 2 else None
 
 
 def _leaky_relu(negative_slope: float = USUAL_SLOPE, inplace: bool = False) -> nn.Module:
@@ -148,6 +154,8 @@ MODULES: dict[str, Callable[..., nn.Module | None]] = {
     **dict.fromkeys(("clamp", "clamp_min"), _clamp),
     **dict.fromkeys(("leaky_relu", "leaky_relu_"), _leaky_relu),
     **dict.fromkeys(("abs", "abs_", "absolute"), Abs),
+    **dict.fromkeys(("square", "square_"), Square),
+    **dict.fromkeys(("pow", "pow_"), _power),
     **dict.fromkeys(("dropout", "dropout2d", "feature_dropout", "alpha_dropout"), _dropout),
     "log_softmax": _log_softmax,
     "avg_pool2d": nn.AvgPool2d,

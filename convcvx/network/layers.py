@@ -34,7 +34,7 @@ MAXIMA = (
 REMEDIES: list[tuple[tuple[str, ...], str]] = [
     (
         ("PReLU", "ELU", "GELU", "SiLU", "Tanh", "Sigmoid", "prelu", "elu", "gelu", "silu", "tanh", "sigmoid"),
-        "of activations ReLU, LeakyReLU and the absolute value have a bound, one of them at a time",
+        "of activations ReLU, LeakyReLU, the absolute value and the square have a bound, one of them at a time",
     ),
     (("LayerNorm", "GroupNorm", "InstanceNorm2d"), "what divides by the statistics of an image cannot be folded"),
 ]

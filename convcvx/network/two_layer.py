@@ -115,6 +115,8 @@ class TwoLayerCNN(nn.Sequential):
     ) -> TwoLayerCNN:
         """The network of a solution, its neurons balanced, ‖u_j‖ = ‖V_j‖: then weight decay is the convex penalty.
 
+        Of squares ‖u_j‖ is the square of the kernel's norm.
+
         A solution without filters becomes a network with one zero filter.
         """
         filters, weights = solution.filters, solution.weights
@@ -127,7 +129,8 @@ class TwoLayerCNN(nn.Sequential):
         weights = weights / scale.clamp_min(1e-300)[:, None, None]
         how: dict[str, Any] = {"intercept": intercept, "activation": activation}
         network = cls.of_shape(embedding, pooling, image_shape, len(filters), weights.shape[2], **how)
-        state = network_state(embedding, filters * scale[:, None], weights, solution.intercept if intercept else None)
+        kernels = activation.kernels(filters * scale[:, None])
+        state = network_state(embedding, kernels, weights, solution.intercept if intercept else None)
         network.load_state_dict(state)
         return network.eval()
 
@@ -179,10 +182,10 @@ def _check_images(images: Tensor, dtype: torch.dtype) -> None:
 
 
 def network_state(
-    embedding: PatchEmbedding, filters: Tensor, weights: Tensor, intercept: Tensor | None
+    embedding: PatchEmbedding, kernels: Tensor, weights: Tensor, intercept: Tensor | None
 ) -> dict[str, Tensor]:
-    """The state dict of a `TwoLayerCNN` with filters (m, r), weights (m, P, c) and intercept (c,)."""
-    weight, bias = embedding.kernels(filters)
+    """The state dict of a `TwoLayerCNN` with kernels (m, r) in the space, weights (m, P, c) and intercept (c,)."""
+    weight, bias = embedding.kernels(kernels)
     state = {"0.weight": weight, "4.weight": rearrange(weights, "m p c -> c (m p)")}
     state |= {} if bias is None else {"0.bias": bias}
     return state | ({} if intercept is None else {"4.bias": intercept})

@@ -14,7 +14,7 @@ from convcvx.errors import InputError
 from convcvx.oracles._division import Division
 from convcvx.oracles._patch_rows import ROUND_UP, PatchRows, n_sides
 from convcvx.oracles.base import OracleResult
-from convcvx.oracles.needs import ROWS_IN_BUNDLES, ROWS_IN_MEMORY, require
+from convcvx.oracles.needs import DEGREE_ONE, ROWS_IN_BUNDLES, ROWS_IN_MEMORY, require
 from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
 from convcvx.rounding import SMALLEST_NORMAL, TINY, UNIT
@@ -75,8 +75,9 @@ class ChargedRows:
         Raises
         ------
         InputError
-            When they would not fit in `MAX_BYTES`, or are not finite.
+            When they would not fit in `MAX_BYTES`, or are not finite; of squares, which are no rectified rows.
         """
+        require("an oracle of patch rows", (DEGREE_ONE,), problem)
         many = shared and PatchRows.size(problem.responses, problem.n_outputs) > OWN_BYTES
         if many or not shared:
             require("oracle", (ROWS_IN_BUNDLES if many else ROWS_IN_MEMORY,), problem)

@@ -25,6 +25,7 @@ from convcvx.oracles._patch_rows import ROUND_UP
 from convcvx.oracles.base import Oracle, OracleResult, Wanted
 from convcvx.oracles.charged_rows import at_scale_one, largest, raised
 from convcvx.oracles.metric import Metric
+from convcvx.oracles.needs import DEGREE_ONE, require
 from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
 from convcvx.responses.passes import Responses
@@ -175,8 +176,9 @@ class FamilyOracle(Oracle):
         Raises
         ------
         InputError
-            For a family that has no filters of so many entries.
+            For a family that has no filters of so many entries, and for squares.
         """
+        require("oracle family", (DEGREE_ONE,), problem)
         began = perf_counter()
         size = self.family.size(problem.responses.dim)
         problem = problem.with_dtype(torch.float64)

@@ -3,7 +3,9 @@
 For the basis B of the embedding, in the columns of the pixels P and of the constant b, and a unit filter u,
 |x·uB| <= ‖x‖ ‖P‖ + ‖b‖ for the pixels x of a patch and the largest singular value ‖P‖, so that
 
-    g(u) = ‖Σ_i φ(x_i; u) Z_iᵀ‖  <=  Σ_i ‖φ(x_i; u)‖ ‖Z_i‖  <=  Σ_i ‖Z_i‖ Σ_pk w_pk (‖x_ik‖ ‖P‖ + ‖b‖).
+    g(u) = ‖Σ_i φ(x_i; u) Z_iᵀ‖  <=  Σ_i ‖φ(x_i; u)‖ ‖Z_i‖  <=  Σ_i ‖Z_i‖ Σ_pk w_pk (‖x_ik‖ ‖P‖ + ‖b‖)^d
+
+for an activation of degree d.
 
 A weak bound: nothing cancels. But the lengths are those by which the rounding of every objective is judged, so that it
 costs nothing where a certificate is made; and any bound on max g is a lower bound above zero on the optimum.
@@ -40,12 +42,13 @@ def bound_by_lengths(problem: Problem, dual_point: torch.Tensor) -> float:
     pixels = size - responses.embedding.spec.constant
     basis, unit = at_scale_one(responses.embedding.basis.numpy())
     along, constant = _norm(torch.from_numpy(basis[:, :pixels])), float(np.linalg.norm(basis[:, pixels:]))
-    heights = responses.lengths() * along + float(responses.position_weights.sum()) * constant
+    heights = responses.reach_of(along, constant)
     scaled, exponent = at_scale_one(dual_point.numpy())
     sizes = np.linalg.norm(scaled, axis=1) + np.ldexp(problem.dual_error(dual_point).numpy(), -exponent)
     mass = float(heights.numpy() @ (sizes + problem.n_outputs**0.5 * FAINT))
-    roundings = size + responses.n_positions + problem.n + problem.n_outputs + 16
-    return raised(largest(mass * (1 + roundings * UNIT)) * SAFE, exponent + unit)
+    degree = responses.activation.degree
+    roundings = degree * (size + responses.n_positions + problem.n + problem.n_outputs + 16)
+    return raised(largest(mass * (1 + roundings * UNIT)) * SAFE, exponent + degree * unit)
 
 
 def _norm(basis: torch.Tensor) -> float:

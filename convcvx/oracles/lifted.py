@@ -14,8 +14,15 @@ the identity split off, the pooled response is
 
 as ‖uuᵀ - I/d‖_F² = 1 - 1/d. All of it holds for any l_ik >= ‖x_ik‖: the computed length, rounded up.
 
-**Another activation** has σ(t) = ½ (1 + slope) t + ½ (1 - slope) |t|: b counts 1 + slope times as much, a, q and the
-tail 1 - slope times.
+**Another activation** of degree 1 has σ(t) = ½ (1 + slope) t + ½ (1 - slope) |t|: b counts 1 + slope times as much,
+a, q and the tail 1 - slope times.
+
+**The square** has features without a tail, φ_p(x_i; u) = a_ip + q_ip·v(u) for
+
+    a_ip = Σ_k w_pk ‖x_ik‖²/d,    q_ip = (1 - 1/d)^½ Σ_k w_pk svec(x_ik x_ikᵀ - ‖x_ik‖²/d I),
+
+and at degree one lies between 0 and m_ip, here and below Σ_k w_pk l_ik². A row off by e changes a square by no more
+than e (2 l + e).
 
 **The maximum** over the k positions of a cell lies above their average, with x̄ the mean row and for some l by no more
 than
@@ -61,7 +68,7 @@ class Lifted:
     tails : Tensor (b, P)
         At least m_ip/16; m_ip/4 without q, as then |t| = 1/2 + τ with |τ| <= 1/2. Of the ReLU.
     reach : Tensor (b,)
-        At least Σ_pk w_pk ‖x_ik‖, of exact rows.
+        At least Σ_pk w_pk ‖x_ik‖, of exact rows; of squares Σ_pk w_pk ‖x_ik‖².
     errors : Tensor (b,)
         At least what the polynomial, as it is computed, is off by from that of exact rows, over all cells.
     """
@@ -96,7 +103,11 @@ def lifted(responses: Responses, degree: int = 2) -> Iterator[Lifted]:
         raw = responses.rows(where).cpu()
         rows = raw @ basis.T  # (b, K, r)
         norms = lengths(rows) * (1 + (dim + 4) * UNIT)
-        off = embedding_errors(responses, where, raw) @ reach
+        off = embedding_errors(responses, where, raw)
+        if responses.activation.degree == 2:
+            yield _squared(where, rows, norms, off, pool, cells, reach, degree)
+            continue
+        off = off @ reach
         mass = norms @ pool.T * (1 + (positions + 4) * UNIT)  # (b, P)
         features = _features(rows, norms, cells, dim, degree) if degree == 2 else _linear(rows, mass, pool)
         total, tails = mass.sum(dim=1) * ROUND_UP, mass / (16 if degree == 2 else 4)
@@ -134,19 +145,52 @@ def _linear(rows: Tensor, mass: Tensor, pool: Tensor) -> Tensor:
 def _features(rows: Tensor, norms: Tensor, cells: list[tuple[Tensor, Tensor]], dim: int, degree: int) -> Tensor:
     """(b, P, 1 + d + d(d+1)/2), a cell after the other."""
     out = rows.new_empty(len(rows), len(cells), sum(widths(dim, degree)))
-    upper, lower = torch.triu_indices(dim, dim)
-    scale = rows.new_full((len(upper),), 2.0).masked_fill_(upper == lower, 1.0).sqrt() * (1 - 1 / dim) ** 0.5
     for cell, (positions, weights) in enumerate(cells):
         inside, heights = rows[:, positions], norms[:, positions]
         if len(positions) == rows.shape[1]:
             inside, heights = rows, norms
         unit = inside / torch.where(heights > 0, heights, 1.0)[..., None]
         weighed = inside * weights[:, None]
-        quadratic = weighed.transpose(1, 2) @ unit  # (b, d, d)
-        quadratic = 0.5 * (quadratic + quadratic.transpose(1, 2))
-        mean = quadratic.diagonal(dim1=1, dim2=2).sum(dim=1) / dim
-        quadratic.diagonal(dim1=1, dim2=2).sub_(mean[:, None])
+        mean, packed = _packed(weighed, unit)
         out[:, cell, 0] = 0.5 * (heights @ weights / 8 + mean)
         out[:, cell, 1 : 1 + dim] = 0.5 * weighed.sum(dim=1)
-        out[:, cell, 1 + dim :] = 0.5 * quadratic[:, upper, lower] * scale
+        out[:, cell, 1 + dim :] = 0.5 * packed
     return out
+
+
+def _packed(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Of S = Σ_k left_k right_kᵀ, which is symmetric: tr S / d (b,), (1 - 1/d)^½ svec(S - tr S / d I) (b, d(d+1)/2)."""
+    dim = left.shape[2]
+    upper, lower = torch.triu_indices(dim, dim)
+    scale = left.new_full((len(upper),), 2.0).masked_fill_(upper == lower, 1.0).sqrt() * (1 - 1 / dim) ** 0.5
+    quadratic = left.transpose(1, 2) @ right  # (b, d, d)
+    quadratic = 0.5 * (quadratic + quadratic.transpose(1, 2))
+    mean = quadratic.diagonal(dim1=1, dim2=2).sum(dim=1) / dim
+    quadratic.diagonal(dim1=1, dim2=2).sub_(mean[:, None])
+    return mean, quadratic[:, upper, lower] * scale
+
+
+def _squared(
+    where: slice,
+    rows: Tensor,
+    norms: Tensor,
+    off: Tensor,
+    pool: Tensor,
+    cells: list[tuple[Tensor, Tensor]],
+    reach: Tensor,
+    degree: int,
+) -> Lifted:
+    """The features of squares, of rows (b, K, d) that are `off` (b, K) at most."""
+    dim, positions = rows.shape[2], rows.shape[1]
+    mass = norms.square() @ pool.T * (1 + (positions + 8) * UNIT)  # (b, P)
+    features, tails = rows.new_zeros(len(rows), len(cells), sum(widths(dim, degree))), torch.zeros_like(mass)
+    if degree == 1:
+        features[..., 0], tails = 0.5 * mass, 0.5 * mass
+    else:
+        for cell, (inside, weights) in enumerate(cells):
+            found = _packed(rows[:, inside] * weights[:, None], rows[:, inside])
+            features[:, cell, 0], features[:, cell, 1 + dim :] = found
+    wrong = (off * (2 * norms + off)) @ reach
+    total = mass.sum(dim=1) * ROUND_UP
+    errors = ROUND_UP * (3 * (positions + dim + 16) * UNIT * total + wrong)
+    return Lifted(where, features, tails, total + wrong, errors)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from convcvx.activations import LINEAR, RELU
 from convcvx.errors import InputError
 from convcvx.oracles._patch_rows import MAX_BYTES, PatchRows
+from convcvx.oracles.forms import is_one_form
 from convcvx.problem import Problem
 
 
@@ -69,9 +70,17 @@ def _other_activation(problem: Problem) -> str | None:
     return None if activation == RELU else f"activation {activation}"
 
 
-def _any_activation(problem: Problem) -> str | None:
+def _several_forms(problem: Problem) -> str | None:
+    responses = problem.responses
+    if responses.activation.degree == 2:
+        several = f"activation quadratic with pool {responses.pooling} and {problem.n_outputs} outputs"
+        return None if is_one_form(problem) else several
+    return None if responses.activation == LINEAR else f"activation {responses.activation}"
+
+
+def _higher_degree(problem: Problem) -> str | None:
     activation = problem.responses.activation
-    return None if activation == LINEAR else f"activation {activation}"
+    return None if activation.degree == 1 else f"activation {activation}"
 
 
 def _bent(problem: Problem) -> str | None:
@@ -97,8 +106,14 @@ AVERAGES_OR_PLANE = Need(
 """What the exact oracle needs: where cells take the maximum it sweeps the plane, and knows no way in space."""
 RECTIFIED = Need("the ReLU", _other_activation, "use solver='sliding-fw', or activation relu")
 """What is made for rows that count on one side only."""
-UNACTIVATED = Need("activation linear", _any_activation, "leave oracle to auto")
-"""What is made for responses that are linear in the filter."""
+ONE_MATRIX = Need(
+    "activation linear, or quadratic with pool global and one output or two classes",
+    _several_forms,
+    "leave oracle to auto",
+)
+"""What is made for a g that is told by one matrix: ‖M u‖, or |uᵀ A u|."""
+DEGREE_ONE = Need("an activation of degree 1", _higher_degree, "leave oracle to auto")
+"""What is made for responses that are linear in the filter, row by row, within a cone."""
 RECTIFIED_OR_LINEAR = Need("activation relu or linear", _bent, "use solver='sliding-fw'")
 """What the closed form needs, which is that of the linear network."""
 SQUARED_LOSS = Need("loss 'squared'", _other_loss, "use solver='sliding-fw'")

@@ -14,7 +14,7 @@ vectors y_b of norm one at most,
 ‖Y_b‖_F <= 1} over matrices Y_b instead of vectors (for the tail, that of Grothendieck's inequality: within (π/2)^½ of
 the largest tail there is). At its maximum Y_b = C_bᵀW / ‖C_bᵀW‖_F with W = Σ_b C_b Y_b, so λ_b = ‖C_bᵀW‖_F is looked
 for by W <- E W, of which R = W Wᵀ alone is needed. Whatever λ that ends with, the bound is valid, and is evaluated from
-it alone.
+it alone. Of squares, which have no tail, another bound is tried: `convcvx.oracles.forms`.
 
 **Rounding.** The features are off as `lifted` says; multiplied with Z and summed over n images they round n + 1 times
 more, each time by no more than their moduli, 3 m_ip ‖Z_i‖. For what Z itself may be off see `Problem.dual_error`.
@@ -36,6 +36,7 @@ from torch import Tensor
 
 from convcvx.oracles.base import Oracle, OracleResult, Wanted
 from convcvx.oracles.charged_rows import at_scale_one, largest, raised
+from convcvx.oracles.forms import put_together, rounded_by
 from convcvx.oracles.lifted import lifted, widths
 from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
@@ -104,7 +105,10 @@ class PolynomialOracle(Oracle):
             mass += float(part.reach @ sizes[part.where])
         slack = (slack + 3 * (responses.n + 8) * UNIT * mass) * (1 + 1e-9)
         columns = rearrange(blocks, "c (p w) -> p c w", p=responses.n_cells)
-        bound = block_bound(list(columns.split(widths(responses.dim, degree), dim=2)), tails, charges)
+        parts = list(columns.split(widths(responses.dim, degree), dim=2))
+        bound = block_bound(parts, tails, charges)
+        if responses.activation.degree == 2 and degree == 2:
+            bound = min(bound, _unfolded(parts[0], parts[2]))
         stats = {"degree": degree, "rounding": slack / bound if bound > 0 else 0.0}
         return raised(largest(bound + slack) * SAFE, exponent), stats
 
@@ -216,6 +220,12 @@ class Multipliers:
         lost = sum(_length(block) for block, multiplier in zip(blocks, self.blocks, strict=True) if not multiplier > 0)
         lost += float(((self.tails <= 0) * tails * charges.norm(dim=1, keepdim=True)).sum()) * (1 + 1e-9)
         return (math.sqrt(top * total) + lost) * SAFE
+
+
+def _unfolded(constant: Tensor, quadratic: Tensor) -> float:
+    """At least the length of (uᵀ A_pc u)_pc, for the forms A_pc of these blocks and any unit u; see `forms`."""
+    matrices = put_together(constant, quadratic)
+    return (_norm(matrices.flatten(0, 2)) + rounded_by(constant, quadratic)) * SAFE
 
 
 def _times(data: Tensor, exponent: int) -> Tensor:

@@ -24,6 +24,7 @@ from convcvx.oracles._patch_rows import embedding_errors, lengths
 from convcvx.oracles.base import Oracle, OracleResult, Wanted
 from convcvx.oracles.charged_rows import at_scale_one, largest, raised
 from convcvx.oracles.metric import Metric
+from convcvx.oracles.needs import DEGREE_ONE, require
 from convcvx.oracles.pattern_cones import PatternCones
 from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
@@ -58,7 +59,14 @@ class SampledOracle(Oracle):
         return sample_gates(problem.responses, self.n_gates, self.seed) if self._gates is None else self._gates
 
     def answer(self, problem: Problem, dual_point: Tensor, wanted: Wanted) -> OracleResult:
-        """As `Oracle` says; the seed plays no part, the program is fixed, but starts add their own patterns to it."""
+        """As `Oracle` says; the seed plays no part, the program is fixed, but starts add their own patterns to it.
+
+        Raises
+        ------
+        InputError
+            For squares, which no gate makes linear.
+        """
+        require("oracle sampled", (DEGREE_ONE,), problem)
         began = perf_counter()
         problem, starts = problem.with_dtype(torch.float64), wanted.starts
         gates = self.gates(problem).double()

@@ -23,9 +23,10 @@ from convcvx.oracles.local import LocalOracle
 from convcvx.oracles.needs import (
     AVERAGES,
     AVERAGES_OR_PLANE,
+    DEGREE_ONE,
+    ONE_MATRIX,
     ROWS_IN_BUNDLES,
     ROWS_IN_MEMORY,
-    UNACTIVATED,
     Need,
     require,
 )
@@ -98,7 +99,9 @@ class Entry:
 
 
 def _spectral_suits(problem: Problem) -> str:
-    return "without activation the largest singular value of a matrix is the maximum over all filters"
+    if problem.responses.activation.degree == 1:
+        return "without activation the largest singular value of a matrix is the maximum over all filters"
+    return "of squares the largest eigenvalue of one matrix is the maximum over all filters"
 
 
 def _exact_suits(problem: Problem) -> str | None:
@@ -141,6 +144,8 @@ def _cylinders(effort: Effort) -> Oracle:
 
 def _local_suits(problem: Problem) -> str:
     rank = problem.responses.embedding.patch_rank
+    if problem.responses.activation.degree > 1:
+        return "of squares with several outputs or cells the maximum is no eigenvalue"
     if (instead := AVERAGES.lacking(problem)) is not None:
         return f"{instead} of patches of rank {rank}: a maximum is searched completely up to rank 2 alone"
     if rank <= FEW_DIMENSIONS and ROWS_IN_BUNDLES.lacking(problem) is not None:
@@ -149,15 +154,17 @@ def _local_suits(problem: Problem) -> str:
 
 
 ORACLES: dict[str, Entry] = {
-    "spectral": Entry(lambda effort: SpectralOracle(), (UNACTIVATED, AVERAGES), _spectral_suits),
-    "exact": Entry(lambda effort: ExactOracle(), (AVERAGES_OR_PLANE, ROWS_IN_MEMORY), _exact_suits),
-    "branch-and-bound": Entry(_branch_and_bound, (AVERAGES, ROWS_IN_BUNDLES, LOW_RANK), _branch_and_bound_suits),
-    "copositive": Entry(lambda effort: CopositiveOracle(), (AVERAGES, ROWS_IN_MEMORY)),
-    "family": Entry(_family),
+    "spectral": Entry(lambda effort: SpectralOracle(), (ONE_MATRIX, AVERAGES), _spectral_suits),
+    "exact": Entry(lambda effort: ExactOracle(), (DEGREE_ONE, AVERAGES_OR_PLANE, ROWS_IN_MEMORY), _exact_suits),
+    "branch-and-bound": Entry(
+        _branch_and_bound, (DEGREE_ONE, AVERAGES, ROWS_IN_BUNDLES, LOW_RANK), _branch_and_bound_suits
+    ),
+    "copositive": Entry(lambda effort: CopositiveOracle(), (DEGREE_ONE, AVERAGES, ROWS_IN_MEMORY)),
+    "family": Entry(_family, (DEGREE_ONE,)),
     "polynomial": Entry(_polynomial),
-    "remainder": Entry(lambda effort: RemainderOracle(), (AVERAGES, PRINCIPAL_ROWS)),
-    "cylinders": Entry(_cylinders, (AVERAGES, ROWS_IN_MEMORY, FEW_CELLS_AND_OUTPUTS)),
-    "sampled": Entry(lambda effort: SampledOracle(effort.gates), (AVERAGES,)),
+    "remainder": Entry(lambda effort: RemainderOracle(), (DEGREE_ONE, AVERAGES, PRINCIPAL_ROWS)),
+    "cylinders": Entry(_cylinders, (DEGREE_ONE, AVERAGES, ROWS_IN_MEMORY, FEW_CELLS_AND_OUTPUTS)),
+    "sampled": Entry(lambda effort: SampledOracle(effort.gates), (DEGREE_ONE, AVERAGES)),
     "local": Entry(lambda effort: LocalOracle(thorough=effort.thorough), suits=_local_suits),
 }
 """By name; "auto" takes the first that suits, and the last suits everywhere."""

@@ -127,6 +127,8 @@ class Fused:
         activation: Activation = RELU,
     ) -> bool:
         """Whether this is the fast way on a CPU."""
+        if activation.degree > 1:  # whose slopes are no signs
+            return False
         if pooling.maximum and activation.slope < 0:  # whose bits would have to tell a maximum and a sign
             return False
         height, width = spec.output_size(*shape[1:])

@@ -12,7 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from convcvx.activations import ABSOLUTE, LINEAR, RELU
+from convcvx.activations import LINEAR, RELU
 from convcvx.budget import Deadline
 from convcvx.data.images import Images
 from convcvx.losses.shares import Shares
@@ -69,9 +69,9 @@ class Responses(Stream):
     def symmetric(self) -> bool:
         """Whether a filter and its negative are one and the same but for the sign of weights: φ(-u) = -slope φ(u).
 
-        So it is of the absolute value, whose σ(-t) = σ(t), and without activation where cells average.
+        So it is of the absolute value and the square, whose σ(-t) = σ(t), and without activation where cells average.
         """
-        return self.activation == ABSOLUTE or (self.activation == LINEAR and not self.pooling.maximum)
+        return self.activation.slope == -1 or (self.activation == LINEAR and not self.pooling.maximum)
 
     @property
     def alike(self) -> Callable[[Any], Any]:
@@ -133,7 +133,9 @@ class Responses(Stream):
         return self.pooling.reach(*self.map_size)
 
     def reach(self, columns: Tensor | None = None) -> Tensor:
-        """(n,) Σ_pk w_pk Σ_j |x_ikj| c_j, or a little more, for raw patch rows x_ik and c = `columns` (h,) >= 0.
+        """(n,) Σ_pk w_pk (Σ_j |x_ikj| c_j)^d, or more, for raw patch rows x_ik and c = `columns` (h,) >= 0.
+
+        d is the degree of the activation.
 
         By default c_j = ‖b_j‖ of the columns of the basis: no filter of unit norm responds more, and rounding errors of
         responses are in proportion to it, whatever a whitening or a low-rank basis cancels.
@@ -141,8 +143,13 @@ class Responses(Stream):
         columns = self.embedding.basis.norm(dim=0) if columns is None else columns
         n_entries = len(columns) - self.embedding.spec.constant
         # By Cauchy and Schwarz, but for the constant, which may be far larger than all pixels or far smaller.
-        constants = float(columns[n_entries:].sum() * self.position_weights.sum())
-        return self.lengths() * float(columns[:n_entries].norm()) + constants
+        return self.reach_of(float(columns[:n_entries].norm()), float(columns[n_entries:].sum()))
+
+    def reach_of(self, along: float, constant: float) -> Tensor:
+        """(n,) Σ_pk w_pk (‖x_ik‖ along + constant)^d, or more, for patches x_ik without the constant."""
+        degree = self.activation.degree
+        parts = self.lengths() * along**degree + float(self.position_weights.sum()) * constant**degree
+        return 2 ** (degree - 1) * parts  # (a + b)² <= 2a² + 2b²
 
     def contrast_error(self) -> float:
         """By how much normalised contrast may have changed the pooled responses of an image, all cells together, to a
@@ -162,14 +169,15 @@ class Responses(Stream):
         return UNIT * float(basis[:, :s].norm()) * off * float(self.position_weights.sum())
 
     def lengths(self) -> Tensor:
-        """(n,) Σ_pk w_pk ‖x_ik‖ for patches x_ik without the constant, or a little more; worked out once."""
+        """(n,) Σ_pk w_pk ‖x_ik‖^d for patches x_ik without the constant and the degree d of the activation, or a little
+        more; worked out once."""
         if "lengths" not in self.kept:
             size = max(1, self.chunk_bytes // (8 * self.images.shape[1:].numel()))
             norms = []
             for start in range(0, self.n, size):
                 self.deadline.check()
                 pixels = self.images[start : start + size].cpu().double()
-                norms.append(self.embedding.spec.norms(pixels) @ self.position_weights)
+                norms.append(self.embedding.spec.norms(pixels) ** self.activation.degree @ self.position_weights)
             self.kept["lengths"] = torch.cat(norms)
         return self.kept["lengths"]
 

@@ -74,7 +74,8 @@ class Stream:
         Whether patches are unrolled once and kept, which saves small problems the calls; by the size of the data by
         default. Copies on other images take it over: a sample of a large problem is no small one.
     activation : Activation
-        σ of the responses φ_p(x_i; u) = Σ_k w_pk σ(x_ik·u), or max σ(x_ik·u) over the positions of a cell.
+        σ of the responses φ_p(x_i; u) = Σ_k w_pk σ(x_ik·u), or max σ(x_ik·u) over the positions of a cell; of the
+        square Σ_k w_pk (x_ik·u)²/‖u‖.
 
     Attributes
     ----------
@@ -109,6 +110,11 @@ class Stream:
                 f"images must have {embedding.channels} channels as the embedding has; got {images.shape[1]}"
             )
         self.embedding, self.pooling, self.activation = embedding, pooling or Pooling(), activation
+        if activation.degree > 1 and (self.pooling.maximum or embedding.spec.contrast is not None):
+            raise InputError(
+                f"activation {activation} must come with average pooling and without contrast; got pool "
+                f"{self.pooling} and contrast {embedding.spec.contrast}"
+            )
         self.deadline = NEVER
         self.device = torch.device(pick_device(device))
         self.images: Images = images.to(self.device)
@@ -163,11 +169,13 @@ class Stream:
 
     def kernels(self, filters: Tensor) -> Tensor:
         """(m, r) filters to (m, h) kernels, in `patch_dtype`."""
-        return (filters.to(self.device, self.dtype) @ self._basis).to(self.patch_dtype)
+        kernels = self.activation.kernels(filters.to(self.device, self.dtype))
+        return (kernels @ self._basis).to(self.patch_dtype)
 
-    def pulled_back(self, slopes: Tensor) -> Tensor:
-        """Slopes (h, m) in the kernels to those (m, r) in the filters."""
-        return (self._basis.double() @ slopes).T
+    def pulled_back(self, slopes: Tensor, filters: Tensor) -> Tensor:
+        """Slopes (h, m) in the kernels to those (m, r) in the `filters` (m, r)."""
+        found = (self._basis.double() @ slopes).T
+        return self.activation.pulled_back(found, filters.to(found))
 
     def each(self, work: Callable[[slice], Result], start: int, stop: int) -> Iterator[Result]:
         """`work` on each span of the images from `start` to `stop`, in their order, on all cores."""

@@ -118,7 +118,7 @@ def _ascent(stream: Stream, dual_point: Tensor, filters: Tensor, directions: Ten
 
     total, slope = sum_up(stream.each(work, 0, stream.n))
     correlations = total.T.unflatten(0, (stream.n_cells, m)).transpose(0, 1).cpu()
-    return [correlations, stream.pulled_back(slope).cpu()]
+    return [correlations, stream.pulled_back(slope, filters).cpu()]
 
 
 def _slopes(stream: Stream, slopes: Tensor, filters: Tensor, weights: Tensor, intercept: Tensor) -> list[Tensor]:
@@ -146,7 +146,7 @@ def gradients(stream: Stream, filters: Tensor, weights: Tensor, intercept: Tenso
         return kernel, weight, bias
 
     kernel, weight, bias = sum_up(stream.each(work, 0, stream.n))
-    return [stream.pulled_back(kernel), weight.T.unflatten(0, (stream.n_cells, m)).transpose(0, 1), bias]
+    return [stream.pulled_back(kernel, filters), weight.T.unflatten(0, (stream.n_cells, m)).transpose(0, 1), bias]
 
 
 PREDICT = Pass(_predict, ("cat",))

@@ -93,7 +93,8 @@ class Unrolled:
         if self._activation == RELU:
             return by_position.relu_(), None
         slopes = self._activation.slopes_(by_position, self._scratch("slopes", *shape).view_as(by_position))
-        return by_position.mul_(slopes), slopes
+        active = by_position.mul_(slopes)
+        return active if self._activation.degree == 1 else active.div_(self._activation.degree), slopes
 
     def _scratch(self, name: str, rows: int, m: int) -> Tensor:
         """(rows, m) uninitialised: fresh pages for every chunk would cost as much as the arithmetic."""

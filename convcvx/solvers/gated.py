@@ -25,7 +25,7 @@ from convcvx.budget import NEVER, Budget, OutOfTime
 from convcvx.errors import InputError
 from convcvx.oracles.base import Oracle
 from convcvx.oracles.contradiction import binds, check_proof
-from convcvx.oracles.needs import AVERAGES, Need
+from convcvx.oracles.needs import AVERAGES, DEGREE_ONE, Need
 from convcvx.oracles.pattern_cones import PatternCones
 from convcvx.oracles.sampled import N_GATES, SampledOracle
 from convcvx.problem import Problem
@@ -50,7 +50,7 @@ class Gated(Solver):
     """
 
     name: ClassVar[str] = "gated"
-    needs: ClassVar[tuple[Need, ...]] = (AVERAGES,)
+    needs: ClassVar[tuple[Need, ...]] = (DEGREE_ONE, AVERAGES)
     asks_oracle: ClassVar[bool] = False
     resumes: ClassVar[bool] = False
 

@@ -127,12 +127,13 @@ def _maps(stage: TwoLayerCNN, downsample: int, images: Images, device: str) -> I
     kernels = state["0.weight"].flatten(1)
     if a.hidden_bias:
         kernels = torch.cat([kernels, state["0.bias"][:, None]], dim=1)
-    size = kernels.shape[1]
+    activation, size = Activation.of(a.activation), kernels.shape[1]
     embedding = PatchEmbedding(a.spec, a.image_shape[0], torch.eye(size, dtype=torch.float64), size, 1.0)
     pooling = Pooling("window", (downsample, downsample), (downsample, downsample))
-    how: dict[str, Any] = {"dtype": torch.float32, "device": device, "activation": Activation.of(a.activation)}
+    how: dict[str, Any] = {"dtype": torch.float32, "device": device, "activation": activation}
     responses = Responses(images, embedding, pooling, **how)
     grid = pooling.output_size(*responses.map_size)
     at_once = SPAN * torch.get_num_threads()
-    for _, block in responses.blocks(kernels, at_once * len(kernels) * responses.n_cells * responses.dtype.itemsize):
+    filters = activation.filters(kernels)
+    for _, block in responses.blocks(filters, at_once * len(filters) * responses.n_cells * responses.dtype.itemsize):
         yield block.unflatten(2, grid)

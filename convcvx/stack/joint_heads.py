@@ -49,7 +49,7 @@ def fit_joint_heads(
     DictionaryFit
     """
     embedded = [
-        problem.responses.embedding.filters(*_convolution(stage))
+        problem.responses.activation.filters(problem.responses.embedding.filters(*_convolution(stage)))
         for stage, problem in zip(stages, problems, strict=True)
     ]
     norms = [filters.norm(dim=1, keepdim=True).clamp_min(1e-300) for filters in embedded]

@@ -10,6 +10,7 @@ import numpy as np
 from einops import rearrange
 from torch import Tensor
 
+from convcvx.activations import Activation
 from convcvx.budget import LEAST, Deadline
 from convcvx.callbacks import together
 from convcvx.certificate import Certificate, certify_parameters
@@ -69,8 +70,8 @@ def solve(
         Weight decay.
     pooling : array (P, K), optional
         Non-negative pooling weights; None is global average pooling.
-    activation : {"relu", "leaky-relu:SLOPE", "abs", "linear"} or Activation
-        σ; a SLOPE lies between 0 and 1.
+    activation : {"relu", "leaky-relu:SLOPE", "abs", "linear", "quadratic"} or Activation
+        σ; a SLOPE lies between 0 and 1. Of squares ‖u_j‖² stands for ‖u_j‖.
     loss : {"squared", "cross-entropy", "bce", "squared-hinge", "huber", "huber:DELTA"}
         ½‖f - y‖²; softmax cross-entropy; or, summed over outputs, binary cross-entropy and squared hinge (1 - t f)²₊,
         t = ±1, both also for labels (n, c) of 0 and 1; or Huber's loss, squared up to DELTA (1) and linear beyond.
@@ -179,7 +180,8 @@ class _OutOfUnits:
 def _in_units(patches: Any, targets: Any, **options: Any) -> tuple[Problem, Units]:
     """The problem of these data, its β still open, in units in which they are of size one."""
     images = patches_to_images(patches)
-    units = Units.of(images, targets, options.get("loss", "squared"))
+    activation = Activation.of(options.get("activation"))
+    units = Units.of(images, targets, options.get("loss", "squared"), activation=activation)
     images, targets = units.reduced("images", images), units.reduced("targets", targets)
     return build_problem(images, targets, spec=PatchSpec((1, 1)), **options), units
 

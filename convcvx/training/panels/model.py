@@ -49,10 +49,11 @@ class ModelOptions:
         "relu",
         MODEL,
         "relu; leaky-relu:SLOPE with a slope between 0 and 1, as nn.LeakyReLU has it; abs, the absolute value; linear: "
-        "no activation, only a convolution, pooled and weighed.",
+        "no activation, only a convolution, pooled and weighed; quadratic: the square, whose penalty is "
+        "beta * sum(norm(kernel)^2 * norm(weights)).",
         per_stage="",
         read=activation_text,
-        form="relu, leaky-relu:SLOPE, abs or linear",
+        form="relu, leaky-relu:SLOPE, abs, linear or quadratic",
         means=Activation.of,
     )
     hidden_bias: bool = option(False, MODEL, "A regularised bias in each filter.")
