@@ -16,8 +16,8 @@ from convcvx.training.options import TrainConfig, check_unchanged
 from convcvx.training.presets import PRESETS
 from convcvx.training.run import Run
 
-SMALL = {"limit": 120, "kernel_size": "4", "pool": "2", "beta_ratio": 0.05, "max_rounds": 1, "tol": 0.01}
-TUNED = SMALL | {"beta_ratio": None, "dictionary": 6, "max_rounds": 0, "tune": 0.2, "slide": 3.0}
+SMALL = {"limit": 120, "kernel_size": "4", "pool": "2", "beta_ratio": 0.05, "max_rounds": 1, "tol": 0.01, "rank": 2}
+TUNED = SMALL | {"beta_ratio": None, "dictionary": 6, "max_rounds": 0, "tune": 0.2, "slide": 3.0, "rank": None}
 
 
 @pytest.mark.parametrize(

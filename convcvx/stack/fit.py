@@ -146,7 +146,7 @@ def fit_stack(
     >>> from sklearn.datasets import load_digits
     >>> digits = load_digits()
     >>> options = {"padding": 1, "pool": 2, "beta_ratio": 0.05, "tol": 0.1, "max_filters": 8}
-    >>> stack = fit_stack(digits.images[:300] / 16, digits.target[:300], stages=2, channels=4, **options)
+    >>> stack = fit_stack(digits.images[:150] / 16, digits.target[:150], stages=2, channels=4, **options)
     >>> len(stack.stages), stack.metrics["n_stages"] <= 2
     (2, True)
     """
