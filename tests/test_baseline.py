@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from helpers.problems import digits_problem, flat_problem, random_parameters
+from helpers.problems import NO_TIME, digits_problem, flat_problem, random_parameters
 
 from convcvx import certify
 from convcvx.baseline import OPTIMIZERS, RATE_STEP, Twin, train_twin, tune_rate
@@ -43,9 +43,8 @@ def test_at_equal_weights_the_twin_has_our_objective_and_our_outputs(spec, loss)
     assert as_trained == pytest.approx(problem.primal(predictions, weights), rel=1e-6)
     # The judge re-optimises the output bias: better than a random one, and no other objective than the certificate's.
     assert twin.objective(problem) < as_trained
-    certificate = certify(
-        twin.network(), images, problem.targets, problem.beta, loss=loss, embedding=problem.responses.embedding
-    )
+    options = {"loss": loss, "embedding": problem.responses.embedding}
+    certificate = certify(twin.network(), images, problem.targets, problem.beta, **options, **NO_TIME)
     assert twin.objective(problem) == pytest.approx(certificate.primal, rel=1e-6)
 
 

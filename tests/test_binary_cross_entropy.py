@@ -9,7 +9,8 @@ import mpmath
 import numpy as np
 import pytest
 import torch
-from helpers.commands import invoke, refused
+from helpers.commands import NO_SEARCH, invoke, refused
+from helpers.problems import NO_TIME
 from sklearn.datasets import load_digits
 from sklearn.metrics import f1_score, r2_score
 
@@ -23,7 +24,7 @@ from convcvx.training.functional import patches_to_images
 from convcvx.training.plan import build_problem
 
 BCE, TWO = get_loss("bce"), get_loss("cross-entropy")
-LAYER = {"kernel_size": 3, "rank": 2, "pool": 2, "beta": 0.01, "tol": 1e-4}
+LAYER = {"kernel_size": 3, "rank": 2, "pool": 2, "beta": 0.01, "tol": 1e-3}
 
 
 def draws(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -134,24 +135,23 @@ def test_labels_are_trained_certified_saved_and_scored(labelled, tmp_path):
     images, labels = labelled
     fit = convcvx.fit(images, labels, loss="bce", validation=0.25, **LAYER)
     assert fit.certificate.scope == "global"
-    assert fit.certificate.rel_gap <= 1e-4
+    assert fit.certificate.rel_gap <= 1e-3
     assert fit.metrics["train_accuracy"] is None
     assert 0 < fit.metrics["validation_exact_match"] <= 1
     arrays = {"x_train": images, "y_train": labels, "x_test": images[:40], "y_test": labels[:40]}
     np.savez(tmp_path / "set.npz", **arrays)
-    flags = ["--kernel-size", "3", "--rank", "2", "--pool", "2", "--beta", "0.01", "--tol", "1e-4", "--loss", "bce"]
+    flags = ["--kernel-size", "3", "--rank", "2", "--pool", "2", "--beta", "0.01", "--tol", "1e-3", "--loss", "bce"]
     done = invoke("train", "--data", tmp_path / "set.npz", *flags, "--out", tmp_path / "run", "--json")
     metrics = json.loads(done.stdout)
     plain = convcvx.fit(images, labels, loss="bce", **LAYER)
     assert metrics["primal"] == plain.certificate.primal
     outputs = convcvx.load(tmp_path / "run").network(torch.as_tensor(images[:40])[:, None]) > 0
     assert metrics["test_macro_f1"] == pytest.approx(f1_score(labels[:40], outputs.numpy(), average="macro"))
-    assert "macro F1" in invoke("train", "--data", tmp_path / "set.npz", *flags, "--out", tmp_path / "again").output
-    again = json.loads(invoke("certify", tmp_path / "run", "--json").stdout)
+    assert "macro F1" in invoke("train", "--out", tmp_path / "run", "--resume").output
+    again = json.loads(invoke("certify", tmp_path / "run", "--json", *NO_SEARCH).stdout)
     assert again["primal"] == pytest.approx(metrics["primal"], rel=1e-9)
-    spec = plain.solution.embedding
-    whole = torch.as_tensor(images)[:, None]
-    by_hand = convcvx.certify(plain.network, whole, labels.astype(float), 0.01, loss="bce", embedding=spec)
+    whole, known = torch.as_tensor(images)[:, None], {"embedding": plain.solution.embedding, **NO_TIME}
+    by_hand = convcvx.certify(plain.network, whole, labels.astype(float), 0.01, loss="bce", **known)
     assert by_hand.primal == pytest.approx(metrics["primal"], rel=1e-6)
 
 

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import pytest
 from helpers.commands import DIGITS, answer, cli
 
+from convcvx.budget import Deadline
 from convcvx.comparison import CompareConfig, compare_job, reached
 from convcvx.errors import InputError, RunError
 from convcvx.network.two_layer import two_layer_cnn
@@ -25,7 +26,7 @@ from convcvx.training.run import Run
 def compared(tmp_path_factory) -> tuple[Path, dict, str]:
     folder = tmp_path_factory.mktemp("runs") / "digits"
     shutil.copytree(DIGITS, folder)
-    done = cli("compare", folder, "--optimizer", "sgd", "--epochs", 4, "--seeds", 2, "--finetune", "--json")
+    done = cli("compare", folder, "--optimizer", "sgd", "--epochs", 2, "--seeds", 2, "--finetune", "--json")
     return folder, answer(done), done.stderr
 
 
@@ -50,8 +51,9 @@ def test_the_twin_is_further_from_the_optimum_and_certify_agrees(compared):
     folder, result, _ = compared
     assert result["objective_ratio"] > 1.05
     run = Run.open(folder)
+    settings, soon = with_run_settings(run), Deadline.after(1e-3)  # the bound is not looked at
     certified = certify_job(
-        folder / "twin-sgd.safetensors", with_run_settings(run), embedding=run.load_embedding(), given=set()
+        folder / "twin-sgd.safetensors", settings, embedding=run.load_embedding(), given=set(), deadline=soon
     )
     assert certified["primal"] == pytest.approx(result["twin"]["objective"], rel=1e-6)
     assert certified["test_accuracy"] == pytest.approx(result["twin"]["test_accuracy"])

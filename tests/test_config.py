@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import pytest
-from helpers.commands import Quiet, answer, cli, refused
+from helpers.commands import NO_SEARCH, Quiet, answer, cli, refused
 
 from convcvx.activations import RELU
 from convcvx.errors import InputError, RunError
 from convcvx.responses.processes import LAUNCHED
 from convcvx.responses.team import Team
-from convcvx.stack.options import StackConfig
+from convcvx.stack.options import StackConfig, as_kept_by_stage, settings_of
 from convcvx.training.jobs import train_into
 from convcvx.training.option import as_kept
 from convcvx.training.options import TrainConfig, check_unchanged
 from convcvx.training.presets import PRESETS
 from convcvx.training.run import Run
 
-SMALL = {"limit": 120, "kernel_size": "4", "pool": "2", "beta_ratio": 0.05, "max_rounds": 1, "tol": 0.01}
-TUNED = SMALL | {"beta_ratio": None, "dictionary": 6, "max_rounds": 0, "tune": 0.2, "slide": 3.0}
+SMALL = {"limit": 120, "kernel_size": "4", "pool": "2", "beta_ratio": 0.05, "max_rounds": 1, "tol": 0.01, "rank": 2}
+TUNED = SMALL | {"beta_ratio": None, "dictionary": 6, "max_rounds": 0, "tune": 0.2, "slide": 3.0, "rank": None}
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_a_tuned_run_killed_before_its_first_checkpoint_ends_as_if_it_had_not_be
 def test_the_seed_of_a_certificate_leaves_the_images_that_were_held_out(tmp_path):
     config = TrainConfig(**SMALL | {"validation": 0.3})
     trained = train_into(Run(tmp_path / "run"), config, Quiet()).metrics
-    certified = answer(cli("certify --seed 5 --tol 1 --json", tmp_path / "run"))
+    certified = answer(cli("certify --seed 5 --json", tmp_path / "run", *NO_SEARCH))
     assert certified["primal"] == pytest.approx(trained["primal"], rel=1e-9)
 
 
@@ -174,6 +174,16 @@ def test_a_resumed_stack_may_change_budgets_only():
             stack.continued(given)
 
 
+def test_a_list_is_a_value_a_stage_also_in_a_file():
+    asked = {"kernel_size": [5, 3], "pool": [[4, 2], "max:2"], "dictionary": [20, 30], "padding": 1, "channels": [6]}
+    stack = settings_of(as_kept_by_stage(asked))
+    assert [(stage.kernel_size, stage.pool, stage.dictionary) for stage in stack.stages] == [
+        ("5", "4x2", 20),
+        ("3", "max:2", 30),
+    ]
+    assert [stage.padding for stage in stack.stages] == ["1", "1"]
+
+
 def test_mirror_pairs_need_an_even_number_of_channels():
     options = {"flips": "yes", "dictionary": 4, "max_rounds": 0, "tune": 0.2}
     StackConfig.of(2, options, channels="4")
@@ -192,6 +202,7 @@ def test_processes_are_those_of_torchrun_where_they_are_asked_for(monkeypatch, t
     ("command", "content", "message"),
     [
         ("stack", b"stages = 1\nvalidation = 0", "validation must be above 0"),
+        ("stack", b"kernel_size = [3, 2, 3]", "kernel_size must be one value, or 2 by commas; got '3,2,3'"),
         ("train", b"stages = 1", "unknown option 'stages'"),
         ("train", b"\xff\xfe", "cannot read --config"),
         ("train", b'flips = "no"', "flips must be true or false; got 'no'"),

@@ -34,9 +34,10 @@ TO_TOL = {"check_sample_weight_equivalence_on_dense_data": "equal to tol, not to
 @pytest.mark.filterwarnings("ignore::convcvx.errors.ConvergenceWarning")
 @parametrize_with_checks(
     [ConvexCNNClassifier(**QUICK), ConvexCNNRegressor(**QUICK, hidden_bias=True)],
-    expected_failed_checks=lambda _: TO_TOL,
 )
 def test_scikit_learn_checks(estimator, check):
+    if reason := TO_TOL.get(check.func.__name__):
+        pytest.xfail(reason)  # without the minutes that it takes to fail
     check(estimator)
 
 
@@ -99,7 +100,7 @@ def test_plain_data_agree_with_solve(plane):
 @pytest.mark.filterwarnings("ignore::convcvx.errors.ConvergenceWarning")
 def test_the_certificate_is_that_of_the_problem(digits):
     X, y = digits
-    model = ConvexCNNClassifier(**EASY, **IMAGES, kernel_size=2).fit(X, y)
+    model = ConvexCNNClassifier(**EASY, **IMAGES, kernel_size=2, tol=0.05).fit(X, y)
     images = torch.from_numpy(X.reshape(-1, 1, 8, 8))
     problem = build_problem(images, y, model.beta_, spec=PatchSpec(2), pooling=2)
     again = certify_parameters(problem, model.solution_.filters, model.solution_.weights, tol=1e-2)
@@ -273,8 +274,8 @@ def test_cross_validation_goes_along_one_path_a_fold(plane):
 
 def test_images_are_taken_as_they_are(digits):
     X, y = digits
-    rows = ConvexCNNClassifier(**EASY, **IMAGES, tol=0.1).fit(X, y)
-    images = ConvexCNNClassifier(**EASY, pool=2, tol=0.1).fit(X.reshape(-1, 1, 8, 8), y)
+    rows = ConvexCNNClassifier(**EASY, **IMAGES, rank=2, tol=0.1).fit(X, y)
+    images = ConvexCNNClassifier(**EASY, pool=2, rank=2, tol=0.1).fit(X.reshape(-1, 1, 8, 8), y)
     np.testing.assert_array_equal(rows.filters_, images.filters_)
     np.testing.assert_array_equal(rows.predict(X), images.predict(X.reshape(-1, 8, 8)))
     with pytest.raises(InputError, match=r"X must be images of shape \(1, 8, 8\), as in fit; got \(1, 4, 16\)"):
@@ -294,9 +295,9 @@ def test_features_are_what_the_head_sees_and_stack_in_pipelines(digits):
 
 def test_a_warm_start_goes_on_and_options_of_dictionaries_are_taken(digits, capsys):
     X, y = digits
-    model = ConvexCNNClassifier(**EASY, **IMAGES, tol=0.2, warm_start=True, verbose=True).fit(X, y)
+    model = ConvexCNNClassifier(**EASY, **IMAGES, rank=2, tol=0.1, warm_start=True, verbose=True).fit(X, y)
     assert model.solution_.history[0]["n_filters"] == 0
-    model.set_params(tol=0.1, beta_ratio=0.08).fit(X, y)
+    model.set_params(tol=0.05, beta_ratio=0.08).fit(X, y)
     assert model.solution_.history[0]["n_filters"] > 0
     assert "lower bound" in capsys.readouterr().out
     options = {"dictionary": 20, "max_rounds": 0, "tol": 1.0, "whiten": 0.1, "hidden_bias": True}

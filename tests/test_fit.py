@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers.commands import answer, cli, refused
+from helpers.commands import NO_SEARCH, answer, cli, refused
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -23,8 +23,10 @@ from convcvx.training import entry
 from convcvx.training.option import parameters
 from convcvx.training.options import OPTIONS, TrainConfig
 
-QUICK = {"kernel_size": 3, "stride": 2, "pool": 2, "beta_ratio": 0.05, "tol": 0.1, "seed": 3}
+FULL = {"kernel_size": 3, "stride": 2, "pool": 2, "beta_ratio": 0.05, "tol": 0.1, "seed": 3}
 FLAGS = ["--stride", "2", "--pool", "2", "--beta-ratio", "0.05", "--tol", "0.1", "--seed", "3"]
+QUICK = FULL | {"rank": 2}
+"""A tenth of the work: proofs at rank 2 take milliseconds, climbs at full rank a second."""
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,8 @@ def certified(fit: convcvx.Fit) -> convcvx.Certificate:
     return replace(fit.certificate, search={k: v for k, v in fit.certificate.search.items() if k != "seconds"})
 
 
-def test_fit_the_command_and_the_estimator_find_the_same_filters(digits, layer, tmp_path):
+def test_fit_the_command_and_the_estimator_find_the_same_filters(digits, tmp_path):
+    layer = convcvx.fit(*digits, **FULL)
     shown = answer(cli("train --data digits --limit 150 --json", *FLAGS, "--out", tmp_path / "run"))
     by_command = convcvx.load(tmp_path / "run")
     assert torch.equal(by_command.solution.filters, layer.solution.filters)
@@ -52,8 +55,8 @@ def test_fit_the_command_and_the_estimator_find_the_same_filters(digits, layer, 
     for name in ("primal", "dual", "rel_gap", "beta_max", "n_filters", "train_accuracy", "status", "rounds"):
         assert shown[name] == layer.metrics[name]
 
-    model = ConvexCNNClassifier(**{k: v for k, v in QUICK.items() if k != "seed"})
-    model._config = lambda: TrainConfig.of(QUICK)  # the same seed
+    model = ConvexCNNClassifier(**{k: v for k, v in FULL.items() if k != "seed"})
+    model._config = lambda: TrainConfig.of(FULL)  # the same seed
     images = digits[0].numpy()
     model.fit(images, digits[1].numpy())
     np.testing.assert_array_equal(model.filters_, layer.solution.filters)
@@ -87,7 +90,7 @@ def test_images_come_in_every_form(digits, layer):
         limit = {"limit": 150} if form == "a name" else {}
         again = convcvx.fit(*given, **QUICK, **limit)
         assert torch.equal(again.solution.filters, layer.solution.filters), form
-    assert again.metrics["test_accuracy"] > 0.8
+    assert again.metrics["test_accuracy"] > 0.5
 
 
 def test_pixels_of_eight_bits_are_divided_by_255(digits):
@@ -117,7 +120,7 @@ def test_saved_and_loaded_it_is_the_same(layer, digits, tmp_path):
     layer.save(folder, overwrite=True)
     assert answer(cli("report --json", folder))["status"] == "done"
     assert "data were given as arrays: name --data" in refused("certify", folder)
-    shown = answer(cli("certify --data digits --limit 150 --json", folder))
+    shown = answer(cli("certify --data digits --limit 150 --json", folder, *NO_SEARCH))
     assert shown["primal"] == pytest.approx(layer.certificate.primal, rel=1e-12)
 
 
@@ -168,7 +171,7 @@ def test_bad_input_is_named(digits, given, error, message):
 
 def test_short_of_tol_warns(digits):
     with pytest.warns(ConvergenceWarning, match="stopped by max_rounds: raise max_rounds") as caught:
-        convcvx.fit(*digits, pool=2, beta_ratio=0.01, tol=1e-6, max_rounds=1)
+        convcvx.fit(*digits, pool=2, rank=2, beta_ratio=0.01, tol=1e-6, max_rounds=1)
     assert caught[0].filename == __file__
 
 
@@ -193,10 +196,23 @@ def test_every_option_is_declared_once_and_is_in_every_signature():
 
 
 def test_a_stack_is_that_of_the_command(digits, tmp_path):
-    options = {"padding": 1, "pool": 2, "beta_ratio": 0.05, "tol": 0.2, "max_filters": [6, 4], "channels": 4}
+    options = {"padding": 1, "pool": 2, "beta_ratio": 0.05, "tol": 0.2, "max_filters": [6, 4], "channels": 4, "rank": 2}
     stack = convcvx.fit_stack("digits", limit=150, **options)
-    flags = ["--padding", "1", "--pool", "2", "--beta-ratio", "0.05", "--tol", "0.2", "--max-filters", "6,4"]
-    cli("stack --data digits --limit 150 --channels 4", *flags, "--out", tmp_path / "stack", code=3)
+    flags = [
+        "--padding",
+        "1",
+        "--pool",
+        "2",
+        "--beta-ratio",
+        "0.05",
+        "--tol",
+        "0.2",
+        "--max-filters",
+        "6,4",
+        "--rank",
+        "2",
+    ]
+    cli("stack --data digits --limit 150 --channels 4", *flags, "--out", tmp_path / "stack")
     by_command = convcvx.load(tmp_path / "stack")
     for ours, theirs in zip(stack.stages, by_command.stages, strict=True):
         assert torch.equal(ours.solution.filters, theirs.solution.filters)
@@ -204,12 +220,12 @@ def test_a_stack_is_that_of_the_command(digits, tmp_path):
     assert stack.metrics["test_accuracy"] == by_command.metrics["test_accuracy"]
     again = convcvx.load(stack.save(tmp_path / "saved"))
     assert torch.equal(again.network(digits[0]), stack.network(digits[0]))
-    shown = answer(cli("certify --json", tmp_path / "saved" / "stage-1", code=3))  # there was room for six filters
+    shown = answer(cli("certify --json", tmp_path / "saved" / "stage-1", *NO_SEARCH))
     assert shown["primal"] == stack.stages[0].certificate.primal
 
 
 def test_a_list_has_a_value_for_each_stage_and_a_tuple_is_a_pair(digits):
-    common = {"stages": 2, "max_rounds": 1, "max_filters": 2, "beta_ratio": 0.1, "channels": 2}
+    common = {"stages": 2, "max_rounds": 1, "max_filters": 2, "beta_ratio": 0.1, "channels": 2, "rank": 2}
     lists = {"kernel_size": [3, (1, 2)], "activation": ["abs", Activation(0.1)], "whiten": [False, True]}
     stack = convcvx.fit_stack(*digits, padding=(0, 1), **lists, **common)
     first, second = stack.config.stages
@@ -219,7 +235,7 @@ def test_a_list_has_a_value_for_each_stage_and_a_tuple_is_a_pair(digits):
 
 def test_a_stack_needs_no_test_set(digits):
     stack = convcvx.fit_stack(
-        *digits, padding=1, pool=2, beta_ratio=0.1, tol=0.3, max_filters=4, channels=2, validation=0.2
+        *digits, padding=1, pool=2, rank=2, beta_ratio=0.1, tol=0.3, max_filters=4, channels=2, validation=0.2
     )
     assert stack.metrics["test_accuracy"] is None
     assert stack.metrics["validation_accuracy"] > 0.3

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.commands import invoke, refused
+from helpers.commands import NO_SEARCH, invoke, refused
 from helpers.data import Bomb
+from helpers.problems import NO_TIME
 from torch import Tensor, nn
 
 import convcvx
@@ -26,7 +27,7 @@ BETA = 0.05
 
 
 def certified(network: nn.Module, **options):
-    return convcvx.certify(network.eval(), IMAGES, CLASSES, BETA, oracle="local", **options)
+    return convcvx.certify(network.eval(), IMAGES, CLASSES, BETA, **options, **NO_TIME)
 
 
 def trained(network: nn.Module) -> nn.Module:
@@ -268,7 +269,7 @@ def test_logarithms_of_probabilities_have_the_cross_entropy_of_their_scores(made
 def test_a_network_of_rows_is_one_of_images_of_one_pixel():
     torch.manual_seed(0)
     network, rows = nn.Sequential(nn.Linear(36, 5), nn.ReLU(), nn.Linear(5, 3)).eval(), IMAGES.flatten(1)
-    ours = convcvx.certify(network, rows, CLASSES, BETA, oracle="local")
+    ours = convcvx.certify(network, rows, CLASSES, BETA, **NO_TIME)
     theirs = certified(nn.Sequential(nn.Flatten(), network))
     assert ours.primal == pytest.approx(theirs.primal, rel=1e-9)
     with pytest.raises(InputError, match="takes 36 numbers, the images have 35x1x1"):
@@ -328,10 +329,10 @@ def test_a_file_that_torch_saved_is_certified_as_the_network_is(name, nested, tm
     network.eval()
     state, path = network.state_dict(), tmp_path / "network.pt"
     torch.save({"model_state_dict": state, "epoch": 3} if nested else state, path)
-    done = invoke("certify", path, "--data", "digits", "--limit", "60", "--beta", "0.1", "--oracle", "local", "--json")
+    done = invoke("certify", path, "--data", "digits", "--limit", "60", "--beta", "0.1", "--json", *NO_SEARCH)
     found = json.loads(done.stdout)
     train, _ = load("digits", limit=60)
-    by_hand = convcvx.certify(network, train.images, train.targets, 0.1, oracle="local", n_classes=10)
+    by_hand = convcvx.certify(network, train.images, train.targets, 0.1, n_classes=10, **NO_TIME)
     assert found["primal"] == pytest.approx(by_hand.primal, rel=1e-5)
     assert ("BatchNorm" in found["assumed"]) == ("BatchNorm" in name)
 

@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from helpers.problems import NO_TIME
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -27,7 +28,7 @@ def network() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def reference():
-    return certify(network(), torch.tensor(IMAGES), torch.tensor(TARGETS), 0.05, oracle="local")
+    return certify(network(), torch.tensor(IMAGES), torch.tensor(TARGETS), 0.05, **NO_TIME)
 
 
 def frozen(images: np.ndarray) -> np.ndarray:
@@ -54,7 +55,7 @@ READ = {
 def test_images_of_any_kind_are_certified_alike(kind, reference):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        certificate = certify(network(), READ[kind], TARGETS, 0.05, oracle="local")
+        certificate = certify(network(), READ[kind], TARGETS, 0.05, **NO_TIME)
     assert certificate.primal == pytest.approx(reference.primal, rel=1e-12)
 
 
@@ -84,8 +85,8 @@ def test_whole_numbers_to_255_are_taken_as_such_with_a_hint():
     with pytest.warns(UserWarning, match="divide them by 255"):
         assert int(read_images(whole).max()) > 1
     with pytest.warns(UserWarning, match="divide them by 255"):
-        certificate = certify(network(), whole, TARGETS, 0.05, oracle="local")
-    assert certificate.primal == certify(network(), whole.astype(np.float32), TARGETS, 0.05, oracle="local").primal
+        certificate = certify(network(), whole, TARGETS, 0.05, **NO_TIME)
+    assert certificate.primal == certify(network(), whole.astype(np.float32), TARGETS, 0.05, **NO_TIME).primal
 
 
 def test_patches_are_read_as_images_are():

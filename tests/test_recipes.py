@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.commands import answer, cli
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -73,10 +72,7 @@ def trained(tmp_path: Path, options: dict[str, Any], data: str, *arguments: obje
     """What `convcvx train` answers with exit status 0, given these options in a file."""
     file = tmp_path / "recipe.toml"
     file.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in options.items()))
-    command = [sys.executable, "-m", "convcvx.cli", "train", "--data", data, "--config", file, *arguments]
-    done = subprocess.run([*map(str, command), "--out", tmp_path / "run", "--json"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return answer(cli("train --json --data", data, "--config", file, *arguments, "--out", tmp_path / "run"))
 
 
 def test_the_recipe_for_digits_reads_them_and_closes_the_gap(tmp_path):

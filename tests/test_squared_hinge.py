@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.commands import invoke, refused
+from helpers.problems import NO_TIME
 from sklearn.datasets import load_digits
 from sklearn.metrics import accuracy_score
 from sklearn.svm import LinearSVC
@@ -156,7 +157,7 @@ def test_classes_are_trained_certified_and_scored_by_every_door(tmp_path):
     outputs = fit.network(torch.as_tensor(images)[:, None])
     assert metrics["train_accuracy"] == pytest.approx(accuracy_score(classes, outputs.argmax(dim=1).numpy()))
     assert metrics["train_accuracy"] > 0.5
-    options = {"loss": "squared-hinge", "embedding": fit.solution.embedding}
+    options = {"loss": "squared-hinge", "embedding": fit.solution.embedding, **NO_TIME}
     by_hand = convcvx.certify(fit.network, torch.as_tensor(images)[:, None], classes, 0.02, **options)
     assert by_hand.primal == pytest.approx(metrics["primal"], rel=1e-6)
     assert "a dictionary needs the squared loss" in refused("train", "--loss", "squared-hinge", "--dictionary", "5")

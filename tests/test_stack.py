@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.commands import Quiet, answer, invoke
+from helpers.problems import NO_TIME
 
 from convcvx import certify
 from convcvx.comparison import CompareConfig, compare_job
@@ -81,7 +82,7 @@ def test_the_second_certificate_holds_for_the_features_of_the_first(two):
     with torch.no_grad():
         features = stacked_cnn(run.folder).features(train.images, 1)
     again = certify(
-        two_layer_cnn(stage.folder), features, train.targets, record["beta"], oracle="local",
+        two_layer_cnn(stage.folder), features, train.targets, record["beta"], **NO_TIME,
         embedding=stage.load_embedding(), n_classes=10,
     )  # fmt: skip
     assert again.primal == pytest.approx(record["primal"], rel=1e-3)  # the features were rounded to half precision

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers.commands import invoke, refused
+from helpers.commands import NO_SEARCH, invoke, refused
 from sklearn.datasets import load_digits
 from sklearn.metrics import accuracy_score
 
@@ -107,7 +107,7 @@ def test_files_have_weights(digits, tmp_path):
     outputs = convcvx.load(tmp_path / "run-set").network(torch.as_tensor(images[:40])[:, None]).argmax(dim=1)
     score = accuracy_score(labels[:40], outputs, sample_weight=WEIGHTS[:40] + 1)
     assert found["set"]["test_accuracy"] == pytest.approx(score)
-    again = json.loads(invoke("certify", tmp_path / "run-set", "--json").stdout)
+    again = json.loads(invoke("certify", tmp_path / "run-set", "--json", *NO_SEARCH).stdout)
     assert again["primal"] == pytest.approx(fit.certificate.primal, rel=1e-9)
     # The weights are part of what a run knows its data by.
     np.savez(tmp_path / "set.npz", **arrays, **weights | {"w_train": WEIGHTS[::-1].copy()})
@@ -181,7 +181,7 @@ def test_class_weights_are_one_option_everywhere(digits, tmp_path):
         model = ConvexCNNClassifier(class_weight=value, random_state=0, **LAYER).fit(images, labels)
         assert flag["primal"] == fit.certificate.primal
         assert model.certificate_.primal == pytest.approx(fit.certificate.primal, rel=1e-6)
-        again = json.loads(invoke("certify", out, "--json").stdout)
+        again = json.loads(invoke("certify", out, "--json", *NO_SEARCH).stdout)
         assert again["primal"] == pytest.approx(fit.certificate.primal, rel=1e-9)
     assert convcvx.load(out).config.class_weight == "0=2,2=0.25"
     assert "class_weight" not in ConvexCNNRegressor().get_params()
@@ -212,7 +212,7 @@ def test_cross_validation_trains_and_scores_with_weights(digits):
 @pytest.mark.filterwarnings("ignore::convcvx.errors.ConvergenceWarning")
 def test_stacks_and_comparisons_take_weights(digits):
     images, labels = digits
-    options = {"padding": 1, "pool": 2, "beta_ratio": 0.1, "tol": 0.2, "max_filters": 4, "channels": 4}
+    options = {"padding": 1, "pool": 2, "beta_ratio": 0.1, "tol": 0.2, "max_filters": 4, "channels": 4, "rank": 2}
     stacks = [convcvx.fit_stack(images, labels, sample_weight=w, **options) for w in (None, WEIGHTS + 1.0)]
     assert stacks[0].metrics["stages"][0]["primal"] != stacks[1].metrics["stages"][0]["primal"]
     layer = convcvx.fit(images, labels, sample_weight=WEIGHTS, **LAYER)

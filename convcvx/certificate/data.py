@@ -20,7 +20,7 @@ def data_of(problem: Problem) -> str:
     The same in whatever arithmetic passes run, and on whatever device; of images as `IMAGES` says.
     """
     embedding, images = problem.responses.embedding, problem.responses.images
-    looked_at = images[spread(len(images), IMAGES)].double()
+    looked_at = images[spread(len(images), IMAGES).to(images.device)].double()
     counts = (problem.shares.counts / problem.shares.total).float()  # whatever unit the weights were given in
     parts = [looked_at, problem.targets + problem.offset, counts]
     if embedding.spec.rank is not None or embedding.spec.whiten is not None:

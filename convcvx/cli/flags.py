@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Collection
+from functools import partial
 from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -106,11 +107,19 @@ def out_folder(out: Path | None, resume: bool, overwrite: bool, name: Callable[[
     return Path("checkpoints") / name() if out is None else out
 
 
-def given_options(context: typer.Context, preset: str | None = None, file: Path | None = None) -> dict[str, Any]:
-    """The options asked for: those of the preset, overridden by the config file, overridden by flags."""
+def given_options(
+    context: typer.Context,
+    preset: str | None = None,
+    file: Path | None = None,
+    read: Callable[[dict[str, Any]], dict[str, Any]] = partial(as_kept, TrainConfig),
+) -> dict[str, Any]:
+    """The options asked for: those of the preset, overridden by the config file, overridden by flags.
+
+    `read` makes of values of TOML what runs keep.
+    """
     options = {} if preset is None else dict(preset_options(preset))
     if file is not None:
-        options |= _read_config(file, [name for name in context.params if name not in APART])
+        options |= read(_read_config(file, [name for name in context.params if name not in APART]))
     return options | flags(context)
 
 
@@ -131,4 +140,4 @@ def _read_config(file: Path, known: list[str]) -> dict[str, Any]:
     for name in values:
         if name not in known:
             raise InputError(f"unknown option {shown(name)} in {file}; the options are {', '.join(sorted(known))}")
-    return as_kept(TrainConfig, values)
+    return values

@@ -14,7 +14,15 @@ from convcvx.cli.output import cost, explain_short, finish, guard, open_console,
 from convcvx.display.words import counted
 from convcvx.responses.team import Team
 from convcvx.stack.jobs import StackRun, stack_job
-from convcvx.stack.options import STAGE_OPTIONS, VALIDATION, StackConfig, StackShape, fitting_stack, settings_of
+from convcvx.stack.options import (
+    STAGE_OPTIONS,
+    VALIDATION,
+    StackConfig,
+    StackShape,
+    as_kept_by_stage,
+    fitting_stack,
+    settings_of,
+)
 from convcvx.training.options import TrainConfig
 from convcvx.training.origin import Origin
 from convcvx.training.presets import in_flags, leaves_open
@@ -54,7 +62,7 @@ def stack(
     """
     console = open_console(json_output, quiet)
     with guard(json_output), Team.of_torchrun() as team:
-        given = f.given_options(context, preset, config)
+        given = f.given_options(context, preset, config, as_kept_by_stage)
         run = StackRun(f.out_folder(out, resume, overwrite, lambda: _named(settings_of(given))))
         with run.held():
             goes_on = run.enter(resume=resume or team.restarted, overwrite=overwrite)

@@ -18,19 +18,18 @@ from convcvx.solution import Callback
 from convcvx.stack.jobs import StackRun, stack_job
 from convcvx.stack.network import StackedCNN, stacked_cnn
 from convcvx.stack.options import (
-    BY_STAGE,
     STAGE_OPTIONS,
     VALIDATION,
     StackConfig,
     StackShape,
+    as_kept_by_stage,
     fitting_stack,
     settings_of,
-    stage_text,
 )
 from convcvx.training.card import model_card
 from convcvx.training.entry import Told, announce, limited, lines_of
 from convcvx.training.fit import Fit, load_fit
-from convcvx.training.option import as_kept, check_names, parameters
+from convcvx.training.option import check_names, parameters
 from convcvx.training.options import TrainConfig
 from convcvx.training.origin import Origin
 from convcvx.training.presets import in_flags, leaves_open, preset_options
@@ -147,7 +146,7 @@ def fit_stack(
     >>> from sklearn.datasets import load_digits
     >>> digits = load_digits()
     >>> options = {"padding": 1, "pool": 2, "beta_ratio": 0.05, "tol": 0.1, "max_filters": 8}
-    >>> stack = fit_stack(digits.images[:300] / 16, digits.target[:300], stages=2, channels=4, **options)
+    >>> stack = fit_stack(digits.images[:150] / 16, digits.target[:150], stages=2, channels=4, **options)
     >>> len(stack.stages), stack.metrics["n_stages"] <= 2
     (2, True)
     """
@@ -155,8 +154,7 @@ def fit_stack(
     form = TrainConfig.of({"resize": options.get("resize")}).image_form
     train, *others = given_dataset(images, targets, sample_weight, form=form)
     name = str(images) if isinstance(images, str | os.PathLike) else ARRAYS
-    lists = {option: stage_text(options[option]) for option in BY_STAGE if isinstance(options.get(option), list)}
-    given = {"data": name} | as_kept(TrainConfig, {k: v for k, v in options.items() if k not in lists}) | lists
+    given = {"data": name} | as_kept_by_stage(options)
     if leaves_open(given, preset):
         given = fitting_stack(given, train)
     elif preset is not None:

@@ -9,7 +9,7 @@ from typing import Any
 from convcvx.data.datasets import Dataset
 from convcvx.errors import InputError, check_choice, check_count, shown
 from convcvx.pooling import Pooling
-from convcvx.training.option import LARGEST_SIDE, MODEL, STAGES, option, options_of, size_text
+from convcvx.training.option import LARGEST_SIDE, MODEL, STAGES, as_kept, option, options_of, size_text
 from convcvx.training.options import BUDGETS, OPTIONS, TrainConfig, check_unchanged
 from convcvx.training.panels.search import MOST_FILTERS
 from convcvx.training.recipes import stack_recipe
@@ -82,6 +82,12 @@ def fitting_stack(given: dict[str, Any], train: Dataset) -> dict[str, Any]:
 def stage_text(values: list[Any]) -> str:
     """A list of values, one a stage, as the command line writes it."""
     return ",".join("none" if value is None else str(size_text(value)) for value in values)
+
+
+def as_kept_by_stage(given: dict[str, Any]) -> dict[str, Any]:
+    """What Python or TOML gave, as runs keep it: a list, where there may be a value a stage, is one of these."""
+    lists = {name: stage_text(given[name]) for name in BY_STAGE if isinstance(given.get(name), list)}
+    return as_kept(TrainConfig, {name: value for name, value in given.items() if name not in lists}) | lists
 
 
 @dataclass(frozen=True)
