@@ -83,6 +83,23 @@ def test_a_whole_preset_is_that_of_one_process_and_goes_on_in_any_number(tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        ("Features.batches", "worker 1 of 3 failed: OSError: disk gone"),  # all hear of it, and stop
+        ("GramBlocks.times", "process 1: OSError: disk gone"),  # in the middle of a sum: nobody listens
+    ],
+)
+def test_a_process_that_fails_while_all_talk_ends_the_run_in_all(tmp_path, monkeypatch, method, told):
+    monkeypatch.setitem(ENVIRONMENT, "CREW_BREAKS", method)
+    done = crew(3, 20, f"{DICTIONARY} --limit 100", tmp_path / "run")
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["status"] == "lost_worker"
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
 def test_a_stack_with_joint_heads_is_that_of_one_process(tmp_path):
     alone = result_of(crew(1, 20, STACK, tmp_path / "1"))
     together = result_of(crew(3, 20, STACK, tmp_path / "3"))

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from convcvx.budget import NEVER, Deadline
 from convcvx.data.images import Images
+from convcvx.machine.wire import on_this_machine
 from convcvx.patches import Moments, PatchEmbedding, PatchSpec, provisional_mean
 from convcvx.pooling import Pooling
 from convcvx.responses.passes import Responses
@@ -285,6 +286,10 @@ class ShardedResponses(Responses):
     @property
     def n_processes(self) -> int:
         return self._team.size
+
+    @property
+    def share_here(self) -> float:
+        return min(1.0, on_this_machine(self.n_processes) / self.n_processes)
 
     @property
     def owners(self) -> Tensor:
