@@ -144,9 +144,9 @@ class Team(Processes):
         self._held[self._keys] = held = Together(self, self._keys)
         return held
 
-    def ask(self, key: int, name: str, *common: Any) -> list[Any]:
-        """What the method `name` of each process's part gives."""
-        return self.collect("ask", (key, name, common), together=True)
+    def ask(self, key: int, name: str, common: Sequence[Any], *, all_answer: bool) -> list[Any]:
+        """What the method `name` of each process's part gives; of the leader's alone unless `all_answer`."""
+        return self.collect("ask", (key, name, common, all_answer), together=True)
 
     def part(self, key: int) -> Any:
         """The part of this process."""
@@ -230,11 +230,11 @@ class Together:
 
     def all(self, name: str, *common: Any) -> list[Any]:
         """What the method `name` of each part gives."""
-        return self._team.ask(self._key, name, *common)
+        return self._team.ask(self._key, name, common, all_answer=True)
 
     def __call__(self, name: str, *common: Any) -> Any:
         """What it gives in this process."""
-        return self.all(name, *common)[0]
+        return self._team.ask(self._key, name, common, all_answer=False)[0]
 
 
 class ShardedResponses(Responses):
