@@ -11,7 +11,8 @@ import os
 import socket
 import sys
 
-import torch.distributed  # noqa: F401  (before the fork: it is slow to import)
+import sklearn.datasets  # noqa: F401  (before the fork: it is slow to import, as is the next)
+import torch.distributed  # noqa: F401
 
 from convcvx.cli import main
 from convcvx.responses import portions
