@@ -21,14 +21,20 @@ import torch
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.problem import Problem
 from convcvx.responses.team import Team
+from convcvx.solvers.dictionary.features import Features
 from convcvx.solvers.dictionary.filters import KMEANS_STEPS, PATCHES_PER_FILTER, dictionary
-from convcvx.solvers.dictionary.path import fit_dictionary
+from convcvx.solvers.dictionary.path import fit_dictionary, held_out
+from convcvx.solvers.dictionary.products import gather
+from convcvx.solvers.master.blocks import striped
+from convcvx.solvers.master.gram import STRIPE
 from convcvx.solvers.slide.coordinates import batch_gradients
 from convcvx.training.plan import build_problem
 
 RESULT = Path(__file__).parent / "results" / "traffic.md"
 SINGLE, DOUBLE = 4, 8
 """Bytes of a number."""
+HELD = 0.1
+"""Share of the images held out: their features go to no other process before they join the others."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +49,16 @@ class Size:
     cells: int
     outputs: int
     batch: int = 128
-    held: float = 0.1
 
     @property
     def features(self) -> int:
         """D."""
         return self.filters * self.cells
+
+    @property
+    def height(self) -> int:
+        """Rows of a stripe of the Gram matrix."""
+        return striped(self.features, self.p, STRIPE["cpu"])[0].own.stop
 
     @property
     def away(self) -> float:
@@ -70,10 +80,13 @@ MODEL: dict[str, Callable[[Size], float]] = {
         )
     ),
     "Gram matrix": lambda s: (
-        (s.p - 1) * (s.features**2 * SINGLE + s.filters * s.patch * DOUBLE + s.features * (s.outputs + 3) * DOUBLE)
-        + s.away * s.n * (s.outputs + 1) * DOUBLE  # targets and counts
-        + s.away * s.held * s.n * s.features * SINGLE  # features held out, to process 0
+        (s.p - 1) * s.n * s.features * SINGLE  # features of all images, to all
+        + (s.p - 1) * (s.filters * s.patch + s.features * (1 + 2 * (2 + s.outputs))) * DOUBLE  # filters, shift, sums
+        + s.away * s.n * ((s.outputs + 1) * DOUBLE + 1)  # targets, counts, who is held out
     ),
+    "factor": lambda s: (s.p - 1) * (s.features * (s.features + s.height) / 2 * SINGLE + s.features * DOUBLE),
+    "product with the matrix": lambda s: 2 * (s.p - 1) * s.features * s.outputs * SINGLE,
+    "solution by the factor": lambda s: 3 * (s.p - 1) * s.features * s.outputs * SINGLE,
     "step of a slide": lambda s: (
         (s.p - 1) * s.network * (SINGLE + DOUBLE) + s.away * s.batch * (s.outputs + 3) * DOUBLE
     ),
@@ -85,7 +98,7 @@ MODEL: dict[str, Callable[[Size], float]] = {
 
 
 def flops(s: Size) -> dict[str, float]:
-    """Products and sums: of all processes together, but for the factors of the Gram matrix, which one makes."""
+    """Products and sums of all processes together."""
     return {
         "features": 2.0 * s.n * s.positions * s.patch * s.filters,
         "Gram matrix": 1.0 * s.n * s.features**2,
@@ -127,8 +140,19 @@ def count() -> None:
 
         filters = dictionary(responses, m, source="kmeans")
         note("k-means")
-        fit = fit_dictionary(problem, filters, tune=size.held)
+        features = Features([responses], [filters], flips=False)
+        products = gather(problem, features, held_out(n, HELD))
         note("Gram matrix")
+        products.factorise(torch.ones(features.size))
+        note("factor")
+        matrix = torch.ones(features.size, c)
+        products.times(matrix)
+        note("product with the matrix")
+        products.unfactor(matrix)
+        note("solution by the factor")
+        del products
+        fit = fit_dictionary(problem, filters, tune=HELD)
+        before = team.traffic
         network = filters.float(), fit.weights[0].float(), fit.intercept.float()
         chosen = torch.randperm(n)[: size.batch]
         batch_gradients(problem, network, chosen, 0, torch.zeros(size.batch, 2, dtype=torch.int64))
@@ -164,20 +188,20 @@ def main() -> None:
         "",
         "On paper: ImageNet, 1,281,167 images of 224x224, 6x6 patches with stride 2 (12,100 positions), 6,000 filters "
         f"of 2x2 cells, 1,000 classes; {arguments.flops:.0e} operations a second a GPU, {arguments.bandwidth:.0e} bytes"
-        " a second; sums go round as rings do, each process twice the matrix whatever their number. Held-out features "
-        "of a thousandth of the images; mini-batches of 1,024.",
+        " a second between any two. Mini-batches of 1,024.",
         "",
-        "| GPUs | features, s | Gram matrix, s | its sum, s | factor, one GPU, s | traffic, GB | step of a slide, ms | "
-        "its traffic, ms |",
-        "|---|---|---|---|---|---|---|---|",
+        "| GPUs | features, s | Gram matrix, s | features to all, s | Gram matrix and factor of a GPU, GB | factor, s "
+        "| its messages, s | step of a slide, ms | its messages, ms |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for p in (8, 64, 512):
-        s = Size(p, 1_281_167, 110**2, 108, 6000, 4, 1000, batch=1024, held=1e-3)
+        s = Size(p, 1_281_167, 110**2, 108, 6000, 4, 1000, batch=1024)
         work, rate, width = flops(s), arguments.flops, arguments.bandwidth
         lines.append(
-            f"| {p} | {work['features'] / p / rate:,.0f} | {work['Gram matrix'] / p / rate:,.0f} | "
-            f"{2 * s.features**2 * SINGLE / width:.2f} | {work['factor'] / rate:,.2f} | "
-            f"{MODEL['Gram matrix'](s) / 1e9:,.0f} | {1e3 * work['step of a slide'] / p / rate:.1f} | "
+            f"| {p} | {work['features'] / p / rate:,.0f} | {work['Gram matrix'] / p / rate:,.1f} | "
+            f"{s.n * s.features * SINGLE / width:.1f} | {s.features**2 * SINGLE / p / 1e9:.3f} | "
+            f"{work['factor'] / p / rate:,.3f} | {s.features**2 / 2 * SINGLE / width:.2f} | "
+            f"{1e3 * work['step of a slide'] / p / rate:.1f} | "
             f"{1e3 * 2 * s.network * (SINGLE + DOUBLE) / width:.1f} |"
         )
         print(lines[-1], flush=True)

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from convcvx.responses.processes import RESUME_ADVICE
@@ -43,7 +44,7 @@ def result_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("limit", "segment", "sizes"),
-    [(300, 10, (2, 4, 8)), (12, 1, (11,))],  # the last: shares of one image, and processes that have none
+    [(300, 10, (2, 16)), (12, 1, (11,))],  # the last: shares of one image, and processes that have none
 )
 def test_a_dictionary_is_that_of_one_process_in_however_many(tmp_path, limit, segment, sizes):
     alone = result_of(crew(1, segment, f"{DICTIONARY} --limit {limit}", tmp_path / "1"))
@@ -52,6 +53,50 @@ def test_a_dictionary_is_that_of_one_process_in_however_many(tmp_path, limit, se
         for name in OBJECTIVES:
             assert together[name] == pytest.approx(alone[name], rel=1e-6), (size, name)
         assert together["family_gap"] == pytest.approx(alone["family_gap"], rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("preset", "shape"), [("mnist", (28, 28)), ("cifar10-fast", (32, 32, 3))])
+def test_a_whole_preset_is_that_of_one_process_and_goes_on_in_any_number(tmp_path, preset, shape):
+    """From k-means to the proof over the family; what a killed leader left goes on in other processes."""
+    random = np.random.default_rng(0)
+    drawn = {"train": 160, "test": 40}
+    classes = {name: random.integers(3, size=count) for name, count in drawn.items()}
+    shades = {name: np.sin(np.arange(shape[1]) * (y[:, None] + 1) / 3)[:, None] for name, y in classes.items()}
+    shades = {name: x[..., None] if len(shape) == 3 else x for name, x in shades.items()}
+    pixels = {f"x_{name}": 90 + 60 * x + 40 * random.random((len(x), *shape)) for name, x in shades.items()}
+    labels = {f"y_{name}": np.where(random.random(len(y)) < 0.2, 0, y) for name, y in classes.items()}
+    np.savez(tmp_path / "images.npz", **{name: x.astype(np.uint8) for name, x in pixels.items()}, **labels)
+    whole = f"train --preset {preset} --data {tmp_path / 'images.npz'} --dictionary 12 --json"
+    alone = result_of(crew(1, 20, whole, tmp_path / "1"))
+    together = result_of(crew(3, 20, whole, tmp_path / "3"))
+    for name in ("metrics.json", "model.safetensors", "certificate.json"):
+        (tmp_path / "3" / name).unlink()
+    resumed = result_of(crew(2, 20, "train --resume --json", tmp_path / "3"))
+    assert alone["primal"] > 1e-3
+    assert alone["family_gap"] < 0.1
+    for found in (together, resumed):
+        for name in (*OBJECTIVES, "family_size"):
+            assert found[name] == pytest.approx(alone[name], rel=1e-4), name
+        assert found["family_gap"] == pytest.approx(alone["family_gap"], rel=0.2)
+    assert resumed["family_gap"] == pytest.approx(together["family_gap"], rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        ("Features.batches", "worker 1 of 3 failed: OSError: disk gone"),  # all hear of it, and stop
+        ("GramBlocks.times", "process 1: OSError: disk gone"),  # in the middle of a sum: nobody listens
+    ],
+)
+def test_a_process_that_fails_while_all_talk_ends_the_run_in_all(tmp_path, monkeypatch, method, told):
+    monkeypatch.setitem(ENVIRONMENT, "CREW_BREAKS", method)
+    done = crew(3, 20, f"{DICTIONARY} --limit 100", tmp_path / "run")
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["status"] == "lost_worker"
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.slow

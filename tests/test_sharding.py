@@ -349,6 +349,14 @@ def test_a_dictionary_is_that_of_one_process_but_for_rounding(short_segments):
         assert fit.path[0]["held_out_loss"] == pytest.approx(fits[0].path[0]["held_out_loss"], rel=1e-9)
 
 
+def test_a_dictionary_asks_this_machine_for_its_share_of_the_memory(short_segments, monkeypatch):
+    responses = sharded_problem(4).responses
+    for said, share in (("1", 0.25), ("4", 1.0), ("", 1.0), ("8", 1.0)):  # the last two: as if all were here
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", said)
+        assert responses.share_here == share
+    assert Responses.share_here.fget(responses) == 1.0
+
+
 def test_two_processes_fit_the_dictionary_of_one(folder, tmp_path):
     options = ["--dictionary", "40", "--threshold", "0.25", "--hidden-bias", "--max-rounds", "0", "--tune", "0.1"]
     given = ["--data", folder, *options, "--flips"]

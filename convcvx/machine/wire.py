@@ -168,6 +168,12 @@ def attempt() -> int:
     return int(count) if count.isdecimal() else 0
 
 
+def on_this_machine(unknown: int) -> int:
+    """How many of the processes run on this machine; `unknown` if the launcher does not say."""
+    count = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return int(count) if count.isdecimal() else unknown
+
+
 def _meeting_point() -> dict[str, Any]:
     """Where processes find each other, if not where torch says.
 
@@ -200,5 +206,5 @@ def _object(data: Tensor) -> Any:
 
 def _have_gpus_of_their_own() -> bool:
     """Whether NCCL can add up what lies on GPUs: it needs one for each process."""
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return torch.cuda.is_available() and dist.is_nccl_available() and here <= torch.cuda.device_count()
+    own = on_this_machine(1) <= torch.cuda.device_count()
+    return torch.cuda.is_available() and dist.is_nccl_available() and own

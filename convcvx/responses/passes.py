@@ -35,6 +35,11 @@ class Responses(Stream):
         """How many processes go over the images."""
         return 1
 
+    @property
+    def share_here(self) -> float:
+        """The share of them that this machine has, and so of what they hold together."""
+        return 1.0
+
     def to(
         self,
         *,

@@ -202,9 +202,13 @@ class Portion:
         """Of all `parts` keep those under `keys`."""
         self.parts = {key: part for key, part in self.parts.items() if key in keys}
 
-    def ask(self, key: int, name: str, common: Sequence[Any]) -> Any:
-        """What the method `name` of a part gives; all processes call it, and may talk to each other in it."""
-        return getattr(self.parts[key], name)(*common)
+    def ask(self, key: int, name: str, common: Sequence[Any], all_answer: bool) -> Any:
+        """What the method `name` of a part gives; all processes call it, and may talk to each other in it.
+
+        Unless `all_answer` the others do not send what they have: the first one's is the result.
+        """
+        found = getattr(self.parts[key], name)(*common)
+        return found if all_answer or self.rank == 0 else None
 
     def apply(self, work: Callable[..., Tensor], common: Sequence[Any], items: Sequence[Tensor]) -> list[Tensor]:
         """`work` on each of some items, which have nothing to do with the images."""

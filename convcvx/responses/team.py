@@ -23,6 +23,7 @@ from torch import Tensor
 
 from convcvx.budget import NEVER, Deadline
 from convcvx.data.images import Images
+from convcvx.machine.wire import on_this_machine
 from convcvx.patches import Moments, PatchEmbedding, PatchSpec, provisional_mean
 from convcvx.pooling import Pooling
 from convcvx.responses.passes import Responses
@@ -143,9 +144,9 @@ class Team(Processes):
         self._held[self._keys] = held = Together(self, self._keys)
         return held
 
-    def ask(self, key: int, name: str, *common: Any) -> list[Any]:
-        """What the method `name` of each process's part gives."""
-        return self.collect("ask", (key, name, common), together=True)
+    def ask(self, key: int, name: str, common: Sequence[Any], *, all_answer: bool) -> list[Any]:
+        """What the method `name` of each process's part gives; of the leader's alone unless `all_answer`."""
+        return self.collect("ask", (key, name, common, all_answer), together=True)
 
     def part(self, key: int) -> Any:
         """The part of this process."""
@@ -229,11 +230,11 @@ class Together:
 
     def all(self, name: str, *common: Any) -> list[Any]:
         """What the method `name` of each part gives."""
-        return self._team.ask(self._key, name, *common)
+        return self._team.ask(self._key, name, common, all_answer=True)
 
     def __call__(self, name: str, *common: Any) -> Any:
         """What it gives in this process."""
-        return self.all(name, *common)[0]
+        return self._team.ask(self._key, name, common, all_answer=False)[0]
 
 
 class ShardedResponses(Responses):
@@ -285,6 +286,10 @@ class ShardedResponses(Responses):
     @property
     def n_processes(self) -> int:
         return self._team.size
+
+    @property
+    def share_here(self) -> float:
+        return min(1.0, on_this_machine(self.n_processes) / self.n_processes)
 
     @property
     def owners(self) -> Tensor:

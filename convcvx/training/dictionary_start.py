@@ -98,7 +98,7 @@ def drawn_filters(config: TrainConfig, problem: Problem) -> Tensor:
     size = config.dictionary // (2 if config.flips else 1) * responses.n_cells
     if responses.device.type == "cpu":
         check_memory(
-            2 * responses.dtype.itemsize * size**2,  # the Gram matrix and its factor
+            2 * responses.dtype.itemsize * size**2 * responses.share_here,  # the Gram matrix and its factor
             f"a dictionary of {config.dictionary} filters pooled to {responses.n_cells} cells",
             "ask for fewer filters or cells",
         )

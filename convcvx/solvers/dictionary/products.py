@@ -7,7 +7,6 @@ of its own images that are held out. All shift their features alike, by the mean
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +22,10 @@ from convcvx.solvers.master.gram import Gram
 
 Kept = tuple[Tensor, Tensor, Tensor | None]
 """Features (b, D) of some images, their targets (b, c), and what each counts for if not for one."""
+Form = tuple[int, int, torch.dtype, str]
+"""Of a Gram matrix: D features, c targets, and the dtype and the kind of device of the products."""
+Dictionaries = tuple[list[Tensor], bool]
+"""The filters of each dictionary, and whether to add each one's responses to those of its mirror image."""
 
 
 def gather(problem: Problem, features: Features, held: Tensor) -> Products | SharedProducts:
@@ -141,7 +144,7 @@ class _HeldOut:
 class _Part(GramBlocks):
     """One process's part of `SharedProducts`; `held_out` is None in one without images."""
 
-    def __init__(self, wire: Wire, form: Any, held_out: _HeldOut | None, centred: bool, shift: Tensor) -> None:
+    def __init__(self, wire: Wire, form: Form, held_out: _HeldOut | None, centred: bool, shift: Tensor) -> None:
         super().__init__(wire, *form, centred=centred, shift=shift)
         self._held_out, self._batch = held_out, -(-BATCH // wire.size)
         self.add_all(held_out.others(self._batch) if held_out is not None else (), self._batch)
@@ -159,8 +162,8 @@ def _part(
     targets: Tensor,
     counts: Tensor,
     held: Tensor,
-    form: Any,
-    dictionaries: Any,
+    form: Form,
+    dictionaries: Dictionaries,
     centred: bool,
     shift: Tensor,
 ) -> _Part:

@@ -71,13 +71,12 @@ class GramBlocks(Sums):
 
     def _zeros(self) -> dict[int, Tensor]:
         """What lies on and right of the diagonal in each stripe of this process, by its number."""
-        return {
-            k: torch.zeros(rows.own.stop - rows.own.start, self.size - rows.own.start, dtype=self.dtype).to(
-                self._device
-            )
-            for k, rows in enumerate(self._stripes)
-            if rows.rank == self._wire.rank
+        shapes = {
+            k: (own.stop - own.start, self.size - own.start)
+            for k, (own, _, rank) in enumerate(self._stripes)
+            if rank == self._wire.rank
         }
+        return {k: torch.zeros(shape, dtype=self.dtype, device=self._device) for k, shape in shapes.items()}
 
     @property
     def nbytes(self) -> int:
