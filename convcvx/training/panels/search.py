@@ -31,9 +31,9 @@ class SearchOptions:
         SOLVER,
         f"auto, {', '.join(ORACLES)}. exact is a proof for patches of low rank or few; branch-and-bound a proof for "
         "rank 3 and up; polynomial, remainder and cylinders proofs at any rank, good at large beta; family a proof for "
-        "networks over --filters; spectral one at any rank for --activation linear, and quadratic with one output; sampled a proof for sampled "
-        "patterns only; local scales and proves nothing, not even over the filters of a dictionary, which may "
-        "take longer than the training.",
+        "networks over --filters; spectral one at any rank for --activation linear, and quadratic with one output; "
+        "sampled a proof for sampled patterns only; local scales and proves nothing, not even over the filters of a "
+        "dictionary, which may take longer than the training.",
     )
     gates: int = option(
         N_GATES,
