@@ -162,7 +162,7 @@ class FamilyOracle(Oracle):
 
     *Squares*: the kernel of a unit filter is brought to its length in r + 4 roundings more, and x·uB, which is off by δ
     in all, makes (2a + δ)δ of its square. As Σ_j |b_rj||x_j| over all r is √r a at most, an embedded row is off by
-    (h + 1)√r ε a. So T is 2(3r + h + K + n + 20), and what rows are off 2(h + 1)√r ε Σ_k w_pk a_k²; δ² is rounded up to.
+    (h + 1)√r ε a. So T is 2(3r + h + K + n + 20), and what rows are off 2(h + 1)√r ε Σ_k w_pk a_k²; δ² is in `SAFE`.
 
     *Symmetry.* Of averages, σ(t) - σ(-t) = (1 + slope) t, so that G(u) - G(-u) is linear in u: half of a symmetric
     family is evaluated, and G(e_j), G(-e_j) for the r axes. With Σ|u_j| <= √r, G(-u) is off by (1 + 2√r) times as much,
