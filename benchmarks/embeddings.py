@@ -55,7 +55,7 @@ NEURONS = 32
 """Hidden neurons of perceptrons, and activation patterns of CRONOS."""
 STACK: dict[str, Any] = {"stages": 2, "kernel_size": 5, "tol": 1.0, "max_rounds": 0, "tune": 0.1, "seed": 0}
 """How the stack is trained whose last layer makes features."""
-TIME_LIMIT = 20.0
+TIME_LIMIT = 120.0
 """Seconds of a training of the convex head, its certificate included."""
 
 Rows = np.ndarray
