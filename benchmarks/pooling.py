@@ -1,12 +1,13 @@
 """Maximum against average pooling at equal filters: accuracy and CPU time.
 
     python benchmarks/pooling.py [--data-dir ../shared/data] [--filters 256] [--sizes mnist=10000,cifar10=5000]
+        [--to pooling.md]
 
 Networks over a dictionary of filters, weights optimal, β chosen on a tenth of the training images (`tune`). Which cells
 to pool over is chosen, for averages and for maxima, on another fifth of the training images, which no fit has seen;
 with these cells a network is trained on all of them and scored once on the test images. CPU seconds are those of the
 process, of a whole fit and of a pass over the images with its gradient in the filters; average and maximum alternate.
-Writes benchmarks/results/pooling.md.
+Writes benchmarks/results/pooling.md, or what `--to` names there.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ PASS_IMAGES = 1000
 PASS_FILTERS = 64
 PASS_ROUNDS = 9
 """Timed passes, of which the median counts."""
-RESULTS = Path(__file__).parent / "results" / "pooling.md"
+RESULTS = Path(__file__).parent / "results"
 
 
 def accuracy(network: torch.nn.Module, data: Dataset) -> float:
@@ -116,6 +117,7 @@ def main() -> None:
     parser.add_argument("--data-dir", default="../shared/data")
     parser.add_argument("--filters", type=int, default=256)
     parser.add_argument("--sizes", default="mnist=10000,cifar10=5000")
+    parser.add_argument("--to", default="pooling.md", help="file in benchmarks/results")
     chosen = parser.parse_args()
     lines = [
         "# Maximum against average pooling at equal filters",
@@ -130,7 +132,7 @@ def main() -> None:
     for part in chosen.sizes.split(","):
         name, size = part.split("=")
         lines += compare(name, int(size), chosen.filters, chosen.data_dir)
-        RESULTS.write_text("\n".join(lines))
+        (RESULTS / chosen.to).write_text("\n".join(lines))
 
 
 if __name__ == "__main__":

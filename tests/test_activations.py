@@ -323,7 +323,7 @@ def test_networks_are_exported_read_back_and_certified(text, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("text", OTHERS)
+@pytest.mark.parametrize("text", [*OTHERS, "quadratic"])
 @pytest.mark.parametrize("to", ["torch", "onnx", "sklearn"])
 def test_files_for_others_give_the_same_scores(text, to, tmp_path):
     network = TwoLayerCNN(Architecture((1, 5, 5), 3, 3, pool="2", activation=text))

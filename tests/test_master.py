@@ -154,10 +154,7 @@ def test_a_large_beta_empties_the_network(loss):
 
 
 @everywhere
-def test_a_tiny_beta_interpolates(loss, request):
-    if loss == "squared-hinge":
-        why = "beyond the margin the loss is flat: Newton's steps go too far, and the gap that is told stays large"
-        request.applymarker(pytest.mark.xfail(reason=why, strict=True))
+def test_a_tiny_beta_interpolates(loss):
     problem = flat_problem(9, n_patches=1, beta=1e-7, loss=loss)
     filters, _, _ = random_parameters(problem, 30, seed=0)
     result = solve_master(problem, filters, tol=1e-3)

@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+from convcvx.activations import QUADRATIC
 from convcvx.display.words import bounds, claims, rows, told
 from convcvx.errors import InputError
 from convcvx.oracles.contradiction import contradiction
@@ -125,6 +126,8 @@ class Certificate:
             said = said.replace("the filters of a family", f"the {self.family_size:,} {named} of the family")
         if self.activation != "relu":
             said += f"; among networks with activation {self.activation}"
+        if self.activation == str(QUADRATIC):
+            said += ", whose penalty is beta * sum(norm(kernel)^2 * norm(weights))"
         if self.filter_rank != self.filter_size:
             said += f"; among networks whose filters are of rank {self.filter_rank} of {self.filter_size}"
         stopped = self.search.get("stopped") == "time_limit"

@@ -24,6 +24,8 @@ class SquaredHinge:
     name = "squared-hinge"
     curvature = 2.0
     takes_real = False
+    width = 0.0
+    """Over which its corner is rounded: not at all."""
 
     def value(self, predictions: Tensor, targets: Tensor) -> Tensor:
         return _short(predictions, targets).square().sum(dim=1)
@@ -48,10 +50,11 @@ class SquaredHinge:
         start = wanted.new_zeros(wanted.shape[1]) if start is None else start.to(wanted)
 
         def slopes(shift: Tensor) -> tuple[Tensor, Tensor]:
-            left = _short(predictions + shift, targets)
-            return shares.mean(-2 * signs * left), shares.mean(2 * (left > 0).double())
+            at = predictions + shift
+            bent = self.hessian_product(at, targets, torch.ones_like(at))
+            return shares.mean(self.gradient(at, targets)), shares.mean(bent)
 
-        low, high = wanted.amin(dim=0) - 1, wanted.amax(dim=0) + 1
+        low, high = wanted.amin(dim=0) - 1 - self.width, wanted.amax(dim=0) + 1 + self.width
         first = torch.where((signs > 0).all(dim=0), high, torch.where((signs < 0).all(dim=0), low, start))
         found = best_shifts(slopes, low, high, first)
         values = [shares.mean(self.value(predictions + b, targets)) for b in (found, start)]

@@ -1,8 +1,8 @@
 """Certify a network, whoever trained it: read it layer by layer, check that it computes what its layers stand for.
 
 Any Conv2d → ReLU → average or maximum pooling → Linear qualifies, with or without Dropout and BatchNorm in evaluation,
-and any Linear → ReLU → Linear, with a LeakyReLU, the absolute value or nothing in the place of the ReLU, however its
-`forward` is written; see `layers`.
+and any Linear → ReLU → Linear, with a LeakyReLU, the absolute value, a square or nothing in the place of the ReLU,
+however its `forward` is written; see `layers`.
 """
 
 from __future__ import annotations

@@ -25,7 +25,6 @@ from convcvx.oracles._patch_rows import ROUND_UP
 from convcvx.oracles.base import Oracle, OracleResult, Wanted
 from convcvx.oracles.charged_rows import at_scale_one, largest, raised
 from convcvx.oracles.metric import Metric
-from convcvx.oracles.needs import DEGREE_ONE, require
 from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
 from convcvx.responses.passes import Responses
@@ -161,6 +160,10 @@ class FamilyOracle(Oracle):
     Tε Σ_i ‖Z_i‖ Σ_pk w_pk a_ik; forming the norm rounds (P·c + 2)ε, relatively. As ‖φ(x_i; u)‖ <= Σ_pk w_pk a_ik, what
     Z may be off counts with that sum.
 
+    *Squares*: the kernel of a unit filter is brought to its length in r + 4 roundings more, and x·uB, which is off by δ
+    in all, makes (2a + δ)δ of its square. As Σ_j |b_rj||x_j| over all r is √r a at most, an embedded row is off by
+    (h + 1)√r ε a. So T is 2(3r + h + K + n + 20), and what rows are off 2(h + 1)√r ε Σ_k w_pk a_k²; δ² is in `SAFE`.
+
     *Symmetry.* Of averages, σ(t) - σ(-t) = (1 + slope) t, so that G(u) - G(-u) is linear in u: half of a symmetric
     family is evaluated, and G(e_j), G(-e_j) for the r axes. With Σ|u_j| <= √r, G(-u) is off by (1 + 2√r) times as much,
     and 2(r + 2)ε more, as 1 + slope <= 2. Of maxima all of it is evaluated.
@@ -176,9 +179,8 @@ class FamilyOracle(Oracle):
         Raises
         ------
         InputError
-            For a family that has no filters of so many entries, and for squares.
+            For a family that has no filters of so many entries.
         """
-        require("oracle family", (DEGREE_ONE,), problem)
         began = perf_counter()
         size = self.family.size(problem.responses.dim)
         problem = problem.with_dtype(torch.float64)
@@ -229,6 +231,8 @@ def bound_over_family(problem: Problem, computed: float, dual_point: Tensor, *, 
     responses = problem.responses
     dim, size = responses.embedding.basis.shape
     terms = 2 * dim + size + responses.n_positions + responses.n + OTHERS
+    if responses.activation.degree == 2:
+        terms = 2 * (terms + dim + 4)
     share = terms * UNIT / (1 - terms * UNIT)
     if symmetric:
         share = (2 + 2 * math.sqrt(dim)) * share
@@ -240,10 +244,16 @@ def bound_over_family(problem: Problem, computed: float, dual_point: Tensor, *, 
 
 
 def reach(responses: Responses) -> tuple[Tensor, Tensor]:
-    """(n,) Σ_pk w_pk a_ik of each image, at most, and the same sum of what `embedding_errors` finds row by row."""
+    """(n,) Σ_pk w_pk a_ik of each image, at most, and the same sum of what `embedding_errors` finds row by row.
+
+    Of squares the sum of a_ik², and what that changes by these errors.
+    """
     basis = responses.embedding.basis
     sizes = responses.reach()
-    errors = responses.reach((basis.shape[1] + 1) * UNIT * basis.abs().sum(dim=0)) + responses.contrast_error()
+    if responses.activation.degree == 2:
+        errors = 2 * (basis.shape[1] + 1) * len(basis) ** 0.5 * UNIT * sizes
+    else:
+        errors = responses.reach((basis.shape[1] + 1) * UNIT * basis.abs().sum(dim=0)) + responses.contrast_error()
     # sums of terms >= 0: a few roundings each
     grown = ROUND_UP + (sum(basis.shape) + responses.n_positions + OTHERS) * UNIT
     return sizes * grown, errors * grown + SMALLEST_NORMAL

@@ -160,7 +160,7 @@ ORACLES: dict[str, Entry] = {
         _branch_and_bound, (DEGREE_ONE, AVERAGES, ROWS_IN_BUNDLES, LOW_RANK), _branch_and_bound_suits
     ),
     "copositive": Entry(lambda effort: CopositiveOracle(), (DEGREE_ONE, AVERAGES, ROWS_IN_MEMORY)),
-    "family": Entry(_family, (DEGREE_ONE,)),
+    "family": Entry(_family),
     "polynomial": Entry(_polynomial),
     "remainder": Entry(lambda effort: RemainderOracle(), (DEGREE_ONE, AVERAGES, PRINCIPAL_ROWS)),
     "cylinders": Entry(_cylinders, (DEGREE_ONE, AVERAGES, ROWS_IN_MEMORY, FEW_CELLS_AND_OUTPUTS)),

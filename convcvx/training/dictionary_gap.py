@@ -156,7 +156,9 @@ def _mirrored_gap(
     correlations, outputs = (sum(parts) for parts in zip(*surveyed, strict=True))
     g_max = bound_over_family(exact, _largest(correlations) / 2, dual_point)
     sizes, _ = reach(exact.responses)
-    g_max += _mirroring_error(exact.responses.embedding, half) * float(dual_point.norm(dim=1) @ sizes) * SAFE
+    steepest = 2 * exact.responses.activation.degree - 1  # of (x·u)²/‖u‖ the slope is 2a·a + a² at most
+    off = steepest * _mirroring_error(exact.responses.embedding, half)
+    g_max += off * float(dual_point.norm(dim=1) @ sizes) * SAFE
     network = torch.cat([own, own]), torch.cat([first, first]), intercept
     return 2 * len(half), _proved(exact, dual_point, g_max, network, outputs), outputs
 

@@ -2,21 +2,25 @@
 
     min_{W, b}  Σ_i s_i ℓ(A_i W + b, y_i) + β Σ_j √(‖W_j‖² + ε²),       ε ↓ 0
 
-Path following: a few Newton steps an ε, each a preconditioned conjugate gradient solve with the true Hessian of
-the loss. The Hessian of the penalty is linearised with dual variables, as Chan, Golub and Mulet (1999) do for
-total variation: plain Newton on a smoothed norm takes tiny steps, the primal-dual form full ones. The
-preconditioner is the Gram matrix, scaled to the curvature the loss shows, plus the penalty's Hessian: a ridge, less
-what is missing of it along each group. The duality gap of the unsmoothed problem is the stopping rule.
+Path following: a few Newton steps an ε, each a preconditioned conjugate gradient solve with the true Hessian of the
+loss. The Hessian of the penalty is linearised with dual variables, as Chan, Golub and Mulet (1999) do for total
+variation: plain Newton on a smoothed norm takes tiny steps, the primal-dual form full ones. A loss that is flat
+somewhere is smoothed with ε as well (`convcvx.losses.smoothed_hinge`). The preconditioner is the Gram matrix, scaled to
+the curvature the loss shows, plus the penalty's Hessian: a ridge, less what is missing of it along each group. The
+duality gap of the unsmoothed problem is the stopping rule.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from convcvx.losses.smoothed_hinge import SmoothedHinge, smoothed
 from convcvx.problem import Problem
 from convcvx.solvers.master.result import MasterResult
 
@@ -24,6 +28,14 @@ CACHE_BYTES = 1 << 30
 """Pooled responses kept between passes; beyond this they are recomputed on every pass."""
 SHRINK = 0.1
 """Factor from one ε to the next."""
+STEPS = 40
+"""Steps of conjugate gradients at most: for the Hessian of a loss that bends alike everywhere, about."""
+FLAT_STEPS = 300
+"""Steps at most for that of a smoothed loss, whose images bend it by factors of a million: the preconditioner knows one
+curvature for all."""
+SHARP = 1e-6
+"""Share of tol times the largest loss of an image that the width squared of a smoothed loss may have in the end: then
+the loss itself has nearly the same residual, which the gap is measured at."""
 DAMPINGS = 20
 """Tenfold increases, at most, of a damping that does not make a matrix positive definite."""
 
@@ -54,7 +66,7 @@ def solve_smooth(
         rel_gap = (objective - dual) / max(objective, 1e-300)
         if rel_gap <= tol or (result.rel_gap > tol and objective <= result.objective):
             result = MasterResult(state.matrix.unflatten(0, shape), state.shift, objective, rel_gap, iteration)
-        exact = 0 < problem.beta * epsilon * len(filters) < 1e-2 * tol * objective
+        exact = 0 < problem.beta * epsilon * len(filters) < 1e-2 * tol * objective and state.sharp(epsilon, tol)
         done = rel_gap <= tol or (settled and exact)
         dropped = done and state.drop_idle()
         if iteration == max_iter or (done and not dropped):
@@ -121,17 +133,17 @@ class _State:
         self.duals = torch.zeros_like(matrix)
         self.free = torch.ones(len(matrix), 1, dtype=torch.bool)  # rows that Newton steps move
         self._dropped = torch.zeros(len(matrix), 1, dtype=torch.bool)
-        self._centre()
+        self._centre(self.problem)
 
     def norms(self, matrix: Tensor | None = None) -> Tensor:
         """Frobenius norm of each group (m,)."""
         matrix = self.matrix if matrix is None else matrix
         return matrix.reshape(-1, self.problem.responses.n_cells * matrix.shape[1]).norm(dim=1)
 
-    def _centre(self) -> None:
-        """Move to the optimal intercept."""
-        if self.problem.intercept:
-            change = self.problem.best_intercept(self.predictions)
+    def _centre(self, problem: Problem) -> None:
+        """Move to the optimal intercept of `problem`, which may be smoothed."""
+        if problem.intercept:
+            change = problem.best_intercept(self.predictions)
             self.shift, self.predictions = self.shift + change, self.predictions + change
 
     def primal_dual(self) -> tuple[float, float]:
@@ -157,16 +169,30 @@ class _State:
         self._dropped, self.free = self._dropped | rows, self.free & ~rows
         self.matrix = torch.where(rows, 0.0, self.matrix)
         self.predictions = self.design.apply(self.matrix) + self.shift
-        self._centre()
+        self._centre(self.problem)
         return True
 
-    def _smoothed(self, predictions: Tensor, matrix: Tensor, epsilon: float) -> float:
+    def _smoothed(self, epsilon: float) -> Problem:
+        """The problem with its loss smoothed by no more than `epsilon` adds to the penalty; itself if that bends."""
+        problem, c = self.problem, self.matrix.shape[1]
+        excess = problem.beta * epsilon * len(self.norms())
+        return replace(problem, loss=smoothed(problem.loss, math.sqrt(excess / (2 * c))))
+
+    def sharp(self, epsilon: float, tol: float) -> bool:
+        """Whether the loss that is smoothed at `epsilon` is as good as the true one for a gap of `tol`."""
+        loss, problem = self._smoothed(epsilon).loss, self.problem
+        if not isinstance(loss, SmoothedHinge):
+            return True
+        return loss.width**2 <= SHARP * tol * float(problem.loss.value(self.predictions, problem.targets).max())
+
+    def _value(self, problem: Problem, predictions: Tensor, matrix: Tensor, epsilon: float) -> float:
+        """The objective of the smoothed `problem` with the penalty smoothed by `epsilon`."""
         penalty = (self.norms(matrix).square() + epsilon**2).sqrt().sum()
-        return self.problem.mean_loss(predictions) + self.problem.beta * float(penalty)
+        return problem.mean_loss(predictions) + problem.beta * float(penalty)
 
     def newton_step(self, epsilon: float) -> float:
         """One damped Newton step at `epsilon`; returns the decrease that Newton's model promised."""
-        problem, design = self.problem, self.design
+        problem, design = self._smoothed(epsilon), self.design
         cells = problem.responses.n_cells
         radii = (self.norms().square() + epsilon**2).sqrt().repeat_interleave(cells)[:, None]
         ridges, units = problem.beta / radii, self.matrix / radii
@@ -198,7 +224,7 @@ class _State:
         direction_shift = z_shift = residual_shift / self.curvature
         energy = first = float((residual * z).sum() + (residual_shift * z_shift).sum())
         measured = self.curvature
-        for iteration in range(40):
+        for iteration in range(FLAT_STEPS if isinstance(problem.loss, SmoothedHinge) else STEPS):
             problem.deadline.check()
             if energy <= 1e-6 * first or energy <= 0:
                 break
@@ -222,16 +248,16 @@ class _State:
         self.duals = duals / self.norms(duals).clamp_min(1.0).repeat_interleave(cells)[:, None]
         change = design.centred(step) + step_shift
         step_shift = step_shift - (design.mean.T @ step)[0]
-        value, size = self._smoothed(self.predictions, self.matrix, epsilon), 1.0
+        value, size = self._value(problem, self.predictions, self.matrix, epsilon), 1.0
         while size > 1e-3:
             predictions, matrix = self.predictions + size * change, self.matrix + size * step
-            if self._smoothed(predictions, matrix, epsilon) <= value - 0.1 * size * decrement:
+            if self._value(problem, predictions, matrix, epsilon) <= value - 0.1 * size * decrement:
                 self.matrix, self.shift, self.predictions = (
                     matrix,
                     self.shift + size * step_shift,
                     predictions,
                 )
-                self._centre()
+                self._centre(problem)
                 return decrement
             size *= 0.5
         return 0.0
