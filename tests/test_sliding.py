@@ -297,6 +297,19 @@ def test_filters_are_looked_for_on_samples_first(sampled_problem):
     assert solution.history[0]["objective"] < 0.7 * constant
 
 
+def test_samples_are_searched_by_climbs_and_all_images_by_proofs(monkeypatch):
+    monkeypatch.setitem(SOLVERS, "sliding-fw", replace(sliding_frank_wolfe, sample_size=45))
+    problem = digits_problem(360, 5e-3, spec=PatchSpec(3, stride=2, rank=3))
+    scopes: dict[int, set[str]] = {}
+
+    def callback(solution):
+        record = solution.history[-1]
+        scopes.setdefault(record.get("images", problem.n), set()).add(record["scope"])
+
+    solve_problem(problem, Budget(tol=0.1, max_rounds=2), oracle="branch-and-bound", callback=callback)
+    assert scopes == {90: {"heuristic"}, 360: {"global"}}
+
+
 def test_a_sample_is_no_larger_than_memory_allows(sampled_problem, monkeypatch):
     monkeypatch.setattr("convcvx.problem.SAMPLE_BYTES", 4 * 64 * 100)
     sizes = []

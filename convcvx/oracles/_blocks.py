@@ -41,6 +41,8 @@ TURN_ENTRIES = 10_000
 """Least number of entries that a thread looks at, in about 1 ms, before it takes the block with the largest bound."""
 TURN_SHARE = 256
 """A turn grows to one part in so many of all entries looked at, which keeps the blocks few."""
+CACHE_LINE = 8
+"""Numbers of a line of the cache."""
 TURN_ENTRIES_LIMITED = 1000
 """Most entries of a turn where the number of cones is limited, lest a turn go far beyond the limit."""
 
@@ -251,10 +253,12 @@ class Workspace:
         self.depth = 0
         self.scratch = self._scratch()
 
-    def _scratch(self) -> tuple[np.ndarray, np.ndarray]:
-        """Heights and charges of the entries of one cone."""
+    def _scratch(self) -> tuple[np.ndarray, ...]:
+        """Heights, charges, bends, a number and a run each, of the entries of one cone."""
         d, _, width = self.linear.shape[1:]
-        return np.empty((d, len(self.indices))), np.empty((len(self.indices), width + 1))
+        n = len(self.indices) + CACHE_LINE  # a power of two would put the columns into the same places of the cache
+        arrays = np.empty((d, n)), np.empty((width + 1, n)), np.empty((d, n)), np.empty(n)
+        return *arrays, np.empty((n, 2), np.uint64)
 
     def load(self, block: Block) -> None:
         n = len(block.indices)

@@ -100,60 +100,83 @@ def collapse(tree, indices, low, high, vertices, finest, linear, heights):
 
 
 @njit(**OPTIONS)
-def take(tree, kept, taken):
-    """The charges of the `kept` entries and, last, their lengths, to taken[: len(kept)] (·, width + 1), at hand."""
-    rows, bundles, _, _, _ = tree
+def take(tree, kept, taken, runs):
+    """Put at hand what the `kept` entries carry: charges and, last, lengths, in taken[:, : len(kept)] (width + 1, ·).
+
+    Run r, of entries of one cell that stand together, is runs[r, 0] : runs[r + 1, 0] and its cell is runs[r, 1]: sums
+    over a run are loops that use the whole width of the processor. Returns how many runs there are.
+    """
+    rows, bundles, _, _, cells = tree
     directions, sources, sizes, charges, norms = rows
     n_rows, d, width = len(directions), directions.shape[1], charges.shape[1]
+    n_runs, cell = 0, -1
     for t in range(len(kept)):
         k = kept[t]
+        if cells[k] != cell:
+            cell = cells[k]
+            runs[n_runs, 0], runs[n_runs, 1] = t, cell
+            n_runs += 1
         if k < n_rows:
             source, size = sources[k], sizes[k]
             for a in range(width):
-                taken[t, a] = size * charges[source, a]
-            taken[t, width] = size * norms[source]
+                taken[a, t] = size * charges[source, a]
+            taken[width, t] = size * norms[source]
         else:
             for a in range(width + 1):
-                taken[t, a] = bundles[k - n_rows, d + a]
+                taken[a, t] = bundles[k - n_rows, d + a]
+    runs[n_runs, 0] = len(kept)
+    return n_runs
 
 
 @njit(**OPTIONS)
-def enclose(tree, kept, taken, heights, vertices, linear, middle, radius, remainder, strain):
+def enclose(tree, kept, scratch, n_runs, linear, middle, radius, remainder, strain):
     """Enclose G at the vertices: `middle` (d, P, width), the centre's curved part, and `radius` (d, P).
 
     `strain` (d, d), its lower half, says how much the kept entries bend along each edge.
 
     The parts of the kept bundles that are linear on the cone go into `linear`, the rest of them, R/2, into
-    `remainder` (P,), which `radius` includes.
+    `remainder` (P,), which `radius` includes. The bends r_ki of the entries at the vertices go into `scratch`.
     """
     rows, bundles, moments, _, cells = tree
-    n_rows = len(rows.directions)
-    d, width = len(vertices), linear.shape[2]
+    heights, taken, bends, line, runs = scratch
+    n_rows, n = len(rows.directions), len(kept)
+    d, width = len(linear), linear.shape[2]
     middle[:] = 0.0
     radius[:] = 0.0
     remainder[:] = 0.0
     strain[:] = 0.0
-    for t in range(len(kept)):
-        k = kept[t]
-        p = cells[k]
-        norm = taken[t, width]
-        total = 0.0
-        for i in range(d):
-            total += heights[i, t]
-        for i in range(d):
-            chord = max(heights[i, t], 0.0)
-            tangent = heights[i, t] if total > 0.0 else 0.0
-            radius[i, p] += 0.5 * (chord - tangent) * norm
-            centre = 0.5 * (chord + tangent)
+    norms = taken[width]
+    for t in range(n):
+        line[t] = heights[0, t]
+    for i in range(1, d):
+        for t in range(n):
+            line[t] += heights[i, t]
+    for i in range(d):
+        for t in range(n):  # half of chord less tangent
+            bends[i, t] = 0.5 * max(-heights[i, t] if line[t] > 0.0 else heights[i, t], 0.0)
+    for i in range(d):
+        for t in range(n):
+            line[t] = max(heights[i, t], 0.0) - bends[i, t]
+        for r in range(n_runs):
+            low, high, p = runs[r, 0], runs[r + 1, 0], runs[r, 1]
+            total = 0.0
+            for t in range(low, high):
+                total += bends[i, t] * norms[t]
+            radius[i, p] += total
             for a in range(width):
-                middle[i, p, a] += centre * taken[t, a]
-        for i in range(1, d):
-            for j in range(i):
+                total = 0.0
+                for t in range(low, high):
+                    total += line[t] * taken[a, t]
+                middle[i, p, a] += total
+        for j in range(i):
+            total = 0.0
+            for t in range(n):  # the smaller modulus where the signs differ
                 one, two = heights[i, t], heights[j, t]
-                if one * two < 0.0:
-                    strain[i, j] += min(abs(one), abs(two)) * norm
-        if k >= n_rows:
-            b = k - n_rows
+                total += max(min(max(one, two), -min(one, two)), 0.0) * norms[t]
+            strain[i, j] = total
+    for t in range(n):
+        if kept[t] >= n_rows:
+            b, p = kept[t] - n_rows, cells[kept[t]]
             remainder[p] += 0.5 * bundles[b, d + width + 1]
             for j in range(d):
                 for a in range(width):
@@ -164,24 +187,25 @@ def enclose(tree, kept, taken, heights, vertices, linear, middle, radius, remain
 
 
 @njit(**OPTIONS)
-def project(tree, kept, taken, heights, direction, chords, above, below):
-    """The curved part along `direction` (P, width): its chords at the vertices, and how far the tangents of the
-    concave entries lie above them (`above`) and those of the convex ones below (`below`). Adds to each (d,)."""
-    cells = tree[-1]
-    d, width = len(chords), direction.shape[1]
-    for t in range(len(kept)):
-        p = cells[kept[t]]
-        slope, total = 0.0, 0.0
-        for a in range(width):
-            slope += direction[p, a] * taken[t, a]
-        for i in range(d):
-            total += heights[i, t]
-        for i in range(d):
-            chord = max(heights[i, t], 0.0)
-            error = slope * (chord - (heights[i, t] if total > 0.0 else 0.0))
-            chords[i] += slope * chord
-            above[i] += max(-error, 0.0)
-            below[i] += max(error, 0.0)
+def project(scratch, n_runs, direction, turned, bent):
+    """How far the curved part bends along q = `direction` (P, width), beside its centre: adds Σ r_ki <q, s_k> to
+    `turned` (d,), and h_i(q) = Σ r_ki |<q, s_k>| to `bent` (d,)."""
+    _, taken, bends, line, runs = scratch
+    for r in range(n_runs):
+        low, high, p = runs[r, 0], runs[r + 1, 0], runs[r, 1]
+        for t in range(low, high):
+            line[t] = 0.0
+        for a in range(direction.shape[1]):
+            along = direction[p, a]
+            for t in range(low, high):
+                line[t] += along * taken[a, t]
+    for i in range(len(bent)):
+        signed, unsigned = 0.0, 0.0
+        for t in range(runs[n_runs, 0]):
+            signed += bends[i, t] * line[t]
+            unsigned += bends[i, t] * abs(line[t])
+        turned[i] += signed
+        bent[i] += unsigned
 
 
 @njit(**OPTIONS)
@@ -208,44 +232,40 @@ def form_bound(along, beside, across, gram):
 
 
 @njit(**OPTIONS)
-def cone_bound(tree, kept, taken, heights, vertices, gram, linear, middle, radius, remainder, allowance, best):
+def cone_bound(scratch, n_runs, vertices, gram, linear, middle, radius, remainder, allowance, best):
     """Bound g on the cone of `vertices`; the best vertex value seen is kept in `best` (value, vertex)."""
     d, n_cells, width = linear.shape
-    ends = np.zeros((d, n_cells, width))  # a_i, then b_i
-    direction = np.zeros((n_cells, width))  # q
-    chords, above, below = np.zeros(d), np.zeros(d), np.zeros(d)
+    ends = np.zeros((d, n_cells * width))  # a_i, then b_i
+    direction = np.zeros(n_cells * width)  # q
+    turned, bent = np.zeros(d), np.zeros(d)
+    parts, centres = linear.reshape(d, -1), middle.reshape(d, -1)
     for i in range(d):
+        copy(centres[i], ends[i])
         for j in range(d):
-            for p in range(n_cells):
-                for a in range(width):
-                    ends[i, p, a] += vertices[i, j] * linear[j, p, a]
-    for i in range(d):
-        for p in range(n_cells):
-            for a in range(width):
-                chords_part = ends[i, p, a]
-                ends[i, p, a] = chords_part + middle[i, p, a]
-                direction[p, a] += ends[i, p, a]
+            share = vertices[i, j]
+            for k in range(len(direction)):
+                ends[i, k] += share * parts[j, k]
+        for k in range(len(direction)):
+            direction[k] += ends[i, k]
     norm = np.sqrt((direction * direction).sum())
     if norm > FAINT:
         direction /= norm
     else:
         direction[:] = 0.0
-    for i in range(d):
-        chords[i] = (direction * (ends[i] - middle[i])).sum()
-    project(tree, kept, taken, heights, direction, chords, above, below)
+    project(scratch, n_runs, direction.reshape(n_cells, width), turned, bent)
     rest = np.sqrt((remainder * remainder).sum())
     along, across, beside = np.empty(d), np.empty(d), np.empty((d, d))
     for i in range(d):
-        if chords[i] - rest > best[0]:
-            best[0] = chords[i] - rest
+        centre = (direction * ends[i]).sum()
+        value = centre + turned[i] - rest  # the chords meet g at the vertex
+        if value > best[0]:
+            best[0] = value
             for j in range(d):
                 best[1 + j] = vertices[i, j]
-        along[i] = max(chords[i] + above[i], below[i] - chords[i]) + rest + allowance
+        along[i] = abs(centre) + bent[i] + rest + allowance
         across[i] = np.sqrt((radius[i] * radius[i]).sum()) + allowance
-        projected = (direction * ends[i]).sum() * direction
-        for p in range(n_cells):
-            for a in range(width):
-                ends[i, p, a] -= projected[p, a]
+        for k in range(len(direction)):
+            ends[i, k] -= centre * direction[k]
         for j in range(i + 1):
             beside[i, j] = (ends[i] * ends[j]).sum()
     return form_bound(along, beside, across, gram)

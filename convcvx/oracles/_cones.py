@@ -33,12 +33,13 @@ def search(tree, fold, fineness, allowance, threshold, budget, indices, scratch,
     It stops early for a vertex with g > threshold[0], which the caller should raise: the cones around that vertex
     could not be dropped. Cones with a bound <= threshold[0] are dropped, the largest such bound being kept in
     pruned[0]. The two children of a cone share the list of entries that it kept, in `indices` after its own.
-    `scratch` has room for heights (d, N) and charges (N, width + 1) of as many entries as `indices` has.
+    `scratch` has room for heights (d, N), charges (width + 1, N), bends (d, N), a number (N,) and runs (N + 1, 2) of as
+    many entries as `indices` has.
     Signs: bit 0 stands for the cone, bit 1 for its antipode, where G(-u) = G(u) - fold(u). Returns (status, new depth).
     """
     vertices_of, linear_of, span_of, signs_of, bound_of = stack
     d, n_cells, width = linear_of.shape[1:]
-    heights, taken = scratch
+    heights, taken, _, _, runs = scratch
     linear, middle = np.empty((d, n_cells, width)), np.empty((d, n_cells, width))
     radius, remainder = np.empty((d, n_cells)), np.empty(n_cells)
     vertices, gram, edges, strain = np.empty((d, d)), np.empty((d, d)), np.empty((d, d)), np.empty((d, d))
@@ -70,17 +71,15 @@ def search(tree, fold, fineness, allowance, threshold, budget, indices, scratch,
         counts[0] += 1
         counts[1] += n
         copy(linear, linear_of[top])
-        take(tree, kept, taken)
-        enclose(tree, kept, taken, heights, vertices, linear, middle, radius, remainder, strain)
+        n_runs = take(tree, kept, taken, runs)
+        enclose(tree, kept, scratch, n_runs, linear, middle, radius, remainder, strain)
         signs, bound = 0, 0.0
         for bit in range(2):
             if not signs_of[top] & (1 << bit):
                 continue
             if bit == 1:  # the antipode: the same enclosure, less the odd part
                 linear -= fold
-            own = cone_bound(
-                tree, kept, taken, heights, vertices, gram, linear, middle, radius, remainder, allowance, best[bit]
-            )
+            own = cone_bound(scratch, n_runs, vertices, gram, linear, middle, radius, remainder, allowance, best[bit])
             own = min(own, bound_of[top])
             if own <= threshold[0] or last:
                 pruned[0] = max(pruned[0], own)

@@ -100,6 +100,13 @@ class Oracle:
     """What `oracle=` and `--oracle` take."""
     scope: ClassVar[Scope] = Scope.GLOBAL
     """The scope of an answer that time cut short before it had begun."""
+    most: ClassVar[int | None] = None
+    """Filters that a round should ask for at most; None where more are no worse."""
+
+    @property
+    def on_sample(self) -> Oracle:
+        """What is asked in its place on a sample of the images, where filters are wanted and no proof."""
+        return self
 
     def __call__(self, problem: Problem, dual_point: Tensor, wanted: Wanted = Wanted(), **changes: Any) -> OracleResult:
         """What `answer` gives for what is `wanted`, with some `changes`, such as `n_filters=4`.

@@ -101,12 +101,14 @@ class SlidingFrankWolfe(Solver):
             return solution
 
     def look(self, level: Level, oracle: Oracle, solution: Solution, predictions: Tensor, seed: int) -> Look:
-        """The record of a sample tells its size, and its gap is believed at once."""
+        """The record of a sample tells its size, and its gap is believed at once, proved or not."""
         problem, room = level.problem, level.budget.room
-        wanted = max(1, room(solution.n_filters, max(self.fewest, solution.n_filters)))
+        wanted = max(self.fewest, solution.n_filters)
+        wanted = wanted if oracle.most is None else min(wanted, oracle.most)
+        wanted = max(1, room(solution.n_filters, wanted))
         found, record, dual_point = consult(
             problem,
-            oracle,
+            oracle.on_sample if level.is_sample else oracle,
             solution,
             predictions,
             n_filters=wanted,

@@ -59,27 +59,20 @@ def both_on_every_cone(charged: ChargedRows, rounds: int, device: str = "cpu") -
             own = indices[len(listed) :][:n]
             assert sorted(mine) == sorted(own)
             np.testing.assert_allclose(linear[k].transpose(0, 1).cpu(), odd, atol=1e-12 * search.tree.weight)
-            taken = np.zeros((n, shape[2] + 1))
-            take(tree, own, taken)
-            enclose(tree, own, taken, heights, vertices, odd, middle, radius, remainder, bend)
+            scratch = (
+                heights,
+                np.zeros((shape[2] + 1, n)),
+                np.zeros((d, n)),
+                np.zeros(n),
+                np.zeros((n + 1, 2), np.uint64),
+            )
+            n_runs = take(tree, own, scratch[1], scratch[-1])
+            enclose(tree, own, scratch, n_runs, odd, middle, radius, remainder, bend)
             theirs, tops = [], []
             for part in (odd, odd - search.fold):
                 best = np.zeros(1 + d)
                 theirs.append(
-                    cone_bound(
-                        tree,
-                        own,
-                        taken,
-                        heights,
-                        vertices,
-                        gram,
-                        part,
-                        middle,
-                        radius,
-                        remainder,
-                        search.allowance,
-                        best,
-                    )
+                    cone_bound(scratch, n_runs, vertices, gram, part, middle, radius, remainder, search.allowance, best)
                 )
                 tops.append(best[0])
             out.append(
