@@ -36,6 +36,21 @@ def test_images_in_float32_are_told_from_constant_ones():
     assert find_beta_max(build_problem(grey, labels)) > 1e-6
 
 
+@pytest.mark.parametrize("way", ["contrast takes all of a patch of one pixel", "pixels are all but nothing"])
+def test_patches_that_say_nothing_end_a_training_at_once(way):
+    random, labels = np.random.default_rng(5).random((10, 4, 4)), np.arange(10) % 2
+    contrast = way.startswith("contrast")
+    found = convcvx.fit(
+        random if contrast else np.full_like(random, 1e-310),
+        labels,
+        kernel_size=1,
+        beta_ratio=0.1,
+        contrast=1e-5 if contrast else None,
+    )
+    assert (found.metrics["beta_max"], found.metrics["status"], found.solution.n_filters) == (0.0, "converged", 0)
+    assert found.certificate.dual == pytest.approx(0.25, rel=1e-9)
+
+
 def test_solutions_estimators_and_paths_agree(recwarn):
     for x, y in ((np.ones((30, 2)), Y), (X, np.full(30, 0.25))):
         (solution,) = convcvx.path(x, y, ratio=1e-2)

@@ -308,6 +308,9 @@ def test_no_tensor_of_a_foreign_state_dict_is_left_out(kind):
     network = foreign_network(state, SHAPE)
     assert torch.equal(network[4].bias, state["head.bias"])
     assert assumed(network, state) == "ReLU, average pooling 2, stride 1x1, padding 0x0, dilation 1x1, images in [0, 1]"
+    for unreal in (torch.complex64, torch.int8, torch.bool):
+        with pytest.raises(RunError, match=rf"real floating-point numbers; the file has conv.weight in {unreal}"):
+            foreign_network(state | {"conv.weight": state["conv.weight"].to(unreal)}, SHAPE)
     extra, message = EXTRA[kind]
     with pytest.raises(RunError, match=message):
         foreign_network(state | extra, SHAPE)
@@ -325,6 +328,10 @@ def test_images_that_do_not_fit_are_refused_with_the_remedy():
         network((255 * batch).to(torch.uint8))
     with pytest.raises(InputError, match=r"got \(2, 9, 8\): one image is images\[None\]"):
         network(batch[0])
+    with pytest.raises(InputError, match=r"must have 2 channels, as those of the training; got \(4, 1, 9, 8\)"):
+        network(batch[:, :1])
+    with pytest.raises(InputError, match=r"got ndarray: pass torch.as_tensor"):
+        network(batch.numpy())
     assert copy.deepcopy(network).double()(batch.double()).dtype == torch.float64
     with torch.autocast("cpu", torch.bfloat16):
         assert network(batch.bfloat16()).dtype == torch.bfloat16

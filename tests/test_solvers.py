@@ -19,7 +19,7 @@ import convcvx
 from convcvx.budget import Budget, Deadline, OutOfTime
 from convcvx.certificate import Certificate
 from convcvx.errors import ConvergenceWarning, InputError
-from convcvx.oracles import ORACLES, ExactOracle, OracleResult, Scope, get_oracle, pick_oracle
+from convcvx.oracles import ORACLES, ExactOracle, Oracle, OracleResult, Scope, get_oracle, pick_oracle
 from convcvx.oracles.needs import Need, require
 from convcvx.oracles.table import Entry
 from convcvx.problem import Problem
@@ -231,7 +231,7 @@ def test_images_that_are_all_zero_have_a_closed_form():
     assert solution.history[-1]["lower_bound"] == pytest.approx(constant, rel=1e-6)
 
 
-class OnAxes:
+class OnAxes(Oracle):
     """An oracle over a finite family: filters along an axis."""
 
     name = "axes"

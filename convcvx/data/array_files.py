@@ -28,7 +28,8 @@ Arrays = dict[str, np.ndarray]
 
 def read_npz(path: Path) -> Arrays:
     if not path.is_file():
-        raise DataError(f"{path} does not exist: give an .npz file with {', '.join(KEYS)}")
+        lacks = "is no file" if path.exists() else "does not exist"
+        raise DataError(f"{path} {lacks}: give an .npz file with {', '.join(KEYS)}")
     try:
         forms, names = _forms_in_zip(path)
     except Exception as error:  # of zip, zlib, numpy's header: no closed list is documented

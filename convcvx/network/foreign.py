@@ -69,6 +69,11 @@ def foreign_network(
     InputError
         When weights and `pool` do not fit.
     """
+    counted = "num_batches_tracked"  # by a BatchNorm, and used in training only
+    unreal = [name for name, part in state.items() if not (part.is_floating_point() or name.endswith(counted))]
+    if unreal:
+        said = ", ".join(f"{name} in {state[name].dtype}" for name in unreal)
+        raise RunError(f"weights must be real floating-point numbers; the file has {said}: save network.float()'s")
     state, norms = _without_norms(state)
     kernels = [name for name, tensor in state.items() if tensor.ndim == 4]
     linears = [name for name, tensor in state.items() if tensor.ndim == 2]

@@ -53,9 +53,9 @@ class TwoLayerCNN(nn.Sequential):
         self.meta: dict[str, Any] = {}
 
     def forward(self, images: Tensor) -> Tensor:
-        """(n, C, H, W) to (n, c); raise `InputError` for images without a batch or of another dtype."""
+        """(n, C, H, W) to (n, c); raise `InputError` for images without a batch, of other channels or another dtype."""
         if not torch.jit.is_scripting():  # which knows no f-strings of shapes
-            _check_images(images, self[4].weight.dtype)  # type: ignore[arg-type]
+            _check_images(images, self.architecture.image_shape[0], self[4].weight.dtype)  # type: ignore[arg-type]
         for layer in self:
             images = layer(images)
         return images
@@ -168,12 +168,16 @@ class TwoLayerCNN(nn.Sequential):
         export(self, self.image_shape, path, "onnx")
 
 
-def _check_images(images: Tensor, dtype: torch.dtype) -> None:
+def _check_images(images: Tensor, channels: int, dtype: torch.dtype) -> None:
     if isinstance(images, fx.Proxy):  # whose forward is traced, as `certify` does
         return
+    if not isinstance(images, Tensor):
+        raise InputError(f"images must be a torch tensor; got {type(images).__name__}: pass torch.as_tensor(images)")
     if images.ndim != 4:
         remedy = "one image is images[None]" if images.ndim == 3 else "reshape them"
         raise InputError(f"images must be (n, channels, height, width); got {tuple(images.shape)}: {remedy}")
+    if images.shape[1] != channels:
+        raise InputError(f"images must have {channels} channels, as those of the training; got {tuple(images.shape)}")
     if images.dtype != dtype and not torch.is_autocast_enabled(images.device.type):
         scale = " / 255" if images.dtype == torch.uint8 else ""
         raise InputError(

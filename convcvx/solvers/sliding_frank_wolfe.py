@@ -123,9 +123,10 @@ class SlidingFrankWolfe(Solver):
         return Look(solution, predictions, record, dual_point, violating)
 
     def ended(self, level: Level, look: Look) -> Status | None:
-        """As for all solvers; or for want of progress, or of any filter where time cut the search short."""
+        """As for all solvers; or for want of progress, or of any filter, be it that time cut the search short."""
         if not (look.solution.n_filters or len(look.candidates)):
-            return super().ended(level, look) or Status.TIME_LIMIT
+            short = Status.TIME_LIMIT if level.problem.deadline.passed else Status.STALLED
+            return super().ended(level, look) or short
         if level.is_sample:
             return level.limit(look.record) or self._drowned(level.problem, look)
         if (status := super().ended(level, look)) is not None:

@@ -98,12 +98,11 @@ def find_beta_max(problem: Problem, oracle: str | Oracle = "auto", seed: int = 0
         oracle = LocalOracle.name
     search = get_oracle(oracle, problem, tol=4e-3, thorough=True) if isinstance(oracle, str) else oracle
     found = search(problem.until(problem.deadline.share(BEGINNING)), dual_point, seed=seed)
-    g_max = found.g_max
-    if found.cut_short:
-        if not len(found.values):
-            found = FIRST_LOOK(problem.until(NEVER), dual_point, seed=seed)
-        g_max = float(found.values.max())
-    attained = float(found.values.max()) if len(found.values) else g_max  # a bound has its own allowance for rounding
+    values = found.values
+    if not len(values):
+        values = FIRST_LOOK(problem.until(NEVER), dual_point, seed=seed).values
+    attained = float(values.max()) if len(values) else 0.0  # a bound has its own allowance for rounding
+    g_max = attained if found.cut_short else found.g_max
     return g_max if attained > _rounding_of_g(problem.until(NEVER), dual_point) else 0.0
 
 
