@@ -75,6 +75,7 @@ def trained(tmp_path: Path, options: dict[str, Any], data: str, *arguments: obje
     return answer(cli("train --json --data", data, "--config", file, *arguments, "--out", tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_the_recipe_for_digits_reads_them_and_closes_the_gap(tmp_path):
     metrics = trained(tmp_path, recipe(DIGITS, 1000), "digits", "--limit", 1000)
     assert metrics["test_accuracy"] >= 0.96

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from convcvx.cli.output import explain_short, print_summary
 from convcvx.cli.stack import _print_table
-from convcvx.display.words import told
+from convcvx.display.words import claims, told
 from convcvx.training.progress import HEADER, Progress
 
 FAR = {"slope": 71.6, "slope_low": 0.0, "slope_high": 1290.0, "proved": False, "active": None, "active_used": None}
@@ -49,6 +49,14 @@ def test_a_gap_that_tells_something_or_stands_alone_has_its_lines(changed):
     assert {"lower bound", "gap", "scope", "proved"} <= set(said)
     assert ("family" in said) == (changed.get("family_gap", 0) is not None)
     assert "others" not in said
+
+
+def test_a_proof_for_all_networks_comes_before_one_over_a_family():
+    said = list(summary(scope="global"))
+    assert said.index("gap") < said.index("family")
+    of_all, of_family = claims(METRICS | {"scope": "global"})
+    assert "best possible network" in of_all.text
+    assert of_family.text.startswith("No network over these 60 filters")
 
 
 def test_a_share_is_never_less_than_was_proved():

@@ -202,11 +202,12 @@ class Certificate:
     def __str__(self) -> str:
         bound = "lower bound" if self.scope.for_all else f"lower bound ({self.scope})"
         lines = [
-            None if self.scope is Scope.FAMILY else told(asdict(self)).get("family"),
             f"objective {self.primal:.8g}, {bound} {self.dual:.8g}, relative gap {self.rel_gap:.2e}",
             f"scope {self.scope}: {self.meaning}",
             self.beside,
         ]
+        if self.scope is not Scope.FAMILY:
+            lines.insert(len(lines) if self.scope.for_all else 0, told(asdict(self)).get("family", ""))
         return "\n".join(filter(None, lines))
 
     def _repr_html_(self) -> str:

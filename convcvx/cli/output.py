@@ -71,7 +71,7 @@ def _bounds(metrics: dict[str, Any]) -> dict[str, str]:
     scope, further = Scope(metrics["scope"]), told(metrics)
     weaker = not scope.for_all and metrics["proved"] is not None
     lines = {}
-    if scope is not Scope.FAMILY and "family" in further:
+    if not scope.for_all and scope is not Scope.FAMILY and "family" in further:
         lines["family"] = further.pop("family")
         if not scope.proved and metrics["rel_gap"] >= VAGUE:
             known = f", {metrics['proved_gap']:.2e} proved by {metrics['proved_by']}" if weaker else ""

@@ -199,7 +199,8 @@ def claims(values: Mapping[str, Any]) -> list[Claim]:
     }.get(scope, (other, ", if the search missed no filter"))
     said = [_claim(values["primal"], values["dual"], *meant, proved=scope in PROOFS)]
     if scope != Scope.FAMILY and (line := told(values).get("family")) is not None:
-        said.insert(0, Claim(f"{line[0].upper()}{line[1:].removesuffix(': a proof')}.", True))
+        family = Claim(f"{line[0].upper()}{line[1:].removesuffix(': a proof')}.", True)
+        said = [*said, family] if scope == Scope.GLOBAL else [family, *said]
     if scope != Scope.GLOBAL and values.get("proved") is not None:
         by = f" (by {values['proved_by']})" if values.get("proved_by") else ""
         said.append(_claim(values["primal"], values["proved"], other, by, proved=True))
