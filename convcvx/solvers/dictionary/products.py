@@ -20,6 +20,8 @@ from convcvx.solvers.dictionary.features import BATCH, Features
 from convcvx.solvers.master.blocks import GramBlocks
 from convcvx.solvers.master.gram import Gram
 
+SHIFT_SAMPLE = 64
+"""Images by which the mean of the features is told well enough to be taken off before they are multiplied."""
 Kept = tuple[Tensor, Tensor, Tensor | None]
 """Features (b, D) of some images, their targets (b, c), and what each counts for if not for one."""
 Form = tuple[int, int, torch.dtype, str]
@@ -173,7 +175,7 @@ def _part(
 
 def _mean_of_first(features: Features, held: Tensor) -> Tensor:
     """(D,) mean features of the first images kept."""
-    first = (~held).nonzero()[:BATCH, 0]
+    first = (~held).nonzero()[:SHIFT_SAMPLE, 0]
     few = Features([responses.at(first) for responses in features.responses], features.filters, features.copies > 1)
     (block,) = (block for _, block in few.batches(BATCH))
     return block.mean(dim=0, dtype=torch.float64).cpu()
