@@ -33,7 +33,7 @@ def search(tree, fold, fineness, allowance, threshold, budget, indices, scratch,
     It stops early for a vertex with g > threshold[0], which the caller should raise: the cones around that vertex
     could not be dropped. Cones with a bound <= threshold[0] are dropped, the largest such bound being kept in
     pruned[0]. The two children of a cone share the list of entries that it kept, in `indices` after its own.
-    `scratch` has room for heights (d, N), charges (width + 1, N), bends (d, N), a number and a run (N + 1, 2) each, of as
+    `scratch` has room for heights (d, N), charges (width + 1, N), bends (d, N), a number (N,) and runs (N + 1, 2) of as
     many entries as `indices` has.
     Signs: bit 0 stands for the cone, bit 1 for its antipode, where G(-u) = G(u) - fold(u). Returns (status, new depth).
     """
