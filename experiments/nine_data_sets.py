@@ -174,7 +174,7 @@ def main() -> None:
     warnings.simplefilter("ignore", ConvergenceWarning)  # the table has the gaps
     try:
         found = list(data_sets(options.clone / "data", options.trials))
-    except (DataError, KeyError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError) as error:
         parser.error(f"{options.clone / 'data'} is not as the paper's repository has it: {error!r}")
     if not found:
         parser.error(f"{options.clone / 'data'} holds none of the data sets; give a clone of the paper's repository")
