@@ -1,4 +1,4 @@
-"""Optima on the nine data sets of an SDP relaxation of two-layer networks, what is proved, and that relaxation beside.
+"""Networks on the nine data sets of an SDP relaxation, what is proved of them, and that relaxation beside.
 
     python experiments/nine_data_sets.py DIR
 
@@ -174,12 +174,12 @@ def main() -> None:
     warnings.simplefilter("ignore", ConvergenceWarning)  # the table has the gaps
     try:
         found = list(data_sets(options.clone / "data", options.trials))
-    except (DataError, KeyError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError) as error:
         parser.error(f"{options.clone / 'data'} is not as the paper's repository has it: {error!r}")
     if not found:
         parser.error(f"{options.clone / 'data'} holds none of the data sets; give a clone of the paper's repository")
     lines = [
-        "# Nine data sets of an SDP relaxation: optima, and what is proved of them",
+        "# Nine data sets of an SDP relaxation: networks, and what is proved of them",
         "",
         f"`python experiments/nine_data_sets.py DIR --time-limit {options.time_limit:g} --trials {options.trials}`: "
         "F = ½‖(XU)_+V - Y‖² + γ/2 (‖U‖² + ‖V‖²) is the objective of Prakhya, Birdal and Yurtsever (ICLR 2025, arXiv "
