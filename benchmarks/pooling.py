@@ -119,10 +119,11 @@ def main() -> None:
     parser.add_argument("--sizes", default="mnist=10000,cifar10=5000")
     parser.add_argument("--to", default="pooling.md", help="file in benchmarks/results")
     chosen = parser.parse_args()
+    elsewhere = "" if chosen.to == parser.get_default("to") else f" --to {chosen.to}"
     lines = [
         "# Maximum against average pooling at equal filters",
         "",
-        f"`python benchmarks/pooling.py --filters {chosen.filters} --sizes {chosen.sizes}` on {machine()}.",
+        f"`python benchmarks/pooling.py --filters {chosen.filters} --sizes {chosen.sizes}{elsewhere}` on {machine()}.",
         "",
         "Filters are centres of patches, weights optimal, β chosen on a tenth of the training images. A fifth of the",
         "training images, seen by no fit, chooses the cells; the test images are looked at once, with these.",
