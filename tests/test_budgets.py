@@ -30,7 +30,7 @@ from convcvx.oracles import (
     Ternary,
 )
 from convcvx.oracles.cylinders import CylinderOracle
-from convcvx.oracles.needs import UNACTIVATED
+from convcvx.oracles.needs import ONE_MATRIX
 from convcvx.oracles.table import ORACLES as TABLE
 from convcvx.oracles.table import Effort
 from convcvx.problem import Problem
@@ -40,7 +40,7 @@ from convcvx.training.plan import find_beta_max, solve_problem
 EFFORT = Effort(tol=1e-5, thorough=True, gates=20, family=Ternary())
 ORACLES = {name: entry.make(EFFORT) for name, entry in TABLE.items()}
 ORACLES["cylinders"] = CylinderOracle(max_cylinders=30)  # where no clock is set it would go on for two minutes
-SUITED = {name: {"activation": "linear"} if UNACTIVATED in TABLE[name].needs else {} for name in ORACLES}
+SUITED = {name: {"activation": "linear"} if ONE_MATRIX in TABLE[name].needs else {} for name in ORACLES}
 """Options of problems that each oracle takes."""
 AT_ONCE = "exact", "copositive", "cylinders"
 """Oracles that prove a bound before they look at the clock."""
