@@ -100,8 +100,6 @@ class Oracle:
     """What `oracle=` and `--oracle` take."""
     scope: ClassVar[Scope] = Scope.GLOBAL
     """The scope of an answer that time cut short before it had begun."""
-    most: ClassVar[int | None] = None
-    """Filters that a round should ask for at most; None where more are no worse."""
 
     @property
     def on_sample(self) -> Oracle:

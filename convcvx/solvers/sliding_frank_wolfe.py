@@ -103,12 +103,10 @@ class SlidingFrankWolfe(Solver):
     def look(self, level: Level, oracle: Oracle, solution: Solution, predictions: Tensor, seed: int) -> Look:
         """The record of a sample tells its size, and its gap is believed at once, proved or not."""
         problem, room = level.problem, level.budget.room
-        wanted = max(self.fewest, solution.n_filters)
-        wanted = wanted if oracle.most is None else min(wanted, oracle.most)
-        wanted = max(1, room(solution.n_filters, wanted))
+        wanted = max(1, room(solution.n_filters, max(self.fewest, solution.n_filters)))
         found, record, dual_point = consult(
             problem,
-            oracle.on_sample if level.is_sample else oracle,
+            getattr(oracle, "on_sample", oracle) if level.is_sample else oracle,  # any function may be an oracle
             solution,
             predictions,
             n_filters=wanted,
@@ -120,13 +118,13 @@ class SlidingFrankWolfe(Solver):
             record["images"] = problem.n
         violating = found.filters[found.values > problem.beta]
         violating = violating[: room(solution.n_filters, len(violating))]
-        return Look(solution, predictions, record, dual_point, violating)
+        short = Status.TIME_LIMIT if found.cut_short else None
+        return Look(solution, predictions, record, dual_point, violating, short)
 
     def ended(self, level: Level, look: Look) -> Status | None:
         """As for all solvers; or for want of progress, or of any filter, be it that time cut the search short."""
         if not (look.solution.n_filters or len(look.candidates)):
-            short = Status.TIME_LIMIT if level.problem.deadline.passed else Status.STALLED
-            return super().ended(level, look) or short
+            return super().ended(level, look) or look.short or Status.STALLED
         if level.is_sample:
             return level.limit(look.record) or self._drowned(level.problem, look)
         if (status := super().ended(level, look)) is not None:
