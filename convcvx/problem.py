@@ -156,12 +156,13 @@ class Problem:
     def primal_error(self, predictions: Tensor, weights: Tensor) -> float:
         """How much `primal` is off at most, for float64 predictions of unit filters with these weights.
 
-        A response φ is off by no more than (h + r + K + 4) ε times the `reach` of the patches, twice that of squares,
+        A response φ is off by no more than (h + 2r + K + 4) ε times the `reach` of the patches, twice that of squares,
         and adding up m·P of them rounds as often again.
         """
         decay = float(weights.flatten(1).norm(dim=1).sum())
         responses = self.responses
-        terms = sum(responses.embedding.basis.shape) + responses.n_positions + weights.shape[0] * weights.shape[1] + 8
+        dim, size = responses.embedding.basis.shape
+        terms = size + 2 * dim + responses.n_positions + weights.shape[0] * weights.shape[1] + 8
         terms *= responses.activation.degree
         reached = terms * UNIT * responses.reach() + responses.contrast_error()
         errors = reached * decay + 2 * UNIT * predictions.norm(dim=1)

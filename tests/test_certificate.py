@@ -273,6 +273,35 @@ def test_a_bound_of_another_problem_is_refused_whatever_the_difference():
         assert mine.with_bound_of(replace(same, dual=0.0, proved=0.0)) == mine
 
 
+def own_problem(data: Tensor, spec: PatchSpec, **options):
+    """Certificate of no network at all: what a problem is known by does not depend on one."""
+    problem = build_problem(data, classes(len(data)), 0.1, spec=None if "embedding" in options else spec, **options)
+    none = torch.zeros(0, problem.responses.dim), torch.zeros(0, problem.responses.n_cells, 3)
+    return certify_parameters(problem, *none, oracle="polynomial")
+
+
+def test_certificates_tell_pooling_matrices_shapes_spaces_and_strengths_apart():
+    data, spec = images(), PatchSpec((1, 2))
+    reshaped = data.reshape(len(data), 1, *reversed(data.shape[2:]))
+    whitened = PatchSpec((2, 2), whiten=0.05, rank=2)
+    nearly = (data + data.flip(-1)) / 2 + 1e-4 * data
+    spaces = [PatchEmbedding.fit(nearly, whitened, flips=flips) for flips in (False, True)]
+    cells = data.shape[2] * (data.shape[3] - 1)
+    for one, other in [
+        [own_problem(data, spec, pooling=torch.eye(cells)[k : k + 1]) for k in (0, 1)],
+        [own_problem(part, spec, pooling="global") for part in (data, reshaped)],
+        [own_problem(nearly, whitened, embedding=space) for space in spaces],
+        [own_problem(data, PatchSpec((2, 2), contrast=contrast)) for contrast in (0.1, 0.1 + 4e-7)],
+    ]:
+        told = replace(other, patch_rank=one.patch_rank, filter_rank=one.filter_rank, dual=0.0, proved=0.0)
+        with pytest.raises(InputError, match="of another problem does not hold here"):
+            one.with_bound_of(told)
+    # Control: the same space, fitted in other pieces, entries of whose Gram matrix would lie on a step of rounding.
+    halfway = PatchSpec((2, 4), contrast=0.1, rank=7, hidden_bias=True)
+    one, other = (own_problem(data, halfway, embedding=PatchEmbedding.fit(data, halfway, k)) for k in (24, 5))
+    assert one.with_bound_of(replace(other, dual=0.0, proved=0.0)) == one
+
+
 def test_a_proof_beside_an_estimate_costs_a_share_of_the_training(monkeypatch):
     """Where a pass is reckoned to cost more, lengths have to do, and it is said; by hand there is no such limit."""
     problem = flat_problem(30, 2, 5)

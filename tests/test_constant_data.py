@@ -51,6 +51,17 @@ def test_patches_that_say_nothing_end_a_training_at_once(way):
     assert found.certificate.dual == pytest.approx(0.25, rel=1e-9)
 
 
+def test_what_rounding_makes_of_squares_is_told_from_what_pixels_do():
+    labels = torch.arange(12) % 2
+    bright = torch.full((12, 1, 4, 4), 1e6, dtype=torch.float64)
+    assert find_beta_max(build_problem(bright, labels, activation="quadratic")) == 0
+    faint = 1e-5 * torch.rand(12, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    problem = build_problem(faint, labels, activation="quadratic", dtype=torch.float32)
+    exact = find_beta_max(build_problem(faint, labels, activation="quadratic", dtype=torch.float64))
+    assert find_beta_max(problem) == pytest.approx(exact, rel=1e-2)
+    assert exact > 0
+
+
 def test_solutions_estimators_and_paths_agree(recwarn):
     for x, y in ((np.ones((30, 2)), Y), (X, np.full(30, 0.25))):
         (solution,) = convcvx.path(x, y, ratio=1e-2)

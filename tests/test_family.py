@@ -34,7 +34,7 @@ from convcvx.problem import Problem
 from convcvx.solvers.column_generation import column_generation
 from convcvx.solvers.dictionary.filters import dictionary
 from convcvx.solvers.master.table import solve_master
-from convcvx.training.dictionary_gap import with_dictionary_gap
+from convcvx.training.dictionary_gap import family_proof, with_dictionary_gap
 from convcvx.training.options import TrainConfig
 from convcvx.training.plan import build_problem
 from convcvx.training.resolve import training_problem
@@ -335,6 +335,30 @@ def test_of_a_training_in_float32_the_gap_is_proved_from_what_the_network_itself
     anew = with_dictionary_gap(replace(fit.certificate, family_gap=None), config, problem, *network)
     assert fit.certificate.family_size == anew.family_size == 24
     assert fit.certificate.family_gap == pytest.approx(anew.family_gap, rel=0.1)  # two dual points
+
+
+@pytest.mark.filterwarnings("ignore::convcvx.errors.ConvergenceWarning")
+def test_an_intercept_far_from_zero_does_not_hide_what_is_proved(monkeypatch):
+    """In float32 the network's own outputs are then rounded by more than its residuals."""
+    monkeypatch.setattr("convcvx.responses.streams.PRECISE_SIZE", 1e4)
+    train, _ = load("digits", limit=80)
+    given = {"dictionary": 24, **DRAWN, "loss": "squared"}
+    near, far = (convcvx.fit(train.images, train.targets.double() + offset, **given) for offset in (0.0, 1e7))
+    assert far.certificate.family_gap == pytest.approx(near.certificate.family_gap, rel=0.1)
+
+
+@pytest.mark.filterwarnings("ignore::convcvx.errors.ConvergenceWarning")
+@pytest.mark.parametrize("flips", [False, True])
+def test_a_filter_that_rounding_made_zero_costs_no_proof(flips):
+    fit, problem = of_dictionary(count=60, flips=flips)
+    filters, weights = fit.solution.filters.clone(), fit.solution.weights.clone()
+    for gone in (0, len(filters) // 2) if flips else (0,):
+        filters[gone] = 0.0
+    network = filters, weights, fit.solution.intercept
+    proof = family_proof(replace(fit.config, flips=flips), problem, *network)
+    assert proof is not None
+    assert 0 < proof.gap < 1
+    assert bool(proof.outputs.isfinite().all())
 
 
 @pytest.mark.filterwarnings("ignore::convcvx.errors.ConvergenceWarning")

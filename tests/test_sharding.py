@@ -30,12 +30,15 @@ from convcvx.losses.shares import Shares
 from convcvx.machine.wire import _bytes, _object
 from convcvx.network import evaluate
 from convcvx.patches import PatchEmbedding, PatchSpec
+from convcvx.pooling import Pooling
 from convcvx.responses import portions
 from convcvx.responses import processes as sharding
+from convcvx.responses.fused import Fused
 from convcvx.responses.passes import Responses
 from convcvx.responses.portions import add, portion, segments
 from convcvx.responses.table import CORRELATE, PREDICT, Pass
-from convcvx.responses.team import ShardedResponses
+from convcvx.responses.team import ShardedResponses, Team
+from convcvx.responses.unrolled import Unrolled
 from convcvx.solvers.dictionary import filters
 from convcvx.solvers.dictionary.path import fit_dictionaries, fit_dictionary
 from convcvx.solvers.slide.coordinates import balanced_gradients, batch_gradients
@@ -55,6 +58,23 @@ def test_segments_cover_the_images_and_portions_the_segments(n, size):
     assert max(lengths) - min(lengths) <= 1
     assert n < 2 * portions.SEGMENT or min(lengths) >= portions.SEGMENT
     assert [i for rank in range(size) for i in portion(len(places), rank, size)] == list(range(len(places)))
+
+
+def test_contrast_is_taken_alike_from_all_images_that_are_shared_out(monkeypatch):
+    """The first part is dark, and might be fused alone, which is coarser than what is allowed for all of them."""
+    monkeypatch.setattr(portions, "SEGMENT", 16)
+    random = torch.Generator().manual_seed(0)
+    images = torch.rand(32, 1, 9, 9, generator=random, dtype=torch.float64)
+    embedding = PatchEmbedding.fit(images, PatchSpec((3, 3), contrast=1.0))
+    filters = torch.nn.functional.normalize(torch.randn(6, embedding.dim, generator=random, dtype=torch.float64))
+    team, how = Team(), {"dtype": torch.float64, "small": False}
+    for brightest, way in ((0.0, Fused), (1e7, Unrolled)):
+        images[16:] += brightest
+        team.share_out(images, None, None)
+        shared, alone = (make(images, embedding, Pooling.of(2), **how) for make in (team.responses, Responses))
+        assert type(shared.convolution) is type(alone.convolution) is way
+        found, exact = (each.correlate(filters, torch.ones(32, 2, dtype=torch.float64)) for each in (shared, alone))
+        torch.testing.assert_close(found, exact, rtol=1e-12, atol=0)
 
 
 @given(st.integers(0, 5), st.integers(1, 7), st.integers(0, 99))

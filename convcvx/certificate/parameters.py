@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from convcvx.budget import NEVER
-from convcvx.certificate.data import data_of
+from convcvx.certificate.data import data_of, space_of
 from convcvx.certificate.record import FLOAT32_ROUNDING, Certificate
 from convcvx.errors import InputError
 from convcvx.machine.threads import sparing_threads
@@ -147,6 +147,7 @@ def certify_parameters(
         pooling=str(problem.responses.pooling),
         patches=str(problem.responses.embedding.spec),
         data=data_of(problem),
+        space=space_of(problem),
     )
 
 

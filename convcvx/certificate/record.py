@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from convcvx.activations import QUADRATIC
+from convcvx.certificate.data import Space, same_space
 from convcvx.display.words import bounds, claims, rows, told
 from convcvx.errors import InputError
 from convcvx.oracles.contradiction import contradiction
@@ -54,6 +55,8 @@ class Certificate:
         Which patches filters see, in words. None in files of earlier versions.
     data : str or None
         A fingerprint of the data, as `convcvx.certificate.data` has it. None in files of earlier versions.
+    space : tuple of float, optional
+        By what the space of the filters is known again, unless filters are free. None in files of earlier versions.
     filter_rank, filter_size : int or None
         r and h: filters lie in r principal directions of the patches, of h, and networks with others are not spoken of.
         None in files of earlier versions.
@@ -110,8 +113,10 @@ class Certificate:
     pooling: str | None = None
     patches: str | None = None
     data: str | None = None
+    space: Space | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "space", None if self.space is None else tuple(self.space))  # of a file it is a list
         object.__setattr__(self, "scope", Scope(self.scope))
         if self.scope.for_all:
             for name, value in (("proved", self.dual), ("proved_gap", self.rel_gap), ("proved_by", self.oracle)):
@@ -166,6 +171,8 @@ class Certificate:
                 raise InputError(
                     f"the lower bound of another problem does not hold here: {name} is {mine!r}, not {others!r}"
                 )
+        if not same_space(self.space, other.space):
+            raise InputError("the lower bound of another problem does not hold here: its filters lie in another space")
         for bound in (other.proved, other.dual if other.scope.for_all else None):
             if bound is not None and bound > self.primal * (1 + FLOAT32_ROUNDING):
                 raise contradiction(bound, self.primal)

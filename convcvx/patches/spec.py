@@ -77,9 +77,7 @@ class PatchSpec:
         for name in ("stride", "padding", "dilation"):
             if (own := getattr(self, name)) != getattr(PatchSpec, name):
                 said.append(f"{name} {own[0]}x{own[1]}")
-        said += [
-            f"{name} {own:g}" for name in ("contrast", "whiten", "rank") if (own := getattr(self, name)) is not None
-        ]
+        said += [f"{name} {own}" for name in ("contrast", "whiten", "rank") if (own := getattr(self, name)) is not None]
         return ", ".join([*said, "hidden bias"] if self.hidden_bias else said)
 
     def mirrored(self, kernels: Tensor) -> Tensor:

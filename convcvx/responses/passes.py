@@ -51,8 +51,9 @@ class Responses(Stream):
         if images is not None and images.shape[1:] == self.images.shape[1:] and not (dtype or patch_dtype):
             return self._on(images)
         changed = {"dtype": dtype or self.dtype, "patch_dtype": patch_dtype or dtype or self.patch_dtype}
+        fusible = {} if images is None else {"fusible": None}  # others may be brighter
         other = Responses(
-            self.images if images is None else images, self.embedding, self.pooling, **self.options | changed
+            self.images if images is None else images, self.embedding, self.pooling, **self.options | changed | fusible
         )
         if images is None:
             other.kept = self.kept
@@ -99,7 +100,7 @@ class Responses(Stream):
     @property
     def options(self) -> dict[str, Any]:
         """How the passes run: what the constructor takes besides the map and the images."""
-        names = "dtype", "patch_dtype", "device", "chunk_bytes", "small", "activation"
+        names = "dtype", "patch_dtype", "device", "chunk_bytes", "fusible", "small", "activation"
         return {name: getattr(self, name) for name in names}
 
     # -- single patches -------------------------------------------------------------------------------

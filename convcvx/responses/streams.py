@@ -70,6 +70,9 @@ class Stream:
         "auto", "cpu" or "cuda".
     chunk_bytes : int, optional
         Size of the patch rows and responses in flight.
+    fusible : bool, optional
+        Whether contrast may be normalised in the kernels, as `Fused` does, by the brightest pixel if that is not said:
+        of images that are shared out all parts have to do alike, for one allowance for rounding to hold.
     small : bool, optional
         Whether patches are unrolled once and kept, which saves small problems the calls; by the size of the data by
         default. Copies on other images take it over: a sample of a large problem is no small one.
@@ -100,6 +103,7 @@ class Stream:
         patch_dtype: torch.dtype | None = None,
         device: str | torch.device = "cpu",
         chunk_bytes: int | None = None,
+        fusible: bool | None = None,
         small: bool | None = None,
         activation: Activation = RELU,
     ) -> None:
@@ -133,13 +137,13 @@ class Stream:
         self.n_cells = math.prod(self.pooling.output_size(*self.map_size))
         self.kept: dict[str, Any] = {}
         self._basis = embedding.basis.to(self.device, dtype)
+        self.fusible = Fused.is_exact(embedding.spec, self.images) if fusible is None else fusible
         self.convolution = self._fastest_convolution()
 
     def _fastest_convolution(self) -> Fused | Unrolled:
         channels, height, width = self.images.shape[1:]
         arguments = self.embedding.spec, self.pooling, (channels, height, width), self.patch_dtype
-        exact = Fused.is_exact(self.embedding.spec, self.images)
-        if not self.small and self.device.type == "cpu" and exact and Fused.suits(*arguments, self.activation):
+        if not self.small and self.device.type == "cpu" and self.fusible and Fused.suits(*arguments, self.activation):
             return Fused(*arguments, self.activation)
         return Unrolled(*arguments, self.device, self.activation)
 

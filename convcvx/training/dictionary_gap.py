@@ -8,6 +8,7 @@ on the rounding of a pass in float32 is some times β, at the β of accurate dic
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -100,18 +101,27 @@ def family_proof(
     """
     if config.dictionary is None or not bool(weights.any()):
         return None
+    mirrored = config.flips and config.max_rounds == 0 and isinstance(problem.responses.images, Tensor)
+    alive = filters.norm(dim=1) > 0  # float32 may have made 0 of a filter
+    if mirrored:
+        alive = alive.chunk(2)[0] & alive.chunk(2)[1]
+        alive = torch.cat([alive, alive])
+    filters, weights = filters[alive], weights[alive]
     name = "filters of the dictionary"
     try:
         if outputs is None:
             outputs = problem.responses.predict(filters, weights, torch.zeros(problem.n_outputs))
         dual_point = problem.dual_point(outputs)
         others = _unused(config, problem, normalize(filters))
-        if config.flips and config.max_rounds == 0 and isinstance(problem.responses.images, Tensor):
+        if mirrored:
             name += ", mirror images of images and filters included,"
-            return FamilyProof(name, *_mirrored_gap(problem, dual_point, filters, weights, intercept, others))
-        return FamilyProof(name, *_gap(problem, dual_point, filters, weights, intercept, others))
+            found = _mirrored_gap(problem, dual_point, filters, weights, intercept, others)
+        else:
+            found = _gap(problem, dual_point, filters, weights, intercept, others)
     except OutOfTime:
         return None
+    proof = FamilyProof(name, *found)
+    return proof if math.isfinite(proof.gap) and bool(proof.outputs.isfinite().all()) else None
 
 
 def _unused(config: TrainConfig, problem: Problem, used: Tensor) -> Tensor:

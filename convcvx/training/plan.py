@@ -94,7 +94,7 @@ def find_beta_max(problem: Problem, oracle: str | Oracle = "auto", seed: int = 0
     targets counts as 0: no filter helps then, at any β.
     """
     dual_point = problem.dual_point(problem.constant_predictions())
-    if oracle in LOOSE:
+    if getattr(oracle, "name", oracle) in LOOSE:
         oracle = LocalOracle.name
     search = get_oracle(oracle, problem, tol=4e-3, thorough=True) if isinstance(oracle, str) else oracle
     found = search(problem.until(problem.deadline.share(BEGINNING)), dual_point, seed=seed)
@@ -110,13 +110,16 @@ def _rounding_of_g(problem: Problem, dual_point: Tensor) -> float:
     """How far rounding alone may take g, or a bound on it, from 0; by a sample of the images.
 
     g sums φ(x_i) Z_i. Responses are rounded in their own arithmetic, sums over all N patches in float64, and Z_i is
-    itself a difference of rounded targets. A patch x has (x·u)_+ <= Σ (x·e)_+ over the axes e, both ways.
+    itself a difference of rounded targets. A patch x has (x·u)_+ <= Σ (x·e)_+ over the axes e, both ways; and
+    (x·u)² <= ‖x‖².
     """
     step = -(-problem.n // ROUNDING_SAMPLE)
     sample = problem if step == 1 else problem.sample(torch.arange(0, problem.n, step))
     single, double = torch.finfo(problem.responses.dtype).eps, torch.finfo(torch.float64).eps
     share = ROUNDINGS * single + 2 * problem.n * problem.responses.n_positions * double
     sizes = share * dual_point.norm(dim=1) + ROUNDINGS * double * problem.shares.times(problem.targets.norm(dim=1))
+    if problem.responses.activation.degree == 2:
+        return step * float(sizes[::step] @ sample.responses.reach())
     axes = torch.eye(problem.responses.dim, dtype=torch.float64)
     sums = sample.responses.rectified().correlate(torch.cat([axes, -axes]), sizes[::step, None])
     return step * float(sums.sum(dim=0).norm())
