@@ -114,7 +114,6 @@ class BranchAndBoundOracle(Oracle):
     """
 
     name = "branch-and-bound"
-    most = 16  # in few dimensions more are neighbours of these, whose weights cost the cube of their number
 
     def __init__(
         self,

@@ -106,6 +106,8 @@ def family_proof(
     if mirrored:
         alive = alive.chunk(2)[0] & alive.chunk(2)[1]
         alive = torch.cat([alive, alive])
+    if not bool(alive.any()):
+        return None
     filters, weights = filters[alive], weights[alive]
     name = "filters of the dictionary"
     try:
