@@ -30,6 +30,10 @@ NOISE = 0.1
 """Share of β above which the rounding of a Gram matrix shows beside the ridges β/η: it is then computed in float64."""
 ROUNDING = 1e-10
 """Relative error that objectives in Gram form may have."""
+SHARES = 4
+"""Shares in which the groups of a step are solved for: more would skip more zeros, in products that are slower."""
+NARROWEST = 64
+"""Groups in a share at least."""
 
 
 def solve_squared(
@@ -183,11 +187,9 @@ class GramNewton:
 
     def _derivatives(self, slopes: Tensor, pulls: Tensor, groups: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient and Hessian of F over `groups`: H_jl = β <S_j, [D⁻¹ - D⁻¹ (H/β + D⁻¹)⁻¹ D⁻¹]_jl S_l>."""
-        where, m = self._rows(groups), len(groups)
-        wide = sizes.repeat_interleave(self.cells)
-        inverse = torch.cholesky_inverse(self._factor(where, self.beta / wide))
-        scaled = slopes[where] / wide[:, None]
-        coupling = (inverse * (scaled @ scaled.T)).view(m, self.cells, m, self.cells).sum(dim=(1, 3))
+        where = self._rows(groups)
+        factor = self._factor(where, self.beta / sizes.repeat_interleave(self.cells))
+        coupling = _coupling(factor, slopes[where].view(len(groups), self.cells, -1) / sizes[:, None, None])
         hessian = torch.diag(self.beta * pulls[groups].square() / sizes) - self.beta**2 * coupling
         return 0.5 * self.beta * (1 - pulls[groups].square()), hessian
 
@@ -198,6 +200,29 @@ class GramNewton:
         solution = torch.zeros_like(self.linear)
         solution[where] = torch.cholesky_solve(self.linear[where], self._factor(where, ridges))
         return solution
+
+
+def _coupling(factor: Tensor, blocks: Tensor) -> Tensor:
+    """(m, m): <B_j, [(L Lᵀ)⁻¹]_jl B_l> for L = `factor` (m·P, m·P) and B = `blocks` (m, P, c).
+
+    Each column b of a block stands alone in its rows, so L⁻¹b is zero above them: the groups are taken in turn, and of
+    L only what lies below their first row. The inverse itself would cost several times as much, unless a group has few
+    rows and many columns.
+    """
+    m, cells, columns = blocks.shape
+    if columns > 2 * cells:
+        flat = blocks.flatten(0, 1)
+        return (torch.cholesky_inverse(factor) * (flat @ flat.T)).view(m, cells, m, cells).sum(dim=(1, 3))
+    solved = blocks.new_zeros(m * cells, columns, m)
+    width = max(NARROWEST, -(-m // SHARES))
+    for first in range(0, m, width):
+        part, top = torch.arange(first, min(first + width, m)), first * cells
+        right = blocks.new_zeros(m - first, cells, columns, len(part))
+        right[part - first, :, :, part - first] = blocks[part]
+        below = torch.linalg.solve_triangular(factor[top:, top:], right.view(len(factor) - top, -1), upper=False)
+        solved[top:, :, part] = below.view(-1, columns, len(part))
+    flat = solved.view(-1, m)
+    return flat.T @ flat
 
 
 @njit(cache=True)
