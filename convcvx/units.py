@@ -125,10 +125,9 @@ class Units:
         InputError
             When it is out of all proportion to images times targets.
         """
-        exponent = self.images + self.targets
+        exponent, beta = self.images + self.targets, check_positive("beta", beta)
         if exponent == 0:
             return beta
-        beta = check_positive("beta", beta)
         scaled = float(times(torch.tensor(beta, dtype=torch.float64), -exponent))
         if not (beta >= SMALLEST_NORMAL and SMALLEST_NORMAL <= scaled < math.inf):
             raise InputError(

@@ -142,6 +142,8 @@ def test_a_dictionary_that_says_nothing_of_the_targets_is_refused(tmp_path):
         ("kernel_size", "3", "3x3", "3x4"),
         ("pool", "4", "4x4", "max:4"),
         ("resize", "8", "8x8", "no size"),
+        ("loss", "huber", "huber:1", "huber:2"),
+        ("loss", "huber:0.50", "huber:0.5", "squared"),
     ],
 )
 def test_what_is_resumed_may_be_asked_for_in_other_words(name, stored, same, other):

@@ -121,6 +121,13 @@ def test_a_pipe_is_no_config_file(tmp_path):
     assert "cannot read --config" in refused("train", "--config", tmp_path / "options.toml")
 
 
+@pytest.mark.parametrize("name", ["data.npz", "data.csv", "data.parquet", "data"])
+def test_a_pipe_is_no_data(name, tmp_path):
+    os.mkfifo(tmp_path / name)
+    said = refused("train", "--data", tmp_path / name)
+    assert " is no file" in said or "is neither a file nor a folder" in said
+
+
 def test_values_of_another_kind_are_refused_from_python_too():
     for wrong in ("1e5", True, [1], 10**400):
         with pytest.raises(InputError, match="tune must be a"):

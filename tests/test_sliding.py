@@ -416,6 +416,22 @@ def test_paths_take_betas_in_any_order():
     assert found[0.01].certificate.primal > found[0.001].certificate.primal
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"patches": torch.utils.data.DataLoader([])}, "patches must be a tensor"),
+        ({"betas": [0.1, -0.1]}, "beta must be a positive"),
+        ({"n_betas": 0}, "n_betas must be a whole number"),
+        ({"ratio": -1.0}, "ratio must be a positive"),
+        ({"loss": "hub"}, "loss"),
+    ],
+)
+def test_paths_refuse_at_once(changed, message):
+    x, y = spiral(10)
+    with pytest.raises(InputError, match=message):
+        convcvx.path(**{"patches": x, "targets": y} | changed)
+
+
 @pytest.mark.parametrize("noise", [0.0, 1e-5, 1.0])
 def test_the_whitening_survives_a_moment_that_rounding_made_indefinite(noise):
     """Single precision leaves eigenvalues below zero, of the size of its rounding of the largest."""

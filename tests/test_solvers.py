@@ -257,6 +257,22 @@ class Lazy(Solver):
         return super().ended(level, look) or Status.STALLED
 
 
+class GivingUp(Solver):
+    name: ClassVar[str] = "giving-up"
+
+    def ended(self, level: Level, look: Look) -> Status | None:
+        return Status.STALLED
+
+
+def test_what_a_certificate_shows_is_converged_however_the_training_ended(monkeypatch):
+    monkeypatch.setitem(SOLVERS, "giving-up", GivingUp())
+    x, y = torch.randn(9, 2, generator=torch.Generator().manual_seed(0)), torch.arange(9) % 3
+    top = convcvx.beta_max(x, y)
+    assert convcvx.solve(x, y, 1.1 * top, solver="giving-up").status is Status.CONVERGED
+    with pytest.warns(ConvergenceWarning, match="stopped by stalled"):
+        assert convcvx.solve(x, y, 0.5 * top, solver="giving-up").status is Status.STALLED
+
+
 def test_an_oracle_and_a_solver_of_ones_own_are_an_entry_in_a_table(monkeypatch):
     monkeypatch.setitem(ORACLES, "axes", Entry(lambda effort: OnAxes()))
     monkeypatch.setitem(SOLVERS, "lazy", Lazy())

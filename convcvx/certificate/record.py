@@ -194,6 +194,11 @@ class Certificate:
                 shown["family_gap"] = gap
         return replace(best, **shown)
 
+    def reaches(self, tol: float) -> bool:
+        """Whether the gap is within `tol`: what a search that was cut short has not found is no sign of an optimum."""
+        guessed = not self.scope.proved and self.search.get("stopped") == "time_limit"
+        return self.rel_gap <= tol and not guessed
+
     @property
     def _standing(self) -> tuple[bool, bool, float]:
         """By which lower bounds are compared: proofs for all networks, then for some, then estimates."""

@@ -13,6 +13,7 @@ import typer
 from rich.markup import escape
 
 from convcvx.errors import InputError, one_line, shown
+from convcvx.storage.reading import check_file
 from convcvx.training.option import NO_FLAG, STAGES, Declared, as_kept, options_of
 from convcvx.training.options import TrainConfig
 from convcvx.training.presets import PRESETS, preset_options
@@ -131,8 +132,7 @@ def flags(context: typer.Context) -> dict[str, Any]:
 
 def _read_config(file: Path, known: list[str]) -> dict[str, Any]:
     try:
-        if not file.is_file():  # what is no file may never end
-            raise FileNotFoundError("there is no such file")
+        check_file(file)
         values = tomllib.loads(file.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:  # no TOML, or no text
         raise InputError(f"cannot read --config {shown(str(file))}: {one_line(error)}") from None

@@ -55,6 +55,8 @@ def read(order: Order) -> Raw:
         raise DataError("data were given as arrays: name --data, a file or a folder that holds the same ones")
     if task := other_task(order.name):
         raise DataError(f"data {shown(order.name)} is {task} of torchvision, whose images have no classes to learn")
+    if order.path.exists() and not (order.path.is_file() or order.path.is_dir()):
+        raise DataError(f"data {shown(order.name)} is neither a file nor a folder: save what it yields as a file")
     close = nearest(order.name)
     meant = f" (is {' or '.join(close)} meant?)" if close else ""
     raise DataError(

@@ -35,11 +35,16 @@ def is_a(value: Any, kind: type | None) -> bool:
     return isinstance(value, (int, float) if kind is float else kind)
 
 
+def check_file(path: Path) -> None:
+    """Raise `FileNotFoundError` for what is no file: a pipe, say, may never end."""
+    if not path.is_file():
+        raise FileNotFoundError("it is no file" if path.exists() else "there is no such file")
+
+
 def read_json(path: Path, form: Any) -> Any:
     """What a JSON file holds; raise `RunError` if that is not of the `form`."""
     try:
-        if not path.is_file():  # what is no file may never end
-            raise FileNotFoundError("there is no such file")
+        check_file(path)
         value = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"cannot read {path}: {one_line(error)}") from None
@@ -87,8 +92,7 @@ def read_tensors(path: Path, shapes: Mapping[str, str], form: Any) -> tuple[dict
 def open_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
     """The tensors in any safetensors file, and what convcvx wrote about them, None if it did not."""
     try:
-        if not path.is_file():
-            raise FileNotFoundError("there is no such file")
+        check_file(path)
         with safe_open(str(path), framework="pt") as file:
             # Copied to aligned memory: on unaligned operands BLAS rounds otherwise, and rounds would not repeat.
             tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 - no mapping

@@ -300,7 +300,6 @@ def certificate_summary(certificate: Certificate) -> dict[str, Any]:
 
 
 def _status(solution: Solution, certificate: Certificate, tol: float) -> Status:
-    guessed = not certificate.scope.proved and certificate.search.get("stopped") == "time_limit"
-    if certificate.rel_gap <= tol and not guessed:
+    if certificate.reaches(tol):
         return Status.CONVERGED
     return Status.GAP_ABOVE_TOL if solution.status == Status.CONVERGED else solution.status

@@ -162,7 +162,8 @@ def train(
     if oracle != LocalOracle.name:  # which is asked for where nothing is to be proved
         own = solution.filters, solution.weights, solution.intercept
         certificate = with_dictionary_gap(certificate, config, problem, *own)
-    solution = units.solution(replace(solution, certificate=certificate))
+    status = Status.CONVERGED if certificate.reaches(config.tol) else solution.status
+    solution = units.solution(replace(solution, certificate=certificate, status=status))
     return solution, units.certificate(certificate)
 
 
@@ -232,29 +233,37 @@ def path(
     SolutionPath
         An iterator of a `Solution` a β, in the order of `betas`, each trained when it is asked for; its
         `.certificate.beta` says which. `.plot()` draws what was trained so far.
+
+    Raises
+    ------
+    InputError
+        As `solve`, for arrays and options at once.
     """
-    return SolutionPath(_along(patches, targets, betas, n_betas, ratio, options))
-
-
-def _along(
-    patches: Any, targets: Any, betas: Sequence[float] | None, n_betas: int, ratio: float, options: dict[str, Any]
-) -> Iterator[Solution]:
     own = "pooling", "activation", "loss", "intercept", "device", "sample_weight"
     given = {name: options.pop(name) for name in own if name in options}
     run = {name: options.pop(name) for name in ("oracle", "start", "callback") if name in options}
     check_names(options, ("solver", "tol", "max_filters", "max_rounds", "time_limit", "seed"))
     config = TrainConfig(**options)
+    check_count("n_betas", n_betas)
+    check_positive("ratio", ratio)
     # of their own: whoever takes one solution after another may change his arrays in between
     problem, units = _in_units(as_tensor("patches", patches).clone(), as_tensor("targets", targets).clone(), **given)
-    if betas is None:
-        betas = path_betas(problem, units, run.get("oracle", "auto"), config.seed, n_betas, ratio)
-    for beta in betas:
-        at_beta = replace(config, beta=units.reduced_beta(beta))
-        in_time = problem.until(Deadline.after(config.budget.time_limit))
-        solution, certificate = train(in_time, units, at_beta, **run)
-        warn_short_of(certificate, solution, config.tol)
-        yield solution
-        run["start"] = replace(solution, history=[], rounds=0, status=Status.RUNNING, certificate=None)
+
+    def along(betas: Sequence[float]) -> list[TrainConfig]:
+        return [replace(config, beta=units.reduced_beta(beta)) for beta in betas]
+
+    chosen = None if betas is None else along(betas)
+
+    def solutions() -> Iterator[Solution]:
+        top_down = (problem, units, run.get("oracle", "auto"), config.seed, n_betas, ratio)
+        for at_beta in along(path_betas(*top_down)) if chosen is None else chosen:
+            in_time = problem.until(Deadline.after(config.budget.time_limit))
+            solution, certificate = train(in_time, units, at_beta, **run)
+            warn_short_of(certificate, solution, config.tol)
+            yield solution
+            run["start"] = replace(solution, history=[], rounds=0, status=Status.RUNNING, certificate=None)
+
+    return SolutionPath(solutions())
 
 
 def path_betas(

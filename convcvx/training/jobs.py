@@ -174,7 +174,7 @@ def certify_job(
         "test_accuracy": score(network, test),
         "seconds": perf_counter() - began,
         "peak_memory_mb": peak_memory_mb(),
-        "status": Status.CONVERGED if certificate.rel_gap <= config.tol else Status.GAP_ABOVE_TOL,
+        "status": Status.CONVERGED if certificate.reaches(config.tol) else Status.GAP_ABOVE_TOL,
         "assumed": unseen,
     }
 

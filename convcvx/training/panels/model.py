@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from convcvx.activations import Activation
 from convcvx.data.weights import BALANCED, class_weight_text
-from convcvx.losses.table import LOSS_WORDS
+from convcvx.losses.table import LOSS_WORDS, get_loss
 from convcvx.oracles import FAMILIES
 from convcvx.pooling import Pooling
 from convcvx.training.option import MODEL, SIZE, activation_text, option, pool_text, size, size_text
@@ -109,4 +109,4 @@ class ModelOptions:
         form=f"{BALANCED}, or a weight by class, such as 3=2,8=0.5",
         any_model=True,
     )
-    loss: str = option("squared", MODEL, f"{LOSS_WORDS}.", any_model=True)
+    loss: str = option("squared", MODEL, f"{LOSS_WORDS}.", any_model=True, means=lambda text: get_loss(text).name)
