@@ -16,7 +16,7 @@ from torch import Tensor
 
 from convcvx.budget import Deadline
 from convcvx.certificate import certify_parameters
-from convcvx.oracles import BranchAndBoundOracle, ExactOracle, LocalOracle, PolynomialOracle, RemainderOracle
+from convcvx.oracles import BranchAndBoundOracle, ExactOracle, LocalOracle, PolynomialOracle, RemainderOracle, relaxed
 from convcvx.oracles.lengths import bound_by_lengths
 from convcvx.oracles.lifted import lifted, widths
 from convcvx.oracles.polynomial import Multipliers, block_bound
@@ -225,7 +225,9 @@ def relaxed_case(loss: str, cells: int = 1) -> tuple[Problem, Tensor, float]:
 
 @pytest.mark.parametrize("loss", ["squared", "cross-entropy"])
 @pytest.mark.parametrize("cells", [1, 2])
-def test_the_relaxed_dual_point_proves_more_and_never_too_much(loss, cells):
+@pytest.mark.parametrize("dense", [0, relaxed.DENSE])
+def test_the_relaxed_dual_point_proves_more_and_never_too_much(loss, cells, dense, monkeypatch):
+    monkeypatch.setattr(relaxed, "DENSE", dense)
     problem, start, objective = relaxed_case(loss, cells)
     plain = problem.dual(start, PolynomialOracle()(problem, start).g_max)
     chosen = relaxed_point(problem, start)
@@ -233,6 +235,34 @@ def test_the_relaxed_dual_point_proves_more_and_never_too_much(loss, cells):
     assert plain * 1.02 < proved < objective
     # No network beats it: its own dual value at what climbs find is not below.
     assert problem.dual(chosen, LocalOracle()(problem, chosen).g_max) >= proved
+
+
+@pytest.mark.parametrize("cells", [1, 3])
+@pytest.mark.parametrize("intercept", [True, False])
+def test_the_kernel_as_a_matrix_is_the_kernel_and_its_equations_are_solved(cells, intercept, monkeypatch):
+    problem, start, _ = relaxed_case("squared", cells)
+    features, random = Features.of(problem), torch.Generator().manual_seed(0)
+    blocks = features.blocks(start)
+    multipliers = Multipliers.chosen(blocks, features.tails, start)
+    factor = torch.randn(2 * [cells * start.shape[1]], generator=random, dtype=torch.float64)
+    spread = factor @ factor.T
+    kernel = relaxed._Kernel(features, multipliers, spread)
+    dense = relaxed._DenseKernel(features, multipliers, spread, features.grams())
+    for _ in range(3):
+        point = torch.randn(start.shape, generator=random, dtype=torch.float64)
+        assert torch.allclose(dense(point), kernel(point), rtol=1e-10, atol=1e-12)
+    assert torch.allclose(dense.matrix, dense.matrix.T, rtol=1e-10, atol=1e-12)
+    roots = torch.rand(len(start), 1, generator=random, dtype=torch.float64)
+    found = dense.solved(roots, start, torch.zeros_like(start), intercept)
+    residual = roots * start - found - roots * kernel(roots * found)
+    if intercept:
+        assert float((roots * found).sum(dim=0).abs().max()) <= 1e-9 * float(found.norm())
+        residual -= roots * (roots * residual).sum(dim=0) / roots.square().sum()
+    assert float(residual.norm()) <= 1e-9 * float(start.norm())
+    monkeypatch.setattr(relaxed, "PRODUCTS", 5000)
+    monkeypatch.setattr(relaxed, "ACCURACY", 1e-12)
+    slowly = kernel.solved(roots, start, torch.zeros_like(start), intercept)
+    assert torch.allclose(found, slowly, rtol=1e-6, atol=1e-6 * float(found.abs().max()))
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ the gradient of ½ tr(S E). Nothing here is believed: of whatever Z comes out th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +40,9 @@ PRODUCTS = 40
 """Products with K_S of a round at most: conjugate gradients go on from the Z of the round before."""
 ACCURACY = 1e-4
 """Relative residual of the linear equations that will do for a round."""
+DENSE = 512
+"""Entries n·c of Z, and n·P of a feature, up to which K_S is a matrix and equations are solved by its factor: the calls
+of forty products take longer there."""
 FAINTEST = 1e-9
 """Share of the mean of S added to its diagonal: directions given up too early can come back."""
 
@@ -60,6 +64,15 @@ class Features:
     def blocks(self, dual_point: Tensor) -> list[Tensor]:
         """C_b (P, c, w_b) of Z = `dual_point` (n, c)."""
         return [rearrange(dual_point.T @ part.flatten(1), "c (p w) -> p c w", p=part.shape[1]) for part in self.parts]
+
+    def few(self, n_outputs: int) -> bool:
+        """Whether all pairs of images fit in a small matrix."""
+        n, cells = self.tails.shape
+        return n * max(cells, n_outputs) <= DENSE
+
+    def grams(self) -> list[Tensor]:
+        """Products of each block with itself, (n·P, n·P)."""
+        return [part.flatten(0, 1) @ part.flatten(0, 1).T for part in self.parts]
 
     def adjoint(self, blocks: list[Tensor]) -> Tensor:
         """(n, c): the gradient in Z of Σ_b <blocks_b, C_b(Z)>."""
@@ -90,13 +103,17 @@ def _improved(problem: Problem, start: Tensor, features: Features) -> Tensor:
     multipliers = Multipliers.chosen(blocks, tails, point)
     spread = _spread(problem, multipliers, blocks, tails, point)
     predictions, scaled = problem.constant_predictions(), point / roots
+    grams = features.grams() if features.few(problem.n_outputs) else None
     before = highest
     for number in range(1, ROUNDS + 1):
         if problem.deadline.passed:
             break
         working = predictions - problem.loss.gradient(predictions, problem.targets) / scale
-        kernel = _Kernel(features, multipliers, spread / problem.beta)
-        scaled = _solved(kernel, roots, working, scaled, problem.intercept)
+        if grams is None:
+            kernel = _Kernel(features, multipliers, spread / problem.beta)
+        else:
+            kernel = _DenseKernel(features, multipliers, spread / problem.beta, grams)
+        scaled = kernel.solved(roots, working, scaled, problem.intercept)
         point = roots * scaled
         predictions = kernel(point)
         predictions = predictions + problem.best_intercept(predictions)
@@ -141,7 +158,7 @@ def _geometric(spread: Tensor, matrix: Tensor) -> Tensor:
 
 
 class _Kernel:
-    """Z ↦ K_S(Z) (n, c), the gradient of ½ tr(S E_λ(Z))."""
+    """Z ↦ K_S(Z) (n, c), the gradient of ½ tr(S E_λ(Z)), and what solves equations in it."""
 
     def __init__(self, features: Features, multipliers: Multipliers, spread: Tensor) -> None:
         self.features, self.multipliers, self.spread = features, multipliers, spread
@@ -160,32 +177,66 @@ class _Kernel:
             total = total + self.weights[:, [p]] * (point @ own)
         return total
 
+    def solved(self, roots: Tensor, working: Tensor, start: Tensor, intercept: bool) -> Tensor:
+        """X (n, c) with X + roots K(roots X) = roots · working, orthogonal to `roots` if asked: conjugate gradients."""
+        projected = _projection(roots, intercept)
 
-def _solved(kernel: _Kernel, roots: Tensor, working: Tensor, start: Tensor, intercept: bool) -> Tensor:
-    """X (n, c) with X + roots K(roots X) = roots · working by conjugate gradients; orthogonal to `roots` if asked."""
+        def product(rows: Tensor) -> Tensor:
+            return projected(rows + roots * self(roots * rows))
+
+        right = projected(roots * working)
+        x = projected(start)
+        residual = right - product(x)
+        search, square = residual, float(residual.square().sum())
+        enough = ACCURACY**2 * float(right.square().sum())
+        for _ in range(PRODUCTS):
+            if not square > enough:
+                break
+            image = product(search)
+            curvature = float((search * image).sum())
+            if not curvature > 0:  # but for rounding it is
+                break
+            step = square / curvature
+            x = x + step * search
+            residual = residual - step * image
+            before, square = square, float(residual.square().sum())
+            search = residual + square / before * search
+        return x
+
+
+class _DenseKernel(_Kernel):
+    """The same as a matrix (n·c, n·c), from the `grams` (n·P, n·P) of the blocks of features."""
+
+    def __init__(self, features: Features, multipliers: Multipliers, spread: Tensor, grams: list[Tensor]) -> None:
+        super().__init__(features, multipliers, spread)
+        (n, cells), c = features.tails.shape, len(spread) // features.tails.shape[1]
+        pairs = zip(grams, multipliers.blocks, strict=True)
+        gram = sum((part / max(share, 1e-300) for part, share in pairs), start=torch.zeros(()))
+        by_cell = spread.view(cells, c, cells, c)
+        kernel = torch.einsum("pcqd,ipjq->icjd", by_cell, gram.view(n, cells, n, cells))
+        image = torch.arange(n)
+        kernel[image, :, image] += torch.einsum("ip,pcpd->icd", self.weights, by_cell)
+        self.matrix = kernel.reshape(n * c, n * c)
+
+    def __call__(self, point: Tensor) -> Tensor:
+        return (self.matrix @ point.flatten()).view(point.shape)
+
+    def solved(self, roots: Tensor, working: Tensor, start: Tensor, intercept: bool) -> Tensor:
+        """By a factor; by conjugate gradients where rounding has left none."""
+        projected, (n, c) = _projection(roots, intercept), working.shape
+        scales = roots.expand(n, c).flatten()
+        system = scales[:, None] * self.matrix * scales
+        for _ in range(2):  # from either side
+            system = projected(system.reshape(n, -1)).reshape(n * c, n * c).T
+        system.diagonal().add_(1.0)
+        factor, failed = torch.linalg.cholesky_ex(system)
+        if failed:
+            return super().solved(roots, working, start, intercept)
+        right = projected(roots * working)
+        return torch.cholesky_solve(right.view(-1, 1), factor).view(n, c)
+
+
+def _projection(roots: Tensor, intercept: bool) -> Callable[[Tensor], Tensor]:
+    """Rows (n, ·) less what lies along `roots` (n, 1), where there is an intercept."""
     direction = roots / roots.norm()
-
-    def projected(rows: Tensor) -> Tensor:
-        return rows - direction * (direction.T @ rows) if intercept else rows
-
-    def product(rows: Tensor) -> Tensor:
-        return projected(rows + roots * kernel(roots * rows))
-
-    right = projected(roots * working)
-    x = projected(start)
-    residual = right - product(x)
-    search, square = residual, float(residual.square().sum())
-    enough = ACCURACY**2 * float(right.square().sum())
-    for _ in range(PRODUCTS):
-        if not square > enough:
-            break
-        image = product(search)
-        curvature = float((search * image).sum())
-        if not curvature > 0:  # but for rounding it is
-            break
-        step = square / curvature
-        x = x + step * search
-        residual = residual - step * image
-        before, square = square, float(residual.square().sum())
-        search = residual + square / before * search
-    return x
+    return lambda rows: rows - direction * (direction.T @ rows) if intercept else rows
