@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.problems import flat_problem, g
+from threadpoolctl import threadpool_info, threadpool_limits
 from torch import nn
 
 import convcvx
@@ -347,21 +348,36 @@ def test_a_hopeless_search_is_left_and_the_certificate_says_so():
         assert certificate.dual >= full.dual * (1 - 0.05)
 
 
-def test_small_problems_keep_torch_to_one_core_and_give_the_others_back():
+@pytest.mark.parametrize("given", [1, 2])
+def test_small_problems_keep_torch_and_blas_to_one_core_and_give_the_others_back(given):
+    """BLAS has threads of its own, also where torch was told to use one: on busy cores they took four times as long."""
+
+    def blas() -> list[int]:
+        return [found["num_threads"] for found in threadpool_info() if found["user_api"] == "blas"]
+
     seen = []
 
     @sparing_threads
-    def work(problem: Problem) -> None:
-        seen.append(torch.get_num_threads())
+    def inner(problem: Problem) -> None:
+        seen.append((torch.get_num_threads(), *blas()))
         raise OutOfTime
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
+    @sparing_threads
+    def work(problem: Problem) -> None:
         with pytest.raises(OutOfTime):
-            work(flat_problem())
-        assert seen == [1]
-        assert torch.get_num_threads() == 2
+            inner(problem)
+        inner(problem)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(given)
+    try:
+        with threadpool_limits(2, user_api="blas"):
+            own = blas()
+            with pytest.raises(OutOfTime):
+                work(flat_problem())
+            assert own
+            assert seen == [(1, *[1] * len(own))] * 2
+            assert (torch.get_num_threads(), blas()) == (given, own)
     finally:
         torch.set_num_threads(before)
 

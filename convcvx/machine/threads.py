@@ -61,15 +61,16 @@ def sparing_threads(function: Callable[..., Result]) -> Callable[..., Result]:
 
     @wraps(function)
     def spared(problem: Any, *arguments: Any, **options: Any) -> Result:
-        threads = torch.get_num_threads()
-        if threads == 1 or not problem.is_small:
+        if hasattr(_own, "working") or hasattr(_own, "sparing") or not problem.is_small:
             return function(problem, *arguments, **options)
+        threads, _own.sparing = torch.get_num_threads(), True
         torch.set_num_threads(1)
         try:
-            with _libraries().limit(limits=1, user_api="blas"):
+            with _libraries().limit(limits=1, user_api="blas"):  # whose threads are not torch's: that may have one
                 return function(problem, *arguments, **options)
         finally:
             torch.set_num_threads(threads)
+            del _own.sparing
 
     return spared
 
