@@ -19,6 +19,7 @@ from convcvx.solution import Solution
 from convcvx.solvers import sliding_frank_wolfe
 from convcvx.solvers.master.table import solve_master
 from convcvx.solvers.slide.joint import slide_lbfgs
+from convcvx.solvers.slide.kinks import _held
 from convcvx.solvers.slide.objective import FewRowsObjective, PassObjective
 
 
@@ -104,6 +105,7 @@ def test_filters_slide_along_the_kinks_that_they_have_come_to():
     objective = FewRowsObjective(problem, few, solution)
     start = objective.network(objective.start)[0]
     held = (start @ torch.from_numpy(few.flat).T).abs() < 1e-9 * start.norm(dim=1, keepdim=True)
+    held &= torch.from_numpy(_held(problem, few, solution))  # not where the pull has turned since it came there
     assert int(held.sum()) > len(start)  # they have come to kinks
     slid = slide_lbfgs(problem, solution, 1e-9)
     left = (slid.filters @ torch.from_numpy(few.flat).T)[held].abs()

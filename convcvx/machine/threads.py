@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from functools import cache, wraps
+from functools import cache, lru_cache, wraps
 from typing import Any, TypeVar
 
 import torch
@@ -46,9 +47,9 @@ if hasattr(os, "register_at_fork"):  # Windows does not fork
     os.register_at_fork(after_in_child=_workers.cache_clear)  # a forked process has none of the threads
 
 
-@cache
-def _libraries() -> ThreadpoolController:
-    """Those with threads of their own, found once."""
+@lru_cache(maxsize=1)
+def _libraries(n_modules: int) -> ThreadpoolController:
+    """Those with threads of their own: looked for anew once more modules are imported, some of which bring a BLAS."""
     return ThreadpoolController()
 
 
@@ -66,7 +67,9 @@ def sparing_threads(function: Callable[..., Result]) -> Callable[..., Result]:
         threads, _own.sparing = torch.get_num_threads(), True
         torch.set_num_threads(1)
         try:
-            with _libraries().limit(limits=1, user_api="blas"):  # whose threads are not torch's: that may have one
+            with _libraries(len(sys.modules)).limit(
+                limits=1, user_api="blas"
+            ):  # whose threads are not torch's: that may have one
                 return function(problem, *arguments, **options)
         finally:
             torch.set_num_threads(threads)
