@@ -139,6 +139,7 @@ def test_sigkill_and_resume_give_the_uninterrupted_result(run, tmp_path):
     assert resumed["rounds"] == run[1]["rounds"]
 
 
+@pytest.mark.slow
 def test_sigkill_while_filters_slide_and_resume_give_the_uninterrupted_result(tmp_path):
     train = ["train", "--limit", "120", "--pool", "2", "--dictionary", "12", "--tune", "0.1", "--max-rounds", "0"]
     train += ["--slide", "150", "--crops", "1", "--tol", "1"]

@@ -211,6 +211,7 @@ def test_a_scan_without_time_proves_nothing():
     assert found.cut_short
 
 
+@pytest.mark.slow
 def test_python_the_command_and_the_estimator_train_the_same_ternary_layer(tmp_path):
     train, _ = load("digits", limit=150)
     layer = convcvx.fit(train.images, train.targets, **QUICK)

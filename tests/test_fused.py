@@ -139,6 +139,7 @@ for dtype, tol in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
 """
 
 
+@pytest.mark.slow
 def test_vectors_of_256_bits(tmp_path):
     """What a processor without AVX-512 runs, in a process of its own."""
     features = "+avx2,+fma" if binding.get_host_cpu_features().get("avx2") else "-avx512f"

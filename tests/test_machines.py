@@ -38,6 +38,7 @@ def python(*arguments: str, code: int = 0, **environment: str) -> subprocess.Com
 # Compiled code
 
 
+@pytest.mark.slow
 def test_an_installation_that_cannot_be_written_to_compiles_anew_and_says_so_once(tmp_path):
     """Files where folders would have to be keep even root from writing."""
     package = tmp_path / "convcvx"
@@ -75,6 +76,7 @@ torch.library.register_fake("torchvision::nms")(lambda *arguments: None)  # as t
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
+@pytest.mark.slow
 def test_every_help_can_be_read_on_any_terminal():
     code = """
 import sys
@@ -99,6 +101,7 @@ except UnicodeEncodeError:
     assert "negative control" in shown
 
 
+@pytest.mark.slow
 def test_a_training_can_be_followed_on_any_terminal(tmp_path):
     done = python("-m", "convcvx", *TRAIN, "--out", str(tmp_path / "run-β"), **ASCII)
     assert "g/beta" in done.stdout

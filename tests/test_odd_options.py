@@ -167,6 +167,7 @@ def test_a_current_folder_that_is_gone_is_no_traceback(tmp_path):
         os.chdir(here)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a disk that is full")
 def test_a_full_disk_and_a_reader_that_has_gone_are_told_of(tmp_path):
     report = [sys.executable, "-m", "convcvx.cli", "train", "--config", "nowhere.toml", "--json"]

@@ -282,12 +282,10 @@ def test_two_processes_give_what_one_gives(folder, alone, tmp_path):
         assert metrics[name] == pytest.approx(alone[name], rel=1e-8), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rank", "message"),
-    [
-        (1, "worker 1 of 2 was lost: go on with --resume"),
-        pytest.param(0, "process 0 of 2 was lost: go on", marks=pytest.mark.slow),
-    ],
+    [(1, "worker 1 of 2 was lost: go on with --resume"), (0, "process 0 of 2 was lost: go on")],
 )
 def test_a_killed_process_ends_the_run_and_one_process_goes_on(folder, alone, tmp_path, rank, message):
     out = tmp_path / "killed"
@@ -308,6 +306,7 @@ def test_a_killed_process_ends_the_run_and_one_process_goes_on(folder, alone, tm
         assert metrics[name] == pytest.approx(alone[name], rel=1e-8), name
 
 
+@pytest.mark.slow
 def test_bad_input_is_reported_once(tmp_path):
     running = team(2, "--data", tmp_path / "nothing.npz", "--out", tmp_path / "run")
     output, text = running.communicate(timeout=120)
@@ -355,6 +354,7 @@ def test_weights_of_images_are_shared_out_with_them(short_segments):
     assert all(torch.equal(ours, theirs) for gram in grams[1:] for ours, theirs in zip(grams[0], gram, strict=True))
 
 
+@pytest.mark.slow
 def test_a_dictionary_is_that_of_one_process_but_for_rounding(short_segments):
     """Each process sums up a Gram matrix of its own; who has no segment adds none."""
     fits = []
@@ -377,6 +377,7 @@ def test_a_dictionary_asks_this_machine_for_its_share_of_the_memory(short_segmen
     assert Responses.share_here.fget(responses) == 1.0
 
 
+@pytest.mark.slow
 def test_two_processes_fit_the_dictionary_of_one(folder, tmp_path):
     options = ["--dictionary", "40", "--threshold", "0.25", "--hidden-bias", "--max-rounds", "0", "--tune", "0.1"]
     given = ["--data", folder, *options, "--flips"]
@@ -404,6 +405,7 @@ def dictionary_of(problem, count: int = 6) -> torch.Tensor:
     return torch.nn.functional.normalize(random_parameters(problem, count)[0])
 
 
+@pytest.mark.slow
 def test_two_dictionaries_side_by_side_are_those_of_one_process(short_segments):
     """As joint heads are: each process makes the features of all of them, of its own images."""
     fits = []

@@ -140,6 +140,7 @@ def test_the_objective_never_rises_on_digits(digits, loss):
     assert rises([{"objective": 1.0}, {"objective": 1.1}]) == [pytest.approx(0.1)]  # negative control
 
 
+@pytest.mark.slow
 def test_mini_batch_sliding_keeps_the_objective_falling(digits, monkeypatch):
     monkeypatch.setattr("convcvx.solvers.slide.joint.DETERMINISTIC_FLOPS", 0)
     problem = build_problem(*digits, spec=PatchSpec(3, stride=2), pooling="2", dtype=torch.float32)

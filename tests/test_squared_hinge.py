@@ -141,6 +141,7 @@ def test_the_best_intercept_is_best_from_any_start(scale):
     assert shares.mean(HINGE.value(f + shift, targets)) <= shares.mean(HINGE.value(f + start, targets))
 
 
+@pytest.mark.slow
 def test_classes_are_trained_certified_and_scored_by_every_door(tmp_path):
     digits = load_digits()
     images, classes = (digits.images[:120] / 16).astype(np.float32), digits.target[:120] % 3
