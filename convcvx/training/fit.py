@@ -299,7 +299,13 @@ def certificate_summary(certificate: Certificate) -> dict[str, Any]:
     return {name: values[name] for name in (*names, "proved", "proved_gap", "proved_by")}
 
 
-def _status(solution: Solution, certificate: Certificate, tol: float) -> Status:
+def status_of(certificate: Certificate, tol: float) -> Status:
+    """How a network stands by its certificate alone: a search that time cut short reaches no `tol`."""
     if certificate.reaches(tol):
         return Status.CONVERGED
-    return Status.GAP_ABOVE_TOL if solution.status == Status.CONVERGED else solution.status
+    return Status.TIME_LIMIT if certificate.rel_gap <= tol else Status.GAP_ABOVE_TOL
+
+
+def _status(solution: Solution, certificate: Certificate, tol: float) -> Status:
+    certified = status_of(certificate, tol)
+    return certified if Status.CONVERGED in (certified, solution.status) else solution.status

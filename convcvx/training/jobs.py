@@ -23,10 +23,9 @@ from convcvx.patches import PatchEmbedding
 from convcvx.pooling import Pooling
 from convcvx.problem import Problem
 from convcvx.responses.team import Team
-from convcvx.solution import Status
 from convcvx.training.clock import Clock
 from convcvx.training.dictionary_gap import with_dictionary_gap
-from convcvx.training.fit import Fit, certificate_summary, finish, score
+from convcvx.training.fit import Fit, certificate_summary, finish, score, status_of
 from convcvx.training.journal import Checkpoint
 from convcvx.training.optimise import named_oracle, optimise
 from convcvx.training.options import TrainConfig
@@ -174,7 +173,7 @@ def certify_job(
         "test_accuracy": score(network, test),
         "seconds": perf_counter() - began,
         "peak_memory_mb": peak_memory_mb(),
-        "status": Status.CONVERGED if certificate.reaches(config.tol) else Status.GAP_ABOVE_TOL,
+        "status": status_of(certificate, config.tol),
         "assumed": unseen,
     }
 
