@@ -67,6 +67,7 @@ def test_a_climb_is_on_no_more_images_than_memory_allows(problem, dual_point, mo
     torch.testing.assert_close(found.values, g(problem, found.filters, dual_point), rtol=1e-9, atol=0)
 
 
+@pytest.mark.slow
 def test_a_calibrated_sample_hides_little_near_the_optimum(problem):
     """Of the filters it is calibrated by it gives G as all images do, of others nearly; without that it does not."""
     problem = problem.with_beta(1e-2)
