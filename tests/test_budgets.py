@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import warnings
 from dataclasses import dataclass
 from functools import cache
@@ -380,6 +381,26 @@ def test_small_problems_keep_torch_and_blas_to_one_core_and_give_the_others_back
             assert (torch.get_num_threads(), blas()) == (given, own)
     finally:
         torch.set_num_threads(before)
+
+
+def test_blas_has_its_threads_again_after_fits_side_by_side():
+    """The one that began first ends first: what it gives back, the other one must not take away for good."""
+    inside, may_end = threading.Barrier(2), threading.Event()
+
+    @sparing_threads
+    def work(problem: Problem, last: bool) -> None:
+        inside.wait(60)
+        if last:
+            may_end.wait(60)
+
+    with threadpool_limits(2, user_api="blas"):
+        both = [threading.Thread(target=work, args=(flat_problem(), last)) for last in (False, True)]
+        for thread in both:
+            thread.start()
+        both[0].join(60)
+        may_end.set()
+        both[1].join(60)
+        assert {found["num_threads"] for found in threadpool_info() if found["user_api"] == "blas"} == {2}
 
 
 def test_the_clock_of_deadlines_stands_still_while_functions_are_compiled():

@@ -237,6 +237,18 @@ def test_the_relaxed_dual_point_proves_more_and_never_too_much(loss, cells, dens
     assert problem.dual(chosen, LocalOracle()(problem, chosen).g_max) >= proved
 
 
+@pytest.mark.parametrize("loss", ["squared", "cross-entropy", "squared-hinge", "huber"])
+@pytest.mark.parametrize("share", [1.0, 1e-2])
+def test_few_rows_prove_no_less_by_factors_than_by_products(loss, share, monkeypatch):
+    problem, start, _ = relaxed_case(loss)
+    problem, values = problem.with_beta(share * problem.beta), []
+    for dense in (0, relaxed.DENSE):
+        monkeypatch.setattr(relaxed, "DENSE", dense)
+        chosen = relaxed_point(problem, start)
+        values.append(problem.dual(chosen, PolynomialOracle()(problem, chosen).g_max))
+    assert values[1] >= 0.99 * values[0]
+
+
 @pytest.mark.parametrize("cells", [1, 3])
 @pytest.mark.parametrize("intercept", [True, False])
 def test_the_kernel_as_a_matrix_is_the_kernel_and_its_equations_are_solved(cells, intercept, monkeypatch):

@@ -53,6 +53,28 @@ def _libraries(n_modules: int) -> ThreadpoolController:
     return ThreadpoolController()
 
 
+class _OneCore:
+    """BLAS on one core while any thread asks for it: the last to leave gives the others back."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._limit = _libraries(len(sys.modules)).limit(limits=1, user_api="blas")
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._limit.restore_original_limits()
+
+
+_one_core = _OneCore()
+
+
 def sparing_threads(function: Callable[..., Result]) -> Callable[..., Result]:
     """Let `function`, whose first argument is a `Problem`, run on one core if that problem is small.
 
@@ -67,9 +89,7 @@ def sparing_threads(function: Callable[..., Result]) -> Callable[..., Result]:
         threads, _own.sparing = torch.get_num_threads(), True
         torch.set_num_threads(1)
         try:
-            with _libraries(len(sys.modules)).limit(
-                limits=1, user_api="blas"
-            ):  # whose threads are not torch's: that may have one
+            with _one_core:  # BLAS has threads of its own, also where torch is told to use one
                 return function(problem, *arguments, **options)
         finally:
             torch.set_num_threads(threads)

@@ -26,6 +26,7 @@ from einops import rearrange
 from torch import Tensor
 
 from convcvx.budget import OutOfTime
+from convcvx.losses.squared import Squared
 from convcvx.oracles.lifted import lifted, widths
 from convcvx.oracles.polynomial import Multipliers, block_bound
 from convcvx.problem import Problem
@@ -42,7 +43,8 @@ ACCURACY = 1e-4
 """Relative residual of the linear equations that will do for a round."""
 DENSE = 512
 """Entries n·c of Z, and n·P of a feature, up to which K_S is a matrix and equations are solved by its factor: the calls
-of forty products take longer there."""
+of forty products take longer there. Under the squared loss only: elsewhere y' moves from round to round, and exact
+solutions follow it to points that prove less than those on the way there."""
 FAINTEST = 1e-9
 """Share of the mean of S added to its diagonal: directions given up too early can come back."""
 
@@ -103,7 +105,8 @@ def _improved(problem: Problem, start: Tensor, features: Features) -> Tensor:
     multipliers = Multipliers.chosen(blocks, tails, point)
     spread = _spread(problem, multipliers, blocks, tails, point)
     predictions, scaled = problem.constant_predictions(), point / roots
-    grams = features.grams() if features.few(problem.n_outputs) else None
+    dense = problem.loss.name == Squared.name and features.few(problem.n_outputs)
+    grams = features.grams() if dense else None
     before = highest
     for number in range(1, ROUNDS + 1):
         if problem.deadline.passed:
