@@ -44,7 +44,7 @@ class Status(Word):
     CONVERGED = (
         "converged",
         "the gap is within tol",
-        "a second, longer search found more than the solver's; raise tol, or name an exact oracle",
+        "",
         REACHED,
     )
     DONE = "done", "what was asked for is done; there was no gap to close", "", REACHED
@@ -72,7 +72,7 @@ class Status(Word):
     GAP_ABOVE_TOL = (
         "gap_above_tol",
         "the certified gap is above tol, whatever the training saw",
-        "solve in float64, or raise tol",
+        "a second, longer search found more than the solver's; raise tol, or name an exact oracle",
     )
 
     def __init__(self, text: str, meaning: str = "", remedy: str = "", exit_code: int = SHORT) -> None:

@@ -121,6 +121,12 @@ def test_a_pipe_is_no_config_file(tmp_path):
     assert "cannot read --config" in refused("train", "--config", tmp_path / "options.toml")
 
 
+@pytest.mark.parametrize("name", ["network.pt", "network.safetensors"])
+def test_a_pipe_is_no_network(name, tmp_path):
+    os.mkfifo(tmp_path / name)
+    assert "it is no file" in refused("certify --data digits --beta 0.1", tmp_path / name)
+
+
 @pytest.mark.parametrize("name", ["data.npz", "data.csv", "data.parquet", "data"])
 def test_a_pipe_is_no_data(name, tmp_path):
     os.mkfifo(tmp_path / name)

@@ -425,6 +425,12 @@ def test_paths_take_betas_in_any_order():
         ({"n_betas": 0}, "n_betas must be a whole number"),
         ({"ratio": -1.0}, "ratio must be a positive"),
         ({"loss": "hub"}, "loss"),
+        ({"betas": 0.1}, "betas must be a sequence"),
+        ({"tol": -1.0}, "tol must be a positive"),
+        ({"solver": "nonsense"}, "solver must be"),
+        ({"oracle": "nonsense"}, "oracle must be"),
+        ({"callback": 3}, "callback must be a function"),
+        ({"time_limit": -1.0}, "time_limit must be"),
     ],
 )
 def test_paths_refuse_at_once(changed, message):

@@ -257,20 +257,25 @@ class Lazy(Solver):
         return super().ended(level, look) or Status.STALLED
 
 
-class GivingUp(Solver):
-    name: ClassVar[str] = "giving-up"
+@dataclass(frozen=True)
+class Saying(Solver):
+    name: ClassVar[str] = "saying"
+    says: Status = Status.STALLED
 
     def ended(self, level: Level, look: Look) -> Status | None:
-        return Status.STALLED
+        return self.says
 
 
 def test_what_a_certificate_shows_is_converged_however_the_training_ended(monkeypatch):
-    monkeypatch.setitem(SOLVERS, "giving-up", GivingUp())
+    monkeypatch.setitem(SOLVERS, "giving-up", Saying())
+    monkeypatch.setitem(SOLVERS, "content", Saying(Status.CONVERGED))
     x, y = torch.randn(9, 2, generator=torch.Generator().manual_seed(0)), torch.arange(9) % 3
     top = convcvx.beta_max(x, y)
     assert convcvx.solve(x, y, 1.1 * top, solver="giving-up").status is Status.CONVERGED
     with pytest.warns(ConvergenceWarning, match="stopped by stalled"):
         assert convcvx.solve(x, y, 0.5 * top, solver="giving-up").status is Status.STALLED
+    with pytest.warns(ConvergenceWarning, match=r"stopped by gap_above_tol: a second, longer search found more"):
+        assert convcvx.solve(x, y, 0.5 * top, solver="content").status is Status.GAP_ABOVE_TOL
 
 
 def test_an_oracle_and_a_solver_of_ones_own_are_an_entry_in_a_table(monkeypatch):

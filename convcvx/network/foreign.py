@@ -15,6 +15,7 @@ from convcvx.network.architecture import Architecture
 from convcvx.network.layers import folded
 from convcvx.network.two_layer import TwoLayerCNN
 from convcvx.pooling import Pooling
+from convcvx.storage.reading import check_file
 
 PICKLED = (".pt", ".pth", ".bin")
 """Files that `torch.save` writes, by custom."""
@@ -33,6 +34,7 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
         For a file that holds anything else, or none that torch reads.
     """
     try:
+        check_file(path)
         held = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise RunError(

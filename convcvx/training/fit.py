@@ -33,7 +33,7 @@ from convcvx.training.dictionary_gap import family_proof
 from convcvx.training.optimise import Optimised, named_oracle
 from convcvx.training.options import TrainConfig
 from convcvx.training.origin import Origin
-from convcvx.training.plan import Plan
+from convcvx.training.plan import Plan, status_of
 from convcvx.training.presets import in_flags
 from convcvx.training.progress import peak_memory_mb
 from convcvx.training.resolve import Data, image_shape
@@ -241,7 +241,7 @@ def finish(
         "seconds": clock.seconds,
         "core_seconds": clock.core_seconds,
         "peak_memory_mb": peak_memory_mb(),
-        "status": _status(solution, certificate, config.tol),
+        "status": status_of(certificate, config.tol, solution.status),
         "solver": plan.solver,
         "rounds": solution.rounds,
         "patch_rank": certificate.patch_rank,
@@ -297,15 +297,3 @@ def certificate_summary(certificate: Certificate) -> dict[str, Any]:
     )
     values = certificate.to_dict()
     return {name: values[name] for name in (*names, "proved", "proved_gap", "proved_by")}
-
-
-def status_of(certificate: Certificate, tol: float) -> Status:
-    """How a network stands by its certificate alone: a search that time cut short reaches no `tol`."""
-    if certificate.reaches(tol):
-        return Status.CONVERGED
-    return Status.TIME_LIMIT if certificate.rel_gap <= tol else Status.GAP_ABOVE_TOL
-
-
-def _status(solution: Solution, certificate: Certificate, tol: float) -> Status:
-    certified = status_of(certificate, tol)
-    return certified if Status.CONVERGED in (certified, solution.status) else solution.status

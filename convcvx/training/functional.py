@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,18 +15,19 @@ from convcvx.budget import LEAST, Deadline
 from convcvx.callbacks import together
 from convcvx.certificate import Certificate, certify_parameters
 from convcvx.data.arrays import as_tensor
-from convcvx.errors import InputError, check_count, check_positive
-from convcvx.oracles import LocalOracle, Oracle
+from convcvx.errors import InputError, check_choice, check_count, check_positive, shown
+from convcvx.oracles import ORACLES, LocalOracle, Oracle
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
 from convcvx.solution import Callback, Solution, Status
+from convcvx.solvers import SOLVERS
 from convcvx.training.dictionary_gap import with_dictionary_gap
 from convcvx.training.journal import Checkpoint
 from convcvx.training.optimise import named_oracle, optimise
 from convcvx.training.option import check_names
 from convcvx.training.options import TrainConfig
 from convcvx.training.path import SolutionPath
-from convcvx.training.plan import beta_at, build_problem, find_beta_max, warn_short_of
+from convcvx.training.plan import beta_at, build_problem, find_beta_max, status_of, warn_short_of
 from convcvx.training.progress import SILENT, Report
 from convcvx.units import Units
 
@@ -162,7 +163,7 @@ def train(
     if oracle != LocalOracle.name:  # which is asked for where nothing is to be proved
         own = solution.filters, solution.weights, solution.intercept
         certificate = with_dictionary_gap(certificate, config, problem, *own)
-    status = Status.CONVERGED if certificate.reaches(config.tol) else solution.status
+    status = status_of(certificate, config.tol, solution.status)
     solution = units.solution(replace(solution, certificate=certificate, status=status))
     return solution, units.certificate(certificate)
 
@@ -244,8 +245,16 @@ def path(
     run = {name: options.pop(name) for name in ("oracle", "start", "callback") if name in options}
     check_names(options, ("solver", "tol", "max_filters", "max_rounds", "time_limit", "seed"))
     config = TrainConfig(**options)
-    check_count("n_betas", n_betas)
-    check_positive("ratio", ratio)
+    config.check()
+    check_choice("solver", config.solver, ("auto", *SOLVERS))
+    if isinstance(run.get("oracle"), str):
+        check_choice("oracle", run["oracle"], ("auto", *ORACLES))
+    together(run.get("callback"))
+    if betas is None:
+        check_count("n_betas", n_betas)
+        check_positive("ratio", ratio)
+    elif not isinstance(betas, Iterable) or isinstance(betas, str):
+        raise InputError(f"betas must be a sequence of positive numbers; got {shown(betas)}")
     # of their own: whoever takes one solution after another may change his arrays in between
     problem, units = _in_units(as_tensor("patches", patches).clone(), as_tensor("targets", targets).clone(), **given)
 

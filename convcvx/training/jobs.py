@@ -25,12 +25,12 @@ from convcvx.problem import Problem
 from convcvx.responses.team import Team
 from convcvx.training.clock import Clock
 from convcvx.training.dictionary_gap import with_dictionary_gap
-from convcvx.training.fit import Fit, certificate_summary, finish, score, status_of
+from convcvx.training.fit import Fit, certificate_summary, finish, score
 from convcvx.training.journal import Checkpoint
 from convcvx.training.optimise import named_oracle, optimise
 from convcvx.training.options import TrainConfig
 from convcvx.training.origin import Origin
-from convcvx.training.plan import Plan, build_problem
+from convcvx.training.plan import Plan, build_problem, status_of
 from convcvx.training.progress import Report, peak_memory_mb
 from convcvx.training.resolve import (
     Data,

@@ -35,7 +35,7 @@ from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.pooling import Pooling
 from convcvx.problem import Problem
 from convcvx.responses.passes import Responses
-from convcvx.solution import Callback, Solution
+from convcvx.solution import Callback, Solution, Status
 from convcvx.solvers import SOLVERS, pick_solver
 from convcvx.training.options import TrainConfig
 
@@ -187,13 +187,23 @@ def solve_problem(
     return replace(solution, **space)
 
 
+def status_of(certificate: Certificate, tol: float, trained: Status = Status.CONVERGED) -> Status:
+    """How a network stands by its certificate, if its training ended as `trained`: that it converged is then known."""
+    if certificate.reaches(tol):
+        return Status.CONVERGED
+    if trained != Status.CONVERGED:
+        return trained
+    return Status.TIME_LIMIT if certificate.rel_gap <= tol else Status.GAP_ABOVE_TOL
+
+
 def warn_short_of(certificate: Certificate, solution: Solution, tol: float) -> None:
     """Warn when the certified gap is above `tol`, saying why and what to try."""
     if certificate.rel_gap <= tol:
         return
+    status = status_of(certificate, tol, solution.status)
     warnings.warn(
         f"relative gap {certificate.rel_gap:.2e} ({certificate.scope}) is above tol {tol:.2e} after "
-        f"{solution.rounds} rounds, stopped by {solution.status}: {solution.status.remedy}",
+        f"{solution.rounds} rounds, stopped by {status}: {status.remedy}",
         ConvergenceWarning,
         stacklevel=3,
     )
