@@ -61,9 +61,9 @@ class _OneCore:
 
     def __enter__(self) -> None:
         with self._lock:
-            self._inside += 1
-            if self._inside == 1:
+            if self._inside == 0:
                 self._limit = _libraries(len(sys.modules)).limit(limits=1, user_api="blas")
+            self._inside += 1
 
     def __exit__(self, *error: object) -> None:
         with self._lock:
