@@ -349,13 +349,14 @@ def test_a_hopeless_search_is_left_and_the_certificate_says_so():
         assert certificate.dual >= full.dual * (1 - 0.05)
 
 
+def blas() -> list[int]:
+    """The threads of each BLAS that is loaded."""
+    return [found["num_threads"] for found in threadpool_info() if found["user_api"] == "blas"]
+
+
 @pytest.mark.parametrize("given", [1, 2])
 def test_small_problems_keep_torch_and_blas_to_one_core_and_give_the_others_back(given):
     """BLAS has threads of its own, also where torch was told to use one: on busy cores they took four times as long."""
-
-    def blas() -> list[int]:
-        return [found["num_threads"] for found in threadpool_info() if found["user_api"] == "blas"]
-
     seen = []
 
     @sparing_threads
@@ -394,13 +395,15 @@ def test_blas_has_its_threads_again_after_fits_side_by_side():
             may_end.wait(60)
 
     with threadpool_limits(2, user_api="blas"):
+        own = blas()
+        assert 2 in own
         both = [threading.Thread(target=work, args=(flat_problem(), last)) for last in (False, True)]
         for thread in both:
             thread.start()
         both[0].join(60)
         may_end.set()
         both[1].join(60)
-        assert {found["num_threads"] for found in threadpool_info() if found["user_api"] == "blas"} == {2}
+        assert blas() == own
 
 
 def test_the_clock_of_deadlines_stands_still_while_functions_are_compiled():
