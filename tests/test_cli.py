@@ -96,6 +96,7 @@ def test_a_tampered_model_is_found_out(run, tmp_path):
     assert tampered["primal"] > metrics["primal"] * (1 + 1e-4)
 
 
+@pytest.mark.slow
 def test_adam_is_further_from_the_optimum(run, tmp_path):
     folder, metrics = run
     train, _ = load("digits", limit=120)

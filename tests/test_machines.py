@@ -115,6 +115,7 @@ def test_a_report_can_name_a_folder_whose_name_is_no_text(tmp_path):
 # Windows
 
 
+@pytest.mark.slow
 def test_the_package_needs_nothing_that_windows_lacks():
     """What others import on Linux is theirs: they have other code for Windows."""
     code = """

@@ -365,6 +365,7 @@ def test_the_header_is_plain_json(file):
 # ONNX
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_onnx_files_keep_the_contrast_of_bright_flat_patches(tmp_path):
     pytest.importorskip("onnxscript")

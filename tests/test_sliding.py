@@ -62,7 +62,7 @@ def test_the_spiral_is_solved_with_a_proof(loss, beta):
     assert float(solution.intercept.abs().max()) == 0
 
 
-@pytest.mark.parametrize("loss", ["squared", "cross-entropy"])
+@pytest.mark.parametrize("loss", ["squared", pytest.param("cross-entropy", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("pooling", [None, "none"])
 def test_pooled_patches_with_an_intercept_are_solved_with_a_proof(loss, pooling):
     problem = flat_problem(24, beta=0.01, loss=loss, pooling=pooling)
@@ -252,7 +252,7 @@ def objectives(solution) -> list[float]:
     return [record["objective"] for record in solution.history]
 
 
-@pytest.mark.parametrize("loss", ["squared", "cross-entropy"])
+@pytest.mark.parametrize("loss", ["squared", pytest.param("cross-entropy", marks=pytest.mark.slow)])
 def test_a_resumed_run_repeats_the_uninterrupted_one(loss):
     problem, saved = flat_problem(30, beta=0.002, loss=loss), []
     full = solve_problem(problem, Budget(tol=1e-5), callback=saved.append)
