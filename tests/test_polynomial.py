@@ -237,11 +237,13 @@ def test_the_relaxed_dual_point_proves_more_and_never_too_much(loss, cells, dens
     assert problem.dual(chosen, LocalOracle()(problem, chosen).g_max) >= proved
 
 
-@pytest.mark.parametrize("loss", ["squared", "cross-entropy", "squared-hinge", "huber"])
-@pytest.mark.parametrize("share", [1.0, 1e-2])
-def test_few_rows_prove_no_less_by_factors_than_by_products(loss, share, monkeypatch):
-    problem, start, _ = relaxed_case(loss)
-    problem, values = problem.with_beta(share * problem.beta), []
+@pytest.mark.parametrize(("loss", "c"), [("squared", 3), ("cross-entropy", 3), ("squared-hinge", 2)])
+def test_few_rows_prove_no_less_by_factors_than_by_products(loss, c, monkeypatch):
+    """With factors under every loss the hinge proved 3 % less here, the cross-entropy 12 %."""
+    torch.manual_seed(2)
+    x, y = torch.randn(12, 1, 3, dtype=torch.float64), torch.randint(0, c, (12,))
+    problem, values = problem_of(x.numpy(), y.numpy(), loss=loss), []
+    start, problem = problem.dual_point(problem.constant_predictions()), problem.with_beta(3e-2)
     for dense in (0, relaxed.DENSE):
         monkeypatch.setattr(relaxed, "DENSE", dense)
         chosen = relaxed_point(problem, start)

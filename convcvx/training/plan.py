@@ -188,7 +188,11 @@ def solve_problem(
 
 
 def status_of(certificate: Certificate, tol: float, trained: Status = Status.CONVERGED) -> Status:
-    """How a network stands by its certificate, if its training ended as `trained`: that it converged is then known."""
+    """The status of a network by its certificate.
+
+    Where that does not reach `tol`, the status is what ended the training, `trained`; but if the training took itself
+    for converged, or there was none, the certificate alone says what is short.
+    """
     if certificate.reaches(tol):
         return Status.CONVERGED
     if trained != Status.CONVERGED:
