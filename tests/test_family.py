@@ -23,10 +23,12 @@ import convcvx
 from convcvx.budget import Budget, Deadline
 from convcvx.certificate import Certificate, certify_parameters
 from convcvx.data.datasets import load
-from convcvx.display.words import told
+from convcvx.display.words import claims, told
 from convcvx.errors import InputError, RunError
 from convcvx.estimator import ConvexCNNClassifier
 from convcvx.losses.shares import Shares
+from convcvx.network.certify import outputs_of_export, outputs_without_intercept, parameters_of, said_by
+from convcvx.network.layers import read_network
 from convcvx.oracles import FamilyOracle, Listed, Scope, Ternary, get_oracle
 from convcvx.oracles.family import bound_over_family
 from convcvx.patches import PatchSpec
@@ -34,7 +36,7 @@ from convcvx.problem import Problem
 from convcvx.solvers.column_generation import column_generation
 from convcvx.solvers.dictionary.filters import dictionary
 from convcvx.solvers.master.table import solve_master
-from convcvx.training.dictionary_gap import family_proof, with_dictionary_gap
+from convcvx.training.dictionary_gap import LeftOut, family_proof, with_dictionary_gap
 from convcvx.training.options import TrainConfig
 from convcvx.training.plan import build_problem
 from convcvx.training.resolve import training_problem
@@ -328,6 +330,24 @@ def test_the_gap_of_a_dictionary_is_not_proved_where_nothing_is_to_be_proved():
 
 @pytest.mark.filterwarnings("ignore::convcvx.errors.ConvergenceWarning")
 @pytest.mark.parametrize("flips", [False, True])
+def test_a_proof_that_is_long_beside_the_training_is_left_out_and_said_and_made_by_certify(flips, monkeypatch):
+    monkeypatch.setattr("convcvx.training.dictionary_gap.LEAST", 0.0)
+    monkeypatch.setattr("convcvx.training.dictionary_gap.SHARE", 0.0)
+    fit, problem = of_dictionary(flips=flips)
+    assert (fit.certificate.family, fit.certificate.family_gap) == (None, None)
+    assert 0 < fit.metrics["family_seconds"] < 60
+    assert "`convcvx certify` makes it" in told(fit.metrics)["left out"]
+    assert all("left out" not in claim.text for claim in claims(fit.metrics))
+    network = fit.solution.filters, fit.solution.weights, fit.solution.intercept
+    config = replace(fit.config, flips=flips)
+    assert 0 < with_dictionary_gap(fit.certificate, config, problem, *network).family_gap < 1
+    assert isinstance(family_proof(config, problem, *network, training_seconds=1.0), LeftOut)
+    asked = of_dictionary(flips=flips, oracle="polynomial")[0]
+    assert asked.certificate.family_gap is not None
+
+
+@pytest.mark.filterwarnings("ignore::convcvx.errors.ConvergenceWarning")
+@pytest.mark.parametrize("flips", [False, True])
 def test_of_a_training_in_float32_the_gap_is_proved_from_what_the_network_itself_says(flips, monkeypatch):
     monkeypatch.setattr("convcvx.responses.streams.PRECISE_SIZE", 1e4)
     fit, problem = of_dictionary(count=80, flips=flips, contrast=True)
@@ -441,3 +461,21 @@ def test_a_twin_of_free_filters_is_held_against_what_is_proved_of_all_networks()
     found = convcvx.compare(layer, images, classes, epochs=1, seeds=1).metrics
     assert found["twin"]["scope"] == found["convex"]["scope"] == "global"
     assert found["twin"]["lower_bound"] == layer.certificate.proved < layer.certificate.dual
+
+
+@pytest.mark.filterwarnings("ignore::convcvx.errors.ConvergenceWarning")
+def test_a_network_that_was_just_made_is_looked_at_where_its_outputs_are_largest(monkeypatch):
+    monkeypatch.setattr("convcvx.network.certify.LOOKED_AT", 5)
+    train, _ = load("digits", limit=60)
+    problem = build_problem(train.images, train.targets, 1e-3, spec=PatchSpec(kernel_size=3), pooling=2)
+    fit = convcvx.fit(train.images, train.targets, kernel_size=3, pool=2, beta=1e-3, oracle="local", max_rounds=1)
+    network = fit.network
+    filters, weights, intercept = parameters_of(read_network(network, (1, 8, 8)), problem.responses.embedding)
+    own = filters, weights, intercept.clone()
+    outputs, said = outputs_of_export(problem, network, *own)
+    torch.testing.assert_close(said, said_by(network, problem), rtol=0, atol=1e-5 * float(said.abs().max()))
+    torch.testing.assert_close(outputs, outputs_without_intercept(problem, *own[:2]))
+    with torch.no_grad():  # the control: a network whose arithmetic loses some of it
+        network[-1].bias.add_(1e-3 * said.abs().max())
+    with pytest.raises(InputError, match="are not those of its"):
+        outputs_of_export(problem, network, *own)

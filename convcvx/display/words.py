@@ -216,6 +216,11 @@ def told(values: Mapping[str, Any]) -> dict[str, str]:
     if (gap := values.get("family_gap")) is not None:
         size, name = values["family_size"], values.get("family") or "filters"
         lines["family"] = f"no network over these {size:,} {name} is more than {percent_up(gap)} better: a proof"
+    elif (seconds := values.get("family_seconds")) is not None:
+        lines["left out"] = (
+            f"a proof over the filters of the dictionary: it takes about {seconds:.0f} s, long beside the training; "
+            "`convcvx certify` makes it"
+        )
     optimum = values.get("optimum")
     if optimum is not None and optimum["active"] is not None:
         lines["optimum"] = _in_words(optimum)

@@ -34,6 +34,9 @@ FORWARD_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e
 """Largest difference between a network's outputs and those of its layers in float64, over the largest of the latter, by
 the network's dtype: many times what rounding does, and little beside what a layer too many would."""
 
+LOOKED_AT = 1024
+"""Images with the largest outputs, and others, on which a network that was just made is compared with its layers."""
+
 
 def certify(
     network: nn.Module,
@@ -181,6 +184,33 @@ def _on_images(network: nn.Module) -> nn.Module:
 def outputs_without_intercept(problem: Problem, filters: Tensor, weights: Tensor) -> Tensor:
     """(n, c) predictions of filters (m, r) and weights (m, P, c), in the problem's own arithmetic, at any deadline."""
     return problem.until(NEVER).responses.predict(filters, weights, torch.zeros(problem.n_outputs))
+
+
+def outputs_of_export(
+    problem: Problem, network: nn.Module, filters: Tensor, weights: Tensor, intercept: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The same of a network that was just made of these parameters, and what it says, with the intercept.
+
+    Of many images the network itself is asked on some only, which saves a pass that is longer than ours: its layers
+    need not be found out. But its arithmetic may be too coarse for the images, so these are the ones with the largest
+    outputs, and as many others.
+
+    Raises
+    ------
+    InputError
+        When it says something else.
+    """
+    outputs, n = outputs_without_intercept(problem, filters, weights), problem.n
+    own = torch.zeros(problem.n_outputs) if intercept is None else intercept
+    if n < 4 * LOOKED_AT or problem.responses.n_processes > 1:
+        return outputs, said_by(network, problem)
+    largest = outputs.abs().amax(dim=1).topk(LOOKED_AT).indices
+    where = torch.cat([largest, torch.arange(0, n, n // LOOKED_AT)]).unique()
+    images = problem.responses.images[where]
+    said = _said(images, lambda: outputs_of(network, images))
+    layers = read_network(network, problem.responses.images.shape[1:])
+    _check_outputs(said, next(network.parameters()).dtype, layers, outputs[where], own)
+    return outputs, outputs + own
 
 
 def parameters_of(layers: Layers, embedding: PatchEmbedding) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from convcvx.budget import OutOfTime
+from convcvx.budget import OutOfTime, clock
 from convcvx.certificate import Certificate, judged
 from convcvx.oracles.contradiction import check_proof
 from convcvx.oracles.family import bound_over_family, reach
@@ -34,6 +34,12 @@ SAME = 1e-4
 """Distance of unit filters below which one of the dictionary is the network's own, which float32 has rounded."""
 BLOCK_IMAGES = 256
 """Images whose responses are multiplied at once, at least: fewer would leave cores idle."""
+SHARE = 1.0
+"""Share of the seconds of a training that the proof at its end may take: whoever waits for both waits twice as long."""
+LEAST = 5.0
+"""Seconds that it may take in any case: what is proved of small problems does not depend on the clock."""
+TRIED = 64
+"""One part in so many of the images tells how long a pass over all of them takes; at least so many images."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,17 @@ class FamilyProof:
         return replace(certificate, family=self.name, family_size=self.size, family_gap=self.gap)
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """Such a proof would have taken so many `seconds`, which is long beside the training."""
+
+    seconds: float
+
+
+class _TooLong(Exception):
+    """A pass over all images would take so many seconds, more than is allowed."""
+
+
 def with_dictionary_gap(
     certificate: Certificate,
     config: TrainConfig,
@@ -72,7 +89,7 @@ def with_dictionary_gap(
 ) -> Certificate:
     """`certificate` with what `family_proof` proves of its network, if there is time."""
     proof = family_proof(config, problem, filters, weights, intercept)
-    return certificate if proof is None else proof.beside(certificate)
+    return proof.beside(certificate) if isinstance(proof, FamilyProof) else certificate
 
 
 def family_proof(
@@ -82,8 +99,11 @@ def family_proof(
     weights: Tensor,
     intercept: Tensor | None,
     outputs: Tensor | None = None,
-) -> FamilyProof | None:
+    training_seconds: float | None = None,
+) -> FamilyProof | LeftOut | None:
     """A network's gap over the family that a dictionary stands for; None if there is no time to prove it.
+
+    It is left out if it would take longer than a training of so many seconds, where these are given.
 
     The family: the network's own filters and, unless the dictionary was to slide, those of the dictionary that the
     network does not use. With flips the objective is that on the images and their mirror images, and the family has the
@@ -98,6 +118,7 @@ def family_proof(
         Those of the network as it is.
     outputs : Tensor (n, c), optional
         Its predictions without the intercept, in any arithmetic, where they are known: from these comes the dual point.
+    training_seconds : float, optional
     """
     if config.dictionary is None or not bool(weights.any()):
         return None
@@ -110,6 +131,7 @@ def family_proof(
         return None
     filters, weights = filters[alive], weights[alive]
     name = "filters of the dictionary"
+    allowed = math.inf if training_seconds is None else max(LEAST, SHARE * training_seconds)
     try:
         if outputs is None:
             outputs = problem.responses.predict(filters, weights, torch.zeros(problem.n_outputs))
@@ -117,11 +139,13 @@ def family_proof(
         others = _unused(config, problem, normalize(filters))
         if mirrored:
             name += ", mirror images of images and filters included,"
-            found = _mirrored_gap(problem, dual_point, filters, weights, intercept, others)
+            found = _mirrored_gap(problem, dual_point, filters, weights, intercept, others, allowed)
         else:
-            found = _gap(problem, dual_point, filters, weights, intercept, others)
+            found = _gap(problem, dual_point, filters, weights, intercept, others, allowed)
     except OutOfTime:
         return None
+    except _TooLong as long:
+        return LeftOut(*long.args)
     proof = FamilyProof(name, *found)
     return proof if math.isfinite(proof.gap) and bool(proof.outputs.isfinite().all()) else None
 
@@ -136,19 +160,32 @@ def _unused(config: TrainConfig, problem: Problem, used: Tensor) -> Tensor:
 
 
 def _gap(
-    problem: Problem, dual_point: Tensor, filters: Tensor, weights: Tensor, intercept: Tensor | None, others: Tensor
+    problem: Problem,
+    dual_point: Tensor,
+    filters: Tensor,
+    weights: Tensor,
+    intercept: Tensor | None,
+    others: Tensor,
+    allowed: float,
 ) -> tuple[int, float, Tensor]:
     """How many filters the network and `others` (q, r) are, by how much, as a share, a network over these may be
-    better than this one: a proof; and its outputs."""
+    better than this one: a proof; and its outputs. `_TooLong` if that takes more than the `allowed` seconds."""
     exact = problem.with_dtype(torch.float64)
     family = torch.cat([filters, others])
+    _check_pace(exact.responses, dual_point, family, weights, allowed)
     correlations, outputs = _surveyed(exact.responses, dual_point, family, weights)
     g_max = bound_over_family(exact, _largest(correlations), dual_point)
     return len(family), _proved(exact, dual_point, g_max, (filters, weights, intercept), outputs), outputs
 
 
 def _mirrored_gap(
-    problem: Problem, dual_point: Tensor, filters: Tensor, weights: Tensor, intercept: Tensor | None, others: Tensor
+    problem: Problem,
+    dual_point: Tensor,
+    filters: Tensor,
+    weights: Tensor,
+    intercept: Tensor | None,
+    others: Tensor,
+    allowed: float,
 ) -> tuple[int, float, Tensor]:
     """The same on the images and their mirror images, of filters whose second half are the mirror images of the first.
 
@@ -163,6 +200,7 @@ def _mirrored_gap(
     half = torch.cat([part.chunk(2)[0] for part in (filters, others) if len(part)])
     own, first = filters.chunk(2)[0], weights.chunk(2)[0]
     exact = problem.with_dtype(torch.float64)
+    _check_pace(exact.responses, dual_point, half, first, allowed, passes=2)
     both = exact.responses, exact.responses.mirrored()
     surveyed = [_surveyed(responses, dual_point, half, first) for responses in both]
     correlations, outputs = (sum(parts) for parts in zip(*surveyed, strict=True))
@@ -190,10 +228,30 @@ def _mirroring_error(embedding: PatchEmbedding, filters: Tensor) -> float:
     return float(torch.where(moved > 0, moved / columns, moved).max()) * SAFE + rounding
 
 
-def _surveyed(responses: Responses, dual_point: Tensor, family: Tensor, weights: Tensor) -> list[Tensor]:
-    """G (q, P, c) of the unit filters along `family` (q, r), and outputs (n, c) of the first, which have `weights`."""
+def _surveyed(
+    responses: Responses, dual_point: Tensor, family: Tensor, weights: Tensor, where: Tensor | None = None
+) -> list[Tensor]:
+    """G (q, P, c) of the unit filters along `family` (q, r), and outputs (n, c) of the first, which have `weights`.
+
+    On the images `where` (b,) alone if that is given, to which the `dual_point` (b, c) belongs.
+    """
     norms = family.norm(dim=1, keepdim=True)
-    return responses.run(SURVEY, (dual_point,), family / norms, weights * norms[: len(weights), None])
+    wanted = SURVEY if where is None else SURVEY_OF_SOME
+    return responses.run(wanted, (dual_point,), family / norms, weights * norms[: len(weights), None], where=where)
+
+
+def _check_pace(
+    responses: Responses, dual_point: Tensor, family: Tensor, weights: Tensor, allowed: float, passes: int = 1
+) -> None:
+    """Raise `_TooLong` if so many `passes` of `_surveyed` take more seconds than `allowed`, going by some images."""
+    where = torch.arange(0, responses.n, max(1, min(TRIED, responses.n // TRIED)))
+    if allowed == math.inf or 2 * len(where) > responses.n:
+        return
+    began = clock()
+    _surveyed(responses, dual_point[where], family, weights, where)
+    seconds = passes * (clock() - began) * responses.n / len(where)
+    if not seconds <= allowed:
+        raise _TooLong(seconds)
 
 
 def _largest(correlations: Tensor) -> float:
@@ -228,3 +286,4 @@ def _survey(stream: Stream, dual_point: Tensor, filters: Tensor, weights: Tensor
 
 
 SURVEY = Pass(_survey, ("sum", "cat"))
+SURVEY_OF_SOME = replace(SURVEY, exact=False)

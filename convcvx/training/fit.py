@@ -17,7 +17,7 @@ from convcvx.data.given import given_dataset
 from convcvx.display.pictures import by_weight, data_uri, kernel_shades
 from convcvx.display.words import claims, counted, rows
 from convcvx.errors import InputError, RunError, check_choice
-from convcvx.network.certify import certify_on, parameters_of, said_by
+from convcvx.network.certify import certify_on, outputs_of_export, parameters_of
 from convcvx.network.evaluate import accuracy, confusion, predict, real_scores
 from convcvx.network.layers import read_network
 from convcvx.network.pretrained import save_pretrained
@@ -29,7 +29,7 @@ from convcvx.solution import Round, Solution, Status
 from convcvx.solvers import SOLVERS
 from convcvx.training.card import model_card
 from convcvx.training.clock import Clock
-from convcvx.training.dictionary_gap import family_proof
+from convcvx.training.dictionary_gap import FamilyProof, LeftOut, family_proof
 from convcvx.training.optimise import Optimised, named_oracle
 from convcvx.training.options import TrainConfig
 from convcvx.training.origin import Origin
@@ -206,16 +206,18 @@ def finish(
     network.meta |= {name: value for name in ("resize", "channels") if (value := getattr(config, name)) is not None}
     network.to(responses.device)  # where it is checked and scored
     own = parameters_of(read_network(network, image_shape(train)), responses.embedding)
-    said = said_by(network, problem)
+    outputs, said = outputs_of_export(problem, network, *own)
     proof = None
     if config.oracle != LocalOracle.name:  # which is asked for where nothing is to be proved
         halfway = problem.until(problem.deadline.share(0.5))
-        without = said - (0 if own[2] is None else own[2])
-        # As exact as passes in float32; in float64 these find a better dual point than the network's own outputs, as
-        # they do where an intercept far from zero has rounded those.
-        near = own[2] is None or float(own[2].abs().max()) <= FAR * float(without.abs().max())
+        # From passes in float32; in float64 these find a better dual point than a network in float32 does, as they do
+        # where an intercept far from zero has rounded its outputs.
+        near = own[2] is None or float(own[2].abs().max()) <= FAR * float(outputs.abs().max())
         coarse = responses.dtype == torch.float32 and near
-        proof = family_proof(config, halfway, *own, without if coarse else None)
+        seconds = clock.seconds if config.oracle == "auto" else None  # another oracle is asked for
+        proof = family_proof(config, halfway, *own, outputs if coarse else None, training_seconds=seconds)
+    if isinstance(proof, FamilyProof):
+        outputs = proof.outputs
     certificate = certify_on(
         problem.until(problem.deadline.later(LEAST * (config.time_limit or 0.0))),
         network,
@@ -226,10 +228,10 @@ def finish(
         training=solution.history,
         # Nothing that was read from a file, nor what a solver says of bounds of its own.
         rounds=solution.history if SOLVERS[plan.solver].asks_oracle and not clock.earlier else (),
-        outputs=None if proof is None else proof.outputs,
+        outputs=outputs,
         said=said,
     )
-    if proof is not None:
+    if isinstance(proof, FamilyProof):
         certificate = proof.beside(certificate)
     metrics = certificate_summary(certificate) | {
         "beta_max": optimised.beta_max,
@@ -246,6 +248,8 @@ def finish(
         "rounds": solution.rounds,
         "patch_rank": certificate.patch_rank,
     }
+    if isinstance(proof, LeftOut):
+        metrics["family_seconds"] = proof.seconds
     if not train.n_classes:
         metrics["train_accuracy"] = None
         for name, part in (("test", data[1]), ("validation", data[2])):
