@@ -72,6 +72,10 @@ def test_a_share_is_never_less_than_was_proved():
             "max_rounds",
             "exit status 3: the gap over all filters is above --tol, as all rounds are used up; train further",
         ),
+        (
+            "time_limit",
+            "exit status 3: the gap over all filters is not known to be within --tol, as the time is over; train further",
+        ),
     ],
 )
 def test_exit_status_3_says_the_gap_once(status, said):

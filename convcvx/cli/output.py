@@ -101,7 +101,9 @@ def explain_short(console: Console, metrics: dict[str, Any], remedy: str) -> Non
     if reached.exit_code == SHORT:
         why = "" if reached is Status.GAP_ABOVE_TOL else f", as {reached.meaning}"
         over = " over all filters" if metrics.get("family_gap") is not None and metrics["scope"] != Scope.FAMILY else ""
-        console.print(f"exit status {SHORT}: the gap{over} is above --tol{why}; {remedy}")
+        # A search that time cut short may have found nothing above tol, which it is not known to be the end of.
+        short = "not known to be within" if reached is Status.TIME_LIMIT else "above"
+        console.print(f"exit status {SHORT}: the gap{over} is {short} --tol{why}; {remedy}")
 
 
 def as_flags(remedy: str) -> str:
