@@ -74,7 +74,8 @@ def test_a_share_is_never_less_than_was_proved():
         ),
         (
             "time_limit",
-            "exit status 3: the gap over all filters is not known to be within --tol, as the time is over; train further",
+            "exit status 3: the gap over all filters is not known to be within --tol, as the time is over; "
+            "train further",
         ),
     ],
 )
