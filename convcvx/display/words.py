@@ -218,8 +218,8 @@ def told(values: Mapping[str, Any]) -> dict[str, str]:
         lines["family"] = f"no network over these {size:,} {name} is more than {percent_up(gap)} better: a proof"
     elif (seconds := values.get("family_seconds")) is not None:
         lines["left out"] = (
-            f"a proof over the filters of the dictionary: it takes about {seconds:.0f} s, long beside the training; "
-            "`convcvx certify` makes it"
+            "no gap over the filters of the dictionary was proved, as that takes longer than the training, about "
+            f"{math.ceil(seconds):,} s; `convcvx certify` proves it"
         )
     optimum = values.get("optimum")
     if optimum is not None and optimum["active"] is not None:

@@ -35,7 +35,7 @@ FORWARD_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e
 the network's dtype: many times what rounding does, and little beside what a layer too many would."""
 
 LOOKED_AT = 1024
-"""Images with the largest outputs, and others, on which a network that was just made is compared with its layers."""
+"""Images of three kinds, so many each, on which a network that was just made is compared with its layers."""
 
 
 def certify(
@@ -188,29 +188,31 @@ def outputs_without_intercept(problem: Problem, filters: Tensor, weights: Tensor
 
 def outputs_of_export(
     problem: Problem, network: nn.Module, filters: Tensor, weights: Tensor, intercept: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """The same of a network that was just made of these parameters, and what it says, with the intercept.
+) -> tuple[Tensor, Tensor | None]:
+    """The same of a network that was just made of these parameters, and what it says, (n, c) with the intercept.
 
-    Of many images the network itself is asked on some only, which saves a pass that is longer than ours: its layers
-    need not be found out. But its arithmetic may be too coarse for the images, so these are the ones with the largest
-    outputs, and as many others.
+    Of many images the network itself is asked on some only, and the second is None: that saves a pass that is longer
+    than ours, as its layers need not be found out. But its arithmetic may be too coarse for the images, so these are
+    the brightest, the ones with the largest outputs, and as many others.
 
     Raises
     ------
     InputError
-        When it says something else.
+        When it says something else on one of these.
     """
-    outputs, n = outputs_without_intercept(problem, filters, weights), problem.n
-    own = torch.zeros(problem.n_outputs) if intercept is None else intercept
-    if n < 4 * LOOKED_AT or problem.responses.n_processes > 1:
+    outputs, n, responses = outputs_without_intercept(problem, filters, weights), problem.n, problem.responses
+    size = min(LOOKED_AT, problem.largest_sample // 4)
+    if n < 4 * size or responses.n_processes > 1 or not isinstance(responses.images, Tensor):
         return outputs, said_by(network, problem)
-    largest = outputs.abs().amax(dim=1).topk(LOOKED_AT).indices
-    where = torch.cat([largest, torch.arange(0, n, n // LOOKED_AT)]).unique()
-    images = problem.responses.images[where]
+    brightness = torch.cat([part.flatten(1).abs().amax(dim=1) for part in responses.images.split(4 * LOOKED_AT)])
+    largest = [values.cpu().topk(size).indices for values in (brightness, outputs.abs().amax(dim=1))]
+    where = torch.cat([*largest, torch.arange(0, n, n // size)]).unique()
+    images = responses.at(where).images
     said = _said(images, lambda: outputs_of(network, images))
-    layers = read_network(network, problem.responses.images.shape[1:])
+    own = torch.zeros(problem.n_outputs) if intercept is None else intercept
+    layers = read_network(network, images.shape[1:])
     _check_outputs(said, next(network.parameters()).dtype, layers, outputs[where], own)
-    return outputs, outputs + own
+    return outputs, None
 
 
 def parameters_of(layers: Layers, embedding: PatchEmbedding) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -221,7 +221,7 @@ class LocalOracle(Oracle):
         trial, directions = best, unit(towards.numpy())
         gradients = np.zeros_like(best)
         lengths = np.full((len(best), 1), LENGTH)
-        idle, far = 0, ENOUGH * target
+        idle = 0
         for step in range(n_steps):
             try:
                 ascent = problem.responses.ascent(torch.from_numpy(trial), dual_point, torch.from_numpy(directions))
@@ -240,7 +240,8 @@ class LocalOracle(Oracle):
             directions = np.where(better[:, :, None], unit(correlations), directions)
             trial = unit(best + lengths * metric.uphill(best, gradients) + MOMENTUM * moved)
             # Far from the optimum the filters found so far will do; near it a climb goes to its end.
-            enough = best_values.max() > self.hopeless if self.thorough else step >= 3 and best_values.max() > far
+            limit = self.hopeless if self.thorough else ENOUGH * target
+            enough = step >= 3 and best_values.max() > limit
             idle = 0 if rose else idle + 1
             if enough or idle == IDLE:
                 break

@@ -29,7 +29,7 @@ from convcvx.training.run import FILES, Run
 
 ELSEWHERE = (
     *("meaning", "out", "optimum", "train_accuracy", "validation_accuracy", "test_accuracy", "proved_by"),
-    *("family", "family_size", "family_gap"),
+    *("family", "family_size", "family_gap", "family_seconds"),
 )
 """Numbers of a run that its page says in other places than the table of results."""
 BOUNDS = "No network has an objective on a solid line: that is proved. A dashed one is an estimate, or not for all."

@@ -39,7 +39,9 @@ SHARE = 1.0
 LEAST = 5.0
 """Seconds that it may take in any case: what is proved of small problems does not depend on the clock."""
 TRIED = 64
-"""One part in so many of the images tells how long a pass over all of them takes; at least so many images."""
+"""One part in so many of the images tells how long a pass over all of them takes."""
+LEAST_TRIED = 1024
+"""But no fewer images: they are work for all cores. Where that is more than a quarter of them none are tried."""
 
 
 @dataclass(frozen=True)
@@ -131,17 +133,20 @@ def family_proof(
         return None
     filters, weights = filters[alive], weights[alive]
     name = "filters of the dictionary"
-    allowed = math.inf if training_seconds is None else max(LEAST, SHARE * training_seconds)
     try:
         if outputs is None:
             outputs = problem.responses.predict(filters, weights, torch.zeros(problem.n_outputs))
         dual_point = problem.dual_point(outputs)
+        if training_seconds is not None:
+            # In all there are as many filters as in the dictionary, some of them unused.
+            passes = max(1.0, config.dictionary / len(filters))
+            _check_pace(problem, dual_point, filters, weights, passes, max(LEAST, SHARE * training_seconds))
         others = _unused(config, problem, normalize(filters))
         if mirrored:
             name += ", mirror images of images and filters included,"
-            found = _mirrored_gap(problem, dual_point, filters, weights, intercept, others, allowed)
+            found = _mirrored_gap(problem, dual_point, filters, weights, intercept, others)
         else:
-            found = _gap(problem, dual_point, filters, weights, intercept, others, allowed)
+            found = _gap(problem, dual_point, filters, weights, intercept, others)
     except OutOfTime:
         return None
     except _TooLong as long:
@@ -160,32 +165,19 @@ def _unused(config: TrainConfig, problem: Problem, used: Tensor) -> Tensor:
 
 
 def _gap(
-    problem: Problem,
-    dual_point: Tensor,
-    filters: Tensor,
-    weights: Tensor,
-    intercept: Tensor | None,
-    others: Tensor,
-    allowed: float,
+    problem: Problem, dual_point: Tensor, filters: Tensor, weights: Tensor, intercept: Tensor | None, others: Tensor
 ) -> tuple[int, float, Tensor]:
     """How many filters the network and `others` (q, r) are, by how much, as a share, a network over these may be
-    better than this one: a proof; and its outputs. `_TooLong` if that takes more than the `allowed` seconds."""
+    better than this one: a proof; and its outputs."""
     exact = problem.with_dtype(torch.float64)
     family = torch.cat([filters, others])
-    _check_pace(exact.responses, dual_point, family, weights, allowed)
     correlations, outputs = _surveyed(exact.responses, dual_point, family, weights)
     g_max = bound_over_family(exact, _largest(correlations), dual_point)
     return len(family), _proved(exact, dual_point, g_max, (filters, weights, intercept), outputs), outputs
 
 
 def _mirrored_gap(
-    problem: Problem,
-    dual_point: Tensor,
-    filters: Tensor,
-    weights: Tensor,
-    intercept: Tensor | None,
-    others: Tensor,
-    allowed: float,
+    problem: Problem, dual_point: Tensor, filters: Tensor, weights: Tensor, intercept: Tensor | None, others: Tensor
 ) -> tuple[int, float, Tensor]:
     """The same on the images and their mirror images, of filters whose second half are the mirror images of the first.
 
@@ -200,7 +192,6 @@ def _mirrored_gap(
     half = torch.cat([part.chunk(2)[0] for part in (filters, others) if len(part)])
     own, first = filters.chunk(2)[0], weights.chunk(2)[0]
     exact = problem.with_dtype(torch.float64)
-    _check_pace(exact.responses, dual_point, half, first, allowed, passes=2)
     both = exact.responses, exact.responses.mirrored()
     surveyed = [_surveyed(responses, dual_point, half, first) for responses in both]
     correlations, outputs = (sum(parts) for parts in zip(*surveyed, strict=True))
@@ -241,15 +232,18 @@ def _surveyed(
 
 
 def _check_pace(
-    responses: Responses, dual_point: Tensor, family: Tensor, weights: Tensor, allowed: float, passes: int = 1
+    problem: Problem, dual_point: Tensor, filters: Tensor, weights: Tensor, passes: float, allowed: float
 ) -> None:
-    """Raise `_TooLong` if so many `passes` of `_surveyed` take more seconds than `allowed`, going by some images."""
-    where = torch.arange(0, responses.n, max(1, min(TRIED, responses.n // TRIED)))
-    if allowed == math.inf or 2 * len(where) > responses.n:
+    """Raise `_TooLong` if so many `passes` of `_surveyed` in float64 take longer than `allowed`, by a few images."""
+    responses, n = problem.with_dtype(torch.float64).responses, problem.n
+    size = min(max(LEAST_TRIED, n // TRIED), problem.largest_sample)
+    if 4 * size > n:
         return
-    began = clock()
-    _surveyed(responses, dual_point[where], family, weights, where)
-    seconds = passes * (clock() - began) * responses.n / len(where)
+    where = torch.arange(0, n, n // size)
+    for part in (where[:1], where):  # what is done once, by the first, does not count
+        began = clock()
+        _surveyed(responses, dual_point[part], filters, weights, part)
+        seconds = passes * (clock() - began) * n / len(part)
     if not seconds <= allowed:
         raise _TooLong(seconds)
 

@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-FAR = 8.0
-"""Times as large as all else in the outputs that an intercept may be: beyond, float32 has rounded residuals away."""
 PLOTS = ("training", "filters", "bounds", "confusion")
 """What a fit plots."""
 NOTEBOOK_FILTERS = 24
@@ -210,14 +208,12 @@ def finish(
     proof = None
     if config.oracle != LocalOracle.name:  # which is asked for where nothing is to be proved
         halfway = problem.until(problem.deadline.share(0.5))
-        # From passes in float32; in float64 these find a better dual point than a network in float32 does, as they do
-        # where an intercept far from zero has rounded its outputs.
-        near = own[2] is None or float(own[2].abs().max()) <= FAR * float(outputs.abs().max())
-        coarse = responses.dtype == torch.float32 and near
         seconds = clock.seconds if config.oracle == "auto" else None  # another oracle is asked for
-        proof = family_proof(config, halfway, *own, outputs if coarse else None, training_seconds=seconds)
+        proof = family_proof(config, halfway, *own, outputs, training_seconds=seconds)
     if isinstance(proof, FamilyProof):
         outputs = proof.outputs
+    if said is None:  # what it stands for, as it does on the images that it was asked on
+        said = outputs + (0 if own[2] is None else own[2])
     certificate = certify_on(
         problem.until(problem.deadline.later(LEAST * (config.time_limit or 0.0))),
         network,
