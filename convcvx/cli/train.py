@@ -73,7 +73,8 @@ def train(
                     progress.begin(f"nothing has begun in {out}: it begins now, by these options")
                 if fits:
                     progress.begin(
-                        f"options that fit the data: {in_flags(settings.chosen)}\n(--preset plain: the defaults)"
+                        f"options that fit the data: {in_flags(settings.chosen)}\n"
+                        "(--preset plain: the defaults instead of them)"
                     )
                 origin = None if data is None else Origin.of(settings, data)
                 fit = train_into(run, settings, progress, team, resume=goes_on, data=data, origin=origin, clock=clock)
@@ -81,7 +82,8 @@ def train(
         print_summary(console, metrics)
         remedy = as_flags(Status(metrics["status"]).remedy)
         go_on = f"to go on: convcvx train --resume --out {shlex.quote(metrics['out'])}, with another budget or --tol"
-        explain_short(console, metrics, f"{remedy}\nthe network is saved and of use as it is; {go_on}")
+        saved = "the network is saved and of use as it is" if metrics["n_filters"] else "the network has no filter yet"
+        explain_short(console, metrics, f"{remedy}\n{saved}; {go_on}")
         if fits:
             console.print(f"try next: {next_steps(settings)}")
         finish(metrics, json_output, team)

@@ -78,10 +78,13 @@ class Progress:
             self._console.print(f"on a sample of {images:,} images" if images else "on all images")
             self._images = images
         left = seconds_left(solution.history, self._tol, self._time_limit)
+        shown = "-", "-", "-"  # where time left none for a search
+        if math.isfinite(record["g_max"]):
+            shown = f"{record['lower_bound']:.6g}", f"{record['rel_gap']:.1e}", f"{record['g_max'] / beta:.4g}"
+        bound, gap, g = shown
         self._console.print(
-            f"{record['round']:>5}  {record['objective']:>11.6g}  {record['lower_bound']:>11.6g}  "
-            f"{record['rel_gap']:>8.1e}  {record['g_max'] / beta:>7.4g}  {record['n_filters']:>7}  "
-            f"{clock(record['seconds']):>7}  {clock(left) if left is not None else '?':>7}",
+            f"{record['round']:>5}  {record['objective']:>11.6g}  {bound:>11}  {gap:>8}  {g:>7}  "
+            f"{record['n_filters']:>7}  {clock(record['seconds']):>7}  {clock(left) if left is not None else '?':>7}",
         )
         self._waiting.begin(f"round {record['round'] + 1}, for")
 
