@@ -4,23 +4,21 @@ A round asks the oracle for filters with g(u) > β, solves the master over old a
 jointly, solves the master again, merges what coincides and drops what is zero. The objective never rises.
 
 On many images the filters are first looked for on a sample of them, then on a larger one: a sample tells where filters
-belong at a fraction of the cost, as long as a round gains more than what sampling hides. On all of them, where a proof
-takes minutes, climbs look first: as long as they find much that is missing no proof is asked for.
+belong at a fraction of the cost, as long as a round gains more than what sampling hides.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from convcvx.budget import Budget, OutOfTime
 from convcvx.oracles.base import Oracle
-from convcvx.oracles.scope import Scope
-from convcvx.problem import Problem, relative_gap
+from convcvx.problem import Problem
 from convcvx.responses.passes import Responses
 from convcvx.solution import Round, Solution, Status
 from convcvx.solvers.loop import Level, Look, Solver
@@ -77,8 +75,6 @@ class SlidingFrankWolfe(Solver):
     """Standard errors of the objective, as an estimate of that on all images, that a round on a sample has to gain."""
     refit_tol: float = 1e-3
     """Gap of the weights with which filters go over to other images or another β."""
-    far: float = 3.0
-    """Times tol from which on a gap that climbs show makes a proof on many images a waste: it would show no less."""
 
     def levels(self, problem: Problem, budget: Budget, start: Solution | None, seed: int) -> list[Level]:
         """Samples to begin with, smallest first, and the problem itself, from where `start` left off."""
@@ -106,21 +102,20 @@ class SlidingFrankWolfe(Solver):
 
     def look(self, level: Level, oracle: Oracle, solution: Solution, predictions: Tensor, seed: int) -> Look:
         """The record of a sample tells its size, and its gap is believed at once, proved or not."""
-        problem, room, tol = level.problem, level.budget.room, level.budget.tol
+        problem, room = level.problem, level.budget.room
         wanted = max(1, room(solution.n_filters, max(self.fewest, solution.n_filters)))
-        asked: dict[str, Any] = {"n_filters": wanted, "tol": tol, "seed": seed}
-        scout = getattr(oracle, "scout", oracle)  # any function may be an oracle
+        found, record, dual_point = consult(
+            problem,
+            getattr(oracle, "on_sample", oracle) if level.is_sample else oracle,  # any function may be an oracle
+            solution,
+            predictions,
+            n_filters=wanted,
+            tol=level.budget.tol,
+            seed=seed,
+            confirm=not level.is_sample,
+        )
         if level.is_sample:
-            found, record, dual_point = consult(problem, scout, solution, predictions, confirm=False, **asked)
             record["images"] = problem.n
-        elif scout is not oracle and self._scouts(problem, solution):
-            found, record, dual_point = consult(problem, scout, solution, predictions, confirm=False, **asked)
-            if record["rel_gap"] > self.far * tol and not found.cut_short:
-                record, dual_point = _with_last_proof(record, solution)
-            else:
-                found, record, dual_point = consult(problem, oracle, solution, predictions, **asked)
-        else:
-            found, record, dual_point = consult(problem, oracle, solution, predictions, **asked)
         violating = found.filters[found.values > problem.beta]
         violating = violating[: room(solution.n_filters, len(violating))]
         short = Status.TIME_LIMIT if found.cut_short else None
@@ -179,12 +174,6 @@ class SlidingFrankWolfe(Solver):
         gain = history[-1]["objective"] - record["objective"] if history else math.inf
         return Status.STALLED if min(gain, record["objective"] - record["lower_bound"]) <= noise else None
 
-    def _scouts(self, problem: Problem, solution: Solution) -> bool:
-        """Whether climbs look first, as a proof takes minutes; not in the second half of a time limit, lest it end
-        without any."""
-        spent = solution.history[-1]["seconds"] if solution.history else 0.0
-        return problem.n >= self.sample_factor * self.sample_size and problem.deadline.left >= spent
-
     def _scarce(self, level: Level, solution: Solution) -> bool:
         most = level.budget.max_filters
         return most is not None and solution.n_filters >= self.full * most
@@ -196,17 +185,6 @@ def _best_weights(problem: Problem, solution: Solution, filters: Tensor, tol: fl
     weights[: solution.n_filters] = solution.weights
     result = solve_master(problem, filters, weights, solution.intercept, tol=tol)
     return result.objective, solution.with_parameters(filters, result.weights, result.intercept)
-
-
-def _with_last_proof(record: Round, solution: Solution) -> tuple[Round, Tensor | None]:
-    """`record`, of climbs, with the bound that was proved in a round before it, if any, and the dual point of that."""
-    last = solution.history[-1] if solution.history else None
-    if last is None or solution.dual_point is None or not Scope(last["scope"]).lasting:
-        return record, None
-    objective, bound = record["objective"], last["lower_bound"]
-    kept: Round = {**record, "lower_bound": min(bound, objective), "scope": last["scope"], "g_max": last["g_max"]}
-    kept["rel_gap"] = relative_gap(objective, bound)
-    return kept, solution.dual_point
 
 
 def _last_fall(history: list[Round]) -> float:
