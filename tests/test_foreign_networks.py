@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import convcvx
 from convcvx.data.datasets import load
 from convcvx.errors import InputError
+from convcvx.network.certify import said_by
 from convcvx.network.layers import read_network
 
 IMAGES = torch.rand(24, 1, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -366,3 +367,24 @@ def test_networks_of_tutorials_are_read_or_refused_with_a_remedy(monkeypatch):
     remedies = "of more than two layers|convex problem already|have a bound|has a bound|without its last step|take odd"
     for name, (done, text) in said.items():
         assert done or re.search(remedies, text), f"{name}: {text}"
+
+
+def test_weights_that_cancel_are_rounded_and_not_another_network(monkeypatch):
+    """Of two like filters with weights of 1e4 and 1 - 1e4 float32 loses more than a part in ten thousand."""
+    images, targets = load("digits", limit=40)[0].images, load("digits", limit=40)[0].targets
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 10))
+    with torch.no_grad():
+        network[0].weight[1] = network[0].weight[0]
+        network[0].bias[1] = network[0].bias[0] = 0.3
+        network[4].weight[:, 0] = 1e4 * torch.rand(10)
+        network[4].weight[:, 1] = 1 - network[4].weight[:, 0]
+        network[4].bias.zero_()
+    with torch.no_grad():
+        single, double = network(images.float()).double(), copy.deepcopy(network).double()(images.double())
+    assert (single - double).abs().max() > 1e-4 * double.abs().max()
+    assert convcvx.certify(network, images, targets, beta=1e-3, oracle="local").primal > 0
+
+    monkeypatch.setattr("convcvx.network.certify.said_by", lambda *given: said_by(*given) + 0.5)
+    with pytest.raises(InputError, match="outputs are not those"):  # the control: more than rounding
+        convcvx.certify(network, images, targets, beta=1e-3, oracle="local")
