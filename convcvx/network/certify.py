@@ -171,8 +171,9 @@ def certify_on(
     if outputs is None:
         outputs = outputs_without_intercept(problem, filters, weights)
     shift = torch.zeros(problem.n_outputs) if own is None else own
-    said = said_by(network, problem) if said is None else said
-    moduli = partial(outputs_without_intercept, problem, filters, weights.abs())
+    moduli = None  # a training is not to export a network that float32 is too coarse for
+    if said is None:
+        said, moduli = said_by(network, problem), partial(outputs_without_intercept, problem, filters, weights.abs())
     _check_outputs(said, next(network.parameters()).dtype, layers, outputs, shift, moduli)
     options: dict[str, Any] = {"oracle": oracle, "tol": tol, "seed": seed, "dual_point": dual_point}
     return certify_parameters(
