@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from helpers.batches import Batched, batched, both_on_every_cone, undropped
+from helpers.batches import Batched, agree, batched, both_on_every_cone, undropped
 from helpers.rows import dense_max, largest, random_rows
 
 from convcvx.budget import NEVER
@@ -26,8 +28,18 @@ def test_bounds_each_cone_as_the_compiled_search_does(n, d, c, n_cells):
     weight = np.linalg.norm(charged.charges, axis=1).sum()
     pairs = both_on_every_cone(charged, 5)
     assert len(pairs) > 2**d
-    for ours, theirs in pairs:
-        np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-11 * weight)
+    agree(pairs, weight)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_single_precision_never_lowers_a_bound(seed):
+    """Charges of moduli from 1e-6 to 1e6 that cancel, of many rows in one cell, and rows that hardly cross a cone."""
+    rng = np.random.default_rng(seed)
+    charged = random_rows(1500, 2 + seed % 3, 1 + 3 * (seed % 2), 1 + seed % 2, seed=seed)
+    charges = charged.charges * 10.0 ** rng.uniform(-6, 6, (len(charged.charges), 1))
+    charges[1::2] = -charges[::2] * (1 + 1e-9 * rng.standard_normal((len(charges[::2]), 1)))
+    charged = replace(charged, charges=charges).scaled()
+    agree(both_on_every_cone(charged, 7), np.linalg.norm(charged.charges, axis=1).sum())
 
 
 def test_forms_are_bounded_alike():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers.batches import both_on_every_cone
+from helpers.batches import agree, both_on_every_cone
 from helpers.commands import Quiet
 from helpers.problems import random_parameters
 from helpers.rows import random_rows
@@ -222,11 +222,10 @@ def test_features_of_a_stage_are_the_same_on_the_gpu():
 
 
 def test_cones_are_bounded_on_the_gpu_as_on_the_cpu():
-    """Entry lists alike, bounds alike up to float64 sums in another order: nothing is multiplied in less."""
+    """Entry lists alike, and bounds but for the single precision of the compiled search, which only raises them."""
     charged = random_rows(3000, 3, 10, 2)
     weight = np.linalg.norm(charged.charges, axis=1).sum()
-    for ours, theirs in both_on_every_cone(charged, 4, "cuda"):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-11 * weight)
+    agree(both_on_every_cone(charged, 4, "cuda"), weight)
 
 
 def test_branch_and_bound_on_the_gpu_proves_the_same():

@@ -79,7 +79,9 @@ class Entries:
 
     def __init__(self, tree: RowTree, device: torch.device) -> None:
         d, self.width = tree.moments.shape[1:]
-        directions, sources, sizes, charges, norms = (torch.as_tensor(part, device=device) for part in tree.rows)
+        rows = tree.rows
+        parts = rows.directions, rows.sources, rows.sizes, rows.charges, rows.norms
+        directions, sources, sizes, charges, norms = (torch.as_tensor(part, device=device) for part in parts)
         bundles = torch.as_tensor(tree.bundles, device=device)
         self.n_rows = len(directions)
         self.directions = torch.cat([directions, bundles[:, :d]])

@@ -14,6 +14,7 @@ import numpy as np
 
 from convcvx.budget import Deadline
 from convcvx.machine.threads import cores
+from convcvx.oracles._cone_bounds import CHUNK
 from convcvx.oracles._cones import OUT_OF_ROOM, search
 from convcvx.oracles._row_tree import RowTree
 from convcvx.oracles.charged_rows import ChargedRows, largest
@@ -254,11 +255,11 @@ class Workspace:
         self.scratch = self._scratch()
 
     def _scratch(self) -> tuple[np.ndarray, ...]:
-        """Heights, charges, bends, a number and a run each, of the entries of one cone."""
+        """As in `_cone_bounds.collapse`, with room for all entries that `indices` has."""
         d, _, width = self.linear.shape[1:]
-        n = len(self.indices) + CACHE_LINE  # a power of two would put the columns into the same places of the cache
-        arrays = np.empty((d, n)), np.empty((width + 1, n)), np.empty((d, n)), np.empty(n)
-        return *arrays, np.empty((n, 2), np.uint64)
+        chunks = -(-len(self.indices) // CHUNK)
+        taken = np.empty((chunks, d + width + 1, CHUNK), np.float32)
+        return taken, np.empty((2, CHUNK), np.float32), np.empty((len(self.indices), 4), np.int32)
 
     def load(self, block: Block) -> None:
         n = len(block.indices)

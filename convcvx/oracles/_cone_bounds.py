@@ -25,6 +25,10 @@ FAINT = 1e-140
 for which the bound holds as well, the whole of G being beside it."""
 CANCELLED = 1e-12
 """Share of |b_i||b_j| that is added to an entry b_i.b_j of a form, which may have cancelled down to its rounding."""
+CHUNK = 256
+"""Entries that stand together: what they carry stays in the cache while it is summed up, in single precision."""
+SINGLE = 2.0**-23
+"""Twice the rounding of single precision."""
 ABOVE = 1.0 + 1e-12
 """Factor that raises a bound above the roundings of its last few operations."""
 
@@ -42,90 +46,172 @@ def copy(source, target):
 
 
 @njit(**OPTIONS)
-def collapse(tree, indices, low, high, vertices, finest, linear, heights):
+def next_place(runs, tally, cell):
+    """Chunk and place of one more kept entry, of `cell`; `tally` is (entries kept, runs, cell of the last run)."""
+    chunk, place = tally[0] // CHUNK, tally[0] % CHUNK
+    if cell != tally[2] or place == 0:
+        r = tally[1]
+        runs[r, 0], runs[r, 1], runs[r, 2] = cell, chunk, place
+        tally[1], tally[2] = r + 1, cell
+    runs[tally[1] - 1, 3] = place + 1
+    tally[0] += 1
+    return chunk, place
+
+
+@njit(**OPTIONS)
+def sort_rows(rows, waiting, n_waiting, vertices, linear, kept, scratch, tally, board):
+    """Sort the rows waiting[:n_waiting] as `collapse` does. Stage by stage, as rows lie far apart in memory, where
+    many are fetched at once if little is done with each."""
+    packed, tags, charges, _, short = rows
+    taken, _, runs = scratch
+    d, width = len(vertices), linear.shape[2]
+    axes, heights, smallest, largest = board
+    for t in range(n_waiting):
+        k = waiting[t]
+        for j in range(d):
+            axes[j, t] = packed[k, j]
+    for t in range(n_waiting):
+        smallest[t], largest[t] = np.inf, -np.inf
+    for i in range(d):
+        line = heights[i]
+        for t in range(n_waiting):
+            line[t] = axes[0, t] * vertices[i, 0]
+        for j in range(1, d):
+            share, axis = vertices[i, j], axes[j]
+            for t in range(n_waiting):
+                line[t] += axis[t] * share
+        for t in range(n_waiting):
+            smallest[t], largest[t] = min(smallest[t], line[t]), max(largest[t], line[t])
+    for t in range(n_waiting):
+        if largest[t] <= 0.0:
+            continue
+        k = waiting[t]
+        source, p = tags[k, 2 * d + 2], tags[k, 2 * d + 3]
+        if smallest[t] >= 0.0:
+            for j in range(d):
+                scaled = axes[j, t] * packed[k, d]
+                for a in range(width):
+                    linear[j, p, a] += scaled * charges[source, a]
+        else:
+            kept[tally[0]] = k
+            chunk, place = next_place(runs, tally, p)
+            for i in range(d):
+                taken[chunk, i, place] = heights[i, t]
+            size = np.float32(packed[k, d])
+            for a in range(width + 1):
+                taken[chunk, d + a, place] = size * short[source, a]
+
+
+@njit(**OPTIONS)
+def collapse(tree, indices, low, high, vertices, finest, linear, scratch):
     """Sort the entries indices[low:high] on the cone of `vertices` (d, d).
 
     Those that are positive on it are added to `linear` (d, P, width), those that are negative dropped, bundles
-    with a remainder above `finest` times their weight divided, and the others kept: in indices[high:], with their
-    heights x.w_i in heights[:, :kept]. Returns how many were kept; -1 if there is no room for them.
+    with a remainder above `finest` times their weight divided, and the others kept: in indices[high:], and in `scratch`
+    what they carry. Returns how many were kept, -1 if there is no room for them; and how many runs they make.
+
+    `scratch` is (taken, lines, runs), the first two in single precision. Entry t is taken[t // CHUNK, :, t % CHUNK]:
+    heights x.w_i (d), charge (width), and its length. Run r is (cell, chunk, low, high): kept entries of one cell that
+    stand together in a chunk. `lines` (2, CHUNK) are for sums over a run.
     """
     rows, bundles, moments, children, cells = tree
-    directions, sources, sizes, charges, _ = rows
-    n_rows = len(directions)
-    d, width = len(vertices), linear.shape[2]
-    room = min(len(indices) - high, heights.shape[1])
-    pending = np.empty(128, np.int64)
-    kept = 0
+    taken, _, runs = scratch
+    n_rows, (d, _, width) = len(rows.packed), linear.shape
+    kept = indices[high:]
+    room = min(len(kept), len(taken) * CHUNK)
+    pending, waiting, tally = np.empty(128, np.int64), np.empty(CHUNK, np.int64), np.zeros(3, np.int64)
+    board = np.empty((d, CHUNK)), np.empty((d, CHUNK)), np.empty(CHUNK), np.empty(CHUNK)
+    heights, n_waiting = np.empty(d), 0
+    tally[2] = -1
     for t in range(low, high):
         pending[0] = indices[t]
-        waiting = 1
-        while waiting > 0:
-            waiting -= 1
-            k = pending[waiting]
-            if kept >= room:
-                return -1
-            # By indices, not by views of rows and bundles: which of them it is would cost a count of references.
-            row, b = k < n_rows, k - n_rows
-            radius = 0.0 if row else bundles[b, d + width + 2]
+        n_pending = 1
+        while n_pending > 0:
+            n_pending -= 1
+            k = pending[n_pending]
+            if k < n_rows:
+                waiting[n_waiting] = k
+                n_waiting += 1
+                if n_waiting == CHUNK:
+                    if tally[0] + n_waiting > room:
+                        return -1, 0
+                    sort_rows(rows, waiting, n_waiting, vertices, linear, kept, scratch, tally, board)
+                    n_waiting = 0
+                continue
+            b, p = k - n_rows, cells[k]
+            radius = bundles[b, d + width + 2]
             smallest, largest = np.inf, -np.inf
             for i in range(d):
                 height = 0.0
                 for j in range(d):
-                    height += (directions[k, j] if row else bundles[b, j]) * vertices[i, j]
-                heights[i, kept] = height
+                    height += bundles[b, j] * vertices[i, j]
+                heights[i] = height
                 smallest, largest = min(smallest, height), max(largest, height)
             if largest <= -radius:
                 continue
             if smallest >= radius:
-                p = cells[k]
-                if row:
-                    source = sources[k]
-                    for j in range(d):
-                        scaled = directions[k, j] * sizes[k]
-                        for a in range(width):
-                            linear[j, p, a] += scaled * charges[source, a]
-                else:
-                    for j in range(d):
-                        for a in range(width):
-                            linear[j, p, a] += moments[b, j, a]
-            elif not row and bundles[b, d + width + 1] > finest * bundles[b, d + width + 3]:
-                first = children[b, 0]
+                for j in range(d):
+                    for a in range(width):
+                        linear[j, p, a] += moments[b, j, a]
+            elif bundles[b, d + width + 1] > finest * bundles[b, d + width + 3]:
                 for m in range(children[b, 1]):
-                    pending[waiting] = first + m
-                    waiting += 1
+                    pending[n_pending] = children[b, 0] + m
+                    n_pending += 1
             else:
-                indices[high + kept] = k
-                kept += 1
-    return kept
+                if tally[0] + n_waiting + 1 > room:
+                    return -1, 0
+                if n_waiting > 0:  # before it, so that cells stay together
+                    sort_rows(rows, waiting, n_waiting, vertices, linear, kept, scratch, tally, board)
+                    n_waiting = 0
+                kept[tally[0]] = k
+                chunk, place = next_place(runs, tally, p)
+                for i in range(d):
+                    taken[chunk, i, place] = heights[i]
+                for a in range(width + 1):
+                    taken[chunk, d + a, place] = bundles[b, d + a]
+    if tally[0] + n_waiting > room:
+        return -1, 0
+    sort_rows(rows, waiting, n_waiting, vertices, linear, kept, scratch, tally, board)
+    return tally[0], tally[1]
 
 
 @njit(**OPTIONS)
-def take(tree, kept, taken, runs):
-    """Put at hand what the `kept` entries carry: charges and, last, lengths, in taken[:, : len(kept)] (width + 1, ·).
+def product(one, two):
+    """Of two vectors of single precision; loops like this one, over arrays of their own, are compiled to wide ones."""
+    total = np.float32(0.0)
+    for t in range(len(one)):
+        total += one[t] * two[t]
+    return total
 
-    Run r, of entries of one cell that stand together, is runs[r, 0] : runs[r + 1, 0] and its cell is runs[r, 1]: sums
-    over a run are loops that use the whole width of the processor. Returns how many runs there are.
-    """
-    rows, bundles, _, _, cells = tree
-    directions, sources, sizes, charges, norms = rows
-    n_rows, d, width = len(directions), directions.shape[1], charges.shape[1]
-    n_runs, cell = 0, -1
-    for t in range(len(kept)):
-        k = kept[t]
-        if cells[k] != cell:
-            cell = cells[k]
-            runs[n_runs, 0], runs[n_runs, 1] = t, cell
-            n_runs += 1
-        if k < n_rows:
-            source, size = sources[k], sizes[k]
-            for a in range(width):
-                taken[a, t] = size * charges[source, a]
-            taken[width, t] = size * norms[source]
-        else:
-            for a in range(width + 1):
-                taken[a, t] = bundles[k - n_rows, d + a]
-    runs[n_runs, 0] = len(kept)
-    return n_runs
+
+@njit(**OPTIONS)
+def reach_of(heights, lengths):
+    """Σ |z_k| |s_k|."""
+    total = np.float32(0.0)
+    for t in range(len(heights)):
+        total += abs(heights[t]) * lengths[t]
+    return total
+
+
+@njit(**OPTIONS)
+def strain_of(one, two, lengths):
+    """How much entries bend between two vertices: the smaller modulus of the heights, where their signs differ."""
+    zero = np.float32(0.0)
+    total = zero
+    for t in range(len(one)):
+        larger, smaller = max(one[t], two[t]), min(one[t], two[t])
+        total += max(min(larger, -smaller), zero) * lengths[t]
+    return total
+
+
+@njit(**OPTIONS)
+def bend(heights, sums, centres):
+    """Half of chord less tangent, in place of the heights at a vertex; and the mean of the two."""
+    half, zero = np.float32(0.5), np.float32(0.0)
+    for t in range(len(heights)):
+        height = heights[t]
+        heights[t] = half * max(-height if sums[t] > zero else height, zero)
+        centres[t] = max(height, zero) - heights[t]
 
 
 @njit(**OPTIONS)
@@ -135,46 +221,36 @@ def enclose(tree, kept, scratch, n_runs, linear, middle, radius, remainder, stra
     `strain` (d, d), its lower half, says how much the kept entries bend along each edge.
 
     The parts of the kept bundles that are linear on the cone go into `linear`, the rest of them, R/2, into
-    `remainder` (P,), which `radius` includes. The bends r_ki of the entries at the vertices go into `scratch`.
+    `remainder` (P,), which `radius` includes. In `scratch` the bends r_ki of the entries take the place of their
+    heights. Returns what single precision may hide at a vertex.
     """
     rows, bundles, moments, _, cells = tree
-    heights, taken, bends, line, runs = scratch
-    n_rows, n = len(rows.directions), len(kept)
-    d, width = len(linear), linear.shape[2]
+    taken, lines, runs = scratch
+    n_rows, (d, n_cells, width) = len(rows.packed), linear.shape
     middle[:] = 0.0
     radius[:] = 0.0
     remainder[:] = 0.0
     strain[:] = 0.0
-    norms = taken[width]
-    for t in range(n):
-        line[t] = heights[0, t]
-    for i in range(1, d):
-        for t in range(n):
-            line[t] += heights[i, t]
-    for i in range(d):
-        for t in range(n):  # half of chord less tangent
-            bends[i, t] = 0.5 * max(-heights[i, t] if line[t] > 0.0 else heights[i, t], 0.0)
-    for i in range(d):
-        for t in range(n):
-            line[t] = max(heights[i, t], 0.0) - bends[i, t]
-        for r in range(n_runs):
-            low, high, p = runs[r, 0], runs[r + 1, 0], runs[r, 1]
-            total = 0.0
-            for t in range(low, high):
-                total += bends[i, t] * norms[t]
-            radius[i, p] += total
+    single = 0.0
+    for r in range(n_runs):
+        p, chunk, low, high = runs[r, 0], runs[r, 1], runs[r, 2], runs[r, 3]
+        lengths = taken[chunk, d + width, low:high]
+        sums, centres = lines[0, low:high], lines[1, low:high]
+        sums[:] = np.float32(0.0)
+        for i in range(d):
+            heights = taken[chunk, i, low:high]
+            for t in range(len(sums)):
+                sums[t] += heights[t]
+            single += (len(sums) + width + 16) * reach_of(heights, lengths)
+            for j in range(i):
+                strain[i, j] += strain_of(heights, taken[chunk, j, low:high], lengths)
+        for i in range(d):
+            bends = taken[chunk, i, low:high]
+            bend(bends, sums, centres)
+            radius[i, p] += product(bends, lengths)
             for a in range(width):
-                total = 0.0
-                for t in range(low, high):
-                    total += line[t] * taken[a, t]
-                middle[i, p, a] += total
-        for j in range(i):
-            total = 0.0
-            for t in range(n):  # the smaller modulus where the signs differ
-                one, two = heights[i, t], heights[j, t]
-                total += max(min(max(one, two), -min(one, two)), 0.0) * norms[t]
-            strain[i, j] = total
-    for t in range(n):
+                middle[i, p, a] += product(centres, taken[chunk, d + a, low:high])
+    for t in range(len(kept)):
         if kept[t] >= n_rows:
             b, p = kept[t] - n_rows, cells[kept[t]]
             remainder[p] += 0.5 * bundles[b, d + width + 1]
@@ -182,30 +258,29 @@ def enclose(tree, kept, scratch, n_runs, linear, middle, radius, remainder, stra
                 for a in range(width):
                     linear[j, p, a] += 0.5 * (moments[b, j, a] - bundles[b, j] * bundles[b, d + a])
     for i in range(d):
-        for p in range(len(remainder)):
+        for p in range(n_cells):
             radius[i, p] += remainder[p]
+    return SINGLE * single
 
 
 @njit(**OPTIONS)
 def project(scratch, n_runs, direction, turned, bent):
     """How far the curved part bends along q = `direction` (P, width), beside its centre: adds Σ r_ki <q, s_k> to
     `turned` (d,), and h_i(q) = Σ r_ki |<q, s_k>| to `bent` (d,)."""
-    _, taken, bends, line, runs = scratch
+    taken, lines, runs = scratch
+    d = len(bent)
     for r in range(n_runs):
-        low, high, p = runs[r, 0], runs[r + 1, 0], runs[r, 1]
-        for t in range(low, high):
-            line[t] = 0.0
+        p, chunk, low, high = runs[r, 0], runs[r, 1], runs[r, 2], runs[r, 3]
+        line = lines[0, low:high]
+        line[:] = np.float32(0.0)
         for a in range(direction.shape[1]):
-            along = direction[p, a]
-            for t in range(low, high):
-                line[t] += along * taken[a, t]
-    for i in range(len(bent)):
-        signed, unsigned = 0.0, 0.0
-        for t in range(runs[n_runs, 0]):
-            signed += bends[i, t] * line[t]
-            unsigned += bends[i, t] * abs(line[t])
-        turned[i] += signed
-        bent[i] += unsigned
+            along, charges = np.float32(direction[p, a]), taken[chunk, d + a, low:high]
+            for t in range(len(line)):
+                line[t] += along * charges[t]
+        for i in range(d):
+            bends = taken[chunk, i, low:high]
+            turned[i] += product(bends, line)
+            bent[i] += reach_of(line, bends)
 
 
 @njit(**OPTIONS)
@@ -257,7 +332,7 @@ def cone_bound(scratch, n_runs, vertices, gram, linear, middle, radius, remainde
     along, across, beside = np.empty(d), np.empty(d), np.empty((d, d))
     for i in range(d):
         centre = (direction * ends[i]).sum()
-        value = centre + turned[i] - rest  # the chords meet g at the vertex
+        value = centre + turned[i] - rest - allowance  # the chords meet g at the vertex
         if value > best[0]:
             best[0] = value
             for j in range(d):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from convcvx.machine.jit import njit
-from convcvx.oracles._cone_bounds import OPTIONS, collapse, cone_bound, copy, enclose, take
+from convcvx.oracles._cone_bounds import OPTIONS, collapse, cone_bound, copy, enclose
 
 NARROWEST = 1e-14
 """Square of a cone's longest edge up to which the cone is not halved: rounding outweighs what a half would gain. The
@@ -33,13 +33,11 @@ def search(tree, fold, fineness, allowance, threshold, budget, indices, scratch,
     It stops early for a vertex with g > threshold[0], which the caller should raise: the cones around that vertex
     could not be dropped. Cones with a bound <= threshold[0] are dropped, the largest such bound being kept in
     pruned[0]. The two children of a cone share the list of entries that it kept, in `indices` after its own.
-    `scratch` has room for heights (d, N), charges (width + 1, N), bends (d, N), a number (N,) and runs (N + 1, 2) of as
-    many entries as `indices` has.
+    `scratch`, as in `collapse`, has room for as many entries as `indices` has.
     Signs: bit 0 stands for the cone, bit 1 for its antipode, where G(-u) = G(u) - fold(u). Returns (status, new depth).
     """
     vertices_of, linear_of, span_of, signs_of, bound_of = stack
     d, n_cells, width = linear_of.shape[1:]
-    heights, taken, _, _, runs = scratch
     linear, middle = np.empty((d, n_cells, width)), np.empty((d, n_cells, width))
     radius, remainder = np.empty((d, n_cells)), np.empty(n_cells)
     vertices, gram, edges, strain = np.empty((d, d)), np.empty((d, d)), np.empty((d, d)), np.empty((d, d))
@@ -62,7 +60,7 @@ def search(tree, fold, fineness, allowance, threshold, budget, indices, scratch,
                 if edges[i, j] > longest:
                     longest, one, two = edges[i, j], i, j
         last = longest <= NARROWEST or halvings >= HALVINGS * d * d
-        n = collapse(tree, indices, low, high, vertices, fineness * np.sqrt(longest), linear, heights)
+        n, n_runs = collapse(tree, indices, low, high, vertices, fineness * np.sqrt(longest), linear, scratch)
         if n < 0:
             return OUT_OF_ROOM, depth
         depth = top
@@ -71,15 +69,14 @@ def search(tree, fold, fineness, allowance, threshold, budget, indices, scratch,
         counts[0] += 1
         counts[1] += n
         copy(linear, linear_of[top])
-        n_runs = take(tree, kept, taken, runs)
-        enclose(tree, kept, scratch, n_runs, linear, middle, radius, remainder, strain)
+        rounding = allowance + enclose(tree, kept, scratch, n_runs, linear, middle, radius, remainder, strain)
         signs, bound = 0, 0.0
         for bit in range(2):
             if not signs_of[top] & (1 << bit):
                 continue
             if bit == 1:  # the antipode: the same enclosure, less the odd part
                 linear -= fold
-            own = cone_bound(scratch, n_runs, vertices, gram, linear, middle, radius, remainder, allowance, best[bit])
+            own = cone_bound(scratch, n_runs, vertices, gram, linear, middle, radius, remainder, rounding, best[bit])
             own = min(own, bound_of[top])
             if own <= threshold[0] or last:
                 pruned[0] = max(pruned[0], own)

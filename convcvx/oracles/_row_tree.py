@@ -23,32 +23,61 @@ class RowArrays(NamedTuple):
 
     Attributes
     ----------
-    directions : ndarray (N, d)
-    sources : ndarray (N,) int32
-    sizes : ndarray (N,)
+    packed : ndarray (N, d + 2)
+        Columns: direction (d) | size | source and cell, two int32 in the place of a number. The rows of a cone lie far
+        apart in memory: each is fetched at once.
+    tags : ndarray (N, 2 d + 4) int32
+        The same memory.
     charges : ndarray (m, width)
         Padded with zeros.
     norms : ndarray (m,)
+    short : ndarray (m, width + 1) float32
+        Charges and norms in single precision.
     """
 
-    directions: np.ndarray
-    sources: np.ndarray
-    sizes: np.ndarray
+    packed: np.ndarray
+    tags: np.ndarray
     charges: np.ndarray
     norms: np.ndarray
+    short: np.ndarray
 
     @classmethod
     def of(cls, charged: ChargedRows, division: Division) -> RowArrays:
         """In the order of the division."""
         m, c = charged.charges.shape
+        n, d = charged.rows.shape
         charges = np.zeros((m, -(-c // 4) * 4))
         charges[:, :c] = charged.charges
-        rows, sources, sizes = charged.rows, charged.sources, charged.sizes
-        if sources is None or sizes is None:
-            sources, sizes = np.arange(m, dtype=np.int32), np.ones(m)
-        if not charged.division:
-            rows, sources, sizes = rows[division.order], sources[division.order], sizes[division.order]
-        return cls(np.ascontiguousarray(rows), sources, sizes, charges, np.sqrt((charged.charges**2).sum(axis=1)))
+        norms = np.sqrt((charged.charges**2).sum(axis=1))
+        packed = np.empty((n, d + 2))
+        tags = packed.view(np.int32)
+        order: Any = slice(None) if charged.division else division.order
+        packed[:, :d] = charged.rows[order]
+        packed[:, d] = 1.0 if charged.sizes is None else charged.sizes[order]
+        tags[:, -2] = division.order if charged.sources is None else charged.sources[order]
+        tags[:, -1] = charged.cells[order]
+        short = np.concatenate([charges, norms[:, None]], axis=1).astype(np.float32)
+        return cls(packed, tags, charges, norms, short)
+
+    @property
+    def directions(self) -> np.ndarray:
+        """(N, d)"""
+        return self.packed[:, :-2]
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """(N,)"""
+        return self.packed[:, -2]
+
+    @property
+    def sources(self) -> np.ndarray:
+        """(N,) int32"""
+        return self.tags[:, -2]
+
+    @property
+    def cells(self) -> np.ndarray:
+        """(N,) int32"""
+        return self.tags[:, -1]
 
 
 @dataclass(frozen=True)
@@ -99,7 +128,7 @@ class RowTree:
 
     def _parted(self, entries: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The rows and the bundles among entries, and where each entry is in the one behind the other."""
-        n = len(self.rows.sizes)
+        n = len(self.rows.packed)
         is_row = entries < n
         place = np.where(is_row, np.cumsum(is_row) - 1, is_row.sum() + np.cumsum(~is_row) - 1)
         return entries[is_row], entries[~is_row] - n, place
@@ -132,7 +161,7 @@ class RowTree:
         d, c = charged.rows.shape[1], charged.charges.shape[1]
         division = charged.division or Division.of(charged.rows, charged.cells)
         rows = RowArrays.of(charged, division)
-        n, nodes, width = len(rows.sizes), len(division.spans), rows.charges.shape[1]
+        n, nodes, width = len(rows.packed), len(division.spans), rows.charges.shape[1]
         bundles, moments = np.zeros((nodes, d + width + 4)), np.zeros((nodes, d, width))
         cells = charged.cells if charged.division else charged.cells[division.order]
         threads = cores()
@@ -177,8 +206,8 @@ def _sum_up(rows: Any, bundles: Any, moments: Any, spans: Any, children: Any, c:
 
     With `below` (2, c, c), these sums of its children, only for the bundle itself.
     """
-    directions, sources, sizes, charges, norms = rows
-    n, (d, width) = len(directions), moments.shape[1:]
+    packed, tags, charges, norms, _ = rows
+    n, (d, width) = len(packed), moments.shape[1:]
     path, squares = np.empty(128, np.int64), np.empty((128, c, c))  # one bundle a level, and its Σ s sᵀ/|s|
     done = np.zeros(128, np.int64)  # children dealt with
     path[0], level = root, 0
@@ -210,8 +239,9 @@ def _sum_up(rows: Any, bundles: Any, moments: Any, spans: Any, children: Any, c:
                     for a in range(width):
                         moments[node, j, a] += moments[t - n, j, a]
             else:
-                direction, charge, size = directions[t], charges[sources[t]], sizes[t]
-                weight = size * norms[sources[t]]
+                source = tags[t, 2 * d + 2]
+                direction, charge, size = packed[t], charges[source], packed[t, d]
+                weight = size * norms[source]
                 for a in range(width):
                     out[d + a] += size * charge[a]
                 for j in range(d):
@@ -240,14 +270,14 @@ def _sum_up(rows: Any, bundles: Any, moments: Any, spans: Any, children: Any, c:
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
 def _spread(rows: Any, low: int, high: int, d: int, width: int, out: Any, squares: Any) -> None:
     """Radius and remainder of the bundle `out` of the rows [low, high)."""
-    directions, sources, sizes, _, norms = rows
+    packed, tags, _, norms, _ = rows
     spread, offset = np.zeros((d, d)), np.empty(d)
     direct, radius = 0.0, 0.0
     for t in range(low, high):
-        weight = sizes[t] * norms[sources[t]]
+        weight = packed[t, d] * norms[tags[t, 2 * d + 2]]
         square = 0.0
         for j in range(d):
-            offset[j] = directions[t, j] - out[j]
+            offset[j] = packed[t, j] - out[j]
             square += offset[j] * offset[j]
         for j in range(d):
             for i in range(j + 1):

@@ -48,7 +48,20 @@ N products with total modulus at most Σ‖s_k‖ (rows are unit, heights at mos
 misjudge a sign: the row's contribution is then wrong by no more than d·ε ‖s_k‖. A computed midpoint misses its edge
 by a few ε, which opens gaps between cones: u in a gap is within 4 √d ε per halving of a point that is covered, and g
 is Lipschitz with constant Σ‖s_k‖. No cone comes from more than 12 d² halvings. The allowance of `_blocks.py` is above
-the sum of these. The few operations on the d×d forms have a relative error below 1e-12, by which the bound is raised.
+the sum of these.
+
+**Single precision.** On a CPU the entries that a cone keeps carry heights, charges and lengths rounded to single
+precision, u = 2^-24: half the memory, where memory is what takes the time. Signs of heights stay, and whichever θ is
+taken tangent and chord enclose (x·u)_+, so r_i and m_i are those of heights that are off by u; they are exact halves.
+A run of n <= CHUNK entries of one cell is summed up in single precision, runs and cells in double. A product m_i s_k is
+off by 5 roundings, its sum by n more, so a_i by (n + 5) u Σ |m_i| ‖s_k‖ in length and η_i by as much; <q, s_k> by
+(width + 5) u ‖s_k‖, and h_i(q) by (n + width + 8) u Σ r_i ‖s_k‖. Since |m_i| <= |z_i| and r_i <= |z_i| / 2, twice
+(n + width + 16) u Σ |z_i| ‖s_k‖ is above the sum of these, and of the rounding of itself: α_i and η_i are raised by
+that as well. Like η_i it vanishes with the square of the cone's width, so that no tolerance is out of reach. What lies
+on one side of a cone is summed up in double precision. Charges of scale one that underflow are off by 2^-126, which is
+nothing beside the allowance.
+
+The few operations on the d×d forms have a relative error below 1e-12, by which the bound is raised.
 
 **Where it runs.** On a CPU threads take blocks of cones (`_blocks.py`) and bound one cone after another (`_cones.py`,
 `_cone_bounds.py`, compiled); on a GPU batches of cones are bounded at a time (`_batches.py`, `_batched_cones.py`), in

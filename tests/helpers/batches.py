@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
 from convcvx.budget import NEVER
 from convcvx.oracles._batches import BatchedSearch
 from convcvx.oracles._blocks import Goal, Incumbents
-from convcvx.oracles._cone_bounds import collapse, cone_bound, enclose, take
+from convcvx.oracles._cone_bounds import CHUNK, collapse, cone_bound, enclose
 from convcvx.oracles._row_tree import RowTree
 from convcvx.oracles.branch_and_bound import BranchAndBoundOracle
 from convcvx.oracles.charged_rows import ChargedRows
@@ -34,8 +36,11 @@ def undropped(charged: ChargedRows, device: str = "cpu") -> BatchedSearch:
     return search
 
 
-def both_on_every_cone(charged: ChargedRows, rounds: int, device: str = "cpu") -> list[tuple[np.ndarray, np.ndarray]]:
-    """Kept entries, bounds of cone and antipode, and strain of all cones, halved `rounds` times: ours, compiled."""
+def both_on_every_cone(
+    charged: ChargedRows, rounds: int, device: str = "cpu"
+) -> list[tuple[np.ndarray, np.ndarray, float]]:
+    """Bounds of cone and antipode, the largest g at a vertex of each, and strain, of all cones halved `rounds` times:
+    ours, compiled, and what the latter adds for its single precision."""
     search, out = undropped(charged, device), []
     cones = search.orthants()
     tree, n_entries = search.tree.arrays, len(search.tree.cells)
@@ -50,37 +55,56 @@ def both_on_every_cone(charged: ChargedRows, rounds: int, device: str = "cpu") -
         for k in range(len(cones)):
             listed = cones[k : k + 1].entries.cpu().numpy()
             vertices, odd = cones.vertices[k].cpu().numpy(), cones.linear[k].transpose(0, 1).cpu().numpy().copy()
-            indices, heights = np.zeros(len(listed) + n_entries, np.int64), np.zeros((d, n_entries))
+            indices = np.zeros(len(listed) + n_entries, np.int64)
+            chunks, runs = -(-n_entries // CHUNK), np.zeros((n_entries, 4), np.int32)
+            scratch = np.zeros((chunks, d + shape[2] + 1, CHUNK), np.float32), np.zeros((2, CHUNK), np.float32), runs
             indices[: len(listed)] = listed
-            n = collapse(tree, indices, 0, len(listed), vertices, float(finest[k]), odd, heights)
+            n, n_runs = collapse(tree, indices, 0, len(listed), vertices, float(finest[k]), odd, scratch)
             middle, radius, remainder = np.zeros(shape), np.zeros(shape[:2]), np.zeros(shape[1])
             bend, gram = np.zeros((d, d)), vertices @ vertices.T
             mine = kept.entries[low : low + int(counts[k])].cpu().numpy()
             own = indices[len(listed) :][:n]
             assert sorted(mine) == sorted(own)
             np.testing.assert_allclose(linear[k].transpose(0, 1).cpu(), odd, atol=1e-12 * search.tree.weight)
-            scratch = (
-                heights,
-                np.zeros((shape[2] + 1, n)),
-                np.zeros((d, n)),
-                np.zeros(n),
-                np.zeros((n + 1, 2), np.uint64),
-            )
-            n_runs = take(tree, own, scratch[1], scratch[-1])
-            enclose(tree, own, scratch, n_runs, odd, middle, radius, remainder, bend)
+            single = enclose(tree, own, scratch, n_runs, odd, middle, radius, remainder, bend)
             theirs, tops = [], []
             for part in (odd, odd - search.fold):
                 best = np.zeros(1 + d)
                 theirs.append(
-                    cone_bound(scratch, n_runs, vertices, gram, part, middle, radius, remainder, search.allowance, best)
+                    cone_bound(
+                        scratch,
+                        n_runs,
+                        vertices,
+                        gram,
+                        part,
+                        middle,
+                        radius,
+                        remainder,
+                        search.allowance + single,
+                        best,
+                    )
                 )
                 tops.append(best[0])
             out.append(
                 (
                     np.concatenate([bounds[k].cpu(), values[k].amax(1).clamp(min=0).cpu(), strain[k].flatten().cpu()]),
                     np.concatenate([theirs, tops, bend.flatten()]),
+                    single,
                 )
             )
             low += int(counts[k])
         cones = search._divide(cones)
     return out
+
+
+def agree(pairs: list[tuple[np.ndarray, np.ndarray, float]], weight: float) -> None:
+    """The compiled search, whose entries have single precision, is above the other by what it adds for that at most."""
+    double = 1e-11 * weight
+    for ours, theirs, single in pairs:
+        d = math.isqrt(len(theirs) - 4)
+        assert single <= 1e-4 * weight
+        assert (theirs[:2] >= ours[:2] * (1 - 1e-12) - double).all()
+        np.testing.assert_allclose(theirs[:2], ours[:2], rtol=1e-6, atol=2 * d * single + double)
+        assert (theirs[2:4] <= ours[2:4] + double).all()
+        np.testing.assert_allclose(theirs[2:4], ours[2:4], rtol=1e-6, atol=2 * single + double)
+        np.testing.assert_allclose(theirs[4:], ours[4:], rtol=1e-4, atol=double)
