@@ -96,6 +96,8 @@ class Round(TypedDict):
     n_filters: int
     seconds: float
     """Since the training began, those of earlier sessions included."""
+    proved_g: NotRequired[float]
+    """Of a bound proved of all filters: what g was proved to be at most, at the dual point of the solution."""
     images: NotRequired[int]
     """Size of the sample, before the solver has come to all images."""
     relaxation: NotRequired[float]

@@ -163,12 +163,15 @@ class Units:
         )
 
     def _record(self, record: Round) -> Round:
-        return {
+        ordinary: Round = {
             **record,
             "objective": self._held("objective", record["objective"], 2 * self.targets),
             "lower_bound": self._lowered(record["lower_bound"]),
             "g_max": self.of_g(record["g_max"]),
         }
+        if "proved_g" in record:
+            ordinary["proved_g"] = self.of_g(record["proved_g"])
+        return ordinary
 
     def certificate(self, certificate: Certificate) -> Certificate:
         if self.ordinary:

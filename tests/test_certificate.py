@@ -637,6 +637,53 @@ def test_the_best_bound_of_a_run_is_proved_anew(loss, tmp_path):
     assert both.primal == alone.primal
 
 
+class Counting(ExactOracle):
+    """Counts how often it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def answer(self, *asked):
+        self.calls += 1
+        return super().answer(*asked)
+
+
+@pytest.mark.parametrize("solver", ["sliding-fw", "frank-wolfe"])
+@pytest.mark.parametrize("loss", ["squared", "cross-entropy"])
+def test_a_proof_that_a_training_ended_with_is_not_made_again(loss, solver):
+    problem, oracle = flat_problem(20, beta=0.005, loss=loss), Counting()
+    solution = solve_problem(problem, Budget(tol=0.02, max_rounds=60), solver=solver, oracle=oracle)
+    history, tol = solution.history, 1.01 * solution.history[-1]["rel_gap"]
+    best = next(record for record in history if record["lower_bound"] == history[-1]["lower_bound"])
+    # what a round says of g holds at the dual point that the solution has, also where bounds fell since
+    assert history[-1]["proved_g"] == pytest.approx(ExactOracle()(problem, solution.dual_point).g_max, rel=1e-9)
+    network = solution.filters, solution.weights, solution.intercept
+
+    def asked(rounds, tol, **options):
+        oracle.calls, options = 0, {"dual_point": solution.dual_point} | options
+        certificate = certify_parameters(problem, *network, oracle=oracle, tol=tol, rounds=rounds, **options)
+        return certificate, oracle.calls
+
+    kept, calls = asked(history, tol)
+    assert (calls, kept.scope, kept.search["proved_in_round"]) == (0, "global", best["round"])
+    assert kept.dual == pytest.approx(history[-1]["lower_bound"], rel=1e-9)
+    assert kept.rel_gap <= tol
+    anew, calls = asked((), tol)
+    assert calls > 0
+    assert kept.primal == anew.primal
+    assert kept.optimum["slope_low"] <= anew.optimum["slope"] <= kept.optimum["slope_high"]
+    unproved = {**history[-1], "scope": "heuristic"}
+    without = {name: value for name, value in history[-1].items() if name != "proved_g"}
+    for rounds, other, options in (
+        (history, 1e-6, {}),
+        ([unproved], tol, {}),
+        ([without], tol, {}),
+        (history, tol, {"dual_point": None}),
+    ):
+        assert asked(rounds, other, **options)[1] > 0
+
+
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from(["squared", "cross-entropy"]), st.booleans(), st.floats(-4, 4))
 def test_no_dual_point_raises_the_bound_above_the_optimum(seed, loss, intercept, scale):

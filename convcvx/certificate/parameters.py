@@ -78,9 +78,10 @@ def certify_parameters(
 
     `dual_point` (n, c) is a second chance for the lower bound, and `training` caps a local search, as in
     `certify_on`. `rounds` are records of a training, in this process, at this β, on these images or on samples of them,
-    by a solver that asks an oracle: where time runs out, the best bound that a round proved on all images counts if it
-    is better. `outputs` (n, c), predictions without an intercept in the problem's own arithmetic, save a pass where
-    that arithmetic is good enough: beyond `LARGE`.
+    by a solver that asks an oracle: a proof that the last one has, at `dual_point`, is taken if it shows a gap of
+    `tol`; and where time runs out, the best bound that a round proved on all images counts if it is better. `outputs`
+    (n, c), predictions without an intercept in the problem's own arithmetic, save a pass where that arithmetic is good
+    enough: beyond `LARGE`.
 
     Everything is computed in float64, but for a local search beyond `LARGE`: that is a light one, which starts from the
     filters with the largest weights, and responses are computed in the problem's own arithmetic, their sums in float64.
@@ -107,7 +108,7 @@ def certify_parameters(
         search = replace(search, max_batches=_fair_batches(training, problem.n, tol), hopeless=hopeless)
     points = [residual] + ([] if dual_point is None else [problem.in_domain(_checked(dual_point, problem))])
     seconds = None if training is None else _seconds(training)
-    bounds = Search(search, tol, seed, deadline, seconds, rounds)(problem, given, starts, points, primal)
+    bounds = Search(search, tol, seed, deadline, seconds, rounds, dual_point)(problem, given, starts, points, primal)
     shown = bounds.kept
     found = shown.found
     # The network's own objective is known to rounding only, which is part of the gap.

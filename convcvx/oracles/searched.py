@@ -13,7 +13,7 @@ from torch import Tensor
 from convcvx.budget import Deadline
 from convcvx.oracles.base import Oracle, OracleResult
 from convcvx.oracles.beside import Proof, best_proof, proof_beside
-from convcvx.oracles.branch_and_bound import BranchAndBoundOracle
+from convcvx.oracles.branch_and_bound import FIRST_LOOK, BranchAndBoundOracle
 from convcvx.oracles.cylinders import CylinderOracle
 from convcvx.oracles.local import LocalOracle
 from convcvx.oracles.polynomial import PolynomialOracle
@@ -27,6 +27,8 @@ HALF = 0.5
 PROVING = 0.3
 """Share of the time left in which something is proved before a search that proves nothing takes the rest."""
 
+N_FILTERS = 16
+"""Filters beside those of a network that a certificate looks for."""
 SPARE = 0.01
 """Share of tol that a proof leaves to rounding, and to the objective's own last digits."""
 KEPT_STATISTICS = ("stopped", "family", "family_size")
@@ -101,6 +103,8 @@ class Search:
         How long the training before it took, of which a proof beside an estimate takes a small share; None without.
     rounds : sequence of Mapping
         Records of that training, as in `certify_parameters`.
+    trained_at : Tensor (n, c), optional
+        The dual point that it ended with, to the last bit: that of the `proved_g` of the last record.
     """
 
     oracle: Oracle
@@ -109,6 +113,7 @@ class Search:
     deadline: Deadline
     training_seconds: float | None = None
     rounds: Sequence[Mapping[str, Any]] = ()
+    trained_at: Tensor | None = None
 
     def __call__(
         self, problem: Problem, given: Problem, starts: Tensor, points: Sequence[Tensor], primal: float
@@ -121,6 +126,8 @@ class Search:
         if isinstance(self.oracle, PolynomialOracle | RemainderOracle | CylinderOracle):
             return self._at_any_rank(problem, points)
         guesses, early = isinstance(self.oracle, LocalOracle | SampledOracle), None
+        if not guesses and (shown := self._proved_in_training(problem, given, starts, primal)) is not None:
+            return shown
         if guesses:  # before a search that takes what time there is
             early = self._beside(problem, points, self.deadline.share(PROVING), self.training_seconds)
         elif self.deadline.at < math.inf:  # in case that the search has nothing when its time is over
@@ -146,6 +153,25 @@ class Search:
                 return replace(shown, name=self.oracle.name, round=best)
         return shown
 
+    def _proved_in_training(self, problem: Problem, given: Problem, starts: Tensor, primal: float) -> Shown | None:
+        """The proof that the training ended with, where it shows the gap: another one would take as long and say as
+        much. A few climbs tell which filters beside the network's may be active."""
+        last, point = self.rounds[-1] if self.rounds else None, self.trained_at
+        if last is None or point is None or "proved_g" not in last or not Scope(last["scope"]).for_all:
+            return None
+        g = last["proved_g"]
+        dual = problem.dual(point, g)
+        if not primal - dual <= self.tol * primal:
+            return None
+        seen = FIRST_LOOK(
+            given.until(self.deadline), point, starts=starts, n_filters=N_FILTERS, seed=self.seed, target=0.0
+        )
+        filters = torch.cat([seen.filters, starts])
+        values = problem.responses.correlate(filters, point).flatten(1).norm(dim=1)
+        number = next(record["round"] for record in self.rounds if record.get("proved_g") == g)
+        found = OracleResult(filters, values, g, Scope(last["scope"]), {"proved_in_round": number})
+        return Shown(found, dual, point, self.oracle.name, dual, f"{self.oracle.name} in round {number}")
+
     @staticmethod
     def _beside(problem: Problem, points: Sequence[Tensor], deadline: Deadline, seconds: float | None) -> Proof:
         return proof_beside(problem.until(deadline), points, seconds)
@@ -165,9 +191,9 @@ class Search:
     ) -> tuple[OracleResult, float, Tensor]:
         """What the oracle finds at the residual, or proves at another point; its lower bound; which point."""
         residual, target = points[0], target_of(self.oracle, problem, points[0], primal, self.tol)
-        wide: dict[str, Any] = {"starts": starts, "n_filters": 16, "seed": self.seed}
+        wide: dict[str, Any] = {"starts": starts, "n_filters": N_FILTERS, "seed": self.seed}
         if self.oracle.name == "family":  # whose scan knows all that are active
-            wide["n_filters"] = 16 + len(starts)
+            wide["n_filters"] = N_FILTERS + len(starts)
         # A heuristic may search in the arithmetic at hand: what it finds is measured in float64 below.
         guesses = self.oracle.name == LocalOracle.name
         own = self.deadline if len(points) == 1 or guesses else self.deadline.share(HALF)

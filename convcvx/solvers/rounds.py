@@ -103,14 +103,17 @@ def consult(
         again = _persistent(oracle)(problem, dual_point, **where, target=refuting, seed=seed + 1 + attempt)
         found = _united(problem, found, again, n_filters)
     lower_bound = problem.dual(dual_point, found.g_max)
-    best_point = dual_point if found.scope.lasting else None
+    best_point, proved_g = (dual_point, found.g_max) if found.scope.lasting else (None, None)
     if best_point is not None and solution.dual_point is not None and solution.history:
         last = solution.history[-1]
         if Scope(last["scope"]) is found.scope and last["lower_bound"] > lower_bound:
-            lower_bound, best_point = last["lower_bound"], solution.dual_point
+            lower_bound, best_point, proved_g = last["lower_bound"], solution.dual_point, last.get("proved_g")
     if binds(found.scope, oracle, solution.filters):
         check_proof(problem, lower_bound, objective, predictions, solution.weights)
-    return found, record_of(solution, objective, lower_bound, found.g_max, found.scope), best_point
+    record = record_of(solution, objective, lower_bound, found.g_max, found.scope)
+    if proved_g is not None:
+        record["proved_g"] = proved_g
+    return found, record, best_point
 
 
 def record_of(
