@@ -35,6 +35,9 @@ class SlidingFrankWolfe(Solver):
 
     fewest: int = 16
     """Filters that the oracle is asked for at least, else as many as there are: networks grow in few rounds."""
+    new_columns: int = 1152
+    """But no more filters, times cells, than these join in a round: the weights of all take time that grows with the cube
+    of their number, and of many at once most turn out to be of no use."""
     exact: float = 0.01
     """Share of the gap, and of tol, to which the weights are solved that a round ends with: they hide no progress."""
     after_fall: float = 0.1
@@ -103,7 +106,8 @@ class SlidingFrankWolfe(Solver):
     def look(self, level: Level, oracle: Oracle, solution: Solution, predictions: Tensor, seed: int) -> Look:
         """The record of a sample tells its size, and its gap is believed at once, proved or not."""
         problem, room = level.problem, level.budget.room
-        wanted = max(1, room(solution.n_filters, max(self.fewest, solution.n_filters)))
+        grown = min(solution.n_filters, self.new_columns // problem.responses.n_cells)
+        wanted = max(1, room(solution.n_filters, max(self.fewest, grown)))
         found, record, dual_point = consult(
             problem,
             getattr(oracle, "on_sample", oracle) if level.is_sample else oracle,  # any function may be an oracle
