@@ -201,20 +201,25 @@ def test_a_training_whose_searches_find_nothing_in_time_ends():
 
 
 def test_what_a_training_has_proved_outlives_a_search_that_time_cuts_short(clock):
-    problem, lowest, highest = small("squared")
+    problem, lowest, _ = small("squared")
+    trained = solve_problem(problem, Budget(tol=1e-4), oracle="exact")
     none = problem.responses.dim, problem.responses.n_cells, problem.n_outputs
     network = torch.zeros(0, none[0]), torch.zeros(0, *none[1:])
-    proof = {"scope": "global", "lower_bound": lowest, "g_max": 3.0, "round": 7}
-    estimate = {**proof, "scope": "heuristic", "lower_bound": 2 * highest}
-    sample = {**proof, "lower_bound": 2 * highest, "images": problem.n - 1}  # a proof, of another problem
+    proof = {**trained.history[-1], "round": 7}
+    estimate, sample = {**proof, "scope": "heuristic"}, {**proof, "images": problem.n - 1}  # of another problem
+    options = {"oracle": "branch-and-bound", "dual_point": trained.dual_point}
     late = problem.until(Deadline.after(0.5))
-    kept = certify_parameters(late, *network, oracle="branch-and-bound", rounds=[estimate, sample, proof])
+    kept = certify_parameters(late, *network, rounds=[estimate, sample, proof], **options)
     assert 0.999 * lowest < kept.dual <= lowest
-    assert (kept.g_max, kept.search["proved_in_round"]) == (3.0, 7)
-    alone = certify_parameters(late, *network, oracle="branch-and-bound", rounds=[estimate, sample])
-    assert 0.0 < alone.dual < kept.dual
-    in_time = certify_parameters(problem, *network, oracle="branch-and-bound", rounds=[proof])
-    assert in_time.dual < lowest  # its own search had all the time that it wanted, and is believed
+    assert (kept.g_max, kept.search["proved_in_round"]) == (proof["proved_g"], 7)
+    assert kept.search["stopped"] == "time_limit"
+    for others in ([estimate], [proof, sample], []):
+        alone = certify_parameters(late, *network, rounds=others, **options)
+        assert 0.0 < alone.dual < 0.9 * kept.dual
+    far = {**proof, "proved_g": 100 * proof["proved_g"]}
+    in_time = certify_parameters(problem, *network, rounds=[far], **options)
+    assert in_time.dual > kept.dual / 100  # the search proves more, and counts
+    assert "proved_in_round" not in in_time.search
 
 
 @pytest.mark.parametrize("limit", [0, 5, 30])

@@ -78,10 +78,9 @@ def certify_parameters(
 
     `dual_point` (n, c) is a second chance for the lower bound, and `training` caps a local search, as in
     `certify_on`. `rounds` are records of a training, in this process, at this β, on these images or on samples of them,
-    by a solver that asks an oracle: a proof that the last one has, at `dual_point`, is taken if it shows a gap of
-    `tol`; and where time runs out, the best bound that a round proved on all images counts if it is better. `outputs`
-    (n, c), predictions without an intercept in the problem's own arithmetic, save a pass where that arithmetic is good
-    enough: beyond `LARGE`.
+    by a solver that asks an oracle: what the last one says was proved at `dual_point` counts where it is better than
+    what is proved now, and where it shows a gap of `tol` nothing is. `outputs` (n, c), predictions without an intercept
+    in the problem's own arithmetic, save a pass where that arithmetic is good enough: beyond `LARGE`.
 
     Everything is computed in float64, but for a local search beyond `LARGE`: that is a light one, which starts from the
     filters with the largest weights, and responses are computed in the problem's own arithmetic, their sums in float64.
@@ -108,8 +107,7 @@ def certify_parameters(
         search = replace(search, max_batches=_fair_batches(training, problem.n, tol), hopeless=hopeless)
     points = [residual] + ([] if dual_point is None else [problem.in_domain(_checked(dual_point, problem))])
     seconds = None if training is None else _seconds(training)
-    bounds = Search(search, tol, seed, deadline, seconds, rounds, dual_point)(problem, given, starts, points, primal)
-    shown = bounds.kept
+    shown = Search(search, tol, seed, deadline, seconds, rounds, dual_point)(problem, given, starts, points, primal)
     found = shown.found
     # The network's own objective is known to rounding only, which is part of the gap.
     off = FLOAT32_ROUNDING * primal if large else problem.primal_error(predictions, weights)
@@ -140,7 +138,7 @@ def certify_parameters(
         family=found.stats.get("family"),
         family_size=found.stats.get("family_size"),
         family_gap=rel_gap if found.scope.proved and "family" in found.stats else None,
-        optimum=optimum_of(problem, filters, weights, bounds.point, bounds.found, primal=primal + off, rel_gap=rel_gap),
+        optimum=optimum_of(problem, filters, weights, shown.point, found, primal=primal + off, rel_gap=rel_gap),
         proved=proved,
         proved_gap=relative_gap(primal, proved),
         proved_by=shown.proved_by,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -65,8 +66,6 @@ class Shown:
         The best lower bound that is proved of every network.
     proved_by : str
         Which bound that is, in words.
-    round : Mapping, optional
-        The record of a training with a bound better than `dual`, proved at a dual point of its own.
     """
 
     found: OracleResult
@@ -75,17 +74,20 @@ class Shown:
     name: str
     proved: float
     proved_by: str
-    round: Mapping[str, Any] | None = None
 
-    @property
-    def kept(self) -> Shown:
-        """With the bound of `round` in place of its own."""
-        if self.round is None:
-            return self
-        bound, number = self.round["lower_bound"], self.round["round"]
-        stats = {**self.found.stats, "proved_in_round": number}
-        found = replace(self.found, upper_bound=self.round["g_max"], stats=stats)
-        return replace(self, found=found, dual=bound, proved=bound, proved_by=f"{self.name} in round {number}")
+    def beside(self, proof: Proof) -> Shown:
+        """With what was proved of every network besides, instead of what was searched if that says less."""
+        if (self.found.scope.for_all and proof.value > self.dual) or self.found.g_max == math.inf:
+            kept = {name: self.found.stats[name] for name in KEPT_STATISTICS if name in self.found.stats}
+            found = replace(proof.found, stats=proof.found.stats | kept)
+            return Shown(found, proof.value, proof.point, proof.oracle, proof.value, proof.by)
+        return self if self.found.scope.for_all else replace(self, proved=proof.value, proved_by=proof.by)
+
+    def among(self, problem: Problem, filters: Tensor, stats: Mapping[str, Any] = MappingProxyType({})) -> Shown:
+        """The same with `filters` (q, r) for those found, and the `stats` of the search that found them."""
+        values = problem.responses.correlate(filters, self.point).flatten(1).norm(dim=1)
+        found = replace(self.found, filters=filters, values=values, stats={**stats, **self.found.stats})
+        return replace(self, found=found)
 
 
 @dataclass(frozen=True)
@@ -126,51 +128,41 @@ class Search:
         if isinstance(self.oracle, PolynomialOracle | RemainderOracle | CylinderOracle):
             return self._at_any_rank(problem, points)
         guesses, early = isinstance(self.oracle, LocalOracle | SampledOracle), None
-        if not guesses and (shown := self._proved_in_training(problem, given, starts, primal)) is not None:
-            return shown
-        if guesses:  # before a search that takes what time there is
+        trained = None if guesses else self._proved_in_training(problem)
+        if trained is not None:
+            if primal - trained.dual <= self.tol * primal:  # another proof would take as long and say as much
+                seen = FIRST_LOOK(
+                    given.until(self.deadline), trained.point, starts=starts, n_filters=N_FILTERS, seed=self.seed
+                )
+                return trained.among(problem, torch.cat([seen.filters, starts]))
+            points = points[:1]  # at the other one g has been bounded
+        elif guesses:  # before a search that takes what time there is
             early = self._beside(problem, points, self.deadline.share(PROVING), self.training_seconds)
         elif self.deadline.at < math.inf:  # in case that the search has nothing when its time is over
             early = self._beside(problem, points[:1], self.deadline.share(PROVING), self.deadline.left)
         found, dual, point = self._searched(problem, given, starts, points, primal)
         shown = Shown(found, dual, point, self.oracle.name, dual, self.oracle.name)
-        if not found.cut_short and found.scope.for_all:
-            return shown
-        proof = early
-        if early is None or early.found.cut_short or not guesses:
-            late = self._beside(problem, points, self.deadline, self.training_seconds)
-            proof = late if early is None else max(early, late, key=lambda proof: proof.value)
-        assert proof is not None
-        if (found.scope.for_all and proof.value > dual) or found.g_max == math.inf:
-            kept = {name: found.stats[name] for name in KEPT_STATISTICS if name in found.stats}
-            proved = replace(proof.found, stats=proof.found.stats | kept)
-            shown = Shown(proved, proof.value, proof.point, proof.oracle, proof.value, proof.by)
-        elif not found.scope.for_all:
-            shown = replace(shown, proved=proof.value, proved_by=proof.by)
-        if found.cut_short and found.scope.for_all:
-            best = _best_round(self.rounds)
-            if best is not None and best["lower_bound"] > shown.dual:
-                return replace(shown, name=self.oracle.name, round=best)
+        if found.cut_short or not found.scope.for_all:
+            if early is None or early.found.cut_short or not guesses:
+                late = self._beside(problem, points, self.deadline, self.training_seconds)
+                early = late if early is None else max(early, late, key=lambda proof: proof.value)
+            shown = shown.beside(early)
+        if trained is not None and trained.dual > shown.dual:
+            return trained.among(problem, torch.cat([found.filters, starts]), found.stats)
         return shown
 
-    def _proved_in_training(self, problem: Problem, given: Problem, starts: Tensor, primal: float) -> Shown | None:
-        """The proof that the training ended with, where it shows the gap: another one would take as long and say as
-        much. A few climbs tell which filters beside the network's may be active."""
+    def _proved_in_training(self, problem: Problem) -> Shown | None:
+        """The proof that the training ended with."""
         last, point = self.rounds[-1] if self.rounds else None, self.trained_at
-        if last is None or point is None or "proved_g" not in last or not Scope(last["scope"]).for_all:
+        if last is None or point is None or "images" in last:  # a sample is another problem
+            return None
+        if "proved_g" not in last or not Scope(last["scope"]).for_all:
             return None
         g = last["proved_g"]
-        dual = problem.dual(point, g)
-        if not primal - dual <= self.tol * primal:
-            return None
-        seen = FIRST_LOOK(
-            given.until(self.deadline), point, starts=starts, n_filters=N_FILTERS, seed=self.seed, target=0.0
-        )
-        filters = torch.cat([seen.filters, starts])
-        values = problem.responses.correlate(filters, point).flatten(1).norm(dim=1)
         number = next(record["round"] for record in self.rounds if record.get("proved_g") == g)
-        found = OracleResult(filters, values, g, Scope(last["scope"]), {"proved_in_round": number})
-        return Shown(found, dual, point, self.oracle.name, dual, f"{self.oracle.name} in round {number}")
+        none = OracleResult.unfinished(problem, Scope(last["scope"]), 0.0, g)
+        found, dual = replace(none, stats={"proved_in_round": number}), problem.dual(point, g)
+        return Shown(found, dual, point, self.oracle.name, dual, self.oracle.name)
 
     @staticmethod
     def _beside(problem: Problem, points: Sequence[Tensor], deadline: Deadline, seconds: float | None) -> Proof:
@@ -217,9 +209,3 @@ class Search:
                 if again.scope is found.scope and problem.dual(other, again.g_max) > dual:
                     found, dual, point = again, problem.dual(other, again.g_max), other
         return found, dual, point
-
-
-def _best_round(rounds: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The record with the best bound that is a proof for all networks, on all images: one of a sample says its size."""
-    proofs = [record for record in rounds if Scope(record["scope"]).for_all and "images" not in record]
-    return max(proofs, key=lambda record: record["lower_bound"], default=None)

@@ -36,8 +36,8 @@ class SlidingFrankWolfe(Solver):
     fewest: int = 16
     """Filters that the oracle is asked for at least, else as many as there are: networks grow in few rounds."""
     new_columns: int = 1152
-    """But no more filters, times cells, than these join in a round: the weights of all take time that grows with the cube
-    of their number, and of many at once most turn out to be of no use."""
+    """But no more filters, times cells, than these join in a round: the weights of all take time that grows with the
+    cube of their number, and of many at once most turn out to be of no use."""
     exact: float = 0.01
     """Share of the gap, and of tol, to which the weights are solved that a round ends with: they hide no progress."""
     after_fall: float = 0.1
