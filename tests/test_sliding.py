@@ -330,6 +330,20 @@ def test_a_run_resumes_on_the_sample_where_it_was(sampled_problem):
     assert not same(solve_problem(problem, Budget(max_rounds=0), start=other), full)  # negative control
 
 
+@pytest.mark.usefixtures("sampled_problem")
+def test_a_training_that_is_stopped_on_a_sample_is_certified_on_all_images():
+    """What an oracle proves of a sample has a dual point of other images: fit once refused its own."""
+    problem = flat_problem(720, 1, beta=0.02)
+    solution = solve_problem(problem, Budget(), solver="sliding-fw", oracle="exact", callback=lambda solution: True)
+    assert (solution.status, solution.history[-1]["scope"]) == ("callback", "global")
+    assert solution.history[-1]["images"] < problem.n
+    assert solution.dual_point is None
+    options = {"oracle": "exact", "dual_point": solution.dual_point, "rounds": solution.history, "tol": 1.0}
+    certificate = certify_parameters(problem, solution.filters, solution.weights, solution.intercept, **options)
+    assert certificate.scope == "global"
+    assert "proved_in_round" not in certificate.search
+
+
 def test_another_problem_s_solution_is_a_warm_start():
     """Its history does not count: an objective above the old one once passed for a stall."""
     problem = flat_problem(30, beta=0.002)

@@ -185,7 +185,8 @@ def drive(
             status = Status.RUNNING if end is None or level is not levels[-1] else end
             solution = look.recorded(earlier + perf_counter() - began, status)
             if callback is not None and callback(solution) is True and status == Status.RUNNING:
-                return replace(solution, status=Status.CALLBACK)
+                point = solution.dual_point if level is levels[-1] else None  # one of a sample proves nothing here
+                return replace(solution, status=Status.CALLBACK, dual_point=point)
             if end is not None:
                 break
             try:
