@@ -12,7 +12,7 @@ from helpers.problems import digits_problem, flat_problem, planted_problem, prob
 from torch import Tensor
 
 import convcvx
-from convcvx.budget import Budget
+from convcvx.budget import Budget, Deadline
 from convcvx.certificate import certify_parameters
 from convcvx.data import datasets as data
 from convcvx.data.datasets import spiral
@@ -27,7 +27,7 @@ from convcvx.solvers.master.table import solve_master
 from convcvx.solvers.rounds import _refuting, consult
 from convcvx.solvers.slide.coordinates import _factor
 from convcvx.solvers.slide.descent import descend
-from convcvx.solvers.sliding_frank_wolfe import sliding_frank_wolfe
+from convcvx.solvers.sliding_frank_wolfe import SlidingFrankWolfe, sliding_frank_wolfe
 from convcvx.solvers.table import SOLVERS
 from convcvx.training.plan import build_problem, find_beta_max, solve_problem
 
@@ -298,17 +298,64 @@ def test_filters_are_looked_for_on_samples_first(sampled_problem):
     assert solution.history[0]["objective"] < 0.7 * constant
 
 
-def test_samples_are_searched_by_climbs_and_all_images_by_proofs(monkeypatch):
-    monkeypatch.setitem(SOLVERS, "sliding-fw", replace(sliding_frank_wolfe, sample_size=45))
-    problem = digits_problem(360, 5e-3, spec=PatchSpec(3, stride=2, rank=3))
-    scopes: dict[int, set[str]] = {}
+@pytest.fixture
+def records_of(monkeypatch):
+    """Of a training with proofs on 360 digits, with samples of 90 to begin with: the records on all images."""
+    if SOLVERS["sliding-fw"] is sliding_frank_wolfe:
+        monkeypatch.setitem(SOLVERS, "sliding-fw", replace(sliding_frank_wolfe, sample_size=45))
+    problem = digits_problem(360, 2e-3, spec=PatchSpec(3, stride=2, rank=3))
 
-    def callback(solution):
-        record = solution.history[-1]
-        scopes.setdefault(record.get("images", problem.n), set()).add(record["scope"])
+    def train(oracle="branch-and-bound", **options):
+        records = []
+        solution = solve_problem(
+            problem, Budget(**options), oracle=oracle, callback=lambda s: records.append((s.history[-1], s.dual_point))
+        )
+        of_samples = {record["scope"] for record, _ in records if "images" in record}
+        assert of_samples == {"heuristic"}
+        return solution, [entry for entry in records if "images" not in entry[0]]
 
-    solve_problem(problem, Budget(tol=0.1, max_rounds=2), oracle="branch-and-bound", callback=callback)
-    assert scopes == {90: {"heuristic"}, 360: {"global"}}
+    return train
+
+
+def test_climbs_look_for_filters_until_a_proof_may_show_a_small_gap(records_of):
+    solution, records = records_of(tol=5e-3)
+    scopes = [record["scope"] for record, _ in records]
+    assert scopes[0] == "heuristic"
+    assert scopes == sorted(scopes, reverse=True)  # no guess behind a proof
+    assert (scopes[-1], solution.status) == ("global", "converged")
+    for record, dual_point in records:
+        assert (dual_point is None) == (record["scope"] == "heuristic")
+        assert record["scope"] == "global" or record["rel_gap"] > 3 * 5e-3
+
+
+def test_rounds_by_climbs_keep_what_was_proved_before_them(records_of, monkeypatch):
+    def scouts(self, problem, solution):
+        return bool(solution.history)
+
+    monkeypatch.setattr(SlidingFrankWolfe, "_scouts", scouts)
+    monkeypatch.setitem(SOLVERS, "sliding-fw", replace(sliding_frank_wolfe, sample_size=45, far=0.0))
+    asked = []
+    plain = BranchAndBoundOracle.answer
+    monkeypatch.setattr(BranchAndBoundOracle, "answer", lambda *call: asked.append(1) or plain(*call))
+    _, records = records_of(tol=5e-3, max_rounds=4)
+    assert (len(asked), len(records)) == (1, 5)
+    (proof, point), *others = records
+    for record, kept in others:
+        for name in ("scope", "lower_bound", "g_max"):
+            assert record[name] == proof[name]
+        assert torch.equal(kept, point)
+        assert record["rel_gap"] == pytest.approx(1 - record["lower_bound"] / record["objective"], rel=1e-9)
+        assert record["rel_gap"] < proof["rel_gap"]
+
+
+def test_no_climbs_come_before_a_proof_in_the_second_half_of_a_time_limit_or_on_few_images():
+    problem = digits_problem(60, 1e-2)
+    begun = replace(Solution.empty(1, 1, 1), history=[{"seconds": 10.0}])
+    many = replace(sliding_frank_wolfe, sample_size=10)
+    assert many._scouts(problem, begun)
+    assert many._scouts(problem.until(Deadline.after(20.0)), begun)
+    assert not many._scouts(problem.until(Deadline.after(5.0)), begun)
+    assert not sliding_frank_wolfe._scouts(problem, begun)
 
 
 def test_a_sample_is_no_larger_than_memory_allows(sampled_problem, monkeypatch):

@@ -102,8 +102,8 @@ class Oracle:
     """The scope of an answer that time cut short before it had begun."""
 
     @property
-    def on_sample(self) -> Oracle:
-        """What is asked in its place on a sample of the images, where filters are wanted and no proof."""
+    def scout(self) -> Oracle:
+        """What is asked in its place where filters are wanted and no proof: on samples, and far from the optimum."""
         return self
 
     def __call__(self, problem: Problem, dual_point: Tensor, wanted: Wanted = Wanted(), **changes: Any) -> OracleResult:

@@ -145,8 +145,8 @@ class BranchAndBoundOracle(Oracle):
         self.device = None if device is None else check_choice("device", device, ("cpu", "cuda"))
 
     @property
-    def on_sample(self) -> Oracle:
-        """Climbs, which find the filters in a fraction of the time: nothing is proved there of all images."""
+    def scout(self) -> Oracle:
+        """Climbs, which find the filters in a fraction of the time."""
         return LocalOracle()
 
     def answer(self, problem: Problem, dual_point: Tensor, wanted: Wanted) -> OracleResult:

@@ -40,7 +40,7 @@ FEW_CELLS = 5_000
 """Cells up to which "auto" searches the whole arrangement: about a second a call."""
 FEW_DIMENSIONS = 6
 """Rank of the patches up to which it does."""
-CALL_SECONDS = 600.0
+CALL_SECONDS = 1800.0
 """Time limit of one call of branch and bound, gathering included; the best bound proved by then is used."""
 CALL_SHARE = 0.25
 """Share of what is left of a training's own time that such a call takes: its bound comes step by step, and rounds are

@@ -4,21 +4,23 @@ A round asks the oracle for filters with g(u) > β, solves the master over old a
 jointly, solves the master again, merges what coincides and drops what is zero. The objective never rises.
 
 On many images the filters are first looked for on a sample of them, then on a larger one: a sample tells where filters
-belong at a fraction of the cost, as long as a round gains more than what sampling hides.
+belong at a fraction of the cost, as long as a round gains more than what sampling hides. On all of them, where a proof
+takes minutes, climbs look first: as long as they find much that is missing no proof is asked for.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from convcvx.budget import Budget, OutOfTime
 from convcvx.oracles.base import Oracle
-from convcvx.problem import Problem
+from convcvx.oracles.scope import Scope
+from convcvx.problem import Problem, relative_gap
 from convcvx.responses.passes import Responses
 from convcvx.solution import Round, Solution, Status
 from convcvx.solvers.loop import Level, Look, Solver
@@ -78,6 +80,10 @@ class SlidingFrankWolfe(Solver):
     """Standard errors of the objective, as an estimate of that on all images, that a round on a sample has to gain."""
     refit_tol: float = 1e-3
     """Gap of the weights with which filters go over to other images or another β."""
+    scout_size: int = 30_000
+    """Images from which on climbs look first for what a proof would take minutes to find: with 8,000 it takes as long."""
+    far: float = 1.5
+    """Times tol from which on a gap that climbs show makes such a proof a waste: it would show no less."""
 
     def levels(self, problem: Problem, budget: Budget, start: Solution | None, seed: int) -> list[Level]:
         """Samples to begin with, smallest first, and the problem itself, from where `start` left off."""
@@ -105,21 +111,22 @@ class SlidingFrankWolfe(Solver):
 
     def look(self, level: Level, oracle: Oracle, solution: Solution, predictions: Tensor, seed: int) -> Look:
         """The record of a sample tells its size, and its gap is believed at once, proved or not."""
-        problem, room = level.problem, level.budget.room
+        problem, room, tol = level.problem, level.budget.room, level.budget.tol
         grown = min(solution.n_filters, self.new_columns // problem.responses.n_cells)
         wanted = max(1, room(solution.n_filters, max(self.fewest, grown)))
-        found, record, dual_point = consult(
-            problem,
-            getattr(oracle, "on_sample", oracle) if level.is_sample else oracle,  # any function may be an oracle
-            solution,
-            predictions,
-            n_filters=wanted,
-            tol=level.budget.tol,
-            seed=seed,
-            confirm=not level.is_sample,
-        )
+        asked: dict[str, Any] = {"n_filters": wanted, "tol": tol, "seed": seed}
+        scout = getattr(oracle, "scout", oracle)  # any function may be an oracle
         if level.is_sample:
+            found, record, dual_point = consult(problem, scout, solution, predictions, confirm=False, **asked)
             record["images"] = problem.n
+        elif scout is not oracle and self._scouts(problem):
+            found, record, dual_point = consult(problem, scout, solution, predictions, confirm=False, **asked)
+            if record["rel_gap"] > self.far * tol and not found.cut_short:
+                record, dual_point = _with_last_proof(record, solution)
+            else:
+                found, record, dual_point = consult(problem, oracle, solution, predictions, **asked)
+        else:
+            found, record, dual_point = consult(problem, oracle, solution, predictions, **asked)
         violating = found.filters[found.values > problem.beta]
         violating = violating[: room(solution.n_filters, len(violating))]
         short = Status.TIME_LIMIT if found.cut_short else None
@@ -178,6 +185,10 @@ class SlidingFrankWolfe(Solver):
         gain = history[-1]["objective"] - record["objective"] if history else math.inf
         return Status.STALLED if min(gain, record["objective"] - record["lower_bound"]) <= noise else None
 
+    def _scouts(self, problem: Problem) -> bool:
+        """Whether climbs look first; not under a time limit, where the first rough proof may be the best there is."""
+        return problem.n >= self.scout_size and problem.deadline.left == math.inf
+
     def _scarce(self, level: Level, solution: Solution) -> bool:
         most = level.budget.max_filters
         return most is not None and solution.n_filters >= self.full * most
@@ -189,6 +200,19 @@ def _best_weights(problem: Problem, solution: Solution, filters: Tensor, tol: fl
     weights[: solution.n_filters] = solution.weights
     result = solve_master(problem, filters, weights, solution.intercept, tol=tol)
     return result.objective, solution.with_parameters(filters, result.weights, result.intercept)
+
+
+def _with_last_proof(record: Round, solution: Solution) -> tuple[Round, Tensor | None]:
+    """`record`, of climbs, with the bound that was proved in a round before it, if any, and the dual point of that."""
+    last = solution.history[-1] if solution.history else None
+    if last is None or solution.dual_point is None or not Scope(last["scope"]).lasting:
+        return record, None
+    objective, bound = record["objective"], last["lower_bound"]
+    kept: Round = {**record, "lower_bound": min(bound, objective), "rel_gap": relative_gap(objective, bound)}
+    for name in ("scope", "g_max", "proved_g"):
+        if name in last:
+            kept[name] = last[name]
+    return kept, solution.dual_point
 
 
 def _last_fall(history: list[Round]) -> float:
