@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.commands import NO_SEARCH, answer, cli, said, strict_json
+from helpers.commands import DIGITS, NO_SEARCH, answer, cli, said, strict_json
 from safetensors.torch import save_file
 from torch import nn
 
@@ -195,6 +195,21 @@ def test_a_run_is_never_overwritten_silently(run):
     assert (run[0] / "model.safetensors").read_bytes() == before
 
 
+@pytest.mark.parametrize(("command", "name"), [("train", "digits-seed0"), ("stack", "digits-stack")])
+def test_a_second_training_is_refused_before_data_are_read_and_says_what_to_type(command, name, tmp_path, monkeypatch):
+    begun = tmp_path / "checkpoints" / name
+    begun.mkdir(parents=True)
+    if command == "train":
+        shutil.copy(DIGITS / "config.json", begun)
+    else:
+        (begun / "stack.json").write_text(json.dumps({"stages": [json.loads((DIGITS / "config.json").read_text())]}))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("convcvx.training.resolve.load_sets", lambda *_, **__: pytest.fail("data were read"))
+    done = cli(command, "--data", "digits", code=2)
+    for typed in ("--out ANOTHER", f"--resume --out checkpoints/{name}", "--overwrite"):
+        assert typed in done.stderr
+
+
 def test_bad_input_spares_the_run_it_would_have_overwritten(run):
     before = (run[0] / "model.safetensors").read_bytes()
     cli(*SMALL, "--data", "nowhere.npz", "--out", run[0], "--overwrite", code=2)
@@ -271,7 +286,7 @@ def test_paths_are_printed_whole_and_as_they_are(capsys, monkeypatch):
 
 def test_help_teaches():
     assert "weight_decay" in (text := said(cli("train --help")))
-    assert "[default: checkpoints/DATA-SEED]" in text  # brackets are words of ours, not markup
+    assert "checkpoints/DATA-seedSEED, such" in text.replace(" │ │", "")  # brackets are words of ours, not markup
     assert {"certify", "--install-completion"} <= set(said(cli("--help")).split())
 
 
