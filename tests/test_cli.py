@@ -405,6 +405,12 @@ def test_quiet_prints_nothing_but_json_and_errors(run, tmp_path):
     assert both.stderr == ""
     assert answer(both)["n_filters"] > 0
     assert "beta must be" in cli("train", "--beta", "-1", "--quiet", code=2).stderr
+    short = ["certify", run[0], "--tol", "1e-9", "--time-limit", "0.001"]
+    quiet, loud = cli(*short, "--quiet", code=3), cli(*short, code=3)
+    assert quiet.stdout == ""
+    (line,) = quiet.stderr.splitlines()
+    assert line.startswith("exit status 3: the gap is")
+    assert line in loud.stdout.splitlines()
 
 
 def test_exit_status_3_is_explained_where_it_happens(run, tmp_path):

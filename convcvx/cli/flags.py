@@ -52,7 +52,12 @@ Json = Annotated[
 ]
 Quiet = Annotated[
     bool,
-    typer.Option("--quiet", "-q", help="Print nothing but errors and what --json prints.", rich_help_panel=OUTPUT),
+    typer.Option(
+        "--quiet",
+        "-q",
+        help="Print nothing but errors, why the exit status is 3, and what --json prints.",
+        rich_help_panel=OUTPUT,
+    ),
 ]
 
 APART = ("out", "resume", "overwrite", "preset", "config", "json_output", "quiet")

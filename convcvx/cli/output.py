@@ -95,15 +95,23 @@ def cost(metrics: dict[str, Any]) -> str:
     return f"{metrics['seconds']:.1f} s" + ("" if peak is None else f", {peak:.0f} MiB")
 
 
-def explain_short(console: Console, metrics: dict[str, Any], remedy: str) -> None:
-    """Say what exit status 3 means, if that is how a command with the status of `metrics` ends."""
+def explain_short(console: Console, metrics: dict[str, Any], remedy: str, further: str = "") -> None:
+    """Say what exit status 3 means, if that is how a command with the status of `metrics` ends.
+
+    What is to be done about it has a line of its own, `further`. A quiet command says the first line alone, on standard
+    error: whoever reads the log of a job that has failed wants to know why.
+    """
     reached = Status(metrics["status"])
     if reached.exit_code == SHORT:
         why = "" if reached is Status.GAP_ABOVE_TOL else f", as {reached.meaning}"
         over = " over all filters" if metrics.get("family_gap") is not None and metrics["scope"] != Scope.FAMILY else ""
         # A search that time cut short may have found nothing above tol, which it is not known to be the end of.
         short = "not known to be within" if reached is Status.TIME_LIMIT else "above"
-        console.print(f"exit status {SHORT}: the gap{over} is {short} --tol{why}; {remedy}")
+        line = f"exit status {SHORT}: the gap{over} is {short} --tol{why}; {remedy}"
+        if console.quiet:
+            print(line, file=sys.stderr)
+        else:
+            console.print("\n".join(filter(None, (line, further))))
 
 
 def as_flags(remedy: str) -> str:

@@ -83,11 +83,11 @@ def train(
         remedy = as_flags(Status(metrics["status"]).remedy)
         go_on = f"to go on: convcvx train --resume --out {shlex.quote(metrics['out'])}, with another budget or --tol"
         saved = "the network is saved and of use as it is" if metrics["n_filters"] else "the network has no filter yet"
-        explain_short(console, metrics, f"{remedy}\n{saved}; {go_on}")
+        explain_short(console, metrics, remedy, f"{saved}; {go_on}")
         if fits:
             console.print(f"try next: {next_steps(settings)}")
         finish(metrics, json_output, team)
 
 
 def _named(config: TrainConfig) -> str:
-    return f"{Path(config.data).stem}-{config.seed}"
+    return f"{Path(config.data).stem}-seed{config.seed}"
