@@ -64,6 +64,15 @@ def test_a_share_is_never_less_than_was_proved():
     assert "more than 0.00000031 % better" in told(METRICS | {"family_gap": 3.01e-9})["family"]
 
 
+@pytest.mark.parametrize(("seconds", "told"), [(2.9, False), (34.0, True)])
+def test_time_that_a_limit_leaves_out_is_told_where_it_is_long(seconds, told):
+    status = summary(seconds=64.0, compiling_seconds=seconds, peak_memory_mb=800.0)["status"]
+    assert status.startswith("gap_above_tol after 64.0 s")
+    assert status.endswith(", 800 MiB")
+    assert ("34 s of them to compile functions" in status) == told
+    assert ("--time-limit" in status) == told
+
+
 @pytest.mark.parametrize(
     ("status", "said"),
     [

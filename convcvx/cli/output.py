@@ -49,6 +49,8 @@ def percent(value: float | None) -> str:
 
 VAGUE = 0.5
 """Relative gap from which on an estimate beside a proof over a family is a half-sentence: it tells nothing."""
+TOLD_COMPILING = 3.0
+"""Seconds of compiling from which on a summary tells of them: a call may take so much longer than its time limit."""
 SCORES = {"loss": "loss", "R2": "r2", "exact match": "exact_match", "macro F1": "macro_f1"}
 """Scores for targets that are no classes, by what they are called."""
 
@@ -90,9 +92,14 @@ def _bounds(metrics: dict[str, Any]) -> dict[str, str]:
 
 
 def cost(metrics: dict[str, Any]) -> str:
-    """Time and memory, where the system tells it."""
-    peak = metrics["peak_memory_mb"]
-    return f"{metrics['seconds']:.1f} s" + ("" if peak is None else f", {peak:.0f} MiB")
+    """Time, what of it was spent on compiling, and memory, where the system tells it."""
+    peak, compiling = metrics["peak_memory_mb"], metrics.get("compiling_seconds", 0.0)
+    parts = [f"{metrics['seconds']:.1f} s"]
+    if compiling >= TOLD_COMPILING:
+        parts[0] += (
+            f" ({compiling:.0f} s of them to compile functions, once on a machine, which no --time-limit counts)"
+        )
+    return ", ".join(parts if peak is None else [*parts, f"{peak:.0f} MiB"])
 
 
 def explain_short(console: Console, metrics: dict[str, Any], remedy: str, further: str = "") -> None:

@@ -45,6 +45,7 @@ LABELS = {
     "validation_macro_f1": "Validation: F1 score, mean over labels",
     "seconds": "Time",
     "core_seconds": "Time of all cores",
+    "compiling_seconds": "Time to compile functions, once on a machine",
     "tuning_seconds": "Time to choose the learning rate",
     "peak_memory_mb": "Peak memory",
     "status": "Why it ended",

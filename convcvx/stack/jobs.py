@@ -13,7 +13,6 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from time import perf_counter
 from typing import Any, ClassVar, cast
 
 import torch
@@ -32,6 +31,7 @@ from convcvx.stack.joint_heads import fit_joint_heads
 from convcvx.stack.network import Link, StackedCNN, stacked_cnn
 from convcvx.stack.options import StackConfig
 from convcvx.storage.places import RESULT, Contents
+from convcvx.training.clock import Clock
 from convcvx.training.dictionary_start import DICTIONARY_TOL
 from convcvx.training.folder import Folder
 from convcvx.training.jobs import train_into
@@ -124,7 +124,7 @@ def _train(
     data: Data | None,
     origin: Origin | None,
 ) -> dict[str, Any]:
-    began = perf_counter()
+    clock = Clock.now()
     first = config.stages[0]
     source = run.located(first) if resume else first
     if data is None or origin is None:
@@ -147,7 +147,8 @@ def _train(
         "n_stages": len(model.stages),
         "heads": config.heads,
         **_accuracies(model.to(device), data),
-        "seconds": perf_counter() - began,
+        "seconds": clock.seconds,
+        "compiling_seconds": clock.compiling_seconds,
         "peak_memory_mb": peak_memory_mb(),
         "status": "converged" if all(r["status"] == "converged" for r in records if r["kept"]) else "gap_above_tol",
         "out": str(run.out),
