@@ -183,6 +183,20 @@ def test_resuming_a_finished_run_changes_nothing(run):
     assert again["primal"] == metrics["primal"]
 
 
+def test_a_resumed_run_that_may_not_go_on_says_which_budget_is_used_up(run, tmp_path):
+    folder, metrics = run
+    assert "no round was added: the gap was within --tol 0.02" in cli("train", "--out", folder, "--resume").stdout
+    short = shutil.copytree(folder, tmp_path / "short")
+    resume = ["train", "--out", short, "--resume", "--tol", "1e-6"]
+    rounds = ["--max-rounds", metrics["rounds"]]
+    used = f"no round was added: the budget --max-rounds {metrics['rounds']} is used up; raise it to train further\n"
+    assert used in cli(*resume, *rounds, code=3).stdout
+    time = cli(*resume, *rounds, "--time-limit", "1e-6", code=3).stdout
+    assert "no round was added: the budget --time-limit 1e-06 is used up" in time
+    further = cli(*resume, "--max-rounds", metrics["rounds"] + 1, "--time-limit", 100, code=3).stdout
+    assert "no round was added" not in further
+
+
 def test_resume_refuses_another_problem(run):
     done = cli(*SMALL, "--loss", "cross-entropy", "--out", run[0], "--resume", code=2)
     assert "loss" in done.stderr

@@ -219,6 +219,7 @@ def _train_stage(
     """Train, go on with, or just read one stage."""
     with run.held():
         if run.begun and run.finished:
+            report.begin(f"{run.folder.name} is finished, and kept as it is: no budget changes it any more")
             return run.metrics
         return train_into(run, config, report, team, resume=run.begun, data=data, origin=origin).metrics
 
