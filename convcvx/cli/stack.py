@@ -50,9 +50,9 @@ def stack(
 
     Every stage leaves a run folder with its certificate, which speaks of that
     stage on its features alone. A stage that does not raise the validation score
-    is dropped. model.safetensors is the whole stack as one torch module. Where no
-    option says what network is wanted, those that fit the images are taken, and
-    printed.
+    is dropped: of equal stacks the smaller one is kept. model.safetensors is the
+    whole stack as one torch module. Where no option says what network is wanted,
+    those that fit the images are taken, and printed.
 
     Examples:
 

@@ -100,6 +100,8 @@ def dropped(record: Mapping[str, Any], records: list[dict[str, Any]]) -> str:
     best = max((other["score"] for other in records if other["kept"] and other.get("score") is not None), default=None)
     if score is None or best is None:
         return "Dropped: it did not raise the validation score."
+    if score == best:
+        return "Dropped: its validation score is that of the stages before; of equal stacks the smaller one is kept."
     if score < 0 or best < 0:  # minus a loss
         return f"Dropped: its validation loss of {-score:.4g} is not below the {-best:.4g} of the stages before."
     return (

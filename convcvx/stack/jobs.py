@@ -188,7 +188,11 @@ def _train_stages(
         kept = score > best
         records.append({"stage": number, "kept": kept, "score": score, "cache_mb": cached} | metrics)
         if not kept:
-            report.begin(f"stage {number} is dropped: validation {score:.4f}, not above {best:.4f} of the stage before")
+            less = f"not above {best:.4f}" if score < best else "the same as that"
+            report.begin(
+                f"stage {number} is dropped: validation {score:.4f}, {less} of the stage before; "
+                "a stage has to raise it"
+            )
             break
         best, model = score, candidate
     assert model is not None
