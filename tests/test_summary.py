@@ -10,7 +10,7 @@ from rich.console import Console
 
 from convcvx.cli.output import explain_short, print_summary
 from convcvx.cli.stack import _print_table
-from convcvx.display.words import claims, told
+from convcvx.display.words import claims, of_optimum, told
 from convcvx.training.progress import HEADER, Progress
 
 FAR = {"slope": 71.6, "slope_low": 0.0, "slope_high": 1290.0, "proved": False, "active": None, "active_used": None}
@@ -62,6 +62,16 @@ def test_a_proof_for_all_networks_comes_before_one_over_a_family():
 def test_a_share_is_never_less_than_was_proved():
     assert "more than 0.87 % better" in told(METRICS)["family"]
     assert "more than 0.00000031 % better" in told(METRICS | {"family_gap": 3.01e-9})["family"]
+
+
+def test_what_an_optimum_tells_is_for_the_report():
+    near = FAR | {"active": 7, "active_used": 5}
+    assert "optimum" not in summary(scope="global", optimum=near)
+    told_there = of_optimum(METRICS | {"optimum": near})
+    assert "rises by 71.6 per unit of beta (estimated: 0 to 1290)" in told_there
+    assert "7 directions found" in told_there
+    assert "5 of them in this one" in told_there
+    assert of_optimum(METRICS) is None
 
 
 @pytest.mark.parametrize(("seconds", "told"), [(2.9, False), (34.0, True)])

@@ -211,7 +211,7 @@ def claims(values: Mapping[str, Any]) -> list[Claim]:
 def told(values: Mapping[str, Any]) -> dict[str, str]:
     """What a certificate, or the metrics of a run, say beside the gap: lines for people, by name.
 
-    Nothing of an optimum that is too far to tell which filters it needs, nor of what files of earlier versions lack.
+    Nothing of what files of earlier versions lack.
     """
     lines = {}
     if (gap := values.get("family_gap")) is not None:
@@ -222,21 +222,24 @@ def told(values: Mapping[str, Any]) -> dict[str, str]:
             "no gap over the filters of the dictionary was proved, as that takes longer than the training, about "
             f"{math.ceil(seconds):,} s; `convcvx certify` proves it"
         )
-    optimum = values.get("optimum")
-    if optimum is not None and optimum["active"] is not None:
-        lines["optimum"] = _in_words(optimum)
     return lines
 
 
-def _in_words(optimum: Mapping[str, Any]) -> str:
+def of_optimum(values: Mapping[str, Any]) -> str | None:
+    """What a certificate, or the metrics of a run, tell of the optimum; None where that is too far to say which filters
+    it needs, and of files of earlier versions.
+    """
+    optimum = values.get("optimum")
+    if optimum is None or optimum["active"] is None:
+        return None
     kind = "proved" if optimum["proved"] else "estimated"
     said = (
         f"the optimal objective rises by {optimum['slope']:.4g} per unit of beta "
         f"({kind}: {optimum['slope_low']:.4g} to {optimum['slope_high']:.4g})"
     )
     active, used = optimum["active"], optimum["active_used"]
-    others = "all of them in the network" if used == active else f"{used} of them in the network: other filters may do"
-    return f"{said}; {active} distinct directions found where g reaches beta, {others}"
+    others = "all of them in this network" if used == active else f"{used} of them in this one: other filters may do"
+    return f"{said}; {counted(active, 'direction')} found in which an optimal network can have filters, {others}"
 
 
 def bounds(values: Mapping[str, Any]) -> list[tuple[str, float, bool]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from convcvx.display import figures
-from convcvx.display.words import OPTIMIZERS, PROOFS, bounds, claims, percent, text, told
+from convcvx.display.words import OPTIMIZERS, PROOFS, bounds, claims, of_optimum, percent, text, told
 from convcvx.network.two_layer import TwoLayerCNN, two_layer_cnn
 from convcvx.oracles.scope import Scope
 from convcvx.report.evidence import MOST_CLASSES, Evidence, seen_or_why
@@ -61,7 +61,8 @@ def write_report(run: Run) -> Path:
         claims=claims(metrics | meant),
         scope=str(metrics["scope"]),
         meaning=metrics["meaning"],
-        notes=[line for name, line in told(metrics).items() if name != "family"],
+        notes=[line for name, line in told(metrics).items() if name != "family"]
+        + [line for line in (of_optimum(metrics),) if line],
         bounds=Drawn.of(
             figures.bounds_figure(bounds(metrics), metrics["primal"]),
             "bounds",
