@@ -82,6 +82,11 @@ def test_certify_agrees_with_train(run):
     again = answer(cli("certify", folder, "--tol", "0.05", "--json"))
     assert again["primal"] == pytest.approx(metrics["primal"], rel=1e-6)
     assert again["dual"] <= again["primal"]
+    certificate = json.loads((folder / "certificate.json").read_text())
+    assert again["stored"] == {name: certificate[name] for name in ("dual", "rel_gap", "scope")}
+    assert "computed now" in cli("certify", folder, *NO_SEARCH).stdout
+    of_other_problem = answer(cli("certify", folder, "--beta", 2 * metrics["beta"], "--json", *NO_SEARCH))
+    assert "stored" not in of_other_problem
     by_file = answer(cli("certify", folder / "model.safetensors", "--json", *NO_SEARCH))
     assert by_file["primal"] == again["primal"]
 

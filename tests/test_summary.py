@@ -64,6 +64,27 @@ def test_a_share_is_never_less_than_was_proved():
     assert "more than 0.00000031 % better" in told(METRICS | {"family_gap": 3.01e-9})["family"]
 
 
+@pytest.mark.parametrize(
+    ("now", "stored", "said"),
+    [
+        (("global", 0.9), ("global", 0.9 + 1e-9), "bound 0.9 (global); the one above was computed now: it is the same"),
+        (("global", 0.9), ("global", 0.8), "it is better"),
+        (("global", 0.8), ("global", 0.9), "the stored one is better, and holds as well"),
+        (("heuristic", 0.8), ("heuristic", 0.9), "found a better filter: it is the safer estimate"),
+        (("heuristic", 0.9), ("heuristic", 0.8), "found no better filter: the stored one is the safer estimate"),
+        (("global", 0.5), ("heuristic", 0.9), "it is a proof, the stored one an estimate"),
+        (("heuristic", 0.9), ("family", 0.5), "it is an estimate, the stored one a proof"),
+        (("family", 0.9), ("global", 0.5), "it speaks of other networks"),
+    ],
+)
+def test_a_bound_computed_now_is_told_from_the_stored_one(now, stored, said):
+    (scope, dual), (kept, before) = now, stored
+    line = summary(scope=scope, dual=dual, stored={"scope": kept, "dual": before})["stored"]
+    assert line.startswith(f"bound {before:.8g} ({kept}); the one above was computed now")
+    assert line.endswith(said)
+    assert "stored" not in summary()
+
+
 def test_what_an_optimum_tells_is_for_the_report():
     near = FAR | {"active": 7, "active_used": 5}
     assert "optimum" not in summary(scope="global", optimum=near)

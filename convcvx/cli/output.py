@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import typer
 from rich.console import Console
 
-from convcvx.display.words import told
+from convcvx.display.words import beside_stored, told
 from convcvx.errors import ConvcvxError, WorkerError, one_line
 from convcvx.oracles.scope import Scope
 from convcvx.responses.team import Team
@@ -62,6 +62,7 @@ def print_summary(console: Console, metrics: dict[str, Any]) -> None:
         **{name: f"{metrics[f'test_{key}']:.4g} test" for name, key in SCORES.items() if f"test_{key}" in metrics},
         "objective": f"{metrics['primal']:.8g} at beta {metrics['beta']:.6g} ({metrics['loss']} loss)",
         **_bounds(metrics),
+        **({"stored": beside_stored(metrics, metrics["stored"])} if "stored" in metrics else {}),
         "filters": f"{metrics['n_filters']}",
         "status": f"{metrics['status']} after {cost(metrics)}",
     }

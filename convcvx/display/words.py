@@ -15,6 +15,8 @@ TIMES = 2.0
 """From this excess on, 200 %, "so many times" reads better than per cent."""
 LEAST_WRITTEN_OUT = 1e-7
 """A share, 0.00001 %, below which the zeros of a decimal number are too many to count."""
+SAME_BOUND = 1e-6
+"""Relative difference up to which two bounds are called the same: sums in another order round in another way."""
 LONGEST_NAME = 60
 """Characters of a class's name: longer ones are cut."""
 LABELS = {
@@ -223,6 +225,27 @@ def told(values: Mapping[str, Any]) -> dict[str, str]:
             f"{math.ceil(seconds):,} s; `convcvx certify` proves it"
         )
     return lines
+
+
+def beside_stored(now: Mapping[str, Any], stored: Mapping[str, Any]) -> str:
+    """What was `stored` of the bound of a network, and how the one computed `now` stands to it.
+
+    Of two estimates the lower bound is the safer one: its search found the better filter.
+    """
+    mine, kept = Scope(now["scope"]), Scope(stored["scope"])
+    said = f"bound {stored['dual']:.8g} ({kept}); the one above was computed now"
+    if mine != kept:
+        if mine.proved == kept.proved:
+            return f"{said}: it speaks of other networks"
+        kinds = ("a proof", "an estimate") if mine.proved else ("an estimate", "a proof")
+        return f"{said}: it is {kinds[0]}, the stored one {kinds[1]}"
+    if math.isclose(now["dual"], stored["dual"], rel_tol=SAME_BOUND):
+        return f"{said}: it is the same"
+    higher = now["dual"] > stored["dual"]
+    if mine.proved:
+        return f"{said}: {'it is better' if higher else 'the stored one is better, and holds as well'}"
+    safer = "the stored one is the safer estimate" if higher else "it is the safer estimate"
+    return f"{said}, by a search that found {'no' if higher else 'a'} better filter: {safer}"
 
 
 def of_optimum(values: Mapping[str, Any]) -> str | None:
