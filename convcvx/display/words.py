@@ -265,6 +265,16 @@ def of_optimum(values: Mapping[str, Any]) -> str | None:
     return f"{said}; {counted(active, 'direction')} found in which an optimal network can have filters, {others}"
 
 
+def convergence(twin: Mapping[str, Any], called: str) -> str | None:
+    """Whether a twin, as a comparison has it, had converged, in a sentence; None for one of an earlier version."""
+    if (fall := twin.get("late_fall")) is None:
+        return None
+    said = f"its objective fell by {percent(max(fall, 0.0))} in the second half of its epochs"
+    if (longer := twin.get("epochs_to_try")) is None:
+        return f"{called} had all but converged: {said}"
+    return f"{called} had not converged: {said}, so that part of the difference is time; try --epochs {longer}"
+
+
 def bounds(values: Mapping[str, Any]) -> list[tuple[str, float, bool]]:
     """The lower bounds of a certificate, or of the metrics of a run: name, value, and whether no network is below."""
     scope = values["scope"]

@@ -56,6 +56,11 @@ def run_data(run: Folder, config: TrainConfig, *, check: bool = True, download: 
     return data
 
 
+def found_in(config: TrainConfig, data_dir: str | None) -> TrainConfig:
+    """`config` with its data set in `data_dir`, where that is given: data move, and a run knows where they lay."""
+    return config if data_dir is None else replace(config, data_dir=data_dir)
+
+
 def training_images(config: TrainConfig) -> Images:
     """What a worker of a `Team` reads."""
     return load_data(config)[0].images
