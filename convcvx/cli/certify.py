@@ -89,13 +89,13 @@ def certify(
         path = Run.open(network).model_file if network.is_dir() else network
         embedding = None if run is None else _stored_embedding(run)
         rival = None if like is None else Run.open(like)
-        if run is None or "data" in given:
-            images = load_data(source)
-        else:
-            images = run_data(run, source, check="limit" not in given)
-        features = None if run is None else stage_data(run, images)
-        state = None if run is None else run.load_state()
         with Waiting(console):
+            if run is None or "data" in given:
+                images = load_data(source)
+            else:
+                images = run_data(run, source, check="limit" not in given)
+            features = None if run is None else stage_data(run, images)
+            state = None if run is None else run.load_state()
             metrics = certify_job(
                 path,
                 settings,

@@ -10,6 +10,7 @@ import typer
 
 from convcvx.cli import flags as f
 from convcvx.cli.output import as_flags, explain_short, finish, guard, open_console, print_summary
+from convcvx.machine.watch import Waiting
 from convcvx.responses.team import Team
 from convcvx.solution import Status
 from convcvx.training.clock import Clock
@@ -66,7 +67,8 @@ def train(
             settings.check()
             data = None
             if fits:
-                data = load_data(settings)
+                with Waiting(console):
+                    data = load_data(settings)
                 settings = TrainConfig.from_dict(fitting(given, data[0]))
             with Progress(console, settings.tol, settings.time_limit) as progress:
                 if resume and not goes_on:

@@ -18,7 +18,7 @@ LEAST_WRITTEN_OUT = 1e-7
 SAME_BOUND = 1e-6
 """Relative difference up to which two bounds are called the same: sums in another order round in another way."""
 LONGEST_NAME = 60
-"""Characters of a class's name: longer ones are cut."""
+"""Characters of the name of a class, or of a phase: longer ones are cut."""
 LABELS = {
     "primal": "Objective",
     "objective": "Objective",
@@ -168,7 +168,7 @@ def rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def short(name: str) -> str:
-    """The name of a class, cut where it is long."""
+    """A name, cut where it is long."""
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 

@@ -21,6 +21,7 @@ from torch import nn
 from convcvx.data.augment import VERSIONS
 from convcvx.data.datasets import Dataset
 from convcvx.errors import InputError, RunError
+from convcvx.machine.watch import phase
 from convcvx.network.evaluate import accuracy, mean_loss, predict
 from convcvx.network.two_layer import TwoLayerCNN, two_layer_cnn
 from convcvx.problem import Problem
@@ -280,6 +281,7 @@ def stage_data(run: Run, images: Data | None = None) -> Data | None:
     if number > len(model.stages):
         raise RunError(f"stage {number} was dropped: its features are not kept")
     train, test, validation = images or run_data(run, run.config)
+    phase("features of the stages before")
 
     def seen(part: Dataset) -> Dataset:
         images = part.images
