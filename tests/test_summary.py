@@ -11,6 +11,7 @@ from rich.console import Console
 from convcvx.cli.output import explain_short, print_summary
 from convcvx.cli.stack import _print_table
 from convcvx.display.words import claims, of_optimum, told
+from convcvx.training.card import _certified
 from convcvx.training.progress import HEADER, Progress
 
 FAR = {"slope": 71.6, "slope_low": 0.0, "slope_high": 1290.0, "proved": False, "active": None, "active_used": None}
@@ -85,14 +86,16 @@ def test_a_bound_computed_now_is_told_from_the_stored_one(now, stored, said):
     assert "stored" not in summary()
 
 
-def test_what_an_optimum_tells_is_for_the_report():
+def test_what_an_optimum_tells_is_for_the_report_and_the_model_card():
     near = FAR | {"active": 7, "active_used": 5}
     assert "optimum" not in summary(scope="global", optimum=near)
     told_there = of_optimum(METRICS | {"optimum": near})
     assert "rises by 71.6 per unit of beta (estimated: 0 to 1290)" in told_there
     assert "7 directions found" in told_there
     assert "5 of them in this one" in told_there
+    assert f"- optimum: {told_there}" in _certified(METRICS | {"optimum": near}, 1, 1)
     assert of_optimum(METRICS) is None
+    assert not any("optimum:" in line for line in _certified(METRICS, 1, 1))
 
 
 @pytest.mark.parametrize(("seconds", "told"), [(2.9, False), (34.0, True)])
