@@ -68,20 +68,24 @@ def test_a_share_is_never_less_than_was_proved():
 @pytest.mark.parametrize(
     ("now", "stored", "said"),
     [
-        (("global", 0.9), ("global", 0.9 + 1e-9), "bound 0.9 (global); the one above was computed now: it is the same"),
-        (("global", 0.9), ("global", 0.8), "it is better"),
-        (("global", 0.8), ("global", 0.9), "the stored one is better, and holds as well"),
-        (("heuristic", 0.8), ("heuristic", 0.9), "found a better filter: it is the safer estimate"),
+        (("global", 0.9), ("global", 0.9 + 1e-9), "computed now: 0.9, the same"),
+        (("global", 0.9), ("global", 0.8), "computed now: 0.9, which is better"),
+        (("global", 0.8), ("global", 0.9), "which is weaker: the stored one holds as well"),
+        (
+            ("heuristic", 0.8),
+            ("heuristic", 0.9),
+            "computed now: 0.8, the safer estimate, as its search found a better filter",
+        ),
         (("heuristic", 0.9), ("heuristic", 0.8), "found no better filter: the stored one is the safer estimate"),
-        (("global", 0.5), ("heuristic", 0.9), "it is a proof, the stored one an estimate"),
-        (("heuristic", 0.9), ("family", 0.5), "it is an estimate, the stored one a proof"),
-        (("family", 0.9), ("global", 0.5), "it speaks of other networks"),
+        (("global", 0.5), ("heuristic", 0.9), "a proof where the stored one is an estimate"),
+        (("heuristic", 0.9), ("family", 0.5), "an estimate where the stored one is a proof"),
+        (("family", 0.9), ("global", 0.5), "which speaks of other networks"),
     ],
 )
 def test_a_bound_computed_now_is_told_from_the_stored_one(now, stored, said):
     (scope, dual), (kept, before) = now, stored
     line = summary(scope=scope, dual=dual, stored={"scope": kept, "dual": before})["stored"]
-    assert line.startswith(f"bound {before:.8g} ({kept}); the one above was computed now")
+    assert line.startswith(f"bound {before:.8g} ({kept}); computed now: {dual:.8g}")
     assert line.endswith(said)
     assert "stored" not in summary()
 

@@ -233,19 +233,20 @@ def beside_stored(now: Mapping[str, Any], stored: Mapping[str, Any]) -> str:
     Of two estimates the lower bound is the safer one: its search found the better filter.
     """
     mine, kept = Scope(now["scope"]), Scope(stored["scope"])
-    said = f"bound {stored['dual']:.8g} ({kept}); the one above was computed now"
+    said = f"bound {stored['dual']:.8g} ({kept}); computed now: {now['dual']:.8g}"
     if mine != kept:
         if mine.proved == kept.proved:
-            return f"{said}: it speaks of other networks"
+            return f"{said}, which speaks of other networks"
         kinds = ("a proof", "an estimate") if mine.proved else ("an estimate", "a proof")
-        return f"{said}: it is {kinds[0]}, the stored one {kinds[1]}"
+        return f"{said}, {kinds[0]} where the stored one is {kinds[1]}"
     if math.isclose(now["dual"], stored["dual"], rel_tol=SAME_BOUND):
-        return f"{said}: it is the same"
+        return f"{said}, the same"
     higher = now["dual"] > stored["dual"]
     if mine.proved:
-        return f"{said}: {'it is better' if higher else 'the stored one is better, and holds as well'}"
-    safer = "the stored one is the safer estimate" if higher else "it is the safer estimate"
-    return f"{said}, by a search that found {'no' if higher else 'a'} better filter: {safer}"
+        return f"{said}, which is {'better' if higher else 'weaker: the stored one holds as well'}"
+    if higher:
+        return f"{said}, by a search that found no better filter: the stored one is the safer estimate"
+    return f"{said}, the safer estimate, as its search found a better filter"
 
 
 def of_optimum(values: Mapping[str, Any]) -> str | None:

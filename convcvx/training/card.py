@@ -111,7 +111,9 @@ def _certified(stage: dict[str, Any], number: int, count: int) -> list[str]:
     proved = stage.get("proved")
     if not scope.for_all and proved is not None:
         text += f" Proved for all networks, by {stage['proved_by']}: {proved:.8g}, a gap of {stage['proved_gap']:.2e}."
-    further = {} if "optimum" not in stage else told(stage) | {"optimum": of_optimum(stage)}
+    further: dict[str, str | None] = {}
+    if "optimum" in stage:
+        further = {**told(stage), "optimum": of_optimum(stage)}
     return [f"- {line}" for line in (text, *(f"{name}: {said}" for name, said in further.items() if said))]
 
 
