@@ -21,7 +21,7 @@ from torch.func import functional_call
 
 from convcvx.certificate import judged
 from convcvx.errors import check_choice, check_count, check_positive
-from convcvx.machine.watch import tell
+from convcvx.machine.watch import phase, tell
 from convcvx.network.two_layer import TwoLayerCNN, network_state
 from convcvx.problem import Problem
 from convcvx.solution import Solution
@@ -214,6 +214,7 @@ def train_twin(
         next(steps)
         result.seconds += perf_counter() - wall
         result.core_seconds += process_time() - cores
+    phase("objective of the twin")
     precise = problem.with_dtype(torch.float64)
     result.objective = twin.objective(precise)
     result.objective_as_trained = twin.objective(precise, balanced=False)
@@ -239,7 +240,7 @@ def _steps(
             problem.shares.estimate(chosen).mean(values).backward()
             descent.step()
             schedule.step()
-            tell(f"{optimizer} at rate {rate:.3g}", schedule.last_epoch, n_steps)
+            tell(f"{optimizer} at rate {rate:.3g}, seed {seed}", schedule.last_epoch, n_steps)
         yield
 
 

@@ -30,11 +30,17 @@ from convcvx.training.fit import Fit, load_fit, score
 from convcvx.training.option import check_names, check_options, option, parameters, same_as
 from convcvx.training.options import OPTIONS, TrainConfig
 from convcvx.training.origin import Origin
+from convcvx.training.panels.data import MOVED
 from convcvx.training.panels.search import MOST_FILTERS
 from convcvx.training.progress import peak_memory_mb
-from convcvx.training.resolve import arranged, run_data, training_problem, with_run_settings
+from convcvx.training.resolve import arranged, found_in, run_data, training_problem, with_run_settings
 from convcvx.training.run import Run
 
+SETTLED = 0.01
+"""Share by which the objective of a twin may fall in the second half of its epochs, the learning rate falling too, for
+it to count as converged: where four times the epochs bring a per cent or more, it falls by more."""
+LONGER = 4
+"""So many times the epochs are worth a try where a twin had not converged."""
 TWIN = "Options"
 """Panel of `convcvx compare --help`."""
 
@@ -52,6 +58,7 @@ class CompareConfig:
     filters: int | None = option(None, TWIN, "Width of the twin. [default: that of the run]", low=1, high=MOST_FILTERS)
     finetune: bool = option(False, TWIN, "Also start the optimiser from the convex solution.")
     device: str = same_as(OPTIONS["device"])
+    data_dir: str | None = option(None, TWIN, MOVED, command_only=True)
 
     def check(self) -> None:
         """Raises `InputError` for a value out of range."""
@@ -134,7 +141,7 @@ def compare_job(run: Run, config: CompareConfig) -> dict[str, Any]:
 
     config.check()
     convex, solution = _convex(run.metrics), load_fit(run).solution
-    settings = replace(with_run_settings(run), device=config.device)
+    settings = found_in(replace(with_run_settings(run), device=config.device), config.data_dir)
     data = run_data(run, settings)
     train, test, _ = stage_data(run, data) or data
     found = compare_on(settings, config, convex, solution, train, test)
@@ -242,6 +249,9 @@ def _twin(
         "learning_rates": [{"rate": t.rate, "objective": _finite(t.objective)} for t in tried],
         "tuning_seconds": tuning,
         "epochs": config.epochs,
+        "steps": config.epochs * math.ceil(problem.n / config.batch),
+        "late_fall": (fall := late_fall(best.history)),
+        "epochs_to_try": LONGER * config.epochs if fall > SETTLED else None,
         "batch": config.batch,
         "seeds": runs,
     }
@@ -267,6 +277,12 @@ def reached(history: Sequence[Mapping[str, Any]], objective: float) -> float | N
     """The seconds after which `history` is at or below `objective`; None if it never is."""
     known = (record for record in history if record["objective"] is not None)
     return next((record["seconds"] for record in known if record["objective"] <= objective), None)
+
+
+def late_fall(history: Sequence[Mapping[str, Any]]) -> float:
+    """By what share the objective fell in the second half of the epochs, or in the only one."""
+    begin, end = history[-1 - max(1, (len(history) - 1) // 2)]["objective"], history[-1]["objective"]
+    return float(1 - end / begin) if begin > 0 else 0.0
 
 
 def _finite(value: float) -> float | None:

@@ -39,6 +39,10 @@ class ConvergenceWarning(UserWarning):
     """A solver stopped before its gap reached `tol`; the message names the gap and what to try."""
 
 
+class GridWarning(UserWarning):
+    """The best value of a grid is at its edge, and a better one may lie beyond; the message says what to extend."""
+
+
 def one_line(error: Exception) -> str:
     """What an error says, or is called where it says nothing."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -37,6 +37,7 @@ from convcvx.oracles.table import ORACLES as TABLE
 from convcvx.oracles.table import Effort
 from convcvx.problem import Problem
 from convcvx.solvers import SOLVERS
+from convcvx.training.clock import Clock as TrainingClock
 from convcvx.training.plan import find_beta_max, solve_problem
 
 EFFORT = Effort(tol=1e-5, thorough=True, gates=20, family=Ternary())
@@ -419,12 +420,14 @@ def test_the_clock_of_deadlines_stands_still_while_functions_are_compiled():
         return total
 
     compiled = njit()(slow)
-    seconds = []
+    seconds, training = [], TrainingClock.now()
     for _ in range(2):  # compiled by the first call alone
         wall, limit = perf_counter(), budget.clock()
         compiled(np.ones(10))
         seconds.append((perf_counter() - wall, budget.clock() - limit))
     (wall, counted), (again, all_of_it) = seconds
     assert wall > 100 * again
+    assert training.compiling_seconds == pytest.approx(wall - counted, abs=0.01)  # which summaries tell of
+    assert TrainingClock.now().compiling_seconds == 0
     assert counted < 0.1 * wall
     assert all_of_it > 0.5 * again > 0

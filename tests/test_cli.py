@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.commands import NO_SEARCH, answer, cli, said, strict_json
+from helpers.commands import DIGITS, NO_SEARCH, answer, cli, said, strict_json
 from safetensors.torch import save_file
 from torch import nn
 
@@ -62,7 +62,10 @@ def test_train_keeps_the_contract(run):
     assert 0 <= metrics["proved"] <= metrics["dual"]
     assert metrics["proved_gap"] == pytest.approx(1 - metrics["proved"] / metrics["primal"])
     assert "polynomials" in metrics["proved_by"]
-    assert re.search(r"\d+ climbs ended in \d+ distinct maxima; .* Good-Turing", metrics["meaning"])
+    assert re.search(
+        r"\d+ climbs, each from another filter, ended at \d+ different ones; .* chance of about \d+%",
+        metrics["meaning"],
+    )
     files = ["config", "environment", "history", "certificate", "metrics"]
     assert all(json.loads((folder / f"{name}.json").read_text()) for name in files)
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
@@ -79,6 +82,11 @@ def test_certify_agrees_with_train(run):
     again = answer(cli("certify", folder, "--tol", "0.05", "--json"))
     assert again["primal"] == pytest.approx(metrics["primal"], rel=1e-6)
     assert again["dual"] <= again["primal"]
+    certificate = json.loads((folder / "certificate.json").read_text())
+    assert again["stored"] == {name: certificate[name] for name in ("dual", "rel_gap", "scope")}
+    assert "computed now" in cli("certify", folder, *NO_SEARCH).stdout
+    of_other_problem = answer(cli("certify", folder, "--beta", 2 * metrics["beta"], "--json", *NO_SEARCH))
+    assert "stored" not in of_other_problem
     by_file = answer(cli("certify", folder / "model.safetensors", "--json", *NO_SEARCH))
     assert by_file["primal"] == again["primal"]
 
@@ -183,6 +191,20 @@ def test_resuming_a_finished_run_changes_nothing(run):
     assert again["primal"] == metrics["primal"]
 
 
+def test_a_resumed_run_that_may_not_go_on_says_which_budget_is_used_up(run, tmp_path):
+    folder, metrics = run
+    assert "no round was added: the gap was within --tol 0.02" in cli("train", "--out", folder, "--resume").stdout
+    short = shutil.copytree(folder, tmp_path / "short")
+    resume = ["train", "--out", short, "--resume", "--tol", "1e-6"]
+    rounds = ["--max-rounds", metrics["rounds"]]
+    used = f"no round was added: the budget --max-rounds {metrics['rounds']} is used up; raise it to train further\n"
+    assert used in cli(*resume, *rounds, code=3).stdout
+    time = cli(*resume, *rounds, "--time-limit", "1e-6", code=3).stdout
+    assert "no round was added: the budget --time-limit 1e-06 is used up" in time
+    further = cli(*resume, "--max-rounds", metrics["rounds"] + 1, "--time-limit", 100, code=3).stdout
+    assert "no round was added" not in further
+
+
 def test_resume_refuses_another_problem(run):
     done = cli(*SMALL, "--loss", "cross-entropy", "--out", run[0], "--resume", code=2)
     assert "loss" in done.stderr
@@ -193,6 +215,21 @@ def test_a_run_is_never_overwritten_silently(run):
     done = cli(*SMALL, "--out", run[0], code=2)
     assert "--overwrite" in done.stderr
     assert (run[0] / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(("command", "name"), [("train", "digits-seed0"), ("stack", "digits-stack")])
+def test_a_second_training_is_refused_before_data_are_read_and_says_what_to_type(command, name, tmp_path, monkeypatch):
+    begun = tmp_path / "checkpoints" / name
+    begun.mkdir(parents=True)
+    if command == "train":
+        shutil.copy(DIGITS / "config.json", begun)
+    else:
+        (begun / "stack.json").write_text(json.dumps({"stages": [json.loads((DIGITS / "config.json").read_text())]}))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("convcvx.training.resolve.load_sets", lambda *_, **__: pytest.fail("data were read"))
+    done = cli(command, "--data", "digits", code=2)
+    for typed in ("--out ANOTHER", f"--resume --out checkpoints/{name}", "--overwrite"):
+        assert typed in done.stderr
 
 
 def test_bad_input_spares_the_run_it_would_have_overwritten(run):
@@ -271,7 +308,7 @@ def test_paths_are_printed_whole_and_as_they_are(capsys, monkeypatch):
 
 def test_help_teaches():
     assert "weight_decay" in (text := said(cli("train --help")))
-    assert "[default: checkpoints/DATA-SEED]" in text  # brackets are words of ours, not markup
+    assert "checkpoints/DATA-seedSEED, such" in text.replace(" │ │", "")  # brackets are words of ours, not markup
     assert {"certify", "--install-completion"} <= set(said(cli("--help")).split())
 
 
@@ -390,6 +427,12 @@ def test_quiet_prints_nothing_but_json_and_errors(run, tmp_path):
     assert both.stderr == ""
     assert answer(both)["n_filters"] > 0
     assert "beta must be" in cli("train", "--beta", "-1", "--quiet", code=2).stderr
+    short = ["certify", run[0], "--tol", "1e-9", "--time-limit", "0.001"]
+    quiet, loud = cli(*short, "--quiet", code=3), cli(*short, code=3)
+    assert quiet.stdout == ""
+    (line,) = quiet.stderr.splitlines()
+    assert line.startswith("exit status 3: the gap is")
+    assert line in loud.stdout.splitlines()
 
 
 def test_exit_status_3_is_explained_where_it_happens(run, tmp_path):

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from helpers.commands import DIGITS, answer, cli
 
 from convcvx.budget import Deadline
-from convcvx.comparison import CompareConfig, compare_job, reached
+from convcvx.comparison import CompareConfig, compare_job, late_fall, reached
+from convcvx.display.words import convergence
 from convcvx.errors import InputError, RunError
 from convcvx.network.two_layer import two_layer_cnn
 from convcvx.report import write_report
@@ -64,6 +67,51 @@ def test_fine_tuning_starts_from_the_convex_solution(compared):
     tuned, convex = result["finetune"], result["convex"]
     assert tuned["seeds"][0]["history"][0]["objective"] == pytest.approx(convex["objective"], rel=1e-5)
     assert convex["dual"] < tuned["objective"] < convex["objective"] * (1 + 1e-6)
+
+
+def test_the_output_says_how_long_the_twin_had_and_what_to_try_where_it_had_not_converged(compared):
+    _, result, said = compared
+    twin, n = result["twin"], json.loads((DIGITS / "certificate.json").read_text())["n_images"]
+    assert twin["steps"] == 2 * math.ceil(n / 64)
+    assert f"best of 2 seeds, each with 2 epochs, {twin['steps']} steps of 64 images" in said
+    assert twin["late_fall"] == late_fall(twin["seeds"][0]["history"]) > 0.01
+    assert twin["epochs_to_try"] == 8
+    assert "sgd had not converged: its objective fell by" in said
+    assert "try --epochs 8" in said
+
+
+def test_a_twin_whose_objective_hardly_falls_any_more_counts_as_converged():
+    def falls(*objectives: float) -> float:
+        return late_fall([{"objective": objective} for objective in objectives])
+
+    assert falls(4.0, 3.0) == 0.25
+    assert falls(4.0, 3.0, 2.0, 1.0, 0.5) == 0.75
+    assert falls(0.0, 0.0) == 0.0
+    ended = {"late_fall": falls(4.0, 1.0, 0.999), "epochs_to_try": None}
+    fell = "its objective fell by 0.10 % in the second half of its epochs"
+    assert convergence(ended, "Adam") == f"Adam had all but converged: {fell}"
+    assert convergence({}, "Adam") is None  # of an earlier version
+
+
+def test_data_that_have_moved_are_named(tmp_path):
+    """A run knows where its data lay, as given or by --data-dir; where they are now, --data-dir says."""
+    random, folder, arrays = np.random.default_rng(0), tmp_path / "sets", {}
+    for part, n in (("train", 40), ("test", 10)):
+        arrays[f"x_{part}"] = random.integers(0, 255, (n, 32, 32, 3), np.uint8)
+        arrays[f"y_{part}"] = np.arange(n, dtype=np.uint8) % 10
+    folder.mkdir()
+    np.savez(folder / "cifar10.npz", **arrays)
+    run = tmp_path / "run"
+    train = "train --data cifar10 --kernel-size 3 --rank 1 --pool 2 --tol 1 --max-rounds 1 --max-filters 2"
+    cli(train, "--data-dir", folder, "--out", run)
+    quick = ["--epochs", 1, "--seeds", 1, "--json"]
+    assert answer(cli("compare", run, *quick))["status"] == "done"
+    folder.rename(tmp_path / "moved")
+    assert answer(cli("compare", run, *quick, "--data-dir", tmp_path / "moved"))["status"] == "done"
+    cli("report", run, "--data-dir", tmp_path / "moved")
+    assert "What needs images is left out" not in (run / "report.html").read_text()
+    cli("report", run)
+    assert "What needs images is left out" in (run / "report.html").read_text()
 
 
 def test_reached_is_the_first_time_at_or_below():

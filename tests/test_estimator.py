@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import doctest
 import pickle
+import re
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
 from sklearn.datasets import load_digits
-from sklearn.model_selection import GridSearchCV
+from sklearn.model_selection import GridSearchCV, KFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -18,7 +20,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 import convcvx
 from convcvx import estimator as module
 from convcvx.certificate import certify_parameters
-from convcvx.errors import ConvergenceWarning, InputError
+from convcvx.errors import ConvergenceWarning, GridWarning, InputError
 from convcvx.estimator import ConvexCNNClassifier, ConvexCNNClassifierCV, ConvexCNNRegressor, ConvexCNNRegressorCV
 from convcvx.losses.table import LOSSES
 from convcvx.patches import PatchSpec
@@ -270,6 +272,31 @@ def test_cross_validation_goes_along_one_path_a_fold(plane):
     assert model.score(X, y) > 0.9
     with pytest.raises(InputError, match=r"betas must be a positive float; got -1\.0"):
         ConvexCNNClassifierCV(betas=[1.0, -1.0]).fit(X, y)
+
+
+@pytest.mark.parametrize(
+    ("grid", "said"),
+    [
+        ({"betas": [0.05, 0.04, 0.02]}, r"the smallest of the 3 from 0\.05 to 0\.02: a smaller .* betas that go on"),
+        ({"betas": [0.01, 1e-9, 1e-10]}, r"the largest of the 3 from 0\.01 to 1e-10: a larger .* betas that go on"),
+        ({"n_betas": 3, "ratio": 0.5}, r"the smallest of the 3 .* pass a ratio below 0\.5"),
+        ({"betas": [0.3, 0.01, 1e-9]}, None),
+        ({"betas": [0.01]}, None),
+        ({"betas": [90.0, 80.0]}, None),  # no filter is left at any of them
+    ],
+)
+def test_a_beta_at_the_edge_of_its_grid_is_warned_of(grid, said):
+    """Targets of which half is noise: the best β is in between."""
+    X = np.linspace(-2, 2, 24)[:, None]
+    y = abs(X[:, 0]) + 0.3 * np.random.default_rng(0).normal(size=24)
+    folds = KFold(3, shuffle=True, random_state=0)
+    model = ConvexCNNRegressorCV(**grid, hidden_bias=True, cv=folds, tol=0.05, random_state=0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", GridWarning)
+        model.fit(X, y)
+    messages = [str(warning.message) for warning in caught if warning.category is GridWarning]
+    assert len(messages) == (said is not None), model.scores_.mean(axis=0)
+    assert said is None or re.search(said, messages[0])
 
 
 def test_images_are_taken_as_they_are(digits):

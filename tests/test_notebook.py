@@ -102,10 +102,11 @@ def test_nothing_is_drawn_before_it_is_asked_for():
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_a_terminal_shows_how_long_a_phase_takes_and_a_pipe_nothing_of_it(terminal):
+def test_a_terminal_shows_how_long_a_phase_takes_by_its_name_and_a_pipe_nothing_of_it(terminal, capsys):
     shown = StringIO()
     console = Console(file=shown, force_terminal=terminal, markup=False, width=80)
     with Progress(console, 0.1) as progress:
         progress.begin("certificate and scores")
-    assert ("at it for" in shown.getvalue()) == terminal
+    assert ("certificate and scores, for" in shown.getvalue()) == terminal
     assert terminal or shown.getvalue() == "certificate and scores\n"
+    assert capsys.readouterr().err == ""  # a line has been printed already

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import convcvx
 from convcvx.certificate import Certificate, certify_parameters
-from convcvx.display.words import told
+from convcvx.display.words import of_optimum
 from convcvx.optimum import derivative
 from convcvx.problem import Problem
 from convcvx.training.plan import find_beta_max, solve_problem
@@ -78,7 +78,7 @@ def test_all_active_directions_are_counted_and_whether_the_network_uses_them():
     whole = optimum(problem, tol=1e-6)
     assert whole.optimum is not None
     assert whole.optimum["active"] == whole.optimum["active_used"] == whole.n_filters
-    assert "all of them in the network" in told(whole.to_dict())["optimum"]
+    assert "all of them in this network" in of_optimum(whole.to_dict())
 
     # A filter twice over: its mirror image does as well where data and targets are symmetric.
     images = torch.cat([problem.responses.images, -problem.responses.images])
@@ -90,7 +90,7 @@ def test_all_active_directions_are_counted_and_whether_the_network_uses_them():
     one_sided = certify_parameters(twice, filters[:1], summed[:1], oracle="exact", tol=1e-6)
     assert one_sided.optimum is not None
     assert one_sided.optimum["active"] is None  # far from an optimum
-    assert "optimum" not in told(one_sided.to_dict())
+    assert of_optimum(one_sided.to_dict()) is None
     both = certify_parameters(twice, filters, summed, solution.intercept, oracle="exact", tol=1e-6)
     assert both.optimum is not None
     assert both.rel_gap < 1e-5
@@ -106,7 +106,7 @@ def test_slopes_come_in_the_units_of_the_data():
     ratio = scaled.primal / scaled.beta / (found.primal / found.beta)
     assert scaled.optimum["slope_low"] == pytest.approx(found.optimum["slope_low"] * ratio, rel=1e-12)
     assert Certificate.from_dict(scaled.to_dict()) == scaled
-    assert "optimum" not in told(replace(found, optimum=None).to_dict())
+    assert of_optimum(replace(found, optimum=None).to_dict()) is None
 
 
 @pytest.mark.filterwarnings("ignore::convcvx.errors.ConvergenceWarning")

@@ -210,6 +210,7 @@ def test_a_dropped_stage_says_why():
     records = [{"stage": 1, "kept": True, "score": 0.9}, {"stage": 2, "kept": False, "score": 0.85}]
     assert "accuracy of 85.00 % is not above the 90.00 %" in dropped(records[1], records)
     assert "loss of 3 is not below the 2" in dropped({"score": -3.0}, [{"kept": True, "score": -2.0}])
+    assert "of equal stacks the smaller one is kept" in dropped({"score": 0.9}, records)
     assert dropped({"kept": False}, []).startswith("Dropped")
 
 

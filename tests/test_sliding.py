@@ -302,7 +302,7 @@ def test_filters_are_looked_for_on_samples_first(sampled_problem):
 def records_of(monkeypatch):
     """Of a training with proofs on 360 digits, with samples of 90 to begin with: the records on all images."""
     if SOLVERS["sliding-fw"] is sliding_frank_wolfe:
-        monkeypatch.setitem(SOLVERS, "sliding-fw", replace(sliding_frank_wolfe, sample_size=45))
+        monkeypatch.setitem(SOLVERS, "sliding-fw", replace(sliding_frank_wolfe, sample_size=45, scout_size=360))
     problem = digits_problem(360, 2e-3, spec=PatchSpec(3, stride=2, rank=3))
 
     def train(oracle="branch-and-bound", **options):
@@ -325,37 +325,32 @@ def test_climbs_look_for_filters_until_a_proof_may_show_a_small_gap(records_of):
     assert (scopes[-1], solution.status) == ("global", "converged")
     for record, dual_point in records:
         assert (dual_point is None) == (record["scope"] == "heuristic")
-        assert record["scope"] == "global" or record["rel_gap"] > 3 * 5e-3
+        assert record["scope"] == "global" or record["rel_gap"] > 1.5 * 5e-3
 
 
 def test_rounds_by_climbs_keep_what_was_proved_before_them(records_of, monkeypatch):
-    def scouts(self, problem, solution):
-        return bool(solution.history)
-
-    monkeypatch.setattr(SlidingFrankWolfe, "_scouts", scouts)
-    monkeypatch.setitem(SOLVERS, "sliding-fw", replace(sliding_frank_wolfe, sample_size=45, far=0.0))
     asked = []
+    monkeypatch.setattr(SlidingFrankWolfe, "_scouts", lambda *call: bool(asked))
+    monkeypatch.setitem(SOLVERS, "sliding-fw", replace(sliding_frank_wolfe, sample_size=45, far=0.0))
     plain = BranchAndBoundOracle.answer
     monkeypatch.setattr(BranchAndBoundOracle, "answer", lambda *call: asked.append(1) or plain(*call))
     _, records = records_of(tol=5e-3, max_rounds=4)
     assert (len(asked), len(records)) == (1, 5)
     (proof, point), *others = records
     for record, kept in others:
-        for name in ("scope", "lower_bound", "g_max"):
+        for name in ("scope", "lower_bound", "g_max", "proved_g"):
             assert record[name] == proof[name]
         assert torch.equal(kept, point)
         assert record["rel_gap"] == pytest.approx(1 - record["lower_bound"] / record["objective"], rel=1e-9)
         assert record["rel_gap"] < proof["rel_gap"]
 
 
-def test_no_climbs_come_before_a_proof_in_the_second_half_of_a_time_limit_or_on_few_images():
+def test_no_climbs_come_before_a_proof_under_a_time_limit_or_on_few_images():
     problem = digits_problem(60, 1e-2)
-    begun = replace(Solution.empty(1, 1, 1), history=[{"seconds": 10.0}])
-    many = replace(sliding_frank_wolfe, sample_size=10)
-    assert many._scouts(problem, begun)
-    assert many._scouts(problem.until(Deadline.after(20.0)), begun)
-    assert not many._scouts(problem.until(Deadline.after(5.0)), begun)
-    assert not sliding_frank_wolfe._scouts(problem, begun)
+    many = replace(sliding_frank_wolfe, scout_size=60)
+    assert many._scouts(problem)
+    assert not many._scouts(problem.until(Deadline.after(1000.0)))
+    assert not sliding_frank_wolfe._scouts(problem)
 
 
 def test_a_sample_is_no_larger_than_memory_allows(sampled_problem, monkeypatch):

@@ -185,6 +185,15 @@ def test_a_stage_that_does_not_help_is_dropped_and_that_is_said(tmp_path):
     assert result["test_accuracy"] == result["stages"][0]["test_accuracy"]
 
 
+def test_of_equal_stacks_the_smaller_one_is_kept_and_that_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr("convcvx.stack.jobs._score", lambda *_: 0.98)
+    report = Quiet()
+    _, result = stacked(tmp_path / "run", report, max_rounds=1)
+    assert [record["kept"] for record in result["stages"]] == [True, False]
+    (said,) = (said for said in report.said if "dropped" in said)
+    assert "validation 0.9800, the same as that of the stage before; a stage has to raise it" in said
+
+
 def test_an_interrupted_stack_goes_on_within_its_stage(two, tmp_path):
     folder = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):

@@ -10,7 +10,8 @@ from rich.console import Console
 
 from convcvx.cli.output import explain_short, print_summary
 from convcvx.cli.stack import _print_table
-from convcvx.display.words import claims, told
+from convcvx.display.words import claims, of_optimum, told
+from convcvx.training.card import _certified
 from convcvx.training.progress import HEADER, Progress
 
 FAR = {"slope": 71.6, "slope_low": 0.0, "slope_high": 1290.0, "proved": False, "active": None, "active_used": None}
@@ -62,6 +63,52 @@ def test_a_proof_for_all_networks_comes_before_one_over_a_family():
 def test_a_share_is_never_less_than_was_proved():
     assert "more than 0.87 % better" in told(METRICS)["family"]
     assert "more than 0.00000031 % better" in told(METRICS | {"family_gap": 3.01e-9})["family"]
+
+
+@pytest.mark.parametrize(
+    ("now", "stored", "said"),
+    [
+        (("global", 0.9), ("global", 0.9 + 1e-9), "computed now: 0.9, the same"),
+        (("global", 0.9), ("global", 0.8), "computed now: 0.9, which is better"),
+        (("global", 0.8), ("global", 0.9), "which is weaker: the stored one holds as well"),
+        (
+            ("heuristic", 0.8),
+            ("heuristic", 0.9),
+            "computed now: 0.8, the safer estimate, as its search found a better filter",
+        ),
+        (("heuristic", 0.9), ("heuristic", 0.8), "found no better filter: the stored one is the safer estimate"),
+        (("global", 0.5), ("heuristic", 0.9), "a proof where the stored one is an estimate"),
+        (("heuristic", 0.9), ("family", 0.5), "an estimate where the stored one is a proof"),
+        (("family", 0.9), ("global", 0.5), "which speaks of other networks"),
+    ],
+)
+def test_a_bound_computed_now_is_told_from_the_stored_one(now, stored, said):
+    (scope, dual), (kept, before) = now, stored
+    line = summary(scope=scope, dual=dual, stored={"scope": kept, "dual": before})["stored"]
+    assert line.startswith(f"bound {before:.8g} ({kept}); computed now: {dual:.8g}")
+    assert line.endswith(said)
+    assert "stored" not in summary()
+
+
+def test_what_an_optimum_tells_is_for_the_report_and_the_model_card():
+    near = FAR | {"active": 7, "active_used": 5}
+    assert "optimum" not in summary(scope="global", optimum=near)
+    told_there = of_optimum(METRICS | {"optimum": near})
+    assert "rises by 71.6 per unit of beta (estimated: 0 to 1290)" in told_there
+    assert "7 directions found" in told_there
+    assert "5 of them in this one" in told_there
+    assert f"- optimum: {told_there}" in _certified(METRICS | {"optimum": near}, 1, 1)
+    assert of_optimum(METRICS) is None
+    assert not any("optimum:" in line for line in _certified(METRICS, 1, 1))
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(2.9, False), (34.0, True)])
+def test_time_that_a_limit_leaves_out_is_told_where_it_is_long(seconds, told):
+    status = summary(seconds=64.0, compiling_seconds=seconds, peak_memory_mb=800.0)["status"]
+    assert status.startswith("gap_above_tol after 64.0 s")
+    assert status.endswith(", 800 MiB")
+    assert ("34 s of them to compile functions" in status) == told
+    assert ("--time-limit" in status) == told
 
 
 @pytest.mark.parametrize(

@@ -198,6 +198,7 @@ def test_estimators_take_weights(digits):
         ConvexCNNClassifier(**LAYER).fit(images, labels, sample_weight=WEIGHTS[1:])
 
 
+@pytest.mark.filterwarnings("ignore::convcvx.errors.GridWarning")  # of two one is always at an end
 def test_cross_validation_trains_and_scores_with_weights(digits):
     images, labels = digits
     options = {name: value for name, value in LAYER.items() if name not in ("beta", "tol")}

@@ -15,6 +15,7 @@ from convcvx.certificate.data import data_of, space_of
 from convcvx.certificate.record import FLOAT32_ROUNDING, Certificate
 from convcvx.errors import InputError
 from convcvx.machine.threads import sparing_threads
+from convcvx.machine.watch import phase
 from convcvx.optimum import optimum_of
 from convcvx.oracles import get_oracle
 from convcvx.oracles.base import Oracle
@@ -95,6 +96,7 @@ def certify_parameters(
     products = problem.n * problem.responses.n_positions * problem.responses.embedding.basis.shape[1] * len(filters)
     large = products > LARGE and search.name == "local"
     given, problem = problem, problem if large else problem.with_dtype(torch.float64)
+    phase("objective of the network")
     filters, weights, predictions = judged(problem, filters, weights, intercept, outputs if large else None)
     primal = problem.primal(predictions, weights)
     residual = problem.dual_point(predictions)
@@ -107,6 +109,7 @@ def certify_parameters(
         search = replace(search, max_batches=_fair_batches(training, problem.n, tol), hopeless=hopeless)
     points = [residual] + ([] if dual_point is None else [problem.in_domain(_checked(dual_point, problem))])
     seconds = None if training is None else _seconds(training)
+    phase(f"lower bound, by oracle {search.name}")
     shown = Search(search, tol, seed, deadline, seconds, rounds, dual_point)(problem, given, starts, points, primal)
     found = shown.found
     # The network's own objective is known to rounding only, which is part of the gap.

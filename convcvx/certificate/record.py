@@ -145,10 +145,10 @@ class Certificate:
             cut = "; the search ended early: it shows a gap that is large and would only grow"
         if not {"starts", "basins", "unseen_mass"} <= set(self.search):
             return said + cut
+        starts, ends, unseen = (self.search[name] for name in ("starts", "basins", "unseen_mass"))
         return (
-            f"{said} ({self.search['starts']} climbs ended in {self.search['basins']} distinct maxima; "
-            f"another climb would find a new one with probability about {self.search['unseen_mass']:.2f}, Good-Turing)"
-            f"{cut}"
+            f"{said} ({starts} climbs, each from another filter, ended at {ends} different ones; one more would end at "
+            f"a new one with a chance of about {unseen:.0%}){cut}"
         )
 
     def with_bound_of(self, other: Certificate) -> Certificate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from dataclasses import replace
@@ -33,6 +34,9 @@ Network = Annotated[
     ),
 ]
 Like = Annotated[Path | None, typer.Option(help="Take data, model and beta from this run: certify FILE as its rival.")]
+SAME_PROBLEM = 1e-3
+"""Relative difference of objectives and of beta up to which two certificates of a network are of one problem: more than
+float32 rounds, less than other images make."""
 
 
 @f.takes(
@@ -58,7 +62,8 @@ def certify(
 
     Recomputed from the weights and the data, a proof in float64; the dual point
     that a run left counts for what is proved of it anew. For a stage of a stack,
-    from the features that the stages before it give.
+    from the features that the stages before it give. Of the network of a run the
+    bound that is stored is shown beside; the run folder is not changed.
 
     Examples:
 
@@ -84,13 +89,13 @@ def certify(
         path = Run.open(network).model_file if network.is_dir() else network
         embedding = None if run is None else _stored_embedding(run)
         rival = None if like is None else Run.open(like)
-        if run is None or "data" in given:
-            images = load_data(source)
-        else:
-            images = run_data(run, source, check="limit" not in given)
-        features = None if run is None else stage_data(run, images)
-        state = None if run is None else run.load_state()
         with Waiting(console):
+            if run is None or "data" in given:
+                images = load_data(source)
+            else:
+                images = run_data(run, source, check="limit" not in given)
+            features = None if run is None else stage_data(run, images)
+            state = None if run is None else run.load_state()
             metrics = certify_job(
                 path,
                 settings,
@@ -101,11 +106,25 @@ def certify(
                 dual_point=None if state is None else state.dual_point,
                 deadline=deadline,
             )
+        if like is None and (stored := _stored_certificate(run, path, metrics)) is not None:
+            metrics["stored"] = {name: stored[name] for name in ("dual", "rel_gap", "scope")}
         print_summary(console, metrics)
         if metrics["assumed"]:
             print(f"convcvx: assumed, as the file does not show it: {metrics['assumed']}", file=sys.stderr)
         explain_short(console, metrics, "train further, search with another --oracle, or raise --tol")
         finish(metrics, json_output)
+
+
+def _stored_certificate(run: Run | None, path: Path, metrics: dict[str, Any]) -> dict[str, Any] | None:
+    """The certificate that a finished run has of the network in `path`, unless that was of another problem."""
+    if run is None or path != run.folder / "model.safetensors" or not (run.folder / "certificate.json").exists():
+        return None
+    try:
+        stored = run.certificate.to_dict()
+    except RunError:  # of another version, or damaged: what is computed now needs none of it
+        return None
+    alike = all(math.isclose(stored[name], metrics[name], rel_tol=SAME_PROBLEM) for name in ("primal", "beta"))
+    return stored if alike else None
 
 
 def _stored_embedding(run: Run) -> PatchEmbedding:

@@ -12,6 +12,7 @@ from rich.table import Table
 from convcvx.cli import flags as f
 from convcvx.cli.output import finish, guard, open_console, percent
 from convcvx.comparison import CompareConfig, compare_job
+from convcvx.display.words import convergence, counted
 from convcvx.machine.watch import Waiting
 from convcvx.training.run import Run
 
@@ -26,7 +27,8 @@ def compare(run: Folder, *, json_output: f.Json = False, quiet: f.Quiet = False,
     full trainings, a grid of ratio √10 around the best; the objective is
     recomputed in float64. Leaves compare-OPTIMIZER.json and .png in the run
     folder, and the twin's network, twin-OPTIMIZER.safetensors, which
-    `convcvx certify FILE --like RUN` takes.
+    `convcvx certify FILE --like RUN` takes. On few images an epoch is few steps:
+    the output says whether the twin had converged, and which --epochs to try.
 
     Example:
 
@@ -59,10 +61,12 @@ def _print_table(console: Console, result: dict[str, Any]) -> None:
     console.print(table)
     until_convex = result["seconds_until_twin_reaches_convex"]
     until_twin = result["seconds_until_convex_reaches_twin"]
+    trained = f"{counted(twin['epochs'], 'epoch')}, {counted(twin['steps'], 'step')} of {twin['batch']} images,"
     lines = [
         f"gap: to the lower bound {convex['dual']:.6g}, scope {convex['scope']}: {convex['meaning']}",
-        f"{twin['optimizer']}: best of {len(twin['seeds'])} seeds after {twin['epochs']} epochs, learning rate "
-        f"{twin['learning_rate']:.3g}, the best of {len(twin['learning_rates'])}",
+        f"{twin['optimizer']}: best of {counted(len(twin['seeds']), 'seed')}, each with {trained} at learning rate "
+        f"{twin['learning_rate']:.3g}, the best of {len(twin['learning_rates'])} tried as long",
+        convergence(twin, twin["optimizer"]),
         f"{twin['optimizer']} reaches the convex objective "
         + ("never" if until_convex is None else f"after {until_convex:.1f} s")
         + f"; convex training reaches that of {twin['optimizer']} "
@@ -70,4 +74,4 @@ def _print_table(console: Console, result: dict[str, Any]) -> None:
     ]
     if twin["rel_gap"] < 0:
         lines.append("a negative gap: the estimated lower bound was too high; certify the run again with another seed")
-    console.print("\n".join(lines))
+    console.print("\n".join(filter(None, lines)))

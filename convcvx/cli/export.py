@@ -43,6 +43,7 @@ def export(run: Folder, to: To = "onnx", json_output: f.Json = False, quiet: f.Q
         network = stacked_cnn(run) if StackRun(run).begun else two_layer_cnn(Run.open(run).model_file)
         difference = write(network, network.image_shape, path, to)
         taken = ImageTransform(network.image_shape).description
-        console.print(f"wrote {path}, whose scores agree to {difference:.1e}\nit takes {taken}")
+        agree = f"to {difference:.1e}" if difference else "exactly"
+        console.print(f"wrote {path}, whose scores agree {agree}\nit takes {taken}")
         answer = {"file": str(path), "to": to, "difference": difference, "image_shape": list(network.image_shape)}
         finish(answer | {"takes": taken, "status": "done"}, json_output)

@@ -20,8 +20,16 @@ from convcvx.training.presets import PRESETS, preset_options
 
 OUTPUT = "Output"
 
+
 Out = Annotated[
-    Path | None, typer.Option(help=escape("Run folder. [default: checkpoints/DATA-SEED]"), rich_help_panel=OUTPUT)
+    Path | None,
+    typer.Option(
+        help=escape(
+            "Folder of the run. [default: checkpoints/DATA-seedSEED, such as mnist-seed0 for --data mnist --seed 0; "
+            "of a stack checkpoints/DATA-stack]"
+        ),
+        rich_help_panel=OUTPUT,
+    ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last round of --out.", rich_help_panel=OUTPUT)]
 Overwrite = Annotated[
@@ -44,7 +52,12 @@ Json = Annotated[
 ]
 Quiet = Annotated[
     bool,
-    typer.Option("--quiet", "-q", help="Print nothing but errors and what --json prints.", rich_help_panel=OUTPUT),
+    typer.Option(
+        "--quiet",
+        "-q",
+        help="Print nothing but errors, why the exit status is 3, and what --json prints.",
+        rich_help_panel=OUTPUT,
+    ),
 ]
 
 APART = ("out", "resume", "overwrite", "preset", "config", "json_output", "quiet")

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import typer
 from rich.console import Console
 
-from convcvx.display.words import told
+from convcvx.display.words import beside_stored, told
 from convcvx.errors import ConvcvxError, WorkerError, one_line
 from convcvx.oracles.scope import Scope
 from convcvx.responses.team import Team
@@ -49,6 +49,8 @@ def percent(value: float | None) -> str:
 
 VAGUE = 0.5
 """Relative gap from which on an estimate beside a proof over a family is a half-sentence: it tells nothing."""
+TOLD_COMPILING = 3.0
+"""Seconds of compiling from which on a summary tells of them: a call may take so much longer than its time limit."""
 SCORES = {"loss": "loss", "R2": "r2", "exact match": "exact_match", "macro F1": "macro_f1"}
 """Scores for targets that are no classes, by what they are called."""
 
@@ -60,6 +62,7 @@ def print_summary(console: Console, metrics: dict[str, Any]) -> None:
         **{name: f"{metrics[f'test_{key}']:.4g} test" for name, key in SCORES.items() if f"test_{key}" in metrics},
         "objective": f"{metrics['primal']:.8g} at beta {metrics['beta']:.6g} ({metrics['loss']} loss)",
         **_bounds(metrics),
+        **({"stored": beside_stored(metrics, metrics["stored"])} if "stored" in metrics else {}),
         "filters": f"{metrics['n_filters']}",
         "status": f"{metrics['status']} after {cost(metrics)}",
     }
@@ -90,20 +93,33 @@ def _bounds(metrics: dict[str, Any]) -> dict[str, str]:
 
 
 def cost(metrics: dict[str, Any]) -> str:
-    """Time and memory, where the system tells it."""
-    peak = metrics["peak_memory_mb"]
-    return f"{metrics['seconds']:.1f} s" + ("" if peak is None else f", {peak:.0f} MiB")
+    """Time, what of it was spent on compiling, and memory, where the system tells it."""
+    peak, compiling = metrics["peak_memory_mb"], metrics.get("compiling_seconds", 0.0)
+    parts = [f"{metrics['seconds']:.1f} s"]
+    if compiling >= TOLD_COMPILING:
+        parts[0] += (
+            f" ({compiling:.0f} s of them to compile functions, once on a machine, which no --time-limit counts)"
+        )
+    return ", ".join(parts if peak is None else [*parts, f"{peak:.0f} MiB"])
 
 
-def explain_short(console: Console, metrics: dict[str, Any], remedy: str) -> None:
-    """Say what exit status 3 means, if that is how a command with the status of `metrics` ends."""
+def explain_short(console: Console, metrics: dict[str, Any], remedy: str, further: str = "") -> None:
+    """Say what exit status 3 means, if that is how a command with the status of `metrics` ends.
+
+    What is to be done about it has a line of its own, `further`. A quiet command says the first line alone, on standard
+    error: whoever reads the log of a job that has failed wants to know why.
+    """
     reached = Status(metrics["status"])
     if reached.exit_code == SHORT:
         why = "" if reached is Status.GAP_ABOVE_TOL else f", as {reached.meaning}"
         over = " over all filters" if metrics.get("family_gap") is not None and metrics["scope"] != Scope.FAMILY else ""
         # A search that time cut short may have found nothing above tol, which it is not known to be the end of.
         short = "not known to be within" if reached is Status.TIME_LIMIT else "above"
-        console.print(f"exit status {SHORT}: the gap{over} is {short} --tol{why}; {remedy}")
+        line = f"exit status {SHORT}: the gap{over} is {short} --tol{why}; {remedy}"
+        if console.quiet:
+            print(line, file=sys.stderr)
+        else:
+            console.print("\n".join(filter(None, (line, further))))
 
 
 def as_flags(remedy: str) -> str:

@@ -6,16 +6,19 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from convcvx.cli import flags as f
 from convcvx.cli.output import finish, guard, open_console
 from convcvx.stack.jobs import StackRun
+from convcvx.training.panels.data import MOVED
 from convcvx.training.run import Run
 
 Folder = Annotated[Path, typer.Argument(help="The folder of a finished run or stack.", metavar="RUN")]
+DataDir = Annotated[str | None, typer.Option(help=escape(MOVED))]
 
 
-def report(run: Folder, json_output: f.Json = False, quiet: f.Quiet = False) -> None:
+def report(run: Folder, data_dir: DataDir = None, json_output: f.Json = False, quiet: f.Quiet = False) -> None:
     """Write report.html into the folder of a run or a stack: certificates, plots, filters, comparisons, in one file.
 
     Example:
@@ -26,6 +29,7 @@ def report(run: Folder, json_output: f.Json = False, quiet: f.Quiet = False) -> 
 
     console = open_console(json_output, quiet)
     with guard(json_output):
-        path = write_stack_report(StackRun(run)) if StackRun(run).begun else write_report(Run.open(run))
+        stacked = StackRun(run).begun
+        path = write_stack_report(StackRun(run), data_dir) if stacked else write_report(Run.open(run), data_dir)
         console.print(f"wrote {path}")
         finish({"report": str(path), "status": "done"}, json_output)

@@ -12,6 +12,7 @@ from rich.table import Table
 from convcvx.cli import flags as f
 from convcvx.cli.output import cost, explain_short, finish, guard, open_console, percent
 from convcvx.display.words import counted
+from convcvx.machine.watch import Waiting
 from convcvx.responses.team import Team
 from convcvx.stack.jobs import StackRun, stack_job
 from convcvx.stack.options import (
@@ -50,9 +51,9 @@ def stack(
 
     Every stage leaves a run folder with its certificate, which speaks of that
     stage on its features alone. A stage that does not raise the validation score
-    is dropped. model.safetensors is the whole stack as one torch module. Where no
-    option says what network is wanted, those that fit the images are taken, and
-    printed.
+    is dropped: of equal stacks the smaller one is kept. model.safetensors is the
+    whole stack as one torch module. Where no option says what network is wanted,
+    those that fit the images are taken, and printed.
 
     Examples:
 
@@ -70,7 +71,8 @@ def stack(
             settings = run.config.continued(given) if goes_on else settings_of(given)
             data = origin = None
             if fits:
-                data = load_data(settings.stages[0])
+                with Waiting(console):
+                    data = load_data(settings.stages[0])
                 chosen = fitting_stack(given, data[0])
                 settings, origin = settings_of(chosen), Origin.of(settings.stages[0], data)
             with Progress(console, settings.stages[0].tol, settings.stages[0].time_limit) as progress:

@@ -10,6 +10,7 @@ import typer
 
 from convcvx.cli import flags as f
 from convcvx.cli.output import as_flags, explain_short, finish, guard, open_console, print_summary
+from convcvx.machine.watch import Waiting
 from convcvx.responses.team import Team
 from convcvx.solution import Status
 from convcvx.training.clock import Clock
@@ -66,7 +67,8 @@ def train(
             settings.check()
             data = None
             if fits:
-                data = load_data(settings)
+                with Waiting(console):
+                    data = load_data(settings)
                 settings = TrainConfig.from_dict(fitting(given, data[0]))
             with Progress(console, settings.tol, settings.time_limit) as progress:
                 if resume and not goes_on:
@@ -83,11 +85,11 @@ def train(
         remedy = as_flags(Status(metrics["status"]).remedy)
         go_on = f"to go on: convcvx train --resume --out {shlex.quote(metrics['out'])}, with another budget or --tol"
         saved = "the network is saved and of use as it is" if metrics["n_filters"] else "the network has no filter yet"
-        explain_short(console, metrics, f"{remedy}\n{saved}; {go_on}")
+        explain_short(console, metrics, remedy, f"{saved}; {go_on}")
         if fits:
             console.print(f"try next: {next_steps(settings)}")
         finish(metrics, json_output, team)
 
 
 def _named(config: TrainConfig) -> str:
-    return f"{Path(config.data).stem}-{config.seed}"
+    return f"{Path(config.data).stem}-seed{config.seed}"

@@ -15,8 +15,10 @@ TIMES = 2.0
 """From this excess on, 200 %, "so many times" reads better than per cent."""
 LEAST_WRITTEN_OUT = 1e-7
 """A share, 0.00001 %, below which the zeros of a decimal number are too many to count."""
+SAME_BOUND = 1e-6
+"""Relative difference up to which two bounds are called the same: sums in another order round in another way."""
 LONGEST_NAME = 60
-"""Characters of a class's name: longer ones are cut."""
+"""Characters of the name of a class, or of a phase: longer ones are cut."""
 LABELS = {
     "primal": "Objective",
     "objective": "Objective",
@@ -45,6 +47,7 @@ LABELS = {
     "validation_macro_f1": "Validation: F1 score, mean over labels",
     "seconds": "Time",
     "core_seconds": "Time of all cores",
+    "compiling_seconds": "Time to compile functions, once on a machine",
     "tuning_seconds": "Time to choose the learning rate",
     "peak_memory_mb": "Peak memory",
     "status": "Why it ended",
@@ -165,7 +168,7 @@ def rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def short(name: str) -> str:
-    """The name of a class, cut where it is long."""
+    """A name, cut where it is long."""
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
@@ -210,7 +213,7 @@ def claims(values: Mapping[str, Any]) -> list[Claim]:
 def told(values: Mapping[str, Any]) -> dict[str, str]:
     """What a certificate, or the metrics of a run, say beside the gap: lines for people, by name.
 
-    Nothing of an optimum that is too far to tell which filters it needs, nor of what files of earlier versions lack.
+    Nothing of what files of earlier versions lack.
     """
     lines = {}
     if (gap := values.get("family_gap")) is not None:
@@ -221,21 +224,56 @@ def told(values: Mapping[str, Any]) -> dict[str, str]:
             "no gap over the filters of the dictionary was proved, as that takes longer than the training, about "
             f"{math.ceil(seconds):,} s; `convcvx certify` proves it"
         )
-    optimum = values.get("optimum")
-    if optimum is not None and optimum["active"] is not None:
-        lines["optimum"] = _in_words(optimum)
     return lines
 
 
-def _in_words(optimum: Mapping[str, Any]) -> str:
+def beside_stored(now: Mapping[str, Any], stored: Mapping[str, Any]) -> str:
+    """What was `stored` of the bound of a network, and how the one computed `now` stands to it.
+
+    Of two estimates the lower bound is the safer one: its search found the better filter.
+    """
+    mine, kept = Scope(now["scope"]), Scope(stored["scope"])
+    said = f"bound {stored['dual']:.8g} ({kept}); computed now: {now['dual']:.8g}"
+    if mine != kept:
+        if mine.proved == kept.proved:
+            return f"{said}, which speaks of other networks"
+        kinds = ("a proof", "an estimate") if mine.proved else ("an estimate", "a proof")
+        return f"{said}, {kinds[0]} where the stored one is {kinds[1]}"
+    if math.isclose(now["dual"], stored["dual"], rel_tol=SAME_BOUND):
+        return f"{said}, the same"
+    higher = now["dual"] > stored["dual"]
+    if mine.proved:
+        return f"{said}, which is {'better' if higher else 'weaker: the stored one holds as well'}"
+    if higher:
+        return f"{said}, by a search that found no better filter: the stored one is the safer estimate"
+    return f"{said}, the safer estimate, as its search found a better filter"
+
+
+def of_optimum(values: Mapping[str, Any]) -> str | None:
+    """What a certificate, or the metrics of a run, tell of the optimum; None where that is too far to say which filters
+    it needs, and of files of earlier versions.
+    """
+    optimum = values.get("optimum")
+    if optimum is None or optimum["active"] is None:
+        return None
     kind = "proved" if optimum["proved"] else "estimated"
     said = (
         f"the optimal objective rises by {optimum['slope']:.4g} per unit of beta "
         f"({kind}: {optimum['slope_low']:.4g} to {optimum['slope_high']:.4g})"
     )
     active, used = optimum["active"], optimum["active_used"]
-    others = "all of them in the network" if used == active else f"{used} of them in the network: other filters may do"
-    return f"{said}; {active} distinct directions found where g reaches beta, {others}"
+    others = "all of them in this network" if used == active else f"{used} of them in this one: other filters may do"
+    return f"{said}; {counted(active, 'direction')} found in which an optimal network can have filters, {others}"
+
+
+def convergence(twin: Mapping[str, Any], called: str) -> str | None:
+    """Whether a twin, as a comparison has it, had converged, in a sentence; None for one of an earlier version."""
+    if (fall := twin.get("late_fall")) is None:
+        return None
+    said = f"its objective fell by {percent(max(fall, 0.0))} in the second half of its epochs"
+    if (longer := twin.get("epochs_to_try")) is None:
+        return f"{called} had all but converged: {said}"
+    return f"{called} had not converged: {said}, so that part of the difference is time; try --epochs {longer}"
 
 
 def bounds(values: Mapping[str, Any]) -> list[tuple[str, float, bool]]:

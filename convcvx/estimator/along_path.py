@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from inspect import Parameter
@@ -14,7 +15,7 @@ from sklearn.model_selection import check_cv
 from sklearn.utils import _safe_indexing
 
 from convcvx.budget import Deadline
-from convcvx.errors import InputError, check_positive
+from convcvx.errors import GridWarning, InputError, check_positive
 from convcvx.estimator.base import PARAMETERS, ConvexCNN
 from convcvx.estimator.declare import declare
 from convcvx.estimator.models import ConvexCNNClassifier, ConvexCNNRegressor
@@ -54,6 +55,8 @@ class _AlongPath(ConvexCNN):
         -----
         ConvergenceWarning
             When the certified gap of the last fit is above `tol`.
+        GridWarning
+            When the best β is the first or the last of the path, unless no filter is left there.
         """
         problem, units, config = self._problem(X, y, sample_weight)
         self.betas_ = self._path(problem, units, config)
@@ -64,7 +67,23 @@ class _AlongPath(ConvexCNN):
         for _ in self._along(self, problem, units, config, self.betas_[: best + 1]):
             pass
         warn_short_of(self.certificate_, self.solution_, self.tol)
+        self._warn_at_edge(best)
         return self
+
+    def _warn_at_edge(self, best: int) -> None:
+        """Warn when the β chosen is at an end of the path, beyond which a better one may lie."""
+        last = len(self.betas_) - 1
+        if last == 0 or 0 < best < last or not self.solution_.n_filters:  # a larger β leaves as many: none
+            return
+        low = best == last
+        remedy = f"a ratio below {self.ratio:g}" if low and self.betas is None else "betas that go on beyond it"
+        end, beyond = ("smallest", "smaller") if low else ("largest", "larger")
+        warnings.warn(
+            f"the best beta, {self.betas_[best]:.3g}, is the {end} of the {last + 1} from {self.betas_[0]:.3g} to "
+            f"{self.betas_[-1]:.3g}: a {beyond} one may score better; pass {remedy}",
+            GridWarning,
+            stacklevel=3,
+        )
 
     def _path(self, problem: Problem, units: Units, config: TrainConfig) -> np.ndarray:
         if self.betas is None:

@@ -7,7 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from convcvx.display import figures
-from convcvx.display.words import OPTIMIZERS, PROOFS, bounds, claims, percent, text, told
+from convcvx.display.words import (
+    OPTIMIZERS,
+    PROOFS,
+    bounds,
+    claims,
+    convergence,
+    counted,
+    of_optimum,
+    percent,
+    text,
+    told,
+)
 from convcvx.network.two_layer import TwoLayerCNN, two_layer_cnn
 from convcvx.oracles.scope import Scope
 from convcvx.report.evidence import MOST_CLASSES, Evidence, seen_or_why
@@ -24,7 +35,7 @@ from convcvx.report.page import (
 )
 from convcvx.stack.jobs import stage_data
 from convcvx.training.options import TrainConfig
-from convcvx.training.resolve import Data, run_data
+from convcvx.training.resolve import Data, found_in, run_data
 from convcvx.training.run import FILES, Run
 
 ELSEWHERE = (
@@ -40,8 +51,8 @@ COMPARED = ("objective", "rel_gap", "test_accuracy", "train_accuracy", "seconds"
 """Numbers of a comparison, as its table has them."""
 
 
-def write_report(run: Run) -> Path:
-    """Write the report of a finished run to report.html in its folder.
+def write_report(run: Run, data_dir: str | None = None) -> Path:
+    """Write the report of a finished run to report.html in its folder; `data_dir` is where its data set lies now.
 
     Raises
     ------
@@ -51,7 +62,7 @@ def write_report(run: Run) -> Path:
     """
     metrics, config, history = run.metrics, run.config, run.history
     network = two_layer_cnn(run.folder)
-    seen, why = seen_or_why(network, lambda: _data(run, config), config.loss)
+    seen, why = seen_or_why(network, lambda: _data(run, found_in(config, data_dir)), config.loss)
     meant = ranks(run, config, network)
     page = render(
         "run.html",
@@ -61,7 +72,8 @@ def write_report(run: Run) -> Path:
         claims=claims(metrics | meant),
         scope=str(metrics["scope"]),
         meaning=metrics["meaning"],
-        notes=[line for name, line in told(metrics).items() if name != "family"],
+        notes=[line for name, line in told(metrics).items() if name != "family"]
+        + [line for line in (of_optimum(metrics),) if line],
         bounds=Drawn.of(
             figures.bounds_figure(bounds(metrics), metrics["primal"]),
             "bounds",
@@ -176,7 +188,10 @@ def _comparison(
     figure = figures.comparison_figure(history, histories, convex["dual"], scope, optimizer)
     caption = "The time axis is logarithmic."
     if twin.get("epochs"):
-        caption += f" {called}: {twin['epochs']} epochs at the best learning rate."
+        steps = f", {counted(twin['steps'], 'step')}," if twin.get("steps") else ""
+        caption += f" {called}: {counted(twin['epochs'], 'epoch')}{steps} at the best learning rate."
+    if (told_of_end := convergence(twin, called)) is not None:
+        caption += f" {told_of_end}."
     name = "".join(filter(str.isalnum, f"race{optimizer}"))
     ratio = comparison.get("objective_ratio")
     return {

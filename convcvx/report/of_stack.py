@@ -16,7 +16,7 @@ from convcvx.report.of_run import curves, evidence_parts, names_of, ranks, score
 from convcvx.report.page import Table, files, option_rows, provenance, render, result_rows
 from convcvx.stack.jobs import StackRun
 from convcvx.stack.network import StackedCNN, stacked_cnn
-from convcvx.training.resolve import run_data
+from convcvx.training.resolve import found_in, run_data
 from convcvx.training.run import FILES
 
 STAGED = (
@@ -28,8 +28,8 @@ ELSEWHERE = ("stages", "out", "train_accuracy", "validation_accuracy", "test_acc
 """Numbers of a stack that its page says in other places."""
 
 
-def write_stack_report(stack: StackRun) -> Path:
-    """Write the report of a finished stack to report.html in its folder.
+def write_stack_report(stack: StackRun, data_dir: str | None = None) -> Path:
+    """Write the report of a finished stack to report.html in its folder; `data_dir` is where its data set lies now.
 
     Raises
     ------
@@ -38,7 +38,7 @@ def write_stack_report(stack: StackRun) -> Path:
     """
     metrics, config = stack.metrics, stack.config
     model, first = stacked_cnn(stack.folder), config.stages[0]
-    seen, why = seen_or_why(model, lambda: run_data(stack, first, download=False), first.loss)
+    seen, why = seen_or_why(model, lambda: run_data(stack, found_in(first, data_dir), download=False), first.loss)
     records = metrics["stages"]
     kept = [record for record in records if record["kept"]]
     page = render(
@@ -100,6 +100,8 @@ def dropped(record: Mapping[str, Any], records: list[dict[str, Any]]) -> str:
     best = max((other["score"] for other in records if other["kept"] and other.get("score") is not None), default=None)
     if score is None or best is None:
         return "Dropped: it did not raise the validation score."
+    if score == best:
+        return "Dropped: its validation score is that of the stages before; of equal stacks the smaller one is kept."
     if score < 0 or best < 0:  # minus a loss
         return f"Dropped: its validation loss of {-score:.4g} is not below the {-best:.4g} of the stages before."
     return (

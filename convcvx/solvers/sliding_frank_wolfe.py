@@ -81,7 +81,7 @@ class SlidingFrankWolfe(Solver):
     refit_tol: float = 1e-3
     """Gap of the weights with which filters go over to other images or another β."""
     scout_size: int = 30_000
-    """Images from which on climbs look first for what a proof would take minutes to find: with 8,000 it takes as long."""
+    """Images from which on climbs look first for what a proof takes minutes to find; with 8,000 they save nothing."""
     far: float = 1.5
     """Times tol from which on a gap that climbs show makes such a proof a waste: it would show no less."""
 

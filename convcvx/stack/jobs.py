@@ -13,7 +13,6 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from time import perf_counter
 from typing import Any, ClassVar, cast
 
 import torch
@@ -22,6 +21,7 @@ from torch import nn
 from convcvx.data.augment import VERSIONS
 from convcvx.data.datasets import Dataset
 from convcvx.errors import InputError, RunError
+from convcvx.machine.watch import phase
 from convcvx.network.evaluate import accuracy, mean_loss, predict
 from convcvx.network.two_layer import TwoLayerCNN, two_layer_cnn
 from convcvx.problem import Problem
@@ -32,6 +32,7 @@ from convcvx.stack.joint_heads import fit_joint_heads
 from convcvx.stack.network import Link, StackedCNN, stacked_cnn
 from convcvx.stack.options import StackConfig
 from convcvx.storage.places import RESULT, Contents
+from convcvx.training.clock import Clock
 from convcvx.training.dictionary_start import DICTIONARY_TOL
 from convcvx.training.folder import Folder
 from convcvx.training.jobs import train_into
@@ -124,7 +125,7 @@ def _train(
     data: Data | None,
     origin: Origin | None,
 ) -> dict[str, Any]:
-    began = perf_counter()
+    clock = Clock.now()
     first = config.stages[0]
     source = run.located(first) if resume else first
     if data is None or origin is None:
@@ -147,7 +148,8 @@ def _train(
         "n_stages": len(model.stages),
         "heads": config.heads,
         **_accuracies(model.to(device), data),
-        "seconds": perf_counter() - began,
+        "seconds": clock.seconds,
+        "compiling_seconds": clock.compiling_seconds,
         "peak_memory_mb": peak_memory_mb(),
         "status": "converged" if all(r["status"] == "converged" for r in records if r["kept"]) else "gap_above_tol",
         "out": str(run.out),
@@ -187,7 +189,11 @@ def _train_stages(
         kept = score > best
         records.append({"stage": number, "kept": kept, "score": score, "cache_mb": cached} | metrics)
         if not kept:
-            report.begin(f"stage {number} is dropped: validation {score:.4f}, not above {best:.4f} of the stage before")
+            less = f"not above {best:.4f}" if score < best else "the same as that"
+            report.begin(
+                f"stage {number} is dropped: validation {score:.4f}, {less} of the stage before; "
+                "a stage has to raise it"
+            )
             break
         best, model = score, candidate
     assert model is not None
@@ -218,6 +224,7 @@ def _train_stage(
     """Train, go on with, or just read one stage."""
     with run.held():
         if run.begun and run.finished:
+            report.begin(f"{run.folder.name} is finished, and kept as it is: no budget changes it any more")
             return run.metrics
         return train_into(run, config, report, team, resume=run.begun, data=data, origin=origin).metrics
 
@@ -274,6 +281,7 @@ def stage_data(run: Run, images: Data | None = None) -> Data | None:
     if number > len(model.stages):
         raise RunError(f"stage {number} was dropped: its features are not kept")
     train, test, validation = images or run_data(run, run.config)
+    phase("features of the stages before")
 
     def seen(part: Dataset) -> Dataset:
         images = part.images

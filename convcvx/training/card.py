@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from convcvx.display.words import SETS, told
+from convcvx.display.words import SETS, of_optimum, told
 from convcvx.losses.targets import LABELLED
 from convcvx.network.preprocess import ImageTransform
 from convcvx.oracles.scope import Scope
@@ -111,8 +111,10 @@ def _certified(stage: dict[str, Any], number: int, count: int) -> list[str]:
     proved = stage.get("proved")
     if not scope.for_all and proved is not None:
         text += f" Proved for all networks, by {stage['proved_by']}: {proved:.8g}, a gap of {stage['proved_gap']:.2e}."
-    further = [f"{name}: {said}" for name, said in told(stage).items()] if "optimum" in stage else []
-    return [f"- {line}" for line in (text, *further)]
+    further: dict[str, str | None] = {}
+    if "optimum" in stage:
+        further = {**told(stage), "optimum": of_optimum(stage)}
+    return [f"- {line}" for line in (text, *(f"{name}: {said}" for name, said in further.items() if said))]
 
 
 def _other_score(key: str) -> bool:

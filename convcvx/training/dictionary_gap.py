@@ -18,6 +18,7 @@ from torch.nn.functional import normalize
 
 from convcvx.budget import OutOfTime, clock
 from convcvx.certificate import Certificate, judged
+from convcvx.machine.watch import phase
 from convcvx.oracles.contradiction import check_proof
 from convcvx.oracles.family import bound_over_family, reach
 from convcvx.patches import PatchEmbedding
@@ -133,6 +134,7 @@ def family_proof(
         return None
     filters, weights = filters[alive], weights[alive]
     name = "filters of the dictionary"
+    phase("gap over the filters of the dictionary")
     try:
         if outputs is None:
             outputs = problem.responses.predict(filters, weights, torch.zeros(problem.n_outputs))

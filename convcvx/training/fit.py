@@ -238,6 +238,7 @@ def finish(
         "validation_accuracy": score(network, data[2], responses),
         "seconds": clock.seconds,
         "core_seconds": clock.core_seconds,
+        "compiling_seconds": clock.compiling_seconds,
         "peak_memory_mb": peak_memory_mb(),
         "status": status_of(certificate, config.tol, solution.status),
         "solver": plan.solver,

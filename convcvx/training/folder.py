@@ -78,8 +78,10 @@ class Folder(Files):
                 f"choose another --out, or remove it{left}"
             )
         if not overwrite:
+            place = shlex.quote(str(self.folder))
             raise RunError(
-                f"{self.folder} exists and is not empty; choose another --out, or pass --resume or --overwrite{left}"
+                f"{self.folder} exists and is not empty; type --out ANOTHER for a new {self.KIND}, --resume --out "
+                f"{place} to go on with this one, or --overwrite to replace it{left}"
             )
 
     @property

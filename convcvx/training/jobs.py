@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 from torch import Tensor
@@ -23,6 +22,7 @@ from convcvx.patches import PatchEmbedding
 from convcvx.pooling import Pooling
 from convcvx.problem import Problem
 from convcvx.responses.team import Team
+from convcvx.solution import Status
 from convcvx.training.clock import Clock
 from convcvx.training.dictionary_gap import with_dictionary_gap
 from convcvx.training.fit import Fit, certificate_summary, finish, score
@@ -31,6 +31,7 @@ from convcvx.training.optimise import named_oracle, optimise
 from convcvx.training.options import TrainConfig
 from convcvx.training.origin import Origin
 from convcvx.training.plan import Plan, build_problem, status_of
+from convcvx.training.presets import in_flags
 from convcvx.training.progress import Report, peak_memory_mb
 from convcvx.training.resolve import (
     Data,
@@ -82,6 +83,8 @@ def train_into(
             alone = "" if team.size == 1 else f", {team.size} processes"
             report.begin(f"training on {config.data} into {run.place}{alone}\n{plan}")
             optimised = optimise(problem, plan.applied(config), report, run, checkpoint, began=clock.began)
+        if checkpoint.solution is not None and optimised.solution.rounds == checkpoint.solution.rounds:
+            report.begin(f"no round was added: {_why_none(optimised.solution.status, config)}")
         report.begin("certificate and scores of the finished network")
         try:
             fit = finish(optimised, config, plan, data, clock, origin)
@@ -89,6 +92,15 @@ def train_into(
             raise RunError(f"{error}; what was trained is kept in {run.folder / 'state.safetensors'}") from None
         fit.write_result(run)
         return replace(fit, metrics=fit.metrics | {"out": str(run.out)})
+
+
+def _why_none(status: Status, config: TrainConfig) -> str:
+    """Why a training that goes on ended with `status` where it began."""
+    if status == Status.CONVERGED:
+        return f"the gap was within {in_flags({'tol': config.tol})}; lower it to train further"
+    if (limit := getattr(config, status, None)) is not None:  # what ends a training is called as its option is
+        return f"the budget {in_flags({status: limit})} is used up; raise it to train further"
+    return status.meaning
 
 
 def train_in_memory(
@@ -135,7 +147,7 @@ def certify_job(
     run. `dual_point` as in `certify`; one for another number of images is of no use. The search for a bound ends by
     `deadline`; the `time_limit` of `config` is that of the training.
     """
-    began = perf_counter()
+    clock = Clock.now()
     train, test, _ = data or load_data(config)
     network, unseen = _load_network(path, config, train, given)
     beta = config.beta
@@ -171,7 +183,8 @@ def certify_job(
         "n_filters": certificate.n_filters,
         "train_accuracy": score(network, train),
         "test_accuracy": score(network, test),
-        "seconds": perf_counter() - began,
+        "seconds": clock.seconds,
+        "compiling_seconds": clock.compiling_seconds,
         "peak_memory_mb": peak_memory_mb(),
         "status": status_of(certificate, config.tol),
         "assumed": unseen,

@@ -20,6 +20,7 @@ from convcvx.errors import ConvergenceWarning, check_count
 from convcvx.losses.shares import counted
 from convcvx.losses.targets import encode_targets
 from convcvx.machine.threads import sparing_threads
+from convcvx.machine.watch import phase
 from convcvx.oracles import (
     CylinderOracle,
     LocalOracle,
@@ -93,6 +94,7 @@ def find_beta_max(problem: Problem, oracle: str | Oracle = "auto", seed: int = 0
     cuts the search short it is the largest g found by either. What rounding alone can make of constant images or
     targets counts as 0: no filter helps then, at any β.
     """
+    phase("beta_max, from which on no filter helps")
     dual_point = problem.dual_point(problem.constant_predictions())
     if getattr(oracle, "name", oracle) in LOOSE:
         oracle = LocalOracle.name
@@ -173,6 +175,7 @@ def solve_problem(
     check_count("gates", gates)
     solver, _ = pick_solver(solver, problem)
     extra: dict[str, Any] = {"n_gates": gates} if solver == "gated" else {}
+    phase(f"round {start.rounds if start else 0}, by solver {solver}")
     solution = SOLVERS[solver](
         problem,
         get_oracle(oracle, problem, tol=budget.tol, gates=gates) if isinstance(oracle, str) else oracle,

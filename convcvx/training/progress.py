@@ -10,6 +10,7 @@ from typing import Protocol, Self
 
 from rich.console import Console
 
+from convcvx.display.words import short
 from convcvx.machine.watch import Waiting
 from convcvx.solution import Round, Solution
 
@@ -66,7 +67,7 @@ class Progress:
 
     def begin(self, text: str) -> None:
         self._console.print(text)
-        self._waiting.begin("at it for")
+        self._waiting.begin(short(text.splitlines()[0]))
         self._began, self._images = False, None  # what follows may be another training, with a table of its own
 
     def __call__(self, solution: Solution, beta: float) -> None:
@@ -86,7 +87,7 @@ class Progress:
             f"{record['round']:>5}  {record['objective']:>11.6g}  {bound:>11}  {gap:>8}  {g:>7}  "
             f"{record['n_filters']:>7}  {clock(record['seconds']):>7}  {clock(left) if left is not None else '?':>7}",
         )
-        self._waiting.begin(f"round {record['round'] + 1}, for")
+        self._waiting.begin(f"round {record['round'] + 1}")
 
 
 def seconds_left(history: list[Round], tol: float, time_limit: float | None) -> float | None:

@@ -13,6 +13,7 @@ from convcvx.data.weights import with_class_weight
 from convcvx.errors import InputError, RunError
 from convcvx.losses.targets import encode_targets
 from convcvx.machine.devices import pick_device
+from convcvx.machine.watch import phase
 from convcvx.patches import PatchEmbedding
 from convcvx.problem import Problem
 from convcvx.responses.passes import Responses
@@ -33,6 +34,7 @@ Data = tuple[Dataset, Dataset | None, Dataset | None]
 
 def load_data(config: TrainConfig, *, download: bool = True) -> Data:
     """The data that `config` names."""
+    phase("reading the data")
     sets = load_sets(config.data, config.data_dir, config.limit, form=config.image_form, download=download)
     return arranged(config, *sets)
 
@@ -52,8 +54,14 @@ def run_data(run: Folder, config: TrainConfig, *, check: bool = True, download: 
     source = run.located(config)
     data = load_data(source, download=download)
     if check:
+        phase("fingerprint of the data")
         run.check_data(Origin.of(source, data))
     return data
+
+
+def found_in(config: TrainConfig, data_dir: str | None) -> TrainConfig:
+    """`config` with its data set in `data_dir`, where that is given: data move, and a run knows where they lay."""
+    return config if data_dir is None else replace(config, data_dir=data_dir)
 
 
 def training_images(config: TrainConfig) -> Images:
@@ -127,6 +135,7 @@ def fitted_embedding(
         When `stored` is another space.
     """
     spec = config.patch_spec()
+    phase("directions of the patches")
     if config.dictionary is not None:
         fresh = PatchEmbedding.fit(images, spec, flips=config.flips, weights=weights)
     elif team is not None:

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from convcvx.training.option import DATA, LARGEST_SIDE, SIZE, option, size, size_text
 
+MOVED = "Where the data set of the run lies now. [default: where it lay when the run was trained]"
+"""`--data-dir` of commands that take the data of a run."""
+
 
 @dataclass(frozen=True)
 class DataOptions:

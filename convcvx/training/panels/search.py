@@ -55,7 +55,8 @@ class SearchOptions:
     time_limit: float | None = option(
         Budget.time_limit,
         SOLVER,
-        "Seconds for the whole call, its certificate included; of a stack, for each stage.",
+        "Seconds for the whole call, its certificate included; of a stack, for each stage. Compiling functions, which "
+        "is done once on a machine, does not count.",
         may_change=True,
         any_model=True,
     )
