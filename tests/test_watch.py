@@ -10,7 +10,7 @@ from rich.console import Console
 
 import convcvx
 from convcvx.data.datasets import load
-from convcvx.machine.watch import SILENCE, Waiting, phase, tell, watched
+from convcvx.machine.watch import EARLY, SILENCE, Waiting, phase, tell, watched
 
 
 def console(shown: StringIO, terminal: bool = True) -> Console:
@@ -29,7 +29,8 @@ def test_the_parts_are_what_they_were_and_their_sizes_are_told(monkeypatch):
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_a_terminal_shows_a_bar_where_the_length_is_known_and_a_pipe_names(terminal, capsys):
+def test_a_terminal_shows_a_bar_where_the_length_is_known_and_a_pipe_names(terminal, capsys, monkeypatch):
+    monkeypatch.setattr("convcvx.machine.watch.EARLY", 0.0)
     shown = StringIO()
     with Waiting(console(shown, terminal)) as waiting:
         for _ in watched("k-means", range(4), 4):
@@ -47,12 +48,15 @@ def test_a_pipe_has_each_phase_once_and_again_after_a_silence_and_nothing_where_
     now = 0.0
     monkeypatch.setattr("convcvx.machine.watch.perf_counter", lambda: now)
     with Waiting(Console(file=StringIO())):
+        phase("over at once")
+        assert capsys.readouterr().err == ""
+        now = EARLY
         for _ in range(3):
             phase("reading")
             tell("search", 0, 2)
             tell("search", 1, 2)
         assert capsys.readouterr().err == "reading ...\nsearch ...\n"
-        now = SILENCE
+        now = EARLY + SILENCE
         phase("reading")
         tell("search", 0, 2)
         assert capsys.readouterr().err == "reading ...\n"
@@ -81,7 +85,8 @@ def test_a_phase_of_unknown_length_takes_the_bar_away():
         ("compare", ("reading the data", "sgd at rate 0.1, seed 0", "sgd at rate 0.0316, seed 0")),
     ],
 )
-def test_commands_name_their_phases_in_a_pipe(command, names, tmp_path):
+def test_commands_name_their_phases_in_a_pipe(command, names, tmp_path, monkeypatch):
+    monkeypatch.setattr("convcvx.machine.watch.EARLY", 0.0)
     run = shutil.copytree(DIGITS, tmp_path / "run")
     options = NO_SEARCH if command == "certify" else ("--optimizer", "sgd", "--epochs", 1, "--seeds", 1)
     lines = cli(command, run, *options).stderr.splitlines()

@@ -21,7 +21,9 @@ REFRESHED = 4
 """Times a second that a terminal is told of what changed: a spinner turns, and no training is slower."""
 BAR = 24
 """Characters of a bar."""
-
+EARLY = 2.0
+"""Seconds from the beginning in which a file or a pipe is given no names: a command that ends by then, with an error
+perhaps, says nothing else."""
 SILENCE = 10.0
 """Seconds without a line after which a file or a pipe is given the name of a phase again that it has had before."""
 
@@ -60,7 +62,7 @@ class Waiting:
     """As a context it shows on a terminal, below the last line, what goes on, since when, and how far it is.
 
     Where `console` is no terminal, each phase is named as it begins, on standard error: once, and again after a
-    `SILENCE`. A quiet console keeps that quiet too.
+    `SILENCE`, but for those that begin `EARLY`. A quiet console keeps that quiet too.
     """
 
     def __init__(self, console: Console) -> None:
@@ -70,7 +72,7 @@ class Waiting:
         self._task = self._display.add_task("getting ready, for", total=None)
         self._what: str | None = None
         self._named: set[str] = set()
-        self._last_line = perf_counter()
+        self._began = self._last_line = perf_counter()
 
     def __enter__(self) -> Self:
         self._before = _watcher.set(self._show)
@@ -104,7 +106,7 @@ class Waiting:
         """Name a phase where no display does."""
         now = perf_counter()
         known = what in self._named and now - self._last_line < SILENCE
-        if self._console.is_terminal or self._console.quiet or known:
+        if self._console.is_terminal or self._console.quiet or known or now - self._began < EARLY:
             return
         self._named.add(what)
         self._last_line = now
