@@ -31,15 +31,15 @@ def test_bounds_each_cone_as_the_compiled_search_does(n, d, c, n_cells):
     agree(pairs, weight)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_single_precision_never_lowers_a_bound(seed):
     """Charges of moduli from 1e-6 to 1e6 that cancel, of many rows in one cell, and rows that hardly cross a cone."""
     rng = np.random.default_rng(seed)
-    charged = random_rows(1500, 2 + seed % 3, 1 + 3 * (seed % 2), 1 + seed % 2, seed=seed)
+    charged = random_rows(900, 2 + seed, 1 + 3 * seed, 1 + seed % 2, seed=seed)
     charges = charged.charges * 10.0 ** rng.uniform(-6, 6, (len(charged.charges), 1))
     charges[1::2] = -charges[::2] * (1 + 1e-9 * rng.standard_normal((len(charges[::2]), 1)))
     charged = replace(charged, charges=charges).scaled()
-    agree(both_on_every_cone(charged, 7), np.linalg.norm(charged.charges, axis=1).sum())
+    agree(both_on_every_cone(charged, 6 - seed), np.linalg.norm(charged.charges, axis=1).sum())
 
 
 def test_forms_are_bounded_alike():

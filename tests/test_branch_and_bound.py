@@ -342,3 +342,24 @@ def test_a_proof_takes_the_room_that_the_gap_leaves():
     assert certificate.rel_gap <= tol
     closer = certify_parameters(problem, solution.filters, solution.weights, oracle="branch-and-bound", tol=0.01)
     assert certificate.dual <= closer.dual <= closer.primal
+
+
+def test_charges_that_images_make_tiny_are_not_lost_in_single_precision():
+    """A row of size 1 whose image has next to no charge, beside rows whose sizes make up for theirs."""
+    rows = random_rows(200, 3, seed=1)
+    division = Division.of(rows.rows, rows.cells)
+    sizes, charges = np.full(200, 1e-46), rows.charges.copy()
+    sizes[7], charges[7] = 1.0, 1e-80
+    shared = replace(
+        rows,
+        rows=rows.rows[division.order],
+        charges=charges,
+        division=division.sorted(),
+        sources=np.arange(200, dtype=np.int32),
+        sizes=sizes,
+    )
+    scaled = shared.scaled()
+    products = scaled.sizes * np.abs(scaled.charges).max(axis=1)
+    assert 2.0**-32 <= products.max() <= 2.0**32
+    bound, most = BranchAndBoundOracle(1e-3).maximise(shared).upper_bound, largest(ExactOracle().maximise(scaled))
+    assert most * (1 - 1e-9) <= bound <= most * (1 + 2e-3)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.problems import flat_problem, g
+from helpers.problems import digits_problem, flat_problem, g, random_parameters
 from threadpoolctl import threadpool_info, threadpool_limits
 from torch import nn
 
@@ -33,8 +33,10 @@ from convcvx.oracles import (
 )
 from convcvx.oracles.cylinders import CylinderOracle
 from convcvx.oracles.needs import ONE_MATRIX
+from convcvx.oracles.searched import Search
 from convcvx.oracles.table import ORACLES as TABLE
 from convcvx.oracles.table import Effort
+from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
 from convcvx.solvers import SOLVERS
 from convcvx.training.clock import Clock as TrainingClock
@@ -221,6 +223,30 @@ def test_what_a_training_has_proved_outlives_a_search_that_time_cuts_short(clock
     in_time = certify_parameters(problem, *network, rounds=[far], **options)
     assert in_time.dual > kept.dual / 100  # the search proves more, and counts
     assert "proved_in_round" not in in_time.search
+
+
+@pytest.mark.parametrize("factor", [1e3, float("inf")])
+def test_a_weak_proof_of_a_training_takes_no_time_from_polynomials(factor, monkeypatch):
+    """Where time cut its searches short; all that was left of the certificate's own were the lengths of patches."""
+    problem = digits_problem(200, 5e-3, spec=PatchSpec(3, stride=2, rank=9))
+    network = random_parameters(problem, 3)
+    point = problem.dual_point(problem.constant_predictions())
+    shares = []
+    plain = Search._beside
+    monkeypatch.setattr(
+        Search, "_beside", staticmethod(lambda *call: shares.append(call[2].left) or plain(*call)), raising=True
+    )
+
+    def proved(rounds):
+        shares.clear()
+        late = problem.until(Deadline.after(4.0))
+        options = {"oracle": "branch-and-bound", "tol": 1e-3, "dual_point": point, "rounds": rounds}
+        return certify_parameters(late, *network, **options), shares[0]
+
+    record = {"round": 3, "scope": "global", "proved_g": factor * problem.beta, "seconds": 1.0}
+    (alone, first), (beside, second) = proved(()), proved([record])
+    assert min(first, second) > 0.5  # of four seconds: before the search, not after it
+    assert beside.dual > 0.9 * alone.dual
 
 
 @pytest.mark.parametrize("limit", [0, 5, 30])

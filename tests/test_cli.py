@@ -87,8 +87,16 @@ def test_certify_agrees_with_train(run):
     assert "computed now" in cli("certify", folder, *NO_SEARCH).stdout
     of_other_problem = answer(cli("certify", folder, "--beta", 2 * metrics["beta"], "--json", *NO_SEARCH))
     assert "stored" not in of_other_problem
+    assert "stored" not in answer(cli("certify", folder, "--limit", 1436, "--json", *NO_SEARCH))
     by_file = answer(cli("certify", folder / "model.safetensors", "--json", *NO_SEARCH))
     assert by_file["primal"] == again["primal"]
+
+
+def test_a_damaged_certificate_is_not_needed(run, tmp_path):
+    folder = shutil.copytree(run[0], tmp_path / "damaged")
+    stored = json.loads((folder / "certificate.json").read_text())
+    (folder / "certificate.json").write_text(json.dumps(stored | {"scope": "strange"}))
+    assert "stored" not in answer(cli("certify", folder, "--json", *NO_SEARCH))
 
 
 def test_a_tampered_model_is_found_out(run, tmp_path):

@@ -24,7 +24,7 @@ from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
 from convcvx.solution import Solution
 from convcvx.solvers.master.table import solve_master
-from convcvx.solvers.rounds import _refuting, consult
+from convcvx.solvers.rounds import _refuting, begin, consult
 from convcvx.solvers.slide.coordinates import _factor
 from convcvx.solvers.slide.descent import descend
 from convcvx.solvers.sliding_frank_wolfe import SlidingFrankWolfe, sliding_frank_wolfe
@@ -263,6 +263,22 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(loss):
         assert resumed.status == full.status
         assert objectives(resumed) == objectives(full)
     assert not same(saved[0], full)  # negative control
+
+
+def test_a_resumed_training_has_no_dual_point_of_a_record_that_is_taken_again():
+    problem, saved = flat_problem(20, beta=0.005), []
+    solve_problem(problem, Budget(tol=1e-9, max_rounds=30), solver="frank-wolfe", callback=saved.append)
+    seen = set()
+    for before, solution in pairwise(saved):
+        begun, _ = begin(problem, solution)
+        assert len(begun.history) == len(solution.history) - 1
+        risen = solution.history[-1]["lower_bound"] > before.history[-1]["lower_bound"]
+        seen.add(risen)
+        if risen:
+            assert begun.dual_point is None
+        else:  # it is that of a record that is kept
+            assert torch.equal(begun.dual_point, before.dual_point)
+    assert seen == {True, False}
 
 
 def test_a_run_resumes_after_its_budget_is_raised():

@@ -70,7 +70,7 @@ def test_a_share_is_never_less_than_was_proved():
     [
         (("global", 0.9), ("global", 0.9 + 1e-9), "computed now: 0.9, the same"),
         (("global", 0.9), ("global", 0.8), "computed now: 0.9, which is better"),
-        (("global", 0.8), ("global", 0.9), "which is weaker: the stored one holds as well"),
+        (("global", 0.8), ("global", 0.9), "which is weaker than what is stored"),
         (
             ("heuristic", 0.8),
             ("heuristic", 0.9),

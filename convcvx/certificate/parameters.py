@@ -85,7 +85,7 @@ def certify_parameters(
 
     Everything is computed in float64, but for a local search beyond `LARGE`: that is a light one, which starts from the
     filters with the largest weights, and responses are computed in the problem's own arithmetic, their sums in float64.
-    A proof is always in float64, and rounding is on the safe side of it: docs/certificates.md. At the deadline of
+    A proof has its rounding on the safe side: docs/certificates.md. At the deadline of
     `problem` the search for filters ends, with what it has by then.
 
     Where the search proves nothing for all networks, or its time was over, polynomials prove what a few passes can, and

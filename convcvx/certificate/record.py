@@ -151,6 +151,18 @@ class Certificate:
             f"a new one with a chance of about {unseen:.0%}){cut}"
         )
 
+    def check_same_problem(self, other: Certificate) -> None:
+        """Raise `InputError` when `other` certifies another problem, as far as certificates tell."""
+        for name in SAME:
+            mine, others = getattr(self, name), getattr(other, name)
+            unsaid = name in LATER and None in (mine, others)
+            if mine != others and not unsaid:
+                raise InputError(
+                    f"the lower bound of another problem does not hold here: {name} is {mine!r}, not {others!r}"
+                )
+        if not same_space(self.space, other.space):
+            raise InputError("the lower bound of another problem does not hold here: its filters lie in another space")
+
     def with_bound_of(self, other: Certificate) -> Certificate:
         """The same network against the better of two lower bounds on the same problem: a proof before an estimate.
 
@@ -164,15 +176,7 @@ class Certificate:
         RunError
             When what `other` proves for every network is above the objective of this one.
         """
-        for name in SAME:
-            mine, others = getattr(self, name), getattr(other, name)
-            unsaid = name in LATER and None in (mine, others)
-            if mine != others and not unsaid:
-                raise InputError(
-                    f"the lower bound of another problem does not hold here: {name} is {mine!r}, not {others!r}"
-                )
-        if not same_space(self.space, other.space):
-            raise InputError("the lower bound of another problem does not hold here: its filters lie in another space")
+        self.check_same_problem(other)
         for bound in (other.proved, other.dual if other.scope.for_all else None):
             if bound is not None and bound > self.primal * (1 + FLOAT32_ROUNDING):
                 raise contradiction(bound, self.primal)

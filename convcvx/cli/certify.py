@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 from dataclasses import replace
@@ -12,9 +11,10 @@ from typing import Annotated, Any
 import typer
 
 from convcvx.budget import Deadline
+from convcvx.certificate import Certificate
 from convcvx.cli import flags as f
 from convcvx.cli.output import explain_short, finish, guard, open_console, print_summary
-from convcvx.errors import RunError
+from convcvx.errors import InputError, RunError
 from convcvx.machine.watch import Waiting
 from convcvx.patches import PatchEmbedding
 from convcvx.stack.jobs import stage_data
@@ -34,9 +34,6 @@ Network = Annotated[
     ),
 ]
 Like = Annotated[Path | None, typer.Option(help="Take data, model and beta from this run: certify FILE as its rival.")]
-SAME_PROBLEM = 1e-3
-"""Relative difference of objectives and of beta up to which two certificates of a network are of one problem: more than
-float32 rounds, less than other images make."""
 
 
 @f.takes(
@@ -60,7 +57,7 @@ def certify(
 ) -> None:
     """Say how far a network is from the optimum over all networks of any width, whoever trained it.
 
-    Recomputed from the weights and the data, a proof in float64; the dual point
+    Recomputed from the weights and the data, rounding allowed for; the dual point
     that a run left counts for what is proved of it anew. For a stage of a stack,
     from the features that the stages before it give. Of the network of a run the
     bound that is stored is shown beside; the run folder is not changed.
@@ -104,10 +101,9 @@ def certify(
                 like=rival,
                 data=features or images,
                 dual_point=None if state is None else state.dual_point,
+                stored=_stored_certificate(run, path) if like is None else None,
                 deadline=deadline,
             )
-        if like is None and (stored := _stored_certificate(run, path, metrics)) is not None:
-            metrics["stored"] = {name: stored[name] for name in ("dual", "rel_gap", "scope")}
         print_summary(console, metrics)
         if metrics["assumed"]:
             print(f"convcvx: assumed, as the file does not show it: {metrics['assumed']}", file=sys.stderr)
@@ -115,16 +111,14 @@ def certify(
         finish(metrics, json_output)
 
 
-def _stored_certificate(run: Run | None, path: Path, metrics: dict[str, Any]) -> dict[str, Any] | None:
-    """The certificate that a finished run has of the network in `path`, unless that was of another problem."""
+def _stored_certificate(run: Run | None, path: Path) -> Certificate | None:
+    """The certificate that a finished run has of the network in `path`."""
     if run is None or path != run.folder / "model.safetensors" or not (run.folder / "certificate.json").exists():
         return None
     try:
-        stored = run.certificate.to_dict()
-    except RunError:  # of another version, or damaged: what is computed now needs none of it
+        return run.certificate
+    except (InputError, RunError):  # of another version, or damaged: what is computed now needs none of it
         return None
-    alike = all(math.isclose(stored[name], metrics[name], rel_tol=SAME_PROBLEM) for name in ("primal", "beta"))
-    return stored if alike else None
 
 
 def _stored_embedding(run: Run) -> PatchEmbedding:

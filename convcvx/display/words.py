@@ -243,7 +243,7 @@ def beside_stored(now: Mapping[str, Any], stored: Mapping[str, Any]) -> str:
         return f"{said}, the same"
     higher = now["dual"] > stored["dual"]
     if mine.proved:
-        return f"{said}, which is {'better' if higher else 'weaker: the stored one holds as well'}"
+        return f"{said}, which is {'better' if higher else 'weaker than what is stored'}"
     if higher:
         return f"{said}, by a search that found no better filter: the stored one is the safer estimate"
     return f"{said}, the safer estimate, as its search found a better filter"

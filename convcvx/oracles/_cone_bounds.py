@@ -62,7 +62,7 @@ def next_place(runs, tally, cell):
 def sort_rows(rows, waiting, n_waiting, vertices, linear, kept, scratch, tally, board):
     """Sort the rows waiting[:n_waiting] as `collapse` does. Stage by stage, as rows lie far apart in memory, where
     many are fetched at once if little is done with each."""
-    packed, tags, charges, _, short = rows
+    packed, tags, charges, norms = rows
     taken, _, runs = scratch
     d, width = len(vertices), linear.shape[2]
     axes, heights, smallest, largest = board
@@ -97,9 +97,10 @@ def sort_rows(rows, waiting, n_waiting, vertices, linear, kept, scratch, tally, 
             chunk, place = next_place(runs, tally, p)
             for i in range(d):
                 taken[chunk, i, place] = heights[i, t]
-            size = np.float32(packed[k, d])
-            for a in range(width + 1):
-                taken[chunk, d + a, place] = size * short[source, a]
+            size = packed[k, d]
+            for a in range(width):
+                taken[chunk, d + a, place] = size * charges[source, a]
+            taken[chunk, d + width, place] = size * norms[source]
 
 
 @njit(**OPTIONS)

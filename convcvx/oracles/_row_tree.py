@@ -31,15 +31,12 @@ class RowArrays(NamedTuple):
     charges : ndarray (m, width)
         Padded with zeros.
     norms : ndarray (m,)
-    short : ndarray (m, width + 1) float32
-        Charges and norms in single precision.
     """
 
     packed: np.ndarray
     tags: np.ndarray
     charges: np.ndarray
     norms: np.ndarray
-    short: np.ndarray
 
     @classmethod
     def of(cls, charged: ChargedRows, division: Division) -> RowArrays:
@@ -56,8 +53,7 @@ class RowArrays(NamedTuple):
         packed[:, d] = 1.0 if charged.sizes is None else charged.sizes[order]
         tags[:, -2] = division.order if charged.sources is None else charged.sources[order]
         tags[:, -1] = charged.cells[order]
-        short = np.concatenate([charges, norms[:, None]], axis=1).astype(np.float32)
-        return cls(packed, tags, charges, norms, short)
+        return cls(packed, tags, charges, norms)
 
     @property
     def directions(self) -> np.ndarray:
@@ -206,7 +202,7 @@ def _sum_up(rows: Any, bundles: Any, moments: Any, spans: Any, children: Any, c:
 
     With `below` (2, c, c), these sums of its children, only for the bundle itself.
     """
-    packed, tags, charges, norms, _ = rows
+    packed, tags, charges, norms = rows
     n, (d, width) = len(packed), moments.shape[1:]
     path, squares = np.empty(128, np.int64), np.empty((128, c, c))  # one bundle a level, and its Σ s sᵀ/|s|
     done = np.zeros(128, np.int64)  # children dealt with
@@ -270,7 +266,7 @@ def _sum_up(rows: Any, bundles: Any, moments: Any, spans: Any, children: Any, c:
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
 def _spread(rows: Any, low: int, high: int, d: int, width: int, out: Any, squares: Any) -> None:
     """Radius and remainder of the bundle `out` of the rows [low, high)."""
-    packed, tags, _, norms, _ = rows
+    packed, tags, _, norms = rows
     spread, offset = np.zeros((d, d)), np.empty(d)
     direct, radius = 0.0, 0.0
     for t in range(low, high):

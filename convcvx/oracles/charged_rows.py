@@ -118,7 +118,7 @@ class ChargedRows:
         """
         shift, lengths = math.frexp(largest_entry(self.charges))[1], np.zeros(1, np.int64)
         if self.sizes is not None:  # whose rows are those of a division
-            return self._with_scaled(self.sizes, shift)
+            return self._with_scaled(self.sizes)
         if self.division is None:  # the rows of a division are unit
             largest_entry(self.rows)
             lengths = np.frexp(np.abs(self.rows).max(axis=1, initial=0.0))[1]
@@ -137,9 +137,13 @@ class ChargedRows:
             exponent=self.exponent + shift,
         )
 
-    def _with_scaled(self, sizes: np.ndarray, shift: int) -> ChargedRows:
-        """`scaled` by the sizes alone, for charges of exponent `shift`."""
-        shift = math.frexp(math.ldexp(largest_entry(sizes), shift))[1]
+    def _with_scaled(self, sizes: np.ndarray) -> ChargedRows:
+        """`scaled` by the sizes alone, so that the largest product of a size and its charge is about 1."""
+        largest_entry(sizes)
+        heights = np.abs(self.charges).max(axis=1, initial=0.0)
+        exponents = np.frexp(sizes)[1] + np.frexp(heights)[1][self.sources]
+        loaded = (sizes > 0) & (heights > 0)[self.sources]
+        shift = int(exponents[loaded].max()) if loaded.any() else 0
         if abs(shift) <= NEAR_ONE:
             return self
         slack = float(np.ldexp(self.slack, -shift)) + TINY * self.charges.shape[1] * len(self.rows)

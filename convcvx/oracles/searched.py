@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -30,6 +29,8 @@ PROVING = 0.3
 
 N_FILTERS = 16
 """Filters beside those of a network that a certificate looks for."""
+ENOUGH = 0.5
+"""Share of the objective from which on a bound of the training makes all others at its dual point needless."""
 SPARE = 0.01
 """Share of tol that a proof leaves to rounding, and to the objective's own last digits."""
 KEPT_STATISTICS = ("stopped", "family", "family_size")
@@ -78,16 +79,15 @@ class Shown:
     def beside(self, proof: Proof) -> Shown:
         """With what was proved of every network besides, instead of what was searched if that says less."""
         if (self.found.scope.for_all and proof.value > self.dual) or self.found.g_max == math.inf:
-            kept = {name: self.found.stats[name] for name in KEPT_STATISTICS if name in self.found.stats}
-            found = replace(proof.found, stats=proof.found.stats | kept)
+            found = replace(proof.found, stats=proof.found.stats | _kept(self.found))
             return Shown(found, proof.value, proof.point, proof.oracle, proof.value, proof.by)
         return self if self.found.scope.for_all else replace(self, proved=proof.value, proved_by=proof.by)
 
-    def among(self, problem: Problem, filters: Tensor, stats: Mapping[str, Any] = MappingProxyType({})) -> Shown:
-        """The same with `filters` (q, r) for those found, and the `stats` of the search that found them."""
+    def among(self, problem: Problem, filters: Tensor, searched: OracleResult | None = None) -> Shown:
+        """The same with `filters` (q, r) for those found, and what ended the search that was made besides."""
         values = problem.responses.correlate(filters, self.point).flatten(1).norm(dim=1)
-        found = replace(self.found, filters=filters, values=values, stats={**stats, **self.found.stats})
-        return replace(self, found=found)
+        stats = self.found.stats | (_kept(searched) if searched is not None else {})
+        return replace(self, found=replace(self.found, filters=filters, values=values, stats=stats))
 
 
 @dataclass(frozen=True)
@@ -129,13 +129,10 @@ class Search:
             return self._at_any_rank(problem, points)
         guesses, early = isinstance(self.oracle, LocalOracle | SampledOracle), None
         trained = None if guesses else self._proved_in_training(problem)
-        if trained is not None:
-            if primal - trained.dual <= self.tol * primal:  # another proof would take as long and say as much
-                seen = FIRST_LOOK(
-                    given.until(self.deadline), trained.point, starts=starts, n_filters=N_FILTERS, seed=self.seed
-                )
-                return trained.among(problem, torch.cat([seen.filters, starts]))
-            points = points[:1]  # at the other one g has been bounded
+        if trained is not None and primal - trained.dual <= self.tol * primal:
+            return self._as_trained(trained, problem, given, starts)
+        if trained is not None and trained.dual >= ENOUGH * primal:
+            points = points[:1]  # at the other one g has been bounded, and better than by polynomials
         elif guesses:  # before a search that takes what time there is
             early = self._beside(problem, points, self.deadline.share(PROVING), self.training_seconds)
         elif self.deadline.at < math.inf:  # in case that the search has nothing when its time is over
@@ -148,8 +145,14 @@ class Search:
                 early = late if early is None else max(early, late, key=lambda proof: proof.value)
             shown = shown.beside(early)
         if trained is not None and trained.dual > shown.dual:
-            return trained.among(problem, torch.cat([found.filters, starts]), found.stats)
+            return trained.among(problem, torch.cat([found.filters, starts]), found)
         return shown
+
+    def _as_trained(self, trained: Shown, problem: Problem, given: Problem, starts: Tensor) -> Shown:
+        """What the training proved, where another proof would take as long and say as much."""
+        wanted: dict[str, Any] = {"starts": starts, "n_filters": N_FILTERS, "seed": self.seed}
+        seen = FIRST_LOOK(given.until(self.deadline), trained.point, **wanted)
+        return trained.among(problem, torch.cat([seen.filters, starts]))
 
     def _proved_in_training(self, problem: Problem) -> Shown | None:
         """The proof that the training ended with."""
@@ -209,3 +212,7 @@ class Search:
                 if again.scope is found.scope and problem.dual(other, again.g_max) > dual:
                     found, dual, point = again, problem.dual(other, again.g_max), other
         return found, dual, point
+
+
+def _kept(found: OracleResult) -> dict[str, Any]:
+    return {name: found.stats[name] for name in KEPT_STATISTICS if name in found.stats}

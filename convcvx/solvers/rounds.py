@@ -47,7 +47,10 @@ def begin(problem: Problem, start: Solution | None) -> tuple[Solution, float]:
         predictions = predicted(problem, start)
         last = start.history[-1]
         if math.isclose(problem.primal(predictions, start.weights), last["objective"], rel_tol=SAME_OBJECTIVE):
-            return replace(start, history=start.history[:-1]), last["seconds"]
+            kept = start.history[:-1]
+            # The dual point is that of the last record, which is taken again, unless an earlier one was better.
+            older = kept and kept[-1]["lower_bound"] == last["lower_bound"]
+            return replace(start, history=kept, dual_point=start.dual_point if older else None), last["seconds"]
     return replace(start, history=[], rounds=0, dual_point=None), 0.0
 
 

@@ -138,13 +138,15 @@ def certify_job(
     like: Run | None = None,
     data: Data | None = None,
     dual_point: Tensor | None = None,
+    stored: Certificate | None = None,
     deadline: Deadline = NEVER,
 ) -> dict[str, Any]:
     """Certify the network at `path` on the training data of `config`; returns what `--json` prints.
 
     The network of the run `like` is certified as well: the better of the two lower bounds counts. `data` stand in for
     those that `config` names. `embedding` is what a run has stored, and is fitted anew; None for a network without a
-    run. `dual_point` as in `certify`; one for another number of images is of no use. The search for a bound ends by
+    run. `dual_point` as in `certify`; one for another number of images is of no use. What a `stored` certificate of the
+    same problem says is given beside. The search for a bound ends by
     `deadline`; the `time_limit` of `config` is that of the training.
     """
     clock = Clock.now()
@@ -179,16 +181,31 @@ def certify_job(
         )
         own_parameters = parameters_of(read_network(network, network.image_shape), embedding)
         certificate = with_dictionary_gap(certificate, config, problem.until(deadline), *own_parameters)
-    return certificate_summary(certificate) | {
-        "n_filters": certificate.n_filters,
-        "train_accuracy": score(network, train),
-        "test_accuracy": score(network, test),
-        "seconds": clock.seconds,
-        "compiling_seconds": clock.compiling_seconds,
-        "peak_memory_mb": peak_memory_mb(),
-        "status": status_of(certificate, config.tol),
-        "assumed": unseen,
-    }
+    return (
+        certificate_summary(certificate)
+        | _beside(certificate, stored)
+        | {
+            "n_filters": certificate.n_filters,
+            "train_accuracy": score(network, train),
+            "test_accuracy": score(network, test),
+            "seconds": clock.seconds,
+            "compiling_seconds": clock.compiling_seconds,
+            "peak_memory_mb": peak_memory_mb(),
+            "status": status_of(certificate, config.tol),
+            "assumed": unseen,
+        }
+    )
+
+
+def _beside(certificate: Certificate, stored: Certificate | None) -> dict[str, Any]:
+    """What is told of the certificate that was stored, if that is of the same problem."""
+    if stored is None:
+        return {}
+    try:
+        certificate.check_same_problem(stored)
+    except InputError:
+        return {}
+    return {"stored": {name: getattr(stored, name) for name in ("dual", "rel_gap", "scope")}}
 
 
 def _certify(
