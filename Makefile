@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
-LEANING := closed_form config copositive cross_checks data enumerate estimator export folder machines network notebook \
-	odd_data pretrained problem reading_images report sources
+LEANING := closed_form config copositive cross_checks data enumerate estimator export folder network notebook odd_data \
+	pretrained reading_images report sources
 
 .PHONY: demo test test-slow test-lowest test-wheel lint docs clean
 
