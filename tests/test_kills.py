@@ -39,7 +39,7 @@ STACK = (
 CHANGING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 OPERATIONS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "fcntl.flock")
 TAKE_SPACE = ("open", "os.mkdir")
-PASSING = ("began", "seconds", "core_seconds", "peak_memory_mb", "cache_mb")
+PASSING = ("began", "seconds", "core_seconds", "compiling_seconds", "peak_memory_mb", "cache_mb")
 """What differs between two runs that are alike."""
 
 

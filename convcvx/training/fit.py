@@ -222,8 +222,7 @@ def finish(
         seed=config.seed,
         dual_point=solution.dual_point,
         training=solution.history,
-        # Nothing that was read from a file, nor what a solver says of bounds of its own.
-        rounds=solution.history if SOLVERS[plan.solver].asks_oracle and not clock.earlier else (),
+        rounds=_proving(solution.history, resumed=clock.earlier > 0) if SOLVERS[plan.solver].asks_oracle else (),
         outputs=outputs,
         said=said,
     )
@@ -255,6 +254,17 @@ def finish(
                 scores = real_scores(outputs, part.targets, config.loss, part.weights)
                 metrics |= {f"{name}_{score}": value for score, value in scores.items()}
     return Fit(network, certificate, solution, config, metrics, origin)
+
+
+def _proving(history: list[Round], *, resumed: bool) -> list[Round]:
+    """The records that count as proofs: none that was read from a file.
+
+    Of a resumed training that is the last one, which is taken again, if its bound is its own.
+    """
+    if not resumed:
+        return history
+    own = bool(history) and history[-1].get("proved_g") == history[-1]["g_max"]
+    return history[-1:] if own else []
 
 
 def load_fit(run: Run) -> Fit:
