@@ -20,6 +20,7 @@ from convcvx.errors import ConvergenceWarning, DataError, InputError, RunError
 from convcvx.estimator import ConvexCNNClassifier
 from convcvx.stack import fit as stack_module
 from convcvx.training import entry
+from convcvx.training.fit import _proving
 from convcvx.training.option import parameters
 from convcvx.training.options import OPTIONS, TrainConfig
 
@@ -269,3 +270,13 @@ def test_examples_run(function):
     runner = doctest.DocTestRunner()
     for example in doctest.DocTestFinder(recurse=False).find(function, globs=vars(module)):
         assert runner.run(example).failed == 0
+
+
+def test_no_proof_of_a_file_counts_for_a_resumed_training():
+    """A bound that was kept from a round before is that of the file, whatever its record says of g."""
+    old, new = {"proved_g": 2.0, "g_max": 2.0}, {"proved_g": 1.0, "g_max": 1.0}
+    assert _proving([old, new], resumed=False) == [old, new]
+    assert _proving([old, new], resumed=True) == [new]
+    assert _proving([old, {**new, "proved_g": 2.0}], resumed=True) == []
+    assert _proving([old, dict(old)], resumed=True) == []  # as rounds by climbs keep it
+    assert _proving([{"g_max": 1.0}], resumed=True) == _proving([], resumed=True) == []

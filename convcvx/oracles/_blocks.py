@@ -42,8 +42,6 @@ TURN_ENTRIES = 10_000
 """Least number of entries that a thread looks at, in about 1 ms, before it takes the block with the largest bound."""
 TURN_SHARE = 256
 """A turn grows to one part in so many of all entries looked at, which keeps the blocks few."""
-CACHE_LINE = 8
-"""Numbers of a line of the cache."""
 TURN_ENTRIES_LIMITED = 1000
 """Most entries of a turn where the number of cones is limited, lest a turn go far beyond the limit."""
 

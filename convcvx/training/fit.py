@@ -259,12 +259,16 @@ def finish(
 def _proving(history: list[Round], *, resumed: bool) -> list[Round]:
     """The records that count as proofs: none that was read from a file.
 
-    Of a resumed training that is the last one, which is taken again, if its bound is its own.
+    Of a resumed training that is the last one, which is taken again, if its bound is its own: no record before it has
+    that, from which it may have been kept.
     """
     if not resumed:
         return history
-    own = bool(history) and history[-1].get("proved_g") == history[-1]["g_max"]
-    return history[-1:] if own else []
+    if not history:
+        return []
+    *others, last = history
+    own = "proved_g" in last and all(record.get("proved_g") != last["proved_g"] for record in others)
+    return [last] if own else []
 
 
 def load_fit(run: Run) -> Fit:
