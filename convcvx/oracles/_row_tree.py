@@ -70,11 +70,6 @@ class RowArrays(NamedTuple):
         """(N,) int32"""
         return self.tags[:, -2]
 
-    @property
-    def cells(self) -> np.ndarray:
-        """(N,) int32"""
-        return self.tags[:, -1]
-
 
 @dataclass(frozen=True)
 class RowTree:
