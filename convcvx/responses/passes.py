@@ -214,7 +214,12 @@ class Responses(Stream):
 
     def at(self, where: Tensor | None) -> Responses:
         """The same map on some of the images (indices), in this process; on all of them for None."""
-        return self if where is None else self._on(self.images[where.to(self.device)])
+        if where is None:
+            return self
+        other = self._on(self.images[where.to(self.device)])
+        if "maps" in self.kept:
+            other.kept["maps"] = self.kept["maps"].at(where)
+        return other
 
     @property
     def owners(self) -> Tensor:
@@ -235,7 +240,7 @@ class Responses(Stream):
 
     def shift(self, filters: Tensor) -> Tensor:
         """(m·P,) float64: about the mean of the pooled responses, by a few images."""
-        pooled = self.convolution(self.pixels(slice(0, min(SHIFT_SAMPLE, self.n))), self.kernels(filters))  # (b, P, m)
+        pooled = self.convolution(self.seen(slice(0, min(SHIFT_SAMPLE, self.n))), self.kernels(filters))  # (b, P, m)
         return pooled.double().mean(dim=0).T.flatten().cpu()
 
     def gram(

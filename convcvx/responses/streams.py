@@ -2,11 +2,12 @@
 
 Nothing here is ever O(n·K·h), but for the patches of a small problem, which are unrolled once and kept: a few images at
 a time are convolved, activated and pooled before they leave the cache, in the registers of a CPU (`Fused`) or by matrix
-products (`Unrolled`), whichever is faster. Pooled responses, O(n·m·P), are handed out in blocks. Products with as few
-columns as there are outputs are taken transposed, as a few long rows: that is three to five times as fast. On a CPU
-each core works on spans of images of its own, which scales where threads inside one product of this size do not; the
-spans are summed in their order, so that results do not depend on the number of cores. Sums over images are accumulated
-in float64 whatever the dtype of the arithmetic.
+products (`Unrolled`), whichever is faster. Where filters have few coordinates, patches are put into these once (`Maps`,
+O(n) times the pixels of an image). Pooled responses, O(n·m·P), are handed out in blocks. Products with as few columns
+as there are outputs are taken transposed, as a few long rows: that is three to five times as fast. On a CPU each core
+works on spans of images of its own, which scales where threads inside one product of this size do not; the spans are
+summed in their order, so that results do not depend on the number of cores. Sums over images are accumulated in float64
+whatever the dtype of the arithmetic.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from convcvx.machine.threads import each
 from convcvx.patches import PatchEmbedding
 from convcvx.pooling import Pooling
 from convcvx.responses.fused import Fused
+from convcvx.responses.maps import POINTS, Maps
 from convcvx.responses.unrolled import Unrolled
 
 CHUNK_BYTES = {"cpu": 1 << 22, "cuda": 1 << 28}
@@ -84,6 +86,8 @@ class Stream:
     ----------
     n, n_positions, n_cells, dim : int
         n images, K positions and P pooling cells an image, r entries a filter.
+    mapped : bool
+        Whether passes go over `Maps` of the images, which are then what is convolved, by filters instead of kernels.
     convolution : Fused or Unrolled
         What makes pooled responses of images and kernels.
     kept : dict
@@ -136,14 +140,20 @@ class Stream:
         self.small = size <= SMALL if small is None else small
         self.n_cells = math.prod(self.pooling.output_size(*self.map_size))
         self.kept: dict[str, Any] = {}
-        self._basis = embedding.basis.to(self.device, dtype)
+        in_coordinates = not self.small and self.patch_dtype == dtype
+        self.mapped = in_coordinates and Maps.suit(embedding, self.images, self.map_size, dtype)
+        basis = torch.eye(self.dim) if self.mapped else embedding.basis
+        self._basis = basis.to(self.device, dtype)
         self.fusible = Fused.is_exact(embedding.spec, self.images) if fusible is None else fusible
         self.convolution = self._fastest_convolution()
 
     def _fastest_convolution(self) -> Fused | Unrolled:
         channels, height, width = self.images.shape[1:]
-        arguments = self.embedding.spec, self.pooling, (channels, height, width), self.patch_dtype
-        if not self.small and self.device.type == "cpu" and self.fusible and Fused.suits(*arguments, self.activation):
+        spec, shape, exact = self.embedding.spec, (channels, height, width), self.fusible
+        if self.mapped:
+            spec, shape, exact = POINTS, (self.dim, *self.map_size), True
+        arguments = spec, self.pooling, shape, self.patch_dtype
+        if not self.small and self.device.type == "cpu" and exact and Fused.suits(*arguments, self.activation):
             return Fused(*arguments, self.activation)
         return Unrolled(*arguments, self.device, self.activation)
 
@@ -159,7 +169,13 @@ class Stream:
         return self.images[where].to(self.dtype)
 
     def seen(self, part: slice) -> Tensor:
-        """What the convolution takes of some images: their pixels, or the patches that a small problem keeps."""
+        """What the convolution takes of some images: their pixels, or the patches that a small problem keeps, or maps
+        of these."""
+        if self.mapped:
+            if "maps" not in self.kept:  # of threads that come at once the first has made those of all
+                maps = Maps(self.embedding, self.n, self.map_size, self.dtype, self.device)
+                self.kept.setdefault("maps", maps)
+            return self.kept["maps"].of(part, lambda: self.pixels(part))
         if not self.small or isinstance(self.convolution, Fused):
             return self.pixels(part)
         kept = self.kept.setdefault("columns", {})
@@ -172,12 +188,12 @@ class Stream:
         return columns
 
     def kernels(self, filters: Tensor) -> Tensor:
-        """(m, r) filters to (m, h) kernels, in `patch_dtype`."""
+        """(m, r) filters to (m, h) kernels, or (m, r) such for maps, in `patch_dtype`."""
         kernels = self.activation.kernels(filters.to(self.device, self.dtype))
         return (kernels @ self._basis).to(self.patch_dtype)
 
     def pulled_back(self, slopes: Tensor, filters: Tensor) -> Tensor:
-        """Slopes (h, m) in the kernels to those (m, r) in the `filters` (m, r)."""
+        """Slopes (h, m) in the `kernels` to those (m, r) in the `filters` (m, r)."""
         found = (self._basis.double() @ slopes).T
         return self.activation.pulled_back(found, filters.to(found))
 
