@@ -9,6 +9,8 @@ whitened by the second moments of the patches (for u) and of the centred respons
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -115,8 +117,10 @@ class Coordinates:
     ----------
     start : list of Tensor
         u' (m, r), V' (m·P, c) and b' (c,) of the solution.
-    filter_inverse, weight_inverse : Tensor (r, r), (m·P, m·P)
-        A⁻¹ and B⁻¹.
+    filter_inverse : Tensor (r, r)
+        A⁻¹.
+    weight_factor : Tensor (m·P, m·P)
+        B, lower triangular.
     mean : Tensor (m·P, 1)
         Of the responses; zero without an intercept.
     """
@@ -145,15 +149,33 @@ class Coordinates:
         # The descent needs no more precision than the passes over the images have.
         dtype = problem.responses.dtype
         self.mean = self.mean.to(dtype)
-        self.weight_inverse, self.filter_inverse = (
-            _inverse(weight_factor).to(dtype),
-            (_inverse(filter_factor) @ frame).to(dtype),
-        )
+        self.weight_factor, self.filter_inverse = weight_factor.to(dtype), (_inverse(filter_factor) @ frame).to(dtype)
         self.start = [part.to(dtype) for part in start]
+
+    @cached_property
+    def weight_inverse(self) -> Tensor:
+        """B⁻¹ (m·P, m·P)."""
+        return _inverse(self.weight_factor.double()).to(self.weight_factor)
+
+    def _whitened(self, matrix: Tensor) -> Tensor:
+        """B⁻¹ `matrix`, of a few columns.
+
+        A CPU solves for them in half a product, whose other half would be zeros; on a GPU a solve is one small step
+        after another.
+        """
+        if matrix.is_cuda:
+            return self.weight_inverse @ matrix
+        return torch.linalg.solve_triangular(self.weight_factor, matrix, upper=False)
+
+    def _unwhitened(self, matrix: Tensor) -> Tensor:
+        """B⁻ᵀ `matrix`."""
+        if matrix.is_cuda:
+            return self.weight_inverse.T @ matrix
+        return torch.linalg.solve_triangular(self.weight_factor.T, matrix, upper=True)
 
     def network(self, parts: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Coordinates to filters (m, r), weights (m, P, c), intercept (c,)."""
-        matrix = self.weight_inverse.T @ parts[1]
+        matrix = self._unwhitened(parts[1])
         intercept = parts[2] - (self.mean.T @ matrix)[0]
         filters, weights = parts[0] @ self.filter_inverse, matrix.view(self._shape)
         if self._pairs is not None:
@@ -166,7 +188,7 @@ class Coordinates:
         if self._pairs is not None:
             filters, weights = self._pairs.fold_filters(filters), self._pairs.fold(weights)
         matrix = weights.flatten(0, 1) - self.mean @ intercept[None]
-        return [filters @ self.filter_inverse.T, self.weight_inverse @ matrix, intercept]
+        return [filters @ self.filter_inverse.T, self._whitened(matrix), intercept]
 
 
 def _moments(features: Features, shares: Shares, *, centred: bool) -> tuple[Tensor, Tensor]:
