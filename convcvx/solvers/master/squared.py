@@ -108,7 +108,7 @@ class GramNewton:
 
     def _pull(self, matrix: Tensor) -> Tensor:
         """-∂ loss/∂W."""
-        return self.linear - self.hessian @ matrix
+        return self.linear - (matrix.T.contiguous() @ self.hessian).T  # products with a few long rows are the fast ones
 
     def _loss(self, matrix: Tensor) -> float:
         return 0.5 * (self._square - float((matrix * (self.linear + self._pull(matrix))).sum()))
