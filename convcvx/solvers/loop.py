@@ -62,6 +62,8 @@ class Look:
         Filters that may join, best first.
     short : Status, optional
         What kept this round from doing all that it was to do.
+    provisional : bool
+        Whether the gap in the record is of a first look only, by which no training ends.
     """
 
     solution: Solution
@@ -70,6 +72,7 @@ class Look:
     dual_point: Tensor | None
     candidates: Tensor
     short: Status | None = None
+    provisional: bool = False
 
     def recorded(self, seconds: float, status: Status) -> Solution:
         """The solution with this round in its history; without filters it is the best constant."""
@@ -129,7 +132,7 @@ class Solver:
         """Why this is the last round of the level; None if it is not."""
         # What a search that was cut short did not find is no sign of an optimum.
         believed = look.record["scope"].proved or not level.problem.deadline.passed
-        if look.record["rel_gap"] <= level.budget.tol and believed:
+        if look.record["rel_gap"] <= level.budget.tol and believed and not look.provisional:
             return Status.CONVERGED
         return level.limit(look.record)
 

@@ -82,8 +82,9 @@ class SlidingFrankWolfe(Solver):
     """Gap of the weights with which filters go over to other images or another β."""
     scout_size: int = 30_000
     """Images from which on climbs look first for what a proof takes minutes to find; with 8,000 they save nothing."""
-    far: float = 1.5
-    """Times tol from which on a gap that climbs show makes such a proof a waste: it would show no less."""
+    near: float = 0.75
+    """Share of tol above which a gap that climbs show makes such a proof a waste: it would show more, and more than tol
+    as a rule, in the time of several rounds."""
 
     def levels(self, problem: Problem, budget: Budget, start: Solution | None, seed: int) -> list[Level]:
         """Samples to begin with, smallest first, and the problem itself, from where `start` left off."""
@@ -116,21 +117,20 @@ class SlidingFrankWolfe(Solver):
         wanted = max(1, room(solution.n_filters, max(self.fewest, grown)))
         asked: dict[str, Any] = {"n_filters": wanted, "tol": tol, "seed": seed}
         scout = getattr(oracle, "scout", oracle)  # any function may be an oracle
+        provisional = not level.is_sample and scout is not oracle and self._scouts(problem)
+        if level.is_sample or provisional:
+            found, record, dual_point = consult(problem, scout, solution, predictions, confirm=False, **asked)
+            provisional = provisional and record["rel_gap"] > self.near * tol and not found.cut_short
         if level.is_sample:
-            found, record, dual_point = consult(problem, scout, solution, predictions, confirm=False, **asked)
             record["images"] = problem.n
-        elif scout is not oracle and self._scouts(problem):
-            found, record, dual_point = consult(problem, scout, solution, predictions, confirm=False, **asked)
-            if record["rel_gap"] > self.far * tol and not found.cut_short:
-                record, dual_point = _with_last_proof(record, solution)
-            else:
-                found, record, dual_point = consult(problem, oracle, solution, predictions, **asked)
+        elif provisional:
+            record, dual_point = _with_last_proof(record, solution)
         else:
             found, record, dual_point = consult(problem, oracle, solution, predictions, **asked)
         violating = found.filters[found.values > problem.beta]
         violating = violating[: room(solution.n_filters, len(violating))]
         short = Status.TIME_LIMIT if found.cut_short else None
-        return Look(solution, predictions, record, dual_point, violating, short)
+        return Look(solution, predictions, record, dual_point, violating, short, provisional)
 
     def ended(self, level: Level, look: Look) -> Status | None:
         """As for all solvers; or for want of progress, or of any filter, be it that time cut the search short."""
