@@ -111,7 +111,7 @@ def check_all_roads(problem: Problem) -> None:
 
 RANDOM = cases((1, 2, 10), [(1, 2, 1, "squared"), (2, 1, 4, "squared"), (2, 2, 1, "cross-entropy")])
 REAL = [
-    *cases((1, 2), [(2, 2, 1, "squared"), (2, 2, 4, "cross-entropy")]),
+    *cases((1, 2), [(2, 2, 1, "squared")]),
     *(pytest.param(r, 10, p, "cross-entropy", marks=pytest.mark.slow) for r, p in [(1, 4), (2, 1), (3, 4)]),
 ]
 
@@ -149,7 +149,7 @@ def planted(seed: int) -> tuple[Problem, float]:
     return planted_problem(blank, torch.cat([charges, charges]), loss)
 
 
-@pytest.mark.parametrize("seed", [s if s < 16 else pytest.param(s, marks=pytest.mark.slow) for s in range(200)])
+@pytest.mark.parametrize("seed", [s if s < 8 else pytest.param(s, marks=pytest.mark.slow) for s in range(200)])
 def test_planted_optima_are_recovered(seed):
     problem, optimum = planted(seed)
     last = sliding_frank_wolfe(problem, ExactOracle(), Budget(tol=1e-6)).history[-1]
