@@ -424,7 +424,7 @@ def polished(problem: Problem, network: Network, steps: int = 400) -> Network:
     patches = problem.patches
     pool = np.array(problem.pooling.fractions(), dtype=float)
     truth = np.array(problem.truth, dtype=float)
-    h, cells = patches.shape[2], len(pool)
+    n, h, cells = problem.n, patches.shape[2], len(pool)
     norms = [np.linalg.norm(a.reshape(m, -1), axis=1) for a in (network.filters, network.weights)]
     ratio = np.sqrt(np.divide(norms[1], norms[0], out=np.zeros(m), where=norms[0] > 0))
     inverse = np.divide(1.0, ratio, out=np.zeros(m), where=ratio > 0)
@@ -437,8 +437,9 @@ def polished(problem: Problem, network: Network, steps: int = 400) -> Network:
     def value(flat: np.ndarray) -> tuple[float, np.ndarray]:
         u, v, b = unpack(flat)
         raw = patches @ u.T  # (n, K, m)
-        responses = np.einsum("pk,nkm->nmp", pool, np.maximum(raw, 0))
-        f = np.einsum("nmp,mpc->nc", responses, v) + b
+        responses = (pool @ np.maximum(raw, 0)).reshape(n, -1)  # (n, P m)
+        heads = v.transpose(1, 0, 2).reshape(-1, c)
+        f = responses @ heads + b
         if problem.loss == "squared":
             loss, slope = 0.5 * (share * (f - truth) ** 2).sum(), share * (f - truth)
         elif problem.loss == "squared-hinge":
@@ -449,10 +450,10 @@ def polished(problem: Problem, network: Network, steps: int = 400) -> Network:
             total = np.exp(f - top).sum(axis=1, keepdims=True)
             loss = (share * (top + np.log(total) - f) * truth).sum()
             slope = share * (np.exp(f - top) / total - truth)
-        back = np.einsum("pk,nc,mpc->nkm", pool, slope, v) * (raw > 0)
+        back = (pool.T @ (slope @ heads.T).reshape(n, cells, m)) * (raw > 0)
         slopes = [
-            np.einsum("nkm,nkh->mh", back, patches) + problem.beta * u,
-            np.einsum("nmp,nc->mpc", responses, slope) + problem.beta * v,
+            back.reshape(-1, m).T @ patches.reshape(-1, h) + problem.beta * u,
+            (responses.T @ slope).reshape(cells, m, c).transpose(1, 0, 2) + problem.beta * v,
             slope.sum(axis=0) * problem.intercept,
         ]
         decay = 0.5 * problem.beta * ((u**2).sum() + (v**2).sum())
