@@ -9,6 +9,9 @@ from pathlib import Path
 
 # Waiting threads that spin starve the working ones on a shared machine; to be set before torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# NumPy's and SciPy's BLAS have threads of their own, which wait by spinning: with two workers on two cores every step
+# of the judge's descents, on vectors of some tens of numbers, took milliseconds in place of microseconds.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import pytest
 import torch

@@ -256,7 +256,7 @@ class Problem:
         """(c,) biases of the least squared hinge, exactly.
 
         With w = t - f the loss of an output is Σ s_i (w_i - b)² over the positives with w_i > b and the negatives with
-        w_i < b: a parabola between neighbours among the w. Its least is at one of these, or where a parabola is flat.
+        w_i < b: convex, and a parabola between neighbours among the w. Where it begins to rise, its least is near.
         """
         counted = self.shares > 0
         truth, shares = self.truth[counted], self.shares[counted]
@@ -264,11 +264,12 @@ class Problem:
 
         def best(w: np.ndarray, t: np.ndarray) -> Fraction:
             corners = sorted(set(w))
-            tried = list(corners)
-            for low, high in itertools.pairwise(corners):
-                pulls = shares * ((w - (low + high) / 2) * t > 0)
-                tried += [pulls @ w / pulls.sum()] if pulls.any() else []
-            return min(tried, key=lambda b: shares @ np.maximum(t * (w - b), 0) ** 2)
+            falls = (shares @ (t * np.maximum(t * (w - b), 0)) for b in corners)
+            place, fall = next((place, fall) for place, fall in enumerate(falls) if fall <= 0)
+            if fall == 0:
+                return corners[place]
+            pulls = shares * ((w - (corners[place - 1] + corners[place]) / 2) * t > 0)
+            return pulls @ w / pulls.sum()
 
         return np.array([best(w, t) for w, t in zip(wanted.T, truth.T, strict=True)], dtype=object)
 
@@ -356,6 +357,9 @@ def _least_cross_entropy(outputs: np.ndarray, targets: np.ndarray, shares: np.nd
                 step = mpmath.lu_solve(hessian, slope[1:])
             except ZeroDivisionError:
                 break
+            promised = mpmath.fsum(slope[k] * step[k - 1] for k in classes[1:]) / 2
+            if abs(promised) <= value * CERTAIN / 1000:  # what rounding hides, no shorter step would gain
+                break
             size = mpf(1)
             while size > mpf(10) ** -30:
                 trial = b.copy()
@@ -395,13 +399,13 @@ def _rough_bias(logits: np.ndarray, targets: np.ndarray, shares: np.ndarray) -> 
             top = rest.max(axis=1)
             against = top + np.log(np.exp(rest - top[:, None]).sum(axis=1)) - logits[:, k]
             low, high = -2 * reach, 2 * reach
-            for _ in range(70):
+            while high - low > 1e-10 * reach:  # Newton's method does the rest in few steps
                 middle = 0.5 * (low + high)
                 mean = shares @ (1 / (1 + np.exp(np.clip(against - middle, -700, 700))))
                 low, high = (middle, high) if mean < frequencies[k] else (low, middle)
             b[k] = 0.5 * (low + high)
         b -= b[0]
-        if np.abs(b - before).max() < 1e-9:
+        if np.abs(b - before).max() < 1e-6:
             break
     return b.tolist()
 
@@ -420,7 +424,7 @@ def polished(problem: Problem, network: Network, steps: int = 400) -> Network:
     patches = problem.patches
     pool = np.array(problem.pooling.fractions(), dtype=float)
     truth = np.array(problem.truth, dtype=float)
-    h, cells = patches.shape[2], len(pool)
+    n, h, cells = problem.n, patches.shape[2], len(pool)
     norms = [np.linalg.norm(a.reshape(m, -1), axis=1) for a in (network.filters, network.weights)]
     ratio = np.sqrt(np.divide(norms[1], norms[0], out=np.zeros(m), where=norms[0] > 0))
     inverse = np.divide(1.0, ratio, out=np.zeros(m), where=ratio > 0)
@@ -433,8 +437,9 @@ def polished(problem: Problem, network: Network, steps: int = 400) -> Network:
     def value(flat: np.ndarray) -> tuple[float, np.ndarray]:
         u, v, b = unpack(flat)
         raw = patches @ u.T  # (n, K, m)
-        responses = np.einsum("pk,nkm->nmp", pool, np.maximum(raw, 0))
-        f = np.einsum("nmp,mpc->nc", responses, v) + b
+        responses = (pool @ np.maximum(raw, 0)).reshape(n, -1)  # (n, P m)
+        heads = v.transpose(1, 0, 2).reshape(-1, c)
+        f = responses @ heads + b
         if problem.loss == "squared":
             loss, slope = 0.5 * (share * (f - truth) ** 2).sum(), share * (f - truth)
         elif problem.loss == "squared-hinge":
@@ -445,10 +450,10 @@ def polished(problem: Problem, network: Network, steps: int = 400) -> Network:
             total = np.exp(f - top).sum(axis=1, keepdims=True)
             loss = (share * (top + np.log(total) - f) * truth).sum()
             slope = share * (np.exp(f - top) / total - truth)
-        back = np.einsum("pk,nc,mpc->nkm", pool, slope, v) * (raw > 0)
+        back = (pool.T @ (slope @ heads.T).reshape(n, cells, m)) * (raw > 0)
         slopes = [
-            np.einsum("nkm,nkh->mh", back, patches) + problem.beta * u,
-            np.einsum("nmp,nc->mpc", responses, slope) + problem.beta * v,
+            back.reshape(-1, m).T @ patches.reshape(-1, h) + problem.beta * u,
+            (responses.T @ slope).reshape(cells, m, c).transpose(1, 0, 2) + problem.beta * v,
             slope.sum(axis=0) * problem.intercept,
         ]
         decay = 0.5 * problem.beta * ((u**2).sum() + (v**2).sum())

@@ -40,7 +40,7 @@ def labelled() -> tuple[np.ndarray, np.ndarray]:
     return (digits.images[:120] / 16).astype(np.float32), labels
 
 
-@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize("intercept", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_one_label_is_the_cross_entropy_of_two_classes_at_another_beta(intercept):
     """Two logits of opposite sign have, for the same difference, 1/√2 of the length."""
     x, y = draws(20, 2), (draws(20, seed=1) > 0).long()

@@ -186,7 +186,7 @@ def test_the_scope_is_told_in_words():
     assert Certificate.from_dict(json.loads(json.dumps(proof.to_dict()))) == proof
 
 
-@pytest.mark.parametrize("loss", ["squared", "cross-entropy"])
+@pytest.mark.parametrize("loss", ["squared", pytest.param("cross-entropy", marks=pytest.mark.slow)])
 def test_a_proved_bound_is_said_beside_an_estimate(loss):
     """Rank 4, by climbs; what branch and bound proves of the same network, to 1 %, is above it."""
     network = adam(plain(kernel=(2, 2)), loss, 60)

@@ -341,6 +341,7 @@ def test_a_preset_trains_on_the_data_named_beside_it(tmp_path):
     assert resumed["primal"] == pytest.approx(metrics["primal"], rel=1e-9)
 
 
+@pytest.mark.slow
 def test_filters_of_a_dictionary_that_slide_reach_a_lower_objective(tmp_path):
     train = ["train", "--limit", "150", "--pool", "2", "--dictionary", "16", "--max-rounds", "0", "--tol", "1"]
     drawn = answer(cli(*train, "--beta-ratio", "0.01", "--out", tmp_path / "drawn", "--json"))

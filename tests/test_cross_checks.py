@@ -37,8 +37,11 @@ def cases(outputs: tuple[int, ...], quick: list[tuple]) -> list:
 
 
 def small(r: int, c: int, p: int, loss: str) -> Problem:
-    """n images of 4 (in rank 4: p) Gaussian patches of rank r, averaged into p cells; one output is a real target."""
-    n, n_patches = {1: 12, 2: 10, 3: 4, 4: 2}[r], p if r == 4 else 4
+    """n images of 4 (in rank 4: p) Gaussian patches of rank r, averaged into p cells; one output is a real target.
+
+    Of rank 3 there are few: the relaxation takes four times as long for twice as many cones.
+    """
+    n, n_patches = {1: 12, 2: 8, 3: 3, 4: 2}[r], p if r == 4 else 4
     pooling = "none" if p == n_patches else f"{p}x1"
     problem = flat_problem(max(n, c), n_patches, r, max(c, 2), beta=0.03, loss=loss, pooling=pooling)
     if c > 1:
@@ -53,7 +56,7 @@ def real(images: torch.Tensor, classes: torch.Tensor, r: int, c: int, p: int, lo
 
     One output is the class number, two are its parity, ten the classes.
     """
-    n = max({1: 12, 2: 8, 3: 4, 4: 3}[r], c)
+    n = max({1: 12, 2: 8, 3: 3, 4: 3}[r], c)
     first = torch.stack([(classes == k).nonzero()[0, 0] for k in range(10)])
     rest = torch.tensor([i for i in range(n + 10) if i not in first])
     chosen = torch.cat([first, rest])[:n]
@@ -108,7 +111,7 @@ def check_all_roads(problem: Problem) -> None:
 
 RANDOM = cases((1, 2, 10), [(1, 2, 1, "squared"), (2, 1, 4, "squared"), (2, 2, 1, "cross-entropy")])
 REAL = [
-    *cases((1, 2), [(2, 2, 1, "squared"), (2, 2, 4, "cross-entropy")]),
+    *cases((1, 2), [(2, 2, 1, "squared")]),
     *(pytest.param(r, 10, p, "cross-entropy", marks=pytest.mark.slow) for r, p in [(1, 4), (2, 1), (3, 4)]),
 ]
 
@@ -146,7 +149,7 @@ def planted(seed: int) -> tuple[Problem, float]:
     return planted_problem(blank, torch.cat([charges, charges]), loss)
 
 
-@pytest.mark.parametrize("seed", [s if s < 16 else pytest.param(s, marks=pytest.mark.slow) for s in range(200)])
+@pytest.mark.parametrize("seed", [s if s < 8 else pytest.param(s, marks=pytest.mark.slow) for s in range(200)])
 def test_planted_optima_are_recovered(seed):
     problem, optimum = planted(seed)
     last = sliding_frank_wolfe(problem, ExactOracle(), Budget(tol=1e-6)).history[-1]

@@ -131,7 +131,7 @@ def test_training_on_the_gpu_is_certified_alike_on_both(loss, streamed):
     assert primals[0] == pytest.approx(primals[1], rel=1e-10)  # float64 on both, whatever the training used
 
 
-@pytest.mark.parametrize("beta_ratio", [None, 0.01])
+@pytest.mark.parametrize("beta_ratio", [pytest.param(None, marks=pytest.mark.slow), 0.01])
 def test_the_optimum_over_a_dictionary_is_the_same_on_the_gpu(beta_ratio):
     fits = []
     for p in (problem("cuda"), problem("cpu")):

@@ -851,7 +851,7 @@ def test_above_beta_max_the_bound_keeps_below_the_best_constant(loss: str, oracl
     assert not loose
 
 
-@pytest.mark.parametrize("loss", judge.LOSSES)
+@pytest.mark.parametrize("loss", ["squared", "cross-entropy", pytest.param("squared-hinge", marks=pytest.mark.slow)])
 def test_the_history_claims_no_more_than_is_true(loss: str) -> None:
     """The bounds of rounds that say they are proved, each against the best network that is known in the end."""
     faults = []
@@ -954,6 +954,7 @@ def test_no_filter_beats_the_bound_of_a_rigorous_oracle(kind: str, seeds: range,
         problem, z = charged_problem(kind, seed)
         rank = problem.patches.shape[2]
         tries = judge.adversaries(problem, z, seed)[:60]
+        highest = max(tries, key=lambda u: problem.g_squared(u, z))  # the others are above no bound that it is not
         largest = judge.largest_on_circle(problem, z) if rank <= 2 else None
         total = float(np.linalg.norm(problem.patches, axis=2).sum(axis=1) @ np.linalg.norm(z, axis=1))
         top = g_of(problem, z, tries[0])
@@ -968,7 +969,7 @@ def test_no_filter_beats_the_bound_of_a_rigorous_oracle(kind: str, seeds: range,
             if found.scope != "global":
                 faults.append(f"{where}: scope {found.scope}")
             own = [u.numpy() for u in found.filters]
-            worst = judge.exceeds(problem, z, found.upper_bound, np.concatenate([tries, *(u[None] for u in own)]))
+            worst = judge.exceeds(problem, z, found.upper_bound, np.stack([highest, *own]))
             if worst is not None:
                 faults.append(
                     f"{where}: g {g_of(problem, z, worst)!r} above the bound {found.upper_bound!r} at {worst.tolist()}"

@@ -56,14 +56,21 @@ def awkward_filters(problem: Problem, m: int, seed: int) -> Tensor:
     return torch.cat([filters, filters[:1], -torch.nn.functional.normalize(rows.mean(dim=0)[None])])
 
 
+slow = pytest.mark.slow
 everywhere = pytest.mark.parametrize("loss", LOSSES)
 
 
 @everywhere
-@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize(
+    ("beta", "n_outputs", "intercept"),
+    [
+        (0.05, 2, False),
+        (0.003, 3, True),
+        *(pytest.param(*rest, marks=slow) for rest in [(0.05, 2, True), (0.003, 3, False)]),
+    ],
+)
 @pytest.mark.parametrize("pooling", [None, "2x1", "none"])
-@pytest.mark.parametrize(("beta", "n_outputs"), [(0.05, 2), (0.003, 3)])
-def test_the_master_agrees_with_clarabel(loss, intercept, pooling, beta, n_outputs):
+def test_the_master_agrees_with_clarabel(loss, beta, n_outputs, intercept, pooling):
     problem = flat_problem(18, n_outputs=n_outputs, beta=beta, loss=loss, intercept=intercept, pooling=pooling)
     filters = awkward_filters(problem, 5, seed=n_outputs)
     result = solve_master(problem, filters, tol=1e-8)
@@ -87,7 +94,7 @@ def test_negative_control_other_weights_have_a_gap_and_another_objective(loss):
 
 
 @everywhere
-@pytest.mark.parametrize("tol", [1e-2, 1e-4, 1e-8])
+@pytest.mark.parametrize("tol", [1e-2, pytest.param(1e-4, marks=slow), 1e-8])
 def test_the_claimed_gap_is_true(loss, tol):
     problem = flat_problem(30, beta=0.001, loss=loss, pooling="none")
     filters = awkward_filters(problem, 12, seed=1)

@@ -226,7 +226,7 @@ def test_other_data_in_a_worker_are_refused():
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
-TRAIN = "train --pool 2 --beta-ratio 0.02 --tol 0.01 --json"
+TRAIN = "train --stride 2 --pool 2 --beta-ratio 0.02 --tol 0.01 --json"
 EQUAL = ("primal", "dual", "rel_gap", "beta_max", "n_filters", "rounds", "train_accuracy", "test_accuracy")
 
 

@@ -45,7 +45,7 @@ SPIRALS = [
     ("squared", 0.003),
     ("squared", 0.001),
     ("cross-entropy", 0.1),
-    ("cross-entropy", 0.03),
+    slow("cross-entropy", 0.03),
     slow("cross-entropy", 0.01),
 ]
 
@@ -128,7 +128,7 @@ def rises(history: list[dict]) -> list[float]:
     return [b / a - 1 for a, b in pairwise(objectives) if b > a * (1 + 1e-9)]
 
 
-@pytest.mark.parametrize("loss", ["squared", "cross-entropy"])
+@pytest.mark.parametrize("loss", ["squared", slow("cross-entropy")])
 def test_the_objective_never_rises_on_digits(digits, loss):
     problem = build_problem(*digits, spec=PatchSpec(3, stride=2), pooling="2", loss=loss)
     problem = problem.with_beta(0.02 * find_beta_max(problem))

@@ -70,7 +70,7 @@ def test_the_optimum_is_that_of_the_convex_program(weighted):
     assert found.certificate.loss == "squared-hinge"
 
 
-@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize("intercept", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_two_classes_are_one_label_twice_at_another_beta(intercept):
     """Two outputs of opposite sign lose twice as much, and have √2 of the length."""
     x, y = draws(20, 2), labels(20).long()

@@ -313,7 +313,7 @@ def test_the_command_keeps_the_contract(tmp_path):
     assert stacked_cnn(tmp_path / "run")(images()).shape == (50, 10)
 
 
-@pytest.mark.parametrize("slide", ["0", "1,2"])
+@pytest.mark.parametrize("slide", ["0", pytest.param("1,2", marks=pytest.mark.slow)])
 def test_a_stack_with_flips_says_the_same_of_an_image_and_its_mirror_image(slide, tmp_path):
     """Through paired channels the second stage knows what mirroring the images does to its features."""
     options = {"kernel_size": "3", "dictionary": "6,60", "threshold": "0.1", "hidden_bias": True, "max_rounds": 0,

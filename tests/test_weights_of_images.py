@@ -39,7 +39,7 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
     "options",
     [
         {"rank": 2},
-        {"rank": 2, "class_weight": "balanced"},
+        pytest.param({"rank": 2, "class_weight": "balanced"}, marks=pytest.mark.slow),
         {"rank": 2, "class_weight": {0: 2, "1": 0.5}},
         {"rank": 2, "hidden_bias": False, "whiten": 0.1},
         pytest.param({"rank": 2, "loss": "cross-entropy"}, marks=pytest.mark.slow),
