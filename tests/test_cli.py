@@ -213,6 +213,16 @@ def test_a_resumed_run_that_may_not_go_on_says_which_budget_is_used_up(run, tmp_
     assert "no round was added" not in further
 
 
+def test_a_solver_that_goes_on_from_no_checkpoint_says_so(tmp_path):
+    small = ["train", "--limit", "40", "--solver", "gated", "--gates", "5", "--tol", "1", "--out", tmp_path / "run"]
+    began = cli(*small).stdout
+    again = cli(*small, "--resume").stdout
+    told = "solver gated goes on from no checkpoint: all of it was solved again"
+    assert told in again
+    assert told not in began
+    assert "no round was added" not in again
+
+
 def test_resume_refuses_another_problem(run):
     done = cli(*SMALL, "--loss", "cross-entropy", "--out", run[0], "--resume", code=2)
     assert "loss" in done.stderr
