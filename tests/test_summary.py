@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from convcvx.cli.output import explain_short, print_summary
-from convcvx.cli.stack import _print_table
+from convcvx.cli.stacking import _print_table
 from convcvx.display.words import claims, of_optimum, told
 from convcvx.training.card import _certified
 from convcvx.training.progress import HEADER, Progress

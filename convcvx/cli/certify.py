@@ -13,7 +13,8 @@ import typer
 from convcvx.budget import Deadline
 from convcvx.certificate import Certificate
 from convcvx.cli import flags as f
-from convcvx.cli.output import explain_short, finish, guard, open_console, print_summary
+from convcvx.cli.ending import finish, guard, open_console
+from convcvx.cli.output import explain_short, print_summary
 from convcvx.errors import InputError, RunError
 from convcvx.machine.watch import Waiting
 from convcvx.patches import PatchEmbedding

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from convcvx.cli import flags as f
-from convcvx.cli.output import finish, guard, open_console, percent
+from convcvx.cli.ending import finish, guard, open_console, percent
 from convcvx.comparison import CompareConfig, compare_job
 from convcvx.display.words import convergence, counted
 from convcvx.machine.watch import Waiting
