@@ -8,11 +8,10 @@ convcvx uses its data sets only, so the bare schemas are enough. A matching buil
 from __future__ import annotations
 
 from types import ModuleType
-
-import torch
+from typing import Any
 
 _SCHEMAS = tuple(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor" for name in ("nms", "qnms"))
-_libraries: list[torch.library.Library] = []  # a Library undefines its operators when collected
+_libraries: list[Any] = []  # a Library undefines its operators when collected
 
 
 def import_torchvision() -> ModuleType:
@@ -22,6 +21,8 @@ def import_torchvision() -> ModuleType:
     except RuntimeError as error:
         if "torchvision::nms" not in str(error):
             raise
+        import torch
+
         library = torch.library.Library("torchvision", "DEF")
         for schema in _SCHEMAS:
             library.define(schema)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from time import perf_counter
 
 from convcvx.errors import check_count, check_positive
-from convcvx.machine.jit import compiling_seconds
 
 
 def clock() -> float:
@@ -20,6 +19,8 @@ def clock() -> float:
 
     That takes up to a minute, in which a training gets nowhere: a short limit would be over before it has begun.
     """
+    from convcvx.machine.jit import compiling_seconds  # here: a `Budget` is checked before numba is imported
+
     return perf_counter() - compiling_seconds()
 
 

@@ -10,6 +10,7 @@ import torch
 from helpers.batches import Batched
 from helpers.problems import digits_problem
 from helpers.rows import agrees, awkward_rows, clustered_rows, dense_max, largest, narrow_cone, random_rows, unit_rows
+from helpers.rows import charged as rows_as_they_are
 from hypothesis import given, settings
 
 from convcvx.budget import Budget, OutOfTime
@@ -189,14 +190,39 @@ def test_bad_parameters(arguments):
         BranchAndBoundOracle(**arguments)
 
 
-def test_grows_its_workspace(monkeypatch):
-    """A stack and an index buffer that are too small give the same answer."""
-    charged = random_rows(500, 3)
-    expected = BranchAndBoundOracle(1e-3).maximise(charged).upper_bound
+@pytest.mark.parametrize("rank", [2, 3, 4])
+def test_a_search_that_runs_out_of_room_proves_the_same(rank, monkeypatch):
+    """A stack and a buffer of entries that are far too small: what the search had begun is bounded again, with room."""
+    charged = random_rows(120 if rank < 4 else 14, rank)
+    expected, exact = BranchAndBoundOracle(1e-3).maximise(charged), ExactOracle().maximise(charged)
+    rounding = 1e-10 * np.linalg.norm(charged.charges, axis=1).sum()
+    grown, grow = [], Workspace.grow
+    monkeypatch.setattr(Workspace, "grow", lambda space: grown.append(len(space.indices)) or grow(space))
     monkeypatch.setattr(Workspace.__init__, "__defaults__", (3, 8))
     result = BranchAndBoundOracle(1e-3).maximise(charged)
-    assert result.upper_bound == pytest.approx(expected, rel=1e-3)
-    assert result.upper_bound >= float(result.values[0])
+    assert grown
+    assert result.stats["stopped"] == "bound"
+    assert agrees(result.upper_bound, exact, 1e-3, rounding)
+    assert result.upper_bound == pytest.approx(expected.upper_bound, rel=1e-3)
+    for wrong in (0.98, 1.01):  # the control
+        assert not agrees(wrong * result.upper_bound, exact, 1e-3, rounding)
+
+
+@both
+@pytest.mark.parametrize("max_cones", [None, 0])
+@pytest.mark.parametrize("spread", [-25.0, 9.0, 25.0])
+def test_rows_of_any_length_are_bounded(oracle, max_cones, spread):
+    """Rows made by hand need not be unit: what the search starts from and its rounding count their lengths as well."""
+    for seed in range(3):
+        random = np.random.default_rng(seed)
+        rows = random.standard_normal((12, 3)) * 2.0 ** (spread * random.random(12))[:, None]
+        charges = random.standard_normal((12, 2))
+        exact = ExactOracle().maximise(unit_rows(rows, charges))
+        result = oracle(1e-3, max_cones=max_cones).maximise(rows_as_they_are(rows, charges))
+        assert result.upper_bound >= largest(exact)
+        if max_cones is None:
+            rounding = 1e-10 * (np.linalg.norm(rows, axis=1) * np.linalg.norm(charges, axis=1)).sum()
+            assert agrees(result.upper_bound, exact, 1e-3, rounding)
 
 
 def test_bundles_enclose_their_rows():

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,8 +22,9 @@ from helpers.commands import DIGITS, NO_SEARCH, answer, cli, said, strict_json
 from safetensors.torch import save_file
 from torch import nn
 
-from convcvx.cli import app
-from convcvx.cli.output import as_flags, open_console
+from convcvx.cli import COMMANDS
+from convcvx.cli.ending import open_console
+from convcvx.cli.output import as_flags
 from convcvx.data.datasets import load
 from convcvx.data.torchvision_sets import DOWNLOADS
 from convcvx.solution import Status
@@ -213,6 +215,16 @@ def test_a_resumed_run_that_may_not_go_on_says_which_budget_is_used_up(run, tmp_
     assert "no round was added" not in further
 
 
+def test_a_solver_that_goes_on_from_no_checkpoint_says_so(tmp_path):
+    small = ["train", "--limit", "40", "--solver", "gated", "--gates", "5", "--tol", "1", "--out", tmp_path / "run"]
+    began = cli(*small).stdout
+    again = cli(*small, "--resume").stdout
+    told = "solver gated goes on from no checkpoint: all of it was solved again"
+    assert told in again
+    assert told not in began
+    assert "no round was added" not in again
+
+
 def test_resume_refuses_another_problem(run):
     done = cli(*SMALL, "--loss", "cross-entropy", "--out", run[0], "--resume", code=2)
     assert "loss" in done.stderr
@@ -359,27 +371,67 @@ def test_the_command_line_does_not_wait_for_what_it_may_not_need():
     """They take seconds to import on a slow machine."""
     slow = ("matplotlib", "sklearn", "cvxpy", "scipy.optimize", "scipy.spatial")
     probe = f"print([m for m in {slow} if m in sys.modules])"
-    code = f"import sys, convcvx.cli; {probe}; import convcvx.report; {probe}"
+    code = f"import sys, convcvx.cli.training, convcvx.cli.stacking, convcvx.cli.certify, convcvx.cli.runs; {probe}"
+    code += f"; import convcvx.report; {probe}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["[]", "['matplotlib']"]  # the second is the negative control
+
+
+QUICK = {
+    "": 0,
+    "--help": 0,
+    "--version": 0,
+    "data": 0,
+    "train --help": 0,
+    "stack --help": 0,
+    "train --kernel-size 0": 2,
+    "train --kernel-size 3x": 2,
+    "train --solver simplex": 2,
+    "train --tol -1": 2,
+    "train --slide 3": 2,
+    "train --resume": 2,
+    "train --preset nothing": 2,
+    "train --bogus 3": 2,
+    "stack --stages 0": 2,
+    "stack --kernel-size 3,4,5": 2,
+    "trian": 2,
+}
+"""Commands that need no torch, and how they end."""
+
+
+def test_what_needs_no_torch_does_not_wait_for_it(tmp_path):
+    """All in one process: none of them may leave it imported."""
+    code = f"""
+import sys
+from typer.testing import CliRunner
+from convcvx.cli import app
+for command, status in {QUICK}.items():
+    done = CliRunner().invoke(app, command.split())
+    assert done.exit_code == status, (command, done.output)
+    assert not {{"torch", "numba", "scipy"}} & sys.modules.keys(), command
+assert CliRunner().invoke(app, ["train", "--pool", "nothing"]).exit_code == 2
+print("torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.stdout == "True\n", done.stderr  # the control: what a text stands for takes torch to say
 
 
 def test_the_command_alone_says_what_to_do_next_and_its_commands_exist():
     shown = cli("").stdout
     lines = [line.split("    ")[0].split()[1:] for line in shown.splitlines() if line.startswith("  convcvx")]
     assert len(lines) >= 6
-    names = {command.name or command.callback.__name__ for command in app.registered_commands}
-    assert {line[0] for line in lines} <= names | {"--help"}
+    assert {line[0] for line in lines} <= {*COMMANDS, "--help"}
     assert cli(" ".join(lines[-1])).stdout
 
 
-@pytest.mark.parametrize("name", ["", *(command.callback.__name__ for command in app.registered_commands)])
+@pytest.mark.parametrize("name", ["", *COMMANDS])
 def test_help_fits_80_columns_and_no_line_of_it_is_broken(name, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TERMINAL_WIDTH", "80")
     assert all(len(line) <= 80 for line in cli(f"{name} --help").stdout.splitlines())
-    callback = next((c.callback for c in app.registered_commands if c.callback.__name__ == name), None)
-    _, *rest = inspect.getdoc(callback or cli).split("\n\n")
+    command = getattr(import_module(f"convcvx.cli.{name}"), name) if name else cli
+    first, *rest = inspect.getdoc(command).split("\n\n")
+    assert not name or first == COMMANDS[name]
     assert all(len(line) <= 78 for paragraph in rest for line in paragraph.splitlines())  # rich takes one at each side
 
 

@@ -15,6 +15,7 @@ import pytest
 from helpers.commands import DIGITS, answer, cli
 
 from convcvx.budget import Deadline
+from convcvx.cli.compare import _reaches
 from convcvx.comparison import CompareConfig, compare_job, late_fall, reached
 from convcvx.display.words import convergence
 from convcvx.errors import InputError, RunError
@@ -112,6 +113,11 @@ def test_data_that_have_moved_are_named(tmp_path):
     assert "What needs images is left out" not in (run / "report.html").read_text()
     cli("report", run)
     assert "What needs images is left out" in (run / "report.html").read_text()
+
+
+def test_what_is_never_reached_is_said_so():
+    assert _reaches("it", None) == "never reaches it"
+    assert _reaches("it", 1.64) == "reaches it after 1.6 s"
 
 
 def test_reached_is_the_first_time_at_or_below():

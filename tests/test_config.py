@@ -7,9 +7,12 @@ from helpers.commands import NO_SEARCH, Quiet, answer, cli, refused
 
 from convcvx.activations import RELU
 from convcvx.errors import InputError, RunError
+from convcvx.oracles import FAMILIES, ORACLES
 from convcvx.responses.processes import LAUNCHED
 from convcvx.responses.team import Team
+from convcvx.solvers import SOLVERS
 from convcvx.stack.options import StackConfig, as_kept_by_stage, settings_of
+from convcvx.terms import names
 from convcvx.training.jobs import train_into
 from convcvx.training.option import as_kept
 from convcvx.training.options import TrainConfig, check_unchanged
@@ -220,3 +223,9 @@ def test_a_folder_that_is_no_run_is_not_offered_resume(tmp_path):
     with pytest.raises(RunError) as caught:
         Run.new(tmp_path)
     assert "--resume" not in str(caught.value)
+
+
+def test_names_are_those_of_the_tables():
+    assert tuple(SOLVERS) == names.SOLVERS
+    assert tuple(ORACLES) == names.ORACLES
+    assert tuple(FAMILIES) == names.FAMILIES

@@ -476,10 +476,11 @@ def test_a_downloadable_set_may_be_an_npz(tmp_path):
 
 
 def test_the_default_data_dir_is_never_a_foreign_package(tmp_path, monkeypatch):
-    assert data.default_data_dir() == Path(data.__file__).parents[2] / "datasets"
+    assert data_sources.default_data_dir() == Path(data.__file__).parents[2] / "datasets"
     (tmp_path / "datasets").mkdir()
-    monkeypatch.setattr(data, "__file__", str(tmp_path / "convcvx" / "data" / "datasets.py"))  # as in site-packages
-    assert data.default_data_dir() == Path("datasets")
+    elsewhere = tmp_path / "convcvx" / "data" / "downloads.py"  # as in site-packages
+    monkeypatch.setattr(data_sources, "__file__", str(elsewhere))
+    assert data_sources.default_data_dir() == Path("datasets")
 
 
 # Validation split

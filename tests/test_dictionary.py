@@ -16,7 +16,7 @@ from convcvx.losses.shares import Shares
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
 from convcvx.responses.mirror import mirror
-from convcvx.solvers.dictionary.filters import SOURCES, dictionary
+from convcvx.solvers.dictionary.filters import dictionary
 from convcvx.solvers.dictionary.lasso import DictionaryLasso
 from convcvx.solvers.dictionary.path import (
     PATH_ITER,
@@ -28,6 +28,7 @@ from convcvx.solvers.dictionary.path import (
     fit_dictionary,
 )
 from convcvx.solvers.master.table import solve_master
+from convcvx.terms.names import DICTIONARY_SOURCES
 from convcvx.training.plan import build_problem
 
 SPEC = PatchSpec((3, 3), hidden_bias=True, contrast=0.01, whiten=0.1)
@@ -42,7 +43,7 @@ def problem() -> Problem:
     return digits()
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", DICTIONARY_SOURCES)
 def test_dictionaries_are_distinct_unit_filters_with_the_threshold(problem, source):
     filters = dictionary(problem.responses, 20, source=source, threshold=0.5, seed=3)
     assert torch.allclose(filters.norm(dim=1), torch.ones(20).double())
@@ -52,7 +53,7 @@ def test_dictionaries_are_distinct_unit_filters_with_the_threshold(problem, sour
     assert (filters @ filters.T - 2 * torch.eye(20)).max() < 1 - 1e-6
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", DICTIONARY_SOURCES)
 def test_dictionaries_of_large_data_are_drawn_in_their_single_precision(problem, source):
     single = dictionary(digits(dtype=torch.float32).responses, 20, source=source, threshold=0.5, seed=3)
     assert torch.allclose(single, dictionary(problem.responses, 20, source=source, threshold=0.5, seed=3), atol=1e-4)

@@ -1,7 +1,11 @@
-"""The pages that help to choose name all there is to choose; `make docs` runs their code and follows their links."""
+"""The pages that help to choose name all there is to choose; `make docs` runs their code and follows their links.
+
+What their code has printed stands in them: here, how that is told from what it prints now.
+"""
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 
@@ -9,8 +13,8 @@ import pytest
 
 from convcvx.oracles.scope import Scope
 from convcvx.oracles.table import ORACLES
-from convcvx.solution import SHORT, Status
 from convcvx.solvers.table import SOLVERS
+from convcvx.terms.status import SHORT, Status
 
 DOCS = Path(__file__).parents[1] / "docs"
 SHORT_OF_TOL = [status for status in Status if status.exit_code == SHORT and status is not Status.RUNNING]
@@ -31,3 +35,52 @@ def test_a_table_has_a_cell_for_each(page, names):
     told = {name for row in rows for name in re.findall(r"`([\w-]+)`", row)}
     assert len(names) > 2
     assert {str(name) for name in names} <= told
+
+
+PAGE = """
+```python exec="1" source="above" result="text" session="one"
+found = 3
+print(f"{found} filters, gap {1e-3:.0e}")
+```
+
+```python exec="1" session="one"
+assert found == 3
+```
+
+Text.
+"""
+
+
+@pytest.fixture
+def outputs(monkeypatch):
+    monkeypatch.syspath_prepend(DOCS / "site")
+    return importlib.import_module("outputs")
+
+
+def test_what_a_page_prints_is_written_into_it(outputs):
+    page = outputs.written(PAGE)
+    assert page.replace('\n```text title="prints"\n3 filters, gap 1e-03\n```\n', "") == PAGE
+    assert outputs.written(page) == page
+    assert outputs.without(page) == (PAGE, ["3 filters, gap 1e-03\n"])
+
+
+@pytest.mark.parametrize(
+    ("now", "same"),
+    [
+        ("3 filters, gap 1e-03", True),
+        ("5 filters, gap 9e-02", True),
+        ("50 filters, gap 1e-03", False),
+        ("3 atoms, gap 1e-03", False),
+        ("", False),
+    ],
+)
+def test_a_page_that_prints_something_else_is_told_of(outputs, now, same):
+    differences = outputs.differences(["3 filters, gap 1e-03\n"], f"<p>Text</p><pre><span>{now}</span>\n</pre>")
+    assert differences == ([] if same else ["3 filters, gap 1e-03"])
+
+
+def test_every_page_has_what_its_code_prints(outputs):
+    pages = {path: path.read_text("utf-8") for path in DOCS.rglob("*.md")}
+    shown = {path: text.count('result="text"') for path, text in pages.items()}
+    assert sum(shown.values()) > 10
+    assert {path: len(outputs.without(text)[1]) for path, text in pages.items()} == shown

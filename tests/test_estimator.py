@@ -295,7 +295,9 @@ def test_cross_validation_goes_along_one_path_a_fold(plane):
         ({"n_betas": 3, "ratio": 0.5}, r"the smallest of the 3 .* pass a ratio below 0\.5"),
         ({"betas": [0.3, 0.01, 1e-9]}, None),
         ({"betas": [0.01]}, None),
-        ({"betas": [90.0, 80.0]}, None),  # no filter is left at any of them
+        ({"betas": [90.0, 0.01]}, r"the smallest of the 2"),
+        ({"betas": [90.0, 80.0]}, r"no beta of the 2 from 90 to 80 leaves a filter, .* pass smaller betas, or leave"),
+        ({"betas": [90.0]}, r"no beta of the 1 from 90 to 90 leaves a filter"),
     ],
 )
 def test_a_beta_at_the_edge_of_its_grid_is_warned_of(grid, said):
@@ -310,6 +312,12 @@ def test_a_beta_at_the_edge_of_its_grid_is_warned_of(grid, said):
     messages = [str(warning.message) for warning in caught if warning.category is GridWarning]
     assert len(messages) == (said is not None), model.scores_.mean(axis=0)
     assert said is None or re.search(said, messages[0])
+
+
+def test_targets_that_no_filter_explains_are_told():
+    model = ConvexCNNRegressorCV(ratio=0.5, hidden_bias=True, cv=3)
+    with pytest.warns(GridWarning, match=r"leaves a filter, .* pass a ratio below 0\.5; .* no filter explains these"):
+        model.fit(np.linspace(-2, 2, 12)[:, None], np.ones(12))
 
 
 def test_images_are_taken_as_they_are(digits):

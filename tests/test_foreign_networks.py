@@ -388,3 +388,9 @@ def test_weights_that_cancel_are_rounded_and_not_another_network(monkeypatch):
     monkeypatch.setattr("convcvx.network.certify.said_by", lambda *given: said_by(*given) + 0.5)
     with pytest.raises(InputError, match="outputs are not those"):  # the control: more than rounding
         convcvx.certify(network, images, targets, beta=1e-3, oracle="local")
+
+
+@pytest.mark.parametrize("name", ["nowhere.pt", "nowhere.safetensors", "nowhere"])
+def test_a_file_of_weights_that_is_not_there_is_told_before_the_data_are_looked_for(name):
+    told = refused(f"certify {name} --data no-such-data --beta 0.1")
+    assert f"cannot read weights from {name}: there is no such file; name a .safetensors or .pt file, or a run" in told

@@ -11,6 +11,7 @@ ROOT = Path(convcvx.__file__).parent
 ORDER = [
     "_compat",
     "errors",
+    "terms",
     "rounding",
     "machine",
     "storage",

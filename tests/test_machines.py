@@ -82,7 +82,7 @@ def test_every_help_can_be_read_on_any_terminal():
 import sys
 from convcvx.cli import app, main
 for encoding in ("ascii", "cp1252"):
-    for command in [[], *([command.callback.__name__] for command in app.registered_commands)]:
+    for command in [[], *([command.name] for command in app.registered_commands)]:
         sys.stdout.reconfigure(encoding=encoding, errors="strict")
         sys.argv = ["convcvx", *command, "--help"]
         try:

@@ -196,10 +196,10 @@ def test_too_little_memory_is_told_of(monkeypatch):
         def fail(*_: object, error: Exception = error) -> None:
             raise error
 
-        monkeypatch.setattr(sys.modules["convcvx.cli.train"], "train_into", lambda *_, **__: fail())
+        monkeypatch.setattr("convcvx.cli.training.train_into", lambda *_, **__: fail())
         assert "out of memory: give fewer or smaller images" in refused("train")
     bug = RuntimeError("a bug")
-    monkeypatch.setattr(sys.modules["convcvx.cli.train"], "train_into", lambda *_, **__: fail(error=bug))
+    monkeypatch.setattr("convcvx.cli.training.train_into", lambda *_, **__: fail(error=bug))
     with pytest.raises(RuntimeError, match="a bug"):  # a traceback: this is no fault of the input
         invoke("train")
 

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from convcvx.cli.output import explain_short, print_summary
-from convcvx.cli.stack import _print_table
+from convcvx.cli.stacking import _print_table
 from convcvx.display.words import claims, of_optimum, told
 from convcvx.training.card import _certified
 from convcvx.training.progress import HEADER, Progress
@@ -77,9 +77,27 @@ def test_a_share_is_never_less_than_was_proved():
             "computed now: 0.8, the safer estimate, as its search found a better filter",
         ),
         (("heuristic", 0.9), ("heuristic", 0.8), "found no better filter: the stored one is the safer estimate"),
-        (("global", 0.5), ("heuristic", 0.9), "a proof where the stored one is an estimate"),
-        (("heuristic", 0.9), ("family", 0.5), "an estimate where the stored one is a proof"),
-        (("family", 0.9), ("global", 0.5), "which speaks of other networks"),
+        (("global", 0.5), ("heuristic", 0.9), "a proof for every network where the stored one is an estimate"),
+        (
+            ("heuristic", 0.9),
+            ("family", 0.5),
+            "an estimate where the stored one is a proof for networks over the filters of a family only",
+        ),
+        (
+            ("family", 0.9),
+            ("global", 0.5),
+            "a proof for networks over the filters of a family only, the stored one for every network",
+        ),
+        (
+            ("global", 0.5),
+            ("family", 0.9),
+            "a proof for every network, the stored one for networks over the filters of a family only",
+        ),
+        (
+            ("global", 0.5),
+            ("sampled", 0.9),
+            "for every network, the stored one for networks with the sampled activation patterns only",
+        ),
     ],
 )
 def test_a_bound_computed_now_is_told_from_the_stored_one(now, stored, said):

@@ -1,35 +1,60 @@
 """The command line: `convcvx train`, `certify`, `stack`, `compare`, `report`, `export`, `runs` and `data`, one module
-each.
+each, which is imported when its command is called: most of them need torch, which takes seconds.
 
-With --json, standard output carries one JSON object and nothing else; human text goes to standard error. `output`
+With --json, standard output carries one JSON object and nothing else; human text goes to standard error. `ending`
 says how commands end.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+from typer.main import get_command
 
 from convcvx import __version__
-from convcvx.cli.certify import certify
-from convcvx.cli.compare import compare
-from convcvx.cli.data import data
-from convcvx.cli.export import export
-from convcvx.cli.output import open_console, write_any_text
-from convcvx.cli.report import report
-from convcvx.cli.runs import runs
-from convcvx.cli.stack import stack
-from convcvx.cli.train import train
+from convcvx.cli.ending import open_console, write_any_text
 
-app = typer.Typer(
-    name="convcvx",
-    rich_markup_mode="rich",  # the default of typer has changed, and with it what a bracket in a help text has to be
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-for command in (train, certify, stack, compare, report, export, runs, data):
-    app.command()(command)
+COMMANDS = {
+    "train": "Train a two-layer convolutional network to the optimum of its objective.",
+    "certify": "Say how far a network is from the optimum over all networks of any width, whoever trained it.",
+    "stack": "Train layer after layer, each to the optimum of its objective on the frozen features of those before.",
+    "compare": "Train the twin of a run, the same network, with SGD or Adam, and say how far from the optimum it ends.",
+    "report": "Write report.html into the folder of a run or a stack: "
+    "certificates, plots, filters, comparisons, in one file.",
+    "export": "Write the network of a run or a stack as model.onnx, model.pt2 or model.joblib into its folder, "
+    "and check it.",
+    "runs": "List run folders with accuracy, gap and scope.",
+    "data": "List the data sets that --data knows by name, where they lie, and what else it takes.",
+}
+"""By name; the first line of the docstring of each command says the same, for `convcvx --help` imports none."""
+STYLE: dict[str, Any] = {
+    "rich_markup_mode": "rich",  # the default of typer has changed, and with it what a bracket in a help text has to be
+    "pretty_exceptions_enable": False,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
+
+
+class OnCall(TyperGroup):
+    """Commands of which only names and first lines are known, until one is called."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, None if command is None else loaded(str(name)), rest
+
+
+def loaded(name: str) -> Any:
+    """The command called `name`, with its options: the function of that name in the module of that name."""
+    alone = typer.Typer(add_completion=False, **STYLE)
+    alone.command(name)(getattr(import_module(f"convcvx.cli.{name}"), name))
+    return get_command(alone)
+
+
+app = typer.Typer(name="convcvx", cls=OnCall, **STYLE)
+for name, about in COMMANDS.items():
+    app.command(name, help=about)(lambda: None)
 
 
 def _print_version(asked: bool) -> None:

@@ -13,9 +13,11 @@ import typer
 from convcvx.budget import Deadline
 from convcvx.certificate import Certificate
 from convcvx.cli import flags as f
-from convcvx.cli.output import explain_short, finish, guard, open_console, print_summary
+from convcvx.cli.ending import finish, guard, open_console
+from convcvx.cli.output import explain_short, print_summary
 from convcvx.errors import InputError, RunError
 from convcvx.machine.watch import Waiting
+from convcvx.network.foreign import check_weights_file
 from convcvx.patches import PatchEmbedding
 from convcvx.stack.jobs import stage_data
 from convcvx.training.jobs import certify_job
@@ -84,6 +86,7 @@ def certify(
         deadline = Deadline.after(settings.time_limit)
         source = replace(settings, seed=own.seed)  # another seed is one for the search: the same images are held out
         path = Run.open(network).model_file if network.is_dir() else network
+        check_weights_file(path)
         embedding = None if run is None else _stored_embedding(run)
         rival = None if like is None else Run.open(like)
         with Waiting(console):

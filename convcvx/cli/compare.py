@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from convcvx.cli import flags as f
-from convcvx.cli.output import finish, guard, open_console, percent
+from convcvx.cli.ending import finish, guard, open_console, percent
 from convcvx.comparison import CompareConfig, compare_job
 from convcvx.display.words import convergence, counted
 from convcvx.machine.watch import Waiting
@@ -67,11 +67,13 @@ def _print_table(console: Console, result: dict[str, Any]) -> None:
         f"{twin['optimizer']}: best of {counted(len(twin['seeds']), 'seed')}, each with {trained} at learning rate "
         f"{twin['learning_rate']:.3g}, the best of {len(twin['learning_rates'])} tried as long",
         convergence(twin, twin["optimizer"]),
-        f"{twin['optimizer']} reaches the convex objective "
-        + ("never" if until_convex is None else f"after {until_convex:.1f} s")
-        + f"; convex training reaches that of {twin['optimizer']} "
-        + ("never" if until_twin is None else f"after {until_twin:.1f} s"),
+        f"{twin['optimizer']} {_reaches('the convex objective', until_convex)}; "
+        f"convex training {_reaches('that of ' + twin['optimizer'], until_twin)}",
     ]
     if twin["rel_gap"] < 0:
         lines.append("a negative gap: the estimated lower bound was too high; certify the run again with another seed")
     console.print("\n".join(filter(None, lines)))
+
+
+def _reaches(objective: str, seconds: float | None) -> str:
+    return f"never reaches {objective}" if seconds is None else f"reaches {objective} after {seconds:.1f} s"

@@ -8,10 +8,9 @@ from typing import Annotated
 import typer
 
 from convcvx.cli import flags as f
-from convcvx.cli.output import finish, guard, open_console
+from convcvx.cli.ending import finish, guard, open_console
 from convcvx.data import downloads
-from convcvx.data.datasets import default_data_dir
-from convcvx.data.downloads import find_download
+from convcvx.data.downloads import default_data_dir, find_download
 from convcvx.data.sources import SOURCES
 from convcvx.data.torchvision_sets import DOWNLOADS
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from convcvx.cli import flags as f
-from convcvx.cli.output import finish, guard, open_console
+from convcvx.cli.ending import finish, guard, open_console
 from convcvx.errors import check_choice
 from convcvx.network.export import FORMATS
 from convcvx.network.export import export as write

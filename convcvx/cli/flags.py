@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from convcvx.errors import InputError, one_line, shown
 from convcvx.storage.reading import check_file
-from convcvx.training.option import NO_FLAG, STAGES, Declared, as_kept, options_of
+from convcvx.training.option import NO_FLAG, STAGES, Declared, as_kept, check_options, options_of
 from convcvx.training.options import TrainConfig
 from convcvx.training.presets import PRESETS, preset_options
 
@@ -112,12 +112,28 @@ def takes(*flags: Parameter) -> Callable[[Callable[..., None]], Callable[..., No
     return given_to
 
 
-def out_folder(out: Path | None, resume: bool, overwrite: bool, name: Callable[[], str]) -> Path:
-    """Where a command writes: `out`, or the folder called `name` among the checkpoints."""
+def check_early(given: dict[str, Any], resume: bool) -> None:
+    """Raise `InputError` for options of a training that are bad by themselves; those that a resumed one leaves out may
+    be what the others need.
+    """
+    config = TrainConfig.from_dict(given)
+    if resume:
+        check_options(config)
+    else:
+        config.check()
+
+
+def check_out(out: Path | None, resume: bool, overwrite: bool) -> None:
+    """Raise `InputError` for what does not say where to write."""
     if resume and overwrite:
         raise InputError("give --resume or --overwrite, not both")
     if resume and out is None:
         raise InputError("--resume needs --out, the folder to go on with")
+
+
+def out_folder(out: Path | None, resume: bool, overwrite: bool, name: Callable[[], str]) -> Path:
+    """Where a command writes: `out`, or the folder called `name` among the checkpoints."""
+    check_out(out, resume, overwrite)
     return Path("checkpoints") / name() if out is None else out
 
 

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from convcvx.cli import flags as f
-from convcvx.cli.output import finish, guard, open_console
+from convcvx.cli.ending import finish, guard, open_console
 from convcvx.stack.jobs import StackRun
 from convcvx.training.panels.data import MOVED
 from convcvx.training.run import Run

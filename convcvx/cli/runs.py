@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from convcvx.cli import flags as f
-from convcvx.cli.output import finish, guard, open_console, percent
+from convcvx.cli.ending import finish, guard, open_console, percent
 from convcvx.errors import RunError, shown
 from convcvx.oracles.scope import Scope
 from convcvx.stack.jobs import StackRun

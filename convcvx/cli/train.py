@@ -1,26 +1,14 @@
-"""`convcvx train`."""
+"""`convcvx train`: its options, which are refused before torch is imported where they are bad."""
 
 from __future__ import annotations
 
-import shlex
-from pathlib import Path
 from typing import Any
 
 import typer
 
 from convcvx.cli import flags as f
-from convcvx.cli.output import as_flags, explain_short, finish, guard, open_console, print_summary
-from convcvx.machine.watch import Waiting
-from convcvx.responses.team import Team
-from convcvx.solution import Status
-from convcvx.training.clock import Clock
-from convcvx.training.jobs import train_into
+from convcvx.cli.ending import guard
 from convcvx.training.options import TrainConfig
-from convcvx.training.origin import Origin
-from convcvx.training.presets import fitting, in_flags, leaves_open, next_steps
-from convcvx.training.progress import Progress
-from convcvx.training.resolve import load_data
-from convcvx.training.run import Run
 
 
 @f.takes(*f.flags_of(TrainConfig))
@@ -55,41 +43,10 @@ def train(
 
       torchrun --nproc-per-node 2 -m convcvx.cli train --preset demo
     """
-    console = open_console(json_output, quiet)
-    with guard(json_output), Team.of_torchrun() as team:
-        clock = Clock.now()
+    with guard(json_output):
         given = f.given_options(context, preset, config)
-        run = Run(f.out_folder(out, resume, overwrite, lambda: _named(TrainConfig.from_dict(given))))
-        with run.held():
-            goes_on = run.enter(resume=resume or team.restarted, overwrite=overwrite)
-            fits = not goes_on and leaves_open(given, preset)
-            settings = run.continued(given) if goes_on else TrainConfig.from_dict(given)
-            settings.check()
-            data = None
-            if fits:
-                with Waiting(console):
-                    data = load_data(settings)
-                settings = TrainConfig.from_dict(fitting(given, data[0]))
-            with Progress(console, settings.tol, settings.time_limit) as progress:
-                if resume and not goes_on:
-                    progress.begin(f"nothing has begun in {out}: it begins now, by these options")
-                if fits:
-                    progress.begin(
-                        f"options that fit the data: {in_flags(settings.chosen)}\n"
-                        "(--preset plain: the defaults instead of them)"
-                    )
-                origin = None if data is None else Origin.of(settings, data)
-                fit = train_into(run, settings, progress, team, resume=goes_on, data=data, origin=origin, clock=clock)
-            metrics = fit.metrics
-        print_summary(console, metrics)
-        remedy = as_flags(Status(metrics["status"]).remedy)
-        go_on = f"to go on: convcvx train --resume --out {shlex.quote(metrics['out'])}, with another budget or --tol"
-        saved = "the network is saved and of use as it is" if metrics["n_filters"] else "the network has no filter yet"
-        explain_short(console, metrics, remedy, f"{saved}; {go_on}")
-        if fits:
-            console.print(f"try next: {next_steps(settings)}")
-        finish(metrics, json_output, team)
+        f.check_early(given, resume)
+        f.check_out(out, resume, overwrite)
+        from convcvx.cli.training import run_training  # torch: a refusal does not wait for it
 
-
-def _named(config: TrainConfig) -> str:
-    return f"{Path(config.data).stem}-seed{config.seed}"
+        run_training(given, out, resume, overwrite, preset, json_output, quiet)

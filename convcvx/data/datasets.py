@@ -17,6 +17,7 @@ from torch import Tensor
 from convcvx.data.array_files import KEYS as KEYS
 from convcvx.data.checks import check_images as check_images
 from convcvx.data.checks import check_targets as check_targets
+from convcvx.data.downloads import default_data_dir
 from convcvx.data.form import ImageForm
 from convcvx.data.images import Images, StreamedImages, to_floats
 from convcvx.data.source import Order, Raw
@@ -86,12 +87,6 @@ class Dataset:
         if isinstance(self.images, StreamedImages):
             raise DataError(f"{self.name}: images that stay on disk must have positive weights: leave out those of 0")
         return self.part(kept)
-
-
-def default_data_dir() -> Path:
-    """The `datasets/` folder of a source checkout, otherwise `./datasets`."""
-    root = Path(__file__).resolve().parents[2]  # in site-packages, `datasets` is another project's package
-    return root / "datasets" if (root / "pyproject.toml").is_file() else Path("datasets")
 
 
 Sets: TypeAlias = "tuple[Dataset, Dataset, Dataset | None]"

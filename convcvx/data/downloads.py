@@ -36,6 +36,12 @@ TIMEOUT = 10.0
 """Seconds that a download waits for a silent server: without a limit a wrong proxy would keep it waiting for ever."""
 
 
+def default_data_dir() -> Path:
+    """The `datasets/` folder of a source checkout, otherwise `./datasets`."""
+    root = Path(__file__).resolve().parents[2]  # in site-packages, `datasets` is another project's package
+    return root / "datasets" if (root / "pyproject.toml").is_file() else Path("datasets")
+
+
 def find_download(name: str, root: Path) -> Path | None:
     """What in `root` holds the set: a folder, a file or NAME.npz; None where nothing does."""
     folder, npz = DOWNLOADS[name].folder, root / f"{name}.npz"

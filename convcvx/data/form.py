@@ -7,15 +7,16 @@ an image of another shape is stretched.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from einops import rearrange
 from PIL import Image
-from torch import Tensor
 
-from convcvx.data.images import Images, StreamedImages, to_floats
 from convcvx.errors import InputError, shown
+
+if TYPE_CHECKING:
+    from convcvx.data.images import Images
 
 GREY = 1
 """Channels of a grey image."""
@@ -101,6 +102,8 @@ class ImageForm:
         InputError
             For images that stay on disk.
         """
+        from convcvx.data.images import StreamedImages, to_floats  # torch: to name sources of data takes none
+
         if self.keeps_all:
             return images
         if isinstance(images, StreamedImages):
@@ -110,6 +113,8 @@ class ImageForm:
 
 def channels_last(images: Images) -> np.ndarray:
     """(n, C, H, W) tensors as float32 (n, H, W, C)."""
+    from torch import Tensor
+
     assert isinstance(images, Tensor)
     return rearrange(images.detach().cpu().float(), "n c h w -> n h w c").numpy()
 

@@ -12,11 +12,10 @@ from torch import Tensor
 
 from convcvx.data.arrays import as_array
 from convcvx.errors import InputError, check_positive, shown
+from convcvx.terms.names import BALANCED
 
 FAINTEST = 2.0**-100
 """Least positive weight, as a share of the largest: quotients of others would leave float32, and nobody means them."""
-BALANCED = "balanced"
-"""The class weights by which all classes count alike."""
 
 
 def read_weights(

@@ -103,6 +103,12 @@ SETS = {"train": "Training", "validation": "Validation", "test": "Test"}
 """What the sets of images are called."""
 PROOFS = [scope for scope in Scope if scope.proved]
 """Scopes whose bound is a proof."""
+COVERED = {
+    Scope.GLOBAL: "every network",
+    Scope.FAMILY: "networks over the filters of a family only",
+    Scope.SAMPLED: "networks with the sampled activation patterns only",
+}
+"""What networks a proof covers."""
 OPTIMIZERS = {"adam": "Adam", "sgd": "SGD"}
 """What optimisers are called."""
 UNITS = {"seconds": "s", "mb": "MiB"}
@@ -235,10 +241,10 @@ def beside_stored(now: Mapping[str, Any], stored: Mapping[str, Any]) -> str:
     mine, kept = Scope(now["scope"]), Scope(stored["scope"])
     said = f"bound {stored['dual']:.8g} ({kept}); computed now: {now['dual']:.8g}"
     if mine != kept:
-        if mine.proved == kept.proved:
-            return f"{said}, which speaks of other networks"
-        kinds = ("a proof", "an estimate") if mine.proved else ("an estimate", "a proof")
-        return f"{said}, {kinds[0]} where the stored one is {kinds[1]}"
+        if mine.proved and kept.proved:
+            return f"{said}: this one is a proof for {COVERED[mine]}, the stored one for {COVERED[kept]}"
+        one, other = (f"a proof for {COVERED[scope]}" if scope.proved else "an estimate" for scope in (mine, kept))
+        return f"{said}, {one} where the stored one is {other}"
     if math.isclose(now["dual"], stored["dual"], rel_tol=SAME_BOUND):
         return f"{said}, the same"
     higher = now["dual"] > stored["dual"]

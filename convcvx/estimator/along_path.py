@@ -56,18 +56,23 @@ class _AlongPath(ConvexCNN):
         ConvergenceWarning
             When the certified gap of the last fit is above `tol`.
         GridWarning
-            When the best β is the first or the last of the path, unless no filter is left there.
+            When the best β is the first or the last of the path, unless it is the first and has no filter: then a
+            larger one has none either. And when no β of the path leaves a filter on any fold.
         """
         problem, units, config = self._problem(X, y, sample_weight)
         self.betas_ = self._path(problem, units, config)
         scorer = check_scoring(self, self.scoring)
         folds = list(check_cv(self.cv, y, classifier=is_classifier(self)).split(X, y))
-        self.scores_ = np.array([self._fold_scores(X, y, sample_weight, fold, scorer) for fold in folds])
+        scored = [self._fold_scores(X, y, sample_weight, fold, scorer) for fold in folds]
+        self.scores_ = np.array([scores for scores, _ in scored])
         best = int(self.scores_.mean(axis=0).argmax())
         for _ in self._along(self, problem, units, config, self.betas_[: best + 1]):
             pass
         warn_short_of(self.certificate_, self.solution_, self.tol)
-        self._warn_at_edge(best)
+        if self.solution_.n_filters or any(n_filters for _, n_filters in scored):
+            self._warn_at_edge(best)
+        else:
+            self._warn_of_no_filter()
         return self
 
     def _warn_at_edge(self, best: int) -> None:
@@ -85,6 +90,19 @@ class _AlongPath(ConvexCNN):
             stacklevel=3,
         )
 
+    def _warn_of_no_filter(self) -> None:
+        """Warn when every network that was trained is a constant, so that all scores are those of a constant."""
+        tried = f"of the {len(self.betas_)} from {self.betas_[0]:.3g} to {self.betas_[-1]:.3g}"
+        if self.betas is None:
+            remedy = f"a ratio below {self.ratio:g}; where that changes nothing, no filter explains these targets"
+        else:
+            remedy = "smaller betas, or leave betas out: the path then begins where the first filter comes in"
+        warnings.warn(
+            f"no beta {tried} leaves a filter, so that the model is a constant; pass {remedy}",
+            GridWarning,
+            stacklevel=3,
+        )
+
     def _path(self, problem: Problem, units: Units, config: TrainConfig) -> np.ndarray:
         if self.betas is None:
             return np.array(
@@ -97,7 +115,8 @@ class _AlongPath(ConvexCNN):
 
     def _fold_scores(
         self, X: Any, y: Any, sample_weight: Any, fold: tuple[np.ndarray, np.ndarray], scorer: Any
-    ) -> list[float]:
+    ) -> tuple[list[float], int]:
+        """The score at each β of the path on one fold, and the number of filters at the last, which has the most."""
         train, test = fold
         model = self._single()
         seen, unseen = ([_safe_indexing(part, rows) for part in (X, y)] for rows in (train, test))
@@ -106,7 +125,8 @@ class _AlongPath(ConvexCNN):
             seen.append(_safe_indexing(sample_weight, train))
             weights = {"sample_weight": _safe_indexing(sample_weight, test)}
         parts = model._problem(*seen)
-        return [float(scorer(model, *unseen, **weights)) for _ in self._along(model, *parts, self.betas_)]
+        scores = [float(scorer(model, *unseen, **weights)) for _ in self._along(model, *parts, self.betas_)]
+        return scores, model.solution_.n_filters
 
     def _single(self) -> ConvexCNN:
         """The estimator for one β with these parameters."""

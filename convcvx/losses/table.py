@@ -13,10 +13,6 @@ from convcvx.losses.squared_hinge import SquaredHinge
 LOSSES: dict[str, Loss] = {
     loss.name: loss for loss in (Squared(), CrossEntropy(), BinaryCrossEntropy(), Huber(), SquaredHinge())
 }
-LOSS_WORDS = (
-    "squared, cross-entropy, bce or squared-hinge (classes, or several labels an image), huber:DELTA (1 by default)"
-)
-"""What the options say of them."""
 
 
 def get_loss(name: str) -> Loss:

@@ -25,6 +25,16 @@ STATISTICS = ("weight", "bias", "running_mean", "running_var", "num_batches_trac
 """Names of the tensors of a BatchNorm."""
 
 
+def check_weights_file(path: Path) -> None:
+    """Raise `RunError` for what is no file, before anything is read for its sake."""
+    try:
+        check_file(path)
+    except OSError as error:
+        raise RunError(
+            f"cannot read weights from {path}: {one_line(error)}; name a .safetensors or .pt file, or a run folder"
+        ) from None
+
+
 def read_pickled(path: Path) -> dict[str, Tensor]:
     """The state dict that `torch.save` wrote: tensors and containers of them are read, nothing is executed.
 
@@ -33,8 +43,8 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
     RunError
         For a file that holds anything else, or none that torch reads.
     """
+    check_weights_file(path)
     try:
-        check_file(path)
         held = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise RunError(

@@ -151,7 +151,9 @@ class Search:
         self.rank = charged.rows.shape[1]
         self.fold = self.tree.fold(charged.n_cells)
         self.fineness = FINENESS.get(self.rank, FINENESS_ELSEWHERE)
-        self.allowance = _allowance(self.tree.weight, len(charged.rows), self.fold.size, self.rank)
+        # The rows of a division are unit, so that its weight is the total; rows from elsewhere may have any length.
+        self.total = charged.total if charged.division is None else self.tree.weight * (1 + 1e-12)
+        self.allowance = _allowance(self.total, len(charged.rows), self.fold.size, self.rank)
         self.threshold = np.array([self._enough(float(incumbents.values[0]))])
         self.pruned, self.cones, self.entries = 0.0, 0, 0
         self.stopped: str | None = None
@@ -169,7 +171,7 @@ class Search:
     def outcome(self, still_open: float) -> tuple[float, int, int, str]:
         """The proved bound, the numbers of cones and entries looked at, and why the search stopped."""
         # nothing exceeds this, and it is finite even if no cone was looked at
-        bound = min(largest(self.pruned, still_open), self.tree.weight * (1 + 1e-12) + self.allowance)
+        bound = min(largest(self.pruned, still_open), self.total + self.allowance)
         return bound, self.cones, self.entries, self.stopped or "bound"
 
 
@@ -295,6 +297,6 @@ class Workspace:
         return float(self.best[sign, 0]), self.best[sign, 1:] * (-1.0 if sign else 1.0)
 
 
-def _allowance(weight: float, n: int, size: int, d: int) -> float:
-    """What rounding can hide at a vertex, for Σ‖s_k‖ = `weight`; the module's text says why."""
-    return 2.0 * (n + size + 1000.0 * d**2.5) * float(np.finfo(float).eps) * weight
+def _allowance(total: float, n: int, size: int, d: int) -> float:
+    """What rounding can hide at a vertex, for Σ‖x_k‖‖s_k‖ = `total`; the text of `branch_and_bound` says why."""
+    return 2.0 * (n + size + 1000.0 * d**2.5) * float(np.finfo(float).eps) * total

@@ -43,11 +43,11 @@ Where some Γ_ij = 0, as in an orthant, λᵀQλ <= max Q (Σ λ_i)² <= d max Q
 max g on a cone of diameter δ is O(δ²), h(q) being first order in the error and all else second.
 
 **Rounding.** Every α_i and η_i is raised by an allowance. Each computed vertex quantity is a sum of at most
-N products with total modulus at most Σ‖s_k‖ (rows are unit, heights at most 1), so its error is at most
-(N + O(d)) ε Σ‖s_k‖ in whatever order it is added; products with q add P·c·ε. Heights that are wrong by d·ε can
-misjudge a sign: the row's contribution is then wrong by no more than d·ε ‖s_k‖. A computed midpoint misses its edge
-by a few ε, which opens gaps between cones: u in a gap is within 4 √d ε per halving of a point that is covered, and g
-is Lipschitz with constant Σ‖s_k‖. No cone comes from more than 12 d² halvings. The allowance of `_blocks.py` is above
+N products with total modulus at most T = Σ‖x_k‖‖s_k‖, which is Σ‖s_k‖ where rows are unit, so its error is at most
+(N + O(d)) ε T in whatever order it is added; products with q add P·c·ε. Heights that are wrong by d·ε ‖x_k‖ can
+misjudge a sign: the row's contribution is then wrong by no more than d·ε ‖x_k‖‖s_k‖. A computed midpoint misses its
+edge by a few ε, which opens gaps between cones: u in a gap is within 4 √d ε per halving of a point that is covered, and
+g is Lipschitz with constant T. No cone comes from more than 12 d² halvings. The allowance of `_blocks.py` is above
 the sum of these.
 
 **Single precision.** On a CPU the entries that a cone keeps carry heights, charges and lengths rounded to single

@@ -30,9 +30,8 @@ from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
 from convcvx.responses.gated import GatedResponses, sample_gates
 from convcvx.rounding import UNIT
+from convcvx.terms.names import N_GATES
 
-N_GATES = 100
-"""Patterns sampled by default."""
 CLIMBS = 3
 """Alternations between filter and output direction where the maximum over a cone is not convex."""
 

@@ -32,9 +32,10 @@ from convcvx.oracles.needs import (
 )
 from convcvx.oracles.polynomial import PolynomialOracle
 from convcvx.oracles.remainder import PRINCIPAL_ROWS, RemainderOracle
-from convcvx.oracles.sampled import N_GATES, SampledOracle
+from convcvx.oracles.sampled import SampledOracle
 from convcvx.oracles.spectral import SpectralOracle
 from convcvx.problem import Problem
+from convcvx.terms.names import N_GATES
 
 FEW_CELLS = 5_000
 """Cells up to which "auto" searches the whole arrangement: about a second a call."""

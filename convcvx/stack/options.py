@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from convcvx.data.datasets import Dataset
 from convcvx.errors import InputError, check_choice, check_count, shown
-from convcvx.pooling import Pooling
+from convcvx.training import meanings
 from convcvx.training.option import LARGEST_SIDE, MODEL, STAGES, as_kept, option, options_of, size_text
 from convcvx.training.options import BUDGETS, OPTIONS, TrainConfig, check_unchanged
 from convcvx.training.panels.search import MOST_FILTERS
 from convcvx.training.recipes import stack_recipe
+
+if TYPE_CHECKING:
+    from convcvx.data.datasets import Dataset
 
 HEADS = ("last", "mean", "joint")
 """What a stack predicts by: the last stage, the mean over all, or one fit over the filters of all."""
@@ -197,7 +199,7 @@ class StackConfig:
         for number, stage in enumerate(self.stages, start=1):
             try:
                 maps = stage.patch_spec().output_size(*size)
-                Pooling.of(stage.pool).output_size(*maps)
+                meanings.pooling(stage.pool).output_size(*maps)
             except InputError as error:
                 raise InputError(f"stage {number}, on {size[0]}x{size[1]} features: {error}") from None
             if number < len(self.stages):

@@ -10,12 +10,14 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from convcvx.errors import RunError, one_line, shown
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NAMES: dict[type | None, str] = {
     str: "a text",

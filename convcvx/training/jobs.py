@@ -23,6 +23,7 @@ from convcvx.pooling import Pooling
 from convcvx.problem import Problem
 from convcvx.responses.team import Team
 from convcvx.solution import Status
+from convcvx.solvers import SOLVERS
 from convcvx.training.clock import Clock
 from convcvx.training.dictionary_gap import with_dictionary_gap
 from convcvx.training.fit import Fit, certificate_summary, finish, score
@@ -83,8 +84,11 @@ def train_into(
             alone = "" if team.size == 1 else f", {team.size} processes"
             report.begin(f"training on {config.data} into {run.place}{alone}\n{plan}")
             optimised = optimise(problem, plan.applied(config), report, run, checkpoint, began=clock.began)
-        if checkpoint.solution is not None and optimised.solution.rounds == checkpoint.solution.rounds:
-            report.begin(f"no round was added: {_why_none(optimised.solution.status, config)}")
+        if checkpoint.solution is not None:
+            if not SOLVERS[plan.solver].resumes:
+                report.begin(f"solver {plan.solver} goes on from no checkpoint: all of it was solved again")
+            elif optimised.solution.rounds == checkpoint.solution.rounds:
+                report.begin(f"no round was added: {_why_none(optimised.solution.status, config)}")
         report.begin("certificate and scores of the finished network")
         try:
             fit = finish(optimised, config, plan, data, clock, origin)

@@ -13,9 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from convcvx.activations import Activation
 from convcvx.errors import InputError, check_choice, check_count, check_positive, is_count, shown
-from convcvx.pooling import Pooling
 from convcvx.storage.reading import NAMES, is_a
 
 KINDS: dict[str, type] = {"str": str, "bool": bool, "int": int, "float": float}
@@ -44,7 +42,7 @@ class Option:
     help, panel : str
         Text and panel of `--help`; the documentation has the same text.
     low, high : float
-        The least and the largest value.
+        The least and the largest value; of a size, each of the two.
     choices : collection of str
         The values of a text, if those are few.
     per_stage : str, optional
@@ -99,7 +97,11 @@ class Declared:
             check_choice(self.name, value, about.choices)
         if about.low == -math.inf:
             return
-        if self.kind is int:
+        if self.kind is str:
+            if min(parse_pair(self.name, value)) < about.low:
+                least = f"a whole number >= {about.low:g}, or a pair of them"
+                raise InputError(f"{self.name} must be {least}; got {shown(value)}")
+        elif self.kind is int:
             check_count(self.name, value, minimum=int(about.low), maximum=about.high)
         else:
             check_positive(self.name, value, zero=about.low == 0, maximum=about.high)
@@ -193,16 +195,6 @@ def parse_pair(name: str, text: str) -> tuple[int, int]:
 def size(text: str) -> tuple[int, int]:
     """What the text of a size stands for."""
     return parse_pair("a size", text)
-
-
-def pool_text(value: Any) -> Any:
-    """4 as "4", (4, 2) as "4x2", a `Pooling` as it is written."""
-    return str(value) if isinstance(value, Pooling) else size_text(value)
-
-
-def activation_text(value: Any) -> Any:
-    """An `Activation` as it is written, and None, which is the ReLU."""
-    return str(Activation.of(value)) if value is None or isinstance(value, Activation) else value
 
 
 def parameters(record: Any, **defaults: Any) -> list[Parameter]:

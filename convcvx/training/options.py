@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from convcvx.activations import Activation
 from convcvx.budget import Budget
-from convcvx.data.form import ImageForm
-from convcvx.data.weights import class_weight_text
 from convcvx.errors import InputError
-from convcvx.losses.table import get_loss
-from convcvx.patches import PatchSpec
-from convcvx.solvers.dictionary.filters import check_dictionary
+from convcvx.training import meanings
 from convcvx.training.option import NO_FLAG, as_kept, check_names, check_options, option, options_of, parse_pair
 from convcvx.training.panels.data import DataOptions
 from convcvx.training.panels.model import EVERY, ModelOptions
 from convcvx.training.panels.search import SearchOptions
+
+if TYPE_CHECKING:
+    from convcvx.data.form import ImageForm
+    from convcvx.patches import PatchSpec
 
 FAMILY_SOLVER = "column-generation"
 """The solver of filters of a family: in others they would slide out of it."""
@@ -69,14 +68,12 @@ class TrainConfig(SearchOptions, ModelOptions, DataOptions):  # whose fields sta
         return Budget(self.tol, self.max_filters, self.max_rounds, self.time_limit)
 
     def check(self) -> None:
-        """Raise `InputError` for options that are out of range, or of no use without others."""
+        """Raise `InputError` for options that are out of range, or of no use without others.
+
+        What can be told without torch comes first: a bad option is then refused at once.
+        """
         check_options(self)
-        budget = self.budget  # which checks itself, as the next one does
-        self.patch_spec()
-        Activation.of(self.activation)
-        _ = self.image_form
-        class_weight_text(self.class_weight)
-        get_loss(self.loss)
+        budget = self.budget  # which checks itself
         if self.beta is not None and self.beta_ratio is not None:
             raise InputError("give --beta or --beta-ratio, not both")
         if self.crops and not self.slide:
@@ -86,6 +83,11 @@ class TrainConfig(SearchOptions, ModelOptions, DataOptions):  # whose fields sta
             self._check_without_dictionary()
         else:
             self._check_dictionary(self.dictionary, budget)
+        meanings.pooling(self.pool)
+        meanings.activation(self.activation)
+        meanings.class_weight_text(self.class_weight)
+        meanings.loss(self.loss)
+        _ = self.image_form, self.patch_spec()  # which check themselves
 
     def _check_family(self) -> None:
         if self.filters == EVERY:
@@ -113,13 +115,6 @@ class TrainConfig(SearchOptions, ModelOptions, DataOptions):  # whose fields sta
                 raise InputError(f"{given} {use}; pass --dictionary N")
 
     def _check_dictionary(self, n_filters: int, budget: Budget) -> None:
-        check_dictionary(
-            n_filters,
-            source=self.dictionary_source,
-            threshold=self.threshold,
-            flips=self.flips,
-            hidden_bias=self.hidden_bias,
-        )
         if self.loss != "squared":
             raise InputError(f"a dictionary needs the squared loss; got loss {self.loss!r}")
         if budget.room(0, n_filters) < n_filters:
@@ -127,13 +122,26 @@ class TrainConfig(SearchOptions, ModelOptions, DataOptions):  # whose fields sta
                 f"a dictionary of {n_filters} filters is more than max_filters {self.max_filters}; give fewer, or "
                 "leave max_filters out"
             )
+        from convcvx.solvers.dictionary.filters import check_dictionary  # torch: behind what needs none
+
+        check_dictionary(
+            n_filters,
+            source=self.dictionary_source,
+            threshold=self.threshold,
+            flips=self.flips,
+            hidden_bias=self.hidden_bias,
+        )
 
     @property
     def image_form(self) -> ImageForm:
         """Raises `InputError` for what no image can be."""
+        from convcvx.data.form import ImageForm  # here, as `PatchSpec` below: it needs torch
+
         return ImageForm(None if self.resize is None else parse_pair("resize", self.resize), self.channels)
 
     def patch_spec(self) -> PatchSpec:
+        from convcvx.patches import PatchSpec
+
         return PatchSpec(
             parse_pair("kernel_size", self.kernel_size),
             parse_pair("stride", self.stride),

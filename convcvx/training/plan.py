@@ -31,13 +31,13 @@ from convcvx.oracles import (
     pick_oracle,
 )
 from convcvx.oracles.branch_and_bound import FIRST_LOOK
-from convcvx.oracles.sampled import N_GATES
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.pooling import Pooling
 from convcvx.problem import Problem
 from convcvx.responses.passes import Responses
 from convcvx.solution import Callback, Solution, Status
 from convcvx.solvers import SOLVERS, pick_solver
+from convcvx.terms.names import N_GATES
 from convcvx.training.options import TrainConfig
 
 BEGINNING = 0.15

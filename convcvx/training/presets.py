@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from convcvx.data.datasets import Dataset
 from convcvx.errors import check_choice
 from convcvx.training.options import OPTIONS, TrainConfig
 from convcvx.training.recipes import recipe
+
+if TYPE_CHECKING:
+    from convcvx.data.datasets import Dataset
 
 ACCURACY: dict[str, Any] = {
     "contrast": True,

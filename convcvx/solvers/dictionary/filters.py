@@ -15,9 +15,8 @@ from convcvx.errors import InputError, check_choice, check_count, check_positive
 from convcvx.machine.watch import watched
 from convcvx.responses.mirror import mirror
 from convcvx.responses.passes import Responses
+from convcvx.terms.names import DICTIONARY_SOURCES
 
-SOURCES = ("patches", "kmeans")
-"""Where filters come from: patches drawn at random, or the centres of their clusters."""
 PATCHES_PER_FILTER = 30
 """Patches that k-means clusters, a filter."""
 KMEANS_STEPS = 10
@@ -77,7 +76,7 @@ def dictionary(
 
 def check_dictionary(n_filters: int, *, source: str, threshold: float, flips: bool, hidden_bias: bool) -> None:
     """Raise `InputError` for what no dictionary can have."""
-    check_choice("dictionary_source", source, SOURCES)
+    check_choice("dictionary_source", source, DICTIONARY_SOURCES)
     check_positive("threshold", threshold, zero=True)
     check_count("dictionary", n_filters)
     if threshold and not hidden_bias:

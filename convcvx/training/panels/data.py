@@ -35,6 +35,7 @@ class DataOptions:
         None,
         DATA,
         "32, or 24x32 (rows x columns): what all images are resized to [default: as they are, all alike]",
+        low=1,
         read=size_text,
         form=SIZE,
         means=size,

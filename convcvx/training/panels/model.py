@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from convcvx.activations import Activation
-from convcvx.data.weights import BALANCED, class_weight_text
-from convcvx.losses.table import LOSS_WORDS, get_loss
-from convcvx.oracles import FAMILIES
-from convcvx.pooling import Pooling
-from convcvx.training.option import MODEL, SIZE, activation_text, option, pool_text, size, size_text
+from convcvx.terms.names import BALANCED, FAMILIES, LOSS_WORDS
+from convcvx.training import meanings
+from convcvx.training.option import MODEL, SIZE, option, size, size_text
 
 DEFAULT_BETA_RATIO = 1e-3
 """Share of beta_max that a run without beta and beta_ratio trains at."""
@@ -22,14 +19,17 @@ class ModelOptions:
     """The options of the panel "Model"."""
 
     kernel_size: str = option(
-        "3", MODEL, "3, or 3x5 (rows x columns).", per_stage="", read=size_text, form=SIZE, means=size
+        "3", MODEL, "3, or 3x5 (rows x columns).", low=1, per_stage="", read=size_text, form=SIZE, means=size
     )
-    stride: str = option("1", MODEL, "As in Conv2d.", per_stage="", read=size_text, form=SIZE, means=size)
-    padding: str = option("0", MODEL, "As in Conv2d, with zeros.", per_stage="", read=size_text, form=SIZE, means=size)
+    stride: str = option("1", MODEL, "As in Conv2d.", low=1, per_stage="", read=size_text, form=SIZE, means=size)
+    padding: str = option(
+        "0", MODEL, "As in Conv2d, with zeros.", low=0, per_stage="", read=size_text, form=SIZE, means=size
+    )
     dilation: str = option(
         "1",
         MODEL,
         "As in Conv2d: pixels from one entry of a patch to the next.",
+        low=1,
         per_stage="",
         read=size_text,
         form=SIZE,
@@ -41,9 +41,9 @@ class ModelOptions:
         "global; a grid: 4 or 4x2 (AdaptiveAvgPool2d); window:SIZE,STRIDE (AvgPool2d); none. With max: in front, "
         "max:4, the maximum over each cell instead of the average (AdaptiveMaxPool2d, MaxPool2d).",
         per_stage="",
-        read=pool_text,
+        read=meanings.pool_text,
         form="a grid such as 4 or (4, 2), or a text such as global, window:3,2, max:4 or none",
-        means=Pooling.of,
+        means=meanings.pooling,
     )
     activation: str = option(
         "relu",
@@ -52,9 +52,9 @@ class ModelOptions:
         "no activation, only a convolution, pooled and weighed; quadratic: the square, whose penalty is "
         "beta * sum(norm(kernel)^2 * norm(weights)).",
         per_stage="",
-        read=activation_text,
+        read=meanings.activation_text,
         form="relu, leaky-relu:SLOPE, abs, linear or quadratic",
-        means=Activation.of,
+        means=meanings.activation,
     )
     hidden_bias: bool = option(False, MODEL, "A regularised bias in each filter.")
     intercept: bool = option(True, MODEL, "An unpenalised bias in the output.", any_model=True)
@@ -105,8 +105,8 @@ class ModelOptions:
         MODEL,
         f"What classes count for: {BALANCED}, all alike, or a weight by class, such as 3=2,8=0.5 [default: as often as "
         "they come]",
-        read=class_weight_text,
+        read=meanings.class_weight_text,
         form=f"{BALANCED}, or a weight by class, such as 3=2,8=0.5",
         any_model=True,
     )
-    loss: str = option("squared", MODEL, f"{LOSS_WORDS}.", any_model=True, means=lambda text: get_loss(text).name)
+    loss: str = option("squared", MODEL, f"{LOSS_WORDS}.", any_model=True, means=meanings.loss)

@@ -5,10 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from convcvx.budget import Budget
-from convcvx.oracles import ORACLES
-from convcvx.oracles.sampled import N_GATES
-from convcvx.solvers import SOLVERS
-from convcvx.solvers.dictionary.filters import SOURCES
+from convcvx.terms.names import DICTIONARY_SOURCES, N_GATES, ORACLES, SOLVERS
 from convcvx.training.option import LARGEST_SIDE, SOLVER, option
 
 MOST_FILTERS = 100_000
@@ -25,6 +22,7 @@ class SearchOptions:
         f"auto, {', '.join(SOLVERS)}. sliding-fw reaches the optimum at any size; column-generation lets no "
         "filter slide, as --filters asks for; the others are the paper's own: frank-wolfe slow, copositive for small "
         "problems, gated for sampled patterns, closed-form for spike-free data.",
+        choices=("auto", *SOLVERS),
     )
     oracle: str = option(
         "auto",
@@ -34,6 +32,7 @@ class SearchOptions:
         "networks over --filters; spectral one at any rank for --activation linear, and quadratic with one output; "
         "sampled a proof for sampled patterns only; local scales and proves nothing, not even over the filters of a "
         "dictionary, which may take longer than the training.",
+        choices=("auto", *ORACLES),
     )
     gates: int = option(
         N_GATES,
@@ -74,7 +73,7 @@ class SearchOptions:
         "patches",
         SOLVER,
         "Which filters: patches, drawn at random, or kmeans, the centres of clusters of patches.",
-        choices=SOURCES,
+        choices=DICTIONARY_SOURCES,
     )
     threshold: float = option(
         0.0, SOLVER, "What a patch must exceed to excite a filter of the dictionary.", low=0, high=1e6, per_stage=""

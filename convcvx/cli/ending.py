@@ -1,0 +1,102 @@
+"""Where commands print, and how they end.
+
+Exit status 0: done; 1: a process of several was lost; 2: bad input; 3: stopped short of --tol; 130: interrupted.
+Nothing here needs torch: what is refused before it is needed ends at once.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from convcvx.errors import ConvcvxError, WorkerError, one_line
+from convcvx.storage.reading import json_text
+from convcvx.terms.status import SHORT, Status
+
+if TYPE_CHECKING:
+    from convcvx.responses.team import Team
+
+OUT_OF_MEMORY = re.compile("out of memory|allocate memory|not enough memory")
+"""What torch says in a RuntimeError when memory is short."""
+
+
+def write_any_text() -> None:
+    """Escape what a terminal or a file in another encoding than UTF-8 cannot show, as Python does in tracebacks."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not what a caller may have put there, nor None
+            stream.reconfigure(errors="backslashreplace")
+
+
+def open_console(json_output: bool, quiet: bool = False) -> Console:
+    """Where text for people goes: standard error if JSON has the other, nowhere if `quiet`.
+
+    Paths appear whole and as they are.
+    """
+    return Console(stderr=json_output, quiet=quiet, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+def percent(value: float | None) -> str:
+    """A share; a dash where there is none."""
+    return "-" if value is None else f"{value:.2%}"
+
+
+def finish(metrics: dict[str, Any], json_output: bool, team: Team | None = None) -> NoReturn:
+    """Print the JSON object if asked for, and end with the exit status that `metrics["status"]` stands for.
+
+    A training that stopped short is done all the same: a `team` that would be started anew for it ends with 0.
+    """
+    if json_output:
+        print(json_text(metrics), flush=True)
+    code = Status(metrics["status"]).exit_code
+    raise typer.Exit(0 if code == SHORT and team is not None and team.replaceable else code)
+
+
+@contextmanager
+def guard(json_output: bool) -> Iterator[None]:
+    """Turn what convcvx refuses, an interrupt and what the machine refuses into one line on standard error."""
+    try:
+        yield
+    except typer.Exit:  # a RuntimeError too
+        raise
+    except WorkerError as error:
+        _end(one_line(error), "lost_worker", 1, json_output)
+    except ConvcvxError as error:
+        _end(one_line(error), "bad_input", 2, json_output)
+    except OSError as error:  # paths that cannot be used, full disks, readers that have gone
+        _end(f"the system refuses: {one_line(error)}; give another path, or make room", "bad_input", 2, json_output)
+    except (MemoryError, RuntimeError) as error:
+        if "Symlink loop" in str(error):  # as Python before 3.13 says it
+            _end(f"the system refuses: {one_line(error)}; give another path", "bad_input", 2, json_output)
+        if isinstance(error, RuntimeError) and not OUT_OF_MEMORY.search(str(error)):
+            raise
+        _end("out of memory: give fewer or smaller images, or ask for fewer filters", "bad_input", 2, json_output)
+    except KeyboardInterrupt:
+        print("convcvx: interrupted; train and stack go on with --resume", file=sys.stderr)
+        _print_last(json_output, {"error": "interrupted", "status": "interrupted"})
+        raise typer.Exit(130) from None
+
+
+def _end(message: str, status: str, code: int, json_output: bool) -> NoReturn:
+    with suppress(OSError):
+        print(f"convcvx: error: {message}", file=sys.stderr)
+    _print_last(json_output, {"error": message, "status": status})
+    raise typer.Exit(code) from None
+
+
+def _print_last(json_output: bool, result: dict[str, Any]) -> None:
+    """Print JSON if asked for; where standard output takes nothing any more, let Python's own last flush be silent."""
+    try:
+        if json_output:
+            print(json_text(result), flush=True)
+        sys.stdout.flush()
+    except OSError:
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,95 @@
+"""What `convcvx stack` does, once nothing is found bad in its options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from convcvx.cli import flags as f
+from convcvx.cli.ending import finish, open_console, percent
+from convcvx.cli.output import cost, explain_short
+from convcvx.display.words import counted
+from convcvx.machine.watch import Waiting
+from convcvx.responses.team import Team
+from convcvx.stack.jobs import StackRun, stack_job
+from convcvx.stack.options import (
+    StackConfig,
+    fitting_stack,
+    settings_of,
+)
+from convcvx.training.origin import Origin
+from convcvx.training.presets import in_flags, leaves_open
+from convcvx.training.progress import Progress
+from convcvx.training.resolve import load_data
+
+
+def run_stacking(
+    given: dict[str, Any],
+    out: Path | None,
+    resume: bool,
+    overwrite: bool,
+    preset: str | None,
+    json_output: bool,
+    quiet: bool,
+) -> None:
+    """Train a stack by the options that were `given`, tell how it goes, and end as commands do."""
+    console = open_console(json_output, quiet)
+    with Team.of_torchrun() as team:
+        run = StackRun(f.out_folder(out, resume, overwrite, lambda: _named(settings_of(given))))
+        with run.held():
+            goes_on = run.enter(resume=resume or team.restarted, overwrite=overwrite)
+            fits = not goes_on and leaves_open(given, preset)
+            settings = run.config.continued(given) if goes_on else settings_of(given)
+            data = origin = None
+            if fits:
+                with Waiting(console):
+                    data = load_data(settings.stages[0])
+                chosen = fitting_stack(given, data[0])
+                settings, origin = settings_of(chosen), Origin.of(settings.stages[0], data)
+            with Progress(console, settings.stages[0].tol, settings.stages[0].time_limit) as progress:
+                if resume and not goes_on:
+                    progress.begin(f"nothing has begun in {out}: it begins now, by these options")
+                if fits:
+                    progress.begin(f"options that fit the data: {in_flags(chosen)}")
+                result = stack_job(settings, run, progress, team, resume=goes_on, data=data, origin=origin)
+        _print_table(console, result)
+        explain_short(console, result, "raise --tol, or the budgets of the stages that fell short")
+        finish(result, json_output, team)
+
+
+def _named(config: StackConfig) -> str:
+    return f"{Path(config.stages[0].data).stem}-stack"
+
+
+def _print_table(console: Console, result: dict[str, Any]) -> None:
+    table = Table(box=None, header_style="bold")
+    for column in ("stage", "objective", "gap", "filters", "validation", "test", "seconds", ""):
+        table.add_column(column, justify="right")
+    for record in result["stages"]:
+        table.add_row(
+            str(record["stage"]),
+            f"{record['primal']:.6g}",
+            f"{record['rel_gap']:.1e}",
+            str(record["n_filters"]),
+            percent(record["validation_accuracy"]),
+            percent(record["test_accuracy"]),
+            f"{record['seconds']:.1f}",
+            "" if record["kept"] else "dropped",
+        )
+    console.print(table)
+    for record in result["stages"]:
+        if "joint_objective" in record:
+            console.print(
+                f"joint heads of stages 1 to {record['stage']}: {record['score']:.2%} validation, objective "
+                f"{record['joint_objective']:.6g}, optimal over these filters to {record['joint_rel_gap']:.1e}",
+            )
+    console.print(
+        f"whole model: {percent(result['test_accuracy'])} test, {percent(result['train_accuracy'])} train, "
+        f"{counted(result['n_stages'], 'stage')}, {cost(result)}\n"
+        "each gap is that of its stage on the features it was given:",
+    )
+    for scope, meaning in {record["scope"]: record["meaning"] for record in result["stages"]}.items():
+        console.print(f"{scope}: {meaning}")

@@ -1,0 +1,71 @@
+"""What `convcvx train` does, once nothing is found bad in its options."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from convcvx.cli import flags as f
+from convcvx.cli.ending import finish, open_console
+from convcvx.cli.output import as_flags, explain_short, print_summary
+from convcvx.machine.watch import Waiting
+from convcvx.responses.team import Team
+from convcvx.solution import Status
+from convcvx.training.clock import Clock
+from convcvx.training.jobs import train_into
+from convcvx.training.options import TrainConfig
+from convcvx.training.origin import Origin
+from convcvx.training.presets import fitting, in_flags, leaves_open, next_steps
+from convcvx.training.progress import Progress
+from convcvx.training.resolve import load_data
+from convcvx.training.run import Run
+
+
+def run_training(
+    given: dict[str, Any],
+    out: Path | None,
+    resume: bool,
+    overwrite: bool,
+    preset: str | None,
+    json_output: bool,
+    quiet: bool,
+) -> None:
+    """Train by the options that were `given`, tell how it goes, and end as commands do."""
+    console = open_console(json_output, quiet)
+    with Team.of_torchrun() as team:
+        clock = Clock.now()
+        run = Run(f.out_folder(out, resume, overwrite, lambda: _named(TrainConfig.from_dict(given))))
+        with run.held():
+            goes_on = run.enter(resume=resume or team.restarted, overwrite=overwrite)
+            fits = not goes_on and leaves_open(given, preset)
+            settings = run.continued(given) if goes_on else TrainConfig.from_dict(given)
+            settings.check()
+            data = None
+            if fits:
+                with Waiting(console):
+                    data = load_data(settings)
+                settings = TrainConfig.from_dict(fitting(given, data[0]))
+            with Progress(console, settings.tol, settings.time_limit) as progress:
+                if resume and not goes_on:
+                    progress.begin(f"nothing has begun in {out}: it begins now, by these options")
+                if fits:
+                    progress.begin(
+                        f"options that fit the data: {in_flags(settings.chosen)}\n"
+                        "(--preset plain: the defaults instead of them)"
+                    )
+                origin = None if data is None else Origin.of(settings, data)
+                fit = train_into(run, settings, progress, team, resume=goes_on, data=data, origin=origin, clock=clock)
+            metrics = fit.metrics
+        print_summary(console, metrics)
+        remedy = as_flags(Status(metrics["status"]).remedy)
+        go_on = f"to go on: convcvx train --resume --out {shlex.quote(metrics['out'])}, with another budget or --tol"
+        saved = "the network is saved and of use as it is" if metrics["n_filters"] else "the network has no filter yet"
+        explain_short(console, metrics, remedy, f"{saved}; {go_on}")
+        if fits:
+            console.print(f"try next: {next_steps(settings)}")
+        finish(metrics, json_output, team)
+
+
+def _named(config: TrainConfig) -> str:
+    return f"{Path(config.data).stem}-seed{config.seed}"
