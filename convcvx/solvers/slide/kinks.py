@@ -46,12 +46,13 @@ class Kinks:
         gram = rows @ rows.transpose(1, 2)
         scale = gram.diagonal(dim1=1, dim2=2).mean(dim=1, keepdim=True)
         gram.diagonal(dim1=1, dim2=2).add_(RIDGE * scale + ~chosen)
-        self._rows = torch.linalg.solve_triangular(torch.linalg.cholesky(gram), rows, upper=False)
+        # In numpy: torch takes several times as long for products of many matrices with a vector each.
+        self._rows = torch.linalg.solve_triangular(torch.linalg.cholesky(gram), rows, upper=False).contiguous().numpy()
 
-    def along(self, filters: Tensor) -> Tensor:
+    def along(self, filters: np.ndarray) -> np.ndarray:
         """Filters (m, r) in the coordinates of the slide, or steps of them, less what would leave a kink."""
         across = self._rows @ filters[:, :, None]
-        return filters - (self._rows.transpose(1, 2) @ across)[:, :, 0]
+        return filters - (self._rows.transpose(0, 2, 1) @ across)[:, :, 0]
 
 
 def _held(problem: Problem, few: FewRows, solution: Solution) -> np.ndarray:

@@ -60,7 +60,7 @@ class FewRowsObjective(PassObjective):
         self._weight_inverse, self._mean = coordinates.weight_inverse.numpy(), coordinates.mean.numpy()
         self._kinks = Kinks(problem, few, solution, torch.from_numpy(seen).flatten(0, 1))
         filters, *rest = coordinates.start
-        self.start = _flat([self._kinks.along(filters), *rest])
+        self.start = _flat([torch.from_numpy(self._kinks.along(filters.numpy())), *rest])
 
     def __call__(self, point: Array) -> tuple[float, Array]:
         problem, pool = self._problem, self._pool
@@ -83,7 +83,7 @@ class FewRowsObjective(PassObjective):
         weight_slopes = self._weight_inverse @ (pulls + beta * matrix - self._mean * total)
         back = pool.T @ (slopes @ by_cell.transpose(0, 2, 1)).reshape(cells, -1)
         filter_slopes = (back.reshape(-1, m) * (active > 0)).T @ self._rows + decay
-        filter_slopes = self._kinks.along(torch.from_numpy(filter_slopes)).numpy()
+        filter_slopes = self._kinks.along(filter_slopes)
         return value, np.concatenate([filter_slopes.ravel(), weight_slopes.ravel(), total])
 
 
