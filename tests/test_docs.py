@@ -79,6 +79,11 @@ def test_a_page_that_prints_something_else_is_told_of(outputs, now, same):
     assert differences == ([] if same else ["3 filters, gap 1e-03"])
 
 
+@pytest.mark.parametrize(("now", "told"), [("a 1\nb 2\nd 3", 0), ("a 1\nd 2\nd 3", 2), ("a 1\nb 9\nd 3", 2)])
+def test_one_line_in_three_may_go_by_the_machine(outputs, now, told):
+    assert len(outputs.differences(["a 1\nb 2\nc 3\n"], f"<pre>{now}</pre>")) == told
+
+
 def test_every_page_has_what_its_code_prints(outputs):
     pages = {path: path.read_text("utf-8") for path in DOCS.rglob("*.md")}
     shown = {path: text.count('result="text"') for path, text in pages.items()}
