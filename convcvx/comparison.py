@@ -23,8 +23,9 @@ from convcvx.network.two_layer import TwoLayerCNN
 from convcvx.oracles.contradiction import check_proof
 from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
-from convcvx.solution import Solution, Status
+from convcvx.solution import Solution
 from convcvx.stack.jobs import stage_data
+from convcvx.terms.status import Status
 from convcvx.training.entry import announce, limited
 from convcvx.training.fit import Fit, load_fit, score
 from convcvx.training.option import check_names, check_options, option, parameters, same_as

@@ -13,7 +13,7 @@ from convcvx.activations import RELU, Activation
 from convcvx.display.words import claims, rows
 from convcvx.errors import InputError
 from convcvx.oracles.scope import Scope
-from convcvx.terms.status import Status as Status
+from convcvx.terms.status import Status
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -23,12 +23,13 @@ from convcvx.oracles import ORACLES, ExactOracle, Oracle, OracleResult, Scope, g
 from convcvx.oracles.needs import Need, require
 from convcvx.oracles.table import Entry
 from convcvx.problem import Problem
-from convcvx.solution import Round, Solution, Status
+from convcvx.solution import Round, Solution
 from convcvx.solvers import SOLVERS, Solver, drive
 from convcvx.solvers.frank_wolfe import frank_wolfe
 from convcvx.solvers.gated import gated
 from convcvx.solvers.loop import Level, Look
 from convcvx.solvers.sliding_frank_wolfe import sliding_frank_wolfe
+from convcvx.terms.status import Status
 from convcvx.training.plan import Plan, solve_problem
 
 WORDS = [*Scope, *Status]

@@ -11,7 +11,7 @@ from convcvx.cli.ending import finish, open_console
 from convcvx.cli.output import as_flags, explain_short, print_summary
 from convcvx.machine.watch import Waiting
 from convcvx.responses.team import Team
-from convcvx.solution import Status
+from convcvx.terms.status import Status
 from convcvx.training.clock import Clock
 from convcvx.training.jobs import train_into
 from convcvx.training.options import TrainConfig

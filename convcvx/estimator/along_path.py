@@ -20,7 +20,7 @@ from convcvx.estimator.base import PARAMETERS, ConvexCNN
 from convcvx.estimator.declare import declare
 from convcvx.estimator.models import ConvexCNNClassifier, ConvexCNNRegressor
 from convcvx.problem import Problem
-from convcvx.solution import Status
+from convcvx.terms.status import Status
 from convcvx.training.functional import path_betas
 from convcvx.training.optimise import named_oracle
 from convcvx.training.options import TrainConfig

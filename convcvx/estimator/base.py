@@ -27,7 +27,8 @@ from convcvx.machine.devices import pick_device
 from convcvx.network.two_layer import TwoLayerCNN
 from convcvx.problem import Problem
 from convcvx.responses.passes import Responses
-from convcvx.solution import Solution, Status
+from convcvx.solution import Solution
+from convcvx.terms.status import Status
 from convcvx.training.functional import patches_to_images, train
 from convcvx.training.option import parameters
 from convcvx.training.options import TrainConfig

@@ -14,8 +14,8 @@ from convcvx.display.html import environment
 from convcvx.display.theme import svg
 from convcvx.display.words import SETS, label, rows, text
 from convcvx.errors import RunError
-from convcvx.solution import Status
 from convcvx.storage.reading import read_json
+from convcvx.terms.status import Status
 from convcvx.training.folder import ENVIRONMENT, Folder
 from convcvx.training.options import OPTIONS, TrainConfig
 

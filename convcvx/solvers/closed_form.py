@@ -49,11 +49,12 @@ from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem, relative_gap
 from convcvx.responses.gated import embedded_rows
 from convcvx.rounding import UNIT
-from convcvx.solution import Solution, Status
+from convcvx.solution import Solution
 from convcvx.solvers.loop import Level, Look, Solver
 from convcvx.solvers.master.table import solve_master
 from convcvx.solvers.rounds import predicted, record_of
 from convcvx.solvers.spike_free import EXACT, centred, roots, spike_free
+from convcvx.terms.status import Status
 
 ROUNDING = 1e-10
 """Share of the value by which singular values and the sums over them can be off."""

@@ -22,13 +22,14 @@ from convcvx.oracles.copositive import CopositiveOracle
 from convcvx.oracles.needs import AVERAGES, CONIC_LOSS, RECTIFIED, Need
 from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
-from convcvx.solution import Solution, Status
+from convcvx.solution import Solution
 from convcvx.solvers.loop import Level, Look, Solver
 from convcvx.solvers.master.table import solve_master
 from convcvx.solvers.programs.cones import Cones
 from convcvx.solvers.rounds import predicted, record_of
 from convcvx.solvers.slide.joint import slide
 from convcvx.solvers.sparsify import sparsify
+from convcvx.terms.status import Status
 
 if TYPE_CHECKING:
     from convcvx.solvers.programs.convex import ProgramResult

@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 
 from convcvx.problem import Problem
-from convcvx.solution import Solution, Status
+from convcvx.solution import Solution
 from convcvx.solvers.loop import Level, Look, Solver
 from convcvx.solvers.sparsify import sparsify
+from convcvx.terms.status import Status
 
 NEWTON_STEPS = 100
 """Steps of a plane search at most; the squared loss takes one or two, and no step is taken that gains nothing."""

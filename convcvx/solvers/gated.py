@@ -29,12 +29,13 @@ from convcvx.oracles.needs import AVERAGES, DEGREE_ONE, Need
 from convcvx.oracles.pattern_cones import PatternCones
 from convcvx.oracles.sampled import SampledOracle
 from convcvx.problem import Problem
-from convcvx.solution import Callback, Solution, Status
+from convcvx.solution import Callback, Solution
 from convcvx.solvers.loop import Level, Look, Solver, drive
 from convcvx.solvers.master.table import solve_master
 from convcvx.solvers.programs.gated import GatedResult, solve_gated
 from convcvx.solvers.rounds import predicted, record_of
 from convcvx.terms.names import N_GATES
+from convcvx.terms.status import Status
 
 NEGLIGIBLE = 1e-6
 """Share of the largest singular value of a gated network below which one is rounding."""

@@ -17,8 +17,9 @@ from convcvx.budget import Budget, Deadline, OutOfTime
 from convcvx.oracles.base import Oracle
 from convcvx.oracles.needs import Need, require
 from convcvx.problem import Problem
-from convcvx.solution import Callback, Round, Solution, Status
+from convcvx.solution import Callback, Round, Solution
 from convcvx.solvers.rounds import begin, consult, predicted
+from convcvx.terms.status import Status
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,12 @@ from convcvx.oracles.base import Oracle
 from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem, relative_gap
 from convcvx.responses.passes import Responses
-from convcvx.solution import Round, Solution, Status
+from convcvx.solution import Round, Solution
 from convcvx.solvers.loop import Level, Look, Solver
 from convcvx.solvers.master.table import solve_master
 from convcvx.solvers.rounds import consult, predicted
 from convcvx.solvers.slide.joint import slide
+from convcvx.terms.status import Status
 
 
 @dataclass(frozen=True)

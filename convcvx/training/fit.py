@@ -25,8 +25,9 @@ from convcvx.network.two_layer import TwoLayerCNN, two_layer_cnn
 from convcvx.oracles.local import LocalOracle
 from convcvx.pooling import Pooling
 from convcvx.responses.passes import Responses
-from convcvx.solution import Round, Solution, Status
+from convcvx.solution import Round, Solution
 from convcvx.solvers import SOLVERS
+from convcvx.terms.status import Status
 from convcvx.training.card import model_card
 from convcvx.training.clock import Clock
 from convcvx.training.dictionary_gap import FamilyProof, LeftOut, family_proof

@@ -19,8 +19,9 @@ from convcvx.errors import InputError, check_choice, check_count, check_positive
 from convcvx.oracles import ORACLES, LocalOracle, Oracle
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
-from convcvx.solution import Callback, Solution, Status
+from convcvx.solution import Callback, Solution
 from convcvx.solvers import SOLVERS
+from convcvx.terms.status import Status
 from convcvx.training.dictionary_gap import with_dictionary_gap
 from convcvx.training.journal import Checkpoint
 from convcvx.training.optimise import named_oracle, optimise

@@ -22,8 +22,8 @@ from convcvx.patches import PatchEmbedding
 from convcvx.pooling import Pooling
 from convcvx.problem import Problem
 from convcvx.responses.team import Team
-from convcvx.solution import Status
 from convcvx.solvers import SOLVERS
+from convcvx.terms.status import Status
 from convcvx.training.clock import Clock
 from convcvx.training.dictionary_gap import with_dictionary_gap
 from convcvx.training.fit import Fit, certificate_summary, finish, score

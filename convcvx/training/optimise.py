@@ -10,7 +10,8 @@ from time import perf_counter
 
 from convcvx.oracles import FAMILIES, Family, FamilyOracle, Oracle, SampledOracle
 from convcvx.problem import Problem
-from convcvx.solution import Solution, Status
+from convcvx.solution import Solution
+from convcvx.terms.status import Status
 from convcvx.training.dictionary_start import start_from_dictionary
 from convcvx.training.journal import Checkpoint, Journal
 from convcvx.training.options import TrainConfig

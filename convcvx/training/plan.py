@@ -35,9 +35,10 @@ from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.pooling import Pooling
 from convcvx.problem import Problem
 from convcvx.responses.passes import Responses
-from convcvx.solution import Callback, Solution, Status
+from convcvx.solution import Callback, Solution
 from convcvx.solvers import SOLVERS, pick_solver
 from convcvx.terms.names import N_GATES
+from convcvx.terms.status import Status
 from convcvx.training.options import TrainConfig
 
 BEGINNING = 0.15
