@@ -127,7 +127,7 @@ def test_a_cpu_convolves_them_in_registers_whatever_the_size_of_a_patch():
     ("spec", "options"),
     [
         (PatchSpec(5, stride=2), {}),  # as many coordinates as entries
-        (PatchSpec(5, rank=10), {}),  # 9 x 8 x 10 numbers of an image with 312 pixels
+        (PatchSpec(5, rank=14), {}),  # 9 x 8 x 14 numbers of an image with 312 pixels
         (PatchSpec(5, stride=2, rank=3), {"dtype": torch.float64}),
         (PatchSpec(5, stride=2, rank=3), {"patch_dtype": torch.bfloat16}),
         (PatchSpec(5, stride=2, rank=3), {"small": True}),

@@ -44,8 +44,6 @@ RIDGE = 1e-5
 """Ridge of that regression, as a share of the mean square of the responses: some of them are all but alike."""
 MORE = 4
 """Times as many filters climb on a sample as would on all images: they cost a fraction there."""
-POLISHED = 8
-"""The best of them, which go on over all images."""
 POLISH = 3
 """Passes over all images for which they go on; to the end in a thorough search."""
 PERSISTENT = 3
@@ -78,6 +76,8 @@ class LocalOracle(Oracle):
         Passes they climb for.
     n_batches : int
         Batches to go through before no violation is believed.
+    n_polished : int
+        The best of those on a sample, which go on over all images.
     thorough : bool
         Be persistent, and go on when a batch has found a violation: for certificates.
     persistent : bool
@@ -93,6 +93,7 @@ class LocalOracle(Oracle):
     n_climbers: int = 32
     n_steps: int = 24
     n_batches: int = 2
+    n_polished: int = 8
     thorough: bool = False
     persistent: bool = False
     max_batches: int | None = None
@@ -161,8 +162,9 @@ class LocalOracle(Oracle):
             filters, values, towards = self._climb(sample, sampled_dual, metric, *at, target, self.n_steps)
             ends, rest = (filters, values), filters[:0]
             if sample is not problem:
-                order = metric.distinct(filters, values, max(self.n_climbers, wanted.n_filters), DISTINCT)
-                best, rest = order[:POLISHED], filters[order[POLISHED:]]
+                most = max(self.n_climbers, self.n_polished, wanted.n_filters)
+                order = metric.distinct(filters, values, most, DISTINCT)
+                best, rest = order[: self.n_polished], filters[order[self.n_polished :]]
                 n_steps = self.n_steps if self.thorough else POLISH
                 at = filters[best], towards[best]
                 filters, values, _ = self._climb(problem, dual_point, metric, *at, target, n_steps)

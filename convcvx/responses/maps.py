@@ -18,7 +18,7 @@ POINTS = PatchSpec((1, 1))
 """The patches of a map."""
 FEWER = 2
 """Times as many entries as a filter has coordinates a patch must have at least: else products cost as much."""
-LARGEST = 2
+LARGEST = 3
 """Times as much memory as the images the maps may take at most."""
 
 

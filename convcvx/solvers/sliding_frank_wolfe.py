@@ -83,7 +83,7 @@ class SlidingFrankWolfe(Solver):
     """Gap of the weights with which filters go over to other images or another β."""
     scout_size: int = 30_000
     """Images from which on climbs look first for what a proof takes minutes to find; with 8,000 they save nothing."""
-    near: float = 0.75
+    near: float = 0.7
     """Share of tol above which a gap that climbs show makes such a proof a waste: it would show more, and more than tol
     as a rule, in the time of several rounds."""
 
