@@ -6,13 +6,14 @@ import pytest
 from helpers.commands import NO_SEARCH, Quiet, answer, cli, refused
 
 from convcvx.activations import RELU
+from convcvx.cli.flags import leads
 from convcvx.errors import InputError, RunError
 from convcvx.oracles import FAMILIES, ORACLES
-from convcvx.responses.processes import LAUNCHED
 from convcvx.responses.team import Team
 from convcvx.solvers import SOLVERS
 from convcvx.stack.options import StackConfig, as_kept_by_stage, settings_of
 from convcvx.terms import names
+from convcvx.terms.names import LAUNCHED
 from convcvx.training.jobs import train_into
 from convcvx.training.option import as_kept
 from convcvx.training.options import TrainConfig, check_unchanged
@@ -201,6 +202,16 @@ def test_processes_are_those_of_torchrun_where_they_are_asked_for(monkeypatch, t
         monkeypatch.setenv(name, value)
     assert (Team().size, Team.of_torchrun().size, Team.of_torchrun().rank) == (1, 2, 1)
     assert train_into(Run(tmp_path / "run"), TrainConfig(**SMALL), Quiet()).metrics["n_filters"] > 0
+
+
+@pytest.mark.parametrize(
+    ("rank", "reads"), [("0", True), ("00", True), ("1", False), ("-1", True), ("first", True), (None, True)]
+)
+def test_one_process_reads_the_options(monkeypatch, rank, reads):
+    for name, value in zip(LAUNCHED, ["1", "2", "127.0.0.1", "29500"], strict=True):
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("RANK") if rank is None else monkeypatch.setenv("RANK", rank)
+    assert leads() == reads
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,7 @@ def test_what_a_page_prints_is_written_into_it(outputs):
         ("5 filters, gap 9e-02", True),
         ("50 filters, gap 1e-03", False),
         ("3 atoms, gap 1e-03", False),
+        ("2 filters, gap 1e-03", True),
         ("", False),
     ],
 )
@@ -82,6 +83,16 @@ def test_a_page_that_prints_something_else_is_told_of(outputs, now, same):
 @pytest.mark.parametrize(("now", "told"), [("a 1\nb 2\nd 3", 0), ("a 1\nd 2\nd 3", 2), ("a 1\nb 9\nd 3", 2)])
 def test_one_line_in_three_may_go_by_the_machine(outputs, now, told):
     assert len(outputs.differences(["a 1\nb 2\nc 3\n"], f"<pre>{now}</pre>")) == told
+
+
+def test_a_fraction_is_no_count(outputs):
+    assert outputs.differences(["accuracy 0.97\n"], "<pre>accuracy 0.1</pre>") == ["accuracy 0.97"]
+    assert not outputs.differences(["accuracy 0.97\n"], "<pre>accuracy 0.91</pre>")
+
+
+def test_any_line_can_be_told_of(outputs):
+    for line in ("{'accuracy': 0.93}", "run #3 of 5", "{} 7"):
+        assert outputs.differences([f"{line}\n"], "<pre>x</pre>") == [line]
 
 
 def test_every_page_has_what_its_code_prints(outputs):

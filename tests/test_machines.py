@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from convcvx.errors import InputError
-from convcvx.responses.processes import LAUNCHED
 from convcvx.responses.team import Team
+from convcvx.terms.names import LAUNCHED
 from convcvx.training.run import Run
 
 PACKAGE = Path(__file__).parents[1] / "convcvx"

@@ -76,7 +76,7 @@ def test_every_pass_gives_what_it_gives_of_pixels(case):
 def test_negative_control_one_wrong_map_is_seen():
     mapped, exact = responses("contrast"), responses("contrast", torch.float64)
     before = passes(mapped)
-    mapped.kept["maps"].of(slice(0, 1), mapped.images)[:] = 0
+    mapped.maps.of(slice(0, 1), mapped.pixels)[:] = 0
     assert furthest(passes(mapped), before) > 1e-3
     assert furthest(before, passes(exact)) < 2e-5
 
@@ -95,16 +95,39 @@ def test_some_of_the_images_have_their_own_maps_whether_made_before_or_not(case)
     assert furthest([fresh.to(images=images()[where]).predict(filters, weights, intercept)], [wanted]) < 1e-5
 
 
-def test_maps_are_made_once(monkeypatch):
-    r, seen = responses("contrast"), []
+@pytest.fixture
+def unrolled(monkeypatch):
+    """How many images were unrolled at a time."""
+    seen: list[int] = []
     plain = PatchSpec.columns
     monkeypatch.setattr(PatchSpec, "columns", lambda spec, part: seen.append(len(part)) or plain(spec, part))
-    passes(r)
-    assert sum(seen) == N
+    return seen
+
+
+def test_maps_are_made_once(unrolled):
+    r = responses("contrast")
+    unrolled.clear()  # to fit the embedding takes patches too
+    arguments = parameters(r)[:3]
     where = torch.arange(0, N, 7)
-    r.at(where).predict(*parameters(r)[:3])
-    r.until(Deadline.after(1e6)).predict(*parameters(r)[:3])
-    assert sum(seen) == N
+    for _ in range(2):  # mini-batches make those of their images for those that come after
+        r.at(where).predict(*arguments)
+        assert sum(unrolled) == len(where)
+    r.predict(*arguments)
+    r.until(Deadline.after(1e6)).predict(*arguments)
+    assert sum(unrolled) == N
+    passes(r)
+    assert sum(unrolled) == N + 8 * 2  # a shift looks at a few images of its own
+
+
+def test_no_more_patches_are_unrolled_at_a_time_than_a_chunk_holds(unrolled):
+    r = responses("contrast")
+    image = r.n_positions * r.embedding.basis.shape[1] * 4
+    r = responses("contrast", chunk_bytes=7 * image)
+    unrolled.clear()
+    passes(r)
+    assert max(unrolled) == 7
+    r.at(torch.arange(60)).predict(*parameters(r)[:3])
+    assert max(unrolled) == 7
 
 
 def test_a_pass_that_runs_out_of_time_leaves_maps_that_are_right():
@@ -127,7 +150,7 @@ def test_a_cpu_convolves_them_in_registers_whatever_the_size_of_a_patch():
     ("spec", "options"),
     [
         (PatchSpec(5, stride=2), {}),  # as many coordinates as entries
-        (PatchSpec(5, rank=14), {}),  # 9 x 8 x 14 numbers of an image with 312 pixels
+        (PatchSpec(5, rank=5), {}),  # 9 x 8 x 5 numbers of an image with 312 pixels
         (PatchSpec(5, stride=2, rank=3), {"dtype": torch.float64}),
         (PatchSpec(5, stride=2, rank=3), {"patch_dtype": torch.bfloat16}),
         (PatchSpec(5, stride=2, rank=3), {"small": True}),

@@ -43,10 +43,12 @@ def stack(
       convcvx stack --stages 2 --padding 1 --pool 4 --beta-ratio 0.01 --tol 0.03
     """
     with guard(json_output):
-        given = f.given_options(context, preset, config, as_kept_by_stage)
-        f.check_out(out, resume, overwrite)
-        if not resume:  # what a resumed one leaves out may be what the others need
-            settings_of(given)
+        given: dict[str, Any] = {}
+        if f.leads():
+            given = f.given_options(context, preset, config, as_kept_by_stage)
+            f.check_out(out, resume, overwrite)
+            if not resume:  # what a resumed one leaves out may be what the others need
+                settings_of(given)
         from convcvx.cli.stacking import run_stacking  # torch: a refusal does not wait for it
 
         run_stacking(given, out, resume, overwrite, preset, json_output, quiet)

@@ -44,9 +44,11 @@ def train(
       torchrun --nproc-per-node 2 -m convcvx.cli train --preset demo
     """
     with guard(json_output):
-        given = f.given_options(context, preset, config)
-        f.check_early(given, resume)
-        f.check_out(out, resume, overwrite)
+        given: dict[str, Any] = {}
+        if f.leads():
+            given = f.given_options(context, preset, config)
+            f.check_early(given, resume)
+            f.check_out(out, resume, overwrite)
         from convcvx.cli.training import run_training  # torch: a refusal does not wait for it
 
         run_training(given, out, resume, overwrite, preset, json_output, quiet)

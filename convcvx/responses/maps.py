@@ -6,7 +6,7 @@ multiplied with the basis, once, it is one of r: those of an image are a map of 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -18,8 +18,11 @@ POINTS = PatchSpec((1, 1))
 """The patches of a map."""
 FEWER = 2
 """Times as many entries as a filter has coordinates a patch must have at least: else products cost as much."""
-LARGEST = 3
-"""Times as much memory as the images the maps may take at most."""
+LARGEST = 1
+"""Numbers of a map for each pixel of its image at most. The passes of a training hold the maps once, and its
+mini-batches once more."""
+Pixels = Callable[[Tensor], Tensor]
+"""Image indices (b,), on the CPU, to pixels (b, C, H, W)."""
 
 
 class Maps:
@@ -33,12 +36,21 @@ class Maps:
         Rows and columns of patch positions.
     dtype : torch.dtype
     device : torch.device
+    chunk_bytes : int
+        Patches that are unrolled at a time.
     """
 
     def __init__(
-        self, embedding: PatchEmbedding, n: int, size: tuple[int, int], dtype: torch.dtype, device: torch.device
+        self,
+        embedding: PatchEmbedding,
+        n: int,
+        size: tuple[int, int],
+        dtype: torch.dtype,
+        device: torch.device,
+        chunk_bytes: int,
     ) -> None:
         self._embedding = embedding
+        self._at_once = max(1, chunk_bytes // (embedding.basis.shape[1] * size[0] * size[1] * dtype.itemsize))
         self._maps = torch.empty(n, embedding.dim, *size, dtype=dtype, device=device)
         self._made = torch.zeros(n, dtype=torch.bool)
 
@@ -52,22 +64,27 @@ class Maps:
         small = embedding.dim * size[0] * size[1] <= LARGEST * images.shape[1:].numel()
         return few and small and dtype == torch.float32 and isinstance(images, Tensor)
 
-    def of(self, part: slice, pixels: Any) -> Tensor:
-        """The maps of a part of the images, of which `pixels` gives the pixels (b, C, H, W) if they are not made yet.
+    def of(self, part: slice, pixels: Pixels) -> Tensor:
+        """The maps of a part of the images, of which `pixels` gives those not made yet.
 
         Threads may ask at once, each for another part.
         """
-        if not bool(self._made[part].all()):
-            columns = self._embedding.spec.columns(pixels())  # (h, b·K)
-            maps = self._maps[part]
-            products = self._embedding.basis.to(columns) @ columns
-            maps.copy_(products.view(maps.shape[1], len(maps), *maps.shape[2:]).transpose(0, 1))
-            self._made[part] = True
+        self._make(torch.arange(part.start, part.stop), pixels)
         return self._maps[part]
 
-    def at(self, where: Tensor) -> Maps:
-        """Those of some of the images (indices)."""
+    def at(self, where: Tensor, pixels: Pixels) -> Maps:
+        """Those of some of the images (indices), which are made if they are not yet."""
+        self._make(where.cpu(), pixels)
         other = self.__class__.__new__(self.__class__)
-        other._embedding, other._made = self._embedding, self._made[where.cpu()]
+        other.__dict__ |= self.__dict__ | {"_made": self._made[where.cpu()]}
         other._maps = self._maps[where.to(self._maps.device)]
         return other
+
+    def _make(self, where: Tensor, pixels: Pixels) -> None:
+        missing = where[~self._made[where]]
+        for chosen in missing.split(self._at_once) if len(missing) else ():
+            columns = self._embedding.spec.columns(pixels(chosen))  # (h, b·K)
+            products = self._embedding.basis.to(columns) @ columns
+            maps = products.view(len(products), len(chosen), *self._maps.shape[2:]).transpose(0, 1)
+            self._maps[chosen.to(maps.device)] = maps
+            self._made[chosen] = True

@@ -217,8 +217,8 @@ class Responses(Stream):
         if where is None:
             return self
         other = self._on(self.images[where.to(self.device)])
-        if "maps" in self.kept:
-            other.kept["maps"] = self.kept["maps"].at(where)
+        if self.mapped:
+            other.kept["maps"] = self.maps.at(where, self._chosen)
         return other
 
     @property
@@ -240,7 +240,8 @@ class Responses(Stream):
 
     def shift(self, filters: Tensor) -> Tensor:
         """(m·P,) float64: about the mean of the pooled responses, by a few images."""
-        pooled = self.convolution(self.seen(slice(0, min(SHIFT_SAMPLE, self.n))), self.kernels(filters))  # (b, P, m)
+        few = self._on(self.images[: min(SHIFT_SAMPLE, self.n)])
+        pooled = few.convolution(few.seen(slice(0, few.n)), few.kernels(filters))  # (b, P, m)
         return pooled.double().mean(dim=0).T.flatten().cpu()
 
     def gram(

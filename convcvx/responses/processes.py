@@ -22,9 +22,8 @@ from convcvx.budget import OutOfTime
 from convcvx.errors import InputError, WorkerError
 from convcvx.machine.wire import Agreed, Wire, attempt, forms_of, zeros_of
 from convcvx.responses.portions import Found, Portion
+from convcvx.terms.names import LAUNCHED
 
-LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""Environment variables that tell a process of its team; all of them, or there is none."""
 RESUME_ADVICE = "go on with --resume, with any number of processes"
 """What to do when a process was lost."""
 LATE = "out of time"

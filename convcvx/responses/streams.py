@@ -172,10 +172,7 @@ class Stream:
         """What the convolution takes of some images: their pixels, or the patches that a small problem keeps, or maps
         of these."""
         if self.mapped:
-            if "maps" not in self.kept:  # of threads that come at once the first has made those of all
-                maps = Maps(self.embedding, self.n, self.map_size, self.dtype, self.device)
-                self.kept.setdefault("maps", maps)
-            return self.kept["maps"].of(part, lambda: self.pixels(part))
+            return self.maps.of(part, self._chosen)
         if not self.small or isinstance(self.convolution, Fused):
             return self.pixels(part)
         kept = self.kept.setdefault("columns", {})
@@ -186,6 +183,19 @@ class Stream:
         if len(kept) < KEPT_PARTS:
             kept[key] = columns
         return columns
+
+    @property
+    def maps(self) -> Maps:
+        """Those of the images, where passes go over such."""
+        if "maps" not in self.kept:  # of threads that come at once the first has made those of all
+            size = self.map_size
+            maps = Maps(self.embedding, self.n, size, self.dtype, self.device, self.chunk_bytes)
+            self.kept.setdefault("maps", maps)
+        return self.kept["maps"]
+
+    def _chosen(self, where: Tensor) -> Tensor:
+        """(b, C, H, W): `pixels` of images (indices) on any device."""
+        return self.pixels(where.to(self.device))
 
     def kernels(self, filters: Tensor) -> Tensor:
         """(m, r) filters to (m, h) kernels, or (m, r) such for maps, in `patch_dtype`."""

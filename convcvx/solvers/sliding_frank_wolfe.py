@@ -83,9 +83,9 @@ class SlidingFrankWolfe(Solver):
     """Gap of the weights with which filters go over to other images or another β."""
     scout_size: int = 30_000
     """Images from which on climbs look first for what a proof takes minutes to find; with 8,000 they save nothing."""
-    near: float = 0.7
-    """Share of tol above which a gap that climbs show makes such a proof a waste: it would show more, and more than tol
-    as a rule, in the time of several rounds."""
+    near: float = 0.5
+    """Share of tol above which a gap that climbs show makes such a proof a waste: it would show more, and take the time
+    of several rounds; the closer tol is, the more."""
 
     def levels(self, problem: Problem, budget: Budget, start: Solution | None, seed: int) -> list[Level]:
         """Samples to begin with, smallest first, and the problem itself, from where `start` left off."""
@@ -126,6 +126,7 @@ class SlidingFrankWolfe(Solver):
             record["images"] = problem.n
         elif provisional:
             record, dual_point = _with_last_proof(record, solution)
+            provisional = not Scope(record["scope"]).lasting  # a gap that an earlier round has proved counts
         else:
             found, record, dual_point = consult(problem, oracle, solution, predictions, **asked)
         violating = found.filters[found.values > problem.beta]
@@ -210,7 +211,8 @@ def _with_last_proof(record: Round, solution: Solution) -> tuple[Round, Tensor |
         return record, None
     objective, bound = record["objective"], last["lower_bound"]
     kept: Round = {**record, "lower_bound": min(bound, objective), "rel_gap": relative_gap(objective, bound)}
-    for name in ("scope", "g_max", "proved_g"):
+    kept["scope"] = Scope(last["scope"])  # records that a file has kept name it
+    for name in ("g_max", "proved_g"):
         if name in last:
             kept[name] = last[name]
     return kept, solution.dual_point

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 import sys
-import warnings
 from contextlib import redirect_stdout
 from html import unescape
 from io import StringIO
@@ -41,7 +40,7 @@ def written(markdown: str) -> str:
         session = re.search(r'session="(\w+)"', block["how"])
         names = sessions.setdefault(session[1], {}) if session else {}
         out = StringIO()
-        with redirect_stdout(out), warnings.catch_warnings():
+        with redirect_stdout(out):
             exec(compile(block["code"], "page", "exec"), names)
         if 'result="text"' not in block["how"]:
             return block[0]
@@ -55,36 +54,38 @@ def differences(printed: list[str], html: str) -> list[str]:
 
     One line or another goes by the machine, too: how a training ended, or which proof said most.
     """
-    lines = re.sub(r"</?(?:p|div|pre|code)\b[^>]*>", "\n", html)  # which begin a line, as no other tag does
-    shown = _words(unescape(re.sub(r"<[^>]+>", "", lines)))
-    numbers: dict[str, list[list[str]]] = {}
-    for line, number in shown:
-        numbers.setdefault(line, []).append(number)
+    text = re.sub(r"</?(?:p|div|pre|code)\b[^>]*>", "\n", html)  # which begin a line, as no other tag does
+    shown: dict[str, list[list[str]]] = {}
+    for line in _lines(unescape(re.sub(r"<[^>]+>", "", text))):
+        shown.setdefault(_words(line), []).append(NUMBER.findall(line))
     missing = []
-    for block in printed:
-        lines = _words(block)
-        lost = [
-            line.replace("#", "{}").format(*values) if values else line
-            for line, values in lines
-            if not any(all(map(_alike, values, other)) for other in numbers.get(line, []))
-        ]
-        if 2 * len(lost) > len(lines):
+    for block in map(_lines, printed):
+        lost = [line for line in block if not any(_alike(line, numbers) for numbers in shown.get(_words(line), []))]
+        if 2 * len(lost) > len(block):
             missing += lost
     return missing
 
 
-def _words(text: str) -> list[tuple[str, list[str]]]:
-    """The lines that say something, with # for each number, and the numbers."""
-    lines = [" ".join(line.split()) for line in text.splitlines()]
-    return [(NUMBER.sub("#", line), NUMBER.findall(line)) for line, _ in groupby(filter(None, lines))]
+def _lines(text: str) -> list[str]:
+    """Those that say something, and another thing than the one before."""
+    return [line for line, _ in groupby(filter(None, (" ".join(line.split()) for line in text.splitlines())))]
 
 
-def _alike(one: str, other: str) -> bool:
-    """Whether two numbers are alike; those with an exponent are gaps, which end anywhere below the tolerance."""
+def _words(line: str) -> str:
+    return NUMBER.sub("#", line)
+
+
+def _alike(line: str, numbers: list[str]) -> bool:
+    return all(map(_alike_number, NUMBER.findall(line), numbers))
+
+
+def _alike_number(one: str, other: str) -> bool:
+    """Whether two numbers are alike: counts may differ by one, and those with an exponent are gaps, which end anywhere
+    below the tolerance."""
     if "e" in one or "e" in other:
         return True
     low, high = sorted(abs(float(text.replace(",", ""))) for text in (one, other))
-    return high <= ALIKE * low or high - low <= 1
+    return high <= ALIKE * low or ("." not in one + other and high - low <= 1)
 
 
 if __name__ == "__main__":
