@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import convcvx
+from convcvx.budget import Budget
 from convcvx.certificate import certify_parameters, judged
 from convcvx.errors import InputError
 from convcvx.losses.intercepts import best_shift
@@ -24,6 +25,7 @@ from convcvx.losses.table import LOSSES, get_loss
 from convcvx.oracles.base import OracleResult
 from convcvx.problem import Problem, relative_gap
 from convcvx.rounding import total
+from convcvx.training.plan import find_beta_max, solve_problem
 
 DIGITS = 320
 """Decimal digits of exact values: 1 - q has to be right for q of 1e-130."""
@@ -377,10 +379,10 @@ def test_one_sample_of_the_cross_entropy_against_its_exact_optimum(c):
 )
 def test_no_relative_gap_is_negative_down_to_tiny_betas(loss):
     problem = flat_problem(4, loss=loss)
-    top = convcvx.training.find_beta_max(problem)
+    top = find_beta_max(problem)
     for exponent in (0, 4, 8, 12):
         at = problem.with_beta(top * 10.0**-exponent)
-        solution = convcvx.training.solve_problem(at, convcvx.budget.Budget(tol=1e-3, max_rounds=4))
+        solution = solve_problem(at, Budget(tol=1e-3, max_rounds=4))
         certificate = certify_parameters(at, solution.filters, solution.weights, solution.intercept)
         assert certificate.scope == "global"
         assert 0 <= certificate.dual <= certificate.primal

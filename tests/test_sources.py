@@ -93,7 +93,10 @@ def test_options_reach_arrays_names_and_loaders_alike():
     assert given_dataset(Loader(), form=ImageForm((4, 4), 1))[0].images.shape == (6, 1, 4, 4)
     with pytest.raises(DataError, match="pass resize"):
         given_dataset(Loader())
-    for options, message in (({"resize": "0"}, "at least 1 pixel"), ({"channels": 2}, "channels must be 1")):
+    for options, message in (
+        ({"resize": "0"}, "resize must be a whole number >= 1"),
+        ({"channels": 2}, "channels must be 1"),
+    ):
         with pytest.raises(InputError, match=message):
             TrainConfig.of(options).check()
 
