@@ -27,6 +27,7 @@ from convcvx.cli.ending import open_console
 from convcvx.cli.output import as_flags
 from convcvx.data.datasets import load
 from convcvx.data.torchvision_sets import DOWNLOADS
+from convcvx.terms.names import LAUNCHED
 from convcvx.terms.status import Status
 from convcvx.training.progress import Progress
 
@@ -311,6 +312,20 @@ def test_bad_input_is_named_and_exit_2(arguments, message, tmp_path):
     done = cli("train", "--limit", "100", *arguments, "--out", tmp_path / "run", code=2)
     assert message in " ".join(done.stderr.split())
     assert not (tmp_path / "run").exists()  # the corrected command need not clear anything away
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["data"], 0), (["train", "--tol", "-1"], 2)])
+def test_a_process_of_torchrun_ends_with_all_that_it_has_said(arguments, code, tmp_path):
+    environment = os.environ | dict(zip(LAUNCHED, ["0", "1", "127.0.0.1", "29500"], strict=True))
+    script = "import atexit; atexit.register(print, 'taken down'); from convcvx.cli import main; main()"
+    command = [sys.executable, "-c", script, *arguments, "--json"]
+    for launched in (True, False):
+        given = environment if launched else {k: v for k, v in environment.items() if k not in LAUNCHED}
+        done = subprocess.run(command, env=given, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == code, done.stderr
+        said, _, rest = done.stdout.partition("\n")
+        assert strict_json(said)
+        assert rest == ("" if launched else "taken down\n")
 
 
 def test_cuda_that_is_not_there_is_bad_input(tmp_path):

@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from convcvx import __version__
-from convcvx.cli.ending import open_console, write_any_text
+from convcvx.cli.ending import leave_at_once, open_console, write_any_text
 
 COMMANDS = {
     "train": "Train a two-layer convolutional network to the optimum of its objective.",
@@ -99,4 +99,8 @@ def _main(context: typer.Context, version: Version = False) -> None:
 def main() -> None:
     """Entry point of the `convcvx` command."""
     write_any_text()
-    app()
+    try:
+        app()
+    except SystemExit as end:
+        leave_at_once(end.code)
+        raise

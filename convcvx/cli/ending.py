@@ -19,6 +19,7 @@ from rich.console import Console
 
 from convcvx.errors import ConvcvxError, WorkerError, one_line
 from convcvx.storage.reading import json_text
+from convcvx.terms.names import LAUNCHED
 from convcvx.terms.status import SHORT, Status
 
 if TYPE_CHECKING:
@@ -33,6 +34,18 @@ def write_any_text() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not what a caller may have put there, nor None
             stream.reconfigure(errors="backslashreplace")
+
+
+def leave_at_once(code: Any) -> None:
+    """End a process of several, which has nothing left to do, without taking the interpreter down; else do nothing.
+
+    A thread of gloo can abort a process that is taken down, and torchrun would then begin a training anew that is done.
+    """
+    if all(name in os.environ for name in LAUNCHED) and isinstance(code, int | None):
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # whose reader has gone
+                stream.flush()
+        os._exit(code or 0)
 
 
 def open_console(json_output: bool, quiet: bool = False) -> Console:
