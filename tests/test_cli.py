@@ -27,7 +27,7 @@ from convcvx.cli.ending import open_console
 from convcvx.cli.output import as_flags
 from convcvx.data.datasets import load
 from convcvx.data.torchvision_sets import DOWNLOADS
-from convcvx.terms.names import LAUNCHED
+from convcvx.terms.launch import LAUNCHED
 from convcvx.terms.status import Status
 from convcvx.training.progress import Progress
 

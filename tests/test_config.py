@@ -6,14 +6,13 @@ import pytest
 from helpers.commands import NO_SEARCH, Quiet, answer, cli, refused
 
 from convcvx.activations import RELU
-from convcvx.cli.flags import leads
 from convcvx.errors import InputError, RunError
 from convcvx.oracles import FAMILIES, ORACLES
 from convcvx.responses.team import Team
 from convcvx.solvers import SOLVERS
 from convcvx.stack.options import StackConfig, as_kept_by_stage, settings_of
 from convcvx.terms import names
-from convcvx.terms.names import LAUNCHED
+from convcvx.terms.launch import LAUNCHED, leads
 from convcvx.training.jobs import train_into
 from convcvx.training.option import as_kept
 from convcvx.training.options import TrainConfig, check_unchanged

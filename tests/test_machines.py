@@ -13,7 +13,7 @@ import torch
 
 from convcvx.errors import InputError
 from convcvx.responses.team import Team
-from convcvx.terms.names import LAUNCHED
+from convcvx.terms.launch import LAUNCHED
 from convcvx.training.run import Run
 
 PACKAGE = Path(__file__).parents[1] / "convcvx"

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from convcvx.errors import ConvcvxError, WorkerError, one_line
 from convcvx.storage.reading import json_text
-from convcvx.terms.names import LAUNCHED
+from convcvx.terms.launch import launched
 from convcvx.terms.status import SHORT, Status
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def leave_at_once(code: Any) -> None:
 
     A thread of gloo can abort a process that is taken down, and torchrun would then begin a training anew that is done.
     """
-    if all(name in os.environ for name in LAUNCHED) and isinstance(code, int | None):
+    if launched() and isinstance(code, int | None):
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):  # whose reader has gone
                 stream.flush()

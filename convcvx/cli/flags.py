@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tomllib
 from collections.abc import Callable, Collection
 from functools import partial
@@ -15,7 +14,6 @@ from rich.markup import escape
 
 from convcvx.errors import InputError, one_line, shown
 from convcvx.storage.reading import check_file
-from convcvx.terms.names import LAUNCHED
 from convcvx.training.option import NO_FLAG, STAGES, Declared, as_kept, check_options, options_of
 from convcvx.training.options import TrainConfig
 from convcvx.training.presets import PRESETS, preset_options
@@ -112,17 +110,6 @@ def takes(*flags: Parameter) -> Callable[[Callable[..., None]], Callable[..., No
         return command
 
     return given_to
-
-
-def leads() -> bool:
-    """Whether this process reads options: it works alone, or leads those that torchrun started.
-
-    The others do as they are told. Of what is bad one of them has to speak, and the files may be on its machine alone.
-    """
-    if any(name not in os.environ for name in LAUNCHED):
-        return True
-    rank = os.environ["RANK"]
-    return not (rank.isdecimal() and int(rank) > 0)
 
 
 def check_early(given: dict[str, Any], resume: bool) -> None:

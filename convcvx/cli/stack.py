@@ -9,6 +9,7 @@ import typer
 from convcvx.cli import flags as f
 from convcvx.cli.ending import guard
 from convcvx.stack.options import STAGE_OPTIONS, VALIDATION, StackShape, as_kept_by_stage, settings_of
+from convcvx.terms.launch import leads
 from convcvx.training.options import TrainConfig
 
 
@@ -44,7 +45,7 @@ def stack(
     """
     with guard(json_output):
         given: dict[str, Any] = {}
-        if f.leads():
+        if leads():
             given = f.given_options(context, preset, config, as_kept_by_stage)
             f.check_out(out, resume, overwrite)
             if not resume:  # what a resumed one leaves out may be what the others need

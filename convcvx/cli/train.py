@@ -8,6 +8,7 @@ import typer
 
 from convcvx.cli import flags as f
 from convcvx.cli.ending import guard
+from convcvx.terms.launch import leads
 from convcvx.training.options import TrainConfig
 
 
@@ -45,7 +46,7 @@ def train(
     """
     with guard(json_output):
         given: dict[str, Any] = {}
-        if f.leads():
+        if leads():
             given = f.given_options(context, preset, config)
             f.check_early(given, resume)
             f.check_out(out, resume, overwrite)

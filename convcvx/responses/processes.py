@@ -22,7 +22,7 @@ from convcvx.budget import OutOfTime
 from convcvx.errors import InputError, WorkerError
 from convcvx.machine.wire import Agreed, Wire, attempt, forms_of, zeros_of
 from convcvx.responses.portions import Found, Portion
-from convcvx.terms.names import LAUNCHED
+from convcvx.terms.launch import LAUNCHED, launched
 
 RESUME_ADVICE = "go on with --resume, with any number of processes"
 """What to do when a process was lost."""
@@ -52,10 +52,9 @@ class Processes:
     def of_torchrun(cls) -> Self:
         """The processes that `torchrun`, or a launcher that sets the like of its variables, started.
 
-        This one alone where some of `LAUNCHED` are missing: a variable that is left over from other work starts
-        nothing, and waits for nobody.
+        This one alone where it was not launched so, which waits for nobody.
         """
-        if any(name not in os.environ for name in LAUNCHED):
+        if not launched():
             return cls()
         rank, size = (_number(name) for name in LAUNCHED[:2])
         if not rank < size:

@@ -31,5 +31,3 @@ LOSS_WORDS = (
     "squared, cross-entropy, bce or squared-hinge (classes, or several labels an image), huber:DELTA (1 by default)"
 )
 """What the options say of losses."""
-LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""Environment variables by which torchrun tells a process of its team; all of them, or there is none."""
