@@ -1,9 +1,9 @@
-"""Which network of a proved small gap recognises most digits, and what does the proof cost? Chooses `mnist-proof`.
+"""Which network of a proved small gap recognises most images, and what does the proof cost? Chooses `mnist-proof`.
 
-    python experiments/proved_accuracy.py --data-dir DIR
+    python experiments/proved_accuracy.py [--data cifar10] --data-dir DIR
 
-Each case is trained by branch and bound on the first MNIST images and scored on the last 10,000 training images, which
-no training sees; the test images are left alone. Cases on the command line, options of `convcvx.fit` as TOML has them,
+Each case is trained by branch and bound on the first images and scored on the last 10,000 training images, which no
+training sees; the test images are left alone. Cases on the command line, options of `convcvx.fit` as TOML has them,
 are run instead: "kernel_size=7 stride=2 rank=3 pool=6 beta_ratio=0.01". A row a case is added to
 experiments/results/proved_accuracy.md, so that a long sweep can be made in parts.
 
@@ -44,11 +44,12 @@ CASES = [
 """What matters, one thing changed at a time."""
 INTRODUCTION = """# Accuracy of networks with a proved gap
 
-`python experiments/proved_accuracy.py`: MNIST, squared loss, oracle branch-and-bound; accuracy on 10,000 training
-images held out. A gap is a proof where the scope is global; core-seconds are those of training and proof together.
+`python experiments/proved_accuracy.py [--data cifar10]`: squared loss, oracle branch-and-bound; accuracy on 10,000
+training images held out. A gap is a proof where the scope is global; core-seconds are those of training and proof
+together.
 
-| options | images | filters | held-out accuracy | gap | scope | core-seconds | status |
-|---|---|---|---|---|---|---|---|
+| data | options | images | filters | held-out accuracy | gap | scope | core-seconds | status |
+|---|---|---|---|---|---|---|---|---|
 """
 
 
@@ -67,16 +68,16 @@ SURVEYED = [
     "kernel_size=5 stride=2 rank=3 pool=6 contrast=true beta_ratio=0.005",
 ]
 """What reaches most at rank 3: the preset of old first."""
-SURVEY_INTRODUCTION = """# Accuracy that filters of rank 3 can reach on MNIST
+SURVEY_INTRODUCTION = """# Accuracy that filters of rank 3 can reach
 
-`python experiments/proved_accuracy.py --survey --images 8000`: squared loss, 48 filters spread over the sphere of the
-first three principal directions, optimal weights; accuracy on 10,000 training images held out. Nothing is proved here,
-and filters do not slide: it says which cases are worth a proof. beta_ratio is a share of the largest g among these
-filters. Entries: what the pooling sums of an image, on which the cost of a proof depends.
+`python experiments/proved_accuracy.py --survey --images 8000 [--data cifar10]`: squared loss, 48 filters spread over
+the sphere of the first three principal directions, optimal weights; accuracy on 10,000 training images held out.
+Nothing is proved here, and filters do not slide: it says which cases are worth a proof. beta_ratio is a share of the
+largest g among these filters. Entries: what the pooling sums of an image, on which the cost of a proof depends.
 Rows of 50,000 images: `--images 50000` and the options of the row.
 
-| options | images | cells | entries | filters used | held-out accuracy | objective | the weights' part | CPU seconds |
-|---|---|---|---|---|---|---|---|---|
+| data | options | images | cells | entries | filters used | held-out accuracy | objective | weights' part | CPU s |
+|---|---|---|---|---|---|---|---|---|---|
 """
 
 
@@ -88,11 +89,11 @@ def spread(m: int) -> Tensor:
     return torch.stack([radius * turn.cos(), radius * turn.sin(), height], dim=1)
 
 
-def surveyed(case: str, n: int, data_dir: str | None) -> str:
+def surveyed(data: str, case: str, n: int, data_dir: str | None) -> str:
     """A row of the survey."""
     began = time.process_time()
     config = TrainConfig.of(tomllib.loads("\n".join(case.split())))
-    train, _ = load("mnist", data_dir)
+    train, _ = load(data, data_dir)
     problem = build_problem(train.images[:n], train.targets[:n], spec=config.patch_spec(), pooling=config.pool)
     responses, filters = problem.responses, spread(DIRECTIONS)
     constant = problem.dual_point(problem.constant_predictions())
@@ -106,23 +107,23 @@ def surveyed(case: str, n: int, data_dir: str | None) -> str:
     right = float((classes == torch.as_tensor(train.targets[-HELD_OUT:])).double().mean())
     entries = responses.pooling.cells(*responses.map_size)
     return (
-        f"| {case} | {n:,} | {responses.n_cells} | "
+        f"| {data} | {case} | {n:,} | {responses.n_cells} | "
         f"{responses.n_positions if entries is None else int(entries.count_nonzero())} | {int((norms > 0).sum())} | "
         f"{right:.2%} | {best.objective:.4f} | {problem.beta * float(norms.sum()) / best.objective:.1%} | "
         f"{time.process_time() - began:.0f} |"
     )
 
 
-def row(case: str, n: int, tol: float, time_limit: float, data_dir: str | None) -> str:
+def row(data: str, case: str, n: int, tol: float, time_limit: float, data_dir: str | None) -> str:
     """Train one case on the first `n` images."""
-    train, _ = load("mnist", data_dir)
+    train, _ = load(data, data_dir)
     options = {"tol": tol, "time_limit": time_limit, "oracle": "branch-and-bound"}
     options |= tomllib.loads("\n".join(case.split()))
     fit = convcvx.fit(train.images[:n], train.targets[:n], preset="plain", **options)
     scored = accuracy(predict(fit.network, train.images[-HELD_OUT:]), train.targets[-HELD_OUT:])
     certificate, metrics = fit.certificate, fit.metrics
     return (
-        f"| {case} | {n:,} | {certificate.n_filters} | {scored:.2%} | {certificate.rel_gap:.2%} | "
+        f"| {data} | {case} | {n:,} | {certificate.n_filters} | {scored:.2%} | {certificate.rel_gap:.2%} | "
         f"{certificate.scope} | {metrics['core_seconds']:.0f} | {metrics['status'].replace('_', ' ')} |"
     )
 
@@ -131,20 +132,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", metavar="OPTIONS")
     parser.add_argument("--survey", action="store_true", help="accuracy alone, in seconds")
+    parser.add_argument("--data", default="mnist")
     parser.add_argument("--data-dir")
     parser.add_argument("--images", type=int, default=3000, help="to train on")
     parser.add_argument("--tol", type=float, default=0.01)
     parser.add_argument("--time-limit", type=float, default=900.0)
     arguments = parser.parse_args()
-    survey, n = arguments.survey, arguments.images
+    survey, data, n = arguments.survey, arguments.data, arguments.images
     out = SURVEY if survey else OUT
     if not out.exists():
         out.write_text(SURVEY_INTRODUCTION if survey else INTRODUCTION)
     for case in arguments.cases or (SURVEYED if survey else CASES):
         line = (
-            surveyed(case, n, arguments.data_dir)
+            surveyed(data, case, n, arguments.data_dir)
             if survey
-            else row(case, n, arguments.tol, arguments.time_limit, arguments.data_dir)
+            else row(data, case, n, arguments.tol, arguments.time_limit, arguments.data_dir)
         )
         print(line, flush=True)
         with out.open("a") as table:
