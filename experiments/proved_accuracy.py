@@ -114,12 +114,12 @@ def surveyed(data: str, case: str, n: int, data_dir: str | None) -> str:
     )
 
 
-def row(data: str, case: str, n: int, tol: float, time_limit: float, data_dir: str | None) -> str:
+def row(data: str, case: str, n: int, tol: float, time_limit: float | None, data_dir: str | None) -> str:
     """Train one case on the first `n` images."""
     train, _ = load(data, data_dir)
     options = {"tol": tol, "time_limit": time_limit, "oracle": "branch-and-bound"}
     options |= tomllib.loads("\n".join(case.split()))
-    fit = convcvx.fit(train.images[:n], train.targets[:n], preset="plain", **options)
+    fit = convcvx.fit(train.images[:n], train.targets[:n], preset="plain", verbose=True, **options)
     scored = accuracy(predict(fit.network, train.images[-HELD_OUT:]), train.targets[-HELD_OUT:])
     certificate, metrics = fit.certificate, fit.metrics
     return (
@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("--data-dir")
     parser.add_argument("--images", type=int, default=3000, help="to train on")
     parser.add_argument("--tol", type=float, default=0.01)
-    parser.add_argument("--time-limit", type=float, default=900.0)
+    parser.add_argument("--time-limit", type=float, help="seconds; with one, rounds do without climbs before a proof")
     arguments = parser.parse_args()
     survey, data, n = arguments.survey, arguments.data, arguments.images
     out = SURVEY if survey else OUT
