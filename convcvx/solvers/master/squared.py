@@ -84,6 +84,7 @@ class GramNewton:
         self.hessian = gram[:-1, :-1] - self._mean @ self._mean.T
         self.linear = moments[:-1] - self._mean @ self._target_mean
         self._last = torch.zeros(0), torch.zeros(0), torch.zeros(0)
+        self._pulled = torch.zeros(0), torch.zeros(0)
         self._square = float(problem.mean(problem.targets.square().sum(dim=1)) - self._target_mean.square().sum())
 
     @classmethod
@@ -107,8 +108,11 @@ class GramNewton:
         return (self._target_mean - (self._mean.T + self._shift) @ matrix)[0]
 
     def _pull(self, matrix: Tensor) -> Tensor:
-        """-∂ loss/∂W."""
-        return self.linear - (matrix.T.contiguous() @ self.hessian).T  # products with a few long rows are the fast ones
+        """-∂ loss/∂W; kept, as a step and the gap after it ask for that of one matrix again and again."""
+        if self._pulled[0] is not matrix:
+            product = matrix.T.contiguous() @ self.hessian  # products with a few long rows are the fast ones
+            self._pulled = matrix, self.linear - product.T
+        return self._pulled[1]
 
     def _loss(self, matrix: Tensor) -> float:
         return 0.5 * (self._square - float((matrix * (self.linear + self._pull(matrix))).sum()))
