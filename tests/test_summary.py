@@ -148,9 +148,35 @@ def test_exit_status_3_says_the_gap_once(status, said):
     assert printed(lambda console: explain_short(console, METRICS | {"status": status}, "train further")) == [said]
 
 
+ROUND = {
+    "round": 0,
+    "objective": 1.0,
+    "lower_bound": 0.5,
+    "rel_gap": 0.5,
+    "g_max": 1.0,
+    "scope": "heuristic",
+    "n_filters": 0,
+    "seconds": 0.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("scope", "gap", "status", "shown"),
+    [
+        ("heuristic", 0.5, "running", ["~5.0e-01", "?"]),
+        ("heuristic", 0.01, "running", ["~1.0e-02", "?"]),  # a proof is still to come
+        ("heuristic", 0.01, "converged", ["~1.0e-02", "0s"]),
+        ("global", 0.01, "converged", ["1.0e-02", "0s"]),
+    ],
+)
+def test_a_round_tells_an_estimate_from_a_proof(scope, gap, status, shown):
+    solution = SimpleNamespace(history=[ROUND | {"scope": scope, "rel_gap": gap}], status=status)
+    cells = printed(lambda console: Progress(console, 0.1)(solution, 1.0))[-1].split()
+    assert [cells[3], cells[-1]] == shown
+
+
 def test_each_training_of_a_stack_has_a_heading_of_its_own():
-    record = {"round": 0, "objective": 1.0, "lower_bound": 0.5, "rel_gap": 0.5, "g_max": 1.0, "n_filters": 0}
-    solution = SimpleNamespace(history=[record | {"seconds": 0.0, "images": 50}])
+    solution = SimpleNamespace(history=[ROUND | {"images": 50}], status="running")
 
     def two_stages(console):
         progress = Progress(console, 0.1)

@@ -12,8 +12,12 @@ from rich.console import Console
 
 from convcvx.display.words import short
 from convcvx.machine.watch import Waiting
+from convcvx.oracles.scope import Scope
 from convcvx.solution import Round, Solution
+from convcvx.terms.status import Status
 
+ESTIMATED = "~"
+"""Before a gap that is no proof."""
 HEADER = "round    objective  lower bound       gap   g/beta  filters     time     left"
 
 
@@ -79,9 +83,12 @@ class Progress:
             self._console.print(f"on a sample of {images:,} images" if images else "on all images")
             self._images = images
         left = seconds_left(solution.history, self._tol, self._time_limit)
+        if record["rel_gap"] <= self._tol and solution.status == Status.RUNNING:
+            left = None  # a proof is still to come, and nobody knows how long it takes
         shown = "-", "-", "-"  # where time left none for a search
         if math.isfinite(record["g_max"]):
-            shown = f"{record['lower_bound']:.6g}", f"{record['rel_gap']:.1e}", f"{record['g_max'] / beta:.4g}"
+            gap = f"{'' if Scope(record['scope']).proved else ESTIMATED}{record['rel_gap']:.1e}"
+            shown = f"{record['lower_bound']:.6g}", gap, f"{record['g_max'] / beta:.4g}"
         bound, gap, g = shown
         self._console.print(
             f"{record['round']:>5}  {record['objective']:>11.6g}  {bound:>11}  {gap:>8}  {g:>7}  "
