@@ -19,6 +19,7 @@ from convcvx.data.datasets import Dataset
 from convcvx.data.given import given_dataset
 from convcvx.errors import InputError, RunError
 from convcvx.machine.memory import check_memory
+from convcvx.machine.watch import watching
 from convcvx.network.two_layer import TwoLayerCNN
 from convcvx.oracles.contradiction import check_proof
 from convcvx.oracles.scope import Scope
@@ -92,6 +93,7 @@ def compare(
     *,
     sample_weight: Any = None,
     test: tuple[Any, Any] | None = None,
+    verbose: bool = False,
     **options: Any,
 ) -> Comparison:
     """Train the twin of a fit with SGD or Adam, and say how far from the optimum it ends.
@@ -106,6 +108,8 @@ def compare(
         Those that it was fitted on, as `convcvx.fit` takes them.
     test : (images, targets), optional
         To score both on.
+    verbose : bool
+        Show what goes on.
     {options}
 
     Returns
@@ -133,7 +137,8 @@ def compare(
         known = {name: part for name, part in fit.origin.sets.items() if name == "train"}
         replace(fit.origin, sets=known).check(Origin.of(fit.config, (train, None, None)), "the fit")
     convex = _convex(fit.metrics) | {"test_accuracy": score(fit.network, test_set)}
-    return compare_on(settings, config, convex, fit.solution, train, test_set)
+    with watching(verbose):
+        return compare_on(settings, config, convex, fit.solution, train, test_set)
 
 
 def compare_job(run: Run, config: CompareConfig) -> dict[str, Any]:

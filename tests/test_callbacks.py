@@ -147,3 +147,18 @@ def test_a_line_a_round_is_printed_where_it_is_asked_for(digits, capsys):
     fit = convcvx.fit(*digits, **SMALL, verbose=True)
     firsts = [line.split()[:1] for line in capsys.readouterr().out.splitlines()]
     assert [record["round"] for record in fit.history if [str(record["round"])] not in firsts] == []
+
+
+def test_what_goes_on_is_shown_where_it_is_asked_for(digits, capsys, monkeypatch):
+    monkeypatch.setattr("convcvx.machine.watch.EARLY", 0.0)  # phases of short calls are named too
+    fit = convcvx.fit(*digits, **SMALL)
+    images, beta = digits[0][:, None], fit.certificate.beta
+    for call in (
+        lambda verbose: convcvx.fit(*digits, **SMALL, verbose=verbose),
+        lambda verbose: convcvx.certify(fit.network, images, digits[1], beta, oracle="local", verbose=verbose),
+        lambda verbose: convcvx.compare(fit, *digits, epochs=1, seeds=1, verbose=verbose),
+    ):
+        call(False)
+        assert capsys.readouterr().err == ""
+        call(True)
+        assert " ...\n" in capsys.readouterr().err

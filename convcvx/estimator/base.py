@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
-from rich.console import Console
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -33,7 +32,7 @@ from convcvx.training.functional import patches_to_images, train
 from convcvx.training.option import parameters
 from convcvx.training.options import TrainConfig
 from convcvx.training.plan import build_problem, warn_short_of
-from convcvx.training.progress import SILENT, Progress
+from convcvx.training.progress import reported
 from convcvx.units import Units
 
 DTYPES = (np.float64, np.float32)
@@ -151,8 +150,8 @@ class ConvexCNN(TransformerMixin, BaseEstimator):
     def _trained(
         self, problem: Problem, units: Units, config: TrainConfig, start: Solution | None = None
     ) -> tuple[Solution, Certificate]:
-        report = Progress(Console(markup=False), config.tol, config.time_limit) if self.verbose else SILENT
-        return train(problem, units, config, config.oracle, start, report=report)
+        with reported(self.verbose, config.tol, config.time_limit) as report:
+            return train(problem, units, config, config.oracle, start, report=report)
 
     def _keep(self, solution: Solution, certificate: Certificate) -> None:
         self.solution_, self.certificate_ = solution, certificate

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from time import perf_counter
 from typing import Any, Self, TypeVar
@@ -56,6 +57,11 @@ def watched(what: str, parts: Iterable[T], total: int, size: Callable[[T], int] 
         tell(what, done, total)
         yield part
         done += size(part)
+
+
+def watching(verbose: bool) -> AbstractContextManager[object]:
+    """Show what goes on, and how far it is, where `verbose`; else nothing that is not shown anyway."""
+    return Waiting(Console(markup=False)) if verbose else nullcontext()
 
 
 class Waiting:

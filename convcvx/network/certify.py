@@ -24,6 +24,7 @@ from convcvx.data.arrays import as_tensor
 from convcvx.data.images import Images, read_images
 from convcvx.errors import InputError, check_positive, one_line
 from convcvx.losses.shares import counted
+from convcvx.machine.watch import watching
 from convcvx.network.evaluate import OUTPUTS, outputs_of
 from convcvx.network.layers import Layers, read_network
 from convcvx.oracles.base import Oracle
@@ -59,6 +60,7 @@ def certify(
     dual_point: Tensor | None = None,
     time_limit: float | None = None,
     sample_weight: Any = None,
+    verbose: bool = False,
 ) -> Certificate:
     """Certify any two-layer convolutional network at weight decay `beta`, among those with the same activation.
 
@@ -90,6 +92,8 @@ def certify(
         What each image counts for, as in `convcvx.solve`; `dual_point` has no rows for those of weight 0.
     time_limit : float, optional
         Seconds after which the bound is the one proved, or estimated, by then; `search` and `meaning` say so.
+    verbose : bool
+        Show what goes on, which may take minutes.
 
     Raises
     ------
@@ -112,13 +116,13 @@ def certify(
     if not units.ordinary:
         network = _in_units(network, layers, read, units)
     dual_point = units.inverse.dual_point(dual_point)
-    if embedding is None:
-        embedding = PatchEmbedding.fit(read, layers.spec)
-    made = Responses(read, embedding, layers.pooling, device=device, activation=layers.activation)
-    intercept = layers.classifier.bias is not None
-    problem = Problem.build(made, classes, beta, loss, intercept, n_classes or layers.classifier.out_features, weights)
-    problem = problem.until(deadline)
-    certificate = certify_on(problem, network, oracle=oracle, tol=tol, seed=seed, dual_point=dual_point)
+    intercept, n_classes = layers.classifier.bias is not None, n_classes or layers.classifier.out_features
+    with watching(verbose):
+        if embedding is None:
+            embedding = PatchEmbedding.fit(read, layers.spec)
+        made = Responses(read, embedding, layers.pooling, device=device, activation=layers.activation)
+        problem = Problem.build(made, classes, beta, loss, intercept, n_classes, weights).until(deadline)
+        certificate = certify_on(problem, network, oracle=oracle, tol=tol, seed=seed, dual_point=dual_point)
     return units.certificate(certificate)
 
 

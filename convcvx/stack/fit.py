@@ -27,13 +27,13 @@ from convcvx.stack.options import (
     settings_of,
 )
 from convcvx.training.card import model_card
-from convcvx.training.entry import Told, announce, limited, lines_of
+from convcvx.training.entry import Told, announce, limited
 from convcvx.training.fit import Fit, load_fit
 from convcvx.training.option import check_names, parameters
 from convcvx.training.options import TrainConfig
 from convcvx.training.origin import Origin
 from convcvx.training.presets import in_flags, leaves_open, preset_options
-from convcvx.training.progress import SILENT
+from convcvx.training.progress import reported
 from convcvx.training.resolve import arranged
 from convcvx.training.run import Run
 
@@ -166,7 +166,8 @@ def fit_stack(
     with TemporaryDirectory(prefix="convcvx-") if out is None else nullcontext(out) as folder:
         place = Path(folder) / "stack" if out is None else Path(folder)
         run = StackRun.new(place, overwrite=overwrite)
-        stack_job(config, run, Told(callback, lines_of(first) if verbose else SILENT), data=data, origin=origin)
+        with reported(verbose, first.tol, first.time_limit) as lines:
+            stack_job(config, run, Told(callback, lines), data=data, origin=origin)
         return load_stack(run)
 
 

@@ -9,8 +9,6 @@ from inspect import Parameter, Signature, cleandoc, signature
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from convcvx.callbacks import together
 from convcvx.data.datasets import ARRAYS, Dataset
 from convcvx.data.form import ImageForm
@@ -25,7 +23,7 @@ from convcvx.training.options import TrainConfig
 from convcvx.training.origin import Origin
 from convcvx.training.plan import warn_short_of
 from convcvx.training.presets import fitting, leaves_open, preset_options
-from convcvx.training.progress import SILENT, Progress, Report
+from convcvx.training.progress import SILENT, Report, reported
 from convcvx.training.resolve import arranged
 from convcvx.training.run import Run
 
@@ -83,7 +81,7 @@ def fit(
         Called with the `Solution` after every round; the training ends, with what it has, where one returns True. Ready
         ones are in `convcvx.callbacks`.
     verbose : bool
-        Print a line after every round.
+        Print a line after every round, and show between them what goes on.
     out : path, optional
         A run folder: every round is kept there, and `convcvx train --resume --out` goes on.
     overwrite : bool
@@ -122,18 +120,16 @@ def fit(
     config = chosen_config(given, preset, train)
     config.check()
     data = arranged(config, limited(train, config.limit), *others)
-    origin, told = Origin.of(config, data), Told(callback, lines_of(config) if verbose else SILENT)
-    if out is None:
-        found = train_in_memory(config, data, told, origin, clock)
-    else:
-        found = train_into(Run.new(Path(out), overwrite=overwrite), config, told, data=data, origin=origin, clock=clock)
+    origin = Origin.of(config, data)
+    with reported(verbose, config.tol, config.time_limit) as lines:
+        told = Told(callback, lines)
+        if out is None:
+            found = train_in_memory(config, data, told, origin, clock)
+        else:
+            run = Run.new(Path(out), overwrite=overwrite)
+            found = train_into(run, config, told, data=data, origin=origin, clock=clock)
     warn_short_of(found.certificate, found.solution, config.tol)
     return found
-
-
-def lines_of(config: TrainConfig) -> Progress:
-    """What prints a line a round."""
-    return Progress(Console(markup=False), config.tol, config.time_limit)
 
 
 def image_form(given: dict[str, Any]) -> ImageForm:

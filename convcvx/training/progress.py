@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -95,6 +97,16 @@ class Progress:
             f"{record['n_filters']:>7}  {clock(record['seconds']):>7}  {clock(left) if left is not None else '?':>7}",
         )
         self._waiting.begin(f"round {record['round'] + 1}")
+
+
+@contextmanager
+def reported(verbose: bool, tol: float, time_limit: float | None) -> Iterator[Report]:
+    """Tell of a training in Python: nothing unless `verbose`."""
+    if not verbose:
+        yield SILENT
+        return
+    with Progress(Console(markup=False), tol, time_limit) as progress:
+        yield progress
 
 
 def seconds_left(history: list[Round], tol: float, time_limit: float | None) -> float | None:
