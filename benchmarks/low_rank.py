@@ -25,7 +25,7 @@ from convcvx.responses.passes import Responses
 
 IMAGES = 2048
 SPEC = PatchSpec(7, stride=2, padding=1, contrast=1e-2)
-RANKS = 3, 8, 16
+RANKS = 2, 3, 5
 FILTERS = 8, 120
 N_OUTPUTS = 10
 SIZES = 512, 2048, 4428
