@@ -9,7 +9,7 @@ import torch
 from helpers.problems import NO_TIME, digits_problem, flat_problem, random_parameters
 
 from convcvx import certify
-from convcvx.baseline import OPTIMIZERS, RATE_STEP, Twin, train_twin, tune_rate
+from convcvx.baseline import OPTIMIZERS, RATE_STEP, USUAL_RATE, Twin, train_twin, tune_rate
 from convcvx.budget import Budget
 from convcvx.errors import InputError
 from convcvx.patches import PatchSpec
@@ -117,6 +117,15 @@ def test_a_diverging_rate_is_infinitely_bad_and_ends_early():
     result = train_twin(problem, "sgd", 8, rate=1e6, epochs=4)
     assert result.objective == math.inf
     assert len(result.history) < 5
+
+
+def test_a_tuning_whose_usual_rates_all_diverge_goes_on_to_lower_ones(monkeypatch):
+    monkeypatch.setitem(USUAL_RATE, "sgd", 100.0)
+    trainings = tune_rate(digits(n=100), "sgd", 8, epochs=3, batch=8)
+    diverged = [training.rate for training in trainings if training.objective == math.inf]
+    assert {round(rate, 3) for rate in diverged} >= {316.228, 100.0, 31.623}
+    assert trainings[0].objective < math.inf
+    assert trainings[0].rate < min(diverged)
 
 
 def test_fine_tuning_starts_at_the_solution_and_a_missing_intercept_is_not_trained():
