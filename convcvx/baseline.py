@@ -268,6 +268,6 @@ def tune_rate(
             tried[k] = train_twin(
                 problem, optimizer, n_filters, rate=rate, epochs=epochs, batch=batch, start=start, seed=seed
             )
-        best = min(tried, key=lambda k: (tried[k].objective, k))  # where all have diverged on to lower rates
+        best = min(tried, key=lambda k: (tried[k].objective, k))  # the lowest rate, where all have diverged
         wanted = [k for k in (best - 1, best + 1) if k not in tried and abs(k) <= LARGEST_STEP]
     return sorted(tried.values(), key=lambda training: training.objective)

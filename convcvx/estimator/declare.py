@@ -16,7 +16,7 @@ PARAMETERS_OF_ITS_OWN = {
     ),
     "random_state": ("int, RandomState instance or None", "Seeds the search for filters."),
     "warm_start": ("bool", "Begin at the solution of the fit before."),
-    "verbose": ("bool", "Print a line after every round."),
+    "verbose": ("bool", "Print a line after every round, and show between them what goes on."),
     "betas": ("sequence of float", "The path; `n_betas` values from beta_max down to `ratio` times it if None."),
     "n_betas": ("int", "Length of the path."),
     "ratio": ("float", "Where the path ends, as a share of beta_max."),
