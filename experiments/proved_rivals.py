@@ -1,12 +1,12 @@
 """How far SGD and Adam end from a proved optimum at an accuracy worth having, and whether coming closer helps.
 
-    convcvx train --data mnist --preset mnist-proof --out RUN
+    convcvx train --preset mnist-proof --out RUN  # or cifar10-proof
     python experiments/proved_rivals.py RUN [--epochs 5 20] [--widths 1 4] [--seeds 3]
 
 The run has a proved bound on all of its training images. Each rival is the same network, as wide as the run's and
 several times as wide, its learning rate tuned for every row, its neurons balanced and its intercept at its best before
 it is judged, as `convcvx compare` does. Test images are scored and choose nothing. Writes
-experiments/results/proved_rivals.md and .png.
+experiments/results/proved_rivals-DATA.md and .png.
 """
 
 from __future__ import annotations
@@ -78,9 +78,10 @@ def main() -> None:
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "proved_rivals.png").write_bytes(png(figure, dpi=90))
-    lines += ["", "![gap to the proved bound against test accuracy](proved_rivals.png)"]
-    (RESULTS / "proved_rivals.md").write_text("\n".join(lines) + "\n")
+    name = f"proved_rivals-{run.config.data}"
+    (RESULTS / f"{name}.png").write_bytes(png(figure, dpi=90))
+    lines += ["", f"![gap to the proved bound against test accuracy]({name}.png)"]
+    (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
