@@ -105,7 +105,7 @@ def reported(verbose: bool, tol: float, time_limit: float | None) -> Iterator[Re
     if not verbose:
         yield SILENT
         return
-    with Progress(Console(markup=False), tol, time_limit) as progress:
+    with Progress(Console(markup=False, soft_wrap=True), tol, time_limit) as progress:
         yield progress
 
 
