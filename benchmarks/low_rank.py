@@ -29,7 +29,7 @@ RANKS = 2, 3, 5
 FILTERS = 8, 120
 N_OUTPUTS = 10
 SIZES = 512, 2048, 4428
-"""Pooled responses of networks: the last of the 123 filters and 36 cells that `mnist-proof` ends with."""
+"""Pooled responses of networks: the last of 123 filters and 36 cells, about what `mnist-proof` ends with."""
 RESULT = Path(__file__).parent / "results" / "low_rank.md"
 
 

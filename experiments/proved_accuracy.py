@@ -74,7 +74,7 @@ SURVEY_INTRODUCTION = """# Accuracy that filters of rank 3 can reach
 the sphere of the first three principal directions, optimal weights; accuracy on 10,000 training images held out.
 Nothing is proved here, and filters do not slide: it says which cases are worth a proof. beta_ratio is a share of the
 largest g among these filters. Entries: what the pooling sums of an image, on which the cost of a proof depends.
-Rows of 50,000 images: `--images 50000` and the options of the row.
+Rows of more images: `--images` with their number, `--data` and the options of the row.
 
 | data | options | images | cells | entries | filters used | held-out accuracy | objective | weights' part | CPU s |
 |---|---|---|---|---|---|---|---|---|---|

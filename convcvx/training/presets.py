@@ -38,7 +38,7 @@ PROOF: dict[str, Any] = {
     "rank": 3,
     "oracle": "branch-and-bound",
 }
-"""What the presets share whose gap is a proof on a whole data set: at a higher rank it would take hours."""
+"""What the presets share whose gap is a proof on a whole data set: none of a higher rank has been proved there."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "plain": {},

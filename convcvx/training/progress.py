@@ -86,7 +86,7 @@ class Progress:
             self._images = images
         left = seconds_left(solution.history, self._tol, self._time_limit)
         if record["rel_gap"] <= self._tol and solution.status == Status.RUNNING:
-            left = None  # a proof is still to come, and nobody knows how long it takes
+            left = None  # more images or a proof are still to come, and nobody knows how long they take
         shown = "-", "-", "-"  # where time left none for a search
         if math.isfinite(record["g_max"]):
             gap = f"{'' if Scope(record['scope']).proved else ESTIMATED}{record['rel_gap']:.1e}"
