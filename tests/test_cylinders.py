@@ -21,9 +21,18 @@ from convcvx.certificate import certify_parameters
 from convcvx.oracles import CylinderOracle, ExactOracle, LocalOracle, PolynomialOracle, get_oracle
 from convcvx.oracles._corner_bounds import above, longest
 from convcvx.oracles._cylinder_search import CylinderSearch, corner_maps
-from convcvx.oracles._quadratic_rows import STEEPEST, quadratic
+from convcvx.oracles._quadratic_rows import quadratics
 from convcvx.oracles.charged_rows import ChargedRows
 from convcvx.oracles.cylinders import principal
+
+
+def quadratic(low: float, high: float, spread: float) -> list[float]:
+    """κ, α, γ and ε of one row of length and size one."""
+    board = np.array([low, high, spread, 1.0, 1.0])[:, None]
+    modulus = quadratics(board, 1)
+    constant, slope, square, error = board[:4, 0].tolist()
+    assert modulus == pytest.approx(abs(constant) + abs(slope) + square)
+    return [constant, slope, square, error]
 
 
 @settings(deadline=None, max_examples=300)
@@ -38,7 +47,7 @@ def test_a_row_is_within_the_error_of_its_quadratics_wherever_the_heights_lie(se
     random = np.random.default_rng(seed)
     low, high = -size * (1 - lopsided * random.random()), size * (1 - lopsided * random.random())
     spread = share * (high - low)
-    constant, slope, square, error = quadratic(low, high, spread, STEEPEST)
+    constant, slope, square, error = quadratic(low, high, spread)
     start = np.concatenate(
         [[low, high - spread, max(low, -0.5 * spread)], low + (high - low - spread) * random.random(40)]
     )
@@ -57,7 +66,7 @@ def test_a_row_is_within_the_error_of_its_quadratics_wherever_the_heights_lie(se
 def test_without_spread_no_smaller_error_holds(low):
     """The error is attained four times, with signs that alternate: no quadratic has a smaller one."""
     for left, right in ((low, 1.0), (-1.0, -low)):
-        constant, slope, square, error = quadratic(left, right, 0.0, STEEPEST)
+        constant, slope, square, error = quadratic(left, right, 0.0)
         grid = np.linspace(left, right, 20_001)
         off = np.maximum(grid, 0) - (constant + slope * grid + square * grid**2)
         signs = np.sign(off[np.abs(off) > 0.995 * error])
@@ -66,8 +75,8 @@ def test_without_spread_no_smaller_error_holds(low):
 
 def test_with_spread_a_flatter_quadratic_loses_less():
     """Where all heights of an interval are met, chord and tangent are an eighth of it apart from their mean."""
-    assert quadratic(-1.0, 1.0, 2.0, STEEPEST)[3] == pytest.approx(0.25, rel=1e-9)
-    assert quadratic(-1.0, 1.0, 0.0, STEEPEST)[3] == pytest.approx(1 / 16, rel=1e-9)
+    assert quadratic(-1.0, 1.0, 2.0)[3] == pytest.approx(0.25, rel=1e-9)
+    assert quadratic(-1.0, 1.0, 0.0)[3] == pytest.approx(1 / 16, rel=1e-9)
 
 
 @settings(deadline=None, max_examples=60)
@@ -203,6 +212,28 @@ def test_turning_the_rows_changes_no_value_but_by_the_slack():
     same = turned.g(filters @ turned.frame.T.numpy())
     np.testing.assert_allclose(charged.g(filters), same, atol=turned.slack - charged.slack)
     assert (np.diff(turned.cells) >= 0).all()
+
+
+def test_rows_of_an_image_have_one_direction_between_them():
+    problem, point = correlated()
+    charged = ChargedRows.build(problem, point)
+    turned = principal(charged)
+    assert len(turned.charges) < 0.5 * len(charged.rows)
+    assert (np.diff(turned.sources) >= 0).all()
+    filters = sphere(20, charged.rows.shape[1]).numpy()
+    same = turned.g((charged.lift(filters) @ turned.frame.T).numpy())
+    np.testing.assert_allclose(charged.g(filters), same, rtol=1e-9)
+
+
+def test_the_number_of_threads_changes_no_bit_of_the_bound():
+    charged, threads, bounds = principal(ChargedRows.build(*correlated())), torch.get_num_threads(), []
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        search = CylinderSearch(charged, 2, 0.0)
+        search.run(NEVER, 200)
+        bounds.append(search.bound)
+    torch.set_num_threads(threads)
+    assert bounds[0] == bounds[1]
 
 
 def test_on_correlated_patches_cylinders_prove_more_than_polynomials_and_the_more_the_longer():

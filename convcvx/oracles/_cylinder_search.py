@@ -19,9 +19,11 @@ from convcvx.oracles._quadratic_rows import settle
 from convcvx.oracles.charged_rows import ChargedRows, largest
 from convcvx.rounding import UNIT
 
-BATCH = 32
-"""Cylinders that are looked at together, at most: their small matrices are decomposed in one call."""
-BATCH_ROWS = 1 << 21
+BATCH = 64
+"""Cylinders that are looked at between two choices of the largest bounds, at most."""
+TOGETHER = 16
+"""Of them those that one core looks at: their small matrices are decomposed in one call."""
+BATCH_ROWS = 1 << 22
 """Rows that are looked at between two looks at the clock, about: half a second."""
 BATCH_ENTRIES = 1 << 23
 """Numbers in the moments and matrices of a batch, at most, about: 64 MiB."""
@@ -83,12 +85,14 @@ class CylinderSearch:
         up = 1 + (d + 4) * UNIT
         self.lengths = np.linalg.norm(charged.rows, axis=1) * up
         self.rests = np.linalg.norm(charged.rows[:, self.r :], axis=1) * up
-        self.sizes = np.linalg.norm(charged.charges, axis=1)
+        assert charged.sources is not None
+        self.source_cells = np.zeros(len(charged.charges), np.int64)
+        self.source_cells[charged.sources] = charged.cells
         self.total = charged.total
         self.fold = np.zeros((charged.n_cells, charged.charges.shape[1], d))
         edges = np.searchsorted(charged.cells, np.arange(charged.n_cells + 1))
         for p, (low, high) in enumerate(itertools.pairwise(edges.tolist())):
-            self.fold[p] = charged.charges[low:high].T @ charged.rows[low:high]
+            self.fold[p] = charged.charges_of(slice(low, high)).T @ charged.rows[low:high]
         self.open: list[Cylinder] = []
         self.seen, self.made, self.pruned = 0, 0, 0.0
         if n and d:
@@ -109,10 +113,11 @@ class CylinderSearch:
             if most is not None and self.seen >= most:
                 return "max_cylinders"
             batch = self._batch()
-            settled = list(each(self._settled, batch))
             self.seen += len(batch)
-            for cylinder, found, own in zip(batch, settled, self._bounds(batch, settled), strict=True):
-                self._divide(cylinder, found, min(-cylinder.priority, largest(own)))
+            parts = [batch[i : i + TOGETHER] for i in range(0, len(batch), TOGETHER)]
+            for part, looked in zip(parts, each(self._looked_at, parts), strict=True):
+                for cylinder, (found, own) in zip(part, looked, strict=True):
+                    self._divide(cylinder, found, min(-cylinder.priority, largest(own)))
         return "bound"
 
     def _push(self, corners: np.ndarray, halvings: int, held: Held, bound: float) -> None:
@@ -156,15 +161,20 @@ class CylinderSearch:
         one, two = np.unravel_index(np.argmax(costs), costs.shape)
         return int(one), int(two)
 
+    def _looked_at(self, batch: Sequence[Cylinder]) -> list[tuple[Settled, float]]:
+        """What is found of the rows on each cylinder, and a bound on it."""
+        settled = [self._settled(cylinder) for cylinder in batch]
+        return list(zip(settled, self._bounds(batch, settled), strict=True))
+
     def _settled(self, cylinder: Cylinder) -> Settled:
         charged, held = self.charged, cylinder.held
         n_cells, c, d = self.fold.shape
         linear, moments = held.linear.copy(), np.zeros((n_cells, c, 1 + d + d * (d + 1) // 2))
         tails, masses = np.zeros((n_cells, c, c)), np.zeros(n_cells)
         bends, kept = np.zeros(d * (d + 1) // 2), np.empty(len(held.indices), np.int32)
-        data = charged.rows, self.lengths, self.rests, charged.cells, charged.charges, self.sizes
+        rows = charged.rows, self.lengths, self.rests, charged.sizes, charged.sources
         sums = linear, moments, tails, masses, bends, kept
-        count, modulus = settle(*data, cylinder.corners, held.indices, *sums)
+        count, modulus = settle(rows, cylinder.corners, held.indices, charged.charges, self.source_cells, sums)
         return Settled(Held(kept[:count].copy(), linear), moments, tails, masses, bends, modulus)
 
     def _bounds(self, batch: Sequence[Cylinder], settled: Sequence[Settled]) -> list[float]:

@@ -33,7 +33,9 @@ bound has the tail that is left at corners: it does not come down to max g, but 
 ‖TTᵀ - I‖ of their lengths; `principal` adds that to the slack. Intervals are widened by (4d + 16) ε ‖x‖ for what the
 heights are off, so that no sign is misjudged, and ε by 64 ε A. A sum over N rows is off by (N + 8) ε of its modulus:
 that is Σ‖x‖‖s‖ at most for the linear part, to which each row is added once on the way to a cylinder, and is added up
-for the moments; putting them together at the corners adds 2d² roundings.
+for the moments; putting them together at the corners adds 2d² roundings. Rows whose charges have one direction, which
+in global pooling all rows of an image have, are added up before they are multiplied with it: s = size · direction but
+for what `principal` adds to the slack.
 """
 
 from __future__ import annotations
@@ -57,6 +59,8 @@ from convcvx.rounding import UNIT
 
 DIVIDED = 3
 """Principal directions that are divided: more leave a shorter tail, and cost exponentially more."""
+ALIKE = 2.0**-40
+"""Distance of directions of charges up to which they are taken to be one; what that moves is in the slack."""
 ENTRIES = 1 << 19
 """Numbers P·c·(1 + d + d(d+1)/2) in the moments of a cylinder, at most."""
 
@@ -109,19 +113,31 @@ class CylinderOracle(Oracle):
 
 
 def principal(charged: ChargedRows) -> ChargedRows:
-    """The same in coordinates of which the first hold most of Σ ‖s‖ x xᵀ, with rows sorted by cell."""
+    """The same in coordinates of which the first hold most of Σ ‖s‖ x xᵀ, with charges of equal direction in common.
+
+    Each is of one cell, and rows are sorted by them.
+    """
     rows, d = charged.rows, charged.rows.shape[1]
-    _, vectors = np.linalg.eigh((rows * np.linalg.norm(charged.charges, axis=1)[:, None]).T @ rows)
+    lengths = np.linalg.norm(charged.charges, axis=1)
+    _, vectors = np.linalg.eigh((rows * lengths[:, None]).T @ rows)
     turn = vectors.T[::-1].copy()
     skew = float(np.linalg.norm(turn @ turn.T - np.eye(d))) + 4 * d * d * UNIT
-    order = np.argsort(charged.cells, kind="stable")
+    directions = charged.charges / np.where(lengths > 0, lengths, 1.0)[:, None]
+    alike = np.column_stack([charged.cells, np.rint(directions / ALIKE)])
+    _, first, sources = np.unique(alike, axis=0, return_index=True, return_inverse=True)
+    sources = sources.reshape(-1)
+    order = np.argsort(sources, kind="stable")
+    apart = np.linalg.norm(charged.charges - lengths[:, None] * directions[first][sources], axis=1)
+    moved = float(np.linalg.norm(rows, axis=1) @ apart) * (1 + 1e-9) + 8 * UNIT * charged.total
     return replace(
         charged,
         rows=rows[order] @ turn.T,
         cells=charged.cells[order],
-        charges=charged.charges[order],
+        charges=directions[first],
+        sources=sources[order],
+        sizes=lengths[order],
         frame=torch.from_numpy(turn) @ charged.frame,
-        slack=charged.slack + 4 * skew * charged.total,
+        slack=charged.slack + 4 * skew * charged.total + moved,
         division=None,
     )
 
