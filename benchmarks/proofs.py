@@ -223,7 +223,7 @@ def main() -> None:
     parser.add_argument("--directions", type=int, default=4)
     parser.add_argument("--search-seconds", type=float, default=60.0, help="of each of three searches, at most")
     parser.add_argument("--divided", type=int, default=3)
-    parser.add_argument("--cylinders", type=int, default=5000, help="of each of three searches, at most")
+    parser.add_argument("--cylinders", type=int, default=5000, help="of the search at the best dual point, at most")
     parser.add_argument("--problems", type=int, default=1000)
     parser.add_argument("--section", choices=SECTIONS, default="full-rank")
     parser.add_argument("--threads", type=int, default=1)

@@ -22,6 +22,7 @@ from convcvx.oracles import CylinderOracle, ExactOracle, LocalOracle, Polynomial
 from convcvx.oracles._corner_bounds import above, longest
 from convcvx.oracles._cylinder_search import CylinderSearch, corner_maps
 from convcvx.oracles._quadratic_rows import quadratics
+from convcvx.oracles.beside import best_proof
 from convcvx.oracles.charged_rows import ChargedRows
 from convcvx.oracles.cylinders import principal
 
@@ -234,6 +235,14 @@ def test_the_number_of_threads_changes_no_bit_of_the_bound():
         bounds.append(search.bound)
     torch.set_num_threads(threads)
     assert bounds[0] == bounds[1]
+
+
+def test_brief_looks_find_the_dual_point_that_is_proved_at_at_length():
+    problem, point = correlated()
+    proof = best_proof(problem, [point], CylinderOracle(2, max_cylinders=160))
+    assert proof.found.stats["cylinders"] >= 20
+    assert proof.value >= best_proof(problem, [point], CylinderOracle(2, max_cylinders=20).brief).value - 1e-9
+    assert CylinderOracle(2, time_limit=8.0).brief.time_limit == 1.0
 
 
 def test_on_correlated_patches_cylinders_prove_more_than_polynomials_and_the_more_the_longer():

@@ -34,6 +34,12 @@ CHOOSING = 0.8
 """Share of the time left in which a dual point is chosen: the rest is for its proof."""
 CALL = 0.5
 """Share of the time left that one proof may take: others are to follow."""
+LOOK = 1 / 16
+"""Share of the time left that a brief search may take, or the choice of a dual point for it: eight of these leave more
+than half of it."""
+SHARES = (0.25, 0.5, 0.75, 1.0)
+"""Parts of the way to the chosen dual point at which searches look briefly: the best lies between, the further from its
+end the longer the search."""
 CHOSEN = ", at a dual point chosen for it"
 """What is said of such a proof."""
 TOO_LONG = ": another pass over all patches would take long beside the training"
@@ -73,8 +79,11 @@ class Proof:
 def best_proof(problem: Problem, points: Sequence[Tensor], oracle: Oracle) -> Proof:
     """The best lower bound that `oracle` proves, at dual points at hand or chosen for the bound of polynomials.
 
-    Between the two g is no larger than their bounds say: where that promises most, the oracle proves it anew.
+    Between the two g is no larger than their bounds say: where that promises most, the oracle proves it anew. One that
+    can be brief looks at several points between them instead, and proves at length where it proves most by that.
     """
+    if (brief := oracle.brief) is not oracle:
+        return _proof_at_length(problem, points, oracle, brief)
     proofs = [_proof(problem, point, oracle, "") for point in points]
     best = max(proofs, key=lambda proof: proof.value)
     if best.found.cut_short or not _chooses(problem, math.inf):
@@ -92,6 +101,20 @@ def best_proof(problem: Problem, points: Sequence[Tensor], oracle: Oracle) -> Pr
     share = max((step / BETWEEN for step in range(1, BETWEEN)), key=promised)
     third = _proof(problem, problem.in_domain((1 - share) * start + share * chosen), oracle, CHOSEN)
     return max(best, other, third, key=lambda proof: proof.value)
+
+
+def _proof_at_length(problem: Problem, points: Sequence[Tensor], oracle: Oracle, brief: Oracle) -> Proof:
+    looks = [_proof(problem, point, brief, "", LOOK) for point in points]
+    best = max(looks, key=lambda proof: proof.value)
+    where = ""
+    if _chooses(problem, math.inf):
+        start = best.point
+        chosen = relaxed_point(problem.until(problem.deadline.share(LOOK)), start)
+        between = [problem.in_domain((1 - share) * start + share * chosen) for share in SHARES]
+        others = [_proof(problem, point, brief, CHOSEN, LOOK) for point in between]
+        best = max(best, *others, key=lambda proof: proof.value)
+        where = "" if best.point is start else CHOSEN
+    return max(best, _proof(problem, best.point, oracle, where), key=lambda proof: proof.value)
 
 
 def proof_beside(problem: Problem, points: Sequence[Tensor], training_seconds: float | None = None) -> Proof:
@@ -126,8 +149,8 @@ def pass_seconds(problem: Problem, degree: int) -> float:
     return rows * d * (h + d * (degree == 2)) / SPEED
 
 
-def _proof(problem: Problem, point: Tensor, oracle: Oracle, where: str) -> Proof:
-    found = oracle(problem.until(problem.deadline.share(CALL)), point)
+def _proof(problem: Problem, point: Tensor, oracle: Oracle, where: str, call: float = CALL) -> Proof:
+    found = oracle(problem.until(problem.deadline.share(call)), point)
     if not math.isfinite(found.upper_bound):
         return _by_lengths(problem, point, found, OUT_OF_TIME if found.cut_short else "")
     by = f"polynomials of degree {found.stats['degree']}" if "degree" in found.stats else oracle.name
