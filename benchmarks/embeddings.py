@@ -10,7 +10,7 @@ features are standardised, and the heads get nothing else. Weight decays are cho
 which no fit has seen: from three on, and as long as the best is the first or last one tried the grid is widened. Each
 head is then trained on all rows, and scored once on the test rows. CPU seconds are of that last training; memory is the
 peak of a process that does nothing else. CRONOS is that of `jaxcld` (pip install --no-deps jaxcld, and jax), left out
-without it. Writes benchmarks/results/embeddings.md.
+without it. Each run writes its own section of benchmarks/results/embeddings.md.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from machine import machine
+from machine import machine, write_section
 from torch import nn
 
 import convcvx
@@ -211,25 +211,20 @@ def measured(name: str, data: dict[str, Rows]) -> dict[str, Any]:
     } | told
 
 
-def heading(options: argparse.Namespace) -> list[str]:
-    return [
-        "# Heads on frozen features",
-        "",
-        f"`python benchmarks/embeddings.py --runs {options.runs} --images {options.images}` on {machine()}.",
-        "",
-        "Weight decays are chosen on held-out rows, of a grid that is widened where its best is at its edge; `edge`",
-        f"marks one that still is after {WIDENED} more. Objectives are those of the convex head's own problem,",
-        "½‖f - y‖² with weight decay; its bound is the certificate's, and a proof where it says so. No pretrained",
-        "network is among the features: their weights could not be downloaded here.",
-        "",
-    ]
+HEAD = f"""# Heads on frozen features
+
+Weight decays are chosen on held-out rows, of a grid that is widened where its best is at its edge; `edge`
+marks one that still is after {WIDENED} more. Objectives are those of the convex head's own problem,
+½‖f - y‖² with weight decay; its bound is the certificate's, and a proof where it says so. No pretrained
+network is among the features: their weights could not be downloaded here."""
 
 
-def table(run: str, found: dict[str, dict[str, Any]], data: dict[str, Rows]) -> list[str]:
+def section(run: str, found: dict[str, dict[str, Any]], data: dict[str, Rows]) -> str:
     name, kind, _ = run.split(":")
     lines = [
         f"## {name}, {data['x'].shape[1]} features of {KINDS[kind]}",
         "",
+        f"`python benchmarks/embeddings.py --runs {run} --images {len(data['x'])}` on {machine()}.",
         f"{len(data['x']):,} rows to train on, {len(data['x_test']):,} test rows.",
         "",
         "| head | weight decay | held-out | test | neurons | objective | lower bound | CPU s | peak MiB |",
@@ -255,7 +250,7 @@ def table(run: str, found: dict[str, dict[str, Any]], data: dict[str, Rows]) -> 
             f"{row['memory']:.0f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    return [*lines, ""]
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -274,7 +269,6 @@ def main() -> None:
         except ImportError as error:
             print(json.dumps({"missing": str(error)}))
         return
-    lines = heading(options)
     for run in options.runs.split(","):
         name, kind, size = run.split(":")
         data = features(name, kind, int(size), options.data_dir, options.images)
@@ -287,8 +281,7 @@ def main() -> None:
                 done = subprocess.run(command, capture_output=True, text=True, check=True)
                 found[method] = json.loads(done.stdout.splitlines()[-1])
                 print(run, method, found[method], flush=True)
-        lines += table(run, found, data)
-        RESULTS.write_text("\n".join(lines))
+        write_section(RESULTS, HEAD, run, section(run, found, data))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 from pathlib import Path
 
@@ -26,3 +27,12 @@ def commit() -> str:
     """The commit of this checkout; "-dirty" if files differ from it."""
     described = ["git", "describe", "--always", "--dirty"]
     return subprocess.run(described, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
+
+
+def write_section(results: Path, title: str, name: str, text: str) -> None:
+    """Put `text` in the place of section `name` of a page of results, or at its end; a new page begins with `title`."""
+    page = results.read_text() if results.exists() else f"{title}\n"
+    section = f"<!-- {name} -->\n\n{text.strip()}\n\n<!-- /{name} -->"
+    found = re.compile(rf"<!-- {name} -->.*<!-- /{name} -->", re.DOTALL)
+    page = found.sub(lambda _: section, page) if found.search(page) else f"{page.rstrip()}\n\n{section}\n"
+    results.write_text(page)

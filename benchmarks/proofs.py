@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from einops import rearrange
-from machine import machine
+from machine import machine, write_section
 
 from convcvx.budget import Budget
 from convcvx.data.datasets import load
@@ -207,12 +207,8 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], str]] = {
 
 def write(name: str, body: str) -> None:
     """Put a section in its place among the results."""
-    text = RESULTS.read_text() if RESULTS.exists() else "# Proofs\n"
     heading = str(SECTIONS[name].__doc__).rstrip(".")
-    section = f"<!-- {name} -->\n\n## {heading}\n\n{body}\n\nMeasured on {machine()}.\n\n<!-- /{name} -->"
-    found = re.compile(rf"<!-- {name} -->.*<!-- /{name} -->", re.DOTALL)
-    text = found.sub(lambda _: section, text) if found.search(text) else f"{text.rstrip()}\n\n{section}\n"
-    RESULTS.write_text(text)
+    write_section(RESULTS, "# Proofs", name, f"## {heading}\n\n{body}\n\nMeasured on {machine()}.")
 
 
 def main() -> None:
