@@ -1,7 +1,7 @@
 """Heads on frozen features: the convex one against logistic regression, multilayer perceptrons and CRONOS, in one run.
 
     python benchmarks/embeddings.py [--data-dir ../shared/data] [--runs mnist:random:512,cifar10:random:512,...]
-        [--images 2000] [--jaxcld FOLDER]
+        [--images 2000] [--time-limit SECONDS] [--jaxcld FOLDER]
 
 A run is a data set, a kind of features and how many: `random`, one layer of random 6x6 convolutions, rectified and
 averaged over 2x2 cells; `stack`, the last layer of a stack of ours, trained on other images of the set and averaged
@@ -21,6 +21,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import process_time
@@ -55,9 +56,6 @@ NEURONS = 32
 """Hidden neurons of perceptrons, and activation patterns of CRONOS."""
 STACK: dict[str, Any] = {"stages": 2, "kernel_size": 5, "tol": 1.0, "max_rounds": 0, "tune": 0.1, "seed": 0}
 """How the stack is trained whose last layer makes features."""
-TIME_LIMIT = 120.0
-"""Seconds of a training of the convex head, its certificate included."""
-
 Rows = np.ndarray
 Scores = Callable[[Rows], np.ndarray]
 """Outputs (n, c) of a trained head for features (n, d)."""
@@ -99,12 +97,14 @@ def features(name: str, kind: str, size: int, data_dir: str | None, n_images: in
     return {"x": (x - mean) / spread, "y": classes[0], "x_test": (x_test - mean) / spread, "y_test": classes[1]}
 
 
-def convex(x: Rows, y: Rows, ratio: float, rank: int | None = None) -> tuple[Scores, dict[str, Any]]:
+def convex(
+    x: Rows, y: Rows, ratio: float, rank: int | None = None, time_limit: float | None = None
+) -> tuple[Scores, dict[str, Any]]:
     fit = convcvx.fit(
         x[:, :, None, None].astype(np.float32),
         y,
         **{"kernel_size": 1, "rank": rank, "hidden_bias": True, "beta_ratio": ratio, "tol": 0.02},
-        time_limit=TIME_LIMIT,
+        time_limit=time_limit,
     )
     certificate = fit.certificate
 
@@ -117,8 +117,8 @@ def convex(x: Rows, y: Rows, ratio: float, rank: int | None = None) -> tuple[Sco
     return scores, told | {"proved": proved, "neurons": fit.solution.n_filters}
 
 
-def convex_of_rank(x: Rows, y: Rows, ratio: float) -> tuple[Scores, dict[str, Any]]:
-    return convex(x, y, ratio, COMPONENTS)
+def convex_of_rank(x: Rows, y: Rows, ratio: float, **limits: Any) -> tuple[Scores, dict[str, Any]]:
+    return convex(x, y, ratio, COMPONENTS, **limits)
 
 
 def logistic(x: Rows, y: Rows, decay: float) -> tuple[Scores, dict[str, Any]]:
@@ -187,13 +187,15 @@ def chosen(train: Train, x: Rows, y: Rows, decays: tuple[float, ...]) -> tuple[f
         if len(found) < len(decays) + WIDENED and best in (tried[0], tried[-1]):
             neighbour = tried[1] if best == tried[0] else tried[-2]
             further = best * best / neighbour
-            wanted = [further] if train not in (convex, convex_of_rank) or further < 1 else []
+            wanted = [further] if decays is not RATIOS or further < 1 else []
     return best, found
 
 
-def measured(name: str, data: dict[str, Rows]) -> dict[str, Any]:
-    """One method: its weight decay chosen, then trained on all training rows."""
+def measured(name: str, data: dict[str, Rows], time_limit: float) -> dict[str, Any]:
+    """One method: its weight decay chosen, then trained on all training rows; a convex head within the time limit."""
     train, decays = METHODS[name]
+    if train in (convex, convex_of_rank):
+        train = partial(train, time_limit=time_limit)
     x, y = data["x"], data["y"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -219,12 +221,13 @@ marks one that still is after {WIDENED} more. Objectives are those of the convex
 network is among the features: their weights could not be downloaded here."""
 
 
-def section(run: str, found: dict[str, dict[str, Any]], data: dict[str, Rows]) -> str:
+def section(run: str, found: dict[str, dict[str, Any]], data: dict[str, Rows], time_limit: float) -> str:
     name, kind, _ = run.split(":")
+    command = f"python benchmarks/embeddings.py --runs {run} --images {len(data['x'])} --time-limit {time_limit:g}"
     lines = [
         f"## {name}, {data['x'].shape[1]} features of {KINDS[kind]}",
         "",
-        f"`python benchmarks/embeddings.py --runs {run} --images {len(data['x'])}` on {machine()}.",
+        f"`{command}` on {machine()}.",
         f"{len(data['x']):,} rows to train on, {len(data['x_test']):,} test rows.",
         "",
         "| head | weight decay | held-out | test | neurons | objective | lower bound | CPU s | peak MiB |",
@@ -258,6 +261,7 @@ def main() -> None:
     parser.add_argument("--data-dir")
     parser.add_argument("--runs", default="mnist:random:512,cifar10:random:512,mnist:stack:512,mnist:random:4096")
     parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--time-limit", type=float, default=120.0, help="seconds of a training of the convex head")
     parser.add_argument("--jaxcld", help="a folder that holds jaxcld and jax, where they are not installed")
     parser.add_argument("--method", choices=METHODS, help="measure one method on --rows and print JSON")
     parser.add_argument("--rows", help="a file with features and classes")
@@ -265,7 +269,7 @@ def main() -> None:
     if options.method:
         sys.path += [options.jaxcld] if options.jaxcld else []
         try:
-            print(json.dumps(measured(options.method, dict(np.load(options.rows)))))
+            print(json.dumps(measured(options.method, dict(np.load(options.rows)), options.time_limit)))
         except ImportError as error:
             print(json.dumps({"missing": str(error)}))
         return
@@ -281,7 +285,7 @@ def main() -> None:
                 done = subprocess.run(command, capture_output=True, text=True, check=True)
                 found[method] = json.loads(done.stdout.splitlines()[-1])
                 print(run, method, found[method], flush=True)
-        write_section(RESULTS, HEAD, run, section(run, found, data))
+        write_section(RESULTS, HEAD, run, section(run, found, data, options.time_limit))
 
 
 if __name__ == "__main__":
