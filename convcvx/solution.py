@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from convcvx.activations import RELU, Activation
-from convcvx.display.words import claims, rows
+from convcvx.display.words import claims, counted, rows
 from convcvx.errors import InputError
 from convcvx.oracles.scope import Scope
 from convcvx.terms.status import Status
@@ -110,6 +110,18 @@ class Solution:
     @property
     def n_filters(self) -> int:
         return len(self.filters)
+
+    def __str__(self) -> str:
+        first = f"{counted(self.n_filters, 'filter')}, status {self.status}"
+        if self.certificate is not None:
+            return f"{first}\n{self.certificate}"
+        if not self.history:
+            return first
+        last = self.history[-1]
+        bound = f"lower bound ({last['scope']}) {last['lower_bound']:.8g}, relative gap {last['rel_gap']:.2e}"
+        return f"{first}\nround {last['round']}: objective {last['objective']:.8g}, {bound}"
+
+    __repr__ = __str__  # a prompt would show every tensor
 
     def _repr_html_(self) -> str:
         from convcvx.display.html import notebook  # Jinja: on use

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from io import StringIO
 from xml.etree import ElementTree
 
@@ -17,7 +19,7 @@ from sklearn.datasets import load_digits
 import convcvx
 from convcvx.display.figures import confusion_figure
 from convcvx.display.theme import IN_PAGE, png, svg
-from convcvx.display.words import percent_up
+from convcvx.display.words import counted, percent_up
 from convcvx.errors import InputError
 from convcvx.training.fit import NOTEBOOK_FILTERS
 from convcvx.training.progress import Progress
@@ -68,6 +70,19 @@ def test_a_path_shows_what_it_has_come_to_and_gives_the_solutions_of_solve(walk)
     assert len(solution.plot().axes) == 2
     assert len(solution.certificate.plot().axes) == 1
     assert len(next(convcvx.path(X, Y, betas=[0.1], tol=0.1)).filters) == len(solutions[0].filters)
+
+
+def test_a_prompt_shows_numbers_and_no_tensors(layer):
+    steps = convcvx.path(X, Y, betas=[0.1, 0.05], tol=0.1)
+    assert repr(steps) == "path, 0 solutions so far"
+    solution = list(steps)[-1]
+    assert repr(steps).count("\nbeta 0.") == 2
+    assert repr(solution) == f"{counted(solution.n_filters, 'filter')}, status converged\n{solution.certificate}"
+    begun = repr(replace(solution, certificate=None))
+    assert re.search(r"\nround \d+: objective 0\.\d+, lower bound \(global\) 0\.\d+, relative gap ", begun)
+    assert repr(replace(solution, certificate=None, history=[])).count("\n") == 0
+    assert repr(layer) == str(layer)
+    assert "tensor" not in repr([solution, layer, layer.solution])
 
 
 def test_a_fit_plots_by_name_and_says_what_it_cannot(layer):

@@ -104,6 +104,8 @@ class StackFit:
         stages = [f"stage {number}: {stage}" for number, stage in enumerate(self.stages, start=1)]
         return "\n".join([f"{counted(self.metrics['n_stages'], 'stage')}, status {self.metrics['status']}", *stages])
 
+    __repr__ = __str__  # a prompt would show every tensor
+
 
 def fit_stack(
     images: Any,

@@ -185,6 +185,8 @@ class Fit:
         first = ", ".join([counted(self.solution.n_filters, "filter"), f"status {self.metrics['status']}", *said])
         return f"{first}\n{self.certificate}"
 
+    __repr__ = __str__  # a prompt would show every tensor
+
 
 def finish(
     optimised: Optimised, config: TrainConfig, plan: Plan, data: Data, clock: Clock, origin: Origin | None = None

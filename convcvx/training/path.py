@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Self
 
-from convcvx.display.words import label, text
+from convcvx.display.words import counted, label, number, text
 from convcvx.errors import InputError
 from convcvx.solution import Solution
 
@@ -39,6 +39,10 @@ class SolutionPath(Iterator[Solution]):
         found = certificate.beta, certificate.primal, certificate.dual, certificate.rel_gap, certificate.scope
         self.steps.append(dict(zip(SHOWN, (*found, solution.n_filters), strict=True)))
         return solution
+
+    def __repr__(self) -> str:
+        shown = [", ".join(f"{name} {number(step[name])}" for name in SHOWN) for step in self.steps]
+        return "\n".join([f"path, {counted(len(self.steps), 'solution')} so far", *shown])
 
     def plot(self) -> Figure:
         """Objective, lower bound and number of filters of the solutions so far, against β: a matplotlib figure.
