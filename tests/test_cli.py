@@ -469,6 +469,15 @@ def test_runs_lists_folders_with_accuracy_gap_and_scope(run, tmp_path):
     assert "no folder" in cli("runs", tmp_path / "nowhere", code=2).stderr
 
 
+def test_runs_cuts_no_name_in_a_narrow_terminal(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    named = [tmp_path / f"a folder whose name is long, and ends with {end}" for end in ("one", "two")]
+    for folder in named:
+        shutil.copytree(run[0], folder)
+    _, *lines = cli("runs", tmp_path).stdout.splitlines()
+    assert [str(folder) in line and line.split()[-1] == "converged" for folder, line in zip(named, lines, strict=True)]
+
+
 def test_runs_gives_a_stack_its_own_accuracy_and_the_gap_of_its_last_stage_kept(tmp_path):
     stage = dict.fromkeys(("primal", "dual", "rel_gap", "seconds"), 0.5)
     stage |= {"scope": "heuristic", "meaning": "", "status": "converged", "n_filters": 3}

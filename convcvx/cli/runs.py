@@ -18,6 +18,8 @@ from convcvx.training.run import Run
 Folder = Annotated[Path, typer.Argument(help="A folder of run folders, or one of these.", metavar="[FOLDER]")]
 KEPT = ("test_accuracy", "rel_gap", "scope", "family_gap", "n_filters", "seconds", "status")
 """What is told of a run, or of the last stage that a stack kept; the accuracy, seconds and status of a whole stack."""
+WIDEST = 10_000
+"""Columns that the table may take: a path that is cut can be neither told from another nor copied."""
 
 
 def runs(folder: Folder = Path("checkpoints"), json_output: f.Json = False, quiet: f.Quiet = False) -> None:
@@ -45,6 +47,7 @@ def runs(folder: Folder = Path("checkpoints"), json_output: f.Json = False, quie
             cells = percent(run.get("test_accuracy")), "-" if gap is None else f"{gap:.1e}", scope
             table.add_row(run["run"], *cells, str(run.get("n_filters", "-")), run["status"])
         if found:
+            console.width = max(console.width, WIDEST)
             console.print(table)
         finish({"runs": found, "status": "done"}, json_output)
 
