@@ -29,6 +29,7 @@ from convcvx.data.datasets import load
 from convcvx.data.torchvision_sets import DOWNLOADS
 from convcvx.terms.launch import LAUNCHED
 from convcvx.terms.status import Status
+from convcvx.training.folder import Folder
 from convcvx.training.progress import Progress
 
 TRAIN_KEYS = {
@@ -476,6 +477,22 @@ def test_runs_cuts_no_name_in_a_narrow_terminal(run, tmp_path, monkeypatch):
         shutil.copytree(run[0], folder)
     _, *lines = cli("runs", tmp_path).stdout.splitlines()
     assert [str(folder) in line and line.split()[-1] == "converged" for folder, line in zip(named, lines, strict=True)]
+
+
+@pytest.mark.parametrize(("name", "job"), [("train", "training.train_into"), ("stack", "stacking.stack_job")])
+@pytest.mark.parametrize("begins", [False, True])
+def test_an_interrupt_tells_by_which_line_a_training_goes_on(name, job, begins, tmp_path, monkeypatch):
+    def stop(*arguments, **_):
+        if begins:
+            run = next(argument for argument in arguments if isinstance(argument, Folder))
+            run.folder.mkdir()
+            (run.folder / run.CONTENTS.options).write_text("{}")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"convcvx.cli.{job}", stop)
+    told = cli(name, "--data", "digits", "--pool", "2", "--out", tmp_path / "a run", code=130).stderr
+    line = f"to go on: convcvx {name} --resume --out '{tmp_path}/a run'"
+    assert (line if begins else "nothing was kept yet: give the command again") in told
 
 
 def test_runs_gives_a_stack_its_own_accuracy_and_the_gap_of_its_last_stage_kept(tmp_path):

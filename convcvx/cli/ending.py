@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,6 +25,7 @@ from convcvx.terms.status import SHORT, Status
 
 if TYPE_CHECKING:
     from convcvx.responses.team import Team
+    from convcvx.training.folder import Folder
 
 OUT_OF_MEMORY = re.compile("out of memory|allocate memory|not enough memory")
 """What torch says in a RuntimeError when memory is short."""
@@ -91,10 +93,20 @@ def guard(json_output: bool) -> Iterator[None]:
         if isinstance(error, RuntimeError) and not OUT_OF_MEMORY.search(str(error)):
             raise
         _end("out of memory: give fewer or smaller images, or ask for fewer filters", "bad_input", 2, json_output)
-    except KeyboardInterrupt:
-        print("convcvx: interrupted; train and stack go on with --resume", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print("; ".join(filter(None, ("convcvx: interrupted", str(interrupt)))), file=sys.stderr)
         _print_last(json_output, {"error": "interrupted", "status": "interrupted"})
         raise typer.Exit(130) from None
+
+
+@contextmanager
+def resumable(command: str, run: Folder) -> Iterator[None]:
+    """Have an interrupt tell by which line the training in `run` goes on, once there is something to go on from."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        go_on = f"to go on: convcvx {command} --resume --out {shlex.quote(str(run.out))}"
+        raise KeyboardInterrupt(go_on if run.begun else "nothing was kept yet: give the command again") from None
 
 
 def _end(message: str, status: str, code: int, json_output: bool) -> NoReturn:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from convcvx.cli import flags as f
-from convcvx.cli.ending import finish, open_console
+from convcvx.cli.ending import finish, open_console, resumable
 from convcvx.cli.output import as_flags, explain_short, print_summary
 from convcvx.machine.watch import Waiting
 from convcvx.responses.team import Team
@@ -36,7 +36,7 @@ def run_training(
     with Team.of_torchrun() as team:
         clock = Clock.now()
         run = Run(f.out_folder(out, resume, overwrite, lambda: _named(TrainConfig.from_dict(given))))
-        with run.held():
+        with run.held(), resumable("train", run):
             goes_on = run.enter(resume=resume or team.restarted, overwrite=overwrite)
             fits = not goes_on and leaves_open(given, preset)
             settings = run.continued(given) if goes_on else TrainConfig.from_dict(given)
