@@ -22,6 +22,7 @@ from helpers.commands import DIGITS, NO_SEARCH, answer, cli, said, strict_json
 from safetensors.torch import save_file
 from torch import nn
 
+import convcvx
 from convcvx.cli import COMMANDS
 from convcvx.cli.ending import open_console
 from convcvx.cli.output import as_flags
@@ -493,6 +494,13 @@ def test_an_interrupt_tells_by_which_line_a_training_goes_on(name, job, begins, 
     told = cli(name, "--data", "digits", "--pool", "2", "--out", tmp_path / "a run", code=130).stderr
     line = f"to go on: convcvx {name} --resume --out '{tmp_path}/a run'"
     assert (line if begins else "nothing was kept yet: give the command again") in told
+
+
+def test_a_network_without_filters_says_why(tmp_path):
+    small = ["--data", "digits", "--limit", "60", "--pool", "2", "--tol", "0.1"]
+    shown = cli("train", *small, "--beta-ratio", "2", "--out", tmp_path / "none").stdout
+    assert re.search(r"filters +0 \(beta 0\.\d+ is not below beta_max, 0\.\d+, from which on none helps", shown)
+    assert str(convcvx.load(tmp_path / "none")).startswith("0 filters (beta ")
 
 
 def test_runs_gives_a_stack_its_own_accuracy_and_the_gap_of_its_last_stage_kept(tmp_path):

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from convcvx.cli.ending import percent
-from convcvx.display.words import beside_stored, told
+from convcvx.display.words import beside_stored, told, why_empty
 from convcvx.oracles.scope import Scope
 from convcvx.terms.status import SHORT, Status
 
@@ -29,7 +29,7 @@ def print_summary(console: Console, metrics: dict[str, Any]) -> None:
         "objective": f"{metrics['primal']:.8g} at beta {metrics['beta']:.6g} ({metrics['loss']} loss)",
         **_bounds(metrics),
         **({"stored": beside_stored(metrics, metrics["stored"])} if "stored" in metrics else {}),
-        "filters": f"{metrics['n_filters']}",
+        "filters": f"{metrics['n_filters']}{why_empty(metrics)}",
         "status": f"{metrics['status']} after {cost(metrics)}",
     }
     console.print("\n".join(f"{name:12} {text}" for name, text in lines.items()))

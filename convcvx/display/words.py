@@ -132,6 +132,14 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
+def why_empty(metrics: Mapping[str, Any]) -> str:
+    """Why the best network has no filter, in brackets; nothing of a network that has some, or only lacks them yet."""
+    beta, beta_max = metrics["beta"], metrics.get("beta_max")
+    if metrics["n_filters"] or beta_max is None or beta < beta_max:
+        return ""
+    return f" (beta {beta:.3g} is not below beta_max, {beta_max:.3g}, from which on none helps: give a smaller one)"
+
+
 def percent(share: float | None) -> str:
     """A share in per cent, to two decimals, more where small, a power of ten where it is tiny; a dash for None."""
     if share is None or not math.isfinite(share):

@@ -15,7 +15,7 @@ from convcvx.certificate import Certificate
 from convcvx.data.datasets import Dataset
 from convcvx.data.given import given_dataset
 from convcvx.display.pictures import by_weight, data_uri, kernel_shades
-from convcvx.display.words import claims, counted, rows
+from convcvx.display.words import claims, counted, rows, why_empty
 from convcvx.errors import InputError, RunError, check_choice
 from convcvx.network.certify import certify_on, outputs_of_export, parameters_of
 from convcvx.network.evaluate import accuracy, confusion, predict, real_scores
@@ -182,7 +182,8 @@ class Fit:
     def __str__(self) -> str:
         scores = {name: self.metrics.get(f"{name}_accuracy") for name in ("train", "validation", "test")}
         said = [f"{name} accuracy {score:.2%}" for name, score in scores.items() if score is not None]
-        first = ", ".join([counted(self.solution.n_filters, "filter"), f"status {self.metrics['status']}", *said])
+        kept = counted(self.solution.n_filters, "filter") + why_empty(self.metrics)
+        first = ", ".join([kept, f"status {self.metrics['status']}", *said])
         return f"{first}\n{self.certificate}"
 
     __repr__ = __str__  # a prompt would show every tensor
