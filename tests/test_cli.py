@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -26,6 +27,7 @@ import convcvx
 from convcvx.cli import COMMANDS
 from convcvx.cli.ending import open_console
 from convcvx.cli.output import as_flags
+from convcvx.cli.training import go_on
 from convcvx.data.datasets import load
 from convcvx.data.torchvision_sets import DOWNLOADS
 from convcvx.terms.launch import LAUNCHED
@@ -216,6 +218,13 @@ def test_a_resumed_run_that_may_not_go_on_says_which_budget_is_used_up(run, tmp_
     assert "no round was added: the budget --time-limit 1e-06 is used up" in time
     further = cli(*resume, "--max-rounds", metrics["rounds"] + 1, "--time-limit", 100, code=3).stdout
     assert "no round was added" not in further
+
+
+def test_a_gap_that_a_longer_search_showed_asks_for_a_smaller_tol_to_go_on(run):
+    fit = convcvx.load(run[0])
+    seen = f"with a --tol below {fit.history[-1]['rel_gap']:.1e}, the gap that the training saw"
+    for status, told in (("gap_above_tol", seen), ("time_limit", "with another budget or --tol")):
+        assert go_on(replace(fit, metrics=fit.metrics | {"status": status})).endswith(told)
 
 
 def test_a_solver_that_goes_on_from_no_checkpoint_says_so(tmp_path):

@@ -13,6 +13,7 @@ from convcvx.machine.watch import Waiting
 from convcvx.responses.team import Team
 from convcvx.terms.status import Status
 from convcvx.training.clock import Clock
+from convcvx.training.fit import Fit
 from convcvx.training.jobs import train_into
 from convcvx.training.options import TrainConfig
 from convcvx.training.origin import Origin
@@ -59,12 +60,20 @@ def run_training(
             metrics = fit.metrics
         print_summary(console, metrics)
         remedy = as_flags(Status(metrics["status"]).remedy)
-        go_on = f"to go on: convcvx train --resume --out {shlex.quote(metrics['out'])}, with another budget or --tol"
         saved = "the network is saved and of use as it is" if metrics["n_filters"] else "the network has no filter yet"
-        explain_short(console, metrics, remedy, f"{saved}; {go_on}")
+        explain_short(console, metrics, remedy, f"{saved}; {go_on(fit)}")
         if fits:
             console.print(f"try next: {next_steps(settings)}")
         finish(metrics, json_output, team)
+
+
+def go_on(fit: Fit) -> str:
+    """By which line a training that has stopped short goes on."""
+    line = f"to go on: convcvx train --resume --out {shlex.quote(fit.metrics['out'])}"
+    if fit.metrics["status"] != Status.GAP_ABOVE_TOL:
+        return f"{line}, with another budget or --tol"
+    # At the same tol no round would be added: to the training, whose search was shorter, it was reached.
+    return f"{line}, with a --tol below {fit.history[-1]['rel_gap']:.1e}, the gap that the training saw"
 
 
 def _named(config: TrainConfig) -> str:

@@ -54,7 +54,8 @@ class Status(Word):
     GAP_ABOVE_TOL = (
         "gap_above_tol",
         "the certified gap is above tol, whatever the training saw",
-        "a second, longer search found more than the solver's; raise tol, or name an exact oracle",
+        "a second, longer search found more than the solver's; train to a smaller tol, put up with a larger one, or "
+        "name an exact oracle",
     )
 
     def __init__(self, text: str, meaning: str = "", remedy: str = "", exit_code: int = SHORT) -> None:
