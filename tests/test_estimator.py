@@ -192,7 +192,7 @@ def test_short_of_tol_warns(plane):
     ("options", "message"),
     [
         ({"kernel_size": 3}, "kernel_size needs images; pass image_shape"),
-        ({"stride": 2, "pool": "none"}, "stride, pool needs images"),
+        ({"stride": 2, "pool": "none"}, "stride and pool need images"),
         ({"image_shape": (1, 8)}, r"image_shape must be \(channels, height, width\).*got \(1, 8\)"),
         ({"image_shape": 64}, "image_shape must be .*got 64"),
         ({"image_shape": (8, 8, 1)}, r"seems to be \(height, width, channels\): pass \(1, 8, 8\)"),
@@ -254,8 +254,9 @@ def test_digits_on_a_bright_ground_have_the_scores_of_the_exported_network(digit
 
 def test_bad_targets(digits):
     X, y = digits
-    with pytest.raises(InputError, match="y has one class"):
-        ConvexCNNClassifier().fit(X[:20], np.zeros(20))
+    for only, named in ((0, "0"), ("seven", "'seven'")):
+        with pytest.raises(InputError, match=f"y has one class, {named};"):
+            ConvexCNNClassifier().fit(X[:20], np.full(20, only))
     with pytest.raises(InputError, match="loss must be 'squared' or 'huber' for regression; got 'cross-entropy'"):
         ConvexCNNRegressor(loss="cross-entropy").fit(X[:20], y[:20])
 

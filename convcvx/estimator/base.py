@@ -130,9 +130,8 @@ class ConvexCNN(TransformerMixin, BaseEstimator):
         given = {p.name: getattr(self, p.name) for p in PARAMETERS if p not in ESTIMATORS_ONLY and p.name != "pool"}
         if self.image_shape_ is None:
             if names := [k for k, value in ON_IMAGES.items() if not np.array_equal(getattr(self, k), value)]:
-                raise InputError(
-                    f"{', '.join(names)} needs images; pass image_shape=(channels, height, width), or 4-D X"
-                )
+                need = f"{' and '.join(names)} need{'s' if len(names) == 1 else ''}"
+                raise InputError(f"{need} images; pass image_shape=(channels, height, width), or 4-D X")
             given["kernel_size"] = 1
         elif given["kernel_size"] is None:
             given["kernel_size"] = 3

@@ -68,7 +68,7 @@ class ConvexCNNClassifier(ClassifierMixin, ConvexCNN):
         y = column_or_1d(y, warn=True)
         self.classes_, targets = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
-            raise InputError(f"y has one class, {self.classes_[0]!r}; training needs two or more")
+            raise InputError(f"y has one class, {self.classes_.tolist()[0]!r}; training needs two or more")
         return targets
 
     def decision_function(self, X: Any) -> np.ndarray:
