@@ -110,7 +110,7 @@ class TensorBoard:
     Raises
     ------
     InputError
-        Without tensorboard: `pip install convcvx[tensorboard]`.
+        Without tensorboard: `pip install 'convcvx[tensorboard]'`.
     RunError
         For a folder that cannot be written to.
     """

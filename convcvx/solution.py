@@ -155,7 +155,7 @@ class Solution:
         Raises
         ------
         InputError
-            Without pandas: `pip install convcvx[pandas]`.
+            Without pandas: `pip install 'convcvx[pandas]'`.
         """
         try:
             from pandas import DataFrame

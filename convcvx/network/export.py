@@ -140,7 +140,7 @@ def export(network: nn.Module, image_shape: tuple[int, int, int], path: str | Pa
     Raises
     ------
     InputError
-        If packages are missing: `pip install convcvx[onnx]` brings those of ONNX.
+        If packages are missing: `pip install 'convcvx[onnx]'` brings those of ONNX.
     RunError
         If the file cannot be written, or gives other scores.
     """

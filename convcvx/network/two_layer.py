@@ -164,7 +164,7 @@ class TwoLayerCNN(nn.Sequential):
         return self.architecture.image_shape
 
     def export_onnx(self, path: str | Path) -> None:
-        """Write one ONNX file for any number of images (needs `pip install convcvx[onnx]`); see `export`."""
+        """Write one ONNX file for any number of images (needs `pip install 'convcvx[onnx]'`); see `export`."""
         export(self, self.image_shape, path, "onnx")
 
 

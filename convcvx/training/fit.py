@@ -168,7 +168,7 @@ class Fit:
         Parameters
         ----------
         push_to : str, optional
-            A repository OWNER/NAME of Hugging Face to upload both to (`pip install convcvx[hub]`).
+            A repository OWNER/NAME of Hugging Face to upload both to (`pip install 'convcvx[hub]'`).
 
         Raises
         ------
