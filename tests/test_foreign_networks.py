@@ -341,7 +341,7 @@ def test_a_file_that_torch_saved_is_certified_as_the_network_is(name, nested, tm
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"0.weight": Bomb()}, "save network.state_dict"),
+        ({"0.weight": Bomb()}, "save network.state_dict(), not the network (it holds something else than tensors)"),
         ([torch.ones(3)], "must hold a state dict"),
         ({"a": 1}, "must hold a state dict"),
         ({"a.weight": torch.ones(3, 3)}, "must hold the state dict of Conv2d"),

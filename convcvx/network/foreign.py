@@ -47,9 +47,9 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
     try:
         held = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise RunError(
-            f"cannot read weights from {path}: save network.state_dict(), not the network ({one_line(error)})"
-        ) from None
+        # Of a whole network torch says how to have it executed, at length.
+        why = "it holds something else than tensors" if isinstance(error, pickle.UnpicklingError) else one_line(error)
+        raise RunError(f"cannot read weights from {path}: save network.state_dict(), not the network ({why})") from None
     for name in NESTED:
         if isinstance(held, dict) and isinstance(held.get(name), dict):
             held = held[name]
