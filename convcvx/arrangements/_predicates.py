@@ -98,6 +98,32 @@ def determinant_sign(a: Any, b: Any, c: Any) -> int:
 
 
 @njit(cache=True)
+def _along(a: Any, b: Any) -> float:
+    """The product of two vectors (3,). By hand, as the sort below: numba takes seconds to compile NumPy's."""
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+
+
+@njit(cache=True)
+def _sort(keys: Any, places: Any, count: int) -> None:
+    """Sort the first `count` keys, and `places` with them: a heap of all, from which the largest goes to the end."""
+    for step in range(count + count // 2):
+        stop = count if step < count // 2 else count - (step - count // 2)
+        top = count // 2 - 1 - step if step < count // 2 else 0
+        while 2 * top + 1 < stop:
+            below = 2 * top + 1
+            if below + 1 < stop and keys[below + 1] > keys[below]:
+                below += 1
+            if keys[below] <= keys[top]:
+                break
+            keys[top], keys[below] = keys[below], keys[top]
+            places[top], places[below] = places[below], places[top]
+            top = below
+        if step >= count // 2:
+            keys[0], keys[stop - 1] = keys[stop - 1], keys[0]
+            places[0], places[stop - 1] = places[stop - 1], places[0]
+
+
+@njit(cache=True)
 def crossings(rows: Any, k: int, parallel: Any, rising: Any) -> tuple[Any, Any]:
     """Rows in the order in which their planes cross the circle of row k, over half a turn.
 
@@ -112,19 +138,17 @@ def crossings(rows: Any, k: int, parallel: Any, rising: Any) -> tuple[Any, Any]:
         directions[i, 0] = x[1] * y[2] - x[2] * y[1]
         directions[i, 1] = x[2] * y[0] - x[0] * y[2]
         directions[i, 2] = x[0] * y[1] - x[1] * y[0]
-        length = math.sqrt((directions[i] ** 2).sum())
+        length = math.sqrt(_along(directions[i], directions[i]))
         parallel[i] = parallel_sign(x, y) if length < SURE_ANGLE else 0
         if length > longest:
             longest, reference = length, i
-    first = directions[reference] / max(longest, 1e-300)
-    second = np.array(
-        [
-            x[1] * first[2] - x[2] * first[1],
-            x[2] * first[0] - x[0] * first[2],
-            x[0] * first[1] - x[1] * first[0],
-        ]
-    )
-    axis = np.abs(first).argmax()
+    first, second = np.empty(3), np.empty(3)
+    axis = 0
+    for a in range(3):
+        first[a] = directions[reference, a] / max(longest, 1e-300)
+        axis = a if math.fabs(first[a]) > math.fabs(first[axis]) else axis
+    for a in range(3):
+        second[a] = x[(a + 1) % 3] * first[(a + 2) % 3] - x[(a + 2) % 3] * first[(a + 1) % 3]
     j, m = (axis + 1) % 3, (axis + 2) % 3
     keys, places, at_reference = np.empty(n), np.empty(n, np.int64), np.zeros(n, np.bool_)
     count = 0
@@ -139,10 +163,12 @@ def crossings(rows: Any, k: int, parallel: Any, rising: Any) -> tuple[Any, Any]:
         else:
             rising[i] = side < 0
             flip = -1.0 if rising[i] else 1.0
-            keys[count] = math.atan2(max(flip * (directions[i] @ second), 0.0), flip * (directions[i] @ first))
+            height, width = flip * _along(directions[i], second), flip * _along(directions[i], first)
+            keys[count] = math.atan2(max(height, 0.0), width)
         places[count] = i
         count += 1
-    order = places[:count][np.argsort(keys[:count])]
+    _sort(keys, places, count)
+    order = places[:count]
     tied = np.zeros(count, np.bool_)
     for place in range(1, count):  # insertion sort by the exact predicate; hardly ever moves anything
         i, spot = order[place], place

@@ -36,16 +36,23 @@ over; nearer, the eigenvector is computed to full precision."""
 
 
 @njit(cache=True)
+def _along(row: Any, v: Any) -> float:
+    """Their product. By hand, as arrays are filled entry by entry here: for what NumPy does to so few numbers numba
+    compiles checks and their messages, which took most of the time."""
+    return row[0] * v[0] + row[1] * v[1] + row[2] * v[2]
+
+
+@njit(cache=True)
 def _inside(v: Any, rows: Any, active: Any, parallel: Any, k: int, side: float, near: Any, slack: float) -> bool:
     """Whether v lies in the cell beside circle k, within `slack`; the likeliest refusals come first."""
-    if side * (rows[k] @ v) < -slack:
+    if side * _along(rows[k], v) < -slack:
         return False
     for i in near:
-        value = rows[i] @ v
+        value = _along(rows[i], v)
         if (value if active[i] else -value) < -slack:
             return False
     for i in range(len(rows)):
-        value = rows[i, 0] * v[0] + rows[i, 1] * v[1] + rows[i, 2] * v[2]
+        value = _along(rows[i], v)
         sign = side * parallel[i] if parallel[i] != 0 else (1.0 if active[i] else -1.0)
         if sign * value < -slack:
             return False
@@ -57,24 +64,35 @@ def _plane_meets(
     v: Any, w: Any, rows: Any, active: Any, parallel: Any, k: int, side: float, near: Any, slack: float
 ) -> bool:
     """Whether the plane of v and w meets the cell, within `slack`: then also on the plane of some row."""
+    meeting = np.empty(3)
     for i in range(len(rows)):
-        a, b = rows[i] @ v, rows[i] @ w
+        a, b = _along(rows[i], v), _along(rows[i], w)
         length = math.hypot(a, b)
         if length > 0:
             for turn in (1.0, -1.0):
-                if _inside(turn * (a * w - b * v) / length, rows, active, parallel, k, side, near, slack):
+                for j in range(3):
+                    meeting[j] = turn * (a * w[j] - b * v[j]) / length
+                if _inside(meeting, rows, active, parallel, k, side, near, slack):
                     return True
     return _inside(v, rows, active, parallel, k, side, near, slack)
 
 
 @njit(cache=True)
-def _top(q: Any) -> tuple[float, float, Any]:
-    """λ1, λ1 - λ2 and a unit top eigenvector of a symmetric 3x3 matrix, in closed form (screening only)."""
+def _turn(v: Any) -> None:
+    """To its antipode."""
+    for a in range(3):
+        v[a] = -v[a]
+
+
+@njit(cache=True)
+def _top(q: Any, vector: Any) -> tuple[float, float]:
+    """λ1, λ1 - λ2 and in `vector` a unit top eigenvector of a symmetric 3x3 matrix, in closed form (for screening)."""
     mean = (q[0, 0] + q[1, 1] + q[2, 2]) / 3
     a, b, c = q[0, 0] - mean, q[1, 1] - mean, q[2, 2] - mean
     p = math.sqrt((a * a + b * b + c * c + 2 * (q[0, 1] ** 2 + q[0, 2] ** 2 + q[1, 2] ** 2)) / 6)
+    vector[0], vector[1], vector[2] = 1.0, 0.0, 0.0
     if p < FAINT:
-        return mean + 2 * p, 0.0, np.array([1.0, 0.0, 0.0])
+        return mean + 2 * p, 0.0
     half = (
         a * (b * c - q[1, 2] ** 2)
         - q[0, 1] * (q[0, 1] * c - q[1, 2] * q[0, 2])
@@ -83,7 +101,7 @@ def _top(q: Any) -> tuple[float, float, Any]:
     angle = math.acos(min(1.0, max(-1.0, half))) / 3
     top = mean + 2 * p * math.cos(angle)
     middle = mean + 2 * p * math.cos(angle - 2 * math.pi / 3)
-    best, vector = 0.0, np.array([1.0, 0.0, 0.0])
+    best = 0.0
     for i in range(3):
         j = (i + 1) % 3
         r0 = q[i, 0] - top * (i == 0), q[i, 1] - top * (i == 1), q[i, 2] - top * (i == 2)
@@ -97,7 +115,11 @@ def _top(q: Any) -> tuple[float, float, Any]:
         if norm > best:
             best = norm
             vector[0], vector[1], vector[2] = n0, n1, n2
-    return top, top - middle, vector / math.sqrt(max(best, 1e-300)) if best > 0 else vector
+    if best > 0:
+        length = math.sqrt(max(best, 1e-300))
+        for a in range(3):
+            vector[a] /= length
+    return top, top - middle
 
 
 @njit(cache=True)
@@ -106,17 +128,26 @@ def _maximum(
 ) -> float:
     """λ1 of q if its eigenvector may lie in the cell, else -1; a point that does is offered to `peaks`."""
     values, vectors = np.linalg.eigh(q)
-    v, w = np.ascontiguousarray(vectors[:, 2]), np.ascontiguousarray(vectors[:, 1])
+    v, w = np.empty(3), np.empty(3)
+    for a in range(3):
+        v[a], w[a] = vectors[a, 2], vectors[a, 1]
     held = False
-    for turn in (1.0, -1.0):
-        if _inside(turn * v, rows, active, parallel, k, side, near, INSIDE):
+    for _ in range(2):
+        if _inside(v, rows, active, parallel, k, side, near, INSIDE):
             held = True
-            offer(peaks, values[2], turn * v)
+            offer(peaks, values[2], v)
+        _turn(v)
     smallest = 2 * noise / INSIDE  # a smaller gap cannot place the eigenvector within INSIDE
     if not held and values[2] - values[1] <= smallest:
         held = values[2] - values[0] <= smallest
         held = held or _plane_meets(v, w, rows, active, parallel, k, side, near, INSIDE)
     return max(values[2], 0.0) if held else -1.0
+
+
+@njit(cache=True)
+def _cross(high: Any, low: Any, charge: Any, row: Any, sign: float) -> None:
+    """`add_outer`, compiled once for all its calls."""
+    add_outer(high, low, charge, row, sign)
 
 
 @njit(cache=True)
@@ -170,16 +201,21 @@ def cell_sweep(
     active = np.zeros(n, np.bool_)
     for i in range(n):
         if parallel[i] != 0:
-            beside[0 if parallel[i] > 0 else 1, cells[i]] += parallel[i] * charges[i]
+            for j in range(c):
+                beside[0 if parallel[i] > 0 else 1, cells[i], j] += parallel[i] * charges[i, j]
         elif not rising[i]:
             active[i] = True
-            add_outer(high[cells[i]], low[cells[i]], charges[i], rows[i], 1.0)
-    squares = (beside[0] ** 2).sum(), (beside[1] ** 2).sum()
+            _cross(high[cells[i]], low[cells[i]], charges[i], rows[i], 1.0)
+    squares = np.zeros(2)
+    for s in range(2):
+        for p in range(n_cells):
+            for j in range(c):
+                squares[s] += beside[s, p, j] * beside[s, p, j]
     moments = np.zeros((n_cells, 12))
     for p in range(n_cells):
         _products(high[p], low[p], beside[0, p], beside[1, p], moments[p])
     relative = 12.0 * (c + n_cells + 12) * UNIT
-    q, total = np.empty((3, 3)), np.empty(12)
+    q, total, v = np.empty((3, 3)), np.empty(12), np.empty(3)
     near = np.empty(2, np.int64)
     arcs, count = 0, len(order)
     for half in range(2):
@@ -190,7 +226,7 @@ def cell_sweep(
                 i = order[place]
                 active[i] = rising[i] if half == 0 else not rising[i]
                 p = cells[i]
-                add_outer(high[p], low[p], charges[i], rows[i], 1.0 if active[i] else -1.0)
+                _cross(high[p], low[p], charges[i], rows[i], 1.0 if active[i] else -1.0)
                 _products(high[p], low[p], beside[0, p], beside[1, p], moments[p])
                 place += 1
                 if place == count or not tied[place]:
@@ -217,16 +253,17 @@ def cell_sweep(
                 limit = min(bound * bound, peaks[0, 0])
                 if trace + noise <= limit:
                     continue
-                top, gap, v = _top(q)
+                top, gap = _top(q, v)
                 if top + TOP_ERROR * trace + noise <= limit:
                     continue
                 side = 1.0 - 2.0 * s
-                if (
-                    gap > CLEAR_GAP * trace + NOISY_GAP * noise
-                    and not _inside(v, rows, active, parallel, k, side, near, DIRECTION_ERROR)
-                    and not _inside(-v, rows, active, parallel, k, side, near, DIRECTION_ERROR)
-                ):
-                    continue
+                if gap > CLEAR_GAP * trace + NOISY_GAP * noise:
+                    inside = _inside(v, rows, active, parallel, k, side, near, DIRECTION_ERROR)
+                    if not inside:
+                        _turn(v)
+                        inside = _inside(v, rows, active, parallel, k, side, near, DIRECTION_ERROR)
+                    if not inside:
+                        continue
                 _explicit(high, low, beside[s], x, q)
                 trace = q[0, 0] + q[1, 1] + q[2, 2]
                 top = _maximum(q, rows, active, parallel, k, side, near, relative * trace, peaks)

@@ -84,12 +84,20 @@ def offer(peaks: Any, square: float, u: Any) -> None:
         return
     spot = 0
     for i in range(len(peaks)):
-        if peaks[i, 0] > 0 and np.abs(peaks[i, 1:] - u).max() < DISTINCT:
+        apart = 0.0
+        for a in range(len(u)):
+            apart = max(apart, abs(peaks[i, 1 + a] - u[a]))
+        if peaks[i, 0] > 0 and apart < DISTINCT:
             if peaks[i, 0] >= square:
                 return
             spot = i
-    peaks[spot, 0], peaks[spot, 1:] = square, u
-    lowest = peaks[:, 0].argmin()
+    peaks[spot, 0] = square
+    for a in range(len(u)):
+        peaks[spot, 1 + a] = u[a]
+    lowest = 0
+    for i in range(len(peaks)):
+        if peaks[i, 0] < peaks[lowest, 0]:
+            lowest = i
     for a in range(peaks.shape[1]):
         peaks[0, a], peaks[lowest, a] = peaks[lowest, a], peaks[0, a]
 
@@ -135,10 +143,10 @@ def circle_sweep(
             add_outer(high[cells[i]], low[cells[i]], charges[i], rows[i], 1.0)
     moments = np.zeros((n_cells, 3))
     for p in range(n_cells):
-        moments[p] = _moments(high[p], low[p])
+        moments[p, 0], moments[p, 1], moments[p, 2] = _moments(high[p], low[p])
 
     relative = 6.0 * (c + n_cells + 8) * UNIT
-    arcs = 0
+    arcs, u = 0, np.empty(2)
     best, best0, best1 = 0.0, 0.0, 0.0
     slope_before, first_slope, first_square = -1.0, 0.0, 0.0
     # The circle is cut at angles[0]; half 0 starts there, half 1 at its antipode.
@@ -152,7 +160,7 @@ def circle_sweep(
                 i = order[k]
                 p = cells[i]
                 add_outer(high[p], low[p], charges[i], rows[i], sign)
-                moments[p] = _moments(high[p], low[p])
+                moments[p, 0], moments[p, 1], moments[p, 2] = _moments(high[p], low[p])
                 k += 1
             a0, a1 = turn * directions[first, 0], turn * directions[first, 1]
             if k < n:
@@ -179,7 +187,8 @@ def circle_sweep(
             if arcs == 1:
                 first_slope, first_square = slope_a, square_a
             elif slope_before >= 0 and slope_a <= 0:
-                offer(peaks, square_a, np.array([a0, a1]))
+                u[0], u[1] = a0, a1
+                offer(peaks, square_a, u)
             slope_before = slope_b
 
             # g² = mean + radius cos 2(θ - ψ): its top lies on the arc, or the arc's best point is an end.
@@ -195,7 +204,8 @@ def circle_sweep(
                 inside = ahead <= width
                 if inside:
                     largest, u0, u1 = top, math.cos(start + ahead), math.sin(start + ahead)
-                    offer(peaks, top, np.array([u0, u1]))
+                    u[0], u[1] = u0, u1
+                    offer(peaks, top, u)
             if largest > best:
                 best, best0, best1 = largest, u0, u1
             if largest + relative * (q00 + q11) > limit:
@@ -205,7 +215,6 @@ def circle_sweep(
                 bound = max(bound, value + relative * math.sqrt(q00 + q11))
     if slope_before >= 0 and first_slope <= 0:
         offer(peaks, first_square, directions[0])
-    offer(
-        peaks, best * (1 + 1e-12), np.array([best0, best1])
-    )  # rounding may have hidden the slopes that make it a peak
+    u[0], u[1] = best0, best1
+    offer(peaks, best * (1 + 1e-12), u)  # rounding may have hidden the slopes that make it a peak
     return bound, arcs
