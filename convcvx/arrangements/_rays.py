@@ -152,6 +152,20 @@ def _set(pattern: Any, start: Any, bit: Any, flip: Any, line: int, positive: boo
 
 
 @njit(cache=True)
+def _copy(source: Any, target: Any) -> None:
+    """By a loop: where a slice is assigned, numba compiles the message for shapes that do not fit as well."""
+    for place in range(len(source)):
+        target[place] = source[place]
+
+
+@njit(cache=True)
+def _make_unit(vector: Any) -> None:
+    length = np.sqrt(_dot(vector, vector))
+    for place in range(len(vector)):
+        vector[place] /= length
+
+
+@njit(cache=True)
 def _fill(
     normals: Any,
     top: int,
@@ -210,11 +224,13 @@ def _fill(
                 passed = max(passed, value if value <= TOLERANCE else 0.0)
         overshoot[0] = max(overshoot[0], stray * passed + drift)
         if deepest < 0:
-            packed[count], centres[count] = pattern, centre
+            _copy(pattern, packed[count])
+            _copy(centre, centres[count])
             count += 1
             continue
         for turn in (-1, 1):
-            nodes[top] = np.array((a, b, last, end, deepest, turn, cuts + 1))
+            node = nodes[top]
+            node[0], node[1], node[2], node[3], node[4], node[5], node[6] = a, b, last, end, deepest, turn, cuts + 1
             drifts[top] = drift + 8 * UNIT * stray * stray
             top += 1
     return top, count
@@ -241,11 +257,11 @@ def _range(rays: Any, a: int, b: int, normal: Any) -> tuple[float, float]:
 @njit(cache=True)
 def _centre(rays: Any, a: int, b: int, stretch: float, centre: Any) -> float:
     """The unit sum of the rays a to b, in `centre`; returns κ, what Σ λ_i is at most for a unit Σ λ_i r_i."""
-    centre[:] = 0.0
-    for i in range(a, b):
-        for j in range(len(centre)):
+    for j in range(len(centre)):
+        centre[j] = 0.0
+        for i in range(a, b):
             centre[j] += rays[i, j]
-    centre /= np.sqrt(_dot(centre, centre))
+    _make_unit(centre)
     nearest = 1.0
     for i in range(a, b):
         nearest = min(nearest, _dot(rays[i], centre))
@@ -265,7 +281,8 @@ def _halve(rays: Any, tight: Any, a: int, b: int, normals: Any, path: Any, side:
         value = side * _dot(rays[i], normals[path[index]])
         values[i - a] = value
         if value >= -TOLERANCE:
-            rays[end], tight[end] = rays[i], tight[i]
+            _copy(rays[i], rays[end])
+            _copy(tight[i], tight[end])
             if value <= TOLERANCE:
                 tight[end, word] |= mask
             end += 1
@@ -275,7 +292,7 @@ def _halve(rays: Any, tight: Any, a: int, b: int, normals: Any, path: Any, side:
             if across and (_alone(tight, a, b, i, j) or _rank(tight, i, j, normals, path) >= d - 2):
                 for k in range(d):
                     rays[end, k] = values[i - a] * rays[j, k] - values[j - a] * rays[i, k]
-                rays[end] /= np.sqrt(_dot(rays[end], rays[end]))
+                _make_unit(rays[end])
                 for w in range(tight.shape[1]):
                     tight[end, w] = tight[i, w] & tight[j, w]
                 tight[end, word] |= mask
@@ -312,15 +329,17 @@ def _rank(tight: Any, i: int, j: int, normals: Any, path: Any) -> int:
             count += 1
     if count < d - 2:
         return count
-    basis = np.empty((d, d))
+    basis, rest = np.empty((d, d)), np.empty(d)
     for index in range(64 * tight.shape[1]):
         if (tight[i, index // 64] & tight[j, index // 64]) >> np.uint64(index % 64) & np.uint64(1):
-            rest = normals[path[index]].copy()
+            _copy(normals[path[index]], rest)
             for _ in range(2):
                 for k in range(rank):
-                    rest -= _dot(rest, basis[k]) * basis[k]
-            length = np.sqrt(_dot(rest, rest))
-            if length > INDEPENDENT and rank < d:
-                basis[rank] = rest / length
+                    share = _dot(rest, basis[k])
+                    for j in range(d):
+                        rest[j] -= share * basis[k, j]
+            if np.sqrt(_dot(rest, rest)) > INDEPENDENT and rank < d:
+                _make_unit(rest)
+                _copy(rest, basis[rank])
                 rank += 1
     return rank

@@ -45,6 +45,15 @@ def copy(source, target):
         places[t] = entries[t]
 
 
+@njit(cache=True, nogil=True)
+def dot(one, two):
+    """The product of two vectors, added up in their order. By a loop, for the same reason as `copy`."""
+    total = 0.0
+    for t in range(len(one)):
+        total += one[t] * two[t]
+    return total
+
+
 @njit(**OPTIONS)
 def next_place(runs, tally, cell):
     """Chunk and place of one more kept entry, of `cell`; `tally` is (entries kept, runs, cell of the last run)."""
@@ -122,7 +131,7 @@ def collapse(tree, indices, low, high, vertices, finest, linear, scratch):
     room = min(len(kept), len(taken) * CHUNK)
     pending, waiting, tally = np.empty(128, np.int64), np.empty(CHUNK, np.int64), np.zeros(3, np.int64)
     board = np.empty((d, CHUNK)), np.empty((d, CHUNK)), np.empty(CHUNK), np.empty(CHUNK)
-    heights, n_waiting = np.empty(d), 0
+    heights, n_waiting = np.empty(d), np.int64(0)  # not the literal 0, for which `sort_rows` would be compiled again
     tally[2] = -1
     for t in range(low, high):
         pending[0] = indices[t]
@@ -137,7 +146,7 @@ def collapse(tree, indices, low, high, vertices, finest, linear, scratch):
                     if tally[0] + n_waiting > room:
                         return -1, 0
                     sort_rows(rows, waiting, n_waiting, vertices, linear, kept, scratch, tally, board)
-                    n_waiting = 0
+                    n_waiting = np.int64(0)
                 continue
             b, p = k - n_rows, cells[k]
             radius = bundles[b, d + width + 2]
@@ -163,7 +172,7 @@ def collapse(tree, indices, low, high, vertices, finest, linear, scratch):
                     return -1, 0
                 if n_waiting > 0:  # before it, so that cells stay together
                     sort_rows(rows, waiting, n_waiting, vertices, linear, kept, scratch, tally, board)
-                    n_waiting = 0
+                    n_waiting = np.int64(0)
                 kept[tally[0]] = k
                 chunk, place = next_place(runs, tally, p)
                 for i in range(d):
@@ -323,25 +332,23 @@ def cone_bound(scratch, n_runs, vertices, gram, linear, middle, radius, remainde
                 ends[i, k] += share * parts[j, k]
         for k in range(len(direction)):
             direction[k] += ends[i, k]
-    norm = np.sqrt((direction * direction).sum())
-    if norm > FAINT:
-        direction /= norm
-    else:
-        direction[:] = 0.0
+    norm = np.sqrt(dot(direction, direction))
+    for k in range(len(direction)):
+        direction[k] = direction[k] / norm if norm > FAINT else 0.0
     project(scratch, n_runs, direction.reshape(n_cells, width), turned, bent)
-    rest = np.sqrt((remainder * remainder).sum())
+    rest = np.sqrt(dot(remainder, remainder))
     along, across, beside = np.empty(d), np.empty(d), np.empty((d, d))
     for i in range(d):
-        centre = (direction * ends[i]).sum()
+        centre = dot(direction, ends[i])
         value = centre + turned[i] - rest - allowance  # the chords meet g at the vertex
         if value > best[0]:
             best[0] = value
             for j in range(d):
                 best[1 + j] = vertices[i, j]
         along[i] = abs(centre) + bent[i] + rest + allowance
-        across[i] = np.sqrt((radius[i] * radius[i]).sum()) + allowance
+        across[i] = np.sqrt(dot(radius[i], radius[i])) + allowance
         for k in range(len(direction)):
             ends[i, k] -= centre * direction[k]
         for j in range(i + 1):
-            beside[i, j] = (ends[i] * ends[j]).sum()
+            beside[i, j] = dot(ends[i], ends[j])
     return form_bound(along, beside, across, gram)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from convcvx.machine.jit import njit
-from convcvx.oracles._cone_bounds import OPTIONS, collapse, cone_bound, copy, enclose
+from convcvx.oracles._cone_bounds import OPTIONS, collapse, cone_bound, copy, dot, enclose
 
 NARROWEST = 1e-14
 """Square of a cone's longest edge up to which the cone is not halved: rounding outweighs what a half would gain. The
@@ -27,6 +27,14 @@ OUT_OF_ROOM = 2
 
 
 @njit(**OPTIONS)
+def subtract(source, target):
+    """Subtract a contiguous array from another of its shape."""
+    entries, places = source.reshape(-1), target.reshape(-1)
+    for t in range(len(entries)):
+        places[t] -= entries[t]
+
+
+@njit(**OPTIONS)
 def search(tree, fold, fineness, allowance, threshold, budget, indices, scratch, stack, depth, pruned, best, counts):
     """Depth first from the top of the stack, until it is empty or full, or `budget` entries were looked at.
 
@@ -41,6 +49,7 @@ def search(tree, fold, fineness, allowance, threshold, budget, indices, scratch,
     linear, middle = np.empty((d, n_cells, width)), np.empty((d, n_cells, width))
     radius, remainder = np.empty((d, n_cells)), np.empty(n_cells)
     vertices, gram, edges, strain = np.empty((d, d)), np.empty((d, d)), np.empty((d, d)), np.empty((d, d))
+    edge, half = np.empty(d), np.empty(d)
     while depth > 0:
         if budget <= 0 or depth == len(bound_of) or max(best[0, 0], best[1, 0]) > threshold[0]:
             return OUT_OF_BUDGET, depth
@@ -55,8 +64,10 @@ def search(tree, fold, fineness, allowance, threshold, budget, indices, scratch,
         longest, one, two = 0.0, 0, 0
         for i in range(d):
             for j in range(i + 1):
-                gram[i, j] = (vertices[i] * vertices[j]).sum()
-                edges[i, j] = ((vertices[i] - vertices[j]) ** 2).sum()
+                gram[i, j] = dot(vertices[i], vertices[j])
+                for a in range(d):
+                    edge[a] = vertices[i, a] - vertices[j, a]
+                edges[i, j] = dot(edge, edge)
                 if edges[i, j] > longest:
                     longest, one, two = edges[i, j], i, j
         last = longest <= NARROWEST or halvings >= HALVINGS * d * d
@@ -75,7 +86,7 @@ def search(tree, fold, fineness, allowance, threshold, budget, indices, scratch,
             if not signs_of[top] & (1 << bit):
                 continue
             if bit == 1:  # the antipode: the same enclosure, less the odd part
-                linear -= fold
+                subtract(fold, linear)
             own = cone_bound(scratch, n_runs, vertices, gram, linear, middle, radius, remainder, rounding, best[bit])
             own = min(own, bound_of[top])
             if own <= threshold[0] or last:
@@ -92,8 +103,11 @@ def search(tree, fold, fineness, allowance, threshold, budget, indices, scratch,
                 cost = strain[i, j] + CURVATURE * threshold[0] * edges[i, j]
                 if cost > most:
                     one, two, most = i, j, cost
-        half = vertices[one] + vertices[two]
-        half /= np.sqrt((half * half).sum())
+        for a in range(d):
+            half[a] = vertices[one, a] + vertices[two, a]
+        length = np.sqrt(dot(half, half))
+        for a in range(d):
+            half[a] /= length
         for child in range(2):
             copy(vertices, vertices_of[depth])
             copy(half, vertices_of[depth, one if child == 0 else two])

@@ -39,7 +39,7 @@ def climb(gram, pool, dual_point, responses, mixtures, values, weights):  # prag
     """
     n_rows = len(gram)
     slopes, trial = np.empty(n_rows), np.empty(n_rows)
-    found = np.empty_like(weights[0])
+    found = np.empty(weights.shape[1:])
     for j in range(len(responses)):
         mixtures[j] = 0.0
         values[j] = 0.0
@@ -49,7 +49,12 @@ def climb(gram, pool, dual_point, responses, mixtures, values, weights):  # prag
             if not g > values[j]:
                 break
             risen = g > values[j] * (1 + RISE)
-            mixtures[j], values[j], weights[j] = trial, g, found / g
+            values[j] = g
+            for row in range(n_rows):
+                mixtures[j, row] = trial[row]
+            for p in range(len(pool)):
+                for o in range(dual_point.shape[1]):
+                    weights[j, p, o] = found[p, o] / g
             if not risen:
                 break
             _slopes(pool, dual_point, weights[j], slopes)
@@ -69,7 +74,11 @@ def _correlate(responses, pool, dual_point, found):  # pragma: no cover - compil
                 if pool[p, k] != 0:
                     for o in range(dual_point.shape[1]):
                         found[p, o] += pool[p, k] * responses[row] * dual_point[i, o]
-    return np.sqrt(np.sum(found * found))
+    square = 0.0
+    for p in range(pool.shape[0]):
+        for o in range(dual_point.shape[1]):
+            square += found[p, o] * found[p, o]
+    return np.sqrt(square)
 
 
 @njit(cache=True)

@@ -180,7 +180,10 @@ def _largest_eigenvalue(matrix):
         trace += matrix[i, i]
     if trace <= 0.0:
         return 0.0
-    power = matrix / trace
+    power = np.empty((n, n))
+    for i in range(n):
+        for j in range(n):
+            power[i, j] = matrix[i, j] / trace
     for _ in range(2):
         square = np.zeros((n, n))
         for i in range(n):
@@ -188,7 +191,11 @@ def _largest_eigenvalue(matrix):
                 for j in range(n):
                     square[i, j] += power[i, k] * power[k, j]
         power = square
-    return trace * (power * power).sum() ** 0.125 * (1.0 + 1e-12)
+    total = 0.0
+    for i in range(n):
+        for j in range(n):
+            total += power[i, j] * power[i, j]
+    return trace * total**0.125 * (1.0 + 1e-12)
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
@@ -248,7 +255,10 @@ def _sum_up(rows: Any, bundles: Any, moments: Any, spans: Any, children: Any, c:
         weight = max(out[d + width + 3], 1e-300)
         for j in range(d):
             out[j] /= weight
-        out[d + width] = np.sqrt((out[d : d + width] ** 2).sum())
+        square = 0.0
+        for a in range(width):
+            square += out[d + a] * out[d + a]
+        out[d + width] = np.sqrt(square)
         _spread(rows, spans[node, 0], spans[node, 1], d, width, out, squares[level])
         if level == 0:
             return squares[0].copy()
