@@ -185,7 +185,7 @@ def test_rank_one_and_zero() -> None:
     assert result.filters.tolist() == [[1.0], [-1.0]]
     empty = ChargedRows(
         np.zeros((0, 0)),
-        np.zeros(0, np.int64),
+        np.zeros(0, np.int32),
         np.zeros((0, 2)),
         1,
         torch.zeros(0, 4, dtype=torch.float64),

@@ -15,7 +15,7 @@ from convcvx.oracles.charged_rows import ChargedRows
 def charged(rows, charges, cells=None, n_cells: int | None = None, slack: float = 0.0) -> ChargedRows:
     """Rows as they are, in one cell unless `cells` says otherwise."""
     rows, charges = np.asarray(rows, dtype=float), np.asarray(charges, dtype=float)
-    cells = np.zeros(len(rows), np.int64) if cells is None else cells
+    cells = np.zeros(len(rows), np.int32) if cells is None else cells.astype(np.int32)  # as `PatchRows` has them
     n_cells = int(cells.max(initial=0)) + 1 if n_cells is None else n_cells
     return ChargedRows(rows, cells, charges, n_cells, torch.eye(rows.shape[1], dtype=torch.float64), slack)
 
