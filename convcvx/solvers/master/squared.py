@@ -234,7 +234,7 @@ def _bounded_quadratic(hessian, gradient, point):  # pragma: no cover - compiled
     """Minimise the quadratic model at `point` over non-negative points, in place, by coordinate descent."""
     slope = gradient.copy()
     for _ in range(2000):
-        largest = 0.0
+        largest, farthest = 0.0, 0.0
         for j in range(len(point)):
             if hessian[j, j] <= 0.0:
                 continue
@@ -244,5 +244,7 @@ def _bounded_quadratic(hessian, gradient, point):  # pragma: no cover - compiled
                 largest = max(largest, abs(change))
                 for k in range(len(slope)):
                     slope[k] += hessian[j, k] * change
-        if largest <= 1e-13 * point.max():
+        for j in range(len(point)):
+            farthest = max(farthest, point[j])
+        if largest <= 1e-13 * farthest:
             break
