@@ -69,17 +69,15 @@ def test_the_dual_value_is_below_the_exact_one_of_a_feasible_point(seed, weighte
     residual = -shares.times(BCE.gradient(predictions, targets))
     point = BCE.in_domain(residual, targets, shares, intercept)
     with mpmath.workdps(60):
-        total = sum(mpmath.mpf(w) for w in shares.counts.tolist())
-        best, columns = mpmath.mpf(0), range(c)
+        counts = [mpmath.mpf(w) for w in shares.counts.tolist()]
+        parts = [count / sum(counts) for count in counts for _ in range(c)]
+        given, steps = ([mpmath.mpf(v) for v in values.flatten().tolist()] for values in (targets, point))
+        best = mpmath.mpf(0)
         for scale in [mpmath.mpf(k) / 64 for k in range(65)]:
             value = mpmath.mpf(0)
-            for i in range(n):
-                share = mpmath.mpf(float(shares.counts[i])) / total
-                for k in columns:
-                    y = mpmath.mpf(float(targets[i, k]))
-                    q = y - scale * mpmath.mpf(float(point[i, k])) / share
-                    q = min(max(q, mpmath.mpf(0)), mpmath.mpf(1))
-                    value -= share * sum(p * mpmath.log(p) if p > 0 else 0 for p in (q, 1 - q))
+            for share, y, step in zip(parts, given, steps, strict=True):
+                q = min(max(y - scale * step / share, mpmath.mpf(0)), mpmath.mpf(1))
+                value -= share * sum(p * mpmath.log(p) if p > 0 else 0 for p in (q, 1 - q))
             best = max(best, value)
         found = BCE.dual(point, targets, shares, 1.0, intercept)
         assert 0 <= found <= best * (1 + mpmath.mpf(10) ** -3)  # scalings between those of the grid

@@ -688,7 +688,9 @@ def test_a_proof_that_a_training_ended_with_is_not_made_again(loss, solver):
 @given(st.integers(0, 10**6), st.sampled_from(["squared", "cross-entropy"]), st.booleans(), st.floats(-4, 4))
 def test_no_dual_point_raises_the_bound_above_the_optimum(seed, loss, intercept, scale):
     problem = flat_problem(9, n_patches=2, beta=0.02, loss=loss, intercept=intercept)
-    optimum = OPTIMA.setdefault((loss, intercept), solve_problem(problem, Budget(tol=1e-6)).history[-1]["objective"])
+    if (loss, intercept) not in OPTIMA:
+        OPTIMA[loss, intercept] = solve_problem(problem, Budget(tol=1e-6)).history[-1]["objective"]
+    optimum = OPTIMA[loss, intercept]
     random = torch.Generator().manual_seed(seed)
     point = 10**scale * torch.randn(problem.targets.shape, generator=random, dtype=torch.float64)
     filters, weights, _ = random_parameters(problem, 3, seed)
