@@ -21,6 +21,24 @@ torch.set_num_threads(1)  # the problems here are too small for more
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
+    """Let the second of two processes compile the searches over cones and for cells before its tests.
+
+    Where nothing is on disk yet, as in CI, both would else compile the same at the same time: the first files of both
+    begin with the exact oracle.
+    """
+    if os.environ.get("PYTEST_XDIST_WORKER") == "gw1":
+        from helpers.rows import random_rows
+
+        from convcvx.arrangements.cells import cells
+        from convcvx.oracles import BranchAndBoundOracle
+
+        rows = random_rows(8, 4)
+        BranchAndBoundOracle(0.1).maximise(rows)
+        next(cells(rows.rows))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data sets: a must in CI, a skip elsewhere."""
