@@ -117,7 +117,10 @@ def test_the_best_intercept_is_best_for_each_label_from_any_start(scale):
 @pytest.mark.filterwarnings("ignore::convcvx.errors.ConvergenceWarning")
 @pytest.mark.parametrize(
     ("solver", "close"),
-    [("sliding-fw", 1e-4), ("frank-wolfe", 1e-2), pytest.param("gated", 2e-2, marks=pytest.mark.slow)],
+    [
+        ("sliding-fw", 1e-4),
+        *(pytest.param(*rest, marks=pytest.mark.slow) for rest in [("frank-wolfe", 1e-2), ("gated", 2e-2)]),
+    ],
 )
 def test_solvers_reach_the_optimum(solver, close):
     x, labels = draws(16, 2, 2), (draws(16, 2, seed=3) > 0).double()

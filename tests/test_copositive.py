@@ -137,7 +137,7 @@ CASES = [
     {"loss": "squared"},
     {"loss": "squared", "pooling": "none", "intercept": False},
     {"loss": "cross-entropy"},
-    {"loss": "squared", "dim": 3, "n": 7, "n_patches": 1},
+    pytest.param({"loss": "squared", "dim": 3, "n": 7, "n_patches": 1}, marks=pytest.mark.slow),
 ]
 
 

@@ -81,7 +81,10 @@ MODELS = [
     {"kernel_size": 3},
     {"kernel_size": (2, 3), "stride": (2, 1), "padding": 1, "pool": "window:2,2", "hidden_bias": True},
     {"rank": 2, "whiten": 0.1, "pool": "global", "intercept": False, "oracle": "local"},
-    {"contrast": 0.1, "pool": "none", "loss": "cross-entropy", "kernel_size": 4, "stride": 2},
+    pytest.param(
+        {"contrast": 0.1, "pool": "none", "loss": "cross-entropy", "kernel_size": 4, "stride": 2},
+        marks=pytest.mark.slow,
+    ),
 ]
 
 

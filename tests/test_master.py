@@ -168,7 +168,7 @@ def test_a_large_beta_empties_the_network(loss):
     assert result.rel_gap <= 1e-8
 
 
-@everywhere
+@pytest.mark.parametrize("loss", [pytest.param(name, marks=[slow] * (name == "squared-hinge")) for name in LOSSES])
 def test_a_tiny_beta_interpolates(loss):
     problem = flat_problem(9, n_patches=1, beta=1e-7, loss=loss)
     filters, _, _ = random_parameters(problem, 30, seed=0)

@@ -104,7 +104,7 @@ def test_a_network_has_the_certificate_that_it_has_on_rows_repeated(loss, oracle
     [
         ("sliding-fw", "squared"),
         ("sliding-fw", "cross-entropy"),
-        ("copositive", "cross-entropy"),
+        pytest.param("copositive", "cross-entropy", marks=pytest.mark.slow),
         ("frank-wolfe", "cross-entropy"),
         ("gated", "squared"),
     ],
@@ -166,7 +166,10 @@ def test_held_out_images_are_scored_by_their_weights():
     assert scores[1] in (0, 0.5, 1)
 
 
-@pytest.mark.parametrize(("loss", "factor"), [("squared", 3.7), ("squared", 1e-200), ("cross-entropy", 3.7)])
+@pytest.mark.parametrize(
+    ("loss", "factor"),
+    [("squared", 3.7), ("squared", 1e-200), pytest.param("cross-entropy", 3.7, marks=pytest.mark.slow)],
+)
 def test_all_weights_times_a_number_are_the_same_weights(loss, factor):
     x, y = data()
     first, second = (
