@@ -69,3 +69,9 @@ def top_eigenvalues(matrices: Tensor) -> Tensor:
     with np.errstate(over="ignore"):
         bounds = torch.from_numpy(np.ldexp(bounds.numpy(), exponents))
     return torch.where(positive, bounds, torch.where(finite, traces.clamp_min(0), torch.inf))
+
+
+def largest(*bounds: float) -> float:
+    """The largest of some bounds; infinite if one is NaN, which `max` might pass over."""
+    top = float(np.max(bounds))
+    return math.inf if math.isnan(top) else top

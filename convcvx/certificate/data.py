@@ -33,15 +33,19 @@ def data_of(problem: Problem) -> str:
 def space_of(problem: Problem) -> Space | None:
     """Of the space that filters are restricted to, with its norm: a few entries of BᵀB in directions drawn once.
 
-    As shares of the norm of BᵀB, which a rotation of the basis B (r, h) leaves alone; None where filters are free.
+    As shares of the norm of BᵀB, which a rotation of the basis B (r, h) leaves alone, of one subspace after the other;
+    None where filters are free.
     """
     embedding = problem.responses.embedding
     if embedding.spec.rank is None and embedding.spec.whiten is None:
         return None
     basis = embedding.basis.cpu().double()
     probes = np.random.RandomState(0).standard_normal((2, PROBES, basis.shape[1]))  # a stream that numpy keeps
-    left, right = (torch.from_numpy(part) @ basis.T for part in probes)
-    return tuple((((left * right).sum(dim=1)) / (basis @ basis.T).norm()).tolist())
+    found: list[float] = []
+    for part in basis.chunk(embedding.spec.subspaces):
+        left, right = (torch.from_numpy(probe) @ part.T for probe in probes)
+        found += ((left * right).sum(dim=1) / (part @ part.T).norm()).tolist()
+    return tuple(found)
 
 
 def same_space(mine: Space | None, others: Space | None) -> bool:

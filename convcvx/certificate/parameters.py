@@ -138,6 +138,7 @@ def certify_parameters(
         train_accuracy=float(problem.mean((predictions.argmax(dim=1) == problem.targets.argmax(dim=1)).double())),
         filter_rank=problem.responses.embedding.dim,
         filter_size=problem.responses.embedding.size,
+        subspaces=problem.responses.embedding.spec.subspaces,
         family=found.stats.get("family"),
         family_size=found.stats.get("family_size"),
         family_gap=rel_gap if found.scope.proved and "family" in found.stats else None,

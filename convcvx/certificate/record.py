@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from convcvx.activations import QUADRATIC
 from convcvx.certificate.data import Space, same_space
-from convcvx.display.words import bounds, claims, rows, told
+from convcvx.display.words import bounds, claims, restriction, rows, told
 from convcvx.errors import InputError
 from convcvx.oracles.contradiction import contradiction
 from convcvx.oracles.lengths import NAME as LENGTHS
@@ -24,7 +24,7 @@ another network may be above the objective of one, for the rounding of both."""
 
 LATER = ("pooling", "patches", "data")
 """What files of earlier versions do not say of a problem."""
-SAME = ("beta", "loss", "activation", "intercept", "n_images", "patch_rank", "filter_rank", *LATER)
+SAME = ("beta", "loss", "activation", "intercept", "n_images", "patch_rank", "filter_rank", "subspaces", *LATER)
 """What certificates of one problem agree in."""
 
 
@@ -60,6 +60,8 @@ class Certificate:
     filter_rank, filter_size : int or None
         r and h: filters lie in r principal directions of the patches, of h, and networks with others are not spoken of.
         None in files of earlier versions.
+    subspaces : int
+        With more than one, each filter lies in one of so many subspaces of r / subspaces of these directions.
     family, family_size, family_gap : str, int, float or None
         A family of filters in words, how many these are, and how much lower than `primal`, as a share of it, the
         objective of a network over them may be at most: a proof whatever the scope is, and the gap itself if that is
@@ -114,6 +116,7 @@ class Certificate:
     patches: str | None = None
     data: str | None = None
     space: Space | None = None
+    subspaces: int = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "space", None if self.space is None else tuple(self.space))  # of a file it is a list
@@ -133,8 +136,8 @@ class Certificate:
             said += f"; among networks with activation {self.activation}"
         if self.activation == str(QUADRATIC):
             said += ", whose penalty is beta * sum(norm(kernel)^2 * norm(weights))"
-        if self.filter_rank != self.filter_size:
-            said += f"; among networks whose filters are of rank {self.filter_rank} of {self.filter_size}"
+        if restricted := restriction(asdict(self)):
+            said += f"; among networks whose filters are {restricted}"
         stopped = self.search.get("stopped") == "time_limit"
         if stopped and self.g_max == math.inf:
             return "no bound but zero, which no loss is below: the time limit left no time for a search"

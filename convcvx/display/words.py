@@ -203,8 +203,8 @@ def claims(values: Mapping[str, Any]) -> list[Claim]:
 
     The excess over the optimum p is primal / p - 1 <= primal / dual - 1, and is rounded up.
     """
-    scope, rank, size = values["scope"], values.get("filter_rank"), values.get("filter_size")
-    other = "possible network" if rank == size else f"network with filters of rank {rank} of {size}"
+    scope, restricted = values["scope"], restriction(values)
+    other = f"network with filters {restricted}" if restricted else "possible network"
     if (activation := values.get("activation", "relu")) != "relu":
         other += f", of those with activation {activation}"
     size_of_family, named = values.get("family_size"), values.get("family") or "filters"
@@ -222,6 +222,14 @@ def claims(values: Mapping[str, Any]) -> list[Claim]:
         by = f" (by {values['proved_by']})" if values.get("proved_by") else ""
         said.append(_claim(values["primal"], values["proved"], other, by, proved=True))
     return said
+
+
+def restriction(values: Mapping[str, Any]) -> str:
+    """Which filters a certificate, or the metrics of a run, speak of; empty where of all."""
+    rank, size, subspaces = values.get("filter_rank"), values.get("filter_size"), values.get("subspaces") or 1
+    if rank is not None and subspaces > 1:
+        return f"each in one of {subspaces} subspaces of rank {rank // subspaces} of {size}"
+    return "" if rank == size else f"of rank {rank} of {size}"
 
 
 def told(values: Mapping[str, Any]) -> dict[str, str]:

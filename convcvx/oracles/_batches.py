@@ -12,7 +12,8 @@ from convcvx.oracles._blocks import Goal, Incumbents, Search
 from convcvx.oracles._cone_bounds import FAINT
 from convcvx.oracles._cones import CURVATURE, HALVINGS, NARROWEST
 from convcvx.oracles._row_tree import RowTree
-from convcvx.oracles.charged_rows import ChargedRows, largest
+from convcvx.oracles.charged_rows import ChargedRows
+from convcvx.rounding import largest
 
 ROUND_BYTES = {"cuda": 1 << 31, "cpu": 1 << 26}
 """Bytes that the arrays of a round take, about, by device: a GPU wants millions of entries at a time, a core no more

@@ -17,7 +17,8 @@ from convcvx.machine.threads import cores
 from convcvx.oracles._cone_bounds import CHUNK
 from convcvx.oracles._cones import OUT_OF_ROOM, search
 from convcvx.oracles._row_tree import RowTree
-from convcvx.oracles.charged_rows import ChargedRows, largest
+from convcvx.oracles.charged_rows import ChargedRows
+from convcvx.rounding import largest
 
 LOCAL_ENTRIES = 1 << 16
 """Rows or bundles that the local search climbs on, about: more would take longer, and the points that the search

@@ -16,8 +16,8 @@ from convcvx.budget import Deadline
 from convcvx.machine.threads import each
 from convcvx.oracles._corner_bounds import above, longest
 from convcvx.oracles._quadratic_rows import settle
-from convcvx.oracles.charged_rows import ChargedRows, largest
-from convcvx.rounding import UNIT
+from convcvx.oracles.charged_rows import ChargedRows
+from convcvx.rounding import UNIT, largest
 
 BATCH = 64
 """Cylinders that are looked at between two choices of the largest bounds, at most."""

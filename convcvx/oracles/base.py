@@ -18,11 +18,14 @@ from torch import Tensor
 from convcvx.budget import OutOfTime
 from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
+from convcvx.rounding import largest
 
 PROVING_SECONDS = 120.0
 """Time limit of a search whose bound goes on getting better for hours; the best one proved by then is used."""
 VALUES_OF_G = ("bound_without_cones", "searched_bound", "remainder")
 """Statistics of oracles that are in the unit of g, targets times images: the others are counts, shares and seconds."""
+COUNTS = ("seconds", "starts", "basins", "cones", "entries", "cells", "cylinders")
+"""Those of which several searches have the sum."""
 
 
 @dataclass(frozen=True)
@@ -118,9 +121,11 @@ class Oracle:
         Once the deadline of `problem` has passed: the filters found by then, and the bound proved by then, though it be
         infinite; `stats` then says that it `stopped` by "time_limit".
         """
-        began = perf_counter()
+        began, wanted = perf_counter(), replace(wanted, **changes)
         try:
-            return self.answer(problem, dual_point, replace(wanted, **changes))
+            if problem.responses.embedding.spec.subspaces > 1:
+                return in_each_subspace(self, problem, dual_point, wanted)
+            return self.answer(problem, dual_point, wanted)
         except OutOfTime:
             return OracleResult.unfinished(problem, self.scope, perf_counter() - began)
 
@@ -133,3 +138,46 @@ class Oracle:
             If nothing is known when the deadline of `problem` passes.
         """
         raise NotImplementedError
+
+
+def in_each_subspace(oracle: Oracle, problem: Problem, dual_point: Tensor, wanted: Wanted) -> OracleResult:
+    """The answers of `oracle` on one subspace after the other, as one: g is largest where it is largest in any."""
+    embedding, asked = problem.responses.embedding, wanted
+    answers: list[OracleResult] = []
+    for number, responses in enumerate(problem.responses.subspaces):
+        own = embedding.coordinates(number)
+        if wanted.starts is not None:
+            asked = replace(asked, starts=wanted.starts[embedding.mask(wanted.starts)[:, own].any(dim=1), own])
+        if oracle.scope.proved:  # a bound below one that is proved elsewhere is of no use
+            asked = replace(asked, target=largest(wanted.target, *(answer.upper_bound for answer in answers)))
+        part = replace(problem, responses=responses)
+        part = part.until(problem.deadline.share(1 / (embedding.spec.subspaces - number)))
+        found = oracle(part, dual_point, asked)
+        filters = torch.zeros(len(found.filters), embedding.dim, dtype=torch.float64)
+        filters[:, own] = found.filters
+        answers.append(replace(found, filters=filters))
+    return _united(answers, wanted.n_filters)
+
+
+def _united(answers: list[OracleResult], n_filters: int) -> OracleResult:
+    """What is known of filters in all subspaces: the bound is the largest, and proved where all are."""
+    values = torch.cat([answer.values for answer in answers])
+    best = values.argsort(descending=True, stable=True)[:n_filters]
+    highest = max(answers, key=lambda answer: answer.g_max)
+    stats = dict(highest.stats)
+    for name in COUNTS:
+        if name in stats:
+            stats[name] = sum(answer.stats.get(name, 0) for answer in answers)
+    if stats.get("starts"):
+        seen_once = (answer.stats["unseen_mass"] * answer.stats["starts"] for answer in answers)
+        stats["unseen_mass"] = sum(seen_once) / stats["starts"]
+    if any(answer.cut_short for answer in answers):
+        stats["stopped"] = "time_limit"
+    unproved = [answer.scope for answer in answers if not answer.scope.proved]
+    return OracleResult(
+        filters=torch.cat([answer.filters for answer in answers])[best],
+        values=values[best],
+        upper_bound=largest(*(answer.upper_bound for answer in answers)),
+        scope=unproved[0] if unproved else highest.scope,
+        stats=stats,
+    )

@@ -17,7 +17,7 @@ from convcvx.oracles.base import OracleResult
 from convcvx.oracles.needs import DEGREE_ONE, ROWS_IN_BUNDLES, ROWS_IN_MEMORY, require
 from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
-from convcvx.rounding import SMALLEST_NORMAL, TINY, UNIT
+from convcvx.rounding import SMALLEST_NORMAL, TINY, UNIT, largest
 
 OWN_BYTES = 1 << 30
 """Bytes up to which rows have charges of their own, equal rows being merged, where they may do without."""
@@ -213,12 +213,6 @@ def largest_entry(array: np.ndarray) -> float:
     if not top < math.inf:
         raise InputError("images and dual_point must be finite; found NaN or infinity in patches or their charges")
     return top
-
-
-def largest(*bounds: float) -> float:
-    """The largest of some bounds; infinite if one is NaN, which `max` might pass over."""
-    top = float(np.max(bounds))
-    return math.inf if math.isnan(top) else top
 
 
 def raised(bound: float, exponent: int) -> float:

@@ -27,9 +27,9 @@ from convcvx.errors import InputError, check_count
 from convcvx.oracles._blocks import Incumbents
 from convcvx.oracles._row_tree import RowTree
 from convcvx.oracles.base import Oracle, OracleResult, Wanted
-from convcvx.oracles.charged_rows import ChargedRows, largest
+from convcvx.oracles.charged_rows import ChargedRows
 from convcvx.problem import Problem
-from convcvx.rounding import UNIT
+from convcvx.rounding import UNIT, largest
 
 MAX_CELLS = 200_000
 """Cells that are listed: some minutes."""

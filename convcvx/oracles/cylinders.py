@@ -50,12 +50,12 @@ from convcvx.budget import Deadline, OutOfTime, clock
 from convcvx.oracles._cylinder_search import CylinderSearch
 from convcvx.oracles.base import PROVING_SECONDS, Oracle, OracleResult, Wanted
 from convcvx.oracles.branch_and_bound import FIRST_LOOK
-from convcvx.oracles.charged_rows import ChargedRows, largest
+from convcvx.oracles.charged_rows import ChargedRows
 from convcvx.oracles.needs import Need
 from convcvx.oracles.polynomial import WIDEST, PolynomialOracle
 from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
-from convcvx.rounding import UNIT
+from convcvx.rounding import UNIT, largest
 
 DIVIDED = 3
 """Principal directions that are divided: more leave a shorter tail, and cost exponentially more."""

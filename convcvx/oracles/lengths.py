@@ -23,10 +23,10 @@ import numpy as np
 import torch
 
 from convcvx.budget import NEVER
-from convcvx.oracles.charged_rows import at_scale_one, largest, raised
+from convcvx.oracles.charged_rows import at_scale_one, raised
 from convcvx.patches.spec import FAINT
 from convcvx.problem import Problem
-from convcvx.rounding import SAFE, UNIT, top_eigenvalue
+from convcvx.rounding import SAFE, UNIT, largest, top_eigenvalue
 
 NAME = "lengths"
 """By which certificates call this bound."""

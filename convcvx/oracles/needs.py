@@ -87,6 +87,11 @@ def _bent(problem: Problem) -> str | None:
     return None if problem.responses.activation == LINEAR else _other_activation(problem)
 
 
+def _several_subspaces(problem: Problem) -> str | None:
+    subspaces = problem.responses.embedding.spec.subspaces
+    return None if subspaces == 1 else f"subspaces {subspaces}"
+
+
 def _all_rows(merged: bool) -> Need:
     def too_many(problem: Problem) -> str | None:
         size = PatchRows.size(problem.responses, problem.n_outputs, merged=merged)
@@ -119,6 +124,8 @@ RECTIFIED_OR_LINEAR = Need("activation relu or linear", _bent, "use solver='slid
 SQUARED_LOSS = Need("loss 'squared'", _other_loss, "use solver='sliding-fw'")
 CONIC_LOSS = Need("loss 'squared' or 'cross-entropy'", _no_cone, "use solver='sliding-fw'")
 ONE_PATCH = Need("one patch a sample", _several_patches, "take images that are one patch each")
+ONE_SPACE = Need("filters of one space", _several_subspaces, "use solver='sliding-fw', or subspaces 1")
+"""What solvers need that make filters of their own: those of an oracle lie in one of the subspaces."""
 ROWS_IN_BUNDLES = _all_rows(merged=False)
 """What branch and bound needs, which sees many rows in bundles."""
 ROWS_IN_MEMORY = _all_rows(merged=True)

@@ -37,13 +37,13 @@ from convcvx.budget import NEVER
 from convcvx.oracles._patch_rows import ROUND_UP, embedding_errors, lengths
 from convcvx.oracles.base import PROVING_SECONDS, Oracle, OracleResult, Wanted
 from convcvx.oracles.branch_and_bound import BranchAndBoundOracle
-from convcvx.oracles.charged_rows import at_scale_one, largest, raised
+from convcvx.oracles.charged_rows import at_scale_one, raised
 from convcvx.oracles.needs import ROWS_IN_MEMORY, Need
 from convcvx.oracles.scope import Scope
 from convcvx.patches import Moments
 from convcvx.problem import Problem
 from convcvx.responses.passes import Responses
-from convcvx.rounding import SAFE, UNIT, top_eigenvalue
+from convcvx.rounding import SAFE, UNIT, largest, top_eigenvalue
 
 CHUNK_BYTES = 32 << 20
 """Bytes of rows in flight."""

@@ -22,14 +22,14 @@ from convcvx.budget import NEVER, OutOfTime
 from convcvx.errors import check_count
 from convcvx.oracles._patch_rows import embedding_errors, lengths
 from convcvx.oracles.base import Oracle, OracleResult, Wanted
-from convcvx.oracles.charged_rows import at_scale_one, largest, raised
+from convcvx.oracles.charged_rows import at_scale_one, raised
 from convcvx.oracles.metric import Metric
 from convcvx.oracles.needs import DEGREE_ONE, require
 from convcvx.oracles.pattern_cones import PatternCones
 from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
 from convcvx.responses.gated import GatedResponses, sample_gates
-from convcvx.rounding import UNIT
+from convcvx.rounding import UNIT, largest
 from convcvx.terms.names import N_GATES
 
 CLIMBS = 3

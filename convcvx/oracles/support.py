@@ -27,12 +27,12 @@ from convcvx.budget import NEVER, OutOfTime
 from convcvx.oracles._patch_rows import ROUND_UP, embedding_errors, lengths
 from convcvx.oracles._support import arcs, changes
 from convcvx.oracles.base import OracleResult
-from convcvx.oracles.charged_rows import at_scale_one, largest, raised
+from convcvx.oracles.charged_rows import at_scale_one, raised
 from convcvx.oracles.needs import AVERAGES_OR_PLANE, require
 from convcvx.oracles.scope import Scope
 from convcvx.patches import Moments
 from convcvx.problem import Problem
-from convcvx.rounding import SAFE, TINY, UNIT
+from convcvx.rounding import SAFE, TINY, UNIT, largest
 
 CHUNK = 256
 """Images whose patches are gathered at once."""

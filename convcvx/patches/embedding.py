@@ -7,7 +7,7 @@ row . (u @ basis). Low rank, whitening and the hidden bias are nothing but this 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -95,19 +95,43 @@ class PatchEmbedding:
     def of_moments(cls, moments: Moments, channels: int, spec: PatchSpec) -> PatchEmbedding:
         """Fit the basis to images of which the moments of the patches are known."""
         size = channels * math.prod(spec.kernel_size)
-        if spec.rank is not None and spec.rank > size:
-            raise InputError(f"rank must be at most the patch size, {size}; got {spec.rank}")
+        if spec.rank is not None and spec.rank * spec.subspaces > size:
+            times = f" times subspaces, {spec.subspaces}," if spec.subspaces > 1 else ""
+            raise InputError(f"rank{times} must be at most the patch size, {size}; got {spec.rank}")
         basis, energy = _basis(moments, spec)
         embedded = moments.embedded(basis, spec)
-        return cls(spec, channels, basis, embedded.rank, energy, embedded.distance)
+        rank = embedded.rank if spec.subspaces == 1 else min(embedded.rank, spec.rank or size)
+        return cls(spec, channels, basis, rank, energy, embedded.distance)
+
+    def subspace(self, number: int) -> PatchEmbedding:
+        """The space of the filters of one of the subspaces, 0, 1, ..."""
+        own = self.coordinates(number)
+        return replace(self, spec=replace(self.spec, subspaces=1), basis=self.basis[own])
+
+    def coordinates(self, number: int) -> slice:
+        """Those of a filter (r,) that it may have in one of the subspaces."""
+        size = self.dim // self.spec.subspaces
+        return slice(number * size, (number + 1) * size)
+
+    def mask(self, filters: Tensor) -> Tensor:
+        """(m, r): 1 for the coordinates of the subspace that each of some filters (m, r) lies in, else 0."""
+        parts = filters.unflatten(1, (self.spec.subspaces, -1))
+        own = torch.zeros_like(parts)
+        own[torch.arange(len(parts)), parts.norm(dim=2).argmax(dim=1)] = 1.0
+        return own.flatten(1)
 
     def same_space(self, other: PatchEmbedding) -> bool:
         """Whether filters have the same kernels and the same norms in both, up to a rotation of them."""
         if self.spec != other.spec or self.basis.shape != other.basis.shape:
             return False
-        mine, others = (basis.T @ basis for basis in (self.basis, other.basis))
+        mine, others = (basis.mT @ basis for basis in (self._parts, other._parts))
         # NaN is in no space: the comparison must hold.
         return float((mine - others).abs().max()) <= SAME_SPACE * float(others.abs().max())
+
+    @property
+    def _parts(self) -> Tensor:
+        """(subspaces, r / subspaces, h): the bases of the subspaces."""
+        return self.basis.unflatten(0, (self.spec.subspaces, -1))
 
     def kernels(self, filters: Tensor) -> tuple[Tensor, Tensor | None]:
         """(m, r) filters to `Conv2d` weight (m, C, kh, kw) and bias (m,) or None."""
@@ -126,9 +150,11 @@ class PatchEmbedding:
             raise InputError(f"kernels must have {self.basis.shape[1]} entries a filter; got {raw.shape[1]}")
         # Not by torch's default, which pivots by memory that nobody has set: last bits would differ from run to run.
         filters = torch.linalg.lstsq(self.basis.T, raw.T, driver="gelsd").solution.T
+        if self.spec.subspaces > 1:
+            filters = filters * self.mask(filters)
         if not torch.allclose(filters @ self.basis, raw, atol=1e-5 * float(raw.abs().max()) + 1e-30, rtol=0):
             raise InputError(
-                "the network's kernels lie outside the filter space of the problem (rank or whitening): "
+                "the network's kernels lie outside the filter space of the problem (rank, subspaces or whitening): "
                 "certify it as a plain network, without the run's embedding"
             )
         return filters
@@ -142,7 +168,8 @@ def _basis(moments: Moments, spec: PatchSpec) -> tuple[Tensor, float]:
         directions = torch.eye(size, dtype=torch.float64)
     else:
         eigenvalues, vectors = moments.directions(centred=spec.whiten is not None)
-        kept, directions = eigenvalues[: spec.rank or size], vectors[: spec.rank or size].contiguous()
+        most = (spec.rank or size) * spec.subspaces
+        kept, directions = eigenvalues[:most], vectors[:most].contiguous()
         # The sign of an eigenvector is arbitrary: fix it, so that equal data give equal filters.
         largest = directions.abs().argmax(dim=1, keepdim=True)
         directions = directions * directions.gather(1, largest).sign()

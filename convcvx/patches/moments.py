@@ -160,7 +160,7 @@ def shifted_moment(
 
     With `weights` (n,) of the images a weighted mean.
     """
-    spec = replace(spec, hidden_bias=True)  # which ends rows with a one
+    spec = replace(spec, hidden_bias=True, subspaces=1)  # which ends rows with a one
     total, count, seen = torch.zeros((), dtype=torch.float64), 0.0, 0
     for part in images.split(min(chunk, max(1, CHUNK_BYTES // _image_bytes(images, spec)))):
         columns = spec.columns(part.cpu().double())

@@ -50,6 +50,10 @@ class PatchSpec:
         filters come in mirror pairs.
     dilation : int or (int, int)
         As in `torch.nn.Conv2d`: pixels from one entry of a patch to the next.
+    subspaces : int
+        With a `rank` r: each filter lies in one of so many subspaces, of the first r principal directions of the
+        patches, of the next r, and so on. A proof costs the sum of what it costs in each, not what it would in all
+        directions at once.
     """
 
     kernel_size: tuple[int, int] = (3, 3)
@@ -61,6 +65,7 @@ class PatchSpec:
     rank: int | None = None
     paired: bool = False
     dilation: tuple[int, int] = (1, 1)
+    subspaces: int = 1
 
     def __post_init__(self) -> None:
         for name, minimum in (("kernel_size", 1), ("stride", 1), ("padding", 0), ("dilation", 1)):
@@ -70,6 +75,13 @@ class PatchSpec:
                 check_positive(name, getattr(self, name))
         if self.rank is not None:
             check_count("rank", self.rank)
+        check_count("subspaces", self.subspaces)
+        if self.subspaces > 1 and (self.rank is None or self.hidden_bias):
+            instead = "a hidden bias, which is in none of them" if self.hidden_bias else "none"
+            raise InputError(
+                f"subspaces {self.subspaces} need a rank, which each of them has, and filters without bias; got "
+                f"{instead}: pass --rank R, or subspaces 1"
+            )
 
     def __str__(self) -> str:
         """Which patches, and which filters on them, in words: "3x3, padding 1x1", and what else is not the default."""
@@ -78,6 +90,8 @@ class PatchSpec:
             if (own := getattr(self, name)) != getattr(PatchSpec, name):
                 said.append(f"{name} {own[0]}x{own[1]}")
         said += [f"{name} {own}" for name in ("contrast", "whiten", "rank") if (own := getattr(self, name)) is not None]
+        if self.subspaces > 1:
+            said[-1] += f" in each of {self.subspaces} subspaces"
         return ", ".join([*said, "hidden bias"] if self.hidden_bias else said)
 
     def mirrored(self, kernels: Tensor) -> Tensor:

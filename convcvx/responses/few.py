@@ -41,6 +41,8 @@ class FewRows:
             return None
         if not (here and responses.small and responses.n * responses.n_positions <= FEW * responses.dim):
             return None
+        if responses.embedding.spec.subspaces > 1:  # which a filter would leave along the kinks of whole rows
+            return None
         if responses.patch_moments().far:  # nearly parallel rows: coordinate descent on their products would crawl
             return None
         if "few_rows" not in responses.kept:

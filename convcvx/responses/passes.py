@@ -103,6 +103,17 @@ class Responses(Stream):
         names = "dtype", "patch_dtype", "device", "chunk_bytes", "fusible", "small", "activation"
         return {name: getattr(self, name) for name in names}
 
+    @property
+    def subspaces(self) -> list[Responses]:
+        """The maps for filters of one subspace each, made once; of their images no copies are."""
+        if self.embedding.spec.subspaces == 1:
+            return [self]
+        if "subspaces" not in self.kept:
+            options = {name: value for name, value in self.options.items() if name != "small"}
+            spaces = map(self.embedding.subspace, range(self.embedding.spec.subspaces))
+            self.kept["subspaces"] = [Responses(self.images, space, self.pooling, **options) for space in spaces]
+        return [responses.until(self.deadline) for responses in self.kept["subspaces"]]
+
     # -- single patches -------------------------------------------------------------------------------
 
     def rows(self, where: slice | Tensor) -> Tensor:

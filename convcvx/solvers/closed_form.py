@@ -44,7 +44,7 @@ from convcvx.budget import OutOfTime
 from convcvx.errors import InputError
 from convcvx.oracles.base import Oracle
 from convcvx.oracles.contradiction import check_proof
-from convcvx.oracles.needs import AVERAGES, ONE_PATCH, RECTIFIED_OR_LINEAR, SQUARED_LOSS, Need, require
+from convcvx.oracles.needs import AVERAGES, ONE_PATCH, ONE_SPACE, RECTIFIED_OR_LINEAR, SQUARED_LOSS, Need, require
 from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem, relative_gap
 from convcvx.responses.gated import embedded_rows
@@ -110,7 +110,7 @@ class BySoftThresholding(Solver):
     """
 
     name: ClassVar[str] = "closed-form"
-    needs: ClassVar[tuple[Need, ...]] = (AVERAGES, RECTIFIED_OR_LINEAR, SQUARED_LOSS)
+    needs: ClassVar[tuple[Need, ...]] = (AVERAGES, RECTIFIED_OR_LINEAR, SQUARED_LOSS, ONE_SPACE)
     asks_oracle: ClassVar[bool] = False
     resumes: ClassVar[bool] = False
 

@@ -19,7 +19,7 @@ from convcvx.budget import OutOfTime
 from convcvx.oracles.base import Oracle, OracleResult
 from convcvx.oracles.contradiction import check_proof
 from convcvx.oracles.copositive import CopositiveOracle
-from convcvx.oracles.needs import AVERAGES, CONIC_LOSS, RECTIFIED, Need
+from convcvx.oracles.needs import AVERAGES, CONIC_LOSS, ONE_SPACE, RECTIFIED, Need
 from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
 from convcvx.solution import Solution
@@ -50,7 +50,7 @@ class Copositive(Solver):
     """
 
     name: ClassVar[str] = "copositive"
-    needs: ClassVar[tuple[Need, ...]] = (AVERAGES, RECTIFIED, CONIC_LOSS)
+    needs: ClassVar[tuple[Need, ...]] = (AVERAGES, RECTIFIED, CONIC_LOSS, ONE_SPACE)
     asks_oracle: ClassVar[bool] = False
 
     backend: str = "clarabel"

@@ -25,7 +25,7 @@ from convcvx.budget import NEVER, Budget, OutOfTime
 from convcvx.errors import InputError
 from convcvx.oracles.base import Oracle
 from convcvx.oracles.contradiction import binds, check_proof
-from convcvx.oracles.needs import AVERAGES, DEGREE_ONE, Need
+from convcvx.oracles.needs import AVERAGES, DEGREE_ONE, ONE_SPACE, Need
 from convcvx.oracles.pattern_cones import PatternCones
 from convcvx.oracles.sampled import SampledOracle
 from convcvx.problem import Problem
@@ -52,7 +52,7 @@ class Gated(Solver):
     """
 
     name: ClassVar[str] = "gated"
-    needs: ClassVar[tuple[Need, ...]] = (DEGREE_ONE, AVERAGES)
+    needs: ClassVar[tuple[Need, ...]] = (DEGREE_ONE, AVERAGES, ONE_SPACE)
     asks_oracle: ClassVar[bool] = False
     resumes: ClassVar[bool] = False
 

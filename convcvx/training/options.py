@@ -90,6 +90,11 @@ class TrainConfig(SearchOptions, ModelOptions, DataOptions):  # whose fields sta
         _ = self.image_form, self.patch_spec()  # which check themselves
 
     def _check_family(self) -> None:
+        if self.subspaces > 1 and (self.dictionary is not None or self.filters != EVERY):
+            given = f"--filters {self.filters}" if self.dictionary is None else f"--dictionary {self.dictionary}"
+            raise InputError(
+                f"filters of {given} lie in none of the subspaces, {self.subspaces}; leave --subspaces out"
+            )
         if self.filters == EVERY:
             return
         if self.dictionary is not None:
@@ -152,6 +157,7 @@ class TrainConfig(SearchOptions, ModelOptions, DataOptions):  # whose fields sta
             self.rank,
             self.paired,
             parse_pair("dilation", self.dilation),
+            self.subspaces,
         )
 
 

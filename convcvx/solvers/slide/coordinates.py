@@ -140,16 +140,15 @@ class Coordinates:
             filters, weights = filters.chunk(2)[0], weights.chunk(2)[0]
         self._shape = weights.shape
         weight_factor = _factor(moment, problem.beta)
-        patches = sample.responses.patch_moments()
-        filter_factor = _factor(patches.damped().to(device), 0.0)
-        frame, inverse = (part.to(device) for part in patches.nearer())
+        factor, frame, inverse = (part.to(device) for part in _filter_coordinates(sample.responses))
+        self._own = problem.responses.embedding.mask(filters)
         matrix = weights.flatten(0, 1)
         intercept = solution.intercept.to(device) + (self.mean.T @ matrix)[0]
-        start = [filters @ inverse @ filter_factor, weight_factor.T @ matrix, intercept]
+        start = [filters @ inverse @ factor, weight_factor.T @ matrix, intercept]
         # The descent needs no more precision than the passes over the images have.
         dtype = problem.responses.dtype
         self.mean = self.mean.to(dtype)
-        self.weight_factor, self.filter_inverse = weight_factor.to(dtype), (_inverse(filter_factor) @ frame).to(dtype)
+        self.weight_factor, self.filter_inverse = weight_factor.to(dtype), (_inverse(factor) @ frame).to(dtype)
         self.start = [part.to(dtype) for part in start]
 
     @cached_property
@@ -188,7 +187,16 @@ class Coordinates:
         if self._pairs is not None:
             filters, weights = self._pairs.fold_filters(filters), self._pairs.fold(weights)
         matrix = weights.flatten(0, 1) - self.mean @ intercept[None]
+        filters = filters * self._own.to(filters)  # no filter leaves its subspace
         return [filters @ self.filter_inverse.T, self._whitened(matrix), intercept]
+
+
+def _filter_coordinates(responses: Responses) -> tuple[Tensor, Tensor, Tensor]:
+    """A (r, r) in the frame F, with F and its inverse, of `Moments.nearer`; of several subspaces each has its own."""
+    parts = [part.patch_moments() for part in responses.subspaces]
+    frames, inverses = zip(*(part.nearer() for part in parts), strict=True)
+    factors = [_factor(part.damped(), 0.0) for part in parts]
+    return torch.block_diag(*factors), torch.block_diag(*frames), torch.block_diag(*inverses)
 
 
 def _moments(features: Features, shares: Shares, *, centred: bool) -> tuple[Tensor, Tensor]:

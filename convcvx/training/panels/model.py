@@ -65,6 +65,14 @@ class ModelOptions:
         low=1,
         per_stage="None for all directions.",
     )
+    subspaces: int = option(
+        1,
+        MODEL,
+        "With --rank R: each filter lies in the first R principal directions, or in the next R, and so on, of so many "
+        "subspaces. A proof over all of them costs the sum of the proofs in each.",
+        low=1,
+        per_stage="",
+    )
     filters: str = option(
         EVERY,
         MODEL,
