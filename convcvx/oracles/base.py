@@ -24,7 +24,7 @@ PROVING_SECONDS = 120.0
 """Time limit of a search whose bound goes on getting better for hours; the best one proved by then is used."""
 VALUES_OF_G = ("bound_without_cones", "searched_bound", "remainder")
 """Statistics of oracles that are in the unit of g, targets times images: the others are counts, shares and seconds."""
-COUNTS = ("seconds", "starts", "basins", "cones", "entries", "cells", "cylinders")
+COUNTS = ("seconds", "starts", "basins", "cones", "entries", "cells", "cylinders", "family_size")
 """Those of which several searches have the sum."""
 
 
