@@ -33,6 +33,10 @@ ROUND_UP = 1.0 + 1e-9
 """Factor that raises a sum of rounding errors above what rounding takes off the sum itself."""
 
 
+NAMES = "rows", "single rows"
+"""What rows are kept by with responses: equal ones merged, and not."""
+
+
 @dataclass(frozen=True)
 class PatchRows:
     """Non-zero patch rows as unit vectors of the patch subspace, equal ones of a pooling cell merged if asked for.
@@ -86,10 +90,25 @@ class PatchRows:
         InputError
             When they are not finite.
         """
-        name = "rows" if merged else "single rows"
+        name = NAMES[not merged]
         if name not in responses.kept:
             responses.kept[name] = (cls._gather if merged else cls._gather_single)(responses)
         return responses.kept[name]
+
+    @classmethod
+    def kept_bytes(cls, responses: Responses) -> int:
+        """Bytes of what has been gathered of `responses`, but for the bundles."""
+        return sum(
+            rows.rows.nbytes + rows.cells.nbytes + rows.incidence.data.nbytes + rows.incidence.indices.nbytes
+            for rows in map(responses.kept.get, NAMES)
+            if rows is not None
+        )
+
+    @classmethod
+    def forget(cls, responses: Responses) -> None:
+        """Gather the rows anew at the next call."""
+        for name in NAMES:
+            responses.kept.pop(name, None)
 
     @classmethod
     def _gather(cls, responses: Responses) -> PatchRows:

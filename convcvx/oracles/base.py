@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from convcvx.budget import OutOfTime
+from convcvx.oracles._patch_rows import PatchRows
 from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
 from convcvx.rounding import largest
@@ -26,6 +27,8 @@ VALUES_OF_G = ("bound_without_cones", "searched_bound", "remainder")
 """Statistics of oracles that are in the unit of g, targets times images: the others are counts, shares and seconds."""
 COUNTS = ("seconds", "starts", "basins", "cones", "entries", "cells", "cylinders", "family_size")
 """Those of which several searches have the sum."""
+KEPT_BYTES = 1 << 30
+"""Bytes of patch rows that are kept for the next dual point, of all subspaces together; more are gathered each time."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,7 @@ def in_each_subspace(oracle: Oracle, problem: Problem, dual_point: Tensor, wante
     """The answers of `oracle` on one subspace after the other, as one: g is largest where it is largest in any."""
     embedding, asked = problem.responses.embedding, wanted
     answers: list[OracleResult] = []
+    kept = 0
     for number, responses in enumerate(problem.responses.subspaces):
         own = embedding.coordinates(number)
         if wanted.starts is not None:
@@ -156,6 +160,9 @@ def in_each_subspace(oracle: Oracle, problem: Problem, dual_point: Tensor, wante
         filters = torch.zeros(len(found.filters), embedding.dim, dtype=torch.float64)
         filters[:, own] = found.filters
         answers.append(replace(found, filters=filters))
+        kept += PatchRows.kept_bytes(responses)
+        if kept > KEPT_BYTES:
+            PatchRows.forget(responses)
     return _united(answers, wanted.n_filters)
 
 
