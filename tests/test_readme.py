@@ -19,7 +19,7 @@ def test_the_lines_of_python_run_when_pasted(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     exec(block, names)
-    assert "lower bound (heuristic)" in capsys.readouterr().out
+    assert "scope global: a proof" in capsys.readouterr().out
     assert isinstance(names["again"], convcvx.Fit)
     assert names["again"].certificate == names["layer"].certificate
     assert names["layer"].metrics["train_accuracy"] > 0.97

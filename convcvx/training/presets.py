@@ -46,9 +46,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "data": "digits",
         "kernel_size": "3",
         "padding": "1",
+        "rank": 2,
+        "subspaces": 4,
         "pool": "4",
-        "beta_ratio": 0.01,
+        "beta_ratio": 5e-3,
         "tol": 3e-2,
+        "oracle": "branch-and-bound",
     },
     "mnist": {
         "data": "mnist",
@@ -117,6 +120,6 @@ def next_steps(config: TrainConfig) -> str:
     if config.dictionary is not None:
         return (
             f"more accurate: --dictionary {2 * config.dictionary}, or --slide 3, or `convcvx stack`; "
-            "a certificate that says something: --preset plain --rank 2 --pool 4 --beta-ratio 0.01 --tol 0.05"
+            "a certificate that says something: --preset plain --rank 2 --subspaces 4 --pool 4 --beta-ratio 0.01 --tol 0.05"
         )
-    return "more accurate: a smaller --beta-ratio; a smaller gap: a smaller --tol; a proof: --rank 2"
+    return "more accurate: a smaller --beta-ratio; a smaller gap: a smaller --tol; a proof: --rank 2 --subspaces 4"

@@ -141,7 +141,7 @@ def decision_chart() -> str:
     questions = (
         ("What do you want?", None, None),
         ("accuracy on\nmany images?", "train --data …\n(no other option), or\n--preset mnist, cifar10", "yes"),
-        ("a proof for\nmany images?", "--rank 2 or --rank 3,\n--beta-ratio 0.1", "yes"),
+        ("a proof for\nmany images?", "--rank 2 --subspaces 4\n--beta-ratio 0.01", "yes"),
         ("a proof for rows of\n2 or 3 numbers?", "convcvx.solve:\noracle exact is chosen", "yes"),
         ("a small gap,\nproved or not?", "--pool 4 --beta-ratio 0.01\n--tol 0.05", "yes"),
         ("how far a network\nof yours is?", "convcvx certify FILE\n--data … --beta …", "yes"),
