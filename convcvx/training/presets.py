@@ -120,6 +120,7 @@ def next_steps(config: TrainConfig) -> str:
     if config.dictionary is not None:
         return (
             f"more accurate: --dictionary {2 * config.dictionary}, or --slide 3, or `convcvx stack`; "
-            "a certificate that says something: --preset plain --rank 2 --subspaces 4 --pool 4 --beta-ratio 0.01 --tol 0.05"
+            "a certificate that says something: --preset plain --rank 2 --subspaces 4 --pool 4 --beta-ratio 0.01 "
+            "--tol 0.05"
         )
     return "more accurate: a smaller --beta-ratio; a smaller gap: a smaller --tol; a proof: --rank 2 --subspaces 4"
