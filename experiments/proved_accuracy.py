@@ -7,8 +7,9 @@ training sees; the test images are left alone. Cases on the command line, option
 are run instead: "kernel_size=7 stride=2 rank=3 pool=6 beta_ratio=0.01". A row a case is added to
 experiments/results/proved_accuracy.md, so that a long sweep can be made in parts.
 
-A proof takes minutes. With --survey cases of rank 3 are compared in seconds before, with no proof: filters are 48
-directions spread over the sphere, weights the optimal ones. Rows go to experiments/results/accuracy_survey.md.
+A proof takes minutes. With --survey cases of rank 2 or 3 are compared in seconds before, with no proof: filters are
+directions spread over the circle or sphere of each subspace, 12 or 48, and weights the optimal ones. Rows go to
+experiments/results/accuracy_survey.md.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ together.
 """
 
 
-DIRECTIONS = 48
-"""Filters of the survey, about 30 degrees from one another: an optimum of this rank has as many."""
+DIRECTIONS = {2: 12, 3: 48}
+"""Filters of the survey in a subspace of this rank, about 30 degrees from one another: an optimum has as many."""
 SURVEY_TOL = 5e-3
 """Gap of the survey's weights: it moves accuracies by less than the images held out tell apart."""
 SURVEYED = [
@@ -66,12 +67,16 @@ SURVEYED = [
     "kernel_size=7 stride=2 padding=1 rank=3 pool=6 contrast=true beta_ratio=0.003",
     "kernel_size=7 stride=3 rank=3 pool=8 beta_ratio=0.0015",
     "kernel_size=5 stride=2 rank=3 pool=6 contrast=true beta_ratio=0.005",
+    "kernel_size=7 stride=2 padding=1 rank=2 subspaces=4 pool=6 contrast=true beta_ratio=0.001",
+    "kernel_size=7 stride=2 padding=1 rank=2 subspaces=6 pool=6 contrast=true beta_ratio=0.0005",
+    "kernel_size=7 stride=2 padding=1 rank=2 subspaces=8 pool=6 contrast=true beta_ratio=0.0005",
 ]
-"""What reaches most at rank 3: the preset of old first."""
-SURVEY_INTRODUCTION = """# Accuracy that filters of rank 3 can reach
+"""What reaches most: the preset of old first."""
+SURVEY_INTRODUCTION = """# Accuracy that filters of rank 2 and 3 can reach
 
 `python experiments/proved_accuracy.py --survey --images 8000 [--data cifar10]`: squared loss, 48 filters spread over
-the sphere of the first three principal directions, optimal weights; accuracy on 10,000 training images held out.
+the sphere of each subspace of rank 3, or 12 over the circle of each of rank 2, optimal weights; accuracy on 10,000
+training images held out.
 Nothing is proved here, and filters do not slide: it says which cases are worth a proof. beta_ratio is a share of the
 largest g among these filters. Entries: what the pooling sums of an image, on which the cost of a proof depends.
 Rows of more images: `--images` with their number, `--data` and the options of the row.
@@ -81,9 +86,12 @@ Rows of more images: `--images` with their number, `--data` and the options of t
 """
 
 
-def spread(m: int) -> Tensor:
-    """(m, 3) unit vectors, nearly evenly spread: a spiral with the golden angle."""
+def spread(rank: int) -> Tensor:
+    """(m, rank) unit vectors, nearly evenly spread: on a circle, or a sphere along a spiral with the golden angle."""
+    m = DIRECTIONS[rank]
     k = torch.arange(m, dtype=torch.float64) + 0.5
+    if rank == 2:
+        return torch.stack([(2 * math.pi * k / m).cos(), (2 * math.pi * k / m).sin()], dim=1)
     height, turn = 1 - 2 * k / m, math.pi * (1 + math.sqrt(5)) * k
     radius = (1 - height**2).sqrt()
     return torch.stack([radius * turn.cos(), radius * turn.sin(), height], dim=1)
@@ -95,11 +103,11 @@ def surveyed(data: str, case: str, n: int, data_dir: str | None) -> str:
     config = TrainConfig.of(tomllib.loads("\n".join(case.split())))
     train, _ = load(data, data_dir)
     problem = build_problem(train.images[:n], train.targets[:n], spec=config.patch_spec(), pooling=config.pool)
-    responses, filters = problem.responses, spread(DIRECTIONS)
+    responses, filters = problem.responses, torch.block_diag(*[spread(config.rank or 0)] * config.subspaces)
     constant = problem.dual_point(problem.constant_predictions())
     largest = float(responses.correlate(filters, constant).flatten(1).norm(dim=1).max())
     problem = problem.with_beta((config.beta_ratio or 1.0) * largest)
-    nothing = torch.zeros(DIRECTIONS, responses.n_cells, problem.n_outputs), torch.zeros(problem.n_outputs)
+    nothing = torch.zeros(len(filters), responses.n_cells, problem.n_outputs), torch.zeros(problem.n_outputs)
     best = solve_master(problem, filters, *(part.double() for part in nothing), tol=SURVEY_TOL)
     norms = best.weights.flatten(1).norm(dim=1)
     held_out = type(responses)(train.images[-HELD_OUT:], responses.embedding, responses.pooling)
