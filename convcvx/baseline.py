@@ -3,8 +3,9 @@
     min  Σ_i s_i ℓ(f(x_i), y_i) + (β/2) (‖U‖² + ‖V‖²)
 
 over filters U (m, r) and weights V (m, P, c) in the problem's own space, so that rank, whitening and hidden bias
-mean the same to both; the output bias is not penalised. Learning rates are tuned, seeds repeated, and what is
-reported is recomputed in float64 by the judge of the certificate. The clock runs while the optimiser works only.
+mean the same to both, and of several subspaces each filter keeps to one; the output bias is not penalised. Learning
+rates are tuned, seeds repeated, and what is reported is recomputed in float64 by the judge of the certificate. The
+clock runs while the optimiser works only.
 """
 
 from __future__ import annotations
@@ -60,12 +61,19 @@ class Twin(nn.Module):
         Without an intercept the last one stays zero and is not trained.
     """
 
+    _own: Tensor | None
+
     def __init__(self, problem: Problem, n_filters: int, *, start: Solution | None = None, seed: int = 0) -> None:
         super().__init__()
         responses, c = problem.responses, problem.n_outputs
         random = torch.Generator().manual_seed(seed)
+        self._embedding, self._activation, self._offset = responses.embedding, responses.activation, problem.offset
+        subspaces = self._embedding.spec.subspaces
         if start is None:
-            filters = _uniform((n_filters, responses.dim), responses.dim, random)
+            filters = _uniform((n_filters, responses.dim), responses.dim // subspaces, random)
+            if subspaces > 1:  # each has as many filters as the others, or one more
+                turns = torch.eye(subspaces, dtype=torch.float64)[torch.arange(n_filters) % subspaces]
+                filters *= turns.repeat_interleave(responses.dim // subspaces, dim=1)
             weights = _uniform((n_filters, responses.n_cells, c), n_filters * responses.n_cells, random)
             intercept = torch.zeros(c)
         else:
@@ -74,7 +82,7 @@ class Twin(nn.Module):
             intercept = start.intercept
         self.filters, self.weights = nn.Parameter(filters.float()), nn.Parameter(weights.float())
         self.intercept = nn.Parameter(intercept.float(), requires_grad=problem.intercept)
-        self._embedding, self._activation, self._offset = responses.embedding, responses.activation, problem.offset
+        self.register_buffer("_own", self._embedding.mask(filters).float() if subspaces > 1 else None)
         channels, height, width = responses.images.shape[1:]
         shape = channels, height, width
         network = TwoLayerCNN.of_shape(
@@ -91,7 +99,8 @@ class Twin(nn.Module):
 
     def _state(self) -> dict[str, Tensor]:
         intercept = self.intercept if self._network[0].architecture.intercept else None
-        return network_state(self._embedding, self._activation.kernels(self.filters), self.weights, intercept)
+        filters = self.filters if self._own is None else self.filters * self._own  # which has no slope out of it
+        return network_state(self._embedding, self._activation.kernels(filters), self.weights, intercept)
 
     def forward(self, images: Tensor) -> Tensor:
         """(n, C, H, W) to (n, c)."""

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import convcvx
+from convcvx.baseline import Twin, train_twin
 from convcvx.budget import Budget, Deadline
 from convcvx.certificate import certify_parameters
 from convcvx.errors import ConvergenceWarning, InputError
@@ -122,6 +123,22 @@ def test_filters_slide_within_their_subspaces(by):
     assert slid.n_filters > 3
     again = solve_master(problem, slid.filters, slid.weights, slid.intercept, tol=1e-6)
     assert again.objective < solution.objective
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_the_filters_of_the_twin_keep_to_their_subspaces(optimizer):
+    """One that mixes them is of another problem, and may be better than what is proved of this one."""
+    problem = subspace_problem(10)
+    embedding, begun = problem.responses.embedding, Twin(problem, 7)
+    trained = train_twin(problem, optimizer, 7, rate=0.03, epochs=20, batch=4).twin
+    assert in_one(embedding, trained.filters.detach())
+    assert bool((embedding.mask(trained.filters.detach()).unflatten(1, (3, 2))[:, :, 0].sum(dim=0) >= 2).all())
+    assert not torch.equal(trained.filters, begun.filters)
+    embedding.filters(trained.network()[0].weight.detach(), None)  # which refuses kernels of no subspace
+    solution = sliding_frank_wolfe(problem, ExactOracle(), Budget(tol=1e-3))
+    tuned = train_twin(problem, optimizer, 0, rate=0.003, epochs=5, batch=12, start=solution)
+    assert in_one(embedding, tuned.twin.filters.detach())
+    assert tuned.objective >= solution.history[-1]["lower_bound"]
 
 
 def test_one_subspace_changes_nothing():
