@@ -21,6 +21,7 @@ from convcvx.budget import Budget, Deadline
 from convcvx.certificate import certify_parameters
 from convcvx.errors import ConvergenceWarning, InputError
 from convcvx.oracles import BranchAndBoundOracle, ExactOracle, LocalOracle, Oracle, OracleResult, PolynomialOracle
+from convcvx.oracles._patch_rows import PatchRows
 from convcvx.oracles.scope import Scope
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.problem import Problem
@@ -139,6 +140,19 @@ def test_the_filters_of_the_twin_keep_to_their_subspaces(optimizer):
     tuned = train_twin(problem, optimizer, 0, rate=0.003, epochs=5, batch=12, start=solution)
     assert in_one(embedding, tuned.twin.filters.detach())
     assert tuned.objective >= solution.history[-1]["lower_bound"]
+
+
+def test_the_maps_of_subspaces_have_the_arithmetic_that_is_asked_for():
+    problem = subspace_problem(11).with_dtype(torch.float32)
+    assert {part.dtype for part in problem.responses.subspaces} == {torch.float32}
+    precise = problem.with_dtype(torch.float64)
+    assert {part.dtype for part in precise.responses.subspaces} == {torch.float64}
+    assert {part.dtype for part in problem.responses.subspaces} == {torch.float32}
+    PatchRows.of(problem.responses.subspaces[1])
+    assert "rows" in precise.responses.subspaces[1].kept  # which are gathered once for all
+    found = LocalOracle()(precise, problem.targets, n_filters=3)
+    measured = precise.responses.correlate(found.filters, problem.targets).flatten(1).norm(dim=1)
+    torch.testing.assert_close(found.values, measured, rtol=1e-12, atol=0)
 
 
 def test_one_subspace_changes_nothing():

@@ -105,14 +105,20 @@ class Responses(Stream):
 
     @property
     def subspaces(self) -> list[Responses]:
-        """The maps for filters of one subspace each, made once; of their images no copies are."""
+        """The maps for filters of one subspace each, made once an arithmetic; of their images no copies are."""
         if self.embedding.spec.subspaces == 1:
             return [self]
-        if "subspaces" not in self.kept:
-            options = {name: value for name, value in self.options.items() if name != "small"}
-            spaces = map(self.embedding.subspace, range(self.embedding.spec.subspaces))
-            self.kept["subspaces"] = [Responses(self.images, space, self.pooling, **options) for space in spaces]
-        return [responses.until(self.deadline) for responses in self.kept["subspaces"]]
+        kept: dict[Any, list[Responses]] = self.kept.setdefault("subspaces", {})
+        own = self.dtype, self.patch_dtype
+        if own not in kept:
+            if kept:  # what is kept with these, such as patch rows, is of use in any arithmetic
+                others = next(iter(kept.values()))
+                kept[own] = [part.to(dtype=self.dtype, patch_dtype=self.patch_dtype) for part in others]
+            else:
+                options = {name: value for name, value in self.options.items() if name != "small"}
+                spaces = map(self.embedding.subspace, range(self.embedding.spec.subspaces))
+                kept[own] = [Responses(self.images, space, self.pooling, **options) for space in spaces]
+        return [responses.until(self.deadline) for responses in kept[own]]
 
     # -- single patches -------------------------------------------------------------------------------
 
