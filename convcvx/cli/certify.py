@@ -68,7 +68,7 @@ def certify(
 
       convcvx certify checkpoints/demo
 
-      convcvx certify adam.safetensors --like checkpoints/demo
+      convcvx certify adam.safetensors --like checkpoints/free
 
       convcvx certify checkpoints/stack/stage-2
     """

@@ -155,7 +155,7 @@ class PatchEmbedding:
         if not torch.allclose(filters @ self.basis, raw, atol=1e-5 * float(raw.abs().max()) + 1e-30, rtol=0):
             raise InputError(
                 "the network's kernels lie outside the filter space of the problem (rank, subspaces or whitening): "
-                "certify it as a plain network, without the run's embedding"
+                "certify it as a plain network, without the run's embedding, or beside a run whose filters are free"
             )
         return filters
 
