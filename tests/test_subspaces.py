@@ -23,6 +23,7 @@ from convcvx.errors import ConvergenceWarning, InputError
 from convcvx.oracles import BranchAndBoundOracle, ExactOracle, LocalOracle, Oracle, OracleResult, PolynomialOracle
 from convcvx.oracles._patch_rows import PatchRows
 from convcvx.oracles.scope import Scope
+from convcvx.oracles.table import pick_oracle
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.problem import Problem
 from convcvx.solution import Solution
@@ -153,6 +154,29 @@ def test_the_maps_of_subspaces_have_the_arithmetic_that_is_asked_for():
     found = LocalOracle()(precise, problem.targets, n_filters=3)
     measured = precise.responses.correlate(found.filters, problem.targets).flatten(1).norm(dim=1)
     torch.testing.assert_close(found.values, measured, rtol=1e-12, atol=0)
+
+
+def test_what_an_oracle_needs_is_reckoned_of_one_subspace(monkeypatch):
+    """As many patches in memory as one of them has: the others come after it."""
+    problem = subspace_problem(12, subspaces=4)
+    whole, part = (
+        PatchRows.size(responses, problem.n_outputs)
+        for responses in (problem.responses, problem.responses.subspaces[0])
+    )
+    assert part < 0.8 * whole
+    monkeypatch.setattr("convcvx.oracles.needs.MAX_BYTES", 0.5 * (part + whole))
+    assert pick_oracle("auto", problem)[0] == "exact"
+    assert pick_oracle("exact", problem) == ("exact", "as asked")
+
+
+def test_too_many_patches_of_rank_two_for_a_sweep_are_bounded(monkeypatch):
+    problem = subspace_problem(13)
+    own = problem.responses.subspaces[0]
+    merged, bundled = (PatchRows.size(own, problem.n_outputs, merged=merged) for merged in (True, False))
+    assert bundled < 0.8 * merged
+    monkeypatch.setattr("convcvx.oracles.needs.MAX_BYTES", 0.5 * (merged + bundled))
+    oracle, why = pick_oracle("auto", problem)
+    assert (oracle, why) == ("branch-and-bound", "patches of rank 2 can be bounded in seconds")
 
 
 def test_one_subspace_changes_nothing():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from convcvx.arrangements.cells import count_bound
@@ -124,8 +124,8 @@ def _branch_and_bound(effort: Effort) -> Oracle:
 
 
 def _branch_and_bound_suits(problem: Problem) -> str | None:
-    seconds = problem.responses.embedding.patch_rank == 3
-    return "patches of rank 3 can be bounded in seconds" if seconds else None
+    rank = problem.responses.embedding.patch_rank  # two where there are too many patches for a sweep
+    return f"patches of rank {rank} can be bounded in seconds" if rank in (2, 3) else None
 
 
 def _family(effort: Effort) -> Oracle:
@@ -180,6 +180,8 @@ def pick_oracle(name: str, problem: Problem) -> tuple[str, str]:
         For a name that is none, or a problem that lacks what the oracle needs.
     """
     check_choice("oracle", name, ("auto", *ORACLES))
+    # Of several subspaces oracles are asked on one after the other: what they need is reckoned of one.
+    problem = replace(problem, responses=problem.responses.subspaces[0])
     if name != "auto":
         require(f"oracle {name}", ORACLES[name].needs, problem)
         return name, "as asked"
