@@ -179,6 +179,16 @@ def test_too_many_patches_of_rank_two_for_a_sweep_are_bounded(monkeypatch):
     assert (oracle, why) == ("branch-and-bound", "patches of rank 2 can be bounded in seconds")
 
 
+@pytest.mark.parametrize("subspaces", [1, 2])
+def test_a_model_card_says_of_which_networks_the_bound_is(subspaces, tmp_path):
+    images, classes = torch.randn(30, 1, 5, 5, generator=torch.Generator().manual_seed(0)), torch.arange(30) % 3
+    options: dict[str, Any] = {"kernel_size": 3, "rank": 2, "beta_ratio": 0.5, "tol": 0.05, "preset": "plain"}
+    fit = convcvx.fit(images, classes, subspaces=subspaces, **options)
+    fit.save_pretrained(tmp_path / "card")
+    card = " ".join((tmp_path / "card" / "README.md").read_text().split())
+    assert ("each in one of 2 subspaces of rank 2 of 9" if subspaces == 2 else "of rank 2 of 9") in card
+
+
 def test_one_subspace_changes_nothing():
     images, classes = torch.randn(30, 1, 5, 5, generator=torch.Generator().manual_seed(0)), torch.arange(30) % 3
     options: dict[str, Any] = {"kernel_size": 3, "rank": 2, "beta_ratio": 0.1, "tol": 1e-3, "preset": "plain"}

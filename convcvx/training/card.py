@@ -106,11 +106,12 @@ def _certified(stage: dict[str, Any], number: int, count: int) -> list[str]:
     bound = "the lower bound" if scope.proved else "the estimated lower bound"
     text = (
         f"{where} is {stage['primal']:.8g} at beta {stage['beta']:.6g}; {bound} is {stage['dual']:.8g}, a "
-        f"relative gap of {stage['rel_gap']:.2e}. Scope **{scope}**: {scope.meaning}."
+        f"relative gap of {stage['rel_gap']:.2e}. Scope **{scope}**: {stage.get('meaning', scope.meaning)}."
     )
     proved = stage.get("proved")
     if not scope.for_all and proved is not None:
-        text += f" Proved for all networks, by {stage['proved_by']}: {proved:.8g}, a gap of {stage['proved_gap']:.2e}."
+        text += f" Proved for all networks of the problem, by {stage['proved_by']}: {proved:.8g}"
+        text += f", a gap of {stage['proved_gap']:.2e}."
     further: dict[str, str | None] = {}
     if "optimum" in stage:
         further = {**told(stage), "optimum": of_optimum(stage)}
