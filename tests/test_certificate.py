@@ -175,7 +175,7 @@ def test_no_network_beats_its_bound_or_any_other(seed, m, scale, bias, intercept
 
 
 def test_the_scope_is_told_in_words():
-    heuristic = check(adam(plain(kernel=(2, 2)), "squared", 60))
+    heuristic = check(plain(kernel=(2, 2)))
     assert heuristic.scope == "heuristic"
     assert "scope heuristic: an estimate, not a proof" in str(heuristic)
     assert "lower bound (heuristic)" in str(heuristic)
@@ -346,7 +346,7 @@ def test_a_proof_that_stood_in_for_a_worse_estimate_stands_beside_a_better_one(n
 
 
 def test_a_local_search_never_reports_a_smaller_maximum_than_the_filters_at_hand():
-    network = adam(plain(), "squared", 60)
+    network = adam(plain(), "squared", 20)
     exact, local = check(network, oracle="exact"), check(network, oracle="local")
     assert local.scope == "heuristic"
     assert local.g_max <= exact.g_max * (1 + 1e-9)
@@ -807,5 +807,6 @@ def test_no_estimate_stands_before_a_proof_that_says_more(seed):
     images, targets = torch.from_numpy(data.images[:240]).float() / 16, data.target[:240]
     certificate = certify(network, images, targets, beta=0.01, tol=0.5)
     assert certificate.proved is not None
-    assert certificate.dual >= certificate.proved
-    assert certificate.scope.for_all or certificate.dual > certificate.proved
+    assert certificate.scope == "heuristic"
+    assert certificate.dual >= certificate.proved > 0
+    assert certificate.rel_gap <= certificate.proved_gap

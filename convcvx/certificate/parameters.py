@@ -118,7 +118,9 @@ def certify_parameters(
         check_proof(problem, bound, primal, predictions, weights)
     dual = _between(shown.dual - (off if found.scope.proved or large else 0.0), primal)
     proved, name = _between(shown.proved - off, primal), shown.name
-    if found.scope.proved and proved > dual:  # it holds for the filters of that scope as well
+    if not found.scope.proved:
+        dual = max(dual, proved)  # no estimate is below what is proved
+    elif proved > dual:  # it holds for the filters of that scope as well
         dual, name = proved, shown.proved_by or name
     rel_gap = relative_gap(primal, dual)
     return Certificate(

@@ -78,8 +78,7 @@ class Shown:
 
     def beside(self, proof: Proof) -> Shown:
         """With what was proved of every network besides, instead of what was searched if that says less."""
-        guess = not self.found.scope.proved  # than which a proof that is higher says more, for the same networks
-        if ((guess or self.found.scope.for_all) and proof.value > self.dual) or self.found.g_max == math.inf:
+        if (self.found.scope.for_all and proof.value > self.dual) or self.found.g_max == math.inf:
             found = replace(proof.found, stats=proof.found.stats | _kept(self.found))
             return Shown(found, proof.value, proof.point, proof.oracle, proof.value, proof.by)
         return self if self.found.scope.for_all else replace(self, proved=proof.value, proved_by=proof.by)
@@ -216,5 +215,4 @@ class Search:
 
 
 def _kept(found: OracleResult) -> dict[str, Any]:
-    kept = {name: found.stats[name] for name in KEPT_STATISTICS if name in found.stats}
-    return kept if found.scope.proved or found.cut_short else {}  # that a guess was hopeless is of no account then
+    return {name: found.stats[name] for name in KEPT_STATISTICS if name in found.stats}
