@@ -35,10 +35,10 @@ CIFAR10: dict[str, Any] = {
 
 PROOF: dict[str, Any] = {
     "contrast": True,
-    "rank": 3,
     "oracle": "branch-and-bound",
 }
-"""What the presets share whose gap is a proof on a whole data set: none of a higher rank has been proved there."""
+"""What the presets share whose gap is a proof on a whole data set: of rank 2 or 3, as none of a higher one has been
+proved there."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -70,8 +70,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "kernel_size": "7",
         "stride": "2",
         "padding": "1",
+        "rank": 2,
+        "subspaces": 6,
         "pool": "6",
-        "beta_ratio": 1e-3,
+        "beta_ratio": 5e-4,
         "tol": 1e-2,
     },
     "cifar10-proof": {
@@ -79,6 +81,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         **PROOF,
         "kernel_size": "4",
         "stride": "3",
+        "rank": 3,
         "pool": "5",
         "beta_ratio": 3e-3,
         "tol": 2e-2,
