@@ -96,10 +96,10 @@ def test_a_saved_network_comes_back_with_a_card_that_says_what_is_known(tmp_path
     front = card.split("---")[1]
     (model,) = json.loads(front.split("model-index: ")[1])
     assert model["results"][0]["metrics"][0]["value"] == metrics["test_accuracy"]
-    proved = fitted.metrics | {"scope": "global"}
+    proved = fitted.metrics | {"scope": "global", "meaning": "a proof: of networks like this one"}
     again = convcvx.load(DIGITS)
     object.__setattr__(again, "metrics", proved)
-    assert "Scope **global**: a proof" in (again.save_pretrained(tmp_path / "net") / "README.md").read_text()
+    assert "Scope **global**: a proof: of networks like this one." in (again.save_pretrained(tmp_path / "net") / "README.md").read_text()
 
 
 def test_a_stack_is_saved_alike(tmp_path):
