@@ -99,7 +99,8 @@ def test_a_saved_network_comes_back_with_a_card_that_says_what_is_known(tmp_path
     proved = fitted.metrics | {"scope": "global", "meaning": "a proof: of networks like this one"}
     again = convcvx.load(DIGITS)
     object.__setattr__(again, "metrics", proved)
-    assert "Scope **global**: a proof: of networks like this one." in (again.save_pretrained(tmp_path / "net") / "README.md").read_text()
+    card = (again.save_pretrained(tmp_path / "net") / "README.md").read_text()
+    assert "Scope **global**: a proof: of networks like this one." in card
 
 
 def test_a_stack_is_saved_alike(tmp_path):
