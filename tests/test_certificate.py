@@ -329,22 +329,6 @@ def test_the_better_bound_counts_and_a_proof_before_an_estimate():
         own.with_bound_of(replace(better, beta=2 * own.beta))
 
 
-@pytest.mark.parametrize("name", ["polynomial", "lengths"])
-def test_a_proof_that_stood_in_for_a_worse_estimate_stands_beside_a_better_one(name):
-    """As of a poor network of one's own, and of a run that is named by --like."""
-    good = check(plain(seed=1))
-    good = replace(good, scope="heuristic", oracle="local", proved=0.2 * good.dual, proved_by="that")
-    poor = replace(good, dual=0.5 * good.dual, scope="global", oracle=name, proved=0.5 * good.dual, proved_by=name)
-    for best in (good.with_bound_of(poor), poor.with_bound_of(good)):
-        assert (best.scope, best.dual, best.oracle) == ("heuristic", good.dual, "local")
-        assert (best.proved, best.proved_by) == (poor.dual, name)
-    worse = replace(good, dual=0.4 * good.dual)
-    for best in (worse.with_bound_of(poor), poor.with_bound_of(worse)):
-        assert (best.scope, best.dual, best.proved, best.oracle) == ("global", poor.dual, poor.dual, name)
-    asked = replace(poor, oracle="branch-and-bound")
-    assert good.with_bound_of(asked).scope == asked.with_bound_of(good).scope == "global"
-
-
 def test_a_local_search_never_reports_a_smaller_maximum_than_the_filters_at_hand():
     network = adam(plain(), "squared", 20)
     exact, local = check(network, oracle="exact"), check(network, oracle="local")

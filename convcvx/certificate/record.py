@@ -12,7 +12,6 @@ from convcvx.display.words import bounds, claims, restriction, rows, told
 from convcvx.errors import InputError
 from convcvx.oracles.contradiction import contradiction
 from convcvx.oracles.lengths import NAME as LENGTHS
-from convcvx.oracles.polynomial import PolynomialOracle
 from convcvx.oracles.scope import Scope
 from convcvx.problem import relative_gap
 
@@ -170,9 +169,6 @@ class Certificate:
     def with_bound_of(self, other: Certificate) -> Certificate:
         """The same network against the better of two lower bounds on the same problem: a proof before an estimate.
 
-        Unless that proof is one of polynomials or lengths, which stood in for an estimate that said less: then it
-        stands beside an estimate that says more, as it does in one certificate.
-
         A bound over sampled patterns or over a family holds for the filters that it was computed for, and never passes
         to another; what is proved for every network holds for these as well.
 
@@ -188,9 +184,7 @@ class Certificate:
             if bound is not None and bound > self.primal * (1 + FLOAT32_ROUNDING):
                 raise contradiction(bound, self.primal)
         best = self
-        guess = not (self.scope.proved and other.scope.proved) and all(each._stood_in for each in (self, other))
-        higher = other.dual > self.dual if guess else other._standing > self._standing
-        if other.scope.shared and higher:
+        if other.scope.shared and other._standing > self._standing:
             taken = {name: getattr(other, name) for name in ("dual", "scope", "g_max", "oracle", "search")}
             if other.scope.for_all:
                 taken["dual"] = min(other.dual, self.primal)
@@ -216,11 +210,6 @@ class Certificate:
     def _standing(self) -> tuple[bool, bool, float]:
         """By which lower bounds are compared: proofs for all networks, then for some, then estimates."""
         return self.scope.for_all, self.scope.proved, self.dual
-
-    @property
-    def _stood_in(self) -> bool:
-        """Whether this is an estimate, or a proof that stands where an estimate would that says more."""
-        return not self.scope.proved or (self.scope.for_all and self.oracle in (PolynomialOracle.name, LENGTHS))
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"meaning": self.meaning}
