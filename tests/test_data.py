@@ -176,7 +176,7 @@ NAN, BIG = np.full((12, 5, 4), np.nan), np.full((12, 5, 4), 255.0)
     ("changes", "message"),
     [
         ({"x_train": None}, "lacks x_train: add them; it holds y_train, x_test, y_test"),
-        ({"y_test": None, "z": np.zeros(1)}, "lacks y_test"),
+        ({"y_test": None, "z": np.zeros(1)}, "has one of x_test and y_test: give both, or neither"),
         ({"y_train": np.arange(11) % 3}, "x_train has 12 images but y_train has 11 labels"),
         ({"y_test": np.arange(7) % 3}, "x_test has 6 images but y_test has 7 labels"),
         ({"x_train": NAN}, "x_train has NaN or infinite pixels in 12 images"),

@@ -218,6 +218,30 @@ def test_any_table_is_taken_or_refused(tmp_path, rows):
         load(tmp_path / "list.csv")
 
 
+def test_arrays_without_a_test_set_are_read(tmp_path):
+    alone = {"x_train": np.arange(20, dtype=np.uint8)[:, None, None] * np.ones((20, 6, 5), np.uint8)}
+    alone |= {"y_train": np.arange(20)[:, None] // 10}
+    np.savez(tmp_path / "alone.npz", **alone, w_train=np.arange(1.0, 21))
+    train, test = load(tmp_path / "alone.npz")
+    assert (len(train), test.targets.bincount().tolist()) == (16, [2, 2])  # by class, though labels are a column
+    rows = torch.cat([train.images, test.images])[:, 0, 0, 0] * 255
+    assert rows.round().sort().values.tolist() == list(range(20))
+    assert torch.equal(torch.cat([train.weights, test.weights]), rows.round() + 1)
+    again, other = load(tmp_path / "alone.npz", limit=12)
+    assert torch.equal(again.images, train.images[:12])
+    assert torch.equal(other.images, test.images)
+    pair = alone | {"x_val": alone["x_train"][:3], "y_val": alone["y_train"][:3]}
+    np.savez(tmp_path / "pair.npz", **pair)
+    (tmp_path / "pair").mkdir()
+    for key, array in pair.items():
+        np.save(tmp_path / "pair" / f"{key}.npy", array)
+    for name in ("pair.npz", "pair"):
+        train, test, validation = load_sets(tmp_path / name)
+        assert (len(train), len(test), validation) == (20, 3, None)
+    (tmp_path / "pair" / "x_val.npy").unlink()
+    assert "lacks x_test.npy, y_test.npy: add them" in said(DataError, tmp_path / "pair")
+
+
 def test_the_arrays_of_medmnist_and_texts_are_read(tmp_path):
     x, y = NOISE, np.arange(12, dtype=np.uint8)[:, None] % 2
     parts = {"train": slice(None), "val": slice(6), "test": slice(4)}

@@ -18,6 +18,8 @@ from convcvx.machine.memory import check_memory
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 """Names of the arrays of a data set: images and targets to train on and to test with, by the Keras convention."""
+NEEDED = KEYS[:2]
+"""Those that a file needs: of what has neither a test nor a validation set `datasets.assembled` takes one out."""
 FURTHER = ("x_val", "y_val", "w_train", "w_val", "w_test")
 """Names of those that it may have besides: a validation set, and what each image counts for."""
 MEDMNIST = {f"{kind}_{part}": f"{part}_{name}" for kind, name in (("x", "images"), ("y", "labels")) for part in PARTS}
@@ -34,7 +36,7 @@ def read_npz(path: Path) -> Arrays:
         forms, names = _forms_in_zip(path)
     except Exception as error:  # of zip, zlib, numpy's header: no closed list is documented
         raise DataError(f"{path} is no complete .npz file: write it again ({one_line(error)})") from None
-    if missing := [key for key in KEYS if key not in forms]:
+    if missing := [key for key in NEEDED if key not in forms]:
         raise DataError(f"{path} lacks {', '.join(missing)}: add them; it holds {', '.join(forms) or 'nothing'}")
     check_forms(forms, path)
     check_memory(
@@ -53,10 +55,10 @@ def read_npz(path: Path) -> Arrays:
 
 def read_arrays(root: Path) -> Arrays:
     """The .npy files of a folder, images on a memory map."""
-    files = {key: root / f"{key}.npy" for key in KEYS}
-    if missing := [file.name for file in files.values() if not file.is_file()]:
+    files = {key: file for key in (*KEYS, *FURTHER) if (file := root / f"{key}.npy").is_file()}
+    needed = NEEDED if "x_val" in files else KEYS  # no test set is taken out of images that stay on disk
+    if missing := [f"{key}.npy" for key in needed if key not in files]:
         raise DataError(f"{root} lacks {', '.join(missing)}: add them")
-    files |= {key: file for key in FURTHER if (file := root / f"{key}.npy").is_file()}
     arrays = {}
     for key, file in files.items():
         try:
@@ -78,8 +80,9 @@ def check_forms(arrays: Arrays, place: Path) -> None:
     for key in (*KEYS, *FURTHER):
         if key in arrays and arrays[key].dtype.hasobject:
             raise DataError(f"{key} of {place} holds Python objects, which are never unpickled: save plain arrays")
-    if ("x_val" in arrays) != ("y_val" in arrays):
-        raise DataError(f"{place} has one of x_val and y_val: give both, or neither")
+    for part in PARTS:
+        if (f"x_{part}" in arrays) != (f"y_{part}" in arrays):
+            raise DataError(f"{place} has one of x_{part} and y_{part}: give both, or neither")
     for part in (part for part in PARTS if f"x_{part}" in arrays):
         x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
         check_pixels(x, f"x_{part}")
@@ -135,7 +138,7 @@ def _form(file: IO[bytes]) -> np.ndarray:
 
 
 NPZ_SOURCE = Source(
-    "FILE.npz with x_train, y_train, x_test, y_test and, perhaps, x_val, y_val; or as MedMNIST calls them",
+    "FILE.npz with x_train, y_train and, perhaps, x_test, y_test, x_val, y_val; or as MedMNIST calls them",
     lambda order: order.path.suffix == ".npz",
     lambda order: Raw(order.path.stem, read_npz(order.path)),
 )

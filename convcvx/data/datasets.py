@@ -110,8 +110,8 @@ def load(
         `digits`: scikit-learn's 1,797 embedded 8x8 digits, split with seed 0 and by class into 1,437 and 360.
         `mnist`, `cifar10` and the other names of `convcvx.data.torchvision_sets.DOWNLOADS`, in any case: sets
         of torchvision in `data_dir`.
-        FILE.npz: x_train, y_train, x_test, y_test; images NHW or NHWC, uint8 or float in [0, 1]; integer y or texts
-        are classes, float y real targets. Or the arrays of MedMNIST.
+        FILE.npz: x_train, y_train and, perhaps, x_test, y_test; images NHW or NHWC, uint8 or float in [0, 1]; integer
+        y or texts are classes, float y real targets. Or the arrays of MedMNIST.
         FOLDER: train/CLASS/IMAGE and test/CLASS/IMAGE, or CLASS/IMAGE alone, images of the formats in
         `image_files.FORMATS`; their EXIF orientation is honoured, and what is transparent is laid on white. Or
         x_train.npy, y_train.npy, x_test.npy, y_test.npy, as in an .npz file: such images stay on disk and are read a
@@ -259,7 +259,7 @@ def _with_test(raw: Raw) -> Raw:
     if "x_test" not in arrays and "x_val" in arrays:
         arrays |= {f"{key}_test": arrays.pop(f"{key}_val") for key in "xyw" if f"{key}_val" in arrays}
     elif "x_test" not in arrays:
-        labels = arrays["y_train"]
+        labels = _one_a_row(arrays["y_train"])
         by_class = labels if labels.ndim == 1 and labels.dtype.kind != "f" else None
         kept, held_out = _split_rows(raw.name, len(labels), TEST_SHARE, TEST_SEED, by_class)
         for key in [key for key in "xyw" if f"{key}_train" in arrays]:
@@ -271,9 +271,7 @@ def _with_test(raw: Raw) -> Raw:
 def _numbered(raw: Raw) -> tuple[dict[str, np.ndarray], tuple[str, ...] | None]:
     """The arrays, labels that are texts numbered in the order of the alphabet, and the names of the classes."""
     arrays = dict(raw.arrays)
-    labels = {
-        key: np.squeeze(y, 1) if y.ndim == 2 and y.shape[1] == 1 else y for key, y in arrays.items() if key[0] == "y"
-    }
+    labels = {key: _one_a_row(y) for key, y in arrays.items() if key[0] == "y"}
     if not any(y.dtype.kind in "US" for y in labels.values()):
         return arrays, raw.classes
     texts = {key: y.astype(str) for key, y in labels.items()}
@@ -284,6 +282,11 @@ def _numbered(raw: Raw) -> tuple[dict[str, np.ndarray], tuple[str, ...] | None]:
             raise DataError(f"{key} has labels that are no training class: {unknown}; drop their images")
         arrays[key] = np.array([order[name] for name in y.ravel().tolist()]).reshape(y.shape)
     return arrays, names
+
+
+def _one_a_row(labels: np.ndarray) -> np.ndarray:
+    """(n,) for (n, 1)."""
+    return labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
 
 
 def _to_nhwc(x: np.ndarray) -> np.ndarray:

@@ -43,7 +43,7 @@ class Order:
 
 @dataclass(frozen=True, eq=False)
 class Raw:
-    """What a source has: arrays by `array_files.KEYS` and the like, images NHW or NHWC.
+    """What a source has: arrays by `array_files.KEYS` and `FURTHER`, images NHW or NHWC.
 
     Parameters
     ----------
