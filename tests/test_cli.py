@@ -223,7 +223,9 @@ def test_a_resumed_run_that_may_not_go_on_says_which_budget_is_used_up(run, tmp_
 def test_a_gap_that_a_longer_search_showed_asks_for_a_smaller_tol_to_go_on(run):
     fit = convcvx.load(run[0])
     seen = f"with a --tol below {fit.history[-1]['rel_gap']:.1e}, the gap that the training saw"
-    for status, told in (("gap_above_tol", seen), ("time_limit", "with another budget or --tol")):
+    larger = f"--tol {1.1 * fit.metrics['rel_gap']:.1e}, say: more rounds alone change nothing"
+    told_of = {"gap_above_tol": seen, "time_limit": "with another budget or --tol", "stalled": larger}
+    for status, told in told_of.items():
         assert go_on(replace(fit, metrics=fit.metrics | {"status": status})).endswith(told)
 
 

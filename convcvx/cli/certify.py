@@ -126,7 +126,7 @@ def _stored_certificate(run: Run | None, path: Path) -> Certificate | None:
 
 def _stored_embedding(run: Run) -> PatchEmbedding:
     if (embedding := run.load_embedding()) is None:
-        raise RunError(f"{run.folder} has no embedding.safetensors: finish it with --resume")
+        raise RunError(f"{run.folder} has no embedding.safetensors: finish it with {run.go_on}")
     return embedding
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import os
 import re
-import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -100,13 +99,13 @@ def guard(json_output: bool) -> Iterator[None]:
 
 
 @contextmanager
-def resumable(command: str, run: Folder) -> Iterator[None]:
+def resumable(run: Folder) -> Iterator[None]:
     """Have an interrupt tell by which line the training in `run` goes on, once there is something to go on from."""
     try:
         yield
     except KeyboardInterrupt:
-        go_on = f"to go on: convcvx {command} --resume --out {shlex.quote(str(run.out))}"
-        raise KeyboardInterrupt(go_on if run.begun else "nothing was kept yet: give the command again") from None
+        begun = f"to go on: {run.go_on}" if run.begun else "nothing was kept yet: give the command again"
+        raise KeyboardInterrupt(begun) from None
 
 
 def _end(message: str, status: str, code: int, json_output: bool) -> NoReturn:

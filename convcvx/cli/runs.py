@@ -67,7 +67,7 @@ def _described(folder: Path) -> dict[str, Any]:
     """What `KEPT` names, as far as it is there."""
     run = StackRun(folder) if StackRun(folder).begun else Run(folder)
     if not run.finished:
-        return {"status": "unfinished: go on with --resume"}
+        return {"status": f"unfinished: {run.go_on}"}
     try:
         metrics = run.metrics
     except RunError as error:

@@ -39,7 +39,7 @@ def run_stacking(
     console = open_console(json_output, quiet)
     with Team.of_torchrun() as team:
         run = StackRun(f.out_folder(out, resume, overwrite, lambda: _named(settings_of(given))))
-        with run.held(), resumable("stack", run):
+        with run.held(), resumable(run):
             goes_on = run.enter(resume=resume or team.restarted, overwrite=overwrite)
             fits = not goes_on and leaves_open(given, preset)
             settings = run.config.continued(given) if goes_on else settings_of(given)

@@ -37,7 +37,7 @@ def run_training(
     with Team.of_torchrun() as team:
         clock = Clock.now()
         run = Run(f.out_folder(out, resume, overwrite, lambda: _named(TrainConfig.from_dict(given))))
-        with run.held(), resumable("train", run):
+        with run.held(), resumable(run):
             goes_on = run.enter(resume=resume or team.restarted, overwrite=overwrite)
             fits = not goes_on and leaves_open(given, preset)
             settings = run.continued(given) if goes_on else TrainConfig.from_dict(given)
@@ -70,6 +70,8 @@ def run_training(
 def go_on(fit: Fit) -> str:
     """By which line a training that has stopped short goes on."""
     line = f"to go on: convcvx train --resume --out {shlex.quote(fit.metrics['out'])}"
+    if fit.metrics["status"] == Status.STALLED:
+        return f"{line} --tol {1.1 * fit.metrics['rel_gap']:.1e}, say: more rounds alone change nothing"
     if fit.metrics["status"] != Status.GAP_ABOVE_TOL:
         return f"{line}, with another budget or --tol"
     # At the same tol no round would be added: to the training, whose search was shorter, it was reached.

@@ -54,7 +54,7 @@ from convcvx.training.run import Run
 class StackRun(Folder):
     """The folder of a stack: options, data, metrics, model, the features under way, and a run folder for each stage."""
 
-    KIND = "stack"
+    KIND, COMMAND = "stack", "stack"
     METRICS: ClassVar[Any] = {"stages": [Run.METRICS | {"stage": int, "kept": bool}], "heads?": str}
     CONTENTS = Contents(
         "stack.json",

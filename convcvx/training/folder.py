@@ -51,6 +51,8 @@ class Folder(Files):
     """
 
     KIND, CONTENTS = "folder", Contents("", ())
+    COMMAND: ClassVar[str]
+    """Of `convcvx`: what fills such a folder."""
     METRICS: ClassVar[Any] = {}
     """Form of metrics.json, as `reading` has it."""
 
@@ -104,6 +106,11 @@ class Folder(Files):
             return Places(self.folder.resolve(), self.CONTENTS)
         except (OSError, RuntimeError) as error:  # a loop of links
             raise RunError(f"cannot find {self.folder}: {error}; choose another --out") from None
+
+    @property
+    def go_on(self) -> str:
+        """By which line the training in it goes on."""
+        return f"convcvx {self.COMMAND} --resume --out {shlex.quote(str(self.out))}"
 
     @property
     def displaced(self) -> bool:
@@ -240,7 +247,7 @@ class Folder(Files):
     def metrics(self) -> dict[str, Any]:
         """What the command that made it printed as JSON."""
         if not self.finished:
-            raise RunError(f"{self.folder} has no {RESULT} yet: finish it with --resume")
+            raise RunError(f"{self.folder} has no {RESULT} yet: finish it with {self.go_on}")
         return self._read_json(RESULT, self.METRICS)
 
 

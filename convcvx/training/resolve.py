@@ -160,7 +160,7 @@ def run_beta(run: Run, config: TrainConfig) -> float:
     """The weight decay of `run`: the one chosen for its dictionary, or what its options say."""
     chosen, beta_max = run.chosen_beta, run.beta_max
     if chosen is None and config.beta is None and beta_max is None:
-        raise RunError(f"{run.folder} has not got as far as its beta: finish it with --resume")
+        raise RunError(f"{run.folder} has not got as far as its beta: finish it with {run.go_on}")
     return beta_of(config, beta_max, chosen)
 
 

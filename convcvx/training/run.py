@@ -61,7 +61,7 @@ FILES = {
 class Run(Folder, Journal):
     """One run folder: the journal of a training on disk."""
 
-    KIND, CONTENTS = "run", Contents("config.json", FILES)
+    KIND, COMMAND, CONTENTS = "run", "train", Contents("config.json", FILES)
     METRICS: ClassVar[Any] = {
         **dict.fromkeys(("primal", "dual", "rel_gap", "seconds"), float),
         **dict.fromkeys(("scope", "meaning", "status"), str),
@@ -235,5 +235,5 @@ class Run(Folder, Journal):
     def model_file(self) -> Path:
         path = self.folder / "model.safetensors"
         if not path.exists():
-            raise RunError(f"{self.folder} has no model.safetensors yet: finish it with --resume")
+            raise RunError(f"{self.folder} has no model.safetensors yet: finish it with {self.go_on}")
         return path
