@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from convcvx.baseline import BATCH, OPTIMIZERS, Training, train_twin, tune_rate
+from convcvx.certificate.record import Certificate
 from convcvx.data.datasets import Dataset
 from convcvx.data.given import given_dataset
 from convcvx.errors import InputError, RunError
@@ -136,7 +137,7 @@ def compare(
     if fit.origin is not None:
         known = {name: part for name, part in fit.origin.sets.items() if name == "train"}
         replace(fit.origin, sets=known).check(Origin.of(fit.config, (train, None, None)), "the fit")
-    convex = _convex(fit.metrics) | {"test_accuracy": score(fit.network, test_set)}
+    convex = _convex(fit.metrics, fit.certificate) | {"test_accuracy": score(fit.network, test_set)}
     with watching(verbose):
         return compare_on(settings, config, convex, fit.solution, train, test_set)
 
@@ -146,14 +147,14 @@ def compare_job(run: Run, config: CompareConfig) -> dict[str, Any]:
     from convcvx.report import comparison_figure, png  # matplotlib: the command line does not wait for it
 
     config.check()
-    convex, solution = _convex(run.metrics), load_fit(run).solution
+    convex, solution = _convex(run.metrics, run.certificate), load_fit(run).solution
     settings = found_in(replace(with_run_settings(run), device=config.device), config.data_dir)
     data = run_data(run, settings)
     train, test, _ = stage_data(run, data) or data
     found = compare_on(settings, config, convex, solution, train, test)
     histories = [training.history for training in found.trainings]
     plot = png(comparison_figure(run.history, histories, convex["dual"], convex["scope"], config.optimizer))
-    if _convex(run.metrics) != convex:
+    if _convex(run.metrics, run.certificate) != convex:
         raise RunError(f"{run.folder} is another run than it was when the comparison began: compare it again")
     run.save_comparison(config.optimizer, found.metrics, plot, found.network)
     return found.metrics
@@ -201,15 +202,15 @@ def compare_on(
     return Comparison(trainings[0].twin.network(), metrics, trainings)
 
 
-def _convex(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Of the metrics of a fit what a comparison has."""
+def _convex(metrics: dict[str, Any], certificate: Certificate) -> dict[str, Any]:
+    """Of the metrics of a fit, with this certificate, what a comparison has."""
     kept = ("dual", "rel_gap", "scope", "meaning", "n_filters", "train_accuracy", "test_accuracy", "seconds")
     found = {"objective": metrics["primal"], "core_seconds": metrics.get("core_seconds")}
     found |= {name: metrics[name] for name in kept}
     if Scope(metrics["scope"]) is Scope.FAMILY:
         # The twin's filters are free: what is proved over a family does not bind it.
-        proved = {"dual": metrics["proved"], "rel_gap": metrics["proved_gap"]}
-        found |= {**proved, "scope": Scope.GLOBAL, "meaning": Scope.GLOBAL.meaning}
+        proved = certificate.of_all_networks
+        found |= {name: getattr(proved, name) for name in ("dual", "rel_gap", "scope", "meaning")}
     return found
 
 

@@ -482,6 +482,7 @@ def test_a_twin_of_free_filters_is_held_against_what_is_proved_of_all_networks()
     assert layer.certificate.scope == "family"
     found = convcvx.compare(layer, images, classes, epochs=1, seeds=1).metrics
     assert found["twin"]["scope"] == found["convex"]["scope"] == "global"
+    assert found["convex"]["meaning"].endswith("whose filters are of rank 3 of 9")
     assert found["twin"]["lower_bound"] == layer.certificate.proved < layer.certificate.dual
 
 

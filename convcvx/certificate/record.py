@@ -154,6 +154,15 @@ class Certificate:
             f"a new one with a chance of about {unseen:.0%}){cut}"
         )
 
+    @property
+    def of_all_networks(self) -> Certificate:
+        """The same network against what is proved of every network: weak, perhaps, where that is not `dual`."""
+        if self.scope.for_all:
+            return self
+        dual, gap = (0.0, 1.0) if self.proved is None else (self.proved, relative_gap(self.primal, self.proved))
+        prover = self.proved_by or self.oracle
+        return replace(self, dual=dual, rel_gap=gap, scope=Scope.GLOBAL, oracle=prover, search={})
+
     def check_same_problem(self, other: Certificate) -> None:
         """Raise `InputError` when `other` certifies another problem, as far as certificates tell."""
         for name in SAME:

@@ -104,12 +104,13 @@ def _data(run: Run, config: TrainConfig) -> Data:
 
 def ranks(run: Run, config: TrainConfig, network: TwoLayerCNN) -> dict[str, int]:
     """Rank, size and subspaces of the filters that the certificate speaks of; earlier versions kept options alone."""
-    form = {"filter_rank?": (int, None), "filter_size?": (int, None)}
+    form = {"filter_rank?": (int, None), "filter_size?": (int, None), "subspaces?": int}
     kept = optional_json(run, "certificate.json", form)
     state = network.state_dict()
     size = kept.get("filter_size") or state["0.weight"][0].numel() + ("0.bias" in state)
-    rank = kept.get("filter_rank") or min((config.rank or size) * config.subspaces, size)
-    return {"filter_rank": rank, "filter_size": size, "subspaces": config.subspaces}
+    subspaces = kept.get("subspaces") or config.subspaces
+    rank = kept.get("filter_rank") or min((config.rank or size) * subspaces, size)
+    return {"filter_rank": rank, "filter_size": size, "subspaces": subspaces}
 
 
 def names_of(network: TwoLayerCNN, seen: Evidence | None) -> list[str]:
