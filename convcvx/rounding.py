@@ -33,10 +33,23 @@ def total(terms: Tensor) -> tuple[float, float]:
     >>> total(torch.full((1000,), 0.1, dtype=torch.float64))[0]
     100.0
     """
-    terms = terms.detach().double().cpu().flatten()
-    blocks = torch.nn.functional.pad(terms, (0, -len(terms) % BLOCK)).view(-1, BLOCK)
-    error = BLOCK * UNIT * math.fsum(blocks.abs().sum(dim=1).tolist()) * (1 + BLOCK * UNIT)
-    return math.fsum(blocks.sum(dim=1).tolist()), error
+    return totals(terms.reshape(-1, 1))[0]
+
+
+def totals(rows: Tensor) -> list[tuple[float, float]]:
+    """The same for each column of rows (n, c)."""
+    terms = rows.detach().double().cpu().numpy()  # whose calls cost small problems less than those of torch
+    sums, sizes = (_sums(part) for part in (terms, np.abs(terms)))
+    return [(total, BLOCK * UNIT * size * (1 + BLOCK * UNIT)) for total, size in zip(sums, sizes, strict=True)]
+
+
+def _sums(terms: np.ndarray) -> list[float]:
+    """Of each column of terms (n, c)."""
+    whole = len(terms) - len(terms) % BLOCK
+    with np.errstate(over="ignore", invalid="ignore"):
+        blocks = terms[:whole].reshape(-1, BLOCK, terms.shape[1]).sum(axis=1)
+        parts = np.concatenate([blocks, terms[whole:].sum(axis=0)[None]])
+    return [math.fsum(column) for column in parts.T.tolist()]
 
 
 def top_eigenvalue(matrix: Tensor) -> float:

@@ -7,7 +7,7 @@ import math
 from torch import Tensor
 
 from convcvx.losses.shares import Shares
-from convcvx.rounding import SAFE, TINY, UNIT, total
+from convcvx.rounding import SAFE, TINY, UNIT, total, totals
 
 
 class Squared:
@@ -85,4 +85,4 @@ def length_of_sum(rows: Tensor, roundings: int = 0) -> float:
 def sizes_of_sums(rows: Tensor, roundings: int = 0) -> list[float]:
     """At least |Σ_i rows_ik| for each column k."""
     own = (roundings * UNIT * rows.abs().sum(dim=0) * (1 + len(rows) * UNIT)).tolist()
-    return [abs(value) + error + off for (value, error), off in zip(map(total, rows.T), own, strict=True)]
+    return [abs(value) + error + off for (value, error), off in zip(totals(rows), own, strict=True)]
