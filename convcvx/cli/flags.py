@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Collection
+from dataclasses import dataclass, fields
 from functools import partial
 from inspect import Parameter, Signature, signature
 from pathlib import Path
@@ -60,8 +61,44 @@ Quiet = Annotated[
     ),
 ]
 
-APART = ("out", "resume", "overwrite", "preset", "config", "json_output", "quiet")
-"""Options that say where a command reads and writes, not what it does."""
+
+@dataclass(frozen=True)
+class Asked:
+    """What commands that train are asked besides what to do: where to read and write, and how much to say."""
+
+    out: Out = None
+    resume: Resume = False
+    overwrite: Overwrite = False
+    preset: Preset = None
+    config: Config = None
+    json_output: Json = False
+    quiet: Quiet = False
+
+    @classmethod
+    def of(cls, options: dict[str, Any]) -> Asked:
+        """Those among the values of all flags of a command."""
+        return cls(**{name: options[name] for name in APART})
+
+    def check(self) -> None:
+        """Raise `InputError` for what does not say where to write."""
+        if self.resume and self.overwrite:
+            raise InputError("give --resume or --overwrite, not both")
+        if self.resume and self.out is None:
+            raise InputError("--resume needs --out, the folder to go on with")
+
+    def folder(self, name: Callable[[], str]) -> Path:
+        """Where to write: `out`, or the folder called `name` among the checkpoints."""
+        self.check()
+        return Path("checkpoints") / name() if self.out is None else self.out
+
+
+APART = tuple(field.name for field in fields(Asked))
+"""Options that are not of a training."""
+ASKED = [
+    Parameter(field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=hint)
+    for field, hint in zip(fields(Asked), get_type_hints(Asked, include_extras=True).values(), strict=True)
+]
+"""Their flags."""
 
 
 def flags_of(
@@ -123,33 +160,18 @@ def check_early(given: dict[str, Any], resume: bool) -> None:
         config.check()
 
 
-def check_out(out: Path | None, resume: bool, overwrite: bool) -> None:
-    """Raise `InputError` for what does not say where to write."""
-    if resume and overwrite:
-        raise InputError("give --resume or --overwrite, not both")
-    if resume and out is None:
-        raise InputError("--resume needs --out, the folder to go on with")
-
-
-def out_folder(out: Path | None, resume: bool, overwrite: bool, name: Callable[[], str]) -> Path:
-    """Where a command writes: `out`, or the folder called `name` among the checkpoints."""
-    check_out(out, resume, overwrite)
-    return Path("checkpoints") / name() if out is None else out
-
-
 def given_options(
     context: typer.Context,
-    preset: str | None = None,
-    file: Path | None = None,
+    asked: Asked,
     read: Callable[[dict[str, Any]], dict[str, Any]] = partial(as_kept, TrainConfig),
 ) -> dict[str, Any]:
     """The options asked for: those of the preset, overridden by the config file, overridden by flags.
 
     `read` makes of values of TOML what runs keep.
     """
-    options = {} if preset is None else dict(preset_options(preset))
-    if file is not None:
-        options |= read(_read_config(file, [name for name in context.params if name not in APART]))
+    options = {} if asked.preset is None else dict(preset_options(asked.preset))
+    if asked.config is not None:
+        options |= read(_read_config(asked.config, [name for name in context.params if name not in APART]))
     return options | flags(context)
 
 

@@ -16,19 +16,9 @@ from convcvx.training.options import TrainConfig
 @f.takes(
     *f.flags_of(StackShape),
     *f.flags_of(TrainConfig, STAGE_OPTIONS, by_stage=True, validation=VALIDATION),
+    *f.ASKED,
 )
-def stack(
-    context: typer.Context,
-    *,
-    out: f.Out = None,
-    resume: f.Resume = False,
-    overwrite: f.Overwrite = False,
-    preset: f.Preset = None,
-    config: f.Config = None,
-    json_output: f.Json = False,
-    quiet: f.Quiet = False,
-    **options: Any,
-) -> None:
+def stack(context: typer.Context, **options: Any) -> None:
     """Train layer after layer, each to the optimum of its objective on the frozen features of those before.
 
     Every stage leaves a run folder with its certificate, which speaks of that
@@ -43,13 +33,14 @@ def stack(
 
       convcvx stack --stages 2 --padding 1 --pool 4 --beta-ratio 0.01 --tol 0.03
     """
-    with guard(json_output):
+    asked = f.Asked.of(options)
+    with guard(asked.json_output):
         given: dict[str, Any] = {}
         if leads():
-            given = f.given_options(context, preset, config, as_kept_by_stage)
-            f.check_out(out, resume, overwrite)
-            if not resume:  # what a resumed one leaves out may be what the others need
+            given = f.given_options(context, asked, as_kept_by_stage)
+            asked.check()
+            if not asked.resume:  # what a resumed one leaves out may be what the others need
                 settings_of(given)
         from convcvx.cli.stacking import run_stacking  # torch: a refusal does not wait for it
 
-        run_stacking(given, out, resume, overwrite, preset, json_output, quiet)
+        run_stacking(given, asked)

@@ -26,22 +26,14 @@ from convcvx.training.progress import Progress
 from convcvx.training.resolve import load_data
 
 
-def run_stacking(
-    given: dict[str, Any],
-    out: Path | None,
-    resume: bool,
-    overwrite: bool,
-    preset: str | None,
-    json_output: bool,
-    quiet: bool,
-) -> None:
+def run_stacking(given: dict[str, Any], asked: f.Asked) -> None:
     """Train a stack by the options that were `given`, tell how it goes, and end as commands do."""
-    console = open_console(json_output, quiet)
+    console = open_console(asked.json_output, asked.quiet)
     with Team.of_torchrun() as team:
-        run = StackRun(f.out_folder(out, resume, overwrite, lambda: _named(settings_of(given))))
+        run = StackRun(asked.folder(lambda: _named(settings_of(given))))
         with run.held(), resumable(run):
-            goes_on = run.enter(resume=resume or team.restarted, overwrite=overwrite)
-            fits = not goes_on and leaves_open(given, preset)
+            goes_on = run.enter(resume=asked.resume or team.restarted, overwrite=asked.overwrite)
+            fits = not goes_on and leaves_open(given, asked.preset)
             settings = run.config.continued(given) if goes_on else settings_of(given)
             data = origin = None
             if fits:
@@ -50,14 +42,14 @@ def run_stacking(
                 chosen = fitting_stack(given, data[0])
                 settings, origin = settings_of(chosen), Origin.of(settings.stages[0], data)
             with Progress(console, settings.stages[0].tol, settings.stages[0].time_limit) as progress:
-                if resume and not goes_on:
-                    progress.begin(f"nothing has begun in {out}: it begins now, by these options")
+                if asked.resume and not goes_on:
+                    progress.begin(f"nothing has begun in {asked.out}: it begins now, by these options")
                 if fits:
                     progress.begin(f"options that fit the data: {in_flags(chosen)}")
                 result = stack_job(settings, run, progress, team, resume=goes_on, data=data, origin=origin)
         _print_table(console, result)
         explain_short(console, result, "raise --tol, or the budgets of the stages that fell short")
-        finish(result, json_output, team)
+        finish(result, asked.json_output, team)
 
 
 def _named(config: StackConfig) -> str:

@@ -12,19 +12,8 @@ from convcvx.terms.launch import leads
 from convcvx.training.options import TrainConfig
 
 
-@f.takes(*f.flags_of(TrainConfig))
-def train(
-    context: typer.Context,
-    *,
-    out: f.Out = None,
-    resume: f.Resume = False,
-    overwrite: f.Overwrite = False,
-    preset: f.Preset = None,
-    config: f.Config = None,
-    json_output: f.Json = False,
-    quiet: f.Quiet = False,
-    **options: Any,
-) -> None:
+@f.takes(*f.flags_of(TrainConfig), *f.ASKED)
+def train(context: typer.Context, **options: Any) -> None:
     """Train a two-layer convolutional network to the optimum of its objective.
 
         min  (1/n) Σ loss(f(x_i), y_i) + (beta/2) Σ (‖u_j‖² + ‖V_j‖²)
@@ -44,12 +33,13 @@ def train(
 
       torchrun --nproc-per-node 2 -m convcvx.cli train --preset demo
     """
-    with guard(json_output):
+    asked = f.Asked.of(options)
+    with guard(asked.json_output):
         given: dict[str, Any] = {}
         if leads():
-            given = f.given_options(context, preset, config)
-            f.check_early(given, resume)
-            f.check_out(out, resume, overwrite)
+            given = f.given_options(context, asked)
+            f.check_early(given, asked.resume)
+            asked.check()
         from convcvx.cli.training import run_training  # torch: a refusal does not wait for it
 
-        run_training(given, out, resume, overwrite, preset, json_output, quiet)
+        run_training(given, asked)

@@ -23,23 +23,15 @@ from convcvx.training.resolve import load_data
 from convcvx.training.run import Run
 
 
-def run_training(
-    given: dict[str, Any],
-    out: Path | None,
-    resume: bool,
-    overwrite: bool,
-    preset: str | None,
-    json_output: bool,
-    quiet: bool,
-) -> None:
+def run_training(given: dict[str, Any], asked: f.Asked) -> None:
     """Train by the options that were `given`, tell how it goes, and end as commands do."""
-    console = open_console(json_output, quiet)
+    console = open_console(asked.json_output, asked.quiet)
     with Team.of_torchrun() as team:
         clock = Clock.now()
-        run = Run(f.out_folder(out, resume, overwrite, lambda: _named(TrainConfig.from_dict(given))))
+        run = Run(asked.folder(lambda: _named(TrainConfig.from_dict(given))))
         with run.held(), resumable(run):
-            goes_on = run.enter(resume=resume or team.restarted, overwrite=overwrite)
-            fits = not goes_on and leaves_open(given, preset)
+            goes_on = run.enter(resume=asked.resume or team.restarted, overwrite=asked.overwrite)
+            fits = not goes_on and leaves_open(given, asked.preset)
             settings = run.continued(given) if goes_on else TrainConfig.from_dict(given)
             settings.check()
             data = None
@@ -48,8 +40,8 @@ def run_training(
                     data = load_data(settings)
                 settings = TrainConfig.from_dict(fitting(given, data[0]))
             with Progress(console, settings.tol, settings.time_limit) as progress:
-                if resume and not goes_on:
-                    progress.begin(f"nothing has begun in {out}: it begins now, by these options")
+                if asked.resume and not goes_on:
+                    progress.begin(f"nothing has begun in {asked.out}: it begins now, by these options")
                 if fits:
                     progress.begin(
                         f"options that fit the data: {in_flags(settings.chosen)}\n"
@@ -64,7 +56,7 @@ def run_training(
         explain_short(console, metrics, remedy, f"{saved}; {go_on(fit)}")
         if fits:
             console.print(f"try next: {next_steps(settings)}")
-        finish(metrics, json_output, team)
+        finish(metrics, asked.json_output, team)
 
 
 def go_on(fit: Fit) -> str:
