@@ -43,6 +43,10 @@ class GridWarning(UserWarning):
     """The best value of a grid is at its edge, and a better one may lie beyond; the message says what to extend."""
 
 
+WARNINGS = DataWarning, ConvergenceWarning, GridWarning
+"""All that convcvx warns of."""
+
+
 def one_line(error: Exception) -> str:
     """What an error says, or is called where it says nothing."""
     return " ".join(str(error).split()) or type(error).__name__

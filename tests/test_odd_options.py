@@ -6,9 +6,12 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers.commands import DIGITS, invoke, refused
+from PIL import Image
 
 from convcvx.errors import InputError
 from convcvx.pooling import Pooling
@@ -171,6 +174,62 @@ def test_a_current_folder_that_is_gone_is_no_traceback(tmp_path):
         assert "convcvx: error: " in refused("report nowhere")
     finally:
         os.chdir(here)
+
+
+def test_a_process_whose_folder_is_gone_is_told_so(tmp_path):
+    """Before torch's libraries, which do not load there and end the process in words of their own."""
+    leave = f"mkdir {tmp_path / 'gone'} && cd {tmp_path / 'gone'} && rmdir {tmp_path / 'gone'}"
+    done = subprocess.run(
+        ["sh", "-c", f"{leave} && {sys.executable} -P -m convcvx.cli runs --json"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    assert done.returncode == 2
+    assert "convcvx: error: the current folder is gone: change to one that is there" in done.stderr
+    assert "FATAL" not in done.stderr
+    assert json.loads(done.stdout)["status"] == "bad_input"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a disk that is full")
+def test_a_help_text_on_a_full_disk_is_one_line():
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "convcvx.cli", "train", "--help"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("convcvx: error: the system refuses")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_warnings_are_lines_of_the_command(tmp_path):
+    """In a process, as what Python makes of warnings is its own."""
+    images = tmp_path / "set"
+    for part in ("train", "test"):
+        for name in "ab":
+            (images / part / name).mkdir(parents=True)
+            for k in range(4):
+                Image.fromarray(np.full((4, 4), 40 * k + 90 * (name == "a"), np.uint8)).save(
+                    images / part / name / f"{k}.png"
+                )
+    (images / "train" / "a" / "notes.txt").write_text("no image")
+    (images / "train" / "a" / "loop").symlink_to(".")
+    command = [
+        sys.executable,
+        "-m",
+        "convcvx.cli",
+        "train",
+        "--data",
+        str(images),
+        "--kernel-size",
+        "2",
+        "--tol",
+        "0.9",
+    ]
+    shown = subprocess.run([*command, "--out", str(tmp_path / "run")], capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    assert [line.split(": ")[:2] for line in shown.stderr.splitlines()] == [["convcvx", "warning"]]
+    silent = subprocess.run([*command, "--out", str(tmp_path / "two"), "--quiet"], capture_output=True, text=True)
+    assert (silent.returncode, silent.stderr) == (0, "")
 
 
 @pytest.mark.slow

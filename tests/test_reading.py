@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from helpers.commands import DIGITS, cli
+from helpers.commands import DIGITS, cli, refused
 from safetensors.torch import save_file
 
 from convcvx.errors import RunError
@@ -66,6 +66,8 @@ def test_json_of_another_kind_is_refused(run, name):
 def test_every_key_of_the_metrics_that_is_needed_must_be_there_and_of_its_kind(run):
     good = run.metrics
     for key in Run.METRICS:
+        if key.endswith("?"):
+            continue
         for wrong in (None, "text", True, [1]):
             metrics = {name: value for name, value in good.items() if name != key or wrong is not None}
             if wrong is not None and not (wrong == "text" and Run.METRICS[key] is str):
@@ -75,6 +77,29 @@ def test_every_key_of_the_metrics_that_is_needed_must_be_there_and_of_its_kind(r
             (run.folder / "metrics.json").write_text(json.dumps(metrics))
             with pytest.raises(RunError, match=f"{key} (is missing|must be)"):
                 run.metrics  # noqa: B018 - a property
+
+
+def test_what_metrics_may_lack_is_of_its_kind_where_it_is_there(run):
+    good = run.metrics
+    optional = [key.removesuffix("?") for key in Run.METRICS if key.endswith("?")]
+    for key in optional:
+        (run.folder / "metrics.json").write_text(json.dumps(good | {key: None}))
+        assert run.metrics[key] is None
+        for wrong in ([], {}, True, "x" if key not in ("proved_by", "family") else 1):
+            (run.folder / "metrics.json").write_text(json.dumps(good | {key: wrong}))
+            cli("report", run.folder, code=2)
+            with pytest.raises(RunError, match=rf"(slope is missing|{key} must be)"):
+                run.metrics  # noqa: B018 - a property
+    (run.folder / "metrics.json").write_text(json.dumps(good | {"family_gap": 0.1, "family_size": None}))
+    cli("report", run.folder)
+
+
+@pytest.mark.parametrize("wrong", [[], "x", None, [{}], {"train": []}])
+def test_a_record_of_the_data_that_is_none_is_refused(run, wrong):
+    origin = {"options": {"data": "digits", "data_dir": None}, "paths": {}, "sets": wrong}
+    (run.folder / "data.json").write_text(json.dumps(origin))
+    for command in ("certify", "compare", "report"):
+        assert "data.json does not say what the run was trained on" in refused(command, run.folder)
 
 
 @pytest.mark.parametrize("name", ["state.safetensors", "embedding.safetensors", "model.safetensors"])

@@ -7,6 +7,7 @@ says how commands end.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -15,7 +16,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from convcvx import __version__
-from convcvx.cli.ending import leave_at_once, open_console, write_any_text
+from convcvx.cli.ending import check_place, guard, leave_at_once, open_console, say_warnings, write_any_text
 
 COMMANDS = {
     "train": "Train a two-layer convolutional network to the optimum of its objective.",
@@ -98,9 +99,15 @@ def _main(context: typer.Context, version: Version = False) -> None:
 
 def main() -> None:
     """Entry point of the `convcvx` command."""
+    asked = sys.argv[1:]
     write_any_text()
+    say_warnings(quiet=not {"--quiet", "-q"}.isdisjoint(asked))
     try:
-        app()
+        with guard("--json" in asked):  # of what no command's own guard sees, such as a help text on a full disk
+            check_place()
+            app()
+    except typer.Exit as end:
+        raise SystemExit(end.exit_code) from None
     except SystemExit as end:
         leave_at_once(end.code)
         raise

@@ -10,6 +10,7 @@ import io
 import os
 import re
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import typer
 from rich.console import Console
 
-from convcvx.errors import ConvcvxError, WorkerError, one_line
+from convcvx.errors import WARNINGS, ConvcvxError, InputError, WorkerError, one_line
 from convcvx.storage.reading import json_text
 from convcvx.terms.launch import launched
 from convcvx.terms.status import SHORT, Status
@@ -35,6 +36,27 @@ def write_any_text() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not what a caller may have put there, nor None
             stream.reconfigure(errors="backslashreplace")
+
+
+def say_warnings(quiet: bool) -> None:
+    """Have what convcvx warns of said in a line on standard error, not as Python does, with a place in the code."""
+    plain = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
+        if not issubclass(category, WARNINGS):
+            plain(message, category, *place, **options)
+        elif not quiet:
+            print(f"convcvx: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+    warnings.showwarning = show
+
+
+def check_place() -> None:
+    """Raise `InputError` where the current folder is gone: torch's libraries could not be loaded then."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise InputError("the current folder is gone: change to one that is there") from None
 
 
 def leave_at_once(code: Any) -> None:

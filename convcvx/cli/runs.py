@@ -67,6 +67,10 @@ def _described(folder: Path) -> dict[str, Any]:
     """What `KEPT` names, as far as it is there."""
     run = StackRun(folder) if StackRun(folder).begun else Run(folder)
     if not run.finished:
+        try:
+            run.config  # noqa: B018 - a property
+        except RunError as error:
+            return {"status": f"no run, or damaged: {error}"}
         return {"status": f"unfinished: {run.go_on}"}
     try:
         metrics = run.metrics

@@ -238,8 +238,9 @@ def told(values: Mapping[str, Any]) -> dict[str, str]:
     Nothing of what files of earlier versions lack.
     """
     lines = {}
-    if (gap := values.get("family_gap")) is not None:
-        size, name = values["family_size"], values.get("family") or "filters"
+    gap, size = values.get("family_gap"), values.get("family_size")
+    if gap is not None and size is not None:
+        name = values.get("family") or "filters"
         lines["family"] = f"no network over these {size:,} {name} is more than {percent_up(gap)} better: a proof"
     elif (seconds := values.get("family_seconds")) is not None:
         lines["left out"] = (

@@ -56,8 +56,9 @@ class Origin:
     @classmethod
     def from_dict(cls, values: Any, file: Path) -> Origin:
         """Of what `to_dict` gave, read from `file`."""
-        records = [values, *values.values(), *values.get("sets", {}).values()] if _is_record(values) else [None]
-        if not all(map(_is_record, records)) or values.keys() != {field.name for field in fields(cls)}:
+        known = _is_record(values) and values.keys() == {field.name for field in fields(cls)}
+        parts = list(values.values()) if known else [None]
+        if not all(map(_is_record, parts)) or not all(map(_is_record, values["sets"].values())):
             raise RunError(f"{file} does not say what the run was trained on: remove it to go on without that check")
         return cls(**values)
 

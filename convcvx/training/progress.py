@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import perf_counter
 from typing import Protocol, Self
 
 from rich.console import Console
@@ -61,6 +62,7 @@ class Progress:
     def __init__(self, console: Console, tol: float, time_limit: float | None = None) -> None:
         self._console, self._tol, self._time_limit = console, tol, time_limit
         self._began = False
+        self._since = perf_counter()  # data are read, and beta_max is looked for, before the first round
         self._images: int | None = None
         self._waiting = Waiting(console)
 
@@ -84,7 +86,9 @@ class Progress:
         if (images := record.get("images")) != self._images:
             self._console.print(f"on a sample of {images:,} images" if images else "on all images")
             self._images = images
-        left = seconds_left(solution.history, self._tol, self._time_limit)
+        spent = max(record["seconds"], perf_counter() - self._since)
+        limit = None if self._time_limit is None else max(0.0, self._time_limit - spent)
+        left = seconds_left(solution.history, self._tol, limit)
         if record["rel_gap"] <= self._tol and solution.status == Status.RUNNING:
             left = None  # more images or a proof are still to come, and nobody knows how long they take
         shown = "-", "-", "-"  # where time left none for a search
@@ -109,10 +113,10 @@ def reported(verbose: bool, tol: float, time_limit: float | None) -> Iterator[Re
         yield progress
 
 
-def seconds_left(history: list[Round], tol: float, time_limit: float | None) -> float | None:
-    """Extrapolate the fall of log gap over the last rounds to `tol`; None while it does not fall."""
+def seconds_left(history: list[Round], tol: float, limit: float | None) -> float | None:
+    """Extrapolate the fall of log gap over the last rounds to `tol`, up to the `limit` that is left; without one None
+    while it does not fall."""
     last = history[-1]
-    limit = None if time_limit is None else max(0.0, time_limit - last["seconds"])
     if last["rel_gap"] <= tol:
         return 0.0
     first = history[max(0, len(history) - 4)]

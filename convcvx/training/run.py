@@ -58,6 +58,14 @@ FILES = {
 """What a run writes; any other file in its folder is the user's."""
 
 
+OPTIMUM = {
+    **dict.fromkeys(("slope", "slope_low", "slope_high"), float),
+    "proved": bool,
+    **dict.fromkeys(("active", "active_used"), (int, None)),
+}
+"""Form of what metrics tell of the optimum."""
+
+
 class Run(Folder, Journal):
     """One run folder: the journal of a training on disk."""
 
@@ -67,6 +75,13 @@ class Run(Folder, Journal):
         **dict.fromkeys(("scope", "meaning", "status"), str),
         **dict.fromkeys(("train_accuracy", "test_accuracy"), (float, None)),
         "n_filters": int,
+        # What an earlier version did not write, or holds for some trainings alone.
+        **dict.fromkeys(("proved?", "proved_gap?", "family_gap?", "family_seconds?"), (float, None)),
+        **dict.fromkeys(("beta_max?", "core_seconds?", "compiling_seconds?", "peak_memory_mb?"), (float, None)),
+        **dict.fromkeys(("validation_accuracy?", "test_r2?"), (float, None)),
+        **dict.fromkeys(("proved_by?", "family?"), (str, None)),
+        "family_size?": (int, None),
+        "optimum?": (OPTIMUM, None),
     }
 
     @staticmethod
