@@ -45,9 +45,9 @@ CASES = [
 """What matters, one thing changed at a time."""
 INTRODUCTION = """# Accuracy of networks with a proved gap
 
-`python experiments/proved_accuracy.py [--data cifar10]`: squared loss, oracle branch-and-bound; accuracy on 10,000
-training images held out. A gap is a proof where the scope is global; core-seconds are those of training and proof
-together.
+`python experiments/proved_accuracy.py [--data cifar10] OPTIONS`: oracle branch-and-bound, squared loss unless the
+options say another; accuracy on 10,000 training images held out. A gap is a proof where the scope is global;
+core-seconds are those of training and proof together.
 
 | data | options | images | filters | held-out accuracy | gap | scope | core-seconds | status |
 |---|---|---|---|---|---|---|---|---|
