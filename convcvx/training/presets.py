@@ -70,9 +70,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "kernel_size": "7",
         "stride": "2",
         "padding": "1",
-        "subspaces": 6,
+        "subspaces": 4,
         "pool": "6",
-        "beta_ratio": 5e-4,
+        "loss": "cross-entropy",
+        "beta_ratio": 3e-3,
         "tol": 1e-2,
     },
     "cifar10-proof": {

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from convcvx.losses.huber import Huber
 from convcvx.losses.smoothed_hinge import SmoothedHinge, smoothed
 from convcvx.problem import Problem
 from convcvx.solvers.master.result import MasterResult
@@ -28,9 +29,12 @@ CACHE_BYTES = 1 << 30
 """Pooled responses kept between passes; beyond this they are recomputed on every pass."""
 SHRINK = 0.1
 """Factor from one ε to the next."""
-FORCING = 1e-2
-"""Share of its first energy at which conjugate gradients end: Newton steps a tenth off, each in a quarter of the passes
-of exact ones, of which hardly more are needed."""
+ROUGH = 1e-2
+"""Share of its first energy at which conjugate gradients end on the way: Newton steps a tenth off take a quarter of the
+passes of exact ones."""
+EXACT = 1e-6
+"""The same at the last ε, where Newton's method is to converge, and for losses of several quadratic pieces: rough steps
+go back and forth between these."""
 STEPS = 40
 """Steps of conjugate gradients at most: for the Hessian of a loss that bends alike everywhere, about."""
 FLAT_STEPS = 300
@@ -83,7 +87,7 @@ def solve_smooth(
             continue
         epsilon = epsilon or 1e-2 * (objective - dual) / (problem.beta * len(filters))
         epsilon *= SHRINK if settled and not exact else 1.0
-        decrement = state.newton_step(epsilon)
+        decrement = state.newton_step(epsilon, exact=exact)
         # The dual value is accurate to first order only: at the last ε Newton's method goes on to rounding.
         settled = decrement <= (1e-16 * objective if exact else 0.1 * problem.beta * epsilon)
     return result
@@ -199,9 +203,11 @@ class _State:
         penalty = (self.norms(matrix).square() + epsilon**2).sqrt().sum()
         return problem.mean_loss(predictions) + problem.beta * float(penalty)
 
-    def newton_step(self, epsilon: float) -> float:
+    def newton_step(self, epsilon: float, *, exact: bool) -> float:
         """One damped Newton step at `epsilon`; returns the decrease that Newton's model promised."""
         problem, design = self._smoothed(epsilon), self.design
+        flat = isinstance(problem.loss, SmoothedHinge)
+        accuracy = EXACT if exact or flat or isinstance(problem.loss, Huber) else ROUGH
         cells = problem.responses.n_cells
         radii = (self.norms().square() + epsilon**2).sqrt().repeat_interleave(cells)[:, None]
         ridges, units = problem.beta / radii, self.matrix / radii
@@ -233,9 +239,9 @@ class _State:
         direction_shift = z_shift = residual_shift / self.curvature
         energy = first = float((residual * z).sum() + (residual_shift * z_shift).sum())
         measured = self.curvature
-        for iteration in range(FLAT_STEPS if isinstance(problem.loss, SmoothedHinge) else STEPS):
+        for iteration in range(FLAT_STEPS if flat else STEPS):
             problem.deadline.check()
-            if energy <= FORCING * first or energy <= 0:
+            if energy <= accuracy * first or energy <= 0:
                 break
             data, penalty, image_shift = product(direction, direction_shift)
             curvature = float((direction * (data + penalty)).sum() + (direction_shift * image_shift).sum())
