@@ -44,7 +44,7 @@ class GridWarning(UserWarning):
 
 
 WARNINGS = DataWarning, ConvergenceWarning, GridWarning
-"""All that convcvx warns of."""
+"""Its own kinds of warnings, which say what to do; that a machine is odd is said in one of Python's."""
 
 
 def one_line(error: Exception) -> str:

@@ -40,14 +40,14 @@ def totals(rows: Tensor) -> list[tuple[float, float]]:
     """The same for each column of rows (n, c)."""
     terms = rows.detach().double().cpu().numpy()  # whose calls cost small problems less than those of torch
     sums, sizes = (_sums(part) for part in (terms, np.abs(terms)))
-    return [(total, BLOCK * UNIT * size * (1 + BLOCK * UNIT)) for total, size in zip(sums, sizes, strict=True)]
+    return [(value, BLOCK * UNIT * size * (1 + BLOCK * UNIT)) for value, size in zip(sums, sizes, strict=True)]
 
 
 def _sums(terms: np.ndarray) -> list[float]:
     """Of each column of terms (n, c)."""
     whole = len(terms) - len(terms) % BLOCK
     with np.errstate(over="ignore", invalid="ignore"):
-        blocks = terms[:whole].reshape(-1, BLOCK, terms.shape[1]).sum(axis=1)
+        blocks = terms[:whole].reshape(whole // BLOCK, BLOCK, terms.shape[1]).sum(axis=1)
         parts = np.concatenate([blocks, terms[whole:].sum(axis=0)[None]])
     return [math.fsum(column) for column in parts.T.tolist()]
 

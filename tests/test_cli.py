@@ -478,6 +478,9 @@ def test_runs_lists_folders_with_accuracy_gap_and_scope(run, tmp_path):
     assert "--resume" in cut["status"]
     assert "damaged" in odd["status"]
     (tmp_path / "empty").mkdir()
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text('{"architectures": ["Bert"]}')
+    assert "no run of convcvx" in cli("runs", tmp_path / "bert").output
     assert "train --preset demo" in said(cli("runs", tmp_path / "empty"))
     assert "no folder" in cli("runs", tmp_path / "nowhere", code=2).stderr
 

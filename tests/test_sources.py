@@ -238,6 +238,15 @@ def test_arrays_without_a_test_set_are_read(tmp_path):
     for name in ("pair.npz", "pair"):
         train, test, validation = load_sets(tmp_path / name)
         assert (len(train), len(test), validation) == (20, 3, None)
+    for wrong, told in (
+        ({"w_train": np.ones(19)}, "w_train must be one number an image, (20,); got shape (19,)"),
+        ({"w_train": np.ones(21)}, "w_train must be one number an image, (20,); got shape (21,)"),
+        ({"w_test": np.ones(4)}, "has w_test, weights of images that it has not"),
+        ({"w_val": np.ones(4)}, "has w_val, weights of images that it has not"),
+        ({"y_train": np.int64(3)}, "y_train is a single label for 20 images"),
+    ):
+        np.savez(tmp_path / "wrong.npz", **alone | wrong)
+        assert told in said(DataError, tmp_path / "wrong.npz")
     (tmp_path / "pair" / "x_val.npy").unlink()
     assert "lacks x_test.npy, y_test.npy: add them" in said(DataError, tmp_path / "pair")
 

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.commands import Quiet, answer, invoke
+from helpers.commands import Quiet, answer, cli, invoke
 from helpers.problems import NO_TIME
 
 from convcvx import certify
@@ -199,6 +199,10 @@ def test_an_interrupted_stack_goes_on_within_its_stage(two, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         stacked(folder, Quiet(stop=(2, 2)))
     assert not (folder / "metrics.json").exists()
+    line = f"convcvx stack --resume --out {folder}"  # by that of a run the stage would be trained on the images
+    assert StackRun(folder).go_on == Run(folder / "stage-2").go_on == line
+    assert line in cli("runs", folder / "stage-2").output
+    assert line in cli("train", "--resume", "--out", folder / "stage-2", code=2).output
     report = Quiet()
     _, result = stacked(folder, report)
     assert len(report.rounds) == 1  # the first stage is read, not trained again

@@ -161,7 +161,7 @@ class Certificate:
             return self
         dual, gap = (0.0, 1.0) if self.proved is None else (self.proved, relative_gap(self.primal, self.proved))
         prover = self.proved_by or self.oracle
-        return replace(self, dual=dual, rel_gap=gap, scope=Scope.GLOBAL, oracle=prover, search={})
+        return replace(self, dual=dual, rel_gap=gap, scope=Scope.GLOBAL, g_max=math.inf, oracle=prover, search={})
 
     def check_same_problem(self, other: Certificate) -> None:
         """Raise `InputError` when `other` certifies another problem, as far as certificates tell."""

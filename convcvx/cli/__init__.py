@@ -42,6 +42,8 @@ class OnCall(TyperGroup):
     """Commands of which only names and first lines are known, until one is called."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
+        with guard("--json" in args):
+            check_place()  # torch, which a command may load, cannot be without one
         name, command, rest = super().resolve_command(ctx, args)
         return name, None if command is None else loaded(str(name)), rest
 
@@ -103,11 +105,11 @@ def main() -> None:
     write_any_text()
     say_warnings(quiet=not {"--quiet", "-q"}.isdisjoint(asked))
     try:
-        with guard("--json" in asked):  # of what no command's own guard sees, such as a help text on a full disk
-            check_place()
-            app()
-    except typer.Exit as end:
-        raise SystemExit(end.exit_code) from None
+        try:
+            with guard("--json" in asked):  # of what no command's own guard sees, such as a help text on a full disk
+                app()
+        except typer.Exit as end:
+            raise SystemExit(end.exit_code) from None
     except SystemExit as end:
         leave_at_once(end.code)
         raise

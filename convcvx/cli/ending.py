@@ -45,8 +45,9 @@ def say_warnings(quiet: bool) -> None:
     def show(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
         if not issubclass(category, WARNINGS):
             plain(message, category, *place, **options)
-        elif not quiet:
-            print(f"convcvx: warning: {' '.join(str(message).split())}", file=sys.stderr)
+        elif not quiet and sys.stderr is not None:
+            with suppress(OSError):  # as Python's own does
+                print(f"convcvx: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
     warnings.showwarning = show
 
@@ -115,7 +116,8 @@ def guard(json_output: bool) -> Iterator[None]:
             raise
         _end("out of memory: give fewer or smaller images, or ask for fewer filters", "bad_input", 2, json_output)
     except KeyboardInterrupt as interrupt:
-        print("; ".join(filter(None, ("convcvx: interrupted", str(interrupt)))), file=sys.stderr)
+        with suppress(OSError):
+            print("; ".join(filter(None, ("convcvx: interrupted", str(interrupt)))), file=sys.stderr)
         _print_last(json_output, {"error": "interrupted", "status": "interrupted"})
         raise typer.Exit(130) from None
 

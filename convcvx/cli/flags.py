@@ -93,12 +93,12 @@ class Asked:
 
 
 APART = tuple(field.name for field in fields(Asked))
-"""Options that are not of a training."""
+"""Options that say where a command reads and writes, not what it does."""
 ASKED = [
     Parameter(field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=hint)
     for field, hint in zip(fields(Asked), get_type_hints(Asked, include_extras=True).values(), strict=True)
 ]
-"""Their flags."""
+"""The same as flags, for `takes`."""
 
 
 def flags_of(

@@ -67,11 +67,7 @@ def _described(folder: Path) -> dict[str, Any]:
     """What `KEPT` names, as far as it is there."""
     run = StackRun(folder) if StackRun(folder).begun else Run(folder)
     if not run.finished:
-        try:
-            run.config  # noqa: B018 - a property
-        except RunError as error:
-            return {"status": f"no run, or damaged: {error}"}
-        return {"status": f"unfinished: {run.go_on}"}
+        return {"status": f"unfinished: {run.go_on}" if run.ours else "no run of convcvx, or a damaged one"}
     try:
         metrics = run.metrics
     except RunError as error:

@@ -41,7 +41,7 @@ def run_stacking(given: dict[str, Any], asked: f.Asked) -> None:
                     data = load_data(settings.stages[0])
                 chosen = fitting_stack(given, data[0])
                 settings, origin = settings_of(chosen), Origin.of(settings.stages[0], data)
-            with Progress(console, settings.stages[0].tol, settings.stages[0].time_limit) as progress:
+            with Progress(console, settings.stages[0].tol) as progress:
                 if asked.resume and not goes_on:
                     progress.begin(f"nothing has begun in {asked.out}: it begins now, by these options")
                 if fits:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Any
 
 from convcvx.cli import flags as f
 from convcvx.cli.ending import finish, open_console, resumable
 from convcvx.cli.output import as_flags, explain_short, print_summary
+from convcvx.errors import RunError
 from convcvx.machine.watch import Waiting
 from convcvx.responses.team import Team
 from convcvx.terms.status import Status
@@ -30,6 +30,8 @@ def run_training(given: dict[str, Any], asked: f.Asked) -> None:
         clock = Clock.now()
         run = Run(asked.folder(lambda: _named(TrainConfig.from_dict(given))))
         with run.held(), resumable(run):
+            if run.is_stage:
+                raise RunError(f"{run.folder} is a stage of a stack, which makes its features: {run.go_on}")
             goes_on = run.enter(resume=asked.resume or team.restarted, overwrite=asked.overwrite)
             fits = not goes_on and leaves_open(given, asked.preset)
             settings = run.continued(given) if goes_on else TrainConfig.from_dict(given)
@@ -39,7 +41,7 @@ def run_training(given: dict[str, Any], asked: f.Asked) -> None:
                 with Waiting(console):
                     data = load_data(settings)
                 settings = TrainConfig.from_dict(fitting(given, data[0]))
-            with Progress(console, settings.tol, settings.time_limit) as progress:
+            with Progress(console, settings.tol) as progress:
                 if asked.resume and not goes_on:
                     progress.begin(f"nothing has begun in {asked.out}: it begins now, by these options")
                 if fits:
@@ -61,7 +63,7 @@ def run_training(given: dict[str, Any], asked: f.Asked) -> None:
 
 def go_on(fit: Fit) -> str:
     """By which line a training that has stopped short goes on."""
-    line = f"to go on: convcvx train --resume --out {shlex.quote(fit.metrics['out'])}"
+    line = f"to go on: {Run(fit.metrics['out']).go_on}"
     if fit.metrics["status"] == Status.STALLED:
         return f"{line} --tol {1.1 * fit.metrics['rel_gap']:.1e}, say: more rounds alone change nothing"
     if fit.metrics["status"] != Status.GAP_ABOVE_TOL:

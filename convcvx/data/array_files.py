@@ -18,7 +18,7 @@ from convcvx.machine.memory import check_memory
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 """Names of the arrays of a data set: images and targets to train on and to test with, by the Keras convention."""
-NEEDED = KEYS[:2]
+NEEDED, TEST = KEYS[:2], KEYS[2:]
 """Those that a file needs: of what has neither a test nor a validation set `datasets.assembled` takes one out."""
 FURTHER = ("x_val", "y_val", "w_train", "w_val", "w_test")
 """Names of those that it may have besides: a validation set, and what each image counts for."""
@@ -31,7 +31,7 @@ Arrays = dict[str, np.ndarray]
 def read_npz(path: Path) -> Arrays:
     if not path.is_file():
         lacks = "is no file" if path.exists() else "does not exist"
-        raise DataError(f"{path} {lacks}: give an .npz file with {', '.join(KEYS)}")
+        raise DataError(f"{path} {lacks}: give an .npz file with {', '.join(NEEDED)} and, perhaps, {', '.join(TEST)}")
     try:
         forms, names = _forms_in_zip(path)
     except Exception as error:  # of zip, zlib, numpy's header: no closed list is documented
@@ -83,10 +83,16 @@ def check_forms(arrays: Arrays, place: Path) -> None:
     for part in PARTS:
         if (f"x_{part}" in arrays) != (f"y_{part}" in arrays):
             raise DataError(f"{place} has one of x_{part} and y_{part}: give both, or neither")
+        if f"w_{part}" in arrays and f"x_{part}" not in arrays:
+            raise DataError(f"{place} has w_{part}, weights of images that it has not: give x_{part} too, or neither")
     for part in (part for part in PARTS if f"x_{part}" in arrays):
-        x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
+        x, y, w = arrays[f"x_{part}"], arrays[f"y_{part}"], arrays.get(f"w_{part}")
         check_pixels(x, f"x_{part}")
-        if y.ndim and len(x) != len(y):
+        if w is not None and w.shape != (len(x),):
+            raise DataError(f"w_{part} must be one number an image, ({len(x)},); got shape {w.shape}")
+        if not y.ndim:
+            raise DataError(f"y_{part} is a single label for {len(x)} images: give each image one")
+        if len(x) != len(y):
             raise DataError(f"x_{part} has {len(x)} images but y_{part} has {len(y)} labels: give each image one")
 
 
@@ -143,7 +149,7 @@ NPZ_SOURCE = Source(
     lambda order: Raw(order.path.stem, read_npz(order.path)),
 )
 FOLDER_SOURCE = Source(
-    "a FOLDER of x_train.npy, y_train.npy, x_test.npy, y_test.npy, which stay on disk",
+    "a FOLDER of x_train.npy, y_train.npy, x_test.npy, y_test.npy (or x_val, y_val), which stay on disk",
     lambda order: order.path.is_dir() and any(order.path.glob("[xy]_*.npy")),
     lambda order: Raw(order.path.resolve().name, read_arrays(order.path)),
 )

@@ -279,7 +279,7 @@ def of_optimum(values: Mapping[str, Any]) -> str | None:
     optimum = values.get("optimum")
     if optimum is None or optimum["active"] is None:
         return None
-    kind = "proved" if optimum["proved"] else "estimated"
+    kind = "proved" if optimum.get("proved") else "estimated"
     said = (
         f"the optimal objective rises by {optimum['slope']:.4g} per unit of beta "
         f"({kind}: {optimum['slope_low']:.4g} to {optimum['slope_high']:.4g})"

@@ -149,7 +149,7 @@ class ConvexCNN(TransformerMixin, BaseEstimator):
     def _trained(
         self, problem: Problem, units: Units, config: TrainConfig, start: Solution | None = None
     ) -> tuple[Solution, Certificate]:
-        with reported(self.verbose, config.tol, config.time_limit) as report:
+        with reported(self.verbose, config.tol) as report:
             return train(problem, units, config, config.oracle, start, report=report)
 
     def _keep(self, solution: Solution, certificate: Certificate) -> None:

@@ -168,7 +168,7 @@ def fit_stack(
     with TemporaryDirectory(prefix="convcvx-") if out is None else nullcontext(out) as folder:
         place = Path(folder) / "stack" if out is None else Path(folder)
         run = StackRun.new(place, overwrite=overwrite)
-        with reported(verbose, first.tol, first.time_limit) as lines:
+        with reported(verbose, first.tol) as lines:
             stack_job(config, run, Told(callback, lines), data=data, origin=origin)
         return load_stack(run)
 

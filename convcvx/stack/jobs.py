@@ -48,7 +48,7 @@ from convcvx.training.resolve import (
     training_images,
     training_problem,
 )
-from convcvx.training.run import Run
+from convcvx.training.run import STACK_OPTIONS, STAGE, Run
 
 
 class StackRun(Folder):
@@ -57,9 +57,9 @@ class StackRun(Folder):
     KIND, COMMAND = "stack", "stack"
     METRICS: ClassVar[Any] = {"stages": [Run.METRICS | {"stage": int, "kept": bool}], "heads?": str}
     CONTENTS = Contents(
-        "stack.json",
+        STACK_OPTIONS,
         (
-            *("stack.json", "environment.json", "data.json", "metrics.json", "model.safetensors", "report.html"),
+            *(STACK_OPTIONS, "environment.json", "data.json", "metrics.json", "model.safetensors", "report.html"),
             *(f"features-{name}.{kind}" for name in PARTS for kind in ("f16", "new")),
         ),
         {r"stage-\d+": Run.CONTENTS},
@@ -83,7 +83,7 @@ class StackRun(Folder):
 
     def stage(self, number: int) -> Run:
         """The run folder of stage 1, 2, ..."""
-        name = f"stage-{number}"
+        name = f"{STAGE}{number}"
         return Run(self.folder / name, self.out / name)
 
     def cache(self, name: str) -> Path:

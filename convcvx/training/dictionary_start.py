@@ -87,7 +87,7 @@ def start_from_dictionary(
     journal.save_chosen_beta(fit.beta)
     journal.save_path(fit.path)
     journal.save_state(solution)
-    if report(solution.shifted(problem.offset), fit.beta) is True:
+    if report(solution.shifted(problem.offset), fit.beta, problem.deadline.left) is True:
         solution = replace(solution, status=Status.CALLBACK)
     return DictionaryStart(solution, fit.beta, fit.beta_max)
 

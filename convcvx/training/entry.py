@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Iterable, Sequence
 from inspect import Parameter, Signature, cleandoc, signature
@@ -40,8 +41,8 @@ class Told:
         LOG.info(text)
         self._lines.begin(text)
 
-    def __call__(self, solution: Solution, beta: float) -> object:
-        self._lines(solution, beta)
+    def __call__(self, solution: Solution, beta: float, left: float = math.inf) -> object:
+        self._lines(solution, beta, left)
         return self._callback is not None and self._callback(solution)
 
 
@@ -121,7 +122,7 @@ def fit(
     config.check()
     data = arranged(config, limited(train, config.limit), *others)
     origin = Origin.of(config, data)
-    with reported(verbose, config.tol, config.time_limit) as lines:
+    with reported(verbose, config.tol) as lines:
         told = Told(callback, lines)
         if out is None:
             found = train_in_memory(config, data, told, origin, clock)

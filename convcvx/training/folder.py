@@ -74,7 +74,7 @@ class Folder(Files):
         left = "".join(f"; an interrupted --overwrite left {path}" for path in self._find_places().elsewhere)
         if self.CONTENTS.free(self.folder) and not left:
             return
-        if not self.CONTENTS.free(self.folder) and not self._ours:
+        if not self.CONTENTS.free(self.folder) and not self.ours:
             raise RunError(
                 f"{self.folder} is not empty and no {self.KIND} folder (it has no {self.CONTENTS.options} of convcvx); "
                 f"choose another --out, or remove it{left}"
@@ -87,7 +87,7 @@ class Folder(Files):
             )
 
     @property
-    def _ours(self) -> bool:
+    def ours(self) -> bool:
         """Whether the options are those of a run, and not a copy of them among files of somebody else's."""
         try:
             known = self.begun and self._knows(self._read_json(self.CONTENTS.options, {}))

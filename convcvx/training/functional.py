@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -175,8 +176,8 @@ class _OutOfUnits:
     def __init__(self, report: Report, callback: Callback | Sequence[Callback] | None, units: Units) -> None:
         self.begin, self._report, self._callback, self._units = report.begin, report, together(callback), units
 
-    def __call__(self, solution: Solution, beta: float) -> object:
-        self._report(solution, beta)
+    def __call__(self, solution: Solution, beta: float, left: float = math.inf) -> object:
+        self._report(solution, beta, left)
         return self._callback is not None and self._callback(self._units.solution(solution))
 
 

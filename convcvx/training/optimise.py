@@ -75,7 +75,7 @@ def optimise(
 
     def after_round(reached: Solution) -> object:
         journal.save_state(reached)
-        return report(reached.shifted(problem.offset), problem.beta)
+        return report(reached.shifted(problem.offset), problem.beta, problem.deadline.left)
 
     over = solution is not None and solution.status == Status.CALLBACK
     if config.dictionary is not None and solution is not None and (config.max_rounds == 0 or over):

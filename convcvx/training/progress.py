@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from time import perf_counter
 from typing import Protocol, Self
 
 from rich.console import Console
@@ -29,8 +28,8 @@ class Report(Protocol):
 
     def begin(self, text: str) -> None: ...
 
-    def __call__(self, solution: Solution, beta: float) -> object:
-        """Called after every round; the training ends where it returns True."""
+    def __call__(self, solution: Solution, beta: float, left: float = math.inf) -> object:
+        """Called after every round, `left` seconds before time is over; the training ends where it returns True."""
         ...
 
 
@@ -40,7 +39,7 @@ class Silent:
     def begin(self, text: str) -> None:
         pass
 
-    def __call__(self, solution: Solution, beta: float) -> None:
+    def __call__(self, solution: Solution, beta: float, left: float = math.inf) -> None:
         pass
 
 
@@ -55,14 +54,13 @@ class Progress:
     Parameters
     ----------
     console : rich.console.Console
-    tol, time_limit : float
+    tol : float
         What the estimate of the time left aims at.
     """
 
-    def __init__(self, console: Console, tol: float, time_limit: float | None = None) -> None:
-        self._console, self._tol, self._time_limit = console, tol, time_limit
+    def __init__(self, console: Console, tol: float) -> None:
+        self._console, self._tol = console, tol
         self._began = False
-        self._since = perf_counter()  # data are read, and beta_max is looked for, before the first round
         self._images: int | None = None
         self._waiting = Waiting(console)
 
@@ -78,7 +76,7 @@ class Progress:
         self._waiting.begin(short(text.splitlines()[0]))
         self._began, self._images = False, None  # what follows may be another training, with a table of its own
 
-    def __call__(self, solution: Solution, beta: float) -> None:
+    def __call__(self, solution: Solution, beta: float, left: float = math.inf) -> None:
         if not self._began:
             self._console.print(HEADER, style="bold")
             self._began = True
@@ -86,11 +84,9 @@ class Progress:
         if (images := record.get("images")) != self._images:
             self._console.print(f"on a sample of {images:,} images" if images else "on all images")
             self._images = images
-        spent = max(record["seconds"], perf_counter() - self._since)
-        limit = None if self._time_limit is None else max(0.0, self._time_limit - spent)
-        left = seconds_left(solution.history, self._tol, limit)
+        end = seconds_left(solution.history, self._tol, left)
         if record["rel_gap"] <= self._tol and solution.status == Status.RUNNING:
-            left = None  # more images or a proof are still to come, and nobody knows how long they take
+            end = None  # more images or a proof are still to come, and nobody knows how long they take
         shown = "-", "-", "-"  # where time left none for a search
         if math.isfinite(record["g_max"]):
             gap = f"{'' if Scope(record['scope']).proved else ESTIMATED}{record['rel_gap']:.1e}"
@@ -98,33 +94,32 @@ class Progress:
         bound, gap, g = shown
         self._console.print(
             f"{record['round']:>5}  {record['objective']:>11.6g}  {bound:>11}  {gap:>8}  {g:>7}  "
-            f"{record['n_filters']:>7}  {clock(record['seconds']):>7}  {clock(left) if left is not None else '?':>7}",
+            f"{record['n_filters']:>7}  {clock(record['seconds']):>7}  {clock(end) if end is not None else '?':>7}",
         )
         self._waiting.begin(f"round {record['round'] + 1}")
 
 
 @contextmanager
-def reported(verbose: bool, tol: float, time_limit: float | None) -> Iterator[Report]:
+def reported(verbose: bool, tol: float) -> Iterator[Report]:
     """Tell of a training in Python: nothing unless `verbose`."""
     if not verbose:
         yield SILENT
         return
-    with Progress(Console(markup=False, soft_wrap=True), tol, time_limit) as progress:
+    with Progress(Console(markup=False, soft_wrap=True), tol) as progress:
         yield progress
 
 
-def seconds_left(history: list[Round], tol: float, limit: float | None) -> float | None:
-    """Extrapolate the fall of log gap over the last rounds to `tol`, up to the `limit` that is left; without one None
-    while it does not fall."""
+def seconds_left(history: list[Round], tol: float, limit: float) -> float | None:
+    """Extrapolate the fall of log gap over the last rounds to `tol`, up to `limit`; None while nothing tells."""
     last = history[-1]
     if last["rel_gap"] <= tol:
         return 0.0
     first = history[max(0, len(history) - 4)]
     fall = math.log(max(first["rel_gap"], 1e-300) / last["rel_gap"])
     if fall <= 0:
-        return limit
+        return limit if limit < math.inf else None
     estimate = math.log(last["rel_gap"] / tol) * (last["seconds"] - first["seconds"]) / fall
-    return estimate if limit is None else min(estimate, limit)
+    return min(estimate, limit)
 
 
 def clock(seconds: float) -> str:

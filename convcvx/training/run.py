@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
@@ -58,9 +59,13 @@ FILES = {
 """What a run writes; any other file in its folder is the user's."""
 
 
+STAGE = "stage-"
+"""What the folders of the stages of a stack are called, before their numbers."""
+STACK_OPTIONS = "stack.json"
+"""The options of a stack, in its folder."""
 OPTIMUM = {
     **dict.fromkeys(("slope", "slope_low", "slope_high"), float),
-    "proved": bool,
+    "proved?": bool,
     **dict.fromkeys(("active", "active_used"), (int, None)),
 }
 """Form of what metrics tell of the optimum."""
@@ -87,6 +92,16 @@ class Run(Folder, Journal):
     @staticmethod
     def _knows(options: Any) -> bool:
         return is_config(options)
+
+    @property
+    def is_stage(self) -> bool:
+        """Whether it is one of a stack, which alone makes the features that it is trained on."""
+        return self.out.name.startswith(STAGE) and (self.out.parent / STACK_OPTIONS).is_file()
+
+    @property
+    def go_on(self) -> str:
+        """By which line the training in it goes on: that of a stage is a part of its stack's."""
+        return f"convcvx stack --resume --out {shlex.quote(str(self.out.parent))}" if self.is_stage else super().go_on
 
     @property
     def config(self) -> TrainConfig:

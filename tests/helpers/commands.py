@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import NoReturn
 
@@ -76,7 +77,7 @@ class Quiet:
         if "training on" in text:
             self.rounds.append(0)
 
-    def __call__(self, solution, beta) -> None:
+    def __call__(self, solution, beta, left=math.inf) -> None:
         if (len(self.rounds), self.rounds[-1]) == self.stop:
             raise KeyboardInterrupt
         self.rounds[-1] += 1
