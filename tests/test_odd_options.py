@@ -203,6 +203,7 @@ def test_a_help_text_on_a_full_disk_is_one_line():
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_warnings_are_lines_of_the_command(tmp_path):
     """In a process, as what Python makes of warnings is its own."""
     images = tmp_path / "set"

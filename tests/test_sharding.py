@@ -271,6 +271,7 @@ def wait_for_round(out: Path, number: int) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(folder, alone, tmp_path):
     running = team(2, "--data", folder, "--max-rounds", 3, "--out", tmp_path / "two")
     output, text = running.communicate(timeout=300)
