@@ -19,7 +19,8 @@ from convcvx.machine.memory import check_memory
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 """Names of the arrays of a data set: images and targets to train on and to test with, by the Keras convention."""
 NEEDED, TEST = KEYS[:2], KEYS[2:]
-"""Those that a file needs: of what has neither a test nor a validation set `datasets.assembled` takes one out."""
+"""Those that a file needs, and those to test with: where a file has neither these nor a validation set,
+`datasets.assembled` takes a test set out of its images."""
 FURTHER = ("x_val", "y_val", "w_train", "w_val", "w_test")
 """Names of those that it may have besides: a validation set, and what each image counts for."""
 MEDMNIST = {f"{kind}_{part}": f"{part}_{name}" for kind, name in (("x", "images"), ("y", "labels")) for part in PARTS}
