@@ -16,6 +16,7 @@ from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
 from convcvx.solvers.master import squared as group_lasso
 from convcvx.solvers.master.table import MasterResult, solve_master
+from convcvx.training.plan import build_problem
 
 
 def reference(problem: Problem, filters: Tensor) -> float:
@@ -269,3 +270,19 @@ def test_a_gram_matrix_that_rounding_made_indefinite_is_computed_in_double_preci
     solved = solve_master(problem, filters, tol=1e-4)
     exact = solve_master(problem.with_dtype(torch.float64), filters, tol=1e-4)
     assert solved.objective == pytest.approx(exact.objective, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("loss", "share", "tol"),
+    [("huber:0.3", 1e-4, 1e-6), pytest.param("squared-hinge", 1e-5, 1e-4, marks=pytest.mark.slow)],
+)
+def test_losses_of_quadratic_pieces_are_solved_at_small_beta(loss, share, tol):
+    """Where Newton steps that are a tenth off end short of the tolerance."""
+    random = torch.Generator().manual_seed(1)
+    images, classes = torch.rand(40, 1, 5, 5, generator=random), torch.randint(0, 3, (40,), generator=random)
+    problem = build_problem(images, classes, loss=loss, spec=PatchSpec((3, 3), stride=2, rank=4), pooling=2)
+    filters = torch.randn(8, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    filters /= filters.norm(dim=1, keepdim=True)
+    constant = problem.dual_point(problem.constant_predictions())
+    largest = float(problem.responses.correlate(filters, constant).flatten(1).norm(dim=1).max())
+    assert solve_master(problem.with_beta(share * largest), filters, tol=tol).rel_gap <= tol

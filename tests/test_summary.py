@@ -175,6 +175,15 @@ def test_a_round_tells_an_estimate_from_a_proof(scope, gap, status, shown):
     assert [cells[3], cells[-1]] == shown
 
 
+def test_no_more_time_is_foretold_than_is_left():
+    """Data were read, and beta_max was looked for, before the first round: its seconds do not tell."""
+    falls = [ROUND | {"rel_gap": gap, "seconds": at, "scope": "global"} for gap, at in ((0.8, 0.0), (0.7, 10.0))]
+    solution = SimpleNamespace(history=falls, status="running")
+    for left, shown in ((3.0, "3s"), (0.0, "0s"), (float("inf"), "2m26")):
+        lines = printed(lambda console, left=left: Progress(console, 0.1)(solution, 1.0, left))
+        assert lines[-1].split()[-1] == shown
+
+
 def test_each_training_of_a_stack_has_a_heading_of_its_own():
     solution = SimpleNamespace(history=[ROUND | {"images": 50}], status="running")
 
