@@ -21,6 +21,7 @@ import convcvx
 from convcvx import budget
 from convcvx.budget import NEVER, Budget, Deadline, OutOfTime
 from convcvx.certificate import certify_parameters
+from convcvx.data.datasets import Dataset
 from convcvx.errors import InputError
 from convcvx.machine.jit import njit
 from convcvx.machine.threads import sparing_threads
@@ -38,9 +39,12 @@ from convcvx.oracles.table import ORACLES as TABLE
 from convcvx.oracles.table import Effort
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
+from convcvx.responses.passes import Responses
 from convcvx.solvers import SOLVERS
 from convcvx.training.clock import Clock as TrainingClock
-from convcvx.training.plan import find_beta_max, solve_problem
+from convcvx.training.jobs import prepare
+from convcvx.training.options import TrainConfig
+from convcvx.training.plan import find_beta_max, solve_problem, time_for_training
 
 EFFORT = Effort(tol=1e-5, thorough=True, gates=20, family=Ternary())
 ORACLES = {name: entry.make(EFFORT) for name, entry in TABLE.items()}
@@ -312,6 +316,37 @@ def test_a_resumed_training_has_the_time_that_is_left(clock):
     again = solve_problem(problem, Budget(tol=1e-9, time_limit=spent), start=first)
     assert again.status == "time_limit"
     assert again.n_filters == first.n_filters
+
+
+def test_a_training_leaves_the_time_that_the_last_passes_take(clock, monkeypatch):
+    """The slower a pass over all images, the earlier a training ends, and never later than by its share."""
+    problem = flat_problem(n=2000, n_patches=2, dim=3, n_outputs=2)
+    predict = Responses.predict
+    left = []
+    for seconds in (0, 5, 50):
+
+        def slow(responses: Responses, *given: torch.Tensor, cost: float = seconds) -> torch.Tensor:
+            clock.now += cost * responses.n / problem.n
+            return predict(responses, *given)
+
+        monkeypatch.setattr(Responses, "predict", slow)
+        limited = problem.until(Deadline.after(100))
+        left.append(limited.deadline.at - time_for_training(limited, 4).at)
+    assert min(left) >= 20  # their share of the time left
+    assert max(left[:2]) < 50 < left[2]
+    assert time_for_training(problem) == NEVER
+
+
+def test_the_pass_for_the_directions_of_patches_is_in_the_time(clock, monkeypatch):
+    data = Dataset(torch.rand(4, 1, 4, 4), torch.arange(4) % 2, ("a", "b"), "made")
+
+    def slow(*_: object, **__: object) -> Problem:
+        clock.now += 30
+        return flat_problem(n=4)
+
+    monkeypatch.setattr("convcvx.training.jobs.training_problem", slow)
+    problem, _ = prepare(TrainConfig(time_limit=50), data, spent=10)
+    assert 0 < problem.deadline.left < 10
 
 
 def test_beta_max_is_found_in_any_time(clock):

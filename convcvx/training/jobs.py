@@ -128,9 +128,9 @@ def prepare(
     spent: float = 0.0,
 ) -> tuple[Problem, Plan]:
     """The training problem, its β still open and `spent` seconds of its time gone, and how it is solved."""
+    deadline = Deadline.after(config.time_limit, spent=spent)
     problem = training_problem(config, train, checkpoint.embedding, team)
-    plan = Plan.of(problem, *config.search)
-    return problem.until(Deadline.after(config.time_limit, spent=spent)), plan
+    return problem.until(deadline), Plan.of(problem, *config.search)
 
 
 def certify_job(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from convcvx.activations import Activation
-from convcvx.budget import NEVER, Budget
+from convcvx.budget import NEVER, Budget, Deadline
 from convcvx.certificate import Certificate
 from convcvx.data.arrays import as_tensor
 from convcvx.data.images import Images
@@ -31,6 +31,7 @@ from convcvx.oracles import (
     pick_oracle,
 )
 from convcvx.oracles.branch_and_bound import FIRST_LOOK
+from convcvx.oracles.local import SAMPLE_SIZE
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.pooling import Pooling
 from convcvx.problem import Problem
@@ -45,6 +46,12 @@ BEGINNING = 0.15
 """Share of the time left that the search for beta_max may take: it is one call of the oracle, a training many."""
 TRAINING = 0.75
 """Share of the time left that the training may take: what remains is for the certificate, one thorough search."""
+LAST_PASSES = 1.75
+"""What certificate and scores take in any case, in passes over all images in float64."""
+TIMED_IMAGES = 1024
+"""Images on which such a pass is timed."""
+TIMED_FILTERS = 32
+"""Filters of a timed pass at most: a time so short that these passes matter leads to few that are wider."""
 
 LOOSE = (PolynomialOracle.name, RemainderOracle.name, CylinderOracle.name)
 """Oracles whose bounds hold at any rank and are tight nowhere: beta_max is what a search finds instead."""
@@ -101,12 +108,37 @@ def find_beta_max(problem: Problem, oracle: str | Oracle = "auto", seed: int = 0
         oracle = LocalOracle.name
     search = get_oracle(oracle, problem, tol=4e-3, thorough=True) if isinstance(oracle, str) else oracle
     found = search(problem.until(problem.deadline.share(BEGINNING)), dual_point, seed=seed)
-    values = found.values
-    if not len(values):
-        values = FIRST_LOOK(problem.until(NEVER), dual_point, seed=seed).values
+    values = found.values if len(found.values) else _first_values(problem.until(NEVER), dual_point, seed)
     attained = float(values.max()) if len(values) else 0.0  # a bound has its own allowance for rounding
     g_max = attained if found.cut_short else found.g_max
     return g_max if attained > _rounding_of_g(problem.until(NEVER), dual_point) else 0.0
+
+
+def _first_values(problem: Problem, dual_point: Tensor, seed: int) -> Tensor:
+    """g of the filters to which a few climbs on a sample of the images lead: one pass over all of them."""
+    images = torch.randperm(problem.n, generator=torch.Generator().manual_seed(seed))[:SAMPLE_SIZE].sort().values
+    found = FIRST_LOOK(problem.sample(images), dual_point[images], seed=seed)
+    return problem.responses.correlate(found.filters, dual_point).flatten(1).norm(dim=1)
+
+
+def time_for_training(problem: Problem, n_filters: int | None = None) -> Deadline:
+    """When a training that ends with `n_filters` at most has to be over, for certificate and scores to be in time.
+
+    These go over all images whatever the time: how long that takes is told from passes over a sample.
+    """
+    deadline = problem.deadline
+    if deadline == NEVER:
+        return deadline
+    step = -(-problem.n // TIMED_IMAGES)
+    few = problem.until(NEVER).with_dtype(torch.float64).sample(torch.arange(0, problem.n, step)).responses
+    filters = torch.randn(min(n_filters or TIMED_FILTERS, TIMED_FILTERS), few.dim, dtype=torch.float64)
+    weights = filters.new_zeros(len(filters), few.n_cells, problem.n_outputs)
+    few.predict(filters, weights, weights[0, 0])  # what is made or compiled once
+    before = deadline.left
+    few.predict(filters, weights, weights[0, 0])
+    few.lengths()
+    seconds = LAST_PASSES * step * (before - deadline.left)
+    return deadline.share(TRAINING).sooner(Deadline(deadline.at - seconds))
 
 
 def _rounding_of_g(problem: Problem, dual_point: Tensor) -> float:
@@ -168,11 +200,11 @@ def solve_problem(
     callback: Callback | None = None,
     gates: int = N_GATES,
 ) -> Solution:
-    """Train on `problem`; the certificate is left to the caller, as is a share of the time until the deadline.
+    """Train on `problem`; the certificate is left to the caller, as is some of the time until the deadline.
 
     `gates` are for solver gated and oracle sampled.
     """
-    problem = problem.until(problem.deadline.share(TRAINING))
+    problem = problem.until(time_for_training(problem, budget.max_filters))
     check_count("gates", gates)
     solver, _ = pick_solver(solver, problem)
     extra: dict[str, Any] = {"n_gates": gates} if solver == "gated" else {}
