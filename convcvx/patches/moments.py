@@ -11,6 +11,7 @@ from torch import Tensor
 
 from convcvx.data.images import Images
 from convcvx.machine.memory import check_memory
+from convcvx.patches.pixel_moments import suits, sum_over_patches
 from convcvx.patches.spec import PatchSpec
 
 CHUNK = 256
@@ -160,9 +161,14 @@ def shifted_moment(
 
     With `weights` (n,) of the images a weighted mean.
     """
-    spec = replace(spec, hidden_bias=True, subspaces=1)  # which ends rows with a one
+    chunk = min(chunk, max(1, CHUNK_BYTES // _image_bytes(images, spec)))
+    spec = replace(spec, hidden_bias=False, whiten=None, subspaces=1)
+    if suits(spec, images):
+        moment = sum_over_patches(images, spec, about, chunk, weights)
+        return moment / moment[-1, -1]
+    spec = replace(spec, hidden_bias=True)  # which ends rows with a one
     total, count, seen = torch.zeros((), dtype=torch.float64), 0.0, 0
-    for part in images.split(min(chunk, max(1, CHUNK_BYTES // _image_bytes(images, spec)))):
+    for part in images.split(chunk):
         columns = spec.columns(part.cpu().double())
         columns[:-1] -= about[:, None]
         if weights is None:
