@@ -5,6 +5,7 @@ Derivations of its rounding: docs/certificates.md.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
@@ -31,7 +32,9 @@ class Loss(Protocol):
 
     def gradient(self, predictions: Tensor, targets: Tensor) -> Tensor: ...
 
-    def hessian_product(self, predictions: Tensor, targets: Tensor, direction: Tensor) -> Tensor: ...
+    def hessian(self, predictions: Tensor, targets: Tensor) -> Callable[[Tensor], Tensor]:
+        """The Hessian in f as a map of directions (n, c); what it takes of the predictions is worked out once."""
+        ...
 
     def conjugate(self, slopes: Tensor, targets: Tensor) -> Tensor:
         """ℓ*(s) = sup_f s·f - ℓ(f, y); infinite outside its domain."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -35,8 +37,8 @@ class BinaryCrossEntropy:
         ahead, back = torch.sigmoid(predictions), torch.sigmoid(-predictions)
         return torch.where(predictions < 0, ahead - targets, (1 - targets) - back)
 
-    def hessian_product(self, predictions: Tensor, targets: Tensor, direction: Tensor) -> Tensor:
-        return torch.sigmoid(predictions) * torch.sigmoid(-predictions) * direction
+    def hessian(self, predictions: Tensor, targets: Tensor) -> Callable[[Tensor], Tensor]:
+        return (torch.sigmoid(predictions) * torch.sigmoid(-predictions)).mul
 
     def conjugate(self, slopes: Tensor, targets: Tensor) -> Tensor:
         q = slopes + targets

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -32,10 +34,14 @@ class CrossEntropy:
         probabilities = torch.softmax(predictions, dim=1)
         return _balanced(probabilities - targets, probabilities.argmax(dim=1, keepdim=True))
 
-    def hessian_product(self, predictions: Tensor, targets: Tensor, direction: Tensor) -> Tensor:
+    def hessian(self, predictions: Tensor, targets: Tensor) -> Callable[[Tensor], Tensor]:
         probabilities = torch.softmax(predictions, dim=1)
-        weighted = probabilities * direction
-        return weighted - probabilities * weighted.sum(dim=1, keepdim=True)
+
+        def product(direction: Tensor) -> Tensor:
+            weighted = probabilities * direction
+            return weighted - probabilities * weighted.sum(dim=1, keepdim=True)
+
+        return product
 
     def conjugate(self, slopes: Tensor, targets: Tensor) -> Tensor:
         q = slopes + targets

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -40,8 +42,8 @@ class Huber:
     def gradient(self, predictions: Tensor, targets: Tensor) -> Tensor:
         return (predictions - targets).clamp(-self.delta, self.delta)
 
-    def hessian_product(self, predictions: Tensor, targets: Tensor, direction: Tensor) -> Tensor:
-        return torch.where((predictions - targets).abs() <= self.delta, direction, 0.0)
+    def hessian(self, predictions: Tensor, targets: Tensor) -> Callable[[Tensor], Tensor]:
+        return ((predictions - targets).abs() <= self.delta).to(predictions).mul
 
     def conjugate(self, slopes: Tensor, targets: Tensor) -> Tensor:
         inside = (slopes.abs() <= self.delta * (1 + 1e-12)).all(dim=1)

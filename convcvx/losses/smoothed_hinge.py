@@ -10,6 +10,8 @@ nothing of the images that a step will bring back, and Newton's steps go too far
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -33,10 +35,10 @@ class SmoothedHinge(SquaredHinge):
         h, r = self._parts(predictions, targets)
         return -2 * (2 * targets - 1) * h.square() / r
 
-    def hessian_product(self, predictions: Tensor, targets: Tensor, direction: Tensor) -> Tensor:
+    def hessian(self, predictions: Tensor, targets: Tensor) -> Callable[[Tensor], Tensor]:
         """h'² + h h'' = h²/r² + 2h w²/r³."""
         h, r = self._parts(predictions, targets)
-        return 2 * (h.square() / r.square() + 2 * h * self.width**2 / r**3) * direction
+        return (2 * (h.square() / r.square() + 2 * h * self.width**2 / r**3)).mul
 
     def _parts(self, predictions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """h and r, (n, c) each; far beyond the margin h is w²/|m|, which the difference would lose."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from torch import Tensor
 
@@ -23,8 +24,8 @@ class Squared:
     def gradient(self, predictions: Tensor, targets: Tensor) -> Tensor:
         return predictions - targets
 
-    def hessian_product(self, predictions: Tensor, targets: Tensor, direction: Tensor) -> Tensor:
-        return direction
+    def hessian(self, predictions: Tensor, targets: Tensor) -> Callable[[Tensor], Tensor]:
+        return lambda direction: direction
 
     def conjugate(self, slopes: Tensor, targets: Tensor) -> Tensor:
         return 0.5 * slopes.square().sum(dim=1) + (slopes * targets).sum(dim=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -33,8 +34,8 @@ class SquaredHinge:
     def gradient(self, predictions: Tensor, targets: Tensor) -> Tensor:
         return -2 * _signs(targets) * _short(predictions, targets)
 
-    def hessian_product(self, predictions: Tensor, targets: Tensor, direction: Tensor) -> Tensor:
-        return torch.where(_short(predictions, targets) > 0, 2 * direction, 0.0)
+    def hessian(self, predictions: Tensor, targets: Tensor) -> Callable[[Tensor], Tensor]:
+        return (2.0 * (_short(predictions, targets) > 0)).mul
 
     def conjugate(self, slopes: Tensor, targets: Tensor) -> Tensor:
         agreed = _signs(targets) * slopes
@@ -51,7 +52,7 @@ class SquaredHinge:
 
         def slopes(shift: Tensor) -> tuple[Tensor, Tensor]:
             at = predictions + shift
-            bent = self.hessian_product(at, targets, torch.ones_like(at))
+            bent = self.hessian(at, targets)(torch.ones_like(at))
             return shares.mean(self.gradient(at, targets)), shares.mean(bent)
 
         low, high = wanted.amin(dim=0) - 1 - self.width, wanted.amax(dim=0) + 1 + self.width

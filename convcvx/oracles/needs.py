@@ -95,7 +95,7 @@ def _several_subspaces(problem: Problem) -> str | None:
 def _all_rows(merged: bool) -> Need:
     def too_many(problem: Problem) -> str | None:
         size = PatchRows.size(problem.responses, problem.n_outputs, merged=merged)
-        return None if size <= MAX_BYTES else f"{size / 2**30:.0f} GiB of them"
+        return None if size <= MAX_BYTES else f"{size / 2**30:.3g} GiB of them"
 
     what = f"all patches at once, {MAX_BYTES >> 30} GiB of them at most"
     return Need(what, too_many, "use fewer images, a coarser stride, or oracle='local'")

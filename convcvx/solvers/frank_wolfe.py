@@ -107,8 +107,8 @@ def search_plane(
         problem.deadline.check()
         predictions = torch.tensordot(point, directions, dims=1)
         gradient = slopes - (directions * problem.residual(predictions)).sum(dim=(1, 2))
-        curved = [problem.loss.hessian_product(predictions, problem.targets, direction) for direction in directions]
-        curved = [problem.shares.weighed(rows) for rows in curved]
+        curvature = problem.loss.hessian(predictions, problem.targets)
+        curved = [problem.shares.weighed(curvature(direction)) for direction in directions]
         hessian = torch.stack([(directions * c).sum(dim=(1, 2)) for c in curved]) / problem.shares.total
         free = (point > lowest) | (gradient < 0)
         step = torch.zeros_like(point)

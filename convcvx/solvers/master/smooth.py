@@ -209,6 +209,7 @@ class _State:
         flat = isinstance(problem.loss, SmoothedHinge)
         accuracy = EXACT if exact or flat or isinstance(problem.loss, Huber) else ROUGH
         cells = problem.responses.n_cells
+        hessian = problem.loss.hessian(self.predictions, problem.targets)
         radii = (self.norms().square() + epsilon**2).sqrt().repeat_interleave(cells)[:, None]
         ridges, units = problem.beta / radii, self.matrix / radii
 
@@ -218,8 +219,7 @@ class _State:
 
         def product(step: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             """Hessian times (step, shift): its data part, its penalty part, and its intercept part."""
-            curved = problem.loss.hessian_product(self.predictions, problem.targets, design.centred(step) + shift)
-            curved = problem.shares.times(curved)
+            curved = problem.shares.times(hessian(design.centred(step) + shift))
             bent = self.duals * inner(units, step) + units * inner(self.duals, step)
             return (
                 design.centred_adjoint(curved),
