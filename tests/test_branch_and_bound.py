@@ -257,7 +257,7 @@ def test_bundles_enclose_their_rows():
 
 
 @both
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(charged=clustered_rows())
 def test_rows_without_charges_of_their_own_are_the_same_rows(oracle, charged):
     """Charge k is sizes[k] charges[sources[k]]: the same g, and a bound that is true and as tight."""

@@ -107,6 +107,7 @@ def test_a_run_with_a_dictionary_goes_on_by_the_command_that_began_it(tmp_path):
     assert first["beta"] == pytest.approx(0.3 * first["beta_max"])
 
 
+@pytest.mark.slow
 def test_a_tuned_run_killed_before_its_first_checkpoint_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
     config = TrainConfig(**TUNED)
     whole = train_into(Run(tmp_path / "whole"), config, Quiet()).metrics

@@ -246,6 +246,7 @@ def test_python_the_command_and_the_estimator_train_the_same_ternary_layer(tmp_p
     assert Certificate.from_dict(earlier).family_gap is None
 
 
+@pytest.mark.slow
 def test_a_resumed_ternary_training_ends_where_the_uninterrupted_one_does(tmp_path):
     fine = (*FLAGS, "--tol", 1e-5)
     whole = answer(cli("train --data digits --limit 150 --json", *fine, "--out", tmp_path / "whole"))

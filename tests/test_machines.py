@@ -135,6 +135,7 @@ print(convcvx.training.progress.peak_memory_mb())
 # Threads
 
 
+@pytest.mark.slow
 def test_compiled_work_takes_as_many_threads_as_torch_and_leaves_the_number_alone():
     code = """
 import numpy as np, torch, convcvx
