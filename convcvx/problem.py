@@ -143,6 +143,10 @@ class Problem:
         """Σ_i s_i ℓ(f_i, y_i) for f = `predictions` (n, c)."""
         return float(self.mean(self.loss.value(predictions, self.targets)))
 
+    def accuracy(self, predictions: Tensor) -> float:
+        """Share of the images for which f = `predictions` (n, c) are largest where the targets are."""
+        return float(self.mean((predictions.argmax(dim=1) == self.targets.argmax(dim=1)).double()))
+
     def best_intercept(self, predictions: Tensor, start: Tensor | None = None) -> Tensor:
         """The (c,) shift of `predictions` with the least mean loss, never above that at `start`; else 0."""
         if not self.intercept:

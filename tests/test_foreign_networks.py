@@ -394,3 +394,23 @@ def test_weights_that_cancel_are_rounded_and_not_another_network(monkeypatch):
 def test_a_file_of_weights_that_is_not_there_is_told_before_the_data_are_looked_for(name):
     told = refused(f"certify {name} --data no-such-data --beta 0.1")
     assert f"cannot read weights from {name}: there is no such file; name a .safetensors or .pt file, or a run" in told
+
+
+def test_the_training_accuracy_is_that_of_the_network_as_it_is():
+    """The objective is judged at the best intercept, with which this network, which calls all images 0, does well."""
+    torch.manual_seed(0)
+    images, targets = torch.rand(40, 1, 4, 4), torch.arange(40) % 2
+    images[targets == 1] += 1.0
+    network = nn.Sequential(nn.Conv2d(1, 1, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.fill_(1.0)
+        network[-1].weight[:] = torch.tensor([[-1.0], [1.0]])
+        network[-1].bias[:] = torch.tensor([100.0, 0.0])
+    certificate = convcvx.certify(network, images, targets, 0.01, oracle="local", tol=1.0)
+    assert certificate.train_accuracy == 0.5
+    with torch.no_grad():
+        network[-1].bias[:] = torch.tensor([4.9, -4.9])  # between the two classes
+    better = convcvx.certify(network, images, targets, 0.01, oracle="local", tol=1.0)
+    assert better.train_accuracy == float((network(images).argmax(dim=1) == targets).double().mean()) > 0.9
+    assert better.primal == pytest.approx(certificate.primal)  # which knows the best intercept alone

@@ -137,7 +137,7 @@ def certify_parameters(
         patch_rank=problem.responses.embedding.patch_rank,
         oracle=name,
         search=found.stats,
-        train_accuracy=float(problem.mean((predictions.argmax(dim=1) == problem.targets.argmax(dim=1)).double())),
+        train_accuracy=problem.accuracy(predictions),
         filter_rank=problem.responses.embedding.dim,
         filter_size=problem.responses.embedding.size,
         subspaces=problem.responses.embedding.spec.subspaces,

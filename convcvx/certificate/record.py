@@ -85,7 +85,7 @@ class Certificate:
         The oracle's own statistics: starts and basins, or cells.
     train_accuracy : float or None
         Share of the images whose largest output is at the largest target, each counting for what it does in the
-        objective; of no meaning for real targets.
+        objective: by the network's own intercept where a network was certified; of no meaning for real targets.
     """
 
     primal: float

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -180,9 +181,10 @@ def certify_on(
         said, moduli = said_by(network, problem), partial(outputs_without_intercept, problem, filters, weights.abs())
     _check_outputs(said, next(network.parameters()).dtype, layers, outputs, shift, moduli)
     options: dict[str, Any] = {"oracle": oracle, "tol": tol, "seed": seed, "dual_point": dual_point}
-    return certify_parameters(
+    certificate = certify_parameters(
         problem.until(deadline), filters, weights, own, training=training, rounds=rounds, outputs=outputs, **options
     )
+    return replace(certificate, train_accuracy=problem.accuracy(said))  # with its own intercept, not the best one
 
 
 def _on_images(network: nn.Module) -> nn.Module:

@@ -26,7 +26,7 @@ from convcvx.solvers import SOLVERS
 from convcvx.terms.status import Status
 from convcvx.training.clock import Clock
 from convcvx.training.dictionary_gap import with_dictionary_gap
-from convcvx.training.fit import Fit, certificate_summary, finish, score
+from convcvx.training.fit import Fit, certificate_summary, finish, score, train_score
 from convcvx.training.journal import Checkpoint
 from convcvx.training.optimise import named_oracle, optimise
 from convcvx.training.options import TrainConfig
@@ -190,7 +190,7 @@ def certify_job(
         | _beside(certificate, stored)
         | {
             "n_filters": certificate.n_filters,
-            "train_accuracy": score(network, train),
+            "train_accuracy": train_score(certificate, config, network, train),
             "test_accuracy": score(network, test),
             "seconds": clock.seconds,
             "compiling_seconds": clock.compiling_seconds,
