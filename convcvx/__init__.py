@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # for editors, type checkers and the reference; `HOMES` says 
     from convcvx.stack.fit import StackFit as StackFit
     from convcvx.stack.fit import fit_stack as fit_stack
     from convcvx.stack.fit import load as load
+    from convcvx.stack.network import StackedCNN as StackedCNN
     from convcvx.training.entry import fit as fit
     from convcvx.training.fit import Fit as Fit
     from convcvx.training.functional import beta_max as beta_max
@@ -47,6 +48,7 @@ HOMES = {
     "Pooling": "pooling",
     "Solution": "solution",
     "StackFit": "stack.fit",
+    "StackedCNN": "stack.network",
     "TwoLayerCNN": "network.two_layer",
     "TwoLayerCNN_Weights": "network.two_layer",
     "beta_max": "training.functional",

@@ -539,7 +539,9 @@ def test_a_certificate_names_the_filters_it_is_about():
 
 def test_a_convolution_bias_needs_the_hidden_bias():
     embedding = build_problem(images(), classes(), spec=SPEC).responses.embedding
-    with pytest.raises(InputError, match="convolution bias but the problem has none; set hidden_bias=True"):
+    with pytest.raises(
+        InputError, match=r"convolution bias but the problem has none: certify it beside a run .* with hidden_bias"
+    ):
         check(plain(bias=True), embedding=embedding)
     assert check(plain(bias=True)).patch_rank == 3
 

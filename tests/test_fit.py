@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import inspect
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -240,6 +241,8 @@ def test_a_stack_needs_no_test_set(digits):
     )
     assert stack.metrics["test_accuracy"] is None
     assert stack.metrics["validation_accuracy"] > 0.3
+    dropped = [stage["stage"] for stage in stack.metrics["stages"] if not stage["kept"]]
+    assert re.findall(r"stage (\d), dropped:", str(stack)) == [str(number) for number in dropped]
 
 
 def test_a_comparison_is_that_of_the_command(digits, layer, tmp_path):

@@ -65,6 +65,19 @@ def test_the_options_of_a_run_among_other_files_make_no_run(run, tmp_path):
         StackRun.new(run, overwrite=True)
 
 
+def test_a_run_that_is_taken_for_a_stack_is_called_a_run_and_the_other_way_round(run, tmp_path):
+    """With the line that goes on with it, and no advice to remove it."""
+    (tmp_path / "stack").mkdir()
+    (tmp_path / "stack" / "stack.json").write_text("{}")
+    for kind, folder, told in (
+        (Run, tmp_path / "stack", r"it is a stack.*`convcvx stack --resume --out [^ ]*/stack` .*/stack/stage-1$"),
+        (StackRun, run, r"it is a run: `convcvx train --resume --out [^ ]*` goes on with it$"),
+    ):
+        for asked in (kind.open, kind.new):
+            with pytest.raises(RunError, match=told):
+                asked(folder)
+
+
 def test_runs_of_earlier_versions_are_runs(tmp_path):
     old = Path(shutil.copytree(DIGITS, tmp_path / "old"))
     run = Run.new(old, overwrite=True)

@@ -15,9 +15,10 @@ from helpers.commands import NO_SEARCH, invoke, refused
 from helpers.data import Bomb
 from helpers.problems import NO_TIME
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import convcvx
-from convcvx.data.datasets import load
+from convcvx.data.datasets import Dataset, load
 from convcvx.errors import InputError
 from convcvx.network.certify import said_by
 from convcvx.network.layers import read_network
@@ -414,3 +415,20 @@ def test_the_training_accuracy_is_that_of_the_network_as_it_is():
     better = convcvx.certify(network, images, targets, 0.01, oracle="local", tol=1.0)
     assert better.train_accuracy == float((network(images).argmax(dim=1) == targets).double().mean()) > 0.9
     assert better.primal == pytest.approx(certificate.primal)  # which knows the best intercept alone
+
+
+def test_whatever_holds_images_and_targets_may_stand_for_both():
+    images, targets = torch.rand(12, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 2
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 2, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2))
+    apart = convcvx.certify(network, images, targets, 0.05, tol=1.0)
+    data = TensorDataset(images, targets)
+    for held in ((images, targets), data, DataLoader(data, batch_size=5), Dataset(images, targets, ("a", "b"), "made")):
+        together = convcvx.certify(network, held, beta=0.05, tol=1.0)
+        assert (together.primal, together.dual) == (apart.primal, apart.dual)
+    names = convcvx.certify(network, (images, [["cat", "dog"][k] for k in targets]), beta=0.05, tol=1.0)
+    assert names.primal == apart.primal
+    with pytest.raises(InputError, match="targets must be given"):
+        convcvx.certify(network, images, beta=0.05)
+    with pytest.raises(InputError, match="beta must be given"):
+        convcvx.certify(network, images, targets)

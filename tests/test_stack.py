@@ -24,7 +24,7 @@ from convcvx.report import write_report, write_stack_report
 from convcvx.stack.features import feature_shape, fit_link, stream_features
 from convcvx.stack.jobs import StackRun, stack_job, stage_data
 from convcvx.stack.network import StackedCNN, stacked_cnn
-from convcvx.stack.options import StackConfig
+from convcvx.stack.options import StackConfig, stack_left_open
 from convcvx.training.jobs import certify_job
 from convcvx.training.resolve import with_run_settings
 from convcvx.training.run import Run
@@ -271,6 +271,14 @@ def test_options_are_spread_over_the_stages():
 def test_bad_options_name_themselves(stages, options, said):
     with pytest.raises(InputError, match=said):
         StackConfig.of(stages, options)
+
+
+def test_the_usual_number_of_stages_leaves_the_options_to_the_data():
+    assert stack_left_open({"data": "digits", "stages": 2, "time_limit": 9.0}, None)
+    assert stack_left_open({"data": "digits"}, None)
+    for given in ({"stages": 3}, {"stages": 2, "pool": "4"}):
+        assert not stack_left_open(given, None)
+    assert not stack_left_open({"stages": 2}, "mnist")
 
 
 def test_a_stack_needs_a_validation_set_and_spares_other_folders(tmp_path):

@@ -19,9 +19,10 @@ from convcvx.stack.options import (
     StackConfig,
     fitting_stack,
     settings_of,
+    stack_left_open,
 )
 from convcvx.training.origin import Origin
-from convcvx.training.presets import in_flags, leaves_open
+from convcvx.training.presets import in_flags
 from convcvx.training.progress import Progress
 from convcvx.training.resolve import load_data
 
@@ -33,7 +34,7 @@ def run_stacking(given: dict[str, Any], asked: f.Asked) -> None:
         run = StackRun(asked.folder(lambda: _named(settings_of(given))))
         with run.held(), resumable(run):
             goes_on = run.enter(resume=asked.resume or team.restarted, overwrite=asked.overwrite)
-            fits = not goes_on and leaves_open(given, asked.preset)
+            fits = not goes_on and stack_left_open(given, asked.preset)
             settings = run.config.continued(given) if goes_on else settings_of(given)
             data = origin = None
             if fits:
@@ -48,7 +49,10 @@ def run_stacking(given: dict[str, Any], asked: f.Asked) -> None:
                     progress.begin(f"options that fit the data: {in_flags(chosen)}")
                 result = stack_job(settings, run, progress, team, resume=goes_on, data=data, origin=origin)
         _print_table(console, result)
-        explain_short(console, result, "raise --tol, or the budgets of the stages that fell short")
+        remedy = (
+            "in a new stack raise --tol, or the budgets of the stages that fell short: finished ones are not reopened"
+        )
+        explain_short(console, result, remedy)
         finish(result, asked.json_output, team)
 
 

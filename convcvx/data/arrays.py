@@ -14,6 +14,10 @@ ALIGNMENT = 64
 """Bytes to which torch aligns what it allocates: a cache line."""
 
 
+REMEDIES = dict.fromkeys("USO", "number the classes") | {"c": "split complex numbers"}
+"""What to do with arrays of other kinds, by numpy's letter for these."""
+
+
 def as_array(name: str, values: Any, error: type[ConvcvxError] = InputError) -> np.ndarray:
     """`values` as whole or real numbers in the machine's own order of bytes; raise `error` if they are none."""
     if isinstance(values, Tensor):
@@ -28,7 +32,7 @@ def as_array(name: str, values: Any, error: type[ConvcvxError] = InputError) -> 
         raise error(f"{name} must be an array of numbers: {one_line(fault)}") from None
     if array.dtype.kind not in "biuf":
         raise error(
-            f"{name} must be whole or real numbers; got {array.dtype}: number the classes, split complex numbers"
+            f"{name} must be whole or real numbers; got {array.dtype}: {REMEDIES.get(array.dtype.kind, 'convert them')}"
         )
     array = array.astype(np.float64 if array.dtype.itemsize > 8 else array.dtype.newbyteorder("="), copy=False)
     return np.require(array, requirements=["C", "W"])  # torch warns of read-only arrays, and takes no negative strides

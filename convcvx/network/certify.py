@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from convcvx.budget import NEVER, Deadline
 from convcvx.certificate import Certificate, certify_parameters
 from convcvx.data.arrays import as_tensor
+from convcvx.data.given import given_dataset
 from convcvx.data.images import Images, read_images
 from convcvx.errors import InputError, check_positive, one_line
 from convcvx.losses.shares import counted
@@ -47,9 +48,9 @@ LOOKED_AT = 1024
 
 def certify(
     network: nn.Module,
-    images: Images | np.ndarray,
-    targets: Tensor | np.ndarray,
-    beta: float,
+    images: Any,
+    targets: Tensor | np.ndarray | None = None,
+    beta: float | None = None,
     *,
     loss: str = "squared",
     oracle: str | Oracle = "auto",
@@ -74,8 +75,9 @@ def certify(
         layer as the free intercept. A BatchNorm is folded into the layer beside it, and weight decay is that of the
         folded weights.
     images : Tensor, ndarray or StreamedImages (n, C, H, W), (n, H, W) with one channel, or rows (n, d)
-        Training images, as the network takes them.
-    targets : Tensor or ndarray
+        Training images, as the network takes them. Without `targets` whatever holds both, as for `convcvx.fit`: a pair,
+        a torch Dataset or DataLoader, a data set of `convcvx.data.load` or its name.
+    targets : Tensor or ndarray, optional
         (n,) classes or (n, c) real values.
     beta : float
         torch's `weight_decay` under a mean-reduced loss.
@@ -103,6 +105,11 @@ def certify(
         not fit it.
     """
     deadline = Deadline.after(None if time_limit is None else check_positive("time_limit", time_limit))
+    if beta is None:
+        raise InputError("beta must be given: the weight decay at which the network is judged")
+    if targets is None:
+        given, *_ = given_dataset(images, None, sample_weight)
+        images, targets, sample_weight = given.images, given.targets, given.weights
     if not isinstance(network, nn.Module):
         got = type(network).__name__
         raise InputError(f"network must be a torch module, such as the .network of a fit; got {got}")

@@ -145,7 +145,10 @@ class PatchEmbedding:
         if self.spec.constant:
             raw = torch.cat([raw, (torch.zeros(len(raw)) if bias is None else bias).double()[:, None]], dim=1)
         elif bias is not None and bool(bias.any()):
-            raise InputError("the network has a convolution bias but the problem has none; set hidden_bias=True")
+            raise InputError(
+                "the network has a convolution bias but the problem has none: certify it beside a run that was trained "
+                "with hidden_bias (--hidden-bias), or as a plain network"
+            )
         if raw.shape[1] != self.basis.shape[1]:
             raise InputError(f"kernels must have {self.basis.shape[1]} entries a filter; got {raw.shape[1]}")
         # Not by torch's default, which pivots by memory that nobody has set: last bits would differ from run to run.

@@ -25,6 +25,7 @@ from convcvx.stack.options import (
     as_kept_by_stage,
     fitting_stack,
     settings_of,
+    stack_left_open,
 )
 from convcvx.training.card import model_card
 from convcvx.training.entry import Told, announce, limited
@@ -32,7 +33,7 @@ from convcvx.training.fit import Fit, load_fit
 from convcvx.training.option import check_names, parameters
 from convcvx.training.options import TrainConfig
 from convcvx.training.origin import Origin
-from convcvx.training.presets import in_flags, leaves_open, preset_options
+from convcvx.training.presets import in_flags, preset_options
 from convcvx.training.progress import reported
 from convcvx.training.resolve import arranged
 from convcvx.training.run import Run
@@ -101,7 +102,11 @@ class StackFit:
         return save_pretrained(folder, self.network.to_bytes(), card, push_to)
 
     def __str__(self) -> str:
-        stages = [f"stage {number}: {stage}" for number, stage in enumerate(self.stages, start=1)]
+        kept = [record["kept"] for record in self.metrics["stages"]]
+        stages = [
+            f"stage {number}{'' if kept[number - 1] else ', dropped'}: {stage}"
+            for number, stage in enumerate(self.stages, start=1)
+        ]
         return "\n".join([f"{counted(self.metrics['n_stages'], 'stage')}, status {self.metrics['status']}", *stages])
 
     __repr__ = __str__  # a prompt would show every tensor
@@ -157,7 +162,7 @@ def fit_stack(
     train, *others = given_dataset(images, targets, sample_weight, form=form)
     name = str(images) if isinstance(images, str | os.PathLike) else ARRAYS
     given = {"data": name} | as_kept_by_stage(options)
-    if leaves_open(given, preset):
+    if stack_left_open(given, preset):
         given = fitting_stack(given, train)
     elif preset is not None:
         given = {k: v for k, v in preset_options(preset).items() if k != "data"} | given

@@ -55,6 +55,7 @@ class StackRun(Folder):
     """The folder of a stack: options, data, metrics, model, the features under way, and a run folder for each stage."""
 
     KIND, COMMAND = "stack", "stack"
+    OTHER = Run.CONTENTS.options, "it is a run: `convcvx train --resume --out {0}` goes on with it"
     METRICS: ClassVar[Any] = {"stages": [Run.METRICS | {"stage": int, "kept": bool}], "heads?": str}
     CONTENTS = Contents(
         STACK_OPTIONS,

@@ -11,6 +11,7 @@ from convcvx.training import meanings
 from convcvx.training.option import LARGEST_SIDE, MODEL, STAGES, as_kept, option, options_of, size_text
 from convcvx.training.options import BUDGETS, OPTIONS, TrainConfig, check_unchanged
 from convcvx.training.panels.search import MOST_FILTERS
+from convcvx.training.presets import leaves_open
 from convcvx.training.recipes import stack_recipe
 
 if TYPE_CHECKING:
@@ -71,6 +72,12 @@ def settings_of(given: dict[str, Any]) -> StackConfig:
     options = {"validation": VALIDATION} | {name: value for name, value in given.items() if name not in shape}
     own = {name: given[name] for name in shape if name in given and name != "stages"}
     return StackConfig.of(given.get("stages", StackShape.stages), options, **own)
+
+
+def stack_left_open(given: dict[str, Any], preset: str | None) -> bool:
+    """As `leaves_open` says of one layer; the usual number of stages, which options that fit are for, asks for none."""
+    usual = given.get("stages") == StackShape.stages
+    return leaves_open(given.keys() - {"stages"} if usual else given, preset)
 
 
 def fitting_stack(given: dict[str, Any], train: Dataset) -> dict[str, Any]:

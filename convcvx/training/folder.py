@@ -55,6 +55,8 @@ class Folder(Files):
     """Of `convcvx`: what fills such a folder."""
     METRICS: ClassVar[Any] = {}
     """Form of metrics.json, as `reading` has it."""
+    OTHER: ClassVar[tuple[str, str]]
+    """The file of options by which a folder of the other kind is known, and what to do with that."""
 
     def __init__(self, folder: str | Path, out: Path | None = None) -> None:
         super().__init__(Path(folder))
@@ -75,9 +77,10 @@ class Folder(Files):
         if self.CONTENTS.free(self.folder) and not left:
             return
         if not self.CONTENTS.free(self.folder) and not self.ours:
+            remedy = self._of_other_kind or "choose another --out, or remove it"
             raise RunError(
                 f"{self.folder} is not empty and no {self.KIND} folder (it has no {self.CONTENTS.options} of convcvx); "
-                f"choose another --out, or remove it{left}"
+                f"{remedy}{left}"
             )
         if not overwrite:
             place = shlex.quote(str(self.folder))
@@ -95,6 +98,12 @@ class Folder(Files):
             return False
         others = [path for path in self.folder.iterdir() if path.name != self.CONTENTS.options]
         return known and (not others or any(self.CONTENTS.own(path) or self.CONTENTS.within(path) for path in others))
+
+    @property
+    def _of_other_kind(self) -> str | None:
+        """What to do with a folder of the other kind; None if it is none."""
+        options, remedy = self.OTHER
+        return remedy.format(shlex.quote(str(self.folder))) if (self.folder / options).is_file() else None
 
     @staticmethod
     def _knows(options: Any) -> bool:
@@ -233,7 +242,7 @@ class Folder(Files):
         run = cls(folder)
         if not run.begun:
             left = " and ".join(map(str, run._find_places().elsewhere))
-            remedy = "`convcvx runs` lists those that are there"
+            remedy = run._of_other_kind or "`convcvx runs` lists those that are there"
             if left:
                 remedy = f"an interrupted --overwrite left {left}: --resume puts a run back in its place"
             raise RunError(f"{folder} is no {run.KIND} folder: it has no {run.CONTENTS.options}; {remedy}")

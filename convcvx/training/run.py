@@ -75,6 +75,10 @@ class Run(Folder, Journal):
     """One run folder: the journal of a training on disk."""
 
     KIND, COMMAND, CONTENTS = "run", "train", Contents("config.json", FILES)
+    OTHER = (
+        STACK_OPTIONS,
+        "it is a stack, with which `convcvx stack --resume --out {0}` goes on; its stages are runs: {0}/stage-1",
+    )
     METRICS: ClassVar[Any] = {
         **dict.fromkeys(("primal", "dual", "rel_gap", "seconds"), float),
         **dict.fromkeys(("scope", "meaning", "status"), str),
