@@ -65,6 +65,14 @@ def test_the_options_of_a_run_among_other_files_make_no_run(run, tmp_path):
         StackRun.new(run, overwrite=True)
 
 
+def test_a_file_is_no_folder_to_begin_in(tmp_path):
+    (tmp_path / "notes").write_text("mine")
+    for kind in (Run, StackRun):
+        with pytest.raises(RunError, match="notes is a file, not a folder: choose another --out"):
+            kind.new(tmp_path / "notes", overwrite=True)
+    assert (tmp_path / "notes").read_text() == "mine"
+
+
 def test_a_run_that_is_taken_for_a_stack_is_called_a_run_and_the_other_way_round(run, tmp_path):
     """With the line that goes on with it, and no advice to remove it."""
     (tmp_path / "stack").mkdir()

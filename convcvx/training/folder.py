@@ -76,6 +76,8 @@ class Folder(Files):
         left = "".join(f"; an interrupted --overwrite left {path}" for path in self._find_places().elsewhere)
         if self.CONTENTS.free(self.folder) and not left:
             return
+        if not self.folder.is_dir():
+            raise RunError(f"{self.folder} is a file, not a folder: choose another --out")
         if not self.CONTENTS.free(self.folder) and not self.ours:
             remedy = self._of_other_kind or "choose another --out, or remove it"
             raise RunError(
