@@ -8,6 +8,10 @@ network's residual, then at a dual point chosen for the bound; then by branch an
 --directions principal directions with the rest as a remainder (0: not at all); at last in --cylinders cylinders of the
 first --divided directions (0: not at all). Seconds are those of all cores.
 
+    python benchmarks/proofs.py --section low-rank [--rows mnist:3:1:200:0.01:4] [--tol 0.01] [--search-seconds 60]
+
+proves such networks' gaps over filters of a low rank, the last number of a row, by branch and bound.
+
     python benchmarks/proofs.py --section checked [--problems 1000]
 
 compares every rigorous oracle with the exact maximum on small random problems, and exits with 1 if a bound is below it.
@@ -31,7 +35,8 @@ import torch
 from einops import rearrange
 from machine import machine, write_section
 
-from convcvx.budget import Budget
+from convcvx.budget import Budget, Deadline
+from convcvx.certificate import certify_parameters
 from convcvx.data.datasets import load
 from convcvx.oracles.base import Oracle
 from convcvx.oracles.beside import best_proof, proof_beside
@@ -42,6 +47,7 @@ from convcvx.oracles.family import FamilyOracle, Ternary
 from convcvx.oracles.local import LocalOracle
 from convcvx.oracles.polynomial import PolynomialOracle
 from convcvx.oracles.remainder import RemainderOracle
+from convcvx.oracles.scope import Scope
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem, relative_gap
 from convcvx.solvers.sliding_frank_wolfe import sliding_frank_wolfe
@@ -59,6 +65,7 @@ FULL_RANK = [
 ]
 CYLINDERS = ["mnist:3:1:200:0.2", "mnist:3:1:200:0.1"]
 WHOLE = ["mnist:3:1:60000:0.5", "mnist:3:1:60000:0.2"]
+LOW_RANK = ["mnist:3:1:1000:0.01:3", "mnist:3:1:200:0.01:4"]
 HEADER = (
     "| data | kernel | cells | images | beta / beta_max | objective | gap at the residual | chosen | seconds "
     "| searched | seconds | cylinders | seconds |"
@@ -77,22 +84,23 @@ CHECKED: dict[str, Oracle] = {
 
 @dataclass(frozen=True)
 class Case:
-    """`data:kernel:pool:images:ratio` as given on the command line."""
+    """`data:kernel:pool:images:ratio` as given on the command line, with `:rank` if it is not the full one."""
 
     data: str
     kernel: int
     pool: int
     images: int
     ratio: float
+    rank: int | None = None
 
     @classmethod
     def parse(cls, text: str) -> Case:
-        data, kernel, pool, images, ratio = text.split(":")
-        return cls(data, int(kernel), int(pool), int(images), float(ratio))
+        data, kernel, pool, images, ratio, *rank = text.split(":")
+        return cls(data, int(kernel), int(pool), int(images), float(ratio), *map(int, rank))
 
     def problem(self, data_dir: str) -> Problem:
         train, _ = load(self.data, data_dir, self.images)
-        spec = PatchSpec((self.kernel, self.kernel))
+        spec = PatchSpec((self.kernel, self.kernel), rank=self.rank)
         problem = build_problem(train.images, train.targets, spec=spec, pooling=str(self.pool))
         return problem.with_beta(self.ratio * find_beta_max(problem, "local"))
 
@@ -112,6 +120,30 @@ def whole(arguments: argparse.Namespace) -> str:
     """Filters of full rank on all images: polynomials alone."""
     arguments.directions = arguments.cylinders = 0
     return table(WHOLE, arguments)
+
+
+def low_rank(arguments: argparse.Namespace) -> str:
+    """Filters of low rank: branch and bound, until a gap of --tol is proved or --search-seconds are over."""
+    lines = [
+        "| data | kernel | cells | images | rank | beta / beta_max | objective | gap proved | seconds | core-seconds |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for case in map(Case.parse, arguments.rows or LOW_RANK):
+        problem = case.problem(arguments.data_dir)
+        budget = Budget(tol=1e-3, time_limit=arguments.solve_seconds)
+        solution = sliding_frank_wolfe(problem, LocalOracle(), budget)
+        network = solution.filters, solution.weights, solution.intercept
+        began, cores = time.perf_counter(), time.process_time()
+        in_time = problem.until(Deadline.after(arguments.search_seconds))
+        found = certify_parameters(in_time, *network, oracle="branch-and-bound", tol=arguments.tol)
+        assert found.scope is Scope.GLOBAL
+        lines.append(
+            f"| {case.data} | {case.kernel}x{case.kernel} | {case.pool}x{case.pool} | {case.images} | {case.rank} "
+            f"| {case.ratio:.3g} | {found.primal:.6g} | {found.rel_gap:.2%} | {time.perf_counter() - began:.1f} "
+            f"| {time.process_time() - cores:.1f} |"
+        )
+        print(lines[-1], flush=True)
+    return "\n".join(lines)
 
 
 def checked(arguments: argparse.Namespace) -> str:
@@ -200,6 +232,7 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], str]] = {
     "full-rank": full_rank,
     "cylinders": cylinders,
     "whole": whole,
+    "low-rank": low_rank,
     "checked": checked,
 }
 """What a section of the results is made by; its docstring is the heading."""
@@ -220,6 +253,7 @@ def main() -> None:
     parser.add_argument("--search-seconds", type=float, default=60.0, help="of each of three searches, at most")
     parser.add_argument("--divided", type=int, default=3)
     parser.add_argument("--cylinders", type=int, default=5000, help="of the search at the best dual point, at most")
+    parser.add_argument("--tol", type=float, default=0.01, help="gap at which section low-rank may stop")
     parser.add_argument("--problems", type=int, default=1000)
     parser.add_argument("--section", choices=SECTIONS, default="full-rank")
     parser.add_argument("--threads", type=int, default=1)
