@@ -173,12 +173,8 @@ class PatchSpec:
         squares = (images / largest[:, None, None, None]).square().sum(dim=1, keepdim=True)
         vertical, horizontal = self.padding
         squares = F.pad(squares, (horizontal, horizontal, vertical, vertical))
-        if self.dilation == (1, 1):
-            (tall, wide), (down, along) = self.kernel_size, self.stride
-            squares = F.avg_pool2d(squares, (tall, 1), (down, 1), divisor_override=1)
-            squares = F.avg_pool2d(squares, (1, wide), (1, along), divisor_override=1)
-        else:
-            for axis, (span, stride, step) in enumerate(zip(self.span, self.stride, self.dilation, strict=True)):
-                squares = squares.unfold(2 + axis, span, stride)[..., ::step].sum(dim=-1)
+        for axis, (span, stride, step) in enumerate(zip(self.span, self.stride, self.dilation, strict=True)):
+            # In float64 a tenth of the time that avg_pool2d takes.
+            squares = squares.unfold(2 + axis, span, stride)[..., ::step].sum(dim=-1)
         lost = math.sqrt(images.shape[1] * math.prod(self.kernel_size)) * FAINT
         return (squares.flatten(1).sqrt() + lost) * largest[:, None]
