@@ -143,8 +143,10 @@ class Problem:
         """Σ_i s_i ℓ(f_i, y_i) for f = `predictions` (n, c)."""
         return float(self.mean(self.loss.value(predictions, self.targets)))
 
-    def accuracy(self, predictions: Tensor) -> float:
-        """Share of the images for which f = `predictions` (n, c) are largest where the targets are."""
+    def accuracy(self, predictions: Tensor) -> float | None:
+        """Share of the images for which f = `predictions` (n, c) are largest where the targets are; None for c = 1."""
+        if self.n_outputs == 1:
+            return None
         return float(self.mean((predictions.argmax(dim=1) == self.targets.argmax(dim=1)).double()))
 
     def best_intercept(self, predictions: Tensor, start: Tensor | None = None) -> Tensor:

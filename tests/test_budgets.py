@@ -319,11 +319,11 @@ def test_a_resumed_training_has_the_time_that_is_left(clock):
 
 
 def test_a_training_leaves_the_time_that_the_last_passes_take(clock, monkeypatch):
-    """The slower a pass over all images, the earlier a training ends, and never later than by its share."""
+    """The slower a pass over all images, the earlier a training ends: by its share at the latest, and half of that."""
     problem = flat_problem(n=2000, n_patches=2, dim=3, n_outputs=2)
     predict = Responses.predict
     left = []
-    for seconds in (0, 5, 50):
+    for seconds in (0, 3, 25, 50):
 
         def slow(responses: Responses, *given: torch.Tensor, cost: float = seconds) -> torch.Tensor:
             clock.now += cost * responses.n / problem.n
@@ -333,8 +333,30 @@ def test_a_training_leaves_the_time_that_the_last_passes_take(clock, monkeypatch
         limited = problem.until(Deadline.after(100))
         left.append(limited.deadline.at - time_for_training(limited, 4).at)
     assert min(left) >= 20  # their share of the time left
-    assert max(left[:2]) < 50 < left[2]
+    assert max(left[:2]) < 30 < 43 < left[2] < 46
+    assert left[3] < 100 * (1 - 0.375)
     assert time_for_training(problem) == NEVER
+
+
+def test_a_solver_ends_when_the_last_passes_have_to_begin(clock, monkeypatch):
+    problem = flat_problem(n=2000, n_patches=2, dim=3, n_outputs=2)
+    ends = []
+
+    class Seen(LocalOracle):
+        def __call__(self, problem: Problem, dual_point: torch.Tensor, **options: object) -> OracleResult:
+            ends.append(problem.deadline.at)
+            return super().__call__(problem, dual_point, **options)
+
+    predict = Responses.predict
+
+    def slow(responses: Responses, *given: torch.Tensor) -> torch.Tensor:
+        clock.now += 25 * responses.n / problem.n
+        return predict(responses, *given)
+
+    monkeypatch.setattr(Responses, "predict", slow)
+    limited = problem.until(Deadline.after(100))
+    solve_problem(limited, Budget(tol=0.5, max_rounds=1), oracle=Seen())
+    assert 43 < limited.deadline.at - max(ends) < 46
 
 
 def test_the_pass_for_the_directions_of_patches_is_in_the_time(clock, monkeypatch):

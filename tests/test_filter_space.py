@@ -90,6 +90,25 @@ def test_a_basis_that_is_no_number_is_in_no_space(honest):
     assert not broken.same_space(stored)
 
 
+def test_directions_in_which_no_patch_lies_may_be_any():
+    """Rounding chooses them; an embedding that another version, or another order of sums, has stored is the same."""
+    ramp = torch.stack([torch.ones(6, 6), *torch.meshgrid(torch.arange(6.0), torch.arange(6.0), indexing="ij")])
+    images = torch.einsum("nk,khw->nhw", torch.randn(50, 3, generator=torch.Generator().manual_seed(0)), ramp)[:, None]
+    fresh = PatchEmbedding.fit(images, PatchSpec(3, rank=2, subspaces=2))  # patches of rank 3, and 4 directions
+    assert fresh.span.shape == (3, 9)
+    null = torch.linalg.svd(fresh.span)[2][3:]
+    basis = fresh.basis.clone()
+    basis[3] = null[2]
+    assert not torch.allclose(basis[3].abs(), fresh.basis[3].abs(), atol=0.1)
+    assert replace(fresh, basis=basis, span=None).same_space(fresh)
+    for k, other in ((3, 2 * null[2]), (3, torch.full((9,), torch.nan).double()), (2, null[0]), (0, null[1])):
+        forged = basis.clone()
+        forged[k] = other
+        assert not replace(fresh, basis=forged).same_space(fresh)
+    whole = PatchEmbedding.fit(torch.rand(50, 1, 6, 6), PatchSpec(3, rank=2, subspaces=2))
+    assert whole.span is None
+
+
 def test_negative_control_a_rotation_is_the_same_space(run, honest):
     run.save_embedding(rotated(run.load_embedding()))
     assert certified(run)["dual"] == pytest.approx(certified(honest)["dual"], rel=1e-9)

@@ -65,6 +65,21 @@ def test_the_options_of_a_run_among_other_files_make_no_run(run, tmp_path):
         StackRun.new(run, overwrite=True)
 
 
+def test_a_folder_with_options_of_others_is_neither(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    for kind in (Run, StackRun):
+        with pytest.raises(RunError, match="choose another --out, or remove it"):
+            kind.new(tmp_path)
+
+
+def test_an_interrupted_overwrite_whose_run_is_gone_goes_on(run, tmp_path):
+    shutil.copytree(run, tmp_path / ".kept.new")
+    begun = Run.new(tmp_path / "kept", overwrite=True)
+    assert begun.out == tmp_path / "kept"
+    with pytest.raises(RunError, match="an interrupted --overwrite left"):
+        Run.new(tmp_path / "kept")
+
+
 def test_a_file_is_no_folder_to_begin_in(tmp_path):
     (tmp_path / "notes").write_text("mine")
     for kind in (Run, StackRun):
@@ -75,7 +90,7 @@ def test_a_file_is_no_folder_to_begin_in(tmp_path):
 
 def test_a_run_that_is_taken_for_a_stack_is_called_a_run_and_the_other_way_round(run, tmp_path):
     """With the line that goes on with it, and no advice to remove it."""
-    (tmp_path / "stack").mkdir()
+    (tmp_path / "stack" / "stage-1").mkdir(parents=True)
     (tmp_path / "stack" / "stack.json").write_text("{}")
     for kind, folder, told in (
         (Run, tmp_path / "stack", r"it is a stack.*`convcvx stack --resume --out [^ ]*/stack` .*/stack/stage-1$"),

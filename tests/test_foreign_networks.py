@@ -417,6 +417,22 @@ def test_the_training_accuracy_is_that_of_the_network_as_it_is():
     assert better.primal == pytest.approx(certificate.primal)  # which knows the best intercept alone
 
 
+@pytest.mark.parametrize("classes", [[1, 2], [0, 2]])
+def test_classes_that_the_images_lack_keep_their_outputs(classes):
+    """Held with the images or apart, for networks of rows as well, and pixels of bytes as the network takes them."""
+    images = (255 * torch.rand(12, 1, 4, 4, generator=torch.Generator().manual_seed(0))).to(torch.uint8)
+    targets = torch.tensor(classes)[torch.arange(12) % 2]
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 2, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 3))
+    perceptron = nn.Sequential(nn.Linear(16, 3), nn.ReLU(), nn.Linear(3, 3))
+    for made, data in ((network, images), (perceptron, images.flatten(1).float())):
+        apart = convcvx.certify(made, data, targets, 0.05, tol=1.0)
+        for held in ((data, targets), TensorDataset(data, targets), DataLoader(TensorDataset(data, targets), 5)):
+            together = convcvx.certify(made, held, beta=0.05, tol=1.0)
+            assert (together.primal, together.dual) == (apart.primal, apart.dual)
+            assert together.train_accuracy == apart.train_accuracy
+
+
 def test_whatever_holds_images_and_targets_may_stand_for_both():
     images, targets = torch.rand(12, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 2
     torch.manual_seed(0)
@@ -426,8 +442,9 @@ def test_whatever_holds_images_and_targets_may_stand_for_both():
     for held in ((images, targets), data, DataLoader(data, batch_size=5), Dataset(images, targets, ("a", "b"), "made")):
         together = convcvx.certify(network, held, beta=0.05, tol=1.0)
         assert (together.primal, together.dual) == (apart.primal, apart.dual)
-    names = convcvx.certify(network, (images, [["cat", "dog"][k] for k in targets]), beta=0.05, tol=1.0)
-    assert names.primal == apart.primal
+    real = torch.stack([targets + 0.5, targets - 0.5], dim=1)
+    apart = convcvx.certify(network, images, real, 0.05, tol=1.0)
+    assert convcvx.certify(network, (images, real), beta=0.05, tol=1.0).primal == apart.primal
     with pytest.raises(InputError, match="targets must be given"):
         convcvx.certify(network, images, beta=0.05)
     with pytest.raises(InputError, match="beta must be given"):

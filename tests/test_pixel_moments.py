@@ -57,6 +57,17 @@ def test_images_far_from_zero_lose_nothing(offset):
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-14 * float(wanted.abs().max()))
 
 
+def test_an_image_unlike_all_others_hides_no_direction():
+    """Nor does it make any up: ramps of three directions beside a checkerboard a million times as bright."""
+    ramp = torch.stack([torch.ones(8, 8), *torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")])
+    whole = torch.randint(-9, 10, (500, 3), generator=torch.Generator().manual_seed(0)).float()
+    images = torch.einsum("nk,khw->nhw", whole, ramp)[:, None]
+    images[0, 0] = 1e6 * (-1.0) ** (ramp[1] + ramp[2])
+    for spec in (PatchSpec(3), PatchSpec(5)):
+        assert suits(spec, images)
+        assert Moments.of(images, spec).rank == 4
+
+
 def test_negative_control_products_of_pixels_as_they_are_would_lose_all():
     images = made(4, 1, 0).double()[..., :3, :3] + 1e8
     columns = PatchSpec(2).columns(images)

@@ -73,6 +73,19 @@ def given_dataset(
     return _weighted(Dataset(pixels, targets, classes, ARRAYS), sample_weight), None, None
 
 
+def held(data: Any, sample_weight: Any = None) -> tuple[Any, Any, Any]:
+    """Images, targets and weights of what holds them, classes numbered and pixels scaled as they are.
+
+    Of data sets that `convcvx.data.load` reads they are what that gives.
+    """
+    if isinstance(data, tuple | list) and len(data) == 2:
+        return *data, sample_weight
+    if isinstance(data, DataLoader | TorchDataset):
+        return *_collected(data, AS_THEY_ARE), sample_weight
+    read, *_ = given_dataset(data, None, sample_weight)
+    return read.images, read.targets, read.weights
+
+
 def _of_hugging_face(data: Any, sample_weight: Any, form: ImageForm) -> Given:
     """The parts of a `DatasetDict`; a `Dataset` alone is all to train on, as other data that Python gives are."""
     raw = raw_of(data, ARRAYS, form)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from convcvx.budget import NEVER, Deadline
 from convcvx.certificate import Certificate, certify_parameters
 from convcvx.data.arrays import as_tensor
-from convcvx.data.given import given_dataset
+from convcvx.data.given import held
 from convcvx.data.images import Images, read_images
 from convcvx.errors import InputError, check_positive, one_line
 from convcvx.losses.shares import counted
@@ -75,8 +75,8 @@ def certify(
         layer as the free intercept. A BatchNorm is folded into the layer beside it, and weight decay is that of the
         folded weights.
     images : Tensor, ndarray or StreamedImages (n, C, H, W), (n, H, W) with one channel, or rows (n, d)
-        Training images, as the network takes them. Without `targets` whatever holds both, as for `convcvx.fit`: a pair,
-        a torch Dataset or DataLoader, a data set of `convcvx.data.load` or its name.
+        Training images, as the network takes them. Without `targets` what holds both, as they are: a pair, a torch
+        Dataset or DataLoader; or a data set of `convcvx.data.load`, or its name.
     targets : Tensor or ndarray, optional
         (n,) classes or (n, c) real values.
     beta : float
@@ -108,8 +108,7 @@ def certify(
     if beta is None:
         raise InputError("beta must be given: the weight decay at which the network is judged")
     if targets is None:
-        given, *_ = given_dataset(images, None, sample_weight)
-        images, targets, sample_weight = given.images, given.targets, given.weights
+        images, targets, sample_weight = held(images, sample_weight)
     if not isinstance(network, nn.Module):
         got = type(network).__name__
         raise InputError(f"network must be a torch module, such as the .network of a fit; got {got}")

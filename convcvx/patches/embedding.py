@@ -40,6 +40,9 @@ class PatchEmbedding:
         Share of the patches' second moment (variance if whitened) that the basis keeps.
     distance : float
         How many times their spread embedded patches lie from zero; 0 where it is not known.
+    span : Tensor (s, d), optional
+        Orthonormal rows that span all patches, without a constant, where the basis has directions beside these: of
+        principal directions in which no patch lies rounding makes the choice. Not kept in files.
     """
 
     spec: PatchSpec
@@ -48,6 +51,7 @@ class PatchEmbedding:
     patch_rank: int
     energy: float = 1.0
     distance: float = 0.0
+    span: Tensor | None = None
 
     @property
     def dim(self) -> int:
@@ -100,8 +104,10 @@ class PatchEmbedding:
             raise InputError(f"rank{times} must be at most the patch size, {size}; got {spec.rank}")
         basis, energy = _basis(moments, spec)
         embedded = moments.embedded(basis, spec)
-        rank = embedded.rank if spec.subspaces == 1 else min(embedded.rank, spec.rank or size)
-        return cls(spec, channels, basis, rank, energy, embedded.distance)
+        whole = embedded.rank
+        rank = whole if spec.subspaces == 1 else min(whole, spec.rank or size)
+        span = moments.span if spec.rank is not None and whole < len(basis) else None
+        return cls(spec, channels, basis, rank, energy, embedded.distance, span)
 
     def subspace(self, number: int) -> PatchEmbedding:
         """The space of the filters of one of the subspaces, 0, 1, ..."""
@@ -121,10 +127,21 @@ class PatchEmbedding:
         return own.flatten(1)
 
     def same_space(self, other: PatchEmbedding) -> bool:
-        """Whether filters have the same kernels and the same norms in both, up to a rotation of them."""
+        """Whether filters have the same kernels and the same norms in both, up to a rotation of them.
+
+        Of directions in which no patch of the `other` lies, the norms alone: kernels there do nothing.
+        """
         if self.spec != other.spec or self.basis.shape != other.basis.shape:
             return False
         mine, others = (basis.mT @ basis for basis in (self._parts, other._parts))
+        if other.span is not None and bool(self.basis.isfinite().all()):
+            sizes = [torch.linalg.eigvalsh(basis @ basis.mT) for basis in (self._parts, other._parts)]
+            if not float((sizes[0] - sizes[1]).abs().max()) <= SAME_SPACE * float(sizes[1].abs().max()):
+                return False
+            size = other.span.shape[1]
+            seen = torch.eye(other.basis.shape[1], dtype=torch.float64)
+            seen[:size, :size] = other.span.T @ other.span
+            mine, others = seen @ mine @ seen, seen @ others @ seen
         # NaN is in no space: the comparison must hold.
         return float((mine - others).abs().max()) <= SAME_SPACE * float(others.abs().max())
 

@@ -1,7 +1,7 @@
 """The second moment of overlapping patches, from products of pixels: each of these serves every patch that it lies in.
 
 An entry of it is Σ_i Σ_p (x_i[p+a] - m_a) (x_i[p+b] - m_b) over images i and positions p, for offsets a and b in a
-patch and a point m. With the pixels y_i = x_i - z about one of the images, z, and δ_p,a = z[p+a] - m_a it is
+patch and a point m. With the pixels y_i = x_i - z about an image z in their midst, and δ_p,a = z[p+a] - m_a it is
 
     Σ_p ( G[p+a, p+b] + s[p+a] δ_p,b + δ_p,a s[p+b] + n δ_p,a δ_p,b ),    G = Σ_i y_i y_iᵀ,    s = Σ_i y_i.
 
@@ -23,6 +23,8 @@ WIDER = 2.0
 """Products of pixels that take the time of one of patches, at least: wide matrices are multiplied faster."""
 BLOCK_BYTES = 64 << 20
 """Bytes of the blocks of G at most."""
+SEVERAL = 15
+"""Images whose median, pixel by pixel, is in their midst."""
 
 
 def suits(spec: PatchSpec, images: Images) -> bool:
@@ -42,7 +44,7 @@ def sum_over_patches(
 
     Each image counts as often as its entry in `weights` (n,) says; `chunk` of them are in memory at once.
     """
-    centre = images[:1].cpu().double()
+    centre = images[:SEVERAL].cpu().double().median(dim=0, keepdim=True).values  # one image may be unlike all others
     sums, count, seen = torch.zeros_like(centre), 0.0, 0
     blocks = [torch.zeros((), dtype=torch.float64)] * spec.kernel_size[0]
     for part in images.split(chunk):

@@ -55,7 +55,7 @@ class StackRun(Folder):
     """The folder of a stack: options, data, metrics, model, the features under way, and a run folder for each stage."""
 
     KIND, COMMAND = "stack", "stack"
-    OTHER = Run.CONTENTS.options, "it is a run: `convcvx train --resume --out {0}` goes on with it"
+    OTHER = "it is a run: `convcvx train --resume --out {0}` goes on with it"
     METRICS: ClassVar[Any] = {"stages": [Run.METRICS | {"stage": int, "kept": bool}], "heads?": str}
     CONTENTS = Contents(
         STACK_OPTIONS,
@@ -65,6 +65,10 @@ class StackRun(Folder):
         ),
         {r"stage-\d+": Run.CONTENTS},
     )
+
+    @property
+    def _is_other(self) -> bool:
+        return Run(self.folder).ours
 
     @staticmethod
     def _knows(options: Any) -> bool:

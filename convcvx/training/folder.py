@@ -55,8 +55,8 @@ class Folder(Files):
     """Of `convcvx`: what fills such a folder."""
     METRICS: ClassVar[Any] = {}
     """Form of metrics.json, as `reading` has it."""
-    OTHER: ClassVar[tuple[str, str]]
-    """The file of options by which a folder of the other kind is known, and what to do with that."""
+    OTHER: ClassVar[str] = ""
+    """What to do with a folder of the other kind that is taken for one of this."""
 
     def __init__(self, folder: str | Path, out: Path | None = None) -> None:
         super().__init__(Path(folder))
@@ -76,7 +76,7 @@ class Folder(Files):
         left = "".join(f"; an interrupted --overwrite left {path}" for path in self._find_places().elsewhere)
         if self.CONTENTS.free(self.folder) and not left:
             return
-        if not self.folder.is_dir():
+        if os.path.lexists(self.folder) and not self.folder.is_dir():
             raise RunError(f"{self.folder} is a file, not a folder: choose another --out")
         if not self.CONTENTS.free(self.folder) and not self.ours:
             remedy = self._of_other_kind or "choose another --out, or remove it"
@@ -104,8 +104,12 @@ class Folder(Files):
     @property
     def _of_other_kind(self) -> str | None:
         """What to do with a folder of the other kind; None if it is none."""
-        options, remedy = self.OTHER
-        return remedy.format(shlex.quote(str(self.folder))) if (self.folder / options).is_file() else None
+        return self.OTHER.format(shlex.quote(str(self.folder))) if self._is_other else None
+
+    @property
+    def _is_other(self) -> bool:
+        """Whether the folder is one of the other kind."""
+        raise NotImplementedError
 
     @staticmethod
     def _knows(options: Any) -> bool:

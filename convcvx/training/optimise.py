@@ -16,7 +16,7 @@ from convcvx.training.dictionary_start import start_from_dictionary
 from convcvx.training.journal import Checkpoint, Journal
 from convcvx.training.options import TrainConfig
 from convcvx.training.panels.model import EVERY
-from convcvx.training.plan import find_beta_max, solve_problem, time_for_training
+from convcvx.training.plan import TRAINING, find_beta_max, solve_problem
 from convcvx.training.progress import Report
 from convcvx.training.resolve import beta_of
 
@@ -62,7 +62,7 @@ def optimise(
     searching = named_oracle(config.oracle if oracle is None else oracle, config)
     solution, top, chosen = checkpoint.solution, checkpoint.beta_max, checkpoint.chosen_beta
     if config.dictionary is not None and solution is None:
-        in_time = problem.until(time_for_training(problem, config.dictionary))
+        in_time = problem.until(problem.deadline.share(TRAINING))  # without its filters there is no network
         since = perf_counter() if began is None else began
         started = start_from_dictionary(config, in_time, journal, report, checkpoint.descent, since)
         solution, top, chosen = started.solution, started.beta_max, started.beta

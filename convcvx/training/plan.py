@@ -116,7 +116,10 @@ def find_beta_max(problem: Problem, oracle: str | Oracle = "auto", seed: int = 0
 
 def _first_values(problem: Problem, dual_point: Tensor, seed: int) -> Tensor:
     """g of the filters to which a few climbs on a sample of the images lead: one pass over all of them."""
-    images = torch.randperm(problem.n, generator=torch.Generator().manual_seed(seed))[:SAMPLE_SIZE].sort().values
+    size = min(SAMPLE_SIZE, problem.largest_sample) // 2
+    random = torch.randperm(problem.n, generator=torch.Generator().manual_seed(seed))[:size]
+    weightiest = dual_point.norm(dim=1).topk(min(size, problem.n)).indices  # few may be all that count
+    images = torch.cat([random, weightiest]).unique()
     found = FIRST_LOOK(problem.sample(images), dual_point[images], seed=seed)
     return problem.responses.correlate(found.filters, dual_point).flatten(1).norm(dim=1)
 
@@ -124,21 +127,24 @@ def _first_values(problem: Problem, dual_point: Tensor, seed: int) -> Tensor:
 def time_for_training(problem: Problem, n_filters: int | None = None) -> Deadline:
     """When a training that ends with `n_filters` at most has to be over, for certificate and scores to be in time.
 
-    These go over all images whatever the time: how long that takes is told from passes over a sample.
+    These go over all images whatever the time: how long that takes is told from passes over a sample. A training has
+    half of its share in any case: a network late is better than none.
     """
-    deadline = problem.deadline
+    deadline, n_processes = problem.deadline, problem.responses.n_processes
     if deadline == NEVER:
         return deadline
-    step = -(-problem.n // TIMED_IMAGES)
-    few = problem.until(NEVER).with_dtype(torch.float64).sample(torch.arange(0, problem.n, step)).responses
+    step = -(-problem.n // min(TIMED_IMAGES, problem.largest_sample))
+    double = problem.until(NEVER).with_dtype(torch.float64)
+    few = (double if step == 1 else double.sample(torch.arange(0, problem.n, step))).responses
     filters = torch.randn(min(n_filters or TIMED_FILTERS, TIMED_FILTERS), few.dim, dtype=torch.float64)
     weights = filters.new_zeros(len(filters), few.n_cells, problem.n_outputs)
     few.predict(filters, weights, weights[0, 0])  # what is made or compiled once
     before = deadline.left
     few.predict(filters, weights, weights[0, 0])
     few.lengths()
-    seconds = LAST_PASSES * step * (before - deadline.left)
-    return deadline.share(TRAINING).sooner(Deadline(deadline.at - seconds))
+    seconds = LAST_PASSES * step / n_processes * (before - deadline.left)
+    least, most = deadline.share(TRAINING / 2), deadline.share(TRAINING)
+    return most.sooner(Deadline(max(least.at, deadline.at - seconds)))
 
 
 def _rounding_of_g(problem: Problem, dual_point: Tensor) -> float:

@@ -75,10 +75,7 @@ class Run(Folder, Journal):
     """One run folder: the journal of a training on disk."""
 
     KIND, COMMAND, CONTENTS = "run", "train", Contents("config.json", FILES)
-    OTHER = (
-        STACK_OPTIONS,
-        "it is a stack, with which `convcvx stack --resume --out {0}` goes on; its stages are runs: {0}/stage-1",
-    )
+    OTHER = "it is a stack, with which `convcvx stack --resume --out {0}` goes on; its stages are runs: {0}/stage-1"
     METRICS: ClassVar[Any] = {
         **dict.fromkeys(("primal", "dual", "rel_gap", "seconds"), float),
         **dict.fromkeys(("scope", "meaning", "status"), str),
@@ -96,6 +93,10 @@ class Run(Folder, Journal):
     @staticmethod
     def _knows(options: Any) -> bool:
         return is_config(options)
+
+    @property
+    def _is_other(self) -> bool:
+        return (self.folder / STACK_OPTIONS).is_file() and (self.folder / f"{STAGE}1").is_dir()
 
     @property
     def is_stage(self) -> bool:
