@@ -46,8 +46,8 @@ def main() -> None:
         f"`convcvx train --data {run.config.data} {in_flags(run.config.chosen)}` proves a gap of "
         f"{metrics['rel_gap']:.2%} for its {metrics['n_filters']} filters, which recognise "
         f"{metrics['test_accuracy']:.2%} of the test images, in {metrics['core_seconds']:.0f} core-seconds. Rivals: "
-        f"`python experiments/proved_rivals.py RUN --widths {' '.join(map(str, arguments.widths))}`, batches of "
-        f"{arguments.batch}, {arguments.seeds} seeds at the best "
+        f"`python experiments/proved_rivals.py RUN --epochs {' '.join(map(str, arguments.epochs))} --widths "
+        f"{' '.join(map(str, arguments.widths))} --seeds {arguments.seeds}`, batches of {arguments.batch}, at the best "
         "of the learning rates tried. Gap: distance to the proved lower bound, as a share of the rival's objective.",
         "",
         "| rival | filters | epochs | rate | best gap | worst gap | test accuracies, in that order | core-seconds |",
