@@ -417,6 +417,7 @@ def test_the_training_accuracy_is_that_of_the_network_as_it_is():
     assert better.primal == pytest.approx(certificate.primal)  # which knows the best intercept alone
 
 
+@pytest.mark.filterwarnings("ignore:images are uint8")  # the network here takes 0 to 255
 @pytest.mark.parametrize("classes", [[1, 2], [0, 2]])
 def test_classes_that_the_images_lack_keep_their_outputs(classes):
     """Held with the images or apart, for networks of rows as well, and pixels of bytes as the network takes them."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -53,6 +55,39 @@ def test_moments_and_rank_are_those_of_the_rows_whatever_their_offset(offset, ra
     rounding = 1e-12 + 1e-14 * abs(offset)
     np.testing.assert_allclose(moments.covariance, np.cov(rows.T, bias=True), atol=20 * rounding)
     assert PatchEmbedding.fit(images, spec).patch_rank == np.linalg.matrix_rank(rows + offset, tol=1e-6)
+
+
+@pytest.mark.parametrize("offset", [0.0, 3.0, 1e4])
+def test_few_rows_of_many_directions_have_the_moments_that_all_directions_show(offset):
+    """Their Cholesky factor stands for an eigendecomposition of a hundred times the cost."""
+    random = np.random.default_rng(0)
+    few = Moments.of_rows(torch.from_numpy(random.standard_normal((12, 60)) + offset))
+    dense = replace(few, dense=True)
+    assert len(few.principal[1]) < 20 < len(dense.principal[1])
+    torch.testing.assert_close(few.principal[0][:11], dense.principal[0][:11], rtol=1e-9, atol=0)
+    assert few.rank == dense.rank == 12
+    torch.testing.assert_close(few.span.T @ few.span, dense.span.T @ dense.span, rtol=0, atol=1e-7)
+    torch.testing.assert_close(few.span @ few.span.T, torch.eye(12).double(), rtol=0, atol=1e-12)
+    for most in (3, 40):
+        one, other = few.directions(most), dense.directions(most)
+        assert len(one[1]) >= most
+        torch.testing.assert_close(one[0][:3], other[0][:3], rtol=1e-9, atol=0)
+    power = few.preconditioner()
+    torch.testing.assert_close(power, dense.preconditioner(), rtol=0, atol=1e-6 * float(power.abs().max()))
+    identity = power @ few.damped() @ power
+    torch.testing.assert_close(identity, torch.eye(60).double(), rtol=0, atol=1e-6)
+
+
+def test_an_identity_as_basis_leaves_the_moments_as_they_are():
+    moments = Moments.of_rows(torch.randn(30, 5, generator=torch.Generator().manual_seed(0)).double())
+    same = moments.embedded(torch.eye(5).double(), PatchSpec(1))
+    assert torch.equal(same.covariance, moments.covariance)
+    spec = PatchSpec(1, hidden_bias=True)
+    longer = moments.embedded(torch.eye(6).double(), spec)
+    basis = torch.eye(6).double()
+    product = Moments(basis[:, :5] @ moments.mean + basis[:, -1], basis[:, :5] @ moments.covariance @ basis[:, :5].T)
+    assert torch.equal(longer.covariance, product.covariance)
+    assert torch.equal(longer.mean, product.mean)
 
 
 def test_principal_directions_of_far_rows_are_their_mean_and_those_about_it():

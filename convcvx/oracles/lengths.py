@@ -28,6 +28,8 @@ from convcvx.patches.spec import FAINT
 from convcvx.problem import Problem
 from convcvx.rounding import SAFE, UNIT, largest, top_eigenvalue
 
+ORTHONORMAL = 1e-6
+"""Share by which a bound on an eigenvalue may be above what that is at least, for no other to be looked for."""
 NAME = "lengths"
 """By which certificates call this bound."""
 
@@ -54,4 +56,9 @@ def bound_by_lengths(problem: Problem, dual_point: torch.Tensor) -> float:
 def _norm(basis: torch.Tensor) -> float:
     """At least the largest singular value of a basis (r, h) with entries of one at most."""
     gram = basis @ basis.T
-    return math.sqrt(top_eigenvalue(gram) + (basis.shape[1] + 4) * UNIT * float(gram.diagonal().sum())) * SAFE
+    rounded = (basis.shape[1] + 4) * UNIT * float(gram.diagonal().sum())
+    # No eigenvalue is above the largest sum of a row: of orthonormal rows that is all but the largest of them.
+    highest = float(gram.abs().sum(dim=1).max()) * (1 + len(gram) * UNIT)
+    if not highest <= (1 + ORTHONORMAL) * float(gram.diagonal().max()):
+        highest = top_eigenvalue(gram)
+    return math.sqrt(highest + rounded) * SAFE

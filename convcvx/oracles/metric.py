@@ -31,8 +31,7 @@ class Metric:
     """
 
     def __init__(self, patches: Moments, alike: Callable[[Any], Any]) -> None:
-        values, vectors = torch.linalg.eigh(patches.damped())
-        self._precondition = (vectors * values.rsqrt() @ vectors.T).numpy()
+        self._precondition = patches.preconditioner().numpy()
         self._frame, self._inverse = (part.numpy() for part in patches.nearer())
         self._alike = alike
         self._mean, self._covariance, self._far = patches.mean.numpy(), patches.covariance.numpy(), patches.far
@@ -46,9 +45,10 @@ class Metric:
 
     def starts(self, patches: Tensor, directions: Tensor) -> Tensor:
         """(q, r) unit starts from patches, of either sign, and from random directions; of far rows some are linear."""
-        starts = np.concatenate([patches.numpy() @ self._frame.T, directions.numpy()])
-        starts = starts @ self._precondition @ self._frame
+        ends = patches.numpy() @ self._frame.T if self._far else patches.numpy()
+        starts = np.concatenate([ends, directions.numpy()]) @ self._precondition
         if self._far:
+            starts = starts @ self._frame
             linear = directions[-LINEAR_STARTS:].numpy()
             starts[-LINEAR_STARTS:] = linear * np.sign(linear @ self._mean)[:, None]
         return torch.from_numpy(unit(starts))

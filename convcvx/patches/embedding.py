@@ -14,7 +14,7 @@ from torch import Tensor
 
 from convcvx.data.images import Images
 from convcvx.errors import InputError
-from convcvx.patches.moments import CHUNK, Moments
+from convcvx.patches.moments import CHUNK, Moments, is_identity
 from convcvx.patches.spec import PatchSpec
 
 WHITENING_PRODUCTS = 5e10
@@ -168,6 +168,8 @@ class PatchEmbedding:
             )
         if raw.shape[1] != self.basis.shape[1]:
             raise InputError(f"kernels must have {self.basis.shape[1]} entries a filter; got {raw.shape[1]}")
+        if is_identity(self.basis):
+            return raw
         # Not by torch's default, which pivots by memory that nobody has set: last bits would differ from run to run.
         filters = torch.linalg.lstsq(self.basis.T, raw.T, driver="gelsd").solution.T
         if self.spec.subspaces > 1:
@@ -187,8 +189,8 @@ def _basis(moments: Moments, spec: PatchSpec) -> tuple[Tensor, float]:
     if spec.rank is None and spec.whiten is None:
         directions = torch.eye(size, dtype=torch.float64)
     else:
-        eigenvalues, vectors = moments.directions(centred=spec.whiten is not None)
         most = (spec.rank or size) * spec.subspaces
+        eigenvalues, vectors = moments.directions(most, centred=spec.whiten is not None)
         kept, directions = eigenvalues[:most], vectors[:most].contiguous()
         # The sign of an eigenvector is arbitrary: fix it, so that equal data give equal filters.
         largest = directions.abs().argmax(dim=1, keepdim=True)

@@ -6,7 +6,10 @@ import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from scipy.linalg.lapack import dpstrf
 from torch import Tensor
 
 from convcvx.data.images import Images
@@ -27,6 +30,8 @@ SAME_ROWS = 1e-15
 """Share of their length below which the spread of rows is rounding."""
 FAR = 4.0
 """Rows further from zero than so many times their spread need steps of their own along their mean."""
+SPARSE = 2
+"""A share 1 / `SPARSE` of all directions at most is told by a pivoted Cholesky factor."""
 DAMPING = 1e-2
 """Of second moments that steps are conditioned by, as a share of their mean diagonal entry."""
 
@@ -41,10 +46,13 @@ class Moments:
     ----------
     mean : Tensor (d,) float64
     covariance : Tensor (d, d) float64
+    dense : bool
+        Whether to work out all its directions, be they 0 or not.
     """
 
     mean: Tensor
     covariance: Tensor
+    dense: bool = False
 
     @classmethod
     def of(cls, images: Images, spec: PatchSpec, chunk: int = CHUNK, weights: Tensor | None = None) -> Moments:
@@ -78,6 +86,9 @@ class Moments:
     def embedded(self, basis: Tensor, spec: PatchSpec) -> Moments:
         """Those of the patches in the space of a `basis` (r, h), a constant that ends them included."""
         size = len(self.mean)
+        if is_identity(basis):
+            beyond = len(basis) - size
+            return Moments(F.pad(self.mean, (0, beyond), value=1.0), F.pad(self.covariance, (0, beyond, 0, beyond)))
         constant = basis[:, -1] if spec.constant else 0.0
         return Moments(basis[:, :size] @ self.mean + constant, basis[:, :size] @ self.covariance @ basis[:, :size].T)
 
@@ -93,13 +104,31 @@ class Moments:
         length = float(self.mean.norm())
         return length / spread if spread > SAME_ROWS * length else 0.0
 
-    def directions(self, *, centred: bool = False) -> tuple[Tensor, Tensor]:
+    @cached_property
+    def principal(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues (k,), largest first, and eigenvectors (k, d) of the covariance; others, if any, are 0 but for
+        rounding.
+
+        Of many directions to few rows k is small: a pivoted Cholesky factor shows these for a hundredth of the time.
+        """
+        factor, pivots, k, _ = dpstrf(self.covariance.numpy(), lower=1)
+        if self.dense or not 0 < SPARSE * k <= len(factor):
+            eigenvalues, vectors = torch.linalg.eigh(self.covariance)
+            return eigenvalues.clamp_min(0).flip(0), vectors.T.flip(0)
+        root = np.empty((len(factor), k))
+        root[pivots - 1] = np.tril(factor)[:, :k]
+        vectors, sizes, _ = torch.linalg.svd(torch.from_numpy(root), full_matrices=False)
+        return sizes.square(), vectors.T.contiguous()
+
+    def directions(self, most: int | None = None, *, centred: bool = False) -> tuple[Tensor, Tensor]:
         """Eigenvalues, largest first, and eigenvectors (rows) of the second moment, or of the covariance if `centred`.
 
-        The singular values of a root of the second moment: their squares would be of no more than half its digits.
+        All d, or those not 0 but for rounding if that gives `most` of them. The singular values of a root of the second
+        moment: their squares would be of no more than half its digits.
         """
-        eigenvalues, vectors = torch.linalg.eigh(self.covariance)
-        eigenvalues, vectors = eigenvalues.clamp_min(0).flip(0), vectors.T.flip(0)
+        eigenvalues, vectors = self.principal
+        if len(vectors) < (len(self.mean) if most is None else most):
+            eigenvalues, vectors = replace(self, dense=True).principal
         if centred:
             return eigenvalues, vectors
         root = torch.cat([self.mean[None], eigenvalues.sqrt()[:, None] * vectors])
@@ -109,10 +138,11 @@ class Moments:
     @property
     def span(self) -> Tensor:
         """(rank, d) orthonormal rows that span all rows but for rounding, largest directions first."""
-        eigenvalues, vectors = self.directions()
-        spread = float(torch.linalg.eigvalsh(self.covariance)[-1]) if self.distance else float(eigenvalues.max())
+        spread, _ = self.principal
+        eigenvalues, vectors = self.directions(len(spread))
+        largest = float(spread[0]) if self.distance else float(eigenvalues.max())
         rounded = (ROUNDED * torch.finfo(eigenvalues.dtype).eps) ** 2 * float(eigenvalues.max())
-        return vectors[eigenvalues > max(RANK_TOLERANCE * spread, rounded, 1e-300)]
+        return vectors[eigenvalues > max(RANK_TOLERANCE * largest, rounded, 1e-300)]
 
     @property
     def rank(self) -> int:
@@ -142,11 +172,31 @@ class Moments:
 
     def damped(self) -> Tensor:
         """(d, d) second moment of rows F x of `nearer`, scaled to unit mean, damped by a hundredth."""
-        frame, _ = self.nearer()
-        moment = Moments(frame @ self.mean, frame @ self.covariance @ frame.T).second
+        moment = self.second
+        if self.far:
+            frame, _ = self.nearer()
+            moment = Moments(frame @ self.mean, frame @ self.covariance @ frame.T).second
         moment = moment / moment.diagonal().mean().clamp_min(1e-300)
         moment.diagonal().add_(DAMPING)
         return moment
+
+    def preconditioner(self) -> Tensor:
+        """(d, d): the inverse square root of `damped`."""
+        eigenvalues, vectors = self.principal
+        if self.far or SPARSE * len(vectors) > len(self.mean):
+            eigenvalues, vectors = torch.linalg.eigh(self.damped())
+            return vectors * eigenvalues.rsqrt() @ vectors.T
+        eigenvalues, vectors = self.directions(len(vectors))
+        scale = (eigenvalues.sum() / len(self.mean)).clamp_min(1e-300)
+        root = (eigenvalues / scale + DAMPING).rsqrt() - DAMPING**-0.5
+        root = vectors.T * root @ vectors
+        root.diagonal().add_(DAMPING**-0.5)
+        return root
+
+
+def is_identity(basis: Tensor) -> bool:
+    """Whether filters are kernels: products with a basis of thousands of rows, which take minutes, can be left out."""
+    return torch.equal(basis, torch.eye(*basis.shape, dtype=basis.dtype, device=basis.device))
 
 
 def provisional_mean(images: Images, spec: PatchSpec) -> Tensor:

@@ -26,6 +26,7 @@ from convcvx.errors import InputError
 from convcvx.machine.devices import pick_device
 from convcvx.machine.threads import each
 from convcvx.patches import PatchEmbedding
+from convcvx.patches.moments import is_identity
 from convcvx.pooling import Pooling
 from convcvx.responses.fused import Fused
 from convcvx.responses.maps import POINTS, Maps
@@ -144,6 +145,7 @@ class Stream:
         self.mapped = in_coordinates and Maps.suit(embedding, self.images, self.map_size, dtype)
         basis = torch.eye(self.dim) if self.mapped else embedding.basis
         self._basis = basis.to(self.device, dtype)
+        self._plain = is_identity(self._basis)
         self.fusible = Fused.is_exact(embedding.spec, self.images) if fusible is None else fusible
         self.convolution = self._fastest_convolution()
 
@@ -200,11 +202,11 @@ class Stream:
     def kernels(self, filters: Tensor) -> Tensor:
         """(m, r) filters to (m, h) kernels, or (m, r) such for maps, in `patch_dtype`."""
         kernels = self.activation.kernels(filters.to(self.device, self.dtype))
-        return (kernels @ self._basis).to(self.patch_dtype)
+        return (kernels.contiguous() if self._plain else kernels @ self._basis).to(self.patch_dtype)
 
     def pulled_back(self, slopes: Tensor, filters: Tensor) -> Tensor:
         """Slopes (h, m) in the `kernels` to those (m, r) in the `filters` (m, r)."""
-        found = (self._basis.double() @ slopes).T
+        found = (slopes.double() if self._plain else self._basis.double() @ slopes).T
         return self.activation.pulled_back(found, filters.to(found))
 
     def each(self, work: Callable[[slice], Result], start: int, stop: int) -> Iterator[Result]:
