@@ -16,6 +16,7 @@ from convcvx.budget import Budget
 from convcvx.certificate import certify_parameters
 from convcvx.oracles.metric import Metric
 from convcvx.patches import Moments, PatchEmbedding, PatchSpec
+from convcvx.patches.moments import is_identity
 from convcvx.responses.passes import Responses
 from convcvx.solvers.master import solve_master
 from convcvx.training.functional import patches_to_images
@@ -76,6 +77,19 @@ def test_few_rows_of_many_directions_have_the_moments_that_all_directions_show(o
     torch.testing.assert_close(power, dense.preconditioner(), rtol=0, atol=1e-6 * float(power.abs().max()))
     identity = power @ few.damped() @ power
     torch.testing.assert_close(identity, torch.eye(60).double(), rtol=0, atol=1e-6)
+
+
+def test_the_first_axes_are_no_identity():
+    """Of patches whose first principal directions are the first pixels: kernels have more entries than filters."""
+    assert is_identity(torch.eye(3).double())
+    assert not is_identity(torch.eye(2, 3).double())
+    images = patches_to_images(np.array([[3.0, 0, 0], [-3, 0, 0], [0, 2, 0], [0, -2, 0], [0, 0, 1], [0, 0, -1]]))
+    embedding = PatchEmbedding.fit(images, PatchSpec(1, rank=2))
+    assert torch.allclose(embedding.basis.abs(), torch.eye(2, 3).double())
+    filters = torch.eye(2).double()
+    responses = Responses(images, replace(embedding, basis=torch.eye(2, 3).double()), dtype=torch.float64)
+    found = responses.predict(filters, torch.ones(2, 1, 1).double(), torch.zeros(1).double())
+    assert found.flatten().tolist() == [3, 0, 2, 0, 0, 0]
 
 
 def test_an_identity_as_basis_leaves_the_moments_as_they_are():

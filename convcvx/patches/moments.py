@@ -196,7 +196,8 @@ class Moments:
 
 def is_identity(basis: Tensor) -> bool:
     """Whether filters are kernels: products with a basis of thousands of rows, which take minutes, can be left out."""
-    return torch.equal(basis, torch.eye(*basis.shape, dtype=basis.dtype, device=basis.device))
+    square = len(basis) == basis.shape[1]  # the first of more directions are fewer than a kernel has
+    return square and torch.equal(basis, torch.eye(len(basis), dtype=basis.dtype, device=basis.device))
 
 
 def provisional_mean(images: Images, spec: PatchSpec) -> Tensor:
