@@ -338,6 +338,12 @@ def test_a_training_leaves_the_time_that_the_last_passes_take(clock, monkeypatch
     assert time_for_training(problem) == NEVER
 
 
+def test_to_time_passes_draws_no_random_number():
+    problem, state = flat_problem(n=20), torch.get_rng_state()
+    time_for_training(problem.until(Deadline.after(100)))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_a_solver_ends_when_the_last_passes_have_to_begin(clock, monkeypatch):
     problem = flat_problem(n=2000, n_patches=2, dim=3, n_outputs=2)
     ends = []

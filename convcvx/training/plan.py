@@ -116,7 +116,7 @@ def find_beta_max(problem: Problem, oracle: str | Oracle = "auto", seed: int = 0
 
 def _first_values(problem: Problem, dual_point: Tensor, seed: int) -> Tensor:
     """g of the filters to which a few climbs on a sample of the images lead: one pass over all of them."""
-    size = min(SAMPLE_SIZE, problem.largest_sample) // 2
+    size = max(1, min(SAMPLE_SIZE, problem.largest_sample) // 2)
     random = torch.randperm(problem.n, generator=torch.Generator().manual_seed(seed))[:size]
     weightiest = dual_point.norm(dim=1).topk(min(size, problem.n)).indices  # few may be all that count
     images = torch.cat([random, weightiest]).unique()
@@ -136,7 +136,7 @@ def time_for_training(problem: Problem, n_filters: int | None = None) -> Deadlin
     step = -(-problem.n // min(TIMED_IMAGES, problem.largest_sample))
     double = problem.until(NEVER).with_dtype(torch.float64)
     few = (double if step == 1 else double.sample(torch.arange(0, problem.n, step))).responses
-    filters = torch.randn(min(n_filters or TIMED_FILTERS, TIMED_FILTERS), few.dim, dtype=torch.float64)
+    filters = torch.ones(min(n_filters or TIMED_FILTERS, TIMED_FILTERS), few.dim, dtype=torch.float64)
     weights = filters.new_zeros(len(filters), few.n_cells, problem.n_outputs)
     few.predict(filters, weights, weights[0, 0])  # what is made or compiled once
     before = deadline.left
