@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # of the judge's descents, on vectors of some tens of numbers, took milliseconds in place of microseconds.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import numpy as np
 import pytest
 import torch
 
@@ -37,6 +38,13 @@ def pytest_runtestloop() -> None:
         rows = random_rows(8, 4)
         BranchAndBoundOracle(0.1).maximise(rows)
         next(cells(rows.rows))
+
+
+@pytest.fixture(autouse=True)
+def repeatable() -> None:
+    """Draw alike whenever a test runs: an estimator without a random_state draws from numpy's global numbers."""
+    np.random.seed(0)  # noqa: NPY002 (what scikit-learn draws from)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
