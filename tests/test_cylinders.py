@@ -25,6 +25,7 @@ from convcvx.oracles._quadratic_rows import quadratics
 from convcvx.oracles.beside import best_proof
 from convcvx.oracles.charged_rows import ChargedRows
 from convcvx.oracles.cylinders import principal
+from convcvx.oracles.relaxed import relaxed_point
 
 
 def quadratic(low: float, high: float, spread: float) -> list[float]:
@@ -237,12 +238,16 @@ def test_the_number_of_threads_changes_no_bit_of_the_bound():
     assert bounds[0] == bounds[1]
 
 
-def test_brief_looks_find_the_dual_point_that_is_proved_at_at_length():
-    problem, point = correlated()
-    proof = best_proof(problem, [point], CylinderOracle(2, max_cylinders=160))
-    assert proof.found.stats["cylinders"] >= 20
-    assert proof.value >= best_proof(problem, [point], CylinderOracle(2, max_cylinders=20).brief).value - 1e-9
-    assert CylinderOracle(2, time_limit=8.0).brief.time_limit == 1.0
+@pytest.mark.parametrize("most", [30, 150])
+def test_a_proof_goes_to_the_dual_point_where_cylinders_prove_about_the_most(most):
+    problem, residual = correlated()
+    oracle = CylinderOracle(2, max_cylinders=most)
+    proof = best_proof(problem, [residual], oracle)
+    chosen = relaxed_point(problem, residual)
+    between = [problem.in_domain((1 - share) * residual + share * chosen) for share in (0, 0.25, 0.5, 0.75, 1)]
+    values = [problem.dual(point, oracle(problem, point).g_max) for point in between]
+    assert proof.value >= 0.98 * max(values)
+    assert proof.value >= best_proof(problem, [residual], PolynomialOracle()).value
 
 
 def test_on_correlated_patches_cylinders_prove_more_than_polynomials_and_the_more_the_longer():

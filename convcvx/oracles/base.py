@@ -112,12 +112,6 @@ class Oracle:
         """What is asked in its place where filters are wanted and no proof: on samples, and far from the optimum."""
         return self
 
-    @property
-    def brief(self) -> Oracle:
-        """What is asked in its place at several dual points, to learn where it proves most; itself if it is no search
-        that may be short."""
-        return self
-
     def __call__(self, problem: Problem, dual_point: Tensor, wanted: Wanted = Wanted(), **changes: Any) -> OracleResult:
         """What `answer` gives for what is `wanted`, with some `changes`, such as `n_filters=4`.
 

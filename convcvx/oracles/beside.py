@@ -35,11 +35,9 @@ CHOOSING = 0.8
 CALL = 0.5
 """Share of the time left that one proof may take: others are to follow."""
 LOOK = 1 / 16
-"""Share of the time left that a brief search may take, or the choice of a dual point for it: eight of these leave more
-than half of it."""
-SHARES = (0.25, 0.5, 0.75, 1.0)
-"""Parts of the way to the chosen dual point at which searches look briefly: the best lies between, the further from its
-end the longer the search."""
+"""The same share where a search is to prove more than the polynomials that the point is chosen for."""
+LEFT = 0.55
+"""Share of the bound of polynomials to which a search comes down, before the first has told: seen 0.5 to 0.7."""
 CHOSEN = ", at a dual point chosen for it"
 """What is said of such a proof."""
 TOO_LONG = ": another pass over all patches would take long beside the training"
@@ -47,7 +45,7 @@ TOO_LONG = ": another pass over all patches would take long beside the training"
 OUT_OF_TIME = ": the time limit left none for a pass over all patches"
 """What is said where such a pass was cut short."""
 BETWEEN = 16
-"""Parts of the way from one dual point to another at which it is asked whether more could be proved there."""
+"""Parts of the way from one dual point to another between which a search can choose."""
 LEAST = 2.0
 """Seconds that it may take in any case: so that what is proved of small problems does not depend on the clock."""
 
@@ -77,44 +75,44 @@ class Proof:
 
 
 def best_proof(problem: Problem, points: Sequence[Tensor], oracle: Oracle) -> Proof:
-    """The best lower bound that `oracle` proves, at dual points at hand or chosen for the bound of polynomials.
+    """The best lower bound that polynomials or `oracle` prove, at dual points at hand or chosen.
 
-    Between the two g is no larger than their bounds say: where that promises most, the oracle proves it anew. One that
-    can be brief looks at several points between them instead, and proves at length where it proves most by that.
+    One chosen for polynomials proves most by these; a search that comes down to max g would prove most at the residual
+    of an optimal network. How far it comes down is not known before: to about the same share of the bound of
+    polynomials wherever on the way from one to the other. The first search tells that share, and a second goes to
+    where it promises most.
     """
-    if (brief := oracle.brief) is not oracle:
-        return _proof_at_length(problem, points, oracle, brief)
-    proofs = [_proof(problem, point, oracle, "") for point in points]
-    best = max(proofs, key=lambda proof: proof.value)
-    if best.found.cut_short or not _chooses(problem, math.inf):
-        return best
-    start = points[proofs.index(best)]
-    chosen = relaxed_point(problem.until(problem.deadline.share(CHOOSING)), start)
-    other = _proof(problem, chosen, oracle, CHOSEN)
-
-    def promised(share: float) -> float:
-        bound = (1 - share) * best.found.g_max + share * other.found.g_max
-        return problem.dual(problem.in_domain((1 - share) * start + share * chosen), bound)
-
-    if isinstance(oracle, PolynomialOracle):  # for whose bound the point was chosen
-        return max(best, other, key=lambda proof: proof.value)
-    share = max((step / BETWEEN for step in range(1, BETWEEN)), key=promised)
-    third = _proof(problem, problem.in_domain((1 - share) * start + share * chosen), oracle, CHOSEN)
-    return max(best, other, third, key=lambda proof: proof.value)
+    polynomials = replace(oracle, search=None) if isinstance(oracle, PolynomialOracle) else PolynomialOracle()
+    by_search = not isinstance(oracle, PolynomialOracle)
+    start = max((_proof(problem, point, polynomials, "") for point in points), key=lambda proof: proof.value)
+    if start.found.cut_short or not _chooses(problem, math.inf):
+        found = [_proof(problem, point, oracle, "") for point in points] if by_search else []
+        return max([start, *found], key=lambda proof: proof.value)
+    in_time = problem.until(problem.deadline.share(LOOK if by_search else CHOOSING))
+    end = _proof(problem, relaxed_point(in_time, start.point), polynomials, CHOSEN)
+    found = _proofs_between(problem, start, end, oracle) if by_search else []
+    return max([start, end, *found], key=lambda proof: proof.value)
 
 
-def _proof_at_length(problem: Problem, points: Sequence[Tensor], oracle: Oracle, brief: Oracle) -> Proof:
-    looks = [_proof(problem, point, brief, "", LOOK) for point in points]
-    best = max(looks, key=lambda proof: proof.value)
-    where = ""
-    if _chooses(problem, math.inf):
-        start = best.point
-        chosen = relaxed_point(problem.until(problem.deadline.share(LOOK)), start)
-        between = [problem.in_domain((1 - share) * start + share * chosen) for share in SHARES]
-        others = [_proof(problem, point, brief, CHOSEN, LOOK) for point in between]
-        best = max(best, *others, key=lambda proof: proof.value)
-        where = "" if best.point is start else CHOSEN
-    return max(best, _proof(problem, best.point, oracle, where), key=lambda proof: proof.value)
+def _proofs_between(problem: Problem, start: Proof, end: Proof, oracle: Oracle) -> list[Proof]:
+    """What a search proves where it promises most by what is usual, and then by what the first one has left."""
+
+    def point(share: float) -> Tensor:
+        return problem.in_domain((1 - share) * start.point + share * end.point)
+
+    def bound(share: float) -> float:  # of polynomials: g is convex
+        return (1 - share) * start.found.g_max + share * end.found.g_max
+
+    def promising(left: float) -> float:
+        shares = (step / BETWEEN for step in range(BETWEEN + 1))
+        return max(shares, key=lambda share: problem.dual(point(share), left * bound(share)))
+
+    def proof(share: float) -> Proof:
+        return _proof(problem, point(share), oracle, CHOSEN if share else "")
+
+    first = proof(share := promising(LEFT))
+    better = promising(first.found.g_max / bound(share)) if bound(share) > 0 else share
+    return [first] if better == share else [first, proof(better)]
 
 
 def proof_beside(problem: Problem, points: Sequence[Tensor], training_seconds: float | None = None) -> Proof:
@@ -149,8 +147,8 @@ def pass_seconds(problem: Problem, degree: int) -> float:
     return rows * d * (h + d * (degree == 2)) / SPEED
 
 
-def _proof(problem: Problem, point: Tensor, oracle: Oracle, where: str, call: float = CALL) -> Proof:
-    found = oracle(problem.until(problem.deadline.share(call)), point)
+def _proof(problem: Problem, point: Tensor, oracle: Oracle, where: str) -> Proof:
+    found = oracle(problem.until(problem.deadline.share(CALL)), point)
     if not math.isfinite(found.upper_bound):
         return _by_lengths(problem, point, found, OUT_OF_TIME if found.cut_short else "")
     by = f"polynomials of degree {found.stats['degree']}" if "degree" in found.stats else oracle.name

@@ -59,8 +59,6 @@ from convcvx.rounding import UNIT, largest
 
 DIVIDED = 3
 """Principal directions that are divided: more leave a shorter tail, and cost exponentially more."""
-BRIEF = 1 / 8
-"""Share of the limits in which a search is made at each of several dual points, to find the best one."""
 ALIKE = 2.0**-40
 """Distance of directions of charges up to which they are taken to be one; what that moves is in the slack."""
 ENTRIES = 1 << 19
@@ -91,12 +89,6 @@ class CylinderOracle(Oracle):
     max_cylinders: int | None = None
     search: Oracle = field(default_factory=lambda: FIRST_LOOK)
     name = "cylinders"
-
-    @property
-    def brief(self) -> Oracle:
-        seconds = None if self.time_limit is None else self.time_limit * BRIEF
-        most = None if self.max_cylinders is None else max(1, int(self.max_cylinders * BRIEF))
-        return replace(self, time_limit=seconds, max_cylinders=most)
 
     def answer(self, problem: Problem, dual_point: Tensor, wanted: Wanted) -> OracleResult:
         """As `Oracle` says; `stats` holds cylinders, directions, seconds and why the search stopped.

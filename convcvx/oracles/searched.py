@@ -173,12 +173,7 @@ class Search:
 
     def _at_any_rank(self, problem: Problem, points: Sequence[Tensor]) -> Shown:
         """By the oracle, or by polynomials alone where these prove more."""
-        in_time, oracle = problem.until(self.deadline), self.oracle
-        polynomial = replace(oracle, search=None) if isinstance(oracle, PolynomialOracle) else PolynomialOracle()
-        best = best_proof(in_time, points, polynomial)
-        if not isinstance(oracle, PolynomialOracle):
-            other = best_proof(in_time, points, oracle)
-            best = other if other.value >= best.value else best
+        best = best_proof(problem.until(self.deadline), points, self.oracle)
         return Shown(best.found, best.value, best.point, best.oracle, best.value, best.oracle)
 
     def _searched(
