@@ -213,11 +213,12 @@ def shifted_moment(
 
     With `weights` (n,) of the images a weighted mean.
     """
-    chunk = min(chunk, max(1, CHUNK_BYTES // _image_bytes(images, spec)))
+    image_bytes = _image_bytes(images, spec)
     spec = replace(spec, hidden_bias=False, whiten=None, subspaces=1)
     if suits(spec, images):
         moment = sum_over_patches(images, spec, about, chunk, weights)
         return moment / moment[-1, -1]
+    chunk = min(chunk, max(1, CHUNK_BYTES // image_bytes))
     spec = replace(spec, hidden_bias=True)  # which ends rows with a one
     total, count, seen = torch.zeros((), dtype=torch.float64), 0.0, 0
     for part in images.split(chunk):

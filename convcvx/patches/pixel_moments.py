@@ -11,6 +11,8 @@ matrices as wide as an image. No term is larger than pixels differ, so that noth
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -20,7 +22,9 @@ from convcvx.data.images import Images
 from convcvx.patches.spec import PatchSpec
 
 WIDER = 2.0
-"""Products of pixels that take the time of one of patches, at least: wide matrices are multiplied faster."""
+"""So many products of pixels take the time of one product of patches: wide matrices are multiplied faster."""
+CHUNK_BYTES = 32 << 20
+"""Bytes of the pixels that are multiplied at once, in float64: of ordinary images as many as the caller allows."""
 BLOCK_BYTES = 64 << 20
 """Bytes of the blocks of G at most."""
 SEVERAL = 15
@@ -42,8 +46,9 @@ def sum_over_patches(
 ) -> Tensor:
     """(h + 1, h + 1) sum of row rowᵀ over all rows (patch - `about`, 1) of a `spec` without constant, in float64.
 
-    Each image counts as often as its entry in `weights` (n,) says; `chunk` of them are in memory at once.
+    Each image counts as often as its entry in `weights` (n,) says; at most `chunk` of them are in memory at once.
     """
+    chunk = min(chunk, max(1, CHUNK_BYTES // (8 * math.prod(images.shape[1:]))))
     centre = images[:SEVERAL].cpu().double().median(dim=0, keepdim=True).values  # one image may be unlike all others
     sums, count, seen = torch.zeros_like(centre), 0.0, 0
     blocks = [torch.zeros((), dtype=torch.float64)] * spec.kernel_size[0]
