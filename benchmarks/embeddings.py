@@ -1,22 +1,27 @@
 """Heads on frozen features: the convex one against logistic regression, multilayer perceptrons and CRONOS, in one run.
 
-    python benchmarks/embeddings.py [--data-dir ../shared/data] [--runs mnist:random:512,cifar10:random:512,...]
+    python benchmarks/embeddings.py [--data-dir ../shared/data] [--runs mnist:random:512,docstrings:text:256,...]
         [--images 2000] [--time-limit SECONDS] [--jaxcld FOLDER]
 
 A run is a data set, a kind of features and how many: `random`, one layer of random 6x6 convolutions, rectified and
 averaged over 2x2 cells; `stack`, the last layer of a stack of ours, trained on other images of the set and averaged
-over 4x4 cells. (Weights of torchvision's networks are a download, which the machine of these tables cannot make.) The
-features are standardised, and the heads get nothing else. Weight decays are chosen on a fifth of the training rows,
-which no fit has seen: from three on, and as long as the best is the first or last one tried the grid is widened. Each
-head is then trained on all rows, and scored once on the test rows. CPU seconds are of that last training; memory is the
-peak of a process that does nothing else. CRONOS is that of `jaxcld` (pip install --no-deps jaxcld, and jax), left out
-without it. Each run writes its own section of benchmarks/results/embeddings.md.
+over 4x4 cells; `text`, the first singular vectors of scikit-learn's TF-IDF matrix (latent semantic analysis) of the
+docstrings of packages that convcvx needs, without these packages' names; the class is the package. (Weights of
+torchvision's networks are a download, which the machine of these tables cannot make.) The features are standardised,
+and the heads get nothing else. Weight decays are chosen on a fifth of the training rows, which no fit has seen: from
+three on, and as long as the best is the first or last one tried the grid is widened. Each head is then trained on all
+rows, and scored once on the test rows. CPU seconds are of that last training; memory is the peak of a process that does
+nothing else. CRONOS is that of `jaxcld` (pip install --no-deps jaxcld, and jax), left out without it.
+Each run writes its own section of benchmarks/results/embeddings.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
+import importlib.util
 import json
+import re
 import subprocess
 import sys
 import warnings
@@ -44,7 +49,11 @@ DECAYS = (1e-2, 1e-3, 1e-4)
 WIDENED = 4
 """Weight decays at most by which a grid whose best is at its edge is widened, each as far from the last one as that
 from its neighbour."""
-KINDS = {"random": "random convolutions", "stack": "a stack of ours, trained on other images"}
+KINDS = {
+    "random": "random convolutions",
+    "stack": "a stack of ours, trained on other images",
+    "text": "latent semantic analysis",
+}
 """What the kinds of features are, in words."""
 CELLS = {"random": 2, "stack": 4}
 """Cells on a side that features are averaged over, by their kind: each filter makes as many features as cells."""
@@ -56,6 +65,10 @@ NEURONS = 32
 """Hidden neurons of perceptrons, and activation patterns of CRONOS."""
 STACK: dict[str, Any] = {"stages": 2, "kernel_size": 5, "tol": 1.0, "max_rounds": 0, "tune": 0.1, "seed": 0}
 """How the stack is trained whose last layer makes features."""
+PACKAGES = ("numpy", "scipy", "sklearn", "torch", "sympy", "networkx", "numba", "cvxpy")
+"""Classes of texts: where a docstring stands."""
+WORDS = 20
+"""Of a docstring at least: what is shorter says nothing of its package."""
 Rows = np.ndarray
 Scores = Callable[[Rows], np.ndarray]
 """Outputs (n, c) of a trained head for features (n, d)."""
@@ -77,8 +90,45 @@ def trained_stack(images: torch.Tensor, targets: torch.Tensor, m: int) -> nn.Mod
     return fit.network.sequential()[:-1].eval()
 
 
+def docstrings(package: str) -> list[str]:
+    """Of functions and classes of a package, each once, without the names of packages; nothing is imported."""
+    spec = importlib.util.find_spec(package)
+    assert spec is not None
+    assert spec.origin is not None
+    root, found = Path(spec.origin).parent, set()
+    for path in root.rglob("*.py"):
+        if "test" not in str(path.relative_to(root)):
+            nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8", errors="replace")))
+            kinds = (ast.FunctionDef, ast.ClassDef)
+            found |= {ast.get_docstring(node) or "" for node in nodes if isinstance(node, kinds)}
+    names = re.compile("|".join((*PACKAGES, "scikit", "pytorch", r"\bnp\b", r"\bnx\b", r"\bcp\b")), re.IGNORECASE)
+    return [names.sub(" ", text) for text in sorted(found) if len(text.split()) >= WORDS]
+
+
+def of_texts(size: int, n_texts: int) -> dict[str, Rows]:
+    """So many rows to train on and for the test, as many of each class; words are weighed by the former alone."""
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.pipeline import make_pipeline
+
+    random, each = np.random.default_rng(0), 2 * n_texts // len(PACKAGES)
+    drawn = [random.permutation(np.array(docstrings(package), dtype=object))[:each] for package in PACKAGES]
+    order = random.permutation(sum(map(len, drawn)))
+    texts, y = np.concatenate(drawn)[order], np.repeat(np.arange(len(PACKAGES)), [len(own) for own in drawn])[order]
+    words = make_pipeline(TfidfVectorizer(sublinear_tf=True, min_df=2), TruncatedSVD(size, random_state=0))
+    x, x_test = words.fit_transform(texts[:n_texts]), words.transform(texts[n_texts:])
+    return standardised(x, y[:n_texts], x_test, y[n_texts:])
+
+
+def standardised(x: Rows, y: Rows, x_test: Rows, y_test: Rows) -> dict[str, Rows]:
+    mean, spread = x.mean(axis=0), x.std(axis=0) + 1e-6
+    return {"x": (x - mean) / spread, "y": y, "x_test": (x_test - mean) / spread, "y_test": y_test}
+
+
 def features(name: str, kind: str, size: int, data_dir: str | None, n_images: int) -> dict[str, Rows]:
     """Standardised features and classes, for training and for the test."""
+    if kind == "text":
+        return of_texts(size, n_images)
     train, test = load(name, data_dir, 2 * n_images)
     images, others = (part.float() for part in train.images[:].split(n_images))
     m = size // CELLS[kind] ** 2
@@ -92,9 +142,7 @@ def features(name: str, kind: str, size: int, data_dir: str | None, n_images: in
             torch.cat([layer(part) for part in every.split(250)]).numpy().astype(np.float64)
             for every in (images, unseen)
         )
-    mean, spread = x.mean(axis=0), x.std(axis=0) + 1e-6
-    classes = train.targets[:n_images].numpy(), test.targets[: 2 * n_images].numpy()
-    return {"x": (x - mean) / spread, "y": classes[0], "x_test": (x_test - mean) / spread, "y_test": classes[1]}
+    return standardised(x, train.targets[:n_images].numpy(), x_test, test.targets[: 2 * n_images].numpy())
 
 
 def convex(
