@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from convcvx.budget import NEVER, Deadline
+from convcvx.budget import NEVER, Budget, Deadline
 from convcvx.certificate import certify_parameters
 from convcvx.oracles import CylinderOracle, ExactOracle, LocalOracle, PolynomialOracle, get_oracle
 from convcvx.oracles._corner_bounds import above, longest
@@ -26,6 +26,7 @@ from convcvx.oracles.beside import best_proof
 from convcvx.oracles.charged_rows import ChargedRows
 from convcvx.oracles.cylinders import principal
 from convcvx.oracles.relaxed import relaxed_point
+from convcvx.solvers.sliding_frank_wolfe import sliding_frank_wolfe
 
 
 def quadratic(low: float, high: float, spread: float) -> list[float]:
@@ -298,3 +299,17 @@ def test_on_a_thousand_small_problems_no_rigorous_bound_is_below_the_exact_maxim
             counts[name] += 1
     assert min(counts.values()) > 900
     counted("bounds of oracles judged", sum(counts.values()))
+
+
+def test_a_certificate_with_a_time_limit_of_its_own_proves_more_in_the_time_that_is_left():
+    problem, _ = correlated()
+    solution = sliding_frank_wolfe(problem, LocalOracle(), Budget(tol=1e-3, max_rounds=10))
+    network = solution.filters, solution.weights, solution.intercept
+    brief, long = certify_parameters(problem, *network), None
+    for oracle in ("auto", "local"):
+        long = certify_parameters(problem.until(Deadline.after(60.0)), *network, oracle=oracle, tol=0.05)
+        assert long.scope == "heuristic"
+        assert brief.proved < long.proved <= long.dual <= long.primal
+        assert long.proved_by.startswith(("remainder", "cylinders"))
+    training = certify_parameters(problem.until(Deadline.after(60.0)), *network, training=[])
+    assert training.proved_by.startswith("polynomials")  # whose time is the training's

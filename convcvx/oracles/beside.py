@@ -107,12 +107,12 @@ def _proofs_between(problem: Problem, start: Proof, end: Proof, oracle: Oracle) 
         shares = (step / BETWEEN for step in range(BETWEEN + 1))
         return max(shares, key=lambda share: problem.dual(point(share), left * bound(share)))
 
-    def proof(share: float) -> Proof:
-        return _proof(problem, point(share), oracle, CHOSEN if share else "")
+    def proof(share: float, call: float) -> Proof:
+        return _proof(problem, point(share), oracle, CHOSEN if share else "", call)
 
-    first = proof(share := promising(LEFT))
+    first = proof(share := promising(LEFT), CALL)
     better = promising(first.found.g_max / bound(share)) if bound(share) > 0 else share
-    return [first] if better == share else [first, proof(better)]
+    return [first] if better == share else [first, proof(better, 1.0)]
 
 
 def proof_beside(problem: Problem, points: Sequence[Tensor], training_seconds: float | None = None) -> Proof:
@@ -147,8 +147,8 @@ def pass_seconds(problem: Problem, degree: int) -> float:
     return rows * d * (h + d * (degree == 2)) / SPEED
 
 
-def _proof(problem: Problem, point: Tensor, oracle: Oracle, where: str) -> Proof:
-    found = oracle(problem.until(problem.deadline.share(CALL)), point)
+def _proof(problem: Problem, point: Tensor, oracle: Oracle, where: str, call: float = CALL) -> Proof:
+    found = oracle(problem.until(problem.deadline.share(call)), point)
     if not math.isfinite(found.upper_bound):
         return _by_lengths(problem, point, found, OUT_OF_TIME if found.cut_short else "")
     by = f"polynomials of degree {found.stats['degree']}" if "degree" in found.stats else oracle.name

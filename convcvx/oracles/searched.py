@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from convcvx.budget import Deadline
+from convcvx.oracles._patch_rows import PatchRows
 from convcvx.oracles.base import Oracle, OracleResult
 from convcvx.oracles.beside import Proof, best_proof, proof_beside
 from convcvx.oracles.branch_and_bound import FIRST_LOOK, BranchAndBoundOracle
@@ -20,12 +21,18 @@ from convcvx.oracles.polynomial import PolynomialOracle
 from convcvx.oracles.remainder import RemainderOracle
 from convcvx.oracles.sampled import SampledOracle
 from convcvx.oracles.scope import Scope
+from convcvx.oracles.table import get_oracle, meets
 from convcvx.problem import Problem
 
 HALF = 0.5
 """Share of the time left for the network's own dual point, where there is another one to try."""
 PROVING = 0.3
 """Share of the time left in which something is proved before a search that proves nothing takes the rest."""
+
+SLOWER = ("remainder", "cylinders")
+"""Oracles that prove more than polynomials the longer they have, at any rank."""
+ROWS_BYTES = 1 << 30
+"""Bytes of patches that a problem may have for these to be asked unless they are named."""
 
 N_FILTERS = 16
 """Filters beside those of a network that a certificate looks for."""
@@ -137,13 +144,20 @@ class Search:
             early = self._beside(problem, points, self.deadline.share(PROVING), self.training_seconds)
         elif self.deadline.at < math.inf:  # in case that the search has nothing when its time is over
             early = self._beside(problem, points[:1], self.deadline.share(PROVING), self.deadline.left)
-        found, dual, point = self._searched(problem, given, starts, points, primal)
+        slower = self._slower(problem) if guesses else ()
+        found, dual, point = self._searched(problem, given, starts, points, primal, HALF if slower else 1.0)
         shown = Shown(found, dual, point, self.oracle.name, dual, self.oracle.name)
         if found.cut_short or not found.scope.for_all:
             if early is None or early.found.cut_short or not guesses:
                 late = self._beside(problem, points, self.deadline, self.training_seconds)
                 early = late if early is None else max(early, late, key=lambda proof: proof.value)
             shown = shown.beside(early)
+        for name in slower:
+            if primal - shown.proved <= self.tol * primal:
+                break
+            in_time = problem.until(self.deadline if name == slower[-1] else self.deadline.share(HALF))
+            proof = best_proof(in_time, points, get_oracle(name, problem, thorough=True))
+            shown = shown.beside(proof) if proof.value > shown.proved else shown
         if trained is not None and trained.dual > shown.dual:
             return trained.among(problem, torch.cat([found.filters, starts]), found)
         return shown
@@ -167,6 +181,13 @@ class Search:
         found, dual = replace(none, stats={"proved_in_round": number}), problem.dual(point, g)
         return Shown(found, dual, point, self.oracle.name, dual, self.oracle.name)
 
+    def _slower(self, problem: Problem) -> tuple[str, ...]:
+        """What is to prove more in the time that is left, where a limit was set for a certificate alone."""
+        if self.training_seconds is not None or self.deadline.at == math.inf:
+            return ()
+        few = PatchRows.size(problem.responses, problem.n_outputs, merged=True) <= ROWS_BYTES
+        return tuple(name for name in SLOWER if few and meets(name, problem))
+
     @staticmethod
     def _beside(problem: Problem, points: Sequence[Tensor], deadline: Deadline, seconds: float | None) -> Proof:
         return proof_beside(problem.until(deadline), points, seconds)
@@ -177,16 +198,19 @@ class Search:
         return Shown(best.found, best.value, best.point, best.oracle, best.value, best.oracle)
 
     def _searched(
-        self, problem: Problem, given: Problem, starts: Tensor, points: Sequence[Tensor], primal: float
+        self, problem: Problem, given: Problem, starts: Tensor, points: Sequence[Tensor], primal: float, share: float
     ) -> tuple[OracleResult, float, Tensor]:
-        """What the oracle finds at the residual, or proves at another point; its lower bound; which point."""
+        """What the oracle finds at the residual, or proves at another point; its lower bound; which point.
+
+        In a `share` of the time left.
+        """
         residual, target = points[0], target_of(self.oracle, problem, points[0], primal, self.tol)
         wide: dict[str, Any] = {"starts": starts, "n_filters": N_FILTERS, "seed": self.seed}
         if self.oracle.name == "family":  # whose scan knows all that are active
             wide["n_filters"] = N_FILTERS + len(starts)
         # A heuristic may search in the arithmetic at hand: what it finds is measured in float64 below.
         guesses = self.oracle.name == LocalOracle.name
-        own = self.deadline if len(points) == 1 or guesses else self.deadline.share(HALF)
+        own = self.deadline.share(share if len(points) == 1 or guesses else HALF)
         found = self.oracle((given if guesses else problem).until(own), residual, **wide, target=target)
         if not found.scope.proved and len(found.values):
             candidates = torch.cat([found.filters, starts])

@@ -180,8 +180,7 @@ def pick_oracle(name: str, problem: Problem) -> tuple[str, str]:
         For a name that is none, or a problem that lacks what the oracle needs.
     """
     check_choice("oracle", name, ("auto", *ORACLES))
-    # Of several subspaces oracles are asked on one after the other: what they need is reckoned of one.
-    problem = replace(problem, responses=problem.responses.subspaces[0])
+    problem = _of_one_subspace(problem)
     if name != "auto":
         require(f"oracle {name}", ORACLES[name].needs, problem)
         return name, "as asked"
@@ -195,6 +194,16 @@ def pick_oracle(name: str, problem: Problem) -> tuple[str, str]:
         if (why := entry.suits(problem)) is not None and all(map(met, entry.needs)):
             return candidate, why
     raise AssertionError("the last oracle suits everywhere")
+
+
+def meets(name: str, problem: Problem) -> bool:
+    """Whether the problem has what the oracle called `name` needs."""
+    return all(need.lacking(_of_one_subspace(problem)) is None for need in ORACLES[name].needs)
+
+
+def _of_one_subspace(problem: Problem) -> Problem:
+    """Of several subspaces oracles are asked on one after the other: what they need is reckoned of one."""
+    return replace(problem, responses=problem.responses.subspaces[0])
 
 
 def get_oracle(
