@@ -188,7 +188,7 @@ def compare_on(
         "convex": convex,
         "twin": twin,
         "finetune": finetune,
-        "objective_ratio": twin["objective"] / convex["objective"],
+        "objective_ratio": twin["objective"] / convex["objective"] if convex["objective"] else None,
         "time_ratio": twin["seconds"] / convex["seconds"],
         "seconds_until_twin_reaches_convex": reached(trainings[0].history, convex["objective"]),
         "seconds_until_convex_reaches_twin": reached(solution.history, twin["objective"]),
@@ -247,7 +247,8 @@ def _twin(
         "objective": best.objective,
         "objective_median": statistics.median(training.objective for training in trainings),
         "lower_bound": convex["dual"],
-        "rel_gap": (best.objective - convex["dual"]) / best.objective,  # below zero where an estimate was too high
+        # Below zero where an estimate was too high.
+        "rel_gap": (best.objective - convex["dual"]) / best.objective if best.objective else 0.0,
         "scope": convex["scope"],
         **{name: runs[0][name] for name in ("train_accuracy", "test_accuracy", "seconds", "core_seconds")},
         "n_filters": len(best.twin.filters),

@@ -169,6 +169,7 @@ def test_scores_are_those_of_scikit_learn():
     found = real_scores(outputs, draws(50, 4, seed=3), "squared", weights)
     r2 = r2_score(draws(50, 4, seed=3), outputs, sample_weight=weights, multioutput="variance_weighted")
     assert found["r2"] == pytest.approx(r2)
+    assert "r2" not in real_scores(outputs, torch.ones(50, 4).double(), "squared", weights)  # whose variance is 0
 
 
 def test_labels_beside_0_and_1_are_refused(labelled, tmp_path):

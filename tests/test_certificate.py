@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from copy import deepcopy
@@ -28,6 +29,7 @@ from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.pooling import Pooling
 from convcvx.solution import Solution
 from convcvx.solvers.rounds import consult, predicted
+from convcvx.storage.reading import json_text
 from convcvx.training.plan import build_problem, solve_problem
 from convcvx.training.run import Run
 
@@ -222,6 +224,19 @@ def test_the_better_of_two_proved_bounds_passes_to_the_other_network():
     assert (one.with_bound_of(other).proved, one.with_bound_of(other).proved_by) == (0.2, "that")
     assert one.with_bound_of(other).proved_gap == pytest.approx(1 - 0.2 / one.primal)
     assert (other.with_bound_of(one).proved, other.with_bound_of(one).dual) == (0.2, one.dual)
+
+
+def test_an_estimate_that_a_network_refutes_does_not_pass_to_it():
+    estimate = replace(check(plain()), scope="heuristic", proved=0.0, search={})
+    better = replace(estimate, primal=0.5 * estimate.dual, dual=0.1 * estimate.dual)
+    assert better.with_bound_of(estimate).dual == better.dual
+    assert replace(better, primal=estimate.dual).with_bound_of(estimate).dual == estimate.dual  # control: it holds
+
+
+def test_a_certificate_without_any_bound_says_so_when_it_is_read_again():
+    none = replace(check(plain()), scope="heuristic", g_max=math.inf, search={"stopped": "time_limit"})
+    assert none.meaning.startswith("no bound but zero")
+    assert Certificate.from_dict(json.loads(json_text(none.to_dict()))).meaning == none.meaning
 
 
 def test_a_better_proof_beside_an_estimate_passes_to_a_network_with_a_weaker_proof_of_its_own():

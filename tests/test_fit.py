@@ -259,6 +259,13 @@ def test_a_comparison_is_that_of_the_command(digits, layer, tmp_path):
         convcvx.compare(layer, digits[0][:100], digits[1][:100], epochs=1, seeds=1)
 
 
+def test_a_network_without_loss_is_compared_all_the_same():
+    images = np.random.default_rng(0).random((20, 1, 5, 5)).astype(np.float32)
+    layer = convcvx.fit(images, np.ones((20, 1)), kernel_size=3)
+    found = convcvx.compare(layer, images, np.ones((20, 1)), epochs=1, seeds=1).metrics
+    assert (found["convex"]["objective"], found["objective_ratio"], found["twin"]["rel_gap"]) == (0.0, None, 1.0)
+
+
 def test_without_options_those_that_fit_the_data_are_taken(tmp_path, monkeypatch):
     chosen = entry.chosen_config({"data": "digits"}, None, load("digits")[0])
     assert (chosen.pool, chosen.tol) == ("4", 0.05)

@@ -71,6 +71,8 @@ def test_an_estimator_is_of_the_kind_of_its_targets():
     assert isinstance(labels := frozen(network(3, loss="bce", classes=[])), FrozenClassifier)
     assert set(np.unique(labels.predict(X))) <= {0, 1}
     assert labels.predict(X).shape == (200, 3)
+    soft = frozen(network(3, loss="cross-entropy", classes=[]))  # of targets that were probabilities
+    assert np.array_equal(soft.predict(X), soft.predict_proba(X).argmax(axis=1))
     pair = frozen(network(2, loss="cross-entropy", classes=["cat", "dog"]))
     assert pair.decision_function(X).shape == (200,)
     chosen = np.where(pair.decision_function(X) > 0, "dog", "cat")

@@ -121,6 +121,7 @@ class Certificate:
     def __post_init__(self) -> None:
         object.__setattr__(self, "space", None if self.space is None else tuple(self.space))  # of a file it is a list
         object.__setattr__(self, "scope", Scope(self.scope))
+        object.__setattr__(self, "g_max", math.inf if self.g_max is None else self.g_max)  # JSON has no infinity
         if self.scope.for_all:
             for name, value in (("proved", self.dual), ("proved_gap", self.rel_gap), ("proved_by", self.oracle)):
                 object.__setattr__(self, name, value)
@@ -179,7 +180,8 @@ class Certificate:
         """The same network against the better of two lower bounds on the same problem: a proof before an estimate.
 
         A bound over sampled patterns or over a family holds for the filters that it was computed for, and never passes
-        to another; what is proved for every network holds for these as well.
+        to another; what is proved for every network holds for these as well. An estimate that lies above this network's
+        objective is refuted by it, and not taken.
 
         Raises
         ------
@@ -193,10 +195,10 @@ class Certificate:
             if bound is not None and bound > self.primal * (1 + FLOAT32_ROUNDING):
                 raise contradiction(bound, self.primal)
         best = self
-        if other.scope.shared and other._standing > self._standing:
+        refuted = not other.scope.for_all and other.dual > self.primal * (1 + FLOAT32_ROUNDING)
+        if other.scope.shared and other._standing > self._standing and not refuted:
             taken = {name: getattr(other, name) for name in ("dual", "scope", "g_max", "oracle", "search")}
-            if other.scope.for_all:
-                taken["dual"] = min(other.dual, self.primal)
+            taken["dual"] = min(other.dual, self.primal)
             best = replace(self, **taken, rel_gap=relative_gap(self.primal, other.dual))
         prover = other if _better(other.proved, self.proved) else self
         if not _better(prover.proved, best.proved):

@@ -78,8 +78,10 @@ def _print_table(console: Console, result: dict[str, Any]) -> None:
     console.print(table)
     for record in result["stages"]:
         if "joint_objective" in record:
+            told = record["validation_accuracy"] is not None
+            reached = f"{record['score']:.2%} validation" if told else f"validation loss {-record['score']:.5g}"
             console.print(
-                f"joint heads of stages 1 to {record['stage']}: {record['score']:.2%} validation, objective "
+                f"joint heads of stages 1 to {record['stage']}: {reached}, objective "
                 f"{record['joint_objective']:.6g}, optimal over these filters to {record['joint_rel_gap']:.1e}",
             )
     console.print(

@@ -132,6 +132,12 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
+def held_out_scores(step: Mapping[str, Any]) -> str:
+    """What the record of a β says of held-out images; where no class is wrong, or there are none, the loss alone."""
+    wrong = f"error {step['held_out_error']:.2%}, " if step["held_out_error"] else ""
+    return f"held-out {wrong}loss {step['held_out_loss']:.5g}"
+
+
 def why_empty(metrics: Mapping[str, Any]) -> str:
     """Why the best network has no filter, in brackets; nothing of a network that has some, or only lacks them yet."""
     beta, beta_max = metrics["beta"], metrics.get("beta_max")

@@ -115,15 +115,17 @@ def real_scores(predictions: Tensor, targets: Tensor, loss: str, weights: Tensor
     """Scores of outputs (n, c) for targets (n, c) that are no classes: the loss and what its users look at.
 
     For labels the share of rows with all of them right, and the F1 score of each label, averaged: a label is predicted
-    where its output is above 0. For real values R², the share of the variance of all outputs that is explained.
+    where its output is above 0. For real values that vary R², the share of the variance of all outputs that is explained.
     """
     scores = {"loss": mean_loss(predictions, targets, loss, weights)}
     if loss not in LABELLED and not get_loss(loss).takes_real:
         return scores
     if loss not in LABELLED:
+        if bool((targets == targets[:1]).all()):
+            return scores
         total = _mean((targets - _means(targets, weights)).square().sum(dim=1), weights)
         residual = _mean((predictions.double() - targets).square().sum(dim=1), weights)
-        return scores | {"r2": 1 - residual / total if total > 0 else 0.0}
+        return scores | ({"r2": 1 - residual / total} if total > 0 else {})
     found, there = predictions > 0, targets > 0.5
     counts = torch.ones(len(targets), dtype=torch.float64) if weights is None else weights
     hits, named = counts @ (found & there).double(), counts @ found.double() + counts @ there.double()

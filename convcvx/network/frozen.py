@@ -65,6 +65,8 @@ class FrozenClassifier(ClassifierMixin, Frozen):
     def __init__(self, network: Any) -> None:
         super().__init__(network)
         names = network.meta["classes"]
+        if not names and network.meta["loss"] == "cross-entropy":  # of targets that were probabilities
+            names = range(network(torch.zeros(1, *network.image_shape)).shape[1])
         whole = all(str(name).lstrip("-").isdecimal() for name in names)
         self.classes_ = np.array([int(name) for name in names]) if whole and names else np.array(names, str)
 

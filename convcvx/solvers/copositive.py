@@ -1,10 +1,10 @@
 """The copositive relaxation as a solver: one convex program over all activation cones, its network, its bound.
 
-The program (`convex_programs`) yields filters by a semi-nonnegative factorisation of each U_D; the master and one slide
-polish them, and the objective reported is that of the real network. The lower bound is not the backend's word: the
-copositive oracle bounds max g at the program's dual point anew, and `Problem.dual` scales it. The gap between the two
-is how far the relaxation is from tight; it is tight in rank ≤ 2, for a single output without pooling cells, and often
-beyond. Size is the limit: cells of the arrangement times images.
+The program (`solvers.programs.convex`) yields filters by a semi-nonnegative factorisation of each U_D; the master and
+one slide polish them, and the objective reported is that of the real network. The lower bound is not the backend's
+word: the copositive oracle bounds max g at the program's dual point anew, and `Problem.dual` scales it. The gap between
+the two is how far the relaxation is from tight; it is tight in rank ≤ 2, for a single output without pooling cells, and
+often beyond. Size is the limit: cells of the arrangement times images.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from torch import nn
 
 from convcvx.data.augment import VERSIONS
 from convcvx.data.datasets import Dataset
+from convcvx.display.words import held_out_scores
 from convcvx.errors import InputError, RunError
 from convcvx.machine.watch import phase
 from convcvx.network.evaluate import accuracy, mean_loss, predict
@@ -32,6 +33,7 @@ from convcvx.stack.joint_heads import fit_joint_heads
 from convcvx.stack.network import Link, StackedCNN, stacked_cnn
 from convcvx.stack.options import StackConfig
 from convcvx.storage.places import RESULT, Contents
+from convcvx.terms.status import Status
 from convcvx.training.clock import Clock
 from convcvx.training.dictionary_start import DICTIONARY_TOL
 from convcvx.training.folder import Folder
@@ -148,6 +150,7 @@ def _train(
         report.begin(f"stacking into {run.place}{alone}")
         model, records = _train_stages(config, run, data, origin, report, team, device)
     model.meta = {"data": first.data, "classes": list(data[0].classes), "loss": first.loss}
+    done = str(Status.CONVERGED)
     result = {
         "stages": records,
         "n_stages": len(model.stages),
@@ -156,7 +159,7 @@ def _train(
         "seconds": clock.seconds,
         "compiling_seconds": clock.compiling_seconds,
         "peak_memory_mb": peak_memory_mb(),
-        "status": "converged" if all(r["status"] == "converged" for r in records if r["kept"]) else "gap_above_tol",
+        "status": next((r["status"] for r in records if r["kept"] and r["status"] != done), done),
         "out": str(run.out),
     }
     run.save_result(model.cpu(), result)
@@ -214,13 +217,13 @@ def _join(
     model, fit = fit_joint_heads(
         stages, links, problems, tune=tune, versions=versions, flips=first.flips, tol=DICTIONARY_TOL
     )
-    error = next(step["held_out_error"] for step in fit.path if step["beta"] == fit.beta)
+    step = next(step for step in fit.path if step["beta"] == fit.beta)
     report.begin(
-        f"joint heads of {len(stages)} stages: beta {fit.beta:.3g}, held-out error {error:.2%}, objective "
+        f"joint heads of {len(stages)} stages: beta {fit.beta:.3g}, {held_out_scores(step)}, objective "
         f"{fit.objective:.5g}, optimal over these filters to {fit.rel_gap:.1e}"
     )
     record = {f"joint_{name}": getattr(fit, name) for name in ("beta", "objective", "rel_gap")}
-    return model, record | {"joint_held_out_error": error}
+    return model, record | {"joint_held_out_error": step["held_out_error"]}
 
 
 def _train_stage(

@@ -78,6 +78,8 @@ def model_card(kind: str, network: Any, metrics: dict[str, Any], stages: list[di
 
 def _outputs(loss: Any) -> str:
     """What they are where there are no classes."""
+    if loss == "cross-entropy":
+        return "Its outputs are logits: their softmax are the probabilities of the classes."
     labels = "Its outputs are scores of labels: above 0, an image has the label."
     return labels if loss in LABELLED else "Its outputs are real values."
 

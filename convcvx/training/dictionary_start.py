@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 
 from convcvx.budget import OutOfTime
 from convcvx.data.augment import VERSIONS
+from convcvx.display.words import held_out_scores
 from convcvx.errors import InputError
 from convcvx.machine.memory import check_memory
 from convcvx.oracles.scope import Scope
@@ -146,10 +147,7 @@ def _fit(
         score=score,
     )
     for step in fit.path:
-        report.begin(
-            f"beta {step['beta']:.3g}: held-out error {step['held_out_error']:.2%}, loss {step['held_out_loss']:.5g}, "
-            f"{step['n_filters']} filters"
-        )
+        report.begin(f"beta {step['beta']:.3g}: {held_out_scores(step)}, {step['n_filters']} filters")
     return fit
 
 

@@ -1,10 +1,10 @@
 """The optimal weights over thousands of features, at one β after the other, from their Gram matrix.
 
-The master problem of `group_lasso` weighs every filter against every other in its Newton steps: too much for thousands
-of them. Here the η form is solved by its plain iteration (Bach et al. 2012, sec. 5.2): W(η) is one ridge regression,
-then η_j = ‖W_j‖, warm from one β to the next. A ridge regression is a few conjugate gradient steps on the Gram matrix,
-with the Cholesky factor of an earlier one as preconditioner: a path takes two or three factors. Whatever a W was found
-by, its objective and its duality gap are what is reported.
+The master problem of `master.squared` weighs every filter against every other in its Newton steps: too much for
+thousands of them. Here the η form is solved by its plain iteration (Bach et al. 2012, sec. 5.2): W(η) is one ridge
+regression, then η_j = ‖W_j‖, warm from one β to the next. A ridge regression is a few conjugate gradient steps on the
+Gram matrix, with the Cholesky factor of an earlier one as preconditioner: a path takes two or three factors. Whatever a
+W was found by, its objective and its duality gap are what is reported.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ stall. For the squared loss the norm is smoothed away instead: ‖W_j‖ = min_�
 is smooth and convex in as many variables as there are filters. With S = -(∂ loss/∂W) / β its gradient is
 ½β (1 - ‖S_j‖²): a zero group enters exactly when it violates dual feasibility. Projected Newton on F costs two
 (m·P)² Cholesky factors a step and converges quadratically whatever the conditioning. F is the objective of the
-copositive program of Sahiner et al. 2021 at rank-one U_D. Other losses: `smooth_group_lasso`.
+copositive program of Sahiner et al. 2021 at rank-one U_D. Other losses: `master.smooth`.
 """
 
 from __future__ import annotations
