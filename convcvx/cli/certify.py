@@ -68,6 +68,8 @@ def certify(
 
       convcvx certify checkpoints/demo
 
+      convcvx certify checkpoints/demo --time-limit 60    # proves what a minute allows
+
       convcvx certify adam.safetensors --like checkpoints/free
 
       convcvx certify checkpoints/stack/stage-2

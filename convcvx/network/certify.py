@@ -94,7 +94,8 @@ def certify(
     sample_weight : array (n,), optional
         What each image counts for, as in `convcvx.solve`; `dual_point` has no rows for those of weight 0.
     time_limit : float, optional
-        Seconds after which the bound is the one proved, or estimated, by then; `search` and `meaning` say so.
+        Seconds after which the bound is the one proved, or estimated, by then; `search` and `meaning` say so. Where an
+        estimate leaves some of them, slower proofs for all networks take them: `proved`.
     verbose : bool
         Show what goes on, which may take minutes.
 

@@ -115,7 +115,8 @@ def real_scores(predictions: Tensor, targets: Tensor, loss: str, weights: Tensor
     """Scores of outputs (n, c) for targets (n, c) that are no classes: the loss and what its users look at.
 
     For labels the share of rows with all of them right, and the F1 score of each label, averaged: a label is predicted
-    where its output is above 0. For real values that vary R², the share of the variance of all outputs that is explained.
+    where its output is above 0. For real values, where they vary, R²: the share of the variance of all outputs that is
+    explained.
     """
     scores = {"loss": mean_loss(predictions, targets, loss, weights)}
     if loss not in LABELLED and not get_loss(loss).takes_real:
