@@ -58,6 +58,19 @@ class Squared:
         return scaled_dual(dual_point, targets, shares, limit, lost)
 
 
+def dual_in_gram_form(loss: float, overlap: float, penalty: float, largest: float) -> float:
+    """The dual value of the residual Z, scaled so that g <= `penalty`, where sums of products are all that is at hand.
+
+    `loss` is ½ Σ ‖Z_i‖² / s_i, `overlap` <Z, Y>, `largest` the largest g at Z. Rounding is not allowed for: a solver
+    may go by it, a certificate computes `scaled_dual` from the rows.
+    """
+    if not loss > 0:
+        return 0.0
+    limit = penalty / largest if largest > 0 else math.inf
+    scale = min(max(0.5 * overlap / loss, -limit), limit)
+    return scale * overlap - scale**2 * loss
+
+
 def scaled_dual(dual_point: Tensor, targets: Tensor, shares: Shares, limit: float, lost: float) -> float:
     """A lower bound on max_s s |<Ẑ, Y>| - ½ s² ‖Ẑ‖², with ‖Z‖² := Σ_i ‖Z_i‖² / s_i, over scalings up to `limit`.
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from convcvx.losses.squared import dual_in_gram_form
 from convcvx.solvers.dictionary.features import Features
 from convcvx.solvers.dictionary.products import Products, SharedProducts
 
@@ -76,9 +77,8 @@ class DictionaryLasso:
                 self._worn = True
                 break
             objective = loss + penalty * float(norms.sum())
-            overlap, limit = total - float((matrix * linear).sum()), penalty / float(pulls.max())
-            scale = min(max(0.5 * overlap / loss, -limit), limit) if loss > 0 else 0.0
-            dual = scale * overlap - scale**2 * loss
+            overlap = total - float((matrix * linear).sum())
+            dual = dual_in_gram_form(loss, overlap, penalty, float(pulls.max()))
             norms = torch.where(norms > 1e-6 * norms.max(), norms, 0)
             entering = (pulls > penalty) * FOOTHOLD * norms.mean()
             sizes = torch.maximum(norms, entering)

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from convcvx.losses.squared import dual_in_gram_form
 from convcvx.machine.jit import njit
 from convcvx.problem import Problem
 from convcvx.solvers.master.result import MasterResult
@@ -122,9 +123,8 @@ class GramNewton:
         loss = self._loss(matrix)
         overlap = self._square - float((matrix * self.linear).sum())  # <Z, Y>; Σ ‖Z_i‖²/s_i is twice the loss
         largest = float(self.norms(self._pull(matrix)).max()) if len(matrix) else 0.0
-        limit = self.beta / largest if largest > 0 else np.inf
-        scale = min(max(0.5 * overlap / loss, -limit), limit) if loss > 0 else 0.0
-        return loss + self.beta * float(self.norms(matrix).sum()), scale * overlap - scale**2 * loss
+        objective = loss + self.beta * float(self.norms(matrix).sum())
+        return objective, dual_in_gram_form(loss, overlap, self.beta, largest)
 
     def step(self, matrix: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
         """From η = `sizes` and W = W(η) to the next η and its W."""

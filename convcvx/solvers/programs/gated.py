@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 
 import numpy as np
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from convcvx.budget import Deadline, OutOfTime
 from convcvx.errors import check_choice
+from convcvx.losses.squared import dual_in_gram_form
 from convcvx.problem import Problem
 from convcvx.responses.gated import GatedResponses
 from convcvx.solvers.programs.norms import NORMS, GateNorm
@@ -270,13 +272,8 @@ class _Gram:
     def at(self, weights: Tensor, image: Tensor) -> tuple[float, Tensor, Callable[[float], float]]:
         value = self.value(weights, image)
         overlap = self.square - float((self._flat(weights) * self.linear).sum())  # <Z, Y>; Σ ‖Z_i‖²/s_i is 2 value
-        return value, (self.linear - image).view_as(weights), lambda g_max: self._dual(value, overlap, g_max)
-
-    def _dual(self, value: float, overlap: float, g_max: float) -> float:
-        """`Problem.dual` in Gram form."""
-        limit = self.beta / g_max if g_max > 0 else np.inf
-        scale = min(max(0.5 * overlap / value, -limit), limit) if value > 0 else 0.0
-        return scale * overlap - scale**2 * value
+        dual = partial(dual_in_gram_form, value, overlap, self.beta)
+        return value, (self.linear - image).view_as(weights), dual
 
     def curvature(self, direction: Tensor) -> float:
         return float((self._flat(direction) * self.image(direction)).sum())

@@ -54,7 +54,6 @@ def descend(
     images: Tensor | None = None,
     pairs: MirrorPairs | None = None,
     crops: int = 0,
-    patch_dtype: torch.dtype | None = None,
     batch: int = BATCH,
     shared: bool = False,
     filter_rate: float = 0.1,
@@ -78,9 +77,6 @@ def descend(
         Descend among symmetric networks.
     crops : int
         Each image is moved by up to so many pixels, up or down and left or right, anew whenever it is seen.
-    patch_dtype : torch.dtype, optional
-        Of the products with patches; by default bfloat16 where a float32 problem with large patches meets a CPU that
-        multiplies it in hardware. Steps are taken in the arithmetic of the problem.
     batch : int
     shared : bool
         Let the processes that share the images share each mini-batch too: sums are then right to rounding, and the
@@ -109,9 +105,7 @@ def descend(
     descent = _Descent(coordinates.start, (filter_rate, weight_rate, weight_rate), owners, random)
     if state is not None:
         descent.load(state)
-    problem = replace(
-        problem, responses=problem.responses.to(patch_dtype=patch_dtype or _fast_dtype(problem.responses))
-    )
+    problem = replace(problem, responses=problem.responses.to(patch_dtype=_fast_dtype(problem.responses)))
     while (step := len(descent.values)) < steps and not deadline.passed:
         tell("steps of the descent", step, steps)
         chosen = images[descent.draw(batch)]
