@@ -171,6 +171,15 @@ def test_bad_input_is_named(digits, given, error, message):
         convcvx.fit(**{"images": images, "targets": targets, "preset": "plain"} | given)
 
 
+@pytest.mark.parametrize("given", [{"limit": 20}, {"sample_weight": np.arange(150) < 20}])
+def test_a_single_class_that_is_left_of_several_is_refused(digits, given):
+    images, targets = digits
+    targets, rows = (targets > 4).sort()
+    for train in (convcvx.fit, convcvx.fit_stack):
+        with pytest.raises(DataError, match="targets has a single class in 20 images; training needs two or more"):
+            train(images[rows], targets.long(), **given)
+
+
 def test_short_of_tol_warns(digits):
     with pytest.warns(ConvergenceWarning, match="stopped by max_rounds: raise max_rounds") as caught:
         convcvx.fit(*digits, pool=2, rank=2, beta_ratio=0.01, tol=1e-6, max_rounds=1)
