@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 import convcvx
+from convcvx import comparison
 from convcvx.activations import Activation
 from convcvx.data.datasets import load
 from convcvx.errors import ConvergenceWarning, DataError, InputError, RunError
@@ -266,6 +267,51 @@ def test_a_comparison_is_that_of_the_command(digits, layer, tmp_path):
     assert found.network(digits[0]).shape == (150, 10)
     with pytest.raises(DataError, match="is not what the fit was trained on"):
         convcvx.compare(layer, digits[0][:100], digits[1][:100], epochs=1, seeds=1)
+
+
+@pytest.fixture(scope="module")
+def four() -> tuple[convcvx.Fit, Tensor, Tensor]:
+    """A fit of the digits 0 to 3, and images that it has not seen."""
+    train, test = load("digits", limit=200)
+    few, unseen = train.part(train.targets < 4), test.part(test.targets < 4)
+    return convcvx.fit(few.images, few.targets, **QUICK), unseen.images, unseen.targets
+
+
+def test_a_test_set_that_lacks_a_class_is_scored_by_the_classes_of_the_fit(four, monkeypatch):
+    monkeypatch.setattr(comparison, "compare_on", lambda settings, config, convex, *_: convex)  # without the twin
+    layer, images, labels = four
+    train, _ = load("digits", limit=200)
+    few, some = train.part(train.targets < 4), labels >= 2
+    right = float((layer.network(images[some]).argmax(dim=1) == labels[some]).double().mean())
+    assert right > 0.8
+    convex = convcvx.compare(layer, few.images, few.targets, test=(images[some], labels[some].numpy()))
+    assert convex["test_accuracy"] == right
+    for rows in (some, labels == 3):
+        counts = layer.plot("confusion", images[rows], labels[rows].tolist()).axes[0]
+        assert [text.get_text() for text in counts.get_xticklabels()] == ["0", "1", "2", "3"]
+    for unknown in (4, 12):
+        with pytest.raises(DataError, match=rf"no class of the network: \['{unknown}'\]; its classes are 0, 1, 2, 3"):
+            layer.plot("confusion", images, labels.where(labels != 1, torch.tensor(unknown)))
+    real = convcvx.fit(images, labels.double(), **QUICK | {"max_rounds": 1, "tol": 0.9})
+    with pytest.raises(DataError, match="targets must be real values, as in training: pass floats"):
+        convcvx.compare(real, images, labels.double(), test=(images, labels))
+
+
+def test_a_data_set_is_certified_by_the_classes_of_the_network(four, tmp_path):
+    layer, images, labels = four
+    some = labels >= 2
+    pixels = images[some].permute(0, 2, 3, 1).numpy()
+    path = tmp_path / "some.npz"
+    np.savez(path, x_train=pixels, y_train=labels[some], x_test=pixels[:20], y_test=labels[some][:20])
+    quick = {"beta": layer.certificate.beta, "tol": 1.0, "time_limit": 1e-3}
+    apart = convcvx.certify(layer.network, images[some], labels[some], **quick)
+    for held in (path, load(path)[0]):
+        found = convcvx.certify(layer.network, held, **quick)
+        assert (found.primal, found.train_accuracy) == (apart.primal, apart.train_accuracy)
+    (tmp_path / "network.safetensors").write_bytes(layer.network.to_bytes())
+    shown = answer(cli("certify --json --beta 0.1 --data", path, tmp_path / "network.safetensors", *NO_SEARCH))
+    assert shown["train_accuracy"] == pytest.approx(apart.train_accuracy)
+    assert shown["test_accuracy"] > 0.8
 
 
 def test_without_options_those_that_fit_the_data_are_taken(tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -27,7 +27,12 @@ Given: TypeAlias = tuple[Dataset, Dataset | None, Dataset | None]
 
 
 def given_dataset(
-    images: Any, targets: Any = None, sample_weight: Any = None, *, form: ImageForm = AS_THEY_ARE
+    images: Any,
+    targets: Any = None,
+    sample_weight: Any = None,
+    *,
+    form: ImageForm = AS_THEY_ARE,
+    classes: Sequence[str] | None = None,
 ) -> Given:
     """A training set and, where there are any, its test and validation set.
 
@@ -44,12 +49,26 @@ def given_dataset(
         What each image counts for, 0 to leave it out; for a data set that has weights, instead of them.
     form : ImageForm
         Size and channels that all images are made to have.
+    classes : sequence of str, optional
+        Of the network that is to be judged on the images: they number the labels, some of which may be missing. Without
+        them the labels that are there are the classes.
 
     Raises
     ------
     InputError, DataError
-        For anything else, targets that are missing, double or do not fit; NaN and infinity.
+        For anything else, targets that are missing, double or do not fit; NaN and infinity; labels that are none of the
+        `classes`.
     """
+    train, test, validation = _given(images, targets, sample_weight, form, training=classes is None)
+    return (
+        train.numbered_by(classes),
+        None if test is None else test.numbered_by(classes),
+        None if validation is None else validation.numbered_by(classes),
+    )
+
+
+def _given(images: Any, targets: Any, sample_weight: Any, form: ImageForm, *, training: bool) -> Given:
+    """The sets, their classes numbered by the training set's own; a single one is an error only with `training`."""
     if isinstance(images, str | os.PathLike):
         _check_absent(targets, "a data set that has its own")
         train, test, validation = load_sets(images, form=form)
@@ -69,20 +88,21 @@ def given_dataset(
         raise InputError("targets must be given with an array of images; got None: pass them, or a pair, or a Dataset")
     pixels = form.images(_pixels(images))
     targets, classes = _classes(targets)
-    pixels, targets = check_images(pixels, targets)
+    pixels, targets = check_images(pixels, targets, training=training)
     return _weighted(Dataset(pixels, targets, classes, ARRAYS), sample_weight), None, None
 
 
-def held(data: Any, sample_weight: Any = None) -> tuple[Any, Any, Any]:
+def held(data: Any, sample_weight: Any = None, classes: Sequence[str] | None = None) -> tuple[Any, Any, Any]:
     """Images, targets and weights of what holds them, classes numbered and pixels scaled as they are.
 
-    Of data sets that `convcvx.data.load` reads they are what that gives.
+    Of data sets that `convcvx.data.load` reads they are what that gives, numbered by the `classes` of a network, where
+    these are known.
     """
     if isinstance(data, tuple | list) and len(data) == 2:
         return *data, sample_weight
     if isinstance(data, DataLoader | TorchDataset):
         return *_collected(data, AS_THEY_ARE), sample_weight
-    read, *_ = given_dataset(data, None, sample_weight)
+    read, *_ = given_dataset(data, None, sample_weight, classes=classes)
     return read.images, read.targets, read.weights
 
 

@@ -269,7 +269,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], Architecture | No
             raise RunError(f"{path} must hold real weights; {name} is {tensor.dtype}: save it as float32")
     if not isinstance(described, dict) or "architecture" not in described:
         return state, None, {}
-    meta = check_form(described.get("meta", {}), {}, Path(path))
+    meta = check_form(described.get("meta", {}), {"classes?": [(str, int)]}, Path(path))
     try:
         architecture = Architecture.from_dict(described["architecture"])
         with torch.device("meta"):  # takes no memory, however large the described network is
