@@ -5,14 +5,16 @@ from __future__ import annotations
 import doctest
 import inspect
 import re
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from helpers.commands import NO_SEARCH, answer, cli, refused
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import convcvx
 from convcvx import comparison
@@ -41,6 +43,19 @@ def digits() -> tuple[Tensor, Tensor]:
 @pytest.fixture(scope="module")
 def layer(digits) -> convcvx.Fit:
     return convcvx.fit(*digits, **QUICK)
+
+
+class Pairs(Dataset):
+    """A torch Dataset of any images and targets."""
+
+    def __init__(self, images: Sequence[Any], targets: Sequence[Any]) -> None:
+        self.images, self.targets = images, targets
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, i: int) -> tuple[Any, Any]:
+        return self.images[i], self.targets[i]
 
 
 def certified(fit: convcvx.Fit) -> convcvx.Certificate:
@@ -87,6 +102,8 @@ def test_images_come_in_every_form(digits, layer):
         "texts for classes": (images, [f"digit {label}" for label in targets.tolist()]),
         "a Dataset": (TensorDataset(images, targets),),
         "a DataLoader": (DataLoader(TensorDataset(images, targets), batch_size=40),),
+        "a Dataset of texts": (Pairs(images, [str(label) for label in targets.tolist()]),),
+        "a DataLoader of texts": (DataLoader(Pairs(images, [str(label) for label in targets.tolist()]), 40),),
         "a name": ("digits",),
     }
     for form, given in forms.items():
@@ -154,6 +171,7 @@ def test_out_keeps_every_round(digits, layer, tmp_path):
         ({"kernel_size": 2.5}, InputError, "kernel_size must be a whole number, or a pair of them.*; got 2.5"),
         ({"pool": np.ones((1, 36))}, InputError, "pool must be a grid such as 4"),
         ({"targets": np.array(["a", None] * 75)}, InputError, "targets must be all numbers or all texts"),
+        ({"targets": [[0]] * 149 + [[0, 1]]}, InputError, "targets must be one an image, or as many for each"),
         ({"kernel_size": 9}, InputError, "kernel_size 9x9 is larger than the images"),
         ({"beta": -1.0}, InputError, "beta must be a positive float; got -1"),
         ({"whiten": -0.1}, InputError, "whiten must be a positive float; got -0.1"),
@@ -170,6 +188,24 @@ def test_bad_input_is_named(digits, given, error, message):
     images, targets = digits
     with pytest.raises(error, match=message):
         convcvx.fit(**{"images": images, "targets": targets, "preset": "plain"} | given)
+
+
+@pytest.mark.parametrize(
+    ("odd", "told"),
+    [
+        (None, r"alike for all images \(Could not infer dtype of NoneType\)"),
+        ("a", "alike for all images; got texts among numbers"),
+        ([0, 1], r"alike for all images; got shapes \(\) and \(2,\)"),
+        (10**30, "alike for all images"),
+        ({"class": 1}, "alike for all images"),
+    ],
+)
+def test_targets_of_a_dataset_that_are_not_alike_are_named(digits, odd, told):
+    images, targets = digits
+    with pytest.raises(DataError, match=f"targets must be numbers, tensors or texts, {told}"):
+        convcvx.fit(Pairs(images, [*targets.tolist()[:-1], odd]), preset="plain")
+    with pytest.raises(DataError, match="targets must be numbers, tensors or texts, alike"):
+        convcvx.fit(DataLoader(TensorDataset(images, targets), batch_size=None), preset="plain")
 
 
 @pytest.mark.parametrize("given", [{"limit": 20}, {"sample_weight": np.arange(150) < 20}])

@@ -20,10 +20,13 @@ from convcvx.data.form import ImageForm, channels_last
 from convcvx.data.hugging_face import is_hugging_face, raw_of
 from convcvx.data.images import Images, StreamedImages, to_floats
 from convcvx.data.weights import read_weights
-from convcvx.errors import DataError, InputError, shown
+from convcvx.errors import DataError, InputError, one_line, shown
 
 Given: TypeAlias = tuple[Dataset, Dataset | None, Dataset | None]
 """Training, test and validation set, as far as they are there."""
+
+ALIKE = "targets must be numbers, tensors or texts, alike for all images"
+"""What is asked of those that a torch `Dataset` gives one by one."""
 
 
 def given_dataset(
@@ -148,10 +151,10 @@ def _classes(targets: Any) -> tuple[Any, tuple[str, ...]]:
     if isinstance(targets, Tensor):
         targets = targets.detach().cpu().numpy() if not targets.is_floating_point() else targets
     elif not hasattr(targets, "dtype"):
-        targets = np.asarray(targets)
+        targets = _array(targets)
     if isinstance(targets, np.ndarray) and targets.dtype.kind == "O":
         texts = [isinstance(target, str) for target in targets]
-        targets = np.array(targets.tolist())
+        targets = _array(targets.tolist())
         if targets.dtype.kind == "O" or (any(texts) and not all(texts)):
             raise InputError("targets must be all numbers or all texts; got a mixture, or gaps: drop or mend them")
     if isinstance(targets, np.ndarray) and targets.dtype.kind in "US":
@@ -165,24 +168,55 @@ def _classes(targets: Any) -> tuple[Any, tuple[str, ...]]:
     return places, tuple(map(str, labels.tolist()))
 
 
-def _collected(source: DataLoader | TorchDataset, form: ImageForm) -> tuple[Tensor, Tensor]:
+def _array(targets: Any) -> np.ndarray:
+    try:
+        return np.asarray(targets)
+    except ValueError:  # lists of several lengths
+        raise InputError("targets must be one an image, or as many for each; got several lengths: mend them") from None
+
+
+def _collected(source: DataLoader | TorchDataset, form: ImageForm) -> tuple[Tensor, Tensor | np.ndarray]:
     """All images and targets of a torch `Dataset` or `DataLoader`, in the order in which it gives them."""
     images: list[Tensor] = []
-    targets: list[Tensor] = []
+    targets: list[Tensor | list[str]] = []
     batches = isinstance(source, DataLoader)
     for item in _items(source):
         if not isinstance(item, tuple | list) or len(item) != 2:
             raise DataError(f"images must come in pairs (image, target); {type(source).__name__} gives {_kind(item)}")
-        image, target = _image(item[0]), torch.as_tensor(item[1])
-        image = image if batches else image[None]
+        image = _image(item[0]) if batches else _image(item[0])[None]
         images.append(image if form.keeps_all else to_floats(form.array(channels_last(_pixels(image)))))
-        targets.append(target if batches else target[None])
+        targets.append(_targets(item[1] if batches else [item[1]]))
     if not images:
         raise DataError(f"images is an empty {type(source).__name__}: give at least one image")
     shapes = {tuple(part.shape[1:]) for part in images}
     if len(shapes) > 1:
         raise DataError(f"images must be of one size; got {' and '.join(map(str, sorted(shapes)[:3]))}: pass resize")
-    return torch.cat(images), torch.cat(targets)
+    return torch.cat(images), _joined(targets)
+
+
+def _targets(batch: Any) -> Tensor | list[str]:
+    """Those of a batch: numbers or tensors stacked, or texts."""
+    try:
+        if isinstance(batch, Tensor):
+            return batch
+        if all(isinstance(target, str) for target in batch):
+            return list(batch)
+        return torch.stack([torch.as_tensor(target) for target in batch])
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise DataError(f"{ALIKE} ({one_line(error)})") from None
+
+
+def _joined(parts: list[Tensor | list[str]]) -> Tensor | np.ndarray:
+    """The targets of all batches: texts as an array, others as a tensor."""
+    texts = [part for part in parts if isinstance(part, list)]
+    tensors = [part for part in parts if isinstance(part, Tensor)]
+    if not tensors:
+        return np.array([text for part in texts for text in part])
+    shapes = {tuple(part.shape[1:]) for part in tensors}
+    if texts or len(shapes) > 1 or not all(part.ndim for part in tensors):
+        found = "texts among numbers" if texts else f"shapes {' and '.join(map(str, sorted(shapes)[:3]))}"
+        raise DataError(f"{ALIKE}; got {found}: mend them")
+    return torch.cat(tensors)
 
 
 def _items(source: Any) -> Iterable[Any]:
