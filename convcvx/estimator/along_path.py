@@ -49,7 +49,7 @@ class _AlongPath(ConvexCNN):
         Raises
         ------
         InputError
-            For parameters out of range or that do not fit X.
+            For parameters out of range or that do not fit X, and scores that are no numbers at any β.
 
         Warns
         -----
@@ -65,7 +65,7 @@ class _AlongPath(ConvexCNN):
         folds = list(check_cv(self.cv, y, classifier=is_classifier(self)).split(X, y))
         scored = [self._fold_scores(X, y, sample_weight, fold, scorer) for fold in folds]
         self.scores_ = np.array([scores for scores, _ in scored])
-        best = int(self.scores_.mean(axis=0).argmax())
+        best = _best(self.scores_.mean(axis=0))
         for _ in self._along(self, problem, units, config, self.betas_[: best + 1]):
             pass
         warn_short_of(self.certificate_, self.solution_, self.tol)
@@ -147,6 +147,14 @@ class _AlongPath(ConvexCNN):
             model._keep(solution, certificate)
             yield
             start = replace(solution, history=[], rounds=0, status=Status.RUNNING, certificate=None)
+
+
+def _best(scores: np.ndarray) -> int:
+    """Where the largest of the mean scores is; what is no number, as R² of a single sample, is none."""
+    known = np.isfinite(scores)
+    if not known.any():
+        raise InputError("scoring gave no number on the folds: pass another scoring or larger folds")
+    return int(np.where(known, scores, -np.inf).argmax())
 
 
 class ConvexCNNClassifierCV(_AlongPath, ConvexCNNClassifier):
