@@ -289,6 +289,9 @@ def test_cross_validation_goes_along_one_path_a_fold(plane):
     assert model.score(X, y) > 0.9
     with pytest.raises(InputError, match=r"betas must be a positive float; got -1\.0"):
         ConvexCNNClassifierCV(betas=[1.0, -1.0]).fit(X, y)
+    for odd in ([], "0.1", [[0.1]]):
+        with pytest.raises(InputError, match="betas must be a"):
+            ConvexCNNClassifierCV(betas=odd).fit(X, y)
 
 
 @pytest.mark.parametrize(

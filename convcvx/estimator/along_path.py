@@ -15,13 +15,13 @@ from sklearn.model_selection import check_cv
 from sklearn.utils import _safe_indexing
 
 from convcvx.budget import Deadline
-from convcvx.errors import GridWarning, InputError, check_positive
+from convcvx.errors import GridWarning, InputError
 from convcvx.estimator.base import PARAMETERS, ConvexCNN
 from convcvx.estimator.declare import declare
 from convcvx.estimator.models import ConvexCNNClassifier, ConvexCNNRegressor
 from convcvx.problem import Problem
 from convcvx.terms.status import Status
-from convcvx.training.functional import path_betas
+from convcvx.training.functional import checked_betas, path_betas
 from convcvx.training.optimise import named_oracle
 from convcvx.training.options import TrainConfig
 from convcvx.training.plan import warn_short_of
@@ -108,10 +108,7 @@ class _AlongPath(ConvexCNN):
             return np.array(
                 path_betas(problem, units, named_oracle(config.oracle, config), config.seed, self.n_betas, self.ratio)
             )
-        betas = np.asarray(self.betas, dtype=float)
-        if betas.ndim != 1 or not len(betas):
-            raise InputError(f"betas must be a sequence of positive numbers; got {self.betas!r}")
-        return np.sort([check_positive("betas", beta) for beta in betas.tolist()])[::-1]
+        return np.sort(checked_betas(self.betas))[::-1]
 
     def _fold_scores(
         self, X: Any, y: Any, sample_weight: Any, fold: tuple[np.ndarray, np.ndarray], scorer: Any
