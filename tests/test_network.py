@@ -352,6 +352,14 @@ def test_networks_are_built_from_their_architecture():
         two_layer_cnn(image_shape=(1, 2, 2), n_filters=4, n_outputs=10)
     with pytest.raises(InputError, match="pool 9x9 is larger"):
         two_layer_cnn(image_shape=(1, 8, 8), n_filters=4, n_outputs=10, pool="9")
+    with pytest.raises(
+        InputError, match="image_shape, n_filters, n_outputs must be given for a network: pass them, or"
+    ):
+        two_layer_cnn()
+    with pytest.raises(InputError, match="unknown field 'filters'; those of Architecture are image_shape, n_filters,"):
+        two_layer_cnn(image_shape=(1, 8, 8), n_filters=4, n_outputs=10, filters=4)
+    with pytest.raises(InputError, match=r"digits.safetensors describes its architecture: leave out n_outputs, pool"):
+        two_layer_cnn("DIGITS", n_outputs=99, pool="2")
 
 
 def test_the_header_is_plain_json(file):
