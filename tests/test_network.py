@@ -398,6 +398,23 @@ def test_predict_batches_and_restores_the_mode(size, monkeypatch):
     assert network.training
 
 
+class Constant(nn.Module):
+    """Its one parameter is a number, on any device."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones((), device=device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.device == self.scale.device
+        return torch.zeros(len(x), 3)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_parameters_may_be_numbers_and_devices_any(device):
+    assert predict(Constant(device), images()).shape == (20, 3)
+
+
 def test_scores_of_known_predictions():
     predictions = torch.tensor([[2.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 1.0, 0.5], [1.0, 0.0, 0.0]])
     targets = torch.tensor([0, 1, 2, 0])
