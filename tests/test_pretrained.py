@@ -71,6 +71,9 @@ def test_an_estimator_is_of_the_kind_of_its_targets():
     assert isinstance(labels := frozen(network(3, loss="bce", classes=[])), FrozenClassifier)
     assert set(np.unique(labels.predict(X))) <= {0, 1}
     assert labels.predict(X).shape == (200, 3)
+    for odd in (["007", "8"], ["--1", "2"], ["1", "2" * 30], ["1", "\u0662"]):
+        assert frozen(network(2, classes=odd)).classes_.tolist() == odd
+    assert frozen(network(2, classes=["-3", "11"])).classes_.tolist() == [-3, 11]
     pair = frozen(network(2, loss="cross-entropy", classes=["cat", "dog"]))
     assert pair.decision_function(X).shape == (200,)
     chosen = np.where(pair.decision_function(X) > 0, "dog", "cat")
