@@ -123,7 +123,7 @@ def compare(
     InputError
         For options out of range.
     DataError
-        When the images are not those of the fit.
+        When the images are not those of the fit, or the test set has labels that it does not know.
     """
     check_names(options, [parameter.name for parameter in PARAMETERS])
     config = CompareConfig(**options)
@@ -131,7 +131,7 @@ def compare(
     form = fit.config.image_form
     train, test_set, validation = given_dataset(images, targets, sample_weight, form=form)
     if test is not None:
-        test_set = given_dataset(*test, form=form)[0]
+        test_set = given_dataset(*test, form=form, classes=fit.network.meta.get("classes"))[0]
     settings = replace(fit.config, beta=fit.certificate.beta, beta_ratio=None, device=config.device)
     train, test_set, _ = arranged(settings, limited(train, settings.limit), test_set, validation)
     if fit.origin is not None:

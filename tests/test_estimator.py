@@ -12,7 +12,7 @@ import pytest
 import torch
 from sklearn.base import clone
 from sklearn.datasets import load_digits
-from sklearn.model_selection import GridSearchCV, KFold
+from sklearn.model_selection import GridSearchCV, KFold, LeaveOneOut
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -289,6 +289,9 @@ def test_cross_validation_goes_along_one_path_a_fold(plane):
     assert model.score(X, y) > 0.9
     with pytest.raises(InputError, match=r"betas must be a positive float; got -1\.0"):
         ConvexCNNClassifierCV(betas=[1.0, -1.0]).fit(X, y)
+    for odd in ([], "0.1", [[0.1]]):
+        with pytest.raises(InputError, match="betas must be a"):
+            ConvexCNNClassifierCV(betas=odd).fit(X, y)
 
 
 @pytest.mark.parametrize(
@@ -316,6 +319,21 @@ def test_a_beta_at_the_edge_of_its_grid_is_warned_of(grid, said):
     messages = [str(warning.message) for warning in caught if warning.category is GridWarning]
     assert len(messages) == (said is not None), model.scores_.mean(axis=0)
     assert said is None or re.search(said, messages[0])
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.UndefinedMetricWarning")
+def test_a_score_that_is_no_number_never_wins():
+    X = np.linspace(-2, 2, 12)[:, None]
+    y, options = abs(X[:, 0]), {"betas": [90.0, 0.1, 0.01], "cv": 3, "tol": 0.1, "random_state": 0}
+
+    def scorer(model, X, y):
+        return np.nan if model.beta_ == 90 else -np.inf if model.beta_ == 0.1 else 0.5
+
+    with pytest.warns(GridWarning, match="smallest of the 3"):
+        assert ConvexCNNRegressorCV(**options, scoring=scorer).fit(X, y).beta_ == 0.01
+    for alone in ({"scoring": lambda *_: np.nan}, {"cv": LeaveOneOut(), "betas": [90.0]}):
+        with pytest.raises(InputError, match="scoring gave no number on the folds: pass another scoring or larger"):
+            ConvexCNNRegressorCV(**options | alone).fit(X, y)
 
 
 def test_targets_that_no_filter_explains_are_told():

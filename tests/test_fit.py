@@ -5,16 +5,19 @@ from __future__ import annotations
 import doctest
 import inspect
 import re
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from helpers.commands import NO_SEARCH, answer, cli, refused
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import convcvx
+from convcvx import comparison
 from convcvx.activations import Activation
 from convcvx.data.datasets import load
 from convcvx.errors import ConvergenceWarning, DataError, InputError, RunError
@@ -40,6 +43,19 @@ def digits() -> tuple[Tensor, Tensor]:
 @pytest.fixture(scope="module")
 def layer(digits) -> convcvx.Fit:
     return convcvx.fit(*digits, **QUICK)
+
+
+class Pairs(Dataset):
+    """A torch Dataset of any images and targets."""
+
+    def __init__(self, images: Sequence[Any], targets: Sequence[Any]) -> None:
+        self.images, self.targets = images, targets
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, i: int) -> tuple[Any, Any]:
+        return self.images[i], self.targets[i]
 
 
 def certified(fit: convcvx.Fit) -> convcvx.Certificate:
@@ -86,6 +102,8 @@ def test_images_come_in_every_form(digits, layer):
         "texts for classes": (images, [f"digit {label}" for label in targets.tolist()]),
         "a Dataset": (TensorDataset(images, targets),),
         "a DataLoader": (DataLoader(TensorDataset(images, targets), batch_size=40),),
+        "a Dataset of texts": (Pairs(images, [str(label) for label in targets.tolist()]),),
+        "a DataLoader of texts": (DataLoader(Pairs(images, [str(label) for label in targets.tolist()]), 40),),
         "a name": ("digits",),
     }
     for form, given in forms.items():
@@ -153,6 +171,7 @@ def test_out_keeps_every_round(digits, layer, tmp_path):
         ({"kernel_size": 2.5}, InputError, "kernel_size must be a whole number, or a pair of them.*; got 2.5"),
         ({"pool": np.ones((1, 36))}, InputError, "pool must be a grid such as 4"),
         ({"targets": np.array(["a", None] * 75)}, InputError, "targets must be all numbers or all texts"),
+        ({"targets": [[0]] * 149 + [[0, 1]]}, InputError, "targets must be one an image, or as many for each"),
         ({"kernel_size": 9}, InputError, "kernel_size 9x9 is larger than the images"),
         ({"beta": -1.0}, InputError, "beta must be a positive float; got -1"),
         ({"whiten": -0.1}, InputError, "whiten must be a positive float; got -0.1"),
@@ -169,6 +188,33 @@ def test_bad_input_is_named(digits, given, error, message):
     images, targets = digits
     with pytest.raises(error, match=message):
         convcvx.fit(**{"images": images, "targets": targets, "preset": "plain"} | given)
+
+
+@pytest.mark.parametrize(
+    ("odd", "told"),
+    [
+        (None, r"alike for all images \(Could not infer dtype of NoneType\)"),
+        ("a", "alike for all images; got texts among numbers"),
+        ([0, 1], r"alike for all images; got shapes \(\) and \(2,\)"),
+        (10**30, "alike for all images"),
+        ({"class": 1}, "alike for all images"),
+    ],
+)
+def test_targets_of_a_dataset_that_are_not_alike_are_named(digits, odd, told):
+    images, targets = digits
+    with pytest.raises(DataError, match=f"targets must be numbers, tensors or texts, {told}"):
+        convcvx.fit(Pairs(images, [*targets.tolist()[:-1], odd]), preset="plain")
+    with pytest.raises(DataError, match="targets must be numbers, tensors or texts, alike"):
+        convcvx.fit(DataLoader(TensorDataset(images, targets), batch_size=None), preset="plain")
+
+
+@pytest.mark.parametrize("given", [{"limit": 20}, {"sample_weight": np.arange(150) < 20}])
+def test_a_single_class_that_is_left_of_several_is_refused(digits, given):
+    images, targets = digits
+    targets, rows = (targets > 4).sort()
+    for train in (convcvx.fit, convcvx.fit_stack):
+        with pytest.raises(DataError, match="targets has a single class in 20 images; training needs two or more"):
+            train(images[rows], targets.long(), **given)
 
 
 def test_short_of_tol_warns(digits):
@@ -264,6 +310,51 @@ def test_a_network_without_loss_is_compared_all_the_same():
     layer = convcvx.fit(images, np.ones((20, 1)), kernel_size=3)
     found = convcvx.compare(layer, images, np.ones((20, 1)), epochs=1, seeds=1).metrics
     assert (found["convex"]["objective"], found["objective_ratio"], found["twin"]["rel_gap"]) == (0.0, None, 1.0)
+
+
+@pytest.fixture(scope="module")
+def four() -> tuple[convcvx.Fit, Tensor, Tensor]:
+    """A fit of the digits 0 to 3, and images that it has not seen."""
+    train, test = load("digits", limit=200)
+    few, unseen = train.part(train.targets < 4), test.part(test.targets < 4)
+    return convcvx.fit(few.images, few.targets, **QUICK), unseen.images, unseen.targets
+
+
+def test_a_test_set_that_lacks_a_class_is_scored_by_the_classes_of_the_fit(four, monkeypatch):
+    monkeypatch.setattr(comparison, "compare_on", lambda settings, config, convex, *_: convex)  # without the twin
+    layer, images, labels = four
+    train, _ = load("digits", limit=200)
+    few, some = train.part(train.targets < 4), labels >= 2
+    right = float((layer.network(images[some]).argmax(dim=1) == labels[some]).double().mean())
+    assert right > 0.8
+    convex = convcvx.compare(layer, few.images, few.targets, test=(images[some], labels[some].numpy()))
+    assert convex["test_accuracy"] == right
+    for rows in (some, labels == 3):
+        counts = layer.plot("confusion", images[rows], labels[rows].tolist()).axes[0]
+        assert [text.get_text() for text in counts.get_xticklabels()] == ["0", "1", "2", "3"]
+    for unknown in (4, 12):
+        with pytest.raises(DataError, match=rf"no class of the network: \['{unknown}'\]; its classes are 0, 1, 2, 3"):
+            layer.plot("confusion", images, labels.where(labels != 1, torch.tensor(unknown)))
+    real = convcvx.fit(images, labels.double(), **QUICK | {"max_rounds": 1, "tol": 0.9})
+    with pytest.raises(DataError, match="targets must be real values, as in training: pass floats"):
+        convcvx.compare(real, images, labels.double(), test=(images, labels))
+
+
+def test_a_data_set_is_certified_by_the_classes_of_the_network(four, tmp_path):
+    layer, images, labels = four
+    some = labels >= 2
+    pixels = images[some].permute(0, 2, 3, 1).numpy()
+    path = tmp_path / "some.npz"
+    np.savez(path, x_train=pixels, y_train=labels[some], x_test=pixels[:20], y_test=labels[some][:20])
+    quick = {"beta": layer.certificate.beta, "tol": 1.0, "time_limit": 1e-3}
+    apart = convcvx.certify(layer.network, images[some], labels[some], **quick)
+    for held in (path, load(path)[0]):
+        found = convcvx.certify(layer.network, held, **quick)
+        assert (found.primal, found.train_accuracy) == (apart.primal, apart.train_accuracy)
+    (tmp_path / "network.safetensors").write_bytes(layer.network.to_bytes())
+    shown = answer(cli("certify --json --beta 0.1 --data", path, tmp_path / "network.safetensors", *NO_SEARCH))
+    assert shown["train_accuracy"] == pytest.approx(apart.train_accuracy)
+    assert shown["test_accuracy"] > 0.8
 
 
 def test_without_options_those_that_fit_the_data_are_taken(tmp_path, monkeypatch):

@@ -346,6 +346,10 @@ def test_a_file_that_torch_saved_is_certified_as_the_network_is(name, nested, tm
         ([torch.ones(3)], "must hold a state dict"),
         ({"a": 1}, "must hold a state dict"),
         ({"a.weight": torch.ones(3, 3)}, "must hold the state dict of Conv2d"),
+        (
+            {"a.weight": torch.ones(0, 1, 3, 3), "b.weight": torch.ones(10, 0)},
+            "weights must not be empty; the file has a.weight (0, 1, 3, 3), b.weight (10, 0): save a network with",
+        ),
         (b"nothing", "save network.state_dict"),
     ],
 )

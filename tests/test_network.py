@@ -352,6 +352,14 @@ def test_networks_are_built_from_their_architecture():
         two_layer_cnn(image_shape=(1, 2, 2), n_filters=4, n_outputs=10)
     with pytest.raises(InputError, match="pool 9x9 is larger"):
         two_layer_cnn(image_shape=(1, 8, 8), n_filters=4, n_outputs=10, pool="9")
+    with pytest.raises(
+        InputError, match="image_shape, n_filters, n_outputs must be given for a network: pass them, or"
+    ):
+        two_layer_cnn()
+    with pytest.raises(InputError, match="unknown field 'filters'; those of Architecture are image_shape, n_filters,"):
+        two_layer_cnn(image_shape=(1, 8, 8), n_filters=4, n_outputs=10, filters=4)
+    with pytest.raises(InputError, match=r"digits.safetensors describes its architecture: leave out n_outputs, pool"):
+        two_layer_cnn("DIGITS", n_outputs=99, pool="2")
 
 
 def test_the_header_is_plain_json(file):
@@ -388,6 +396,23 @@ def test_predict_batches_and_restores_the_mode(size, monkeypatch):
     torch.testing.assert_close(predict(network, images(seed=2)), expected.float(), rtol=1e-4, atol=1e-4)
     assert [layer.training for layer in network] == [True, True, False, True, True]
     assert network.training
+
+
+class Constant(nn.Module):
+    """Its one parameter is a number, on any device."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones((), device=device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.device == self.scale.device
+        return torch.zeros(len(x), 3)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_parameters_may_be_numbers_and_devices_any(device):
+    assert predict(Constant(device), images()).shape == (20, 3)
 
 
 def test_scores_of_known_predictions():

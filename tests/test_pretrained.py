@@ -73,6 +73,9 @@ def test_an_estimator_is_of_the_kind_of_its_targets():
     assert labels.predict(X).shape == (200, 3)
     soft = frozen(network(3, loss="cross-entropy", classes=[]))  # of targets that were probabilities
     assert np.array_equal(soft.predict(X), soft.predict_proba(X).argmax(axis=1))
+    for odd in (["007", "8"], ["--1", "2"], ["1", "2" * 30], ["1", "\u0662"]):
+        assert frozen(network(2, classes=odd)).classes_.tolist() == odd
+    assert frozen(network(2, classes=["-3", "11"])).classes_.tolist() == [-3, 11]
     pair = frozen(network(2, loss="cross-entropy", classes=["cat", "dog"]))
     assert pair.decision_function(X).shape == (200,)
     chosen = np.where(pair.decision_function(X) > 0, "dog", "cat")

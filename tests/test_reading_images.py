@@ -110,7 +110,10 @@ def test_targets_are_read_as_images_are():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_devices_that_are_not_there_are_refused_and_auto_takes_what_there_is():
-    for device, message in (("cuda", "torch sees none; use device cpu"), ("tpu", "device must be auto, cpu or cuda")):
+    none = dict.fromkeys(
+        ("tpu", "cpu:", "cuda:", "cpu:\u0661", "cpu:01", "cpu:300"), "device must be auto, cpu or cuda"
+    )
+    for device, message in ({"cuda": "torch sees none; use device cpu"} | none).items():
         with pytest.raises(InputError, match=message):
             solve(ROWS, TARGETS, 0.05, device=device)
         with pytest.raises(InputError, match=message):

@@ -179,6 +179,14 @@ def test_a_csv_names_images_labels_sets_and_weights(tmp_path):
     assert (real.classes, real.targets.dtype) == ((), torch.float64)
 
 
+@pytest.mark.parametrize("names", [("1_0", "2_1"), ("nan", "inf"), ("\u0661", "\u0662"), ("1" * 5000, "2" * 30)])
+def test_names_that_python_reads_as_numbers_are_names_in_a_csv(tmp_path, names):
+    Image.new("L", (4, 4)).save(tmp_path / "x.png")
+    rows = [["x.png", names[k % 2]] for k in range(20)]
+    train, _ = load(write_csv(tmp_path / "list.csv", [["path", "label"], *rows]))
+    assert (train.classes, train.targets.dtype) == (tuple(sorted(names)), torch.int64)
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -191,6 +199,10 @@ def test_a_csv_names_images_labels_sets_and_weights(tmp_path):
         ([["path", "label", "split"], ["x.png", "1", "test"]], "has no training images: write train"),
         ([["path", "label"], ["x.png", ""]], "lacks a label or a weight in line 2"),
         ([["path", "label", "weight"], ["x.png", "1", "much"]], "lacks a label or a weight in line 2"),
+        ([["path", "label", "weight"], ["x.png", "1", "1_0"]], "lacks a label or a weight in line 2"),
+        ([["path", "label", "weight"], ["x.png", "1", "1"], ["x.png", "1", "inf"]], "has the weight 'inf' in line 3"),
+        ([["path", "label", "weight"], ["x.png", "1", "NaN"]], "has the weight 'NaN' in line 2: write 0 to leave"),
+        ([["path", "label"], ["x.png", "0.5"], ["x.png", "nan"]], "has the label 'nan' among numbers: drop its image"),
     ],
 )
 def test_an_unfit_csv_is_refused(tmp_path, rows, message):

@@ -13,7 +13,7 @@ from sklearn.metrics import accuracy_score
 
 import convcvx
 from convcvx.data.datasets import load
-from convcvx.data.weights import class_weight_text, with_class_weight
+from convcvx.data.weights import class_weight_text, read_weights, with_class_weight
 from convcvx.errors import DataError, InputError
 from convcvx.estimator import ConvexCNNClassifier, ConvexCNNClassifierCV, ConvexCNNRegressor
 from convcvx.patches import PatchEmbedding, PatchSpec
@@ -119,8 +119,14 @@ def test_weights_in_files_that_are_none_are_refused(digits, tmp_path, bad):
     images, labels = digits
     arrays = {"x_train": images, "y_train": labels, "x_test": images[:40], "y_test": labels[:40]}
     np.savez(tmp_path / "bad.npz", **arrays, w_train=np.array(bad))
-    with pytest.raises(ValueError, match="w_train"):
+    with pytest.raises(DataError, match="w_train"):
         load(tmp_path / "bad.npz")
+
+
+@pytest.mark.parametrize("bad", [["a"] * 3, [1j] * 3, {1, 2}, [-1.0] * 3])
+def test_weights_of_a_source_are_a_fault_of_the_data_whatever_is_wrong_with_them(bad):
+    with pytest.raises(DataError, match="w_train must be"):
+        read_weights(bad, 3, "w_train", DataError)
 
 
 def test_zero_weights_on_disk_are_refused(digits, tmp_path):

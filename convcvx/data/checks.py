@@ -52,7 +52,13 @@ def check_images(
         bad = sum(int((~part.flatten(1).isfinite().all(dim=1)).sum()) for part in images.split(1024))
         raise DataError(f"{name} has NaN or infinite pixels in {bad} images: repair or remove them")
     targets = check_targets(targets, len(images), names)
-    if training and not targets.is_floating_point() and bool((targets == targets[0]).all()):
-        advice = "training needs two or more: raise the limit, shuffle or extend the set"
-        raise DataError(f"{names[1]} has a single class in {len(targets)} images; {advice}")
+    if training:
+        check_two_classes(targets, names[1])
     return images, targets
+
+
+def check_two_classes(targets: Tensor, name: str) -> None:
+    """Raise `DataError` where targets are classes, and all the same: nothing is there to be learnt of them."""
+    if not targets.is_floating_point() and bool((targets == targets[0]).all()):
+        advice = "training needs two or more: raise the limit, shuffle or extend the set"
+        raise DataError(f"{name} has a single class in {len(targets)} images; {advice}")

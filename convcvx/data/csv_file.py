@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import re
 from pathlib import Path
 
@@ -20,6 +21,11 @@ COLUMNS = {
     "weight": ("weight", "sample_weight"),
 }
 """Columns, and what they may be called; without these names the first two are paths and labels."""
+WHOLE = re.compile(r"-?[0-9]+")
+DIGITS = 18
+"""Of whole numbers that 64 bits hold, whatever the digits are; longer ones are names."""
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|[+-]?(inf|infinity|nan)", re.IGNORECASE)
+"""What tables call a number. Python takes 1_0 and digits of other scripts for one too, here they are names."""
 BYTES_A_CHARACTER = 60
 """Bytes that a character of a table takes once it stands in lists of texts, at most: short ones are mostly overhead."""
 
@@ -40,8 +46,7 @@ def read_csv(order: Order) -> Raw:
         parts.setdefault(row["part"], []).append(row)
     if "train" not in parts:
         raise DataError(f"{order.path} has no training images: write train into the column split")
-    whole = all(re.fullmatch(r"-?\d+", row["label"]) for row in rows)
-    kind: type = int if whole else float if all(_is_number(row["label"]) for row in rows) else str
+    kind = _kind_of([row["label"] for row in rows], order.path)
     labels, classes = with_classes({part: np.array([kind(row["label"]) for row in parts[part]]) for part in parts})
     for part in parts:
         kept = kept_rows(part, len(parts[part]), parts, order.limit)
@@ -82,20 +87,26 @@ def _rows(path: Path) -> list[dict[str, str]]:
         part = part_of(record.get("part", "train"))
         if part is None:
             raise DataError(f"{path} has the split {shown(record['part'])} in line {number}: write train, val or test")
-        if not record["label"] or not _is_number(record.get("weight", "1")):
+        if not record["label"] or not NUMBER.fullmatch(weight := record.get("weight", "1")):
             raise DataError(f"{path} lacks a label or a weight in line {number}: complete it")
+        if not math.isfinite(float(weight)):
+            raise DataError(f"{path} has the weight {shown(weight)} in line {number}: write 0 to leave the image out")
         rows.append(record | {"part": part})
     if not rows:
         raise DataError(f"{path} lists no images: write a path and a label a line")
     return rows
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+def _kind_of(labels: list[str], path: Path) -> type:
+    """What all labels are: whole numbers, real ones, or names."""
+    if all(WHOLE.fullmatch(label) for label in labels):
+        return int if max(map(len, labels)) <= DIGITS else str
+    if not all(NUMBER.fullmatch(label) for label in labels):
+        return str
+    odd = [label for label in labels if not math.isfinite(float(label))]
+    if odd and len(odd) < len(labels):  # a gap among numbers; alone they may be names
+        raise DataError(f"{path} has the label {shown(odd[0])} among numbers: drop its image, or rename the class")
+    return str if odd else float
 
 
 SOURCE = Source(

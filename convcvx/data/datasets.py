@@ -6,6 +6,7 @@ What `sources` reads is checked and converted here. Images on a memory map stay 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
@@ -70,6 +71,30 @@ class Dataset:
         """The images at these places."""
         weights = None if self.weights is None else self.weights[rows]
         return replace(self, images=self.images[rows], targets=self.targets[rows], weights=weights)
+
+    def numbered_by(self, classes: Sequence[str] | None) -> Dataset:
+        """With classes as a network knows them: their numbers are its outputs, and it may know others besides.
+
+        `classes` are the names of these; none for one that was trained on real targets, None where nothing is known.
+        Real targets stay as they are.
+
+        Raises
+        ------
+        DataError
+            For labels that the network does not know.
+        """
+        known = None if classes is None else tuple(map(str, classes))
+        if known is None or not self.classes or self.classes == known:
+            return self
+        if not known:
+            raise DataError(f"{self.name}: targets must be real values, as in training: pass floats, not classes")
+        places = {name: place for place, name in enumerate(known)}
+        present = self.targets.unique().tolist()
+        if unknown := [self.classes[label] for label in present if self.classes[label] not in places][:5]:
+            told = f"labels that are no class of the network: {unknown}; its classes are {', '.join(known[:20])}"
+            raise DataError(f"{self.name}: {told}: drop their images")
+        own = torch.tensor([places.get(name, -1) for name in self.classes])
+        return replace(self, targets=own[self.targets], classes=known)
 
     def counting(self) -> Dataset:
         """Without the images of weight 0: nothing of them is to shape what is trained.

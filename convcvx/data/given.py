@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -20,14 +20,22 @@ from convcvx.data.form import ImageForm, channels_last
 from convcvx.data.hugging_face import is_hugging_face, raw_of
 from convcvx.data.images import Images, StreamedImages, to_floats
 from convcvx.data.weights import read_weights
-from convcvx.errors import DataError, InputError, shown
+from convcvx.errors import DataError, InputError, one_line, shown
 
 Given: TypeAlias = tuple[Dataset, Dataset | None, Dataset | None]
 """Training, test and validation set, as far as they are there."""
 
+ALIKE = "targets must be numbers, tensors or texts, alike for all images"
+"""What is asked of those that a torch `Dataset` gives one by one."""
+
 
 def given_dataset(
-    images: Any, targets: Any = None, sample_weight: Any = None, *, form: ImageForm = AS_THEY_ARE
+    images: Any,
+    targets: Any = None,
+    sample_weight: Any = None,
+    *,
+    form: ImageForm = AS_THEY_ARE,
+    classes: Sequence[str] | None = None,
 ) -> Given:
     """A training set and, where there are any, its test and validation set.
 
@@ -44,12 +52,26 @@ def given_dataset(
         What each image counts for, 0 to leave it out; for a data set that has weights, instead of them.
     form : ImageForm
         Size and channels that all images are made to have.
+    classes : sequence of str, optional
+        Of the network that is to be judged on the images: they number the labels, some of which may be missing. Without
+        them the labels that are there are the classes.
 
     Raises
     ------
     InputError, DataError
-        For anything else, targets that are missing, double or do not fit; NaN and infinity.
+        For anything else, targets that are missing, double or do not fit; NaN and infinity; labels that are none of the
+        `classes`.
     """
+    train, test, validation = _given(images, targets, sample_weight, form, training=classes is None)
+    return (
+        train.numbered_by(classes),
+        None if test is None else test.numbered_by(classes),
+        None if validation is None else validation.numbered_by(classes),
+    )
+
+
+def _given(images: Any, targets: Any, sample_weight: Any, form: ImageForm, *, training: bool) -> Given:
+    """The sets, their classes numbered by the training set's own; a single one is an error only with `training`."""
     if isinstance(images, str | os.PathLike):
         _check_absent(targets, "a data set that has its own")
         train, test, validation = load_sets(images, form=form)
@@ -69,20 +91,21 @@ def given_dataset(
         raise InputError("targets must be given with an array of images; got None: pass them, or a pair, or a Dataset")
     pixels = form.images(_pixels(images))
     targets, classes = _classes(targets)
-    pixels, targets = check_images(pixels, targets)
+    pixels, targets = check_images(pixels, targets, training=training)
     return _weighted(Dataset(pixels, targets, classes, ARRAYS), sample_weight), None, None
 
 
-def held(data: Any, sample_weight: Any = None) -> tuple[Any, Any, Any]:
+def held(data: Any, sample_weight: Any = None, classes: Sequence[str] | None = None) -> tuple[Any, Any, Any]:
     """Images, targets and weights of what holds them, classes numbered and pixels scaled as they are.
 
-    Of data sets that `convcvx.data.load` reads they are what that gives.
+    Of data sets that `convcvx.data.load` reads they are what that gives, numbered by the `classes` of a network, where
+    these are known.
     """
     if isinstance(data, tuple | list) and len(data) == 2:
         return *data, sample_weight
     if isinstance(data, DataLoader | TorchDataset):
         return *_collected(data, AS_THEY_ARE), sample_weight
-    read, *_ = given_dataset(data, None, sample_weight)
+    read, *_ = given_dataset(data, None, sample_weight, classes=classes)
     return read.images, read.targets, read.weights
 
 
@@ -128,10 +151,10 @@ def _classes(targets: Any) -> tuple[Any, tuple[str, ...]]:
     if isinstance(targets, Tensor):
         targets = targets.detach().cpu().numpy() if not targets.is_floating_point() else targets
     elif not hasattr(targets, "dtype"):
-        targets = np.asarray(targets)
+        targets = _array(targets)
     if isinstance(targets, np.ndarray) and targets.dtype.kind == "O":
         texts = [isinstance(target, str) for target in targets]
-        targets = np.array(targets.tolist())
+        targets = _array(targets.tolist())
         if targets.dtype.kind == "O" or (any(texts) and not all(texts)):
             raise InputError("targets must be all numbers or all texts; got a mixture, or gaps: drop or mend them")
     if isinstance(targets, np.ndarray) and targets.dtype.kind in "US":
@@ -145,24 +168,55 @@ def _classes(targets: Any) -> tuple[Any, tuple[str, ...]]:
     return places, tuple(map(str, labels.tolist()))
 
 
-def _collected(source: DataLoader | TorchDataset, form: ImageForm) -> tuple[Tensor, Tensor]:
+def _array(targets: Any) -> np.ndarray:
+    try:
+        return np.asarray(targets)
+    except ValueError:  # lists of several lengths
+        raise InputError("targets must be one an image, or as many for each; got several lengths: mend them") from None
+
+
+def _collected(source: DataLoader | TorchDataset, form: ImageForm) -> tuple[Tensor, Tensor | np.ndarray]:
     """All images and targets of a torch `Dataset` or `DataLoader`, in the order in which it gives them."""
     images: list[Tensor] = []
-    targets: list[Tensor] = []
+    targets: list[Tensor | list[str]] = []
     batches = isinstance(source, DataLoader)
     for item in _items(source):
         if not isinstance(item, tuple | list) or len(item) != 2:
             raise DataError(f"images must come in pairs (image, target); {type(source).__name__} gives {_kind(item)}")
-        image, target = _image(item[0]), torch.as_tensor(item[1])
-        image = image if batches else image[None]
+        image = _image(item[0]) if batches else _image(item[0])[None]
         images.append(image if form.keeps_all else to_floats(form.array(channels_last(_pixels(image)))))
-        targets.append(target if batches else target[None])
+        targets.append(_targets(item[1] if batches else [item[1]]))
     if not images:
         raise DataError(f"images is an empty {type(source).__name__}: give at least one image")
     shapes = {tuple(part.shape[1:]) for part in images}
     if len(shapes) > 1:
         raise DataError(f"images must be of one size; got {' and '.join(map(str, sorted(shapes)[:3]))}: pass resize")
-    return torch.cat(images), torch.cat(targets)
+    return torch.cat(images), _joined(targets)
+
+
+def _targets(batch: Any) -> Tensor | list[str]:
+    """Those of a batch: numbers or tensors stacked, or texts."""
+    try:
+        if isinstance(batch, Tensor):
+            return batch
+        if all(isinstance(target, str) for target in batch):
+            return list(batch)
+        return torch.stack([torch.as_tensor(target) for target in batch])
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise DataError(f"{ALIKE} ({one_line(error)})") from None
+
+
+def _joined(parts: list[Tensor | list[str]]) -> Tensor | np.ndarray:
+    """The targets of all batches: texts as an array, others as a tensor."""
+    texts = [part for part in parts if isinstance(part, list)]
+    tensors = [part for part in parts if isinstance(part, Tensor)]
+    if not tensors:
+        return np.array([text for part in texts for text in part])
+    shapes = {tuple(part.shape[1:]) for part in tensors}
+    if texts or len(shapes) > 1 or not all(part.ndim for part in tensors):
+        found = "texts among numbers" if texts else f"shapes {' and '.join(map(str, sorted(shapes)[:3]))}"
+        raise DataError(f"{ALIKE}; got {found}: mend them")
+    return torch.cat(tensors)
 
 
 def _items(source: Any) -> Iterable[Any]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from convcvx.data.arrays import as_array
-from convcvx.errors import InputError, check_positive, shown
+from convcvx.errors import ConvcvxError, InputError, check_positive, shown
 from convcvx.terms.names import BALANCED
 
 FAINTEST = 2.0**-100
@@ -19,7 +19,7 @@ FAINTEST = 2.0**-100
 
 
 def read_weights(
-    sample_weight: Any, n: int, name: str = "sample_weight", error: type[ValueError] = InputError
+    sample_weight: Any, n: int, name: str = "sample_weight", error: type[ConvcvxError] = InputError
 ) -> Tensor:
     """(n,) float64 weights; messages use `name`.
 
@@ -28,7 +28,7 @@ def read_weights(
     InputError, or `error`
         Unless there is one an image, finite and >= 0, one of them positive, and none so faint that float32 loses it.
     """
-    array = as_array(name, sample_weight)
+    array = as_array(name, sample_weight, error)
     if array.shape != (n,):
         raise error(f"{name} must be one number an image, ({n},); got shape {array.shape}")
     weights = torch.from_numpy(array.astype(np.float64))

@@ -15,13 +15,13 @@ from sklearn.model_selection import check_cv
 from sklearn.utils import _safe_indexing
 
 from convcvx.budget import Deadline
-from convcvx.errors import GridWarning, InputError, check_positive
+from convcvx.errors import GridWarning, InputError
 from convcvx.estimator.base import PARAMETERS, ConvexCNN
 from convcvx.estimator.declare import declare
 from convcvx.estimator.models import ConvexCNNClassifier, ConvexCNNRegressor
 from convcvx.problem import Problem
 from convcvx.terms.status import Status
-from convcvx.training.functional import path_betas
+from convcvx.training.functional import checked_betas, path_betas
 from convcvx.training.optimise import named_oracle
 from convcvx.training.options import TrainConfig
 from convcvx.training.plan import warn_short_of
@@ -49,7 +49,7 @@ class _AlongPath(ConvexCNN):
         Raises
         ------
         InputError
-            For parameters out of range or that do not fit X.
+            For parameters out of range or that do not fit X, and scores that are no numbers at any β.
 
         Warns
         -----
@@ -65,7 +65,7 @@ class _AlongPath(ConvexCNN):
         folds = list(check_cv(self.cv, y, classifier=is_classifier(self)).split(X, y))
         scored = [self._fold_scores(X, y, sample_weight, fold, scorer) for fold in folds]
         self.scores_ = np.array([scores for scores, _ in scored])
-        best = int(self.scores_.mean(axis=0).argmax())
+        best = _best(self.scores_.mean(axis=0))
         for _ in self._along(self, problem, units, config, self.betas_[: best + 1]):
             pass
         warn_short_of(self.certificate_, self.solution_, self.tol)
@@ -108,10 +108,7 @@ class _AlongPath(ConvexCNN):
             return np.array(
                 path_betas(problem, units, named_oracle(config.oracle, config), config.seed, self.n_betas, self.ratio)
             )
-        betas = np.asarray(self.betas, dtype=float)
-        if betas.ndim != 1 or not len(betas):
-            raise InputError(f"betas must be a sequence of positive numbers; got {self.betas!r}")
-        return np.sort([check_positive("betas", beta) for beta in betas.tolist()])[::-1]
+        return np.sort(checked_betas(self.betas))[::-1]
 
     def _fold_scores(
         self, X: Any, y: Any, sample_weight: Any, fold: tuple[np.ndarray, np.ndarray], scorer: Any
@@ -147,6 +144,14 @@ class _AlongPath(ConvexCNN):
             model._keep(solution, certificate)
             yield
             start = replace(solution, history=[], rounds=0, status=Status.RUNNING, certificate=None)
+
+
+def _best(scores: np.ndarray) -> int:
+    """Where the largest of the mean scores is; what is no number, as R² of a single sample, is none."""
+    known = np.isfinite(scores)
+    if not known.any():
+        raise InputError("scoring gave no number on the folds: pass another scoring or larger folds")
+    return int(np.where(known, scores, -np.inf).argmax())
 
 
 class ConvexCNNClassifierCV(_AlongPath, ConvexCNNClassifier):

@@ -29,6 +29,7 @@ from convcvx.losses.shares import counted
 from convcvx.machine.watch import watching
 from convcvx.network.evaluate import OUTPUTS, outputs_of
 from convcvx.network.layers import Layers, read_network
+from convcvx.network.two_layer import TwoLayerCNN
 from convcvx.oracles.base import Oracle
 from convcvx.patches import PatchEmbedding
 from convcvx.problem import Problem
@@ -76,7 +77,8 @@ def certify(
         folded weights.
     images : Tensor, ndarray or StreamedImages (n, C, H, W), (n, H, W) with one channel, or rows (n, d)
         Training images, as the network takes them. Without `targets` what holds both, as they are: a pair, a torch
-        Dataset or DataLoader; or a data set of `convcvx.data.load`, or its name.
+        Dataset or DataLoader; or a data set of `convcvx.data.load`, or its name, whose classes a network that knows
+        their names numbers.
     targets : Tensor or ndarray, optional
         (n,) classes or (n, c) real values.
     beta : float
@@ -109,7 +111,8 @@ def certify(
     if beta is None:
         raise InputError("beta must be given: the weight decay at which the network is judged")
     if targets is None:
-        images, targets, sample_weight = held(images, sample_weight)
+        known = network.meta.get("classes") if isinstance(network, TwoLayerCNN) else None
+        images, targets, sample_weight = held(images, sample_weight, known or None)
     if not isinstance(network, nn.Module):
         got = type(network).__name__
         raise InputError(f"network must be a torch module, such as the .network of a fit; got {got}")

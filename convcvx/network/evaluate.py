@@ -19,7 +19,8 @@ from convcvx.responses.table import Pass
 
 HIDDEN_SIZE = {"cpu": 1 << 21, "cuda": 1 << 27}
 """Entries of the widest layer's maps, at the images' resolution, that are computed at once, by device: larger maps
-leave the cache of a CPU, which then takes several times as long; a GPU wants many, within its memory."""
+leave the cache of a CPU, which then takes several times as long; a GPU wants many, within its memory. Others get
+what any has room for."""
 
 
 SHARE = 1024
@@ -53,8 +54,9 @@ def outputs_of(network: nn.Module, images: Images) -> Tensor:
     So many images at once that the maps of the widest layer have about `HIDDEN_SIZE` entries.
     """
     parameters = list(network.parameters())
-    device, widest = parameters[0].device.type, max(parameter.shape[0] for parameter in parameters)
-    size = max(1, HIDDEN_SIZE[device] // (widest * images.shape[2] * images.shape[3]))
+    device = parameters[0].device.type
+    widest = max([1, *(parameter.shape[0] for parameter in parameters if parameter.ndim)])  # a number has no axes
+    size = max(1, HIDDEN_SIZE.get(device, HIDDEN_SIZE["cpu"]) // (widest * images.shape[2] * images.shape[3]))
 
     def outputs(part: Tensor) -> Tensor:
         with torch.no_grad():

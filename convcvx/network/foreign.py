@@ -86,6 +86,8 @@ def foreign_network(
     if unreal:
         said = ", ".join(f"{name} in {state[name].dtype}" for name in unreal)
         raise RunError(f"weights must be real floating-point numbers; the file has {said}: save network.float()'s")
+    if empty := [f"{name} {tuple(part.shape)}" for name, part in state.items() if not part.numel()]:
+        raise RunError(f"weights must not be empty; the file has {', '.join(empty)}: save a network with filters left")
     state, norms = _without_norms(state)
     kernels = [name for name, tensor in state.items() if tensor.ndim == 4]
     linears = [name for name, tensor in state.items() if tensor.ndim == 2]

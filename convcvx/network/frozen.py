@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, NoReturn
 
 import numpy as np
@@ -12,6 +13,9 @@ from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from convcvx.errors import InputError
 from convcvx.losses.table import get_loss
 from convcvx.network.evaluate import predict
+
+WHOLE = re.compile(r"0|-?[1-9][0-9]{0,17}")
+"""A name that is a whole number of 64 bits, and no other once it is one: 007 would become 7."""
 
 
 class Frozen(BaseEstimator):
@@ -59,7 +63,7 @@ class FrozenClassifier(ClassifierMixin, Frozen):
     Attributes
     ----------
     classes_ : ndarray (c,)
-        Whole numbers if the names of all classes are that, else texts.
+        Whole numbers if the names of all classes are that, written as Python writes them, else texts.
     """
 
     def __init__(self, network: Any) -> None:
@@ -67,7 +71,7 @@ class FrozenClassifier(ClassifierMixin, Frozen):
         names = network.meta["classes"]
         if not names and network.meta["loss"] == "cross-entropy":  # of targets that were probabilities
             names = range(network(torch.zeros(1, *network.image_shape)).shape[1])
-        whole = all(str(name).lstrip("-").isdecimal() for name in names)
+        whole = all(WHOLE.fullmatch(str(name)) for name in names)
         self.classes_ = np.array([int(name) for name in names]) if whole and names else np.array(names, str)
 
     def decision_function(self, X: Any) -> np.ndarray:

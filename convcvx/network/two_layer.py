@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor, fx, nn
 
 from convcvx.activations import RELU, Activation
-from convcvx.errors import InputError, RunError, one_line
+from convcvx.errors import InputError, RunError, one_line, shown
 from convcvx.network.architecture import Architecture, ContrastConv2d
 from convcvx.network.export import export
 from convcvx.network.preprocess import ImageTransform
@@ -269,7 +269,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], Architecture | No
             raise RunError(f"{path} must hold real weights; {name} is {tensor.dtype}: save it as float32")
     if not isinstance(described, dict) or "architecture" not in described:
         return state, None, {}
-    meta = check_form(described.get("meta", {}), {}, Path(path))
+    meta = check_form(described.get("meta", {}), {"classes?": [(str, int)]}, Path(path))
     try:
         architecture = Architecture.from_dict(described["architecture"])
         with torch.device("meta"):  # takes no memory, however large the described network is
@@ -291,6 +291,15 @@ def two_layer_cnn(
     ----------
     weights : Weights, str or path, optional
         `TwoLayerCNN_Weights.DIGITS`, "DIGITS", a run folder or a .safetensors file.
+    **architecture
+        Fields of `Architecture`: without weights, or of a file that does not tell its own.
+
+    Raises
+    ------
+    InputError
+        For fields that are missing, unknown, or given beside weights that tell theirs.
+    RunError
+        For weights that cannot be read, or do not fit.
 
     Examples
     --------
@@ -298,7 +307,7 @@ def two_layer_cnn(
     torch.Size([2, 10])
     """
     if weights is None:
-        return TwoLayerCNN(Architecture(**architecture))
+        return TwoLayerCNN(_architecture(architecture))
     if isinstance(weights, str) and weights in TwoLayerCNN_Weights.__members__:
         weights = TwoLayerCNN_Weights[weights]
     path = weights.path if isinstance(weights, Weights | TwoLayerCNN_Weights) else Path(weights)
@@ -307,7 +316,9 @@ def two_layer_cnn(
     if stored is None:
         if not architecture:
             raise InputError(f"{path} does not describe its architecture; pass the fields of Architecture as well")
-        stored = Architecture(**architecture)
+        stored = _architecture(architecture)
+    elif architecture:
+        raise InputError(f"{path} describes its architecture: leave out {', '.join(architecture)}")
     try:
         network = TwoLayerCNN(stored)
         network.load_state_dict(state)
@@ -315,3 +326,13 @@ def two_layer_cnn(
         raise RunError(f"the weights in {path} do not fit the architecture: {' '.join(str(error).split())}") from None
     network.meta = meta
     return network.eval()
+
+
+def _architecture(given: dict[str, Any]) -> Architecture:
+    """That of the fields that are `given` by name; raise `InputError` where some are missing or unknown."""
+    known = {field.name: field.default is MISSING for field in fields(Architecture)}
+    if missing := [name for name, needed in known.items() if needed and name not in given]:
+        raise InputError(f"{', '.join(missing)} must be given for a network: pass them, or weights")
+    if unknown := [name for name in given if name not in known]:
+        raise InputError(f"unknown field {shown(unknown[0])}; those of Architecture are {', '.join(known)}")
+    return Architecture(**given)

@@ -137,12 +137,14 @@ class Fit:
             Objective and gap against time; the filters, heaviest first; objective and lower bounds on one line; which
             classes are taken for which.
         images, targets
-            Of "confusion", as `convcvx.fit` takes them.
+            Of "confusion", as `convcvx.fit` takes them; some classes may be missing.
 
         Raises
         ------
         InputError
             For another name, or a confusion without images or of targets that are no classes.
+        DataError
+            For labels that the network does not know.
         """
         from convcvx.display.figures import confusion_figure, filters_figure  # matplotlib: on use
 
@@ -155,7 +157,8 @@ class Fit:
             return self.certificate.plot()
         if images is None:
             raise InputError("a confusion is one on images: pass plot('confusion', images, targets)")
-        given, *_ = given_dataset(images, targets, form=self.config.image_form)
+        known = self.network.meta.get("classes")
+        given, *_ = given_dataset(images, targets, form=self.config.image_form, classes=known)
         if not given.n_classes:
             raise InputError(
                 "targets must be classes for a confusion matrix; got real values: plot('training') instead"

@@ -255,8 +255,8 @@ def path(
     if betas is None:
         check_count("n_betas", n_betas)
         check_positive("ratio", ratio)
-    elif not isinstance(betas, Iterable) or isinstance(betas, str):
-        raise InputError(f"betas must be a sequence of positive numbers; got {shown(betas)}")
+    else:
+        betas = checked_betas(betas)
     # of their own: whoever takes one solution after another may change his arrays in between
     problem, units = _in_units(as_tensor("patches", patches).clone(), as_tensor("targets", targets).clone(), **given)
 
@@ -286,6 +286,16 @@ def path_betas(
     top = units.of_g(find_beta_max(problem, oracle, seed))
     first, last = top or ratio, beta_at(ratio, top)  # where no filter helps, one β will do
     return [float(beta) for beta in np.geomspace(first, last, n_betas if top else 1)]
+
+
+def checked_betas(betas: Any) -> list[float]:
+    """A sequence of positive numbers, one at least; raise `InputError` for anything else."""
+    if not isinstance(betas, Iterable) or isinstance(betas, str) or getattr(betas, "ndim", 1) != 1:
+        raise InputError(f"betas must be a sequence of positive numbers; got {shown(betas)}")
+    found = [check_positive("betas", beta) for beta in betas]
+    if not found:
+        raise InputError("betas must be a sequence of positive numbers; got none: leave it out for a path of its own")
+    return found
 
 
 def patches_to_images(patches: Tensor | np.ndarray) -> Tensor:

@@ -156,6 +156,9 @@ def certify_job(
     clock = Clock.now()
     train, test, _ = data or load_data(config)
     network, unseen = _load_network(path, config, train, given)
+    rival = None if like is None else two_layer_cnn(like.model_file)
+    known = network.meta.get("classes") or (rival and rival.meta.get("classes")) or None
+    train, test = train.numbered_by(known), None if test is None else test.numbered_by(known)
     beta = config.beta
     if beta is None:
         raise InputError("beta is not known for this network; pass --beta, or --like RUN")
@@ -165,8 +168,7 @@ def certify_job(
         embedding = fitted_embedding(config, train.images, embedding, weights=training_weights(config, train))
     own = deadline if like is None else deadline.share(0.5)
     certificate = _certify(network, train, config, beta, embedding, dual_point, own)
-    if like is not None:
-        rival = two_layer_cnn(like.model_file)
+    if like is not None and rival is not None:
         if not network.same_problem(rival):
             raise InputError(f"the network in {path} is of another architecture than {like.folder}; certify it alone")
         certificate = certificate.with_bound_of(_certify(rival, train, config, beta, embedding, deadline=deadline))

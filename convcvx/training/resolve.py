@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from torch import Tensor
 
 from convcvx.data.augment import shifted
+from convcvx.data.checks import check_two_classes
 from convcvx.data.datasets import Dataset, load_sets, split
 from convcvx.data.images import Images
 from convcvx.data.weights import with_class_weight
@@ -42,8 +43,14 @@ def load_data(config: TrainConfig, *, download: bool = True) -> Data:
 def arranged(config: TrainConfig, train: Dataset, test: Dataset | None, validation: Dataset | None = None) -> Data:
     """The sets as `config` has them: some images held out, unless the data have a validation set of their own; the
     others shifted as well, none of weight 0 among them.
+
+    Raises
+    ------
+    DataError
+        Where the images that count, or those that a limit left, are of a single class.
     """
     train = train.counting()
+    check_two_classes(train.targets, "targets")
     if config.validation and validation is None:
         train, validation = split(train, config.validation, config.seed)
     return shifted(train, config.shifts) if config.shifts else train, test, validation
