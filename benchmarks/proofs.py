@@ -39,7 +39,7 @@ from convcvx.budget import Budget, Deadline
 from convcvx.certificate import certify_parameters
 from convcvx.data.datasets import load
 from convcvx.oracles.base import Oracle
-from convcvx.oracles.beside import best_proof, proof_beside
+from convcvx.oracles.beside import best, best_proof, proofs_beside
 from convcvx.oracles.branch_and_bound import BranchAndBoundOracle
 from convcvx.oracles.cylinders import CylinderOracle
 from convcvx.oracles.enumerate import ExactOracle
@@ -203,7 +203,7 @@ def table(rows: list[str], arguments: argparse.Namespace) -> str:
         primal, residual = problem.primal(predictions, solution.weights), problem.dual_point(predictions)
         began = time.process_time()
         plain = problem.dual(residual, PolynomialOracle().bound(problem, residual)[0])
-        proof = proof_beside(problem, [residual])
+        proof = best(proofs_beside(problem, [residual]))
         seconds = time.process_time() - began
         searched, longer = math.nan, 0.0
         if arguments.directions:

@@ -169,7 +169,11 @@ def test_scores_are_those_of_scikit_learn():
     found = real_scores(outputs, draws(50, 4, seed=3), "squared", weights)
     r2 = r2_score(draws(50, 4, seed=3), outputs, sample_weight=weights, multioutput="variance_weighted")
     assert found["r2"] == pytest.approx(r2)
-    assert "r2" not in real_scores(outputs, torch.ones(50, 4).double(), "squared", weights)  # whose variance is 0
+    for constant in (1.0, 0.1, 7.7):  # whose variance is 0, or rounding
+        same = torch.full((50, 4), constant).double()
+        same[0] = 5.0
+        assert "r2" not in real_scores(outputs, same, "squared", weights * (torch.arange(50) > 0))
+        assert "r2" in real_scores(outputs, same, "squared", weights)
 
 
 def test_labels_beside_0_and_1_are_refused(labelled, tmp_path):

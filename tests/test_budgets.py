@@ -229,7 +229,7 @@ def test_what_a_training_has_proved_outlives_a_search_that_time_cuts_short(clock
     assert "proved_in_round" not in in_time.search
 
 
-@pytest.mark.parametrize("factor", [1e3, float("inf")])
+@pytest.mark.parametrize("factor", [1e3, pytest.param(float("inf"), marks=pytest.mark.slow)])
 def test_a_weak_proof_of_a_training_takes_no_time_from_polynomials(factor, monkeypatch):
     """Where time cut its searches short; all that was left of the certificate's own were the lengths of patches."""
     problem = digits_problem(200, 5e-3, spec=PatchSpec(3, stride=2, rank=9))

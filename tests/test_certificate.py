@@ -230,7 +230,16 @@ def test_an_estimate_that_a_network_refutes_does_not_pass_to_it():
     estimate = replace(check(plain()), scope="heuristic", proved=0.0, search={})
     better = replace(estimate, primal=0.5 * estimate.dual, dual=0.1 * estimate.dual)
     assert better.with_bound_of(estimate).dual == better.dual
+    assert estimate.with_bound_of(better).dual == better.dual  # nor is it kept by its own
+    with pytest.raises(RunError, match="a fault of convcvx"):
+        replace(estimate, proved=estimate.dual).with_bound_of(better)
     assert replace(better, primal=estimate.dual).with_bound_of(estimate).dual == estimate.dual  # control: it holds
+
+
+def test_what_is_proved_within_tol_is_reached_though_the_search_was_cut_short():
+    cut = replace(check(plain()), scope="heuristic", search={"stopped": "time_limit"}, rel_gap=0.01, proved_gap=0.04)
+    assert cut.reaches(0.05)
+    assert not cut.reaches(0.03)
 
 
 def test_a_certificate_without_any_bound_says_so_when_it_is_read_again():

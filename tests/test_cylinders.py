@@ -16,8 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import convcvx
 from convcvx.budget import NEVER, Budget, Deadline
 from convcvx.certificate import certify_parameters
+from convcvx.data.datasets import load
 from convcvx.oracles import CylinderOracle, ExactOracle, LocalOracle, PolynomialOracle, get_oracle
 from convcvx.oracles._corner_bounds import above, longest
 from convcvx.oracles._cylinder_search import CylinderSearch, corner_maps
@@ -313,3 +315,14 @@ def test_a_certificate_with_a_time_limit_of_its_own_proves_more_in_the_time_that
         assert long.proved_by.startswith(("remainder", "cylinders"))
     training = certify_parameters(problem.until(Deadline.after(60.0)), *network, training=[])
     assert training.proved_by.startswith("polynomials")  # whose time is the training's
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_a_search_that_comes_down_to_the_maximum_is_made_at_the_residual(rank):
+    """Polynomials are loose there: what they promise elsewhere is nothing beside it."""
+    train, _ = load("digits", limit=150)
+    fit = convcvx.fit(train.images, train.targets, rank=rank, beta_ratio=0.05, tol=0.02, loss="squared")
+    assert fit.certificate.scope == "global"
+    known = {"beta": fit.certificate.beta, "embedding": fit.solution.embedding, "loss": "squared"}
+    again = convcvx.certify(fit.network, train.images, train.targets, oracle="remainder", **known)
+    assert again.rel_gap < 0.04

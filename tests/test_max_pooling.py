@@ -174,7 +174,7 @@ def test_weights_over_given_filters_are_those_of_cvxpy():
     assert made.primal(predictions, ours.weights) == pytest.approx(best, rel=1e-6)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(st.sampled_from(POOLS), st.integers(3, 12), st.integers(0, 99), st.sampled_from([0, 0, 1, 3]))
 def test_no_filter_of_the_whole_circle_is_above_a_proof(pool, n, seed, steps):
     made = problem(pool, n, seed, steps=steps)

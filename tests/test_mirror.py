@@ -97,13 +97,15 @@ def test_a_descent_among_symmetric_networks_stays_there_and_gains(problem, start
     assert not torch.allclose(mirror(problem.responses.embedding, first), second, atol=1e-2)  # the test can fail
 
 
-@pytest.mark.parametrize("options", [{"crops": 1}, {"patch_dtype": torch.bfloat16}])
-def test_a_descent_on_moved_images_or_in_few_bits_stays_symmetric_and_gains(problem, start, options):
+@pytest.mark.parametrize(("crops", "dtype"), [(1, None), (0, torch.bfloat16)])
+def test_a_descent_on_moved_images_or_in_few_bits_stays_symmetric_and_gains(problem, start, crops, dtype, monkeypatch):
     pairs = MirrorPairs(problem.responses)
-    slid = descend(problem, start, 0, 10, pairs=pairs, batch=20, **options)
-    again = descend(problem, start, 0, 10, pairs=pairs, batch=20, **options)
+    plain = descend(problem, start, 0, 10, pairs=pairs, batch=20)
+    if dtype is not None:
+        monkeypatch.setattr("convcvx.solvers.slide.descent._fast_dtype", lambda responses: dtype)
+    slid, again = (descend(problem, start, 0, 10, pairs=pairs, batch=20, crops=crops) for _ in range(2))
     assert torch.equal(slid.filters, again.filters)
-    assert not torch.equal(slid.filters, descend(problem, start, 0, 10, pairs=pairs, batch=20).filters)
+    assert not torch.equal(slid.filters, plain.filters)
     first, second = normalize(slid.filters).chunk(2)
     assert torch.allclose(mirror(problem.responses.embedding, first), second, atol=1e-5)
     before, after = (

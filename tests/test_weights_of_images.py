@@ -43,7 +43,7 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
         {"rank": 2, "class_weight": {0: 2, "1": 0.5}},
         {"rank": 2, "hidden_bias": False, "whiten": 0.1},
         pytest.param({"rank": 2, "loss": "cross-entropy"}, marks=pytest.mark.slow),
-        {"rank": 2, "shifts": 1},
+        pytest.param({"rank": 2, "shifts": 1}, marks=pytest.mark.slow),
     ],
 )
 def test_a_fit_with_weights_is_that_of_images_repeated(digits, options):

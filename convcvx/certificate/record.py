@@ -188,15 +188,15 @@ class Certificate:
         InputError
             When `other` certifies another problem, as far as certificates tell.
         RunError
-            When what `other` proves for every network is above the objective of this one.
+            When what one of them proves for every network is above the objective of the other.
         """
         self.check_same_problem(other)
-        for bound in (other.proved, other.dual if other.scope.for_all else None):
-            if bound is not None and bound > self.primal * (1 + FLOAT32_ROUNDING):
-                raise contradiction(bound, self.primal)
+        for bound, primal in ((other.proved, self.primal), (self.proved, other.primal)):
+            if bound is not None and bound > primal * (1 + FLOAT32_ROUNDING):
+                raise contradiction(bound, primal)
         best = self
-        refuted = not other.scope.for_all and other.dual > self.primal * (1 + FLOAT32_ROUNDING)
-        if other.scope.shared and other._standing > self._standing and not refuted:
+        stronger = other._standing > self._standing or self._refuted_by(other)
+        if other.scope.shared and stronger and not other._refuted_by(self):
             taken = {name: getattr(other, name) for name in ("dual", "scope", "g_max", "oracle", "search")}
             taken["dual"] = min(other.dual, self.primal)
             best = replace(self, **taken, rel_gap=relative_gap(self.primal, other.dual))
@@ -212,10 +212,15 @@ class Certificate:
                 shown["family_gap"] = gap
         return replace(best, **shown)
 
+    def _refuted_by(self, other: Certificate) -> bool:
+        """Whether the estimate lies above the objective of another network."""
+        return self.scope is Scope.HEURISTIC and self.dual > other.primal * (1 + FLOAT32_ROUNDING)
+
     def reaches(self, tol: float) -> bool:
         """Whether the gap is within `tol`: what a search that was cut short has not found is no sign of an optimum."""
         guessed = not self.scope.proved and self.search.get("stopped") == "time_limit"
-        return self.rel_gap <= tol and not guessed
+        proved = self.proved_gap is not None and self.proved_gap <= tol
+        return proved or (self.rel_gap <= tol and not guessed)
 
     @property
     def _standing(self) -> tuple[bool, bool, float]:

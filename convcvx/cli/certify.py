@@ -68,7 +68,7 @@ def certify(
 
       convcvx certify checkpoints/demo
 
-      convcvx certify checkpoints/demo --time-limit 60    # proves what a minute allows
+      convcvx certify checkpoints/demo --time-limit 60
 
       convcvx certify adam.safetensors --like checkpoints/free
 

@@ -23,6 +23,8 @@ leave the cache of a CPU, which then takes several times as long; a GPU wants ma
 what any has room for."""
 
 
+ROUNDED = 64 * torch.finfo(torch.float64).eps
+"""Share of their length by which targets that are equal seem to vary at most, by rounding."""
 SHARE = 1024
 """Images that each process gets at a time, where several compute outputs: so many are in memory besides."""
 
@@ -124,11 +126,10 @@ def real_scores(predictions: Tensor, targets: Tensor, loss: str, weights: Tensor
     if loss not in LABELLED and not get_loss(loss).takes_real:
         return scores
     if loss not in LABELLED:
-        if bool((targets == targets[:1]).all()):
-            return scores
         total = _mean((targets - _means(targets, weights)).square().sum(dim=1), weights)
         residual = _mean((predictions.double() - targets).square().sum(dim=1), weights)
-        return scores | ({"r2": 1 - residual / total} if total > 0 else {})
+        rounding = ROUNDED**2 * _mean(targets.square().sum(dim=1), weights)
+        return scores | ({"r2": 1 - residual / total} if total > rounding else {})
     found, there = predictions > 0, targets > 0.5
     counts = torch.ones(len(targets), dtype=torch.float64) if weights is None else weights
     hits, named = counts @ (found & there).double(), counts @ found.double() + counts @ there.double()

@@ -8,7 +8,7 @@ the lower bounds counts. A weak one is a proof as well.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -33,7 +33,9 @@ SHARE = 0.05
 CHOOSING = 0.8
 """Share of the time left in which a dual point is chosen: the rest is for its proof."""
 CALL = 0.5
-"""Share of the time left that one proof may take: others are to follow."""
+"""Share of the time left that one proof may take where others are to follow."""
+FIRST = 1 / 3
+"""Share of the time left for the search that tells where a second one, in all that is left, promises most."""
 LOOK = 1 / 16
 """The same share where a search is to prove more than the polynomials that the point is chosen for."""
 LEFT = 0.55
@@ -74,28 +76,51 @@ class Proof:
     oracle: str
 
 
-def best_proof(problem: Problem, points: Sequence[Tensor], oracle: Oracle) -> Proof:
+def best(proofs: Iterable[Proof]) -> Proof:
+    """That of the largest lower bound; of equal ones the first."""
+    return max(proofs, key=lambda proof: proof.value)
+
+
+def best_proof(problem: Problem, points: Sequence[Tensor], oracle: Oracle, ends: Sequence[Proof] = ()) -> Proof:
     """The best lower bound that polynomials or `oracle` prove, at dual points at hand or chosen.
 
-    One chosen for polynomials proves most by these; a search that comes down to max g would prove most at the residual
-    of an optimal network. How far it comes down is not known before: to about the same share of the bound of
-    polynomials wherever on the way from one to the other. The first search tells that share, and a second goes to
-    where it promises most.
+    Parameters
+    ----------
+    points : sequence of Tensor (n, c)
+        Dual points at hand, one at least.
+    ends : sequence of Proof, optional
+        What `proofs_by_polynomials` has given for these; it is asked else.
     """
-    polynomials = replace(oracle, search=None) if isinstance(oracle, PolynomialOracle) else PolynomialOracle()
-    by_search = not isinstance(oracle, PolynomialOracle)
-    start = max((_proof(problem, point, polynomials, "") for point in points), key=lambda proof: proof.value)
+    if isinstance(oracle, PolynomialOracle):
+        return best(proofs_by_polynomials(problem, points, replace(oracle, search=None)))
+    ends = ends or proofs_by_polynomials(problem, points, PolynomialOracle(), LOOK)
+    if len(ends) == 1:
+        return best([*ends, *(_proof(problem, point, oracle, "") for point in points)])
+    return best([*ends, *_proofs_between(problem, ends[0], ends[1], oracle)])
+
+
+def proofs_by_polynomials(
+    problem: Problem, points: Sequence[Tensor], oracle: PolynomialOracle, choosing: float = CHOOSING
+) -> list[Proof]:
+    """The best at a dual point at hand and, where it is affordable, one at a point chosen for it.
+
+    That may take the share `choosing` of the time left.
+    """
+    start = best(_proof(problem, point, oracle, "", 1.0 if len(points) == 1 else CALL) for point in points)
     if start.found.cut_short or not _chooses(problem, math.inf):
-        found = [_proof(problem, point, oracle, "") for point in points] if by_search else []
-        return max([start, *found], key=lambda proof: proof.value)
-    in_time = problem.until(problem.deadline.share(LOOK if by_search else CHOOSING))
-    end = _proof(problem, relaxed_point(in_time, start.point), polynomials, CHOSEN)
-    found = _proofs_between(problem, start, end, oracle) if by_search else []
-    return max([start, end, *found], key=lambda proof: proof.value)
+        return [start]
+    chosen = relaxed_point(problem.until(problem.deadline.share(choosing)), start.point)
+    return [start, _proof(problem, chosen, oracle, CHOSEN)]
 
 
 def _proofs_between(problem: Problem, start: Proof, end: Proof, oracle: Oracle) -> list[Proof]:
-    """What a search proves where it promises most by what is usual, and then by what the first one has left."""
+    """What a search proves between two dual points, the first at hand, the other chosen for polynomials.
+
+    One that comes down to max g proves most at the residual of an optimal network, one that hardly comes down at the
+    other end. How far it does is not known before: to about one share of the bound of polynomials wherever on the way,
+    or, where it comes close to the largest g that is known, to about one share of what the bound is above that. By the
+    better of the two a first search tells where a second one promises most.
+    """
 
     def point(share: float) -> Tensor:
         return problem.in_domain((1 - share) * start.point + share * end.point)
@@ -103,20 +128,43 @@ def _proofs_between(problem: Problem, start: Proof, end: Proof, oracle: Oracle) 
     def bound(share: float) -> float:  # of polynomials: g is convex
         return (1 - share) * start.found.g_max + share * end.found.g_max
 
-    def promising(left: float) -> float:
+    def promising(left: Callable[[float], float]) -> float:
         shares = (step / BETWEEN for step in range(BETWEEN + 1))
-        return max(shares, key=lambda share: problem.dual(point(share), left * bound(share)))
+        return max(shares, key=lambda share: problem.dual(point(share), left(share)))
 
     def proof(share: float, call: float) -> Proof:
         return _proof(problem, point(share), oracle, CHOSEN if share else "", call)
 
-    first = proof(share := promising(LEFT), CALL)
-    better = promising(first.found.g_max / bound(share)) if bound(share) > 0 else share
-    return [first] if better == share else [first, proof(better, 1.0)]
+    share = promising(lambda share: LEFT * bound(share))
+    first = proof(share, FIRST)
+    if not 0 < bound(share) < math.inf:
+        return [first]
+    seen = [_largest(problem, first.found.filters, end.point) for end in (start, end)]
+
+    def known(share: float) -> float:
+        return (1 - share) * seen[0] + share * seen[1]
+
+    left, room = first.found.g_max / bound(share), bound(share) - known(share)
+    above = (first.found.g_max - known(share)) / room if room > 0 else 0.0
+
+    def expected(share: float) -> float:
+        return min(left * bound(share), known(share) + above * (bound(share) - known(share)))
+
+    better = promising(expected)
+    return [first] if better == share and not first.found.cut_short else [first, proof(better, 1.0)]
 
 
-def proof_beside(problem: Problem, points: Sequence[Tensor], training_seconds: float | None = None) -> Proof:
-    """The best lower bound that polynomials prove by the deadline of `problem`, or lengths where there was no time.
+def _largest(problem: Problem, filters: Tensor, point: Tensor) -> float:
+    """The largest g of these filters, 0 of none."""
+    if not len(filters):
+        return 0.0
+    return float(problem.responses.correlate(filters, point).flatten(1).norm(dim=1).max())
+
+
+def proofs_beside(problem: Problem, points: Sequence[Tensor], training_seconds: float | None = None) -> list[Proof]:
+    """Lower bounds that polynomials prove by the deadline of `problem`, or lengths where there was no time.
+
+    One at a dual point at hand and, perhaps, one at a point chosen for it.
 
     Parameters
     ----------
@@ -132,12 +180,11 @@ def proof_beside(problem: Problem, points: Sequence[Tensor], training_seconds: f
         degree -= 1
     if not degree:
         found = OracleResult.unfinished(problem, Scope.GLOBAL, 0.0)
-        proofs = [_by_lengths(problem, point, found, TOO_LONG) for point in points]
-        return max(proofs, key=lambda proof: proof.value)
+        return [best(_by_lengths(problem, point, found, TOO_LONG) for point in points)]
     oracle = PolynomialOracle(degree=degree)
     if degree == 2 and _chooses(problem, left - pass_seconds(problem, degree) * len(points)):
-        return best_proof(problem, points, oracle)
-    return max((_proof(problem, point, oracle, "") for point in points), key=lambda proof: proof.value)
+        return proofs_by_polynomials(problem, points, oracle)
+    return [best(_proof(problem, point, oracle, "", 1.0 if len(points) == 1 else CALL) for point in points)]
 
 
 def pass_seconds(problem: Problem, degree: int) -> float:

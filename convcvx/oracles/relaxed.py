@@ -88,12 +88,12 @@ class Features:
 def relaxed_point(problem: Problem, start: Tensor, features: Features | None = None) -> Tensor:
     """A dual point Z (n, c) near the best of those that `PolynomialOracle` proves feasible, from `start` (n, c).
 
-    By the deadline of `problem`: the best one met by then, `start` itself if none was.
+    By the deadline of `problem`: the best one met by then, `start` itself if none was, or where numbers overflow.
     """
     try:
         features = features or Features.of(problem)
         return _improved(problem, start, features)
-    except OutOfTime:
+    except (OutOfTime, torch.linalg.LinAlgError):
         return start
 
 

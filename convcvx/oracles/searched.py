@@ -13,7 +13,7 @@ from torch import Tensor
 from convcvx.budget import Deadline
 from convcvx.oracles._patch_rows import PatchRows
 from convcvx.oracles.base import Oracle, OracleResult
-from convcvx.oracles.beside import Proof, best_proof, proof_beside
+from convcvx.oracles.beside import Proof, best, best_proof, proofs_beside
 from convcvx.oracles.branch_and_bound import FIRST_LOOK, BranchAndBoundOracle
 from convcvx.oracles.cylinders import CylinderOracle
 from convcvx.oracles.local import LocalOracle
@@ -134,29 +134,33 @@ class Search:
         """
         if isinstance(self.oracle, PolynomialOracle | RemainderOracle | CylinderOracle):
             return self._at_any_rank(problem, points)
-        guesses, early = isinstance(self.oracle, LocalOracle | SampledOracle), None
+        guesses, beside = isinstance(self.oracle, LocalOracle | SampledOracle), list[Proof]()
         trained = None if guesses else self._proved_in_training(problem)
         if trained is not None and primal - trained.dual <= self.tol * primal:
             return self._as_trained(trained, problem, given, starts)
         if trained is not None and trained.dual >= ENOUGH * primal:
             points = points[:1]  # at the other one g has been bounded, and better than by polynomials
         elif guesses:  # before a search that takes what time there is
-            early = self._beside(problem, points, self.deadline.share(PROVING), self.training_seconds)
+            beside = self._beside(problem, points, self.deadline.share(PROVING), self.training_seconds)
         elif self.deadline.at < math.inf:  # in case that the search has nothing when its time is over
-            early = self._beside(problem, points[:1], self.deadline.share(PROVING), self.deadline.left)
-        slower = self._slower(problem) if guesses else ()
-        found, dual, point = self._searched(problem, given, starts, points, primal, HALF if slower else 1.0)
+            beside = self._beside(problem, points[:1], self.deadline.share(PROVING), self.deadline.left)
+        missed = bool(beside) and best(beside).found.cut_short
+        slower = () if missed else self._slower(problem)
+        share = HALF if slower or missed else 1.0
+        found, dual, point = self._searched(problem, given, starts, points, primal, share)
         shown = Shown(found, dual, point, self.oracle.name, dual, self.oracle.name)
         if found.cut_short or not found.scope.for_all:
-            if early is None or early.found.cut_short or not guesses:
-                late = self._beside(problem, points, self.deadline, self.training_seconds)
-                early = late if early is None else max(early, late, key=lambda proof: proof.value)
-            shown = shown.beside(early)
+            late = (
+                []
+                if beside and guesses and not missed
+                else self._beside(problem, points, self.deadline, self.training_seconds)
+            )
+            shown = shown.beside(best([*beside, *late]))
         for name in slower:
-            if primal - shown.proved <= self.tol * primal:
+            if self.deadline.passed or primal - shown.proved <= self.tol * primal:
                 break
             in_time = problem.until(self.deadline if name == slower[-1] else self.deadline.share(HALF))
-            proof = best_proof(in_time, points, get_oracle(name, problem, thorough=True))
+            proof = best_proof(in_time, points, get_oracle(name, problem, thorough=True), beside)
             shown = shown.beside(proof) if proof.value > shown.proved else shown
         if trained is not None and trained.dual > shown.dual:
             return trained.among(problem, torch.cat([found.filters, starts]), found)
@@ -183,14 +187,15 @@ class Search:
 
     def _slower(self, problem: Problem) -> tuple[str, ...]:
         """What is to prove more in the time that is left, where a limit was set for a certificate alone."""
-        if self.training_seconds is not None or self.deadline.at == math.inf:
+        alone = self.training_seconds is None and isinstance(self.oracle, LocalOracle)
+        if not alone or self.deadline.at == math.inf:
             return ()
         few = PatchRows.size(problem.responses, problem.n_outputs, merged=True) <= ROWS_BYTES
         return tuple(name for name in SLOWER if few and meets(name, problem))
 
     @staticmethod
-    def _beside(problem: Problem, points: Sequence[Tensor], deadline: Deadline, seconds: float | None) -> Proof:
-        return proof_beside(problem.until(deadline), points, seconds)
+    def _beside(problem: Problem, points: Sequence[Tensor], deadline: Deadline, seconds: float | None) -> list[Proof]:
+        return proofs_beside(problem.until(deadline), points, seconds)
 
     def _at_any_rank(self, problem: Problem, points: Sequence[Tensor]) -> Shown:
         """By the oracle, or by polynomials alone where these prove more."""
