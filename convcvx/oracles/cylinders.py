@@ -99,7 +99,10 @@ class CylinderOracle(Oracle):
         limited = problem.until(problem.deadline.sooner(Deadline.after(self.time_limit)))
         whole = PolynomialOracle()(limited, dual_point).upper_bound
         try:
-            charged = principal(ChargedRows.build(limited, dual_point))
+            building, rows = clock(), ChargedRows.build(limited, dual_point)
+            if limited.deadline.left < clock() - building:  # the next step takes as long
+                raise OutOfTime
+            charged = principal(rows)
         except OutOfTime:
             return OracleResult.unfinished(problem, Scope.GLOBAL, clock() - began, whole)
         found = self.search(problem.with_dtype(torch.float64), dual_point, wanted, target=0.0)

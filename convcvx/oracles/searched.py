@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convcvx.budget import Deadline
+from convcvx.budget import Deadline, clock
 from convcvx.oracles._patch_rows import PatchRows
 from convcvx.oracles.base import Oracle, OracleResult
 from convcvx.oracles.beside import Proof, best, best_proof, proofs_beside
@@ -134,6 +134,7 @@ class Search:
         """
         if isinstance(self.oracle, PolynomialOracle | RemainderOracle | CylinderOracle):
             return self._at_any_rank(problem, points)
+        began = clock()
         guesses, beside = isinstance(self.oracle, LocalOracle | SampledOracle), list[Proof]()
         trained = None if guesses else self._proved_in_training(problem)
         if trained is not None and primal - trained.dual <= self.tol * primal:
@@ -144,6 +145,7 @@ class Search:
             beside = self._beside(problem, points, self.deadline.share(PROVING), self.training_seconds)
         elif self.deadline.at < math.inf:  # in case that the search has nothing when its time is over
             beside = self._beside(problem, points[:1], self.deadline.share(PROVING), self.deadline.left)
+        spent = clock() - began
         missed = bool(beside) and best(beside).found.cut_short
         slower = () if missed else self._slower(problem)
         share = HALF if slower or missed else 1.0
@@ -157,7 +159,8 @@ class Search:
             )
             shown = shown.beside(best([*beside, *late]))
         for name in slower:
-            if self.deadline.passed or primal - shown.proved <= self.tol * primal:
+            # What a search gathers first takes longer than the passes of polynomials.
+            if self.deadline.left < spent or primal - shown.proved <= self.tol * primal:
                 break
             in_time = problem.until(self.deadline if name == slower[-1] else self.deadline.share(HALF))
             proof = best_proof(in_time, points, get_oracle(name, problem, thorough=True), beside)
