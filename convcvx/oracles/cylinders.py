@@ -100,7 +100,7 @@ class CylinderOracle(Oracle):
         whole = PolynomialOracle()(limited, dual_point).upper_bound
         try:
             building, rows = clock(), ChargedRows.build(limited, dual_point)
-            if limited.deadline.left < clock() - building:  # the next step takes as long
+            if problem.deadline.left < clock() - building:  # the next step takes as long
                 raise OutOfTime
             charged = principal(rows)
         except OutOfTime:
