@@ -61,6 +61,8 @@ DIVIDED = 3
 """Principal directions that are divided: more leave a shorter tail, and cost exponentially more."""
 ALIKE = 2.0**-40
 """Distance of directions of charges up to which they are taken to be one; what that moves is in the slack."""
+AT_ONCE = 0.1
+"""Seconds that may be taken beyond a deadline: a bound is then the sum of all rows at least."""
 ENTRIES = 1 << 19
 """Numbers P·c·(1 + d + d(d+1)/2) in the moments of a cylinder, at most."""
 
@@ -100,7 +102,7 @@ class CylinderOracle(Oracle):
         whole = PolynomialOracle()(limited, dual_point).upper_bound
         try:
             building, rows = clock(), ChargedRows.build(limited, dual_point)
-            if problem.deadline.left < clock() - building:  # the next step takes as long
+            if clock() - building > max(problem.deadline.left, AT_ONCE):  # the next step takes as long
                 raise OutOfTime
             charged = principal(rows)
         except OutOfTime:
