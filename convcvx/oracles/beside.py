@@ -32,14 +32,14 @@ SHARE = 0.05
 """Share of the seconds of a training that the proof beside its estimate may take."""
 CHOOSING = 0.8
 """Share of the time left in which a dual point is chosen: the rest is for its proof."""
+CHOOSING_FOR_SEARCH = 1 / 16
+"""The same where a search is to prove more than polynomials do there: most of the time is for that."""
 CALL = 0.5
 """Share of the time left that one proof may take where others are to follow."""
 FIRST = 1 / 3
 """Share of the time left for the search that tells where a second one, in all that is left, promises most."""
-LOOK = 1 / 16
-"""The same share where a search is to prove more than the polynomials that the point is chosen for."""
 LEFT = 0.55
-"""Share of the bound of polynomials to which a search comes down, before the first has told: seen 0.5 to 0.7."""
+"""Share of the bound of polynomials that a search is taken to leave before the first has told: seen 0.5 to 0.7."""
 CHOSEN = ", at a dual point chosen for it"
 """What is said of such a proof."""
 TOO_LONG = ": another pass over all patches would take long beside the training"
@@ -93,7 +93,7 @@ def best_proof(problem: Problem, points: Sequence[Tensor], oracle: Oracle, ends:
     """
     if isinstance(oracle, PolynomialOracle):
         return best(proofs_by_polynomials(problem, points, replace(oracle, search=None)))
-    ends = ends or proofs_by_polynomials(problem, points, PolynomialOracle(), LOOK)
+    ends = ends or proofs_by_polynomials(problem, points, PolynomialOracle(), CHOOSING_FOR_SEARCH)
     if len(ends) == 1:
         return best([*ends, *(_proof(problem, point, oracle, "") for point in points)])
     return best([*ends, *_proofs_between(problem, ends[0], ends[1], oracle)])

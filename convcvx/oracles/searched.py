@@ -148,16 +148,13 @@ class Search:
         spent = clock() - began
         missed = bool(beside) and best(beside).found.cut_short
         slower = () if missed else self._slower(problem)
-        share = HALF if slower or missed else 1.0
+        share = HALF if slower or (guesses and missed) else 1.0
         found, dual, point = self._searched(problem, given, starts, points, primal, share)
         shown = Shown(found, dual, point, self.oracle.name, dual, self.oracle.name)
         if found.cut_short or not found.scope.for_all:
-            late = (
-                []
-                if beside and guesses and not missed
-                else self._beside(problem, points, self.deadline, self.training_seconds)
-            )
-            shown = shown.beside(best([*beside, *late]))
+            if not beside or missed or not guesses:
+                beside = [*beside, *self._beside(problem, points, self.deadline, self.training_seconds)]
+            shown = shown.beside(best(beside))
         for name in slower:
             # What a search gathers first takes longer than the passes of polynomials.
             if self.deadline.left < spent or primal - shown.proved <= self.tol * primal:
@@ -202,8 +199,8 @@ class Search:
 
     def _at_any_rank(self, problem: Problem, points: Sequence[Tensor]) -> Shown:
         """By the oracle, or by polynomials alone where these prove more."""
-        best = best_proof(problem.until(self.deadline), points, self.oracle)
-        return Shown(best.found, best.value, best.point, best.oracle, best.value, best.oracle)
+        proof = best_proof(problem.until(self.deadline), points, self.oracle)
+        return Shown(proof.found, proof.value, proof.point, proof.oracle, proof.value, proof.oracle)
 
     def _searched(
         self, problem: Problem, given: Problem, starts: Tensor, points: Sequence[Tensor], primal: float, share: float
