@@ -182,7 +182,7 @@ def test_a_process_whose_folder_is_gone_is_told_so(tmp_path):
     gone = shlex.quote(str(tmp_path / "gone"))
     leave = f"mkdir {gone} && cd {gone} && rmdir {gone}"
     done = subprocess.run(
-        ["sh", "-c", f"{leave} && {sys.executable} -P -m convcvx.cli runs --json"],
+        ["sh", "-c", f"{leave} && {shlex.quote(sys.executable)} -P -m convcvx.cli runs --json"],
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
