@@ -327,6 +327,18 @@ def test_certificates_tell_pooling_matrices_shapes_spaces_and_strengths_apart():
     assert one.with_bound_of(replace(other, dual=0.0, proved=0.0)) == one
 
 
+@pytest.mark.parametrize(("scale", "beta"), [(1e10, 0.01), (1.0, 1e-20)])
+def test_numbers_that_overflow_where_a_dual_point_is_chosen_leave_the_bound_at_hand(scale, beta):
+    torch.manual_seed(1)
+    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)
+    network = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), *head)
+    digits = load_digits()
+    data = torch.as_tensor(digits.images[:120, None] / 16 * scale, dtype=torch.float32)
+    found = certify(network, data, torch.as_tensor(digits.target[:120]), beta)
+    assert found.scope == "heuristic"
+    assert 0 <= found.proved <= found.dual <= found.primal
+
+
 def test_a_proof_beside_an_estimate_costs_a_share_of_the_training(monkeypatch):
     """Where a pass is reckoned to cost more, lengths have to do, and it is said; by hand there is no such limit."""
     problem = flat_problem(30, 2, 5)
