@@ -234,6 +234,9 @@ def test_an_estimate_that_a_network_refutes_does_not_pass_to_it():
     with pytest.raises(RunError, match="a fault of convcvx"):
         replace(estimate, proved=estimate.dual).with_bound_of(better)
     assert replace(better, primal=estimate.dual).with_bound_of(estimate).dual == estimate.dual  # control: it holds
+    for scope in ("global", "heuristic"):
+        none = replace(estimate, scope=scope, dual=math.nan, proved=math.nan)
+        assert (estimate.with_bound_of(none).scope, estimate.with_bound_of(none).dual) == ("heuristic", estimate.dual)
 
 
 def test_what_is_proved_within_tol_is_reached_though_the_search_was_cut_short():

@@ -307,7 +307,7 @@ def test_a_certificate_with_a_time_limit_of_its_own_proves_more_in_the_time_that
     problem, _ = correlated()
     solution = sliding_frank_wolfe(problem, LocalOracle(), Budget(tol=1e-3, max_rounds=10))
     network = solution.filters, solution.weights, solution.intercept
-    brief, long = certify_parameters(problem, *network), None
+    brief = certify_parameters(problem, *network)
     for oracle in ("auto", "local"):
         long = certify_parameters(problem.until(Deadline.after(60.0)), *network, oracle=oracle, tol=0.05)
         assert long.scope == "heuristic"

@@ -196,7 +196,7 @@ class Certificate:
                 raise contradiction(bound, primal)
         best = self
         stronger = other._standing > self._standing or self._refuted_by(other)
-        if other.scope.shared and stronger and not other._refuted_by(self):
+        if other.scope.shared and stronger and other.dual >= 0 and not other._refuted_by(self):  # NaN is no bound
             taken = {name: getattr(other, name) for name in ("dual", "scope", "g_max", "oracle", "search")}
             taken["dual"] = min(other.dual, self.primal)
             best = replace(self, **taken, rel_gap=relative_gap(self.primal, other.dual))

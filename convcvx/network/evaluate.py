@@ -19,10 +19,8 @@ from convcvx.responses.table import Pass
 
 HIDDEN_SIZE = {"cpu": 1 << 21, "cuda": 1 << 27}
 """Entries of the widest layer's maps, at the images' resolution, that are computed at once, by device: larger maps
-leave the cache of a CPU, which then takes several times as long; a GPU wants many, within its memory. Others get
-what any has room for."""
-
-
+leave the cache of a CPU, which then takes several times as long; a GPU wants many, within its memory. Devices that are
+not named here get as many as a CPU."""
 ROUNDED = 64 * torch.finfo(torch.float64).eps
 """Share of their length by which targets that are equal seem to vary at most, by rounding."""
 SHARE = 1024

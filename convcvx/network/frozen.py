@@ -70,7 +70,7 @@ class FrozenClassifier(ClassifierMixin, Frozen):
         super().__init__(network)
         names = network.meta["classes"]
         if not names and network.meta["loss"] == "cross-entropy":  # of targets that were probabilities
-            names = range(network(torch.zeros(1, *network.image_shape)).shape[1])
+            names = range(predict(network, torch.zeros(1, *network.image_shape)).shape[1])
         whole = all(WHOLE.fullmatch(str(name)) for name in names)
         self.classes_ = np.array([int(name) for name in names]) if whole and names else np.array(names, str)
 

@@ -197,11 +197,12 @@ def _train_stages(
         kept = score > best
         records.append({"stage": number, "kept": kept, "score": score, "cache_mb": cached} | metrics)
         if not kept:
-            less = f"not above {best:.4f}" if score < best else "the same as that"
-            report.begin(
-                f"stage {number} is dropped: validation {score:.4f}, {less} of the stage before; "
-                "a stage has to raise it"
-            )
+            is_loss = score < 0
+            value = f"validation loss {-score:.4g}" if is_loss else f"validation {score:.4f}"
+            less = f"not below {-best:.4g}" if is_loss else f"not above {best:.4f}"
+            less = "the same as that" if score == best else less
+            change = "lower" if is_loss else "raise"
+            report.begin(f"stage {number} is dropped: {value}, {less} of the stage before; a stage has to {change} it")
             break
         best, model = score, candidate
     assert model is not None
