@@ -194,7 +194,6 @@ def test_of_equal_stacks_the_smaller_one_is_kept_and_that_is_said(tmp_path, monk
     assert "validation 0.9800, the same as that of the stage before; a stage has to raise it" in said
 
 
-@pytest.mark.slow  # `test_kills` has the quick ones
 def test_an_interrupted_stack_goes_on_within_its_stage(two, tmp_path):
     folder = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
