@@ -39,7 +39,6 @@ TUNED = SMALL | {"beta_ratio": None, "dictionary": 6, "max_rounds": 0, "tune": 0
         ({"dictionary": 5, "flips": True}, "dictionary must have an even number of filters with flips; got 5"),
         ({"dictionary": 4, "threshold": 0.2}, "threshold 0.2 needs the hidden bias"),
         ({"dictionary": 4, "dictionary_source": "air"}, "dictionary_source must be one of patches, kmeans"),
-        ({"dictionary": 4, "loss": "cross-entropy"}, "a dictionary needs the squared loss; got loss 'cross-entropy'"),
         ({"dictionary": 12, "max_filters": 3}, "a dictionary of 12 filters is more than max_filters 3"),
         ({"gates": 0}, "gates must be a whole number >= 1; got 0"),
         ({"time_limit": 0.0}, "time_limit must be a positive float"),

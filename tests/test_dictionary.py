@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers.problems import digits_problem
 
+from convcvx.budget import Deadline
 from convcvx.data.augment import VERSIONS, shifted
 from convcvx.data.datasets import load
 from convcvx.errors import InputError
@@ -16,7 +18,9 @@ from convcvx.losses.shares import Shares
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
 from convcvx.responses.mirror import mirror
+from convcvx.solvers.dictionary.features import Features
 from convcvx.solvers.dictionary.filters import dictionary
+from convcvx.solvers.dictionary.kept import KeptFeatures
 from convcvx.solvers.dictionary.lasso import DictionaryLasso
 from convcvx.solvers.dictionary.path import (
     PATH_ITER,
@@ -27,6 +31,7 @@ from convcvx.solvers.dictionary.path import (
     fit_dictionaries,
     fit_dictionary,
 )
+from convcvx.solvers.dictionary.products import gather
 from convcvx.solvers.master.table import solve_master
 from convcvx.terms.names import DICTIONARY_SOURCES
 from convcvx.training.plan import build_problem
@@ -82,6 +87,102 @@ def test_the_other_master_agrees(intercept):
     predictions = problem.responses.predict(solution.filters, solution.weights, solution.intercept)
     assert problem.with_beta(0.01).primal(predictions, solution.weights) == pytest.approx(fit.objective, rel=1e-9)
     assert fit_dictionary(problem, filters, beta=0.02).objective > reference.objective * 1.05  # the test can fail
+
+
+OTHER_LOSSES = ["cross-entropy", "bce", "squared-hinge", "huber:0.1"]
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize("loss", OTHER_LOSSES)
+def test_the_master_of_other_losses_agrees(loss, intercept):
+    """The optimum lies between objective and lower bound, and the objective is that of the network."""
+    problem, beta = digits(intercept=intercept, loss=loss), 1e-3 if loss.startswith("huber") else 0.01
+    filters = dictionary(problem.responses, 8, threshold=0.25)
+    fit = fit_dictionary(problem, filters, beta=beta, tol=1e-3)
+    reference = solve_master(problem.with_beta(beta), filters, tol=1e-6)
+    assert fit.objective * (1 - fit.rel_gap) <= reference.objective * (1 + 1e-9)
+    assert reference.objective * (1 - 1e-6) <= fit.objective < reference.objective * (1 + 2e-3)
+    assert fit.rel_gap < 1e-2
+    solution = fit.solution
+    predictions = problem.responses.predict(solution.filters, solution.weights, solution.intercept)
+    assert problem.with_beta(beta).primal(predictions, solution.weights) == pytest.approx(fit.objective, rel=1e-9)
+    assert fit_dictionary(problem, filters, beta=2 * beta).objective > reference.objective * 1.01  # the test can fail
+
+
+@pytest.mark.parametrize("loss", OTHER_LOSSES)
+def test_beta_max_is_where_the_dictionary_begins_to_help(loss):
+    problem = digits(100, loss=loss)
+    filters = dictionary(problem.responses, 8, threshold=0.25)
+    constant = problem.mean_loss(problem.constant_predictions())
+    beta_max = fit_dictionary(problem, filters, beta=1.0).beta_max
+    none, some = (fit_dictionary(problem, filters, beta=share * beta_max, tol=1e-9) for share in (1.01, 0.9))
+    assert none.objective >= constant * (1 - 1e-9)
+    assert some.objective < constant * (1 - 1e-5)
+
+
+def test_flips_are_twice_the_images_under_the_cross_entropy():
+    problem = digits(100, flips=True, loss="cross-entropy")
+    filters = dictionary(problem.responses, 8, threshold=0.25, flips=True)
+    fit = fit_dictionary(problem, filters, beta=0.005, flips=True, tol=1e-4)
+    images = problem.responses.images
+    twice = replace(
+        problem.with_beta(0.005),
+        responses=problem.responses.to(images=torch.cat([images, images.flip(3)])),
+        targets=problem.targets.repeat(2, 1),
+        shares=Shares.equal(200),
+    )
+    reference = solve_master(twice, filters, tol=1e-6)
+    assert fit.objective * (1 - fit.rel_gap) <= reference.objective * (1 + 1e-9)
+    assert reference.objective * (1 - 1e-6) <= fit.objective < reference.objective * (1 + 5e-3)
+
+
+def test_no_held_out_image_reaches_the_path_of_the_cross_entropy():
+    problem = digits(loss="cross-entropy")
+    filters = dictionary(problem.responses, 10, threshold=0.25)
+    targets = problem.targets.clone()
+    targets[::5] = targets[::5].roll(1, dims=1)
+    path = fit_dictionary(problem, filters, tune=0.2).path
+    spoiled = fit_dictionary(replace(problem, targets=targets), filters, tune=0.2).path
+    assert path[0]["objective"] == pytest.approx(spoiled[0]["objective"], rel=1e-12)
+    assert spoiled[0]["held_out_loss"] > path[0]["held_out_loss"]
+    kept = (torch.arange(problem.n) % 5 > 0).nonzero()[:, 0]
+    alone = fit_dictionary(problem.sample(kept), filters, beta=path[0]["beta"])
+    assert path[0]["objective"] * (1 - path[0]["rel_gap"]) <= alone.objective * (1 + 1e-9)
+
+
+def test_a_second_visit_reads_what_the_first_one_saw(problem):
+    filters = [dictionary(problem.responses, 7), dictionary(problem.responses, 4, seed=1)]
+    features = KeptFeatures([problem.responses] * 2, filters, False)
+    plain = Features([problem.responses] * 2, filters, False)
+    for _ in range(3):
+        for (where, block), (there, expected) in zip(features.batches(64), plain.batches(64), strict=True):
+            assert where == there
+            assert torch.equal(block, expected)
+
+
+def test_features_that_no_disk_has_room_for_are_refused(monkeypatch):
+    problem = digits(40, loss="cross-entropy")
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
+    with pytest.raises(InputError, match=r"features of 40 images need .* GiB in .*: set TMPDIR to a folder with more"):
+        fit_dictionary(problem, dictionary(problem.responses, 5), beta=0.1)
+
+
+@pytest.mark.parametrize("loss", ["squared", "cross-entropy"])
+def test_the_weights_of_a_dictionary_end_at_the_deadline(loss, monkeypatch):
+    """With what was found by then, whose gap is what it is."""
+    problem = digits(100, loss=loss)
+    filters = dictionary(problem.responses, 20, threshold=0.25)
+    whole = fit_dictionary(problem, filters, beta_ratio=0.01, tol=1e-6)
+
+    def slow_gather(*arguments):
+        gathered = gather(*arguments)
+        monkeypatch.setattr(Deadline, "passed", property(lambda self: True))
+        return gathered
+
+    monkeypatch.setattr("convcvx.solvers.dictionary.path.gather", slow_gather)
+    ended = fit_dictionary(problem, filters, beta_ratio=0.01, tol=1e-6)
+    assert ended.objective > whole.objective * (1 + 1e-6)
+    assert ended.objective * (1 - ended.rel_gap) <= whole.objective
 
 
 def test_single_precision_finds_the_same_optimum(problem):
@@ -203,8 +304,6 @@ def test_bad_input_is_refused(problem):
         dictionary(problem.responses, 3, flips=True)
     with pytest.raises(InputError, match="threshold"):
         dictionary(digits(20, spec=PatchSpec((3, 3))).responses, 3, threshold=0.1)
-    with pytest.raises(InputError, match="squared"):
-        fit_dictionary(digits(20, loss="cross-entropy"), torch.zeros(2, problem.responses.dim).double(), beta=1.0)
     striped = digits(40, spec=PatchSpec((3, 3), (2, 2)), flips=True)
     with pytest.raises(InputError, match="symmetrically"):
         fit_dictionary(striped, dictionary(striped.responses, 2, flips=True), beta=1.0, flips=True)

@@ -356,18 +356,22 @@ def test_weights_of_images_are_shared_out_with_them(short_segments):
 
 
 @pytest.mark.slow
-def test_a_dictionary_is_that_of_one_process_but_for_rounding(short_segments):
-    """Each process sums up a Gram matrix of its own; who has no segment adds none."""
+@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize("loss", ["squared", "cross-entropy"])
+def test_a_dictionary_is_that_of_one_process_but_for_rounding(short_segments, loss, intercept):
+    """Each process sums up a Gram matrix of its own, or keeps its own features; who has no segment has none."""
     fits = []
     for size in (1, 2, 3, 11):
-        problem = sharded_problem(size)
+        problem = replace(sharded_problem(size, loss), intercept=intercept)
         filters = torch.nn.functional.normalize(random_parameters(problem, 6)[0])
         fits.append(fit_dictionary(problem, filters, tune=0.2, tol=1e-6))
+    # Conjugate gradients that end early leave what rounding made of the ways there.
+    rel, rtol = (1e-9, 1e-5) if loss == "squared" else (1e-6, 1e-3)
     for fit in fits[1:]:
         assert fit.beta == pytest.approx(fits[0].beta, rel=1e-9)
-        assert fit.objective == pytest.approx(fits[0].objective, rel=1e-9)
-        torch.testing.assert_close(fit.weights, fits[0].weights, rtol=1e-5, atol=1e-8)
-        assert fit.path[0]["held_out_loss"] == pytest.approx(fits[0].path[0]["held_out_loss"], rel=1e-9)
+        assert fit.objective == pytest.approx(fits[0].objective, rel=rel)
+        torch.testing.assert_close(fit.weights, fits[0].weights, rtol=rtol, atol=rtol)
+        assert fit.path[0]["held_out_loss"] == pytest.approx(fits[0].path[0]["held_out_loss"], rel=rel)
 
 
 def test_a_dictionary_asks_this_machine_for_its_share_of_the_memory(short_segments, monkeypatch):

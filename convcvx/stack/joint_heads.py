@@ -1,6 +1,6 @@
 """One head over the features of all stages of a stack: again a convex problem, solved to a duality gap.
 
-    min_{W, b}  (1/2n) Σ_i ‖Σ_s A_si W_s + b - y_i‖² + β Σ_s Σ_j ‖W_sj‖_F
+    min_{W, b}  Σ_i s_i ℓ(Σ_s A_si W_s + b, y_i) + β Σ_s Σ_j ‖W_sj‖_F
 
 with A_s the pooled responses to the filters of stage s, all frozen and of unit norm. Stages that look at an image on
 different scales know different things; a head of one stage alone makes no use of what the others know. β is chosen on
@@ -38,7 +38,7 @@ def fit_joint_heads(
     stages, links : sequences
         As of a `StackedCNN`; left as they are.
     problems : sequence of Problem
-        That of each stage, on the features it was given, with the squared loss.
+        That of each stage, on the features it was given.
     tune, versions, flips, tol
         As in `fit_dictionaries`; β is the one that held-out images prefer.
 

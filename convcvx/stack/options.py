@@ -171,10 +171,10 @@ class StackConfig:
                 if (width := self.channels[s - 1]) % 2:
                     raise InputError(f"flips of stage {s + 1} need an even number of channels; got {width}")
                 stages[s] = replace(stages[s], paired=True)
-        if self.heads == "joint" and (stages[0].loss != "squared" or len({stage.flips for stage in stages}) > 1):
+        if self.heads == "joint" and len({stage.flips for stage in stages}) > 1:
             raise InputError(
-                f"joint heads need the squared loss, and flips of all stages or of none; got loss {stages[0].loss!r}, "
-                f"flips {', '.join('yes' if stage.flips else 'no' for stage in stages)}"
+                "joint heads need flips of all stages or of none; got flips "
+                f"{', '.join('yes' if stage.flips else 'no' for stage in stages)}"
             )
         for stage in stages:
             stage.check()

@@ -180,6 +180,7 @@ def certify_job(
             embedding=embedding,
             pooling=config.pool,
             activation=config.activation,
+            loss=config.loss,
             intercept=config.intercept,
             n_classes=train.n_classes or None,
             device=pick_device(config.device),

@@ -120,8 +120,6 @@ class TrainConfig(SearchOptions, ModelOptions, DataOptions):  # whose fields sta
                 raise InputError(f"{given} {use}; pass --dictionary N")
 
     def _check_dictionary(self, n_filters: int, budget: Budget) -> None:
-        if self.loss != "squared":
-            raise InputError(f"a dictionary needs the squared loss; got loss {self.loss!r}")
         if budget.room(0, n_filters) < n_filters:
             raise InputError(
                 f"a dictionary of {n_filters} filters is more than max_filters {self.max_filters}; give fewer, or "

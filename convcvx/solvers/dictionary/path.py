@@ -1,10 +1,10 @@
 """The optimum over a dictionary of thousands of filters, at a β of a path that held-out images choose.
 
-    min_{W, b}  ½ Σ_i s_i ‖A_i W + b - y_i‖² + β Σ_j ‖W_j‖_F,      A = Φ flattened to (n, m·P)
+    min_{W, b}  Σ_i s_i ℓ(A_i W + b, y_i) + β Σ_j ‖W_j‖_F,      A = Φ flattened to (n, m·P)
 
-Every image is visited once: the path, which `DictionaryLasso` solves one β after the other, each warm from the one
-before, needs the Gram matrix of the images kept and the responses of the images held out, which join the Gram matrix
-for the last solve.
+One β is solved after the other, each warm from the one before. Under the squared loss every image is visited once: all
+that takes is the Gram matrix of the images kept and the responses of the images held out, which join the Gram matrix
+for the last solve. Other losses see the features of all images again and again.
 """
 
 from __future__ import annotations
@@ -17,15 +17,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convcvx.budget import Deadline, OutOfTime
+from convcvx.budget import OutOfTime
 from convcvx.errors import InputError
 from convcvx.losses.shares import Shares
 from convcvx.machine.watch import watched
 from convcvx.problem import Problem
 from convcvx.solution import Solution
 from convcvx.solvers.dictionary.features import Features
-from convcvx.solvers.dictionary.lasso import DictionaryLasso, Point
+from convcvx.solvers.dictionary.kept import KeptFeatures
+from convcvx.solvers.dictionary.lasso import DictionaryLasso
+from convcvx.solvers.dictionary.newton import DictionaryNewton
 from convcvx.solvers.dictionary.products import gather
+from convcvx.solvers.dictionary.weights import DictionaryWeights, Point
 
 RATIOS = tuple(10 ** (-1 - k / 2) for k in range(12))
 """The path: β as shares of the largest one that gives the dictionary any weight."""
@@ -35,9 +38,6 @@ PATIENCE = 2
 """The path ends after so many β without a better held-out score."""
 PATH_ITER = 2
 """Ridge regressions a β on the path, each β starting from the one before: enough to tell which is best."""
-MAX_ITER = 10
-"""Ridge regressions at most at the β that is chosen: they end sooner at the gap that is asked for."""
-
 Score = Callable[[dict[str, Any]], tuple[float, float]]
 """What the β that is chosen has least of, read off its record in the path."""
 
@@ -103,13 +103,12 @@ def fit_dictionaries(
 ) -> DictionaryFit:
     """Optimal weights for dictionaries, at a given β or at the one that held-out images prefer.
 
-        min_{W, b}  ½ Σ_i s_i ‖Σ_s A_si W_s + b - y_i‖² + β Σ_s Σ_j ‖W_sj‖_F
+        min_{W, b}  Σ_i s_i ℓ(Σ_s A_si W_s + b, y_i) + β Σ_s Σ_j ‖W_sj‖_F
 
     Parameters
     ----------
     problems : sequence of Problem
-        On the same images, or on features of them, with the same targets, shares and the squared loss; their β is not
-        used.
+        On the same images, or on features of them, with the same targets, shares and loss; their β is not used.
     filters : sequence of Tensor (m, r)
         The dictionary on each, of unit norm; with `flips`, the second half are the mirror images of the first, as
         `dictionary` gives them.
@@ -123,29 +122,20 @@ def fit_dictionaries(
     flips : bool
         Train on the mirror images as well.
     tol : float
-        Relative duality gap over the dictionary to reach, if `MAX_ITER` ridge regressions a β reach it.
+        Relative duality gap over the dictionary to reach, if the most ridge regressions a β reach it.
     score : Score
         `by_error` or `by_loss`: where the one is flat, as over decades of β it can be, the other may not be.
 
     Raises
     ------
     InputError
-        For another loss, or flips of images whose patches are not placed symmetrically.
+        For flips of images whose patches are not placed symmetrically, and where the folder for temporary files has no
+        room for features that are visited again and again.
     """
     problem = problems[0]
-    if problem.loss.name != "squared":
-        raise InputError(f"a dictionary needs the squared loss; got loss {problem.loss.name!r}")
-    features = Features([p.responses for p in problems], filters, flips)
     tuned = beta is None and beta_ratio is None
     held = held_out(problem.n, tune if tuned else 0.0, versions)
-    try:
-        products = gather(problem, features, held)
-    except OutOfTime:
-        raise InputError(
-            f"time_limit ended before {features.size:,} features of {problem.n:,} images were known; raise it, or use "
-            "a smaller dictionary or fewer images"
-        ) from None
-    lasso = DictionaryLasso(products, features)
+    lasso = _group_lasso(problems, filters, flips, held)
     beta_max = lasso.beta_max()
     if beta_max == 0:
         raise InputError("no filter of the dictionary tells anything of the targets; lower the threshold")
@@ -154,24 +144,39 @@ def fit_dictionaries(
     tried: list[tuple[dict[str, Any], Point]] = []
     choices: list[tuple[float, Point | None]]
     if beta is None:
-        targets = problem.targets[held]
-        shares = problem.shares.sample(held)
-        tried = list(_path(lasso, targets.to(features.device), shares, beta_max, tol, score, problem.deadline))
-        products.join()
+        tried = list(_path(lasso, problem, held, beta_max, tol, score))
+        lasso.join()
         # Best first: what the images kept can just bear, all of them may not.
         choices = [(record["beta"], start) for record, start in sorted(tried, key=lambda step: score(step[0]))]
     else:
         choices = [(beta, None)]
     for chosen, start in choices:
-        point = lasso.solve(chosen, start, tol, MAX_ITER)
+        point = lasso.solve(chosen, start, tol, lasso.max_iter)
         if math.isfinite(point.objective):
             break
     else:
         wish = "fewer filters, or more images" if tuned else "a larger beta or beta_ratio, or fewer filters"
-        raise InputError(f"weight decay is lost in the rounding of {features.dtype}; use {wish}")
+        raise InputError(f"weight decay is lost in the rounding of {lasso.features.dtype}; use {wish}")
     path = [record for record, _ in tried]
-    weights, intercept = features.weights(point.matrix), products.intercept(point.matrix).cpu()
+    weights, intercept = lasso.features.weights(point.matrix), point.intercept.cpu()
     return DictionaryFit(tuple(filters), weights, intercept, chosen, beta_max, point.objective, point.rel_gap, path)
+
+
+def _group_lasso(
+    problems: Sequence[Problem], filters: Sequence[Tensor], flips: bool, held: Tensor
+) -> DictionaryWeights:
+    """The problem over the features of the images that are not `held` (n,) out, all images gone through once."""
+    problem, parts = problems[0], [p.responses for p in problems]
+    squared = problem.loss.name == "squared"
+    features = Features(parts, filters, flips) if squared else KeptFeatures(parts, filters, flips)
+    try:
+        gram = gather(problem, features, held if squared else torch.zeros_like(held))
+    except OutOfTime:
+        raise InputError(
+            f"time_limit ended before {features.size:,} features of {problem.n:,} images were known; raise it, or use "
+            "a smaller dictionary or fewer images"
+        ) from None
+    return DictionaryLasso(gram, features) if squared else DictionaryNewton(gram, features, problem, held)
 
 
 def held_out(n: int, tune: float, versions: int = 1) -> Tensor:
@@ -183,15 +188,10 @@ def held_out(n: int, tune: float, versions: int = 1) -> Tensor:
 
 
 def _path(
-    lasso: DictionaryLasso,
-    targets: Tensor,
-    shares: Shares,
-    beta_max: float,
-    tol: float,
-    score: Score,
-    deadline: Deadline,
+    lasso: DictionaryWeights, problem: Problem, held: Tensor, beta_max: float, tol: float, score: Score
 ) -> Iterator[tuple[dict[str, Any], Point]]:
     """Records of decreasing β, and the weights there, until held-out images are predicted worse or the time is over."""
+    targets, shares, deadline = problem.targets[held], problem.shares.sample(held), problem.deadline
     point, best, since = None, (float("inf"), float("inf")), 0
     for ratio in watched("a path of beta", RATIOS, len(RATIOS)):
         if point is not None and deadline.passed:
@@ -199,13 +199,13 @@ def _path(
         point = lasso.solve(ratio * beta_max, point, tol, PATH_ITER)
         if math.isinf(point.objective):
             return
-        predictions = lasso.gram.predict(point.matrix).double() + lasso.gram.intercept(point.matrix)
+        predictions = lasso.held_out(point).cpu()
         record = {
             "beta": ratio * beta_max,
             "objective": point.objective,
             "rel_gap": point.rel_gap,
             "n_filters": int((lasso.norms(point.matrix) > 0).sum()) * lasso.features.copies,
-            "held_out_loss": 0.5 * float(shares.mean((predictions - targets).square().sum(dim=1))),
+            "held_out_loss": float(shares.mean(problem.loss.value(predictions, targets))),
             # The share of wrong classes; of real targets, which have none, the loss alone decides.
             "held_out_error": _wrong(predictions, targets, shares),
         }

@@ -1,7 +1,7 @@
 """One visit to every image for a dictionary: the Gram matrix of the images kept, the responses of those held out.
 
 One process has all of both. Of several each has some rows of the Gram matrix (`GramBlocks`), and the responses of those
-of its own images that are held out. All shift their features alike, by the mean of a few.
+of its own images that are held out. With an intercept all shift their features alike, by the mean of a few.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from convcvx.losses.base import Loss
 from convcvx.machine.watch import watched
 from convcvx.machine.wire import Wire
 from convcvx.problem import Problem
 from convcvx.responses.passes import Responses
 from convcvx.responses.team import ShardedResponses
 from convcvx.solvers.dictionary.features import BATCH, Features
+from convcvx.solvers.dictionary.kept import KeptFeatures, SharedVisits, Visits
 from convcvx.solvers.master.blocks import GramBlocks
 from convcvx.solvers.master.gram import Gram
 
@@ -26,12 +28,15 @@ Kept = tuple[Tensor, Tensor, Tensor | None]
 """Features (b, D) of some images, their targets (b, c), and what each counts for if not for one."""
 Form = tuple[int, int, torch.dtype, str]
 """Of a Gram matrix: D features, c targets, and the dtype and the kind of device of the products."""
-Dictionaries = tuple[list[Tensor], bool]
-"""The filters of each dictionary, and whether to add each one's responses to those of its mirror image."""
+Dictionaries = tuple[type[Features], list[Tensor], bool]
+"""The kind of features, the filters of each dictionary, and whether to add each one's responses to those of its mirror
+image."""
 
 
 def gather(problem: Problem, features: Features, held: Tensor) -> Products | SharedProducts:
     """The Gram matrix of the `features` of the images kept, and the features of those `held` out (n,) bool.
+
+    Of `KeptFeatures` every process keeps those of its own images, for more visits: see `visits`.
 
     Raises
     ------
@@ -42,7 +47,13 @@ def gather(problem: Problem, features: Features, held: Tensor) -> Products | Sha
 
 
 class Products(Gram):
-    """Those of one process."""
+    """Those of one process.
+
+    Attributes
+    ----------
+    visits : Visits, optional
+        More visits to `KeptFeatures`.
+    """
 
     def __init__(self, problem: Problem, features: Features, held: Tensor) -> None:
         form = features.size, problem.n_outputs, features.dtype, features.device
@@ -50,6 +61,7 @@ class Products(Gram):
         self._held_out = _HeldOut(features, problem.targets, problem.shares.counts, held)
         for kept in self._held_out.others(BATCH):
             self.add(*kept)
+        self.visits = _visits(features, problem.targets, torch.arange(problem.n))
 
     def predict(self, matrix: Tensor) -> Tensor:
         """(q, c) what weights `matrix` (D, c) without intercept predict for the images held out."""
@@ -69,13 +81,14 @@ class SharedProducts:
         assert isinstance(responses, ShardedResponses)
         self._blocks = responses.hold(
             _part,
-            (problem.targets, problem.shares.counts, held),
+            (problem.targets, problem.shares.counts, held, torch.arange(problem.n)),
             (features.size, problem.n_outputs, features.dtype, features.device.type),
-            (features.filters, features.copies > 1),
+            (type(features), features.filters, features.copies > 1),
             problem.intercept,
-            _mean_of_first(features, held),
+            _mean_of_first(features, held) if problem.intercept else torch.zeros(features.size, dtype=torch.float64),
             beside=beside,
         )
+        self.visits = SharedVisits(self._blocks) if isinstance(features, KeptFeatures) else None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -88,6 +101,10 @@ class SharedProducts:
     @property
     def total(self) -> float:
         return self._blocks.own.total
+
+    @property
+    def mean(self) -> Tensor:
+        return self._blocks.own.mean
 
     def intercept(self, matrix: Tensor) -> Tensor:
         return self._blocks.own.intercept(matrix)
@@ -144,11 +161,13 @@ class _HeldOut:
 
 
 class _Part(GramBlocks):
-    """One process's part of `SharedProducts`; `held_out` is None in one without images."""
+    """One process's part of `SharedProducts`, and of `SharedVisits`; `held_out` is None in one without images."""
 
-    def __init__(self, wire: Wire, form: Form, held_out: _HeldOut | None, centred: bool, shift: Tensor) -> None:
+    def __init__(
+        self, wire: Wire, form: Form, held_out: _HeldOut | None, centred: bool, shift: Tensor, visits: Visits | None
+    ) -> None:
         super().__init__(wire, *form, centred=centred, shift=shift)
-        self._held_out, self._batch = held_out, -(-BATCH // wire.size)
+        self._held_out, self._batch, self._visits = held_out, -(-BATCH // wire.size), visits
         self.add_all(held_out.others(self._batch) if held_out is not None else (), self._batch)
 
     def predict(self, matrix: Tensor) -> Tensor:
@@ -157,6 +176,25 @@ class _Part(GramBlocks):
     def join(self) -> None:
         self.add_all(self._held_out.taken(self._batch) if self._held_out is not None else (), self._batch)
 
+    def apply(self, matrix: Tensor) -> Tensor:
+        return self._visits.apply(matrix) if self._visits is not None else matrix.new_zeros(0, matrix.shape[1])
+
+    def bend(self, loss: Loss, predictions: Tensor, shares: Tensor) -> None:
+        if self._visits is not None:
+            self._visits.bend(loss, predictions, shares)
+
+    def adjoint(self, rows: Tensor) -> Tensor:
+        return self._added(None if self._visits is None else self._visits.adjoint(rows), self.size, rows.shape[1])
+
+    def curved(self, direction: Tensor, mean: Tensor) -> Tensor:
+        found = None if self._visits is None else self._visits.curved(direction, mean)
+        return self._added(found, *direction.shape)
+
+    def _added(self, own: Tensor | None, *shape: int) -> Tensor:
+        """The sum over the processes, of which one without images has none of its `own`."""
+        nothing = torch.zeros(shape, dtype=torch.float64, device=self._device)
+        return self._wire.add_up(nothing if own is None else own)
+
 
 def _part(
     wire: Wire,
@@ -164,13 +202,22 @@ def _part(
     targets: Tensor,
     counts: Tensor,
     held: Tensor,
+    images: Tensor,
     form: Form,
     dictionaries: Dictionaries,
     centred: bool,
     shift: Tensor,
 ) -> _Part:
-    held_out = _HeldOut(Features(streams, *dictionaries), targets, counts, held) if streams else None
-    return _Part(wire, form, held_out, centred, shift)
+    if not streams:
+        return _Part(wire, form, None, centred, shift, None)
+    kind, filters, flips = dictionaries
+    features = kind(streams, filters, flips)
+    held_out, visits = _HeldOut(features, targets, counts, held), _visits(features, targets, images)
+    return _Part(wire, form, held_out, centred, shift, visits)
+
+
+def _visits(features: Features, targets: Tensor, images: Tensor) -> Visits | None:
+    return Visits(features, targets, images) if isinstance(features, KeptFeatures) else None
 
 
 def _mean_of_first(features: Features, held: Tensor) -> Tensor:

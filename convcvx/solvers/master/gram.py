@@ -82,6 +82,11 @@ class Sums:
         return self._sums[:, None] / self.counted * self.centred
 
     @property
+    def mean(self) -> Tensor:
+        """(D,) what features are centred at; zeros if they are not."""
+        return (self._mean[:, 0] + self.shift) * self.centred
+
+    @property
     def _target_mean(self) -> Tensor:
         return self._target_sums / self.counted * self.centred
 
@@ -97,7 +102,7 @@ class Sums:
 
     def intercept(self, matrix: Tensor) -> Tensor:
         """(c,) the best intercept beside the weights `matrix` (D, c)."""
-        return self._target_mean - ((self._mean[:, 0] + self.shift) @ matrix)
+        return self._target_mean - self.mean @ matrix
 
     def _diagonal_with(self, ridges: Tensor) -> Tensor:
         """(D,) the diagonal of H + diag(ridges)."""

@@ -1,0 +1,88 @@
+"""Dictionaries under every loss for classes: what held-out images say of them, and what they cost.
+
+    python benchmarks/dictionary_losses.py [--data-dir ../shared/data] [--sizes mnist=6000,cifar10=5000]
+        [--filters 200] [--to dictionary_losses.md]
+
+The filters, pooling and normalisation of the presets, fewer of them; β is chosen on a tenth of the images, as the
+presets choose it, and the least error and loss there are what is compared: no test image is looked at. The losses
+come one after the other, twice, and the less of two CPU seconds counts; those of the filters and of their features,
+which are the same for all, come off. Writes benchmarks/results/dictionary_losses.md, or what `--to` names there.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from time import process_time
+
+from machine import machine
+from torch import Tensor
+
+from convcvx.data.datasets import load
+from convcvx.problem import Problem
+from convcvx.solvers.dictionary.path import fit_dictionary
+from convcvx.training.dictionary_start import drawn_filters
+from convcvx.training.options import TrainConfig
+from convcvx.training.presets import preset_options
+from convcvx.training.resolve import training_problem
+
+PRESETS = {"mnist": "mnist", "cifar10": "cifar10-fast"}
+LOSSES = ("squared", "cross-entropy", "bce", "squared-hinge")
+TURNS = 2
+HELD = 0.1
+"""Share of the images that choose β."""
+RESULTS = Path(__file__).parent / "results"
+
+
+def prepared(name: str, size: int, m: int, folder: str) -> tuple[dict[str, Problem], Tensor, bool]:
+    """The problem under each loss, the filters, and whether these come in mirror pairs."""
+    train, _ = load(name, folder, limit=size)
+    options = preset_options(PRESETS[name]) | {"dictionary": m}
+    configs = {loss: TrainConfig.of(options | {"loss": loss}) for loss in LOSSES}
+    problems = {loss: training_problem(config, train) for loss, config in configs.items()}
+    return problems, drawn_filters(configs["squared"], problems["squared"]), configs["squared"].flips
+
+
+def compare(name: str, size: int, m: int, folder: str) -> list[str]:
+    problems, filters, flips = prepared(name, size, m, folder)
+    lines = [
+        f"## {name}, {size:,} training images, {m} filters, preset `{PRESETS[name]}`",
+        "",
+        "| loss | held-out error | held-out loss | beta | gap over the dictionary | beta tried | CPU s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    seconds: dict[str, list[float]] = {loss: [] for loss in LOSSES}
+    rows = {}
+    for _ in range(TURNS):
+        began = process_time()
+        fit_dictionary(problems["squared"], filters, beta=1e3, flips=flips)  # nothing but features and Gram matrix
+        once = process_time() - began
+        for loss, problem in problems.items():
+            began = process_time()
+            fit = fit_dictionary(problem, filters, tune=HELD, flips=flips)
+            seconds[loss].append(process_time() - began - once)
+            best = min(fit.path, key=lambda record: (record["held_out_error"], record["held_out_loss"]))
+            least = min(record["held_out_loss"] for record in fit.path)
+            rows[loss] = (
+                f"{best['held_out_error']:.2%} | {least:.4f} | {fit.beta:.2g} | {fit.rel_gap:.1e} | {len(fit.path)}"
+            )
+            print(loss, rows[loss], f"{seconds[loss][-1]:.0f} s", flush=True)
+    return [*lines, *(f"| {loss} | {row} | {min(seconds[loss]):.0f} |" for loss, row in rows.items()), ""]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", default="../shared/data")
+    parser.add_argument("--sizes", default="mnist=6000,cifar10=5000")
+    parser.add_argument("--filters", type=int, default=200)
+    parser.add_argument("--to", default="dictionary_losses.md")
+    args = parser.parse_args()
+    lines = ["# Dictionaries under other losses", "", f"`python benchmarks/dictionary_losses.py`, {machine()}.", ""]
+    for part in args.sizes.split(","):
+        name, size = part.split("=")
+        lines += compare(name, int(size), args.filters, args.data_dir)
+    (RESULTS / args.to).write_text("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
