@@ -8,6 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from functools import cache, lru_cache, wraps
 from typing import Any, TypeVar
 
@@ -17,6 +18,8 @@ from threadpoolctl import ThreadpoolController
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+SMALL = 3e5
+"""Patch entries n·K·h up to which a pass costs more in calls than in arithmetic: threads and batches only add to it."""
 
 _own = threading.local()
 
@@ -75,25 +78,33 @@ class _OneCore:
 _one_core = _OneCore()
 
 
-def sparing_threads(function: Callable[..., Result]) -> Callable[..., Result]:
-    """Let `function`, whose first argument is a `Problem`, run on one core if that problem is small.
+@contextmanager
+def sparing(small: bool) -> Iterator[None]:
+    """Keep what is done inside to one core if it is `small`.
 
     In small operations the threads of torch and BLAS wait for each other more than they work: on busy cores, ten times
     as long.
     """
+    if hasattr(_own, "working") or hasattr(_own, "sparing") or not small:
+        yield
+        return
+    threads, _own.sparing = torch.get_num_threads(), True
+    torch.set_num_threads(1)
+    try:
+        with _one_core:  # BLAS has threads of its own, also where torch is told to use one
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        del _own.sparing
+
+
+def sparing_threads(function: Callable[..., Result]) -> Callable[..., Result]:
+    """Let `function`, whose first argument is a `Problem`, run on one core if that problem is small."""
 
     @wraps(function)
     def spared(problem: Any, *arguments: Any, **options: Any) -> Result:
-        if hasattr(_own, "working") or hasattr(_own, "sparing") or not problem.is_small:
+        with sparing(problem.is_small):
             return function(problem, *arguments, **options)
-        threads, _own.sparing = torch.get_num_threads(), True
-        torch.set_num_threads(1)
-        try:
-            with _one_core:  # BLAS has threads of its own, also where torch is told to use one
-                return function(problem, *arguments, **options)
-        finally:
-            torch.set_num_threads(threads)
-            del _own.sparing
 
     return spared
 

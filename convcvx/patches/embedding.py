@@ -14,6 +14,7 @@ from torch import Tensor
 
 from convcvx.data.images import Images
 from convcvx.errors import InputError
+from convcvx.machine.threads import SMALL, sparing
 from convcvx.patches.moments import CHUNK, Moments, is_identity
 from convcvx.patches.spec import PatchSpec
 
@@ -86,14 +87,15 @@ class PatchEmbedding:
         `weights` (n,), none of them 0, say what each image counts for.
         """
         size = images.shape[1] * math.prod(spec.kernel_size)
-        products = len(images) * math.prod(spec.output_size(*images.shape[2:])) * size**2
+        entries = len(images) * math.prod(spec.output_size(*images.shape[2:])) * size
         # The reported rank is of all patches.
-        step = 1 if spec.whiten is None else math.ceil(products / WHITENING_PRODUCTS)
+        step = 1 if spec.whiten is None else math.ceil(entries * size / WHITENING_PRODUCTS)
         sample = images[torch.arange(0, len(images), step)] if step > 1 else images
-        moments = Moments.of(sample, spec, chunk, None if weights is None else weights[::step])
-        if flips:
-            moments = moments.mirrored(spec, images.shape[1])
-        return cls.of_moments(moments, images.shape[1], spec)
+        with sparing(entries <= SMALL):
+            moments = Moments.of(sample, spec, chunk, None if weights is None else weights[::step])
+            if flips:
+                moments = moments.mirrored(spec, images.shape[1])
+            return cls.of_moments(moments, images.shape[1], spec)
 
     @classmethod
     def of_moments(cls, moments: Moments, channels: int, spec: PatchSpec) -> PatchEmbedding:

@@ -24,7 +24,7 @@ from convcvx.budget import NEVER
 from convcvx.data.images import Images
 from convcvx.errors import InputError
 from convcvx.machine.devices import pick_device
-from convcvx.machine.threads import each
+from convcvx.machine.threads import SMALL, each
 from convcvx.patches import PatchEmbedding
 from convcvx.patches.moments import is_identity
 from convcvx.pooling import Pooling
@@ -42,8 +42,6 @@ SPANS = 16
 """Spans that there are at least, images permitting: work for as many cores."""
 BLOCK_BYTES = 16 << 20
 """Pooled responses handed out at once."""
-SMALL = 3e5
-"""Patch entries n·K·h up to which a pass costs more in calls than in arithmetic: threads and batches only add to it."""
 KEPT_PARTS = 64
 """Parts of the images, one a thread at a time, of which a small problem's patches are kept: a few MB in all."""
 PRECISE_SIZE = 2e7
