@@ -158,8 +158,7 @@ class LocalOracle(Oracle):
                 known = torch.from_numpy(unit(starts.double().numpy()))
                 heights = sample.responses.correlate(known, sampled_dual).flatten(1).norm(dim=1)
                 candidates = torch.cat([known[metric.distinct(known, heights, n_climbers, cosine=0.9)], candidates])
-            at = candidates, sample.responses.correlate(candidates, sampled_dual)
-            filters, values, towards = self._climb(sample, sampled_dual, metric, *at, target, self.n_steps)
+            filters, values, towards = self._climb(sample, sampled_dual, metric, candidates, None, target, self.n_steps)
             ends, rest = (filters, values), filters[:0]
             if sample is not problem:
                 most = max(self.n_climbers, self.n_polished, wanted.n_filters)
@@ -181,12 +180,17 @@ class LocalOracle(Oracle):
         responses, half = problem.responses, size // 2
         basis = responses.embedding.basis
         images = torch.randint(responses.n, (min(half, responses.n),), generator=random)
-        norms = responses.patch_norms(images, basis)
+        few = FewRows.of(responses)
+        rows = None if few is None else torch.from_numpy(few.rows)[images]
+        norms = responses.patch_norms(images, basis) if rows is None else rows.norm(dim=2)
         alive = (norms > 1e-3 * norms.max()).nonzero()
         patches = basis.new_zeros(0, len(basis))
         if len(alive):
             image, position = alive[torch.randint(len(alive), (half,), generator=random)].T
-            patches = responses.patches(images[image], position[:, None])[:, 0].double().cpu() @ basis.T
+            if rows is None:
+                patches = responses.patches(images[image], position[:, None])[:, 0].double().cpu() @ basis.T
+            else:
+                patches = rows[image, position]
         signs = torch.randint(2, (len(patches), 1), generator=random) * 2 - 1
         gaussian = torch.randn(size - half, responses.dim, generator=random, dtype=torch.float64)
         return metric.starts(patches * signs, gaussian)
@@ -211,13 +215,16 @@ class LocalOracle(Oracle):
         dual_point: Tensor,
         metric: Metric,
         filters: Tensor,
-        towards: Tensor,
+        towards: Tensor | None,
         target: float,
         n_steps: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Filters (q, r), their g (q,) and G / g (q, P, c) at the end of climbs that set out towards `towards`."""
+        """Filters (q, r), their g (q,) and G / g (q, P, c) at the end of climbs that set out towards `towards`, or G
+        by default."""
         if (few := FewRows.of(problem.responses)) is not None:
             return _climb_by_convex_steps(few, dual_point, filters)
+        if towards is None:
+            towards = problem.responses.correlate(filters, dual_point)
         # In numpy: on small arrays a call of it costs a fraction of one of torch.
         best, best_values = filters.numpy(), np.zeros(len(filters))
         trial, directions = best, unit(towards.numpy())
