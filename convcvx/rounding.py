@@ -28,7 +28,7 @@ SAFE = 1 + 8 * UNIT
 
 
 def total(terms: Tensor) -> tuple[float, float]:
-    """The sum of float64 terms of any shape, and a bound on its error: about `BLOCK` roundings, however many terms.
+    """The sum of float64 terms of any shape, and a bound on its error: `BLOCK` roundings of each, however many terms.
 
     >>> total(torch.full((1000,), 0.1, dtype=torch.float64))[0]
     100.0
@@ -39,17 +39,11 @@ def total(terms: Tensor) -> tuple[float, float]:
 def totals(rows: Tensor) -> list[tuple[float, float]]:
     """The same for each column of rows (n, c)."""
     terms = rows.detach().double().cpu().numpy()  # whose calls cost small problems less than those of torch
-    sums, sizes = (_sums(part) for part in (terms, np.abs(terms)))
-    return [(value, BLOCK * UNIT * size * (1 + BLOCK * UNIT)) for value, size in zip(sums, sizes, strict=True)]
-
-
-def _sums(terms: np.ndarray) -> list[float]:
-    """Of each column of terms (n, c)."""
-    whole = len(terms) - len(terms) % BLOCK
     with np.errstate(over="ignore", invalid="ignore"):
-        blocks = terms[:whole].reshape(whole // BLOCK, BLOCK, terms.shape[1]).sum(axis=1)
-        parts = np.concatenate([blocks, terms[whole:].sum(axis=0)[None]])
-    return [math.fsum(column) for column in parts.T.tolist()]
+        blocks = np.add.reduceat(terms, range(0, len(terms), BLOCK))
+        sizes = np.abs(terms).sum(axis=0) * (1 + (len(terms) + BLOCK) * UNIT)
+    pairs = zip(blocks.T.tolist(), sizes.tolist(), strict=True)
+    return [(math.fsum(column), BLOCK * UNIT * size) for column, size in pairs]
 
 
 def top_eigenvalue(matrix: Tensor) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from convcvx.losses.shares import Shares
-from convcvx.rounding import SAFE, TINY, UNIT, total, totals
+from convcvx.rounding import BLOCK, SAFE, TINY, UNIT, total, totals
 
 
 class Squared:
@@ -79,8 +79,7 @@ def scaled_dual(dual_point: Tensor, targets: Tensor, shares: Shares, limit: floa
     """
     products = dual_point * targets
     overlap, error = total(products)
-    error += 2 * UNIT * float(products.abs().sum()) * SAFE + products.numel() * TINY
-    error += lost
+    error += 2 / BLOCK * error + products.numel() * TINY + lost
     square, off = total(dual_point * (dual_point / shares.counts[:, None]))
     square = square + off + (1 + shares.roundings) * UNIT * square + dual_point.numel() * TINY
     square = shares.total * square * SAFE
@@ -98,5 +97,4 @@ def length_of_sum(rows: Tensor, roundings: int = 0) -> float:
 
 def sizes_of_sums(rows: Tensor, roundings: int = 0) -> list[float]:
     """At least |Σ_i rows_ik| for each column k."""
-    own = (roundings * UNIT * rows.abs().sum(dim=0) * (1 + len(rows) * UNIT)).tolist()
-    return [abs(value) + error + off for (value, error), off in zip(totals(rows), own, strict=True)]
+    return [abs(value) + error + roundings / BLOCK * error for value, error in totals(rows)]
