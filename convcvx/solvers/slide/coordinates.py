@@ -140,15 +140,15 @@ class Coordinates:
             filters, weights = filters.chunk(2)[0], weights.chunk(2)[0]
         self._shape = weights.shape
         weight_factor = _factor(moment, problem.beta)
-        factor, frame, inverse = (part.to(device) for part in _filter_coordinates(sample.responses))
+        whitened, inverse = (part.to(device) for part in _filter_coordinates(sample.responses))
         self._own = problem.responses.embedding.mask(filters)
         matrix = weights.flatten(0, 1)
         intercept = solution.intercept.to(device) + (self.mean.T @ matrix)[0]
-        start = [filters @ inverse @ factor, weight_factor.T @ matrix, intercept]
+        start = [filters @ whitened, weight_factor.T @ matrix, intercept]
         # The descent needs no more precision than the passes over the images have.
         dtype = problem.responses.dtype
         self.mean = self.mean.to(dtype)
-        self.weight_factor, self.filter_inverse = weight_factor.to(dtype), (_inverse(factor) @ frame).to(dtype)
+        self.weight_factor, self.filter_inverse = weight_factor.to(dtype), inverse.to(dtype)
         self.start = [part.to(dtype) for part in start]
 
     @cached_property
@@ -191,12 +191,16 @@ class Coordinates:
         return [filters @ self.filter_inverse.T, self._whitened(matrix), intercept]
 
 
-def _filter_coordinates(responses: Responses) -> tuple[Tensor, Tensor, Tensor]:
-    """A (r, r) in the frame F, with F and its inverse, of `Moments.nearer`; of several subspaces each has its own."""
-    parts = [part.patch_moments() for part in responses.subspaces]
-    frames, inverses = zip(*(part.nearer() for part in parts), strict=True)
-    factors = [_factor(part.damped(), 0.0) for part in parts]
-    return torch.block_diag(*factors), torch.block_diag(*frames), torch.block_diag(*inverses)
+def _filter_coordinates(responses: Responses) -> tuple[Tensor, Tensor]:
+    """F⁻¹ A and its inverse (r, r), in the frame F of `Moments.nearer`, worked out once; each subspace has its own."""
+    if "filter_coordinates" not in responses.kept:
+        blocks = []
+        for part in responses.subspaces:
+            patches = part.patch_moments()
+            (frame, inverse), factor = patches.nearer(), _factor(patches.damped(), 0.0)
+            blocks.append((inverse @ factor, _inverse(factor) @ frame))
+        responses.kept["filter_coordinates"] = tuple(torch.block_diag(*parts) for parts in zip(*blocks, strict=True))
+    return responses.kept["filter_coordinates"]
 
 
 def _moments(features: Features, shares: Shares, *, centred: bool) -> tuple[Tensor, Tensor]:
