@@ -57,8 +57,11 @@ class Kinks:
 
 def _held(problem: Problem, few: FewRows, solution: Solution) -> np.ndarray:
     """(m, n·K): whether a row keeps a filter at its kink."""
-    predictions = problem.responses.predict(solution.filters, solution.weights, solution.intercept)
     towards = few.pool.T @ solution.weights.numpy()  # (m, K, c)
+    products = solution.filters.numpy() @ few.flat.T
+    active = np.maximum(products, 0.0).reshape(len(products), problem.n, -1)
+    outputs = active.transpose(1, 0, 2).reshape(problem.n, -1) @ towards.reshape(-1, problem.n_outputs)
+    predictions = torch.from_numpy(outputs) + solution.intercept
     slopes = np.einsum("mkc,ic->mik", towards, problem.dual_point(predictions).numpy()).reshape(len(towards), -1)
     lengths = np.linalg.norm(few.flat, axis=1)
-    return (np.abs(solution.filters.numpy() @ few.flat.T) <= NEAR * lengths) & (slopes < 0) & (lengths > 0)
+    return (np.abs(products) <= NEAR * lengths) & (slopes < 0) & (lengths > 0)

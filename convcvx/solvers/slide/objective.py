@@ -6,6 +6,8 @@ same out in numpy, as calls are what costs there; its filters slide along `Kinks
 
 from __future__ import annotations
 
+from itertools import accumulate, pairwise
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -33,7 +35,8 @@ class PassObjective:
         self._problem, self._coordinates = problem, Coordinates(problem, solution, torch.Generator().manual_seed(0))
         start = self._coordinates.start
         self._shapes = [tuple(part.shape) for part in start]
-        self._ends = np.cumsum([part.numel() for part in start])[:-1]  # where one part of a point ends, the next begins
+        ends = accumulate((part.numel() for part in start), initial=0)
+        self._places = [slice(*pair) for pair in pairwise(ends)]
         self.start = _flat(start)
 
     def __call__(self, point: Array) -> tuple[float, Array]:
@@ -42,9 +45,12 @@ class PassObjective:
 
     def network(self, point: Array) -> tuple[Tensor, Tensor, Tensor]:
         """Filters (m, r), weights (m, P, c), intercept (c,)."""
-        pieces = np.split(point, self._ends)
-        parts = [torch.from_numpy(piece).view(shape) for piece, shape in zip(pieces, self._shapes, strict=True)]
-        return self._coordinates.network([part.to(self._coordinates.start[0]) for part in parts])
+        parts = [torch.from_numpy(part).to(self._coordinates.start[0]) for part in self._parts(point)]
+        return self._coordinates.network(parts)
+
+    def _parts(self, point: Array) -> list[Array]:
+        """u' (m, r), V' (m·P, c) and b' (c,)."""
+        return [point[place].reshape(shape) for place, shape in zip(self._places, self._shapes, strict=True)]
 
 
 class FewRowsObjective(PassObjective):
@@ -65,9 +71,7 @@ class FewRowsObjective(PassObjective):
     def __call__(self, point: Array) -> tuple[float, Array]:
         problem, pool = self._problem, self._pool
         (cells, n_positions), n, beta = pool.shape, problem.n, problem.beta
-        filters, weights, intercept = (
-            part.reshape(shape) for part, shape in zip(np.split(point, self._ends), self._shapes, strict=True)
-        )
+        filters, weights, intercept = self._parts(point)
         m, c = len(filters), len(intercept)
         matrix = self._weight_inverse.T @ weights  # (m·P, c)
         by_cell = matrix.reshape(m, cells, c).transpose(1, 0, 2)
