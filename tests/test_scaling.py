@@ -201,6 +201,23 @@ def test_what_float64_cannot_hold_is_refused_by_name(sx, sy, sbeta, message):
         convcvx.solve(x * sx, y * sy, sbeta)
 
 
+@pytest.mark.parametrize("loss", ["squared", "cross-entropy", "bce", "squared-hinge", "huber"])
+def test_a_beta_that_is_next_to_nothing_beside_the_images_is_refused_by_name(loss):
+    x, _ = data(n=20, d=6)
+    for scale, beta in ((1e155, 1.0), (1e100, 1.0), (1.0, 1e-155)):
+        with pytest.raises(InputError, match="beta must be of the size .*: pass a share of convcvx.beta_max"):
+            convcvx.solve(x * scale, np.arange(20) % 3, beta, loss=loss)
+
+
+@pytest.mark.filterwarnings("ignore::convcvx.errors.ConvergenceWarning")  # losses of nothing leave no gap to close
+@pytest.mark.parametrize(("loss", "beta"), [("cross-entropy", 1e-30), ("cross-entropy", 1e-85), ("huber", 1e-22)])
+def test_a_tiny_beta_ends_without_a_fault(loss, beta):
+    x = np.random.default_rng(0).normal(size=(20, 4, 9))
+    y = np.arange(20) % 3 if loss == "cross-entropy" else np.random.default_rng(1).normal(size=20)
+    certificate = convcvx.solve(x, y, beta, loss=loss, time_limit=4.0).certificate
+    assert 0 <= certificate.dual <= certificate.primal < math.inf
+
+
 def test_entries_that_scaling_would_round_are_refused():
     x, y = data()
     x[0, 0] = 1e-310
