@@ -205,7 +205,7 @@ def test_what_float64_cannot_hold_is_refused_by_name(sx, sy, sbeta, message):
 def test_a_beta_that_is_next_to_nothing_beside_the_images_is_refused_by_name(loss):
     x, _ = data(n=20, d=6)
     for scale, beta in ((1e155, 1.0), (1e100, 1.0), (1.0, 1e-155)):
-        with pytest.raises(InputError, match="beta must be of the size .*: pass a share of convcvx.beta_max"):
+        with pytest.raises(InputError, match=r"beta must be of the size .*: pass a share of convcvx\.beta_max"):
             convcvx.solve(x * scale, np.arange(20) % 3, beta, loss=loss)
 
 

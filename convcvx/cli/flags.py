@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 
 from convcvx.errors import InputError, one_line, shown
-from convcvx.storage.reading import check_file
+from convcvx.storage.reading import check_file, user_path
 from convcvx.training.option import NO_FLAG, STAGES, Declared, as_kept, check_options, options_of
 from convcvx.training.options import TrainConfig
 from convcvx.training.presets import PRESETS, preset_options
@@ -183,7 +183,7 @@ def flags(context: typer.Context) -> dict[str, Any]:
 
 def _read_config(file: Path, known: list[str]) -> dict[str, Any]:
     try:
-        check_file(file)
+        check_file(file := user_path(file))
         values = tomllib.loads(file.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:  # no TOML, or no text
         raise InputError(f"cannot read --config {shown(str(file))}: {one_line(error)}") from None

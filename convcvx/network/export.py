@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from convcvx.errors import InputError, RunError, check_choice
 from convcvx.network.architecture import ContrastConv2d
 from convcvx.pooling import Pooling
+from convcvx.storage.reading import user_path
 
 TOLERANCE = 1e-4
 """Largest difference between the scores of file and network, over the largest score: float32 sums in another order."""
@@ -177,7 +178,7 @@ def export(network: nn.Module, image_shape: tuple[int, int, int], path: str | Pa
     form = FORMATS[check_choice("to", to, FORMATS)]
     if missing := [package for package in form.packages if find_spec(package) is None]:
         raise InputError(f"to {to!r} needs {', '.join(missing)}: pip install 'convcvx[{to}]'")
-    path = Path(path)
+    path = user_path(path)
     plain = copy.deepcopy(network).cpu().eval()
     images = _checked_images(image_shape, next(plain.parameters()).dtype)
     try:

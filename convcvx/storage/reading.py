@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,18 @@ def is_a(value: Any, kind: type | None) -> bool:
     if kind is None or isinstance(value, bool):
         return value is None if kind is None else kind is bool
     return isinstance(value, (int, float) if kind is float else kind)
+
+
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """`path` with its folder for the home ~ or ~USER that it begins with; raise `RunError` where there is no such."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        home = Path(path).parts[0]
+        raise RunError(
+            f"{shown(os.fspath(path))} begins with the home of a user whom this machine does not know: write ./{home} "
+            "for a folder of that name, or another path"
+        ) from None
 
 
 def check_file(path: Path) -> None:
@@ -93,6 +106,7 @@ def read_tensors(path: Path, shapes: Mapping[str, str], form: Any) -> tuple[dict
 
 def open_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
     """The tensors in any safetensors file, and what convcvx wrote about them, None if it did not."""
+    path = user_path(path)
     try:
         check_file(path)
         with safe_open(str(path), framework="pt") as file:
