@@ -129,12 +129,13 @@ class Units:
         InputError
             When it is out of all proportion to images times targets.
         """
-        exponent, beta = self.images + self.targets, check_positive("beta", beta, zero=True)
+        exponent = self.images + self.targets
         if beta == 0:
             raise InputError(
                 "beta must be a positive float; got 0.0: if that is a share of beta_max, no filter tells anything of "
                 "the targets (constant images or targets), and any beta will do"
             )
+        beta = check_positive("beta", beta)
         scaled = float(times(torch.tensor(beta, dtype=torch.float64), -exponent))
         if not (beta >= SMALLEST_NORMAL and SMALLEST_BETA <= scaled < math.inf):
             raise InputError(
