@@ -23,8 +23,8 @@ FAINT = replace(CONTRAST, contrast=1e-9)
 
 
 def stacked(contrast: float | None = None) -> StackedCNN:
-    second = replace(PLAIN, image_shape=(4, 2, 3), kernel_size=(2, 2), padding=(1, 1), pool="global", contrast=contrast)
-    stages = [TwoLayerCNN(PLAIN), TwoLayerCNN(second)]
+    second = replace(PLAIN, image_shape=(4, 2, 3), kernel_size=(2, 2), padding=(1, 1), pool="global")
+    stages = [TwoLayerCNN(replace(PLAIN, contrast=contrast)), TwoLayerCNN(second)]
     return StackedCNN(stages, [Link(5, 4, 2)], ensemble=True)
 
 
