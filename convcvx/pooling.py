@@ -82,12 +82,12 @@ class Pooling:
         """
         if isinstance(value, cls):
             return value
+        if isinstance(value, tuple | list) and len(value) == 2 and all(map(is_count, value)):
+            return cls("grid", (int(value[0]), int(value[1])))
         if isinstance(value, np.ndarray | Tensor | list):
             return cls._from_matrix(value)
         if value is None or value == "global":
             return cls()
-        if isinstance(value, tuple) and len(value) == 2 and all(map(is_count, value)):
-            return cls("grid", (int(value[0]), int(value[1])))
         text = str(value).strip().lower()
         if text == "none":
             return cls("none")

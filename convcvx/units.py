@@ -35,6 +35,10 @@ FIXED = 200
 LARGEST = 500
 """Targets may go up and down to 2^±500: the objective, which has their square, is a float64 then."""
 
+SMALLEST_BETA = 2.0**-300
+"""β in units from which on: weights may become as large as 1/β, and the losses have their squares. It is 1e-60 times
+the beta_max of the faintest images that have their scale."""
+
 
 @dataclass(frozen=True)
 class Units:
@@ -125,14 +129,18 @@ class Units:
         InputError
             When it is out of all proportion to images times targets.
         """
-        exponent, beta = self.images + self.targets, check_positive("beta", beta)
-        if exponent == 0:
-            return beta
+        exponent = self.images + self.targets
+        if beta == 0:
+            raise InputError(
+                "beta must be a positive float; got 0.0: if that is a share of beta_max, no filter tells anything of "
+                "the targets (constant images or targets), and any beta will do"
+            )
+        beta = check_positive("beta", beta)
         scaled = float(times(torch.tensor(beta, dtype=torch.float64), -exponent))
-        if not (beta >= SMALLEST_NORMAL and SMALLEST_NORMAL <= scaled < math.inf):
+        if not (beta >= SMALLEST_NORMAL and SMALLEST_BETA <= scaled < math.inf):
             raise InputError(
                 f"beta must be of the size of images times targets, about 2^{exponent} here, within what a float64 "
-                f"holds; got {beta:.3g}"
+                f"holds; got {beta:.3g}: pass a share of convcvx.beta_max of these data"
             )
         return scaled
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.commands import DIGITS, NO_SEARCH, answer, cli, said, strict_json
+from helpers.commands import DIGITS, NO_SEARCH, answer, cli, refused, said, strict_json
 from safetensors.torch import save_file
 from torch import nn
 
@@ -264,6 +264,12 @@ def test_a_second_training_is_refused_before_data_are_read_and_says_what_to_type
     done = cli(command, "--data", "digits", code=2)
     for typed in ("--out ANOTHER", f"--resume --out checkpoints/{name}", "--overwrite"):
         assert typed in done.stderr
+
+
+def test_a_data_set_with_too_long_a_name_is_what_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for command in ("train", "stack"):
+        assert "cannot read data '/tmp/aaa" in refused(command, "--data", "/tmp/" + 300 * "a")
 
 
 def test_bad_input_spares_the_run_it_would_have_overwritten(run):

@@ -220,6 +220,7 @@ def test_one_process_reads_the_options(monkeypatch, rank, reads):
         ("stack", b"kernel_size = [3, 2, 3]", "kernel_size must be one value, or 2 by commas; got '3,2,3'"),
         ("train", b"stages = 1", "unknown option 'stages'"),
         ("train", b"\xff\xfe", "cannot read --config"),
+        ("train", b"a = " + b"[" * 900 + b"]" * 900, "; it takes lines of TOML such as rank = 4"),
         ("train", b'flips = "no"', "flips must be true or false; got 'no'"),
     ],
 )

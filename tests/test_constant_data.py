@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers.commands import answer, cli
+from helpers.commands import answer, cli, said
 
 import convcvx
 from convcvx import ConvexCNNClassifier, ConvexCNNRegressor
@@ -86,6 +86,15 @@ def test_training_from_a_file_ends_at_once(tmp_path, constant):
     assert (metrics["beta_max"], metrics["beta"], metrics["n_filters"]) == (0.0, 1e-3, 0)
     cli("train --resume", *options)
     cli("certify", tmp_path / "run")
+
+
+def test_a_share_of_the_beta_max_of_constants_says_what_is_wrong(tmp_path):
+    for x, y in ((np.ones((30, 2)), Y), (X, np.ones(30))):
+        with pytest.raises(convcvx.errors.InputError, match=r"beta .* got 0.0: .* \(constant images or targets\)"):
+            convcvx.solve(x, y, 0.1 * convcvx.beta_max(x, y))
+    np.savez(tmp_path / "set.npz", x_train=np.full((20, 5, 5), 0.5), y_train=np.arange(20) % 2)
+    shown = said(cli("train --preset plain --data", tmp_path / "set.npz", "--out", tmp_path / "run"))
+    assert "0 (none tells anything of the targets, at any beta: images or targets are constant)" in shown
 
 
 def test_ids_are_classes_in_their_order():

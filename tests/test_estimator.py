@@ -240,7 +240,12 @@ def test_probabilities_need_the_cross_entropy_and_say_so(digits):
     assert not hasattr(model, "predict_proba")
     with pytest.raises(AttributeError, match=r"needs loss=.cross-entropy.; this .* loss='squared'"):
         model.predict_proba(digits[0])
+    with pytest.raises(AttributeError, match=r"needs loss=.cross-entropy.; this .* loss='squared'"):
+        model.predict_log_proba(digits[0])
     assert hasattr(ConvexCNNClassifier(loss="cross-entropy"), "predict_proba")
+    fitted = ConvexCNNClassifier(**IMAGES, loss="cross-entropy", **QUICK).fit(digits[0][:40], digits[1][:40])
+    logarithms = fitted.predict_log_proba(digits[0][:5])
+    np.testing.assert_allclose(np.exp(logarithms), fitted.predict_proba(digits[0][:5]))
 
 
 def test_digits_on_a_bright_ground_have_the_scores_of_the_exported_network(digits):

@@ -19,9 +19,12 @@ PLAIN = Architecture((2, 9, 8), 5, 3, (3, 2), stride=(2, 1), padding=(1, 0), poo
 CONTRAST = replace(PLAIN, contrast=0.1, pool="window:3,2", intercept=False)
 
 
-def stacked() -> StackedCNN:
+FAINT = replace(CONTRAST, contrast=1e-9)
+
+
+def stacked(contrast: float | None = None) -> StackedCNN:
     second = replace(PLAIN, image_shape=(4, 2, 3), kernel_size=(2, 2), padding=(1, 1), pool="global")
-    stages = [TwoLayerCNN(PLAIN), TwoLayerCNN(second)]
+    stages = [TwoLayerCNN(replace(PLAIN, contrast=contrast)), TwoLayerCNN(second)]
     return StackedCNN(stages, [Link(5, 4, 2)], ensemble=True)
 
 
@@ -32,7 +35,11 @@ def to(request) -> str:
     return request.param
 
 
-@pytest.mark.parametrize("build", [lambda: TwoLayerCNN(CONTRAST), stacked], ids=["contrast", "stack"])
+@pytest.mark.parametrize(
+    "build",
+    [lambda: TwoLayerCNN(CONTRAST), lambda: TwoLayerCNN(FAINT), stacked, lambda: stacked(contrast=1e-12)],
+    ids=["contrast", "faint contrast", "stack", "stack of faint contrast"],
+)
 def test_one_file_gives_the_scores_of_any_number_of_images(tmp_path, build, to):
     network = build().train()
     file = tmp_path / "exported" / "network.file"
@@ -43,6 +50,7 @@ def test_one_file_gives_the_scores_of_any_number_of_images(tmp_path, build, to):
     moved = file.rename(tmp_path / "moved")
     for n in (1, 7):
         images = torch.rand(n, *network.image_shape)
+        images[n // 2] = images[n // 2].mean()  # flat: nothing but the epsilon keeps its contrast from 0 / 0
         with torch.no_grad():
             torch.testing.assert_close(FORMATS[to].run(str(moved), images), network(images))
 
@@ -55,6 +63,19 @@ def test_a_file_with_other_scores_is_not_left_behind(tmp_path, monkeypatch):
         with pytest.raises(RunError, match="would give scores that differ by"):
             export(network, PLAIN.image_shape, tmp_path / "model.pt2", "torch")
         assert not any(tmp_path.iterdir())
+
+
+def test_a_file_that_is_wrong_on_flat_images_alone_is_not_left_behind(tmp_path, monkeypatch):
+    good = FORMATS["torch"]
+
+    def wrong(path, images):
+        flat = images.flatten(1).std(dim=1) == 0
+        return good.run(path, images).masked_fill(flat[:, None], torch.nan)
+
+    monkeypatch.setitem(FORMATS, "torch", replace(good, run=wrong))
+    with pytest.raises(RunError, match="would give scores that differ by nan"):
+        export(TwoLayerCNN(CONTRAST), PLAIN.image_shape, tmp_path / "model.pt2", "torch")
+    assert not any(tmp_path.iterdir())
 
 
 def test_what_is_missing_is_named(tmp_path, monkeypatch):

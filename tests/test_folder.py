@@ -17,9 +17,12 @@ from helpers.commands import DIGITS, NO_SEARCH, answer, cli, refused, said
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import convcvx
+from convcvx.callbacks import CSVLogger
 from convcvx.data.datasets import Dataset
 from convcvx.data.images import StreamedImages
 from convcvx.errors import DataError, RunError
+from convcvx.network.export import export
 from convcvx.stack.jobs import StackRun
 from convcvx.storage.lock import locked
 from convcvx.storage.places import Contents, Places
@@ -40,6 +43,38 @@ def trained(tmp_path_factory) -> Path:
 @pytest.fixture
 def run(trained, tmp_path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def test_the_home_of_no_user_is_no_path(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    nobody = "~nosuchuser/x"
+    for command in (
+        f"train {SMALL} --out",
+        "train --resume --out",
+        "train --config",
+        f"stack {SMALL} --out",
+        *("certify", "compare", "report", "export", "runs", "data --data-dir"),
+    ):
+        assert "begins with the home of a user whom this machine does not know" in refused(command, nobody)
+    images, labels = np.random.default_rng(0).random((20, 4, 4)), np.arange(20) % 2
+    fit = convcvx.load(trained)
+    for use in (
+        lambda: convcvx.fit(images, labels, out=nobody, max_rounds=1, beta_ratio=0.5),
+        lambda: convcvx.load(nobody),
+        lambda: convcvx.two_layer_cnn(nobody),
+        lambda: fit.save(nobody),
+        lambda: export(fit.network, fit.network.image_shape, nobody, "torch"),
+        lambda: CSVLogger(f"{nobody}.csv"),
+    ):
+        with pytest.raises(RunError, match=r"write \./~nosuchuser for a folder of that name"):
+            use()
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_home_is_where_its_user_has_it(trained, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert convcvx.load(trained).save("~/saved") == tmp_path / "saved"
+    assert convcvx.load("~/saved").metrics["primal"] == Run.open(trained).metrics["primal"]
 
 
 # What is a run

@@ -87,6 +87,11 @@ def test_other_words_are_refused(text):
         Pooling.of(text)
 
 
+def test_two_numbers_are_a_grid_in_a_list_too():
+    assert Pooling.of([4, 2]) == Pooling.of((4, 2)) == Pooling.of("4x2")
+    assert Pooling.of([[0.5, 0.5], [0, 1]]).kind == "matrix"
+
+
 def test_a_maximum_is_no_matrix():
     with pytest.raises(InputError, match="average pooling is needed; got pool max:2x2"):
         Pooling.of("max:2").matrix(4, 4)

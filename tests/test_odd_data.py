@@ -120,8 +120,21 @@ def test_more_than_8_bits_a_channel_are_refused_and_not_cut_off(folder, kind):
             file.write_bytes(b"P6 4 3 65535\n" + bytes(4 * 3 * 6))
         else:
             Image.fromarray(np.full((3, 4), 999, np.int32)).save(file)
-    said = "is no complete image: replace or delete it (more than 8 bits a channel, or 16 of grey"
+    said = "has more than 8 bits a channel, or 16 of grey: convert it"
     assert f"{file.name} {said}" in refusal(folder)
+
+
+def test_a_size_is_offered_that_fits_the_memory(folder):
+    for width, file in enumerate(folder.rglob("*.png"), start=13000):
+        Image.new("1", (width, 12000)).save(file)
+    assert "pass resize, such as --resize 256; " in refusal(folder)
+
+
+@pytest.mark.filterwarnings("error")
+def test_pixels_too_large_for_float32_are_not_called_infinite(tmp_path):
+    x = 1e155 * np.random.default_rng(0).random((8, 4, 4))
+    np.savez(tmp_path / "set.npz", x_train=x, y_train=np.arange(8) % 2, x_test=x, y_test=np.arange(8) % 2)
+    assert ", too large for float32: divide them by that" in refusal(tmp_path / "set.npz")
 
 
 def png(width: int, height: int, bits: int, colours: int, rows: bytes) -> bytes:
@@ -138,7 +151,7 @@ def png(width: int, height: int, bits: int, colours: int, rows: bytes) -> bytes:
 def test_a_file_of_several_pages_is_refused(folder):
     (folder / "train/a/0.png").unlink()
     picture(10).save(folder / "train/a/0.tif", save_all=True, append_images=[picture(20), picture(30)])
-    assert "it has 3 pages: save each in a file of its own" in refusal(folder)
+    assert "0.tif has 3 pages, an image has one: save each in a file of its own" in refusal(folder)
 
 
 def test_sizes_are_looked_at_before_anything_is_decoded(folder, monkeypatch):

@@ -254,7 +254,8 @@ def test_a_full_disk_and_a_reader_that_has_gone_are_told_of(tmp_path):
 
 
 def test_too_little_memory_is_told_of(monkeypatch):
-    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")):
+    short = "DefaultCPUAllocator: can't allocate memory: you tried to", "can't allocate lock", "can't start new thread"
+    for error in (MemoryError(), *map(RuntimeError, short)):
 
         def fail(*_: object, error: Exception = error) -> None:
             raise error

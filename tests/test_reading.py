@@ -47,6 +47,13 @@ def test_negative_control_a_run_of_an_earlier_version_is_read(run):
     assert two_layer_cnn(run.folder)(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
 
 
+def test_what_to_do_about_a_torn_file_is_said(run):
+    for name, content in (("config.json", ""), ("config.json", '{"data": '), ("state.safetensors", "")):
+        (run.folder / name).write_text(content)
+        with pytest.raises(RunError, match=r"cannot read .*; restore it, or remove it and train again"):
+            run.config if name == "config.json" else run.load_state()
+
+
 @pytest.mark.parametrize("name", READERS)
 def test_json_of_another_kind_is_refused(run, name):
     empty_is_good = {"config.json": ["{}"], "history.json": ["[]"]}.get(name, [])

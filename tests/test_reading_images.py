@@ -11,7 +11,7 @@ from helpers.problems import NO_TIME
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from convcvx import certify, solve
+from convcvx import certify, fit, solve, two_layer_cnn
 from convcvx.data.images import StreamedImages, read_images
 from convcvx.errors import InputError
 
@@ -78,6 +78,16 @@ def test_what_are_no_images_is_refused(kind):
     with pytest.raises(InputError, match=message) as caught:
         certify(network(), given, TARGETS, 0.05)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_channels_that_come_last_are_seen(channels):
+    images = np.random.default_rng(0).random((8, 6, 6, channels))
+    with pytest.raises(InputError, match=r"seem to be \(n, height, width, channels\)"):
+        fit(images, np.arange(8) % 2)
+    taken = two_layer_cnn(image_shape=(channels, 6, 6), n_filters=2, n_outputs=2)
+    with pytest.raises(InputError, match=rf"images must have {channels} channels, .* pass images\.permute"):
+        certify(taken, images, np.arange(8) % 2, 0.05)
 
 
 def test_whole_numbers_to_255_are_taken_as_such_with_a_hint():

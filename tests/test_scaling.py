@@ -27,6 +27,7 @@ from convcvx.oracles._spheres import cell_sweep
 from convcvx.oracles._sweeps import circle_sweep, lines
 from convcvx.oracles.charged_rows import largest, raised
 from convcvx.oracles.copositive import relax
+from convcvx.oracles.relaxed import relaxed_point
 from convcvx.oracles.table import ORACLES
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.pooling import Pooling
@@ -199,6 +200,29 @@ def test_what_float64_cannot_hold_is_refused_by_name(sx, sy, sbeta, message):
         return
     with pytest.raises(InputError, match=message):
         convcvx.solve(x * sx, y * sy, sbeta)
+
+
+@pytest.mark.parametrize("loss", ["squared", "cross-entropy", "bce", "squared-hinge", "huber"])
+def test_a_beta_that_is_next_to_nothing_beside_the_images_is_refused_by_name(loss):
+    x, _ = data(n=20, d=6)
+    for scale, beta in ((1e155, 1.0), (1e100, 1.0), (1.0, 1e-155)):
+        with pytest.raises(InputError, match=r"beta must be of the size .*: pass a share of convcvx\.beta_max"):
+            convcvx.solve(x * scale, np.arange(20) % 3, beta, loss=loss)
+
+
+@pytest.mark.filterwarnings("ignore::convcvx.errors.ConvergenceWarning")  # losses of nothing leave no gap to close
+def test_a_tiny_beta_ends_without_a_fault():
+    x, y = np.random.default_rng(0).normal(size=(20, 4, 9)), np.arange(20) % 3
+    certificate = convcvx.solve(x, y, 1e-30, loss="cross-entropy", time_limit=4.0).certificate
+    assert 0 <= certificate.dual <= certificate.primal < math.inf
+
+
+@pytest.mark.parametrize("beta", [1e-120, 1e-140])
+def test_a_relaxation_that_overflows_keeps_the_best_point_before(beta):
+    images = torch.from_numpy(np.random.default_rng(0).normal(size=(20, 4, 9)).transpose(0, 2, 1)[:, :, None].copy())
+    problem = build_problem(images, torch.arange(20) % 3, beta, spec=PatchSpec((1, 1)), loss="cross-entropy")
+    start = problem.dual_point(problem.constant_predictions())
+    assert bool(relaxed_point(problem, start).isfinite().all())
 
 
 def test_entries_that_scaling_would_round_are_refused():

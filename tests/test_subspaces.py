@@ -288,7 +288,7 @@ def test_what_does_not_go_with_subspaces_is_refused(options, match):
 
 
 def test_more_directions_than_patches_have_are_refused():
-    with pytest.raises(InputError, match="times subspaces, 5, must be at most the patch size, 9; got 2"):
+    with pytest.raises(InputError, match="rank times subspaces must be at most the patch size, 9; got 2 times 5"):
         subspace_problem(8, subspaces=5)
 
 

@@ -13,6 +13,7 @@ from convcvx.data import downloads
 from convcvx.data.downloads import default_data_dir, find_download
 from convcvx.data.sources import SOURCES
 from convcvx.data.torchvision_sets import DOWNLOADS
+from convcvx.storage.reading import user_path
 
 DataDir = Annotated[Path | None, typer.Option(help="Where data sets lie or are downloaded to.")]
 
@@ -30,7 +31,7 @@ def data(data_dir: DataDir = None, json_output: f.Json = False, quiet: f.Quiet =
     """
     console = open_console(json_output, quiet)
     with guard(json_output):
-        root = default_data_dir() if data_dir is None else data_dir.expanduser()
+        root = default_data_dir() if data_dir is None else user_path(data_dir)
         found = {name: find_download(name, root) for name in DOWNLOADS}
         for name, place in found.items():
             where = "" if place is None else f": {place}"

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from convcvx.responses.team import Team
     from convcvx.training.folder import Folder
 
-OUT_OF_MEMORY = re.compile("out of memory|allocate memory|not enough memory")
-"""What torch says in a RuntimeError when memory is short."""
+OUT_OF_MEMORY = re.compile("out of memory|allocate memory|not enough memory|allocate lock|start new thread")
+"""What torch, and Python's threads, say in a RuntimeError when memory is short."""
 
 
 def write_any_text() -> None:

@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 
 from convcvx.errors import InputError, one_line, shown
-from convcvx.storage.reading import check_file
+from convcvx.storage.reading import check_file, user_path
 from convcvx.training.option import NO_FLAG, STAGES, Declared, as_kept, check_options, options_of
 from convcvx.training.options import TrainConfig
 from convcvx.training.presets import PRESETS, preset_options
@@ -61,6 +61,9 @@ Quiet = Annotated[
     ),
 ]
 
+LONGEST_STEM = 56
+"""Characters of the name of a data set in that of a folder: of up to four bytes each, beside a seed."""
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -90,6 +93,11 @@ class Asked:
         """Where to write: `out`, or the folder called `name` among the checkpoints."""
         self.check()
         return Path("checkpoints") / name() if self.out is None else self.out
+
+
+def data_name(config: Any) -> str:
+    """What the folder of a training is called by its data, cut where file systems would not take it."""
+    return Path(config.data).stem[:LONGEST_STEM]
 
 
 APART = tuple(field.name for field in fields(Asked))
@@ -183,10 +191,12 @@ def flags(context: typer.Context) -> dict[str, Any]:
 
 def _read_config(file: Path, known: list[str]) -> dict[str, Any]:
     try:
-        check_file(file)
+        check_file(file := user_path(file))
         values = tomllib.loads(file.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:  # no TOML, or no text
-        raise InputError(f"cannot read --config {shown(str(file))}: {one_line(error)}") from None
+        raise InputError(
+            f"cannot read --config {shown(str(file))}: {one_line(error)}; it takes lines of TOML such as rank = 4"
+        ) from None
     values = {name.replace("-", "_"): value for name, value in values.items()}
     for name in values:
         if name not in known:

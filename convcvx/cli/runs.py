@@ -13,6 +13,7 @@ from convcvx.cli.ending import finish, guard, open_console, percent
 from convcvx.errors import RunError, shown
 from convcvx.oracles.scope import Scope
 from convcvx.stack.jobs import StackRun
+from convcvx.storage.reading import user_path
 from convcvx.training.run import Run
 
 Folder = Annotated[Path, typer.Argument(help="A folder of run folders, or one of these.", metavar="[FOLDER]")]
@@ -33,6 +34,7 @@ def runs(folder: Folder = Path("checkpoints"), json_output: f.Json = False, quie
     """
     console = open_console(json_output, quiet)
     with guard(json_output):
+        folder = user_path(folder)
         if not folder.is_dir():
             raise RunError(f"{shown(str(folder))} is no folder: train into one first, or name another")
         places = [folder] if _begun(folder) else sorted(filter(_begun, folder.iterdir()))

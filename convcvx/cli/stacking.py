@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -57,7 +56,7 @@ def run_stacking(given: dict[str, Any], asked: f.Asked) -> None:
 
 
 def _named(config: StackConfig) -> str:
-    return f"{Path(config.stages[0].data).stem}-stack"
+    return f"{f.data_name(config.stages[0])}-stack"
 
 
 def _print_table(console: Console, result: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from convcvx.cli import flags as f
@@ -73,4 +72,4 @@ def go_on(fit: Fit) -> str:
 
 
 def _named(config: TrainConfig) -> str:
-    return f"{Path(config.data).stem}-seed{config.seed}"
+    return f"{f.data_name(config)}-seed{config.seed}"

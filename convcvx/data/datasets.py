@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -26,6 +25,7 @@ from convcvx.data.sources import ARRAYS as ARRAYS
 from convcvx.data.sources import read
 from convcvx.data.weights import read_weights
 from convcvx.errors import DataError, InputError, check_count, one_line, shown
+from convcvx.storage.reading import user_path
 
 TEST_SHARE = 0.2
 """Share of the images that is taken out to test with, where a source has neither a test nor a validation set."""
@@ -186,8 +186,8 @@ def load_sets(
     """As `load`, with the validation set, where the source has one beside its test set."""
     limit = None if limit is None else check_count("limit", limit)
     try:
-        path = Path(name).expanduser()
-        root = default_data_dir() if data_dir is None else Path(data_dir).expanduser()
+        path = user_path(name)
+        root = default_data_dir() if data_dir is None else user_path(data_dir)
         raw = read(Order(os.fspath(name), path, root, limit, download, form))
     except (OSError, RuntimeError) as error:  # paths that are too long, users that are not there, links to themselves
         raise DataError(f"cannot read data {shown(str(name))}: give another path ({one_line(error)})") from None

@@ -37,6 +37,11 @@ LARGEST_16_BIT = 65535
 DECODED_BYTES = 8
 """Bytes that a pixel takes while an image is decoded, turned and laid on white: two images of four channels."""
 
+LIKELY_SIZE = 256
+"""Rows and columns that are offered to images of several sizes, at most: larger ones may not fit the memory."""
+SMALLER = f"give fewer, or smaller ones, such as by --resize {LIKELY_SIZE}"
+"""What to do where they do not."""
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -74,7 +79,8 @@ def read_images(parts: Mapping[str, Sequence[Encoded]], form: ImageForm) -> dict
     if form.size is None and len(sizes) > 1:
         (a, file), (b, other) = list(sizes.items())[:2]
         found = f"{file.name} is {a[0]}x{a[1]}, {other.name} is {b[0]}x{b[1]}"
-        raise DataError(f"all images must have one size: pass resize, such as --resize {a[1]}x{a[0]}; {found}")
+        such = f"{a[1]}x{a[0]}" if max(a) <= LIKELY_SIZE else str(LIKELY_SIZE)
+        raise DataError(f"all images must have one size: pass resize, such as --resize {such}; {found}")
     height, width = form.size or next(iter(sizes))[::-1]
     channels = form.channels or (GREY if all(found.grey for found in headers.values()) else COLOUR)
     dtype = np.dtype(np.float32 if any(found.deep for found in headers.values()) else np.uint8)
@@ -82,7 +88,7 @@ def read_images(parts: Mapping[str, Sequence[Encoded]], form: ImageForm) -> dict
     what = f"{len(headers)} images of {width}x{height}"
     decoding = 0 if form.size is None else DECODED_BYTES * max(w * h for w, h in sizes)
     # As they are stored, and once more in float32.
-    check_memory((dtype.itemsize + 4) * numbers + decoding, what, "give fewer or smaller ones", DataError)
+    check_memory((dtype.itemsize + 4) * numbers + decoding, what, SMALLER, DataError)
     form = ImageForm(form.size, channels)
 
     def image(file: Encoded) -> np.ndarray:
@@ -108,14 +114,18 @@ def header(file: Encoded) -> Header:
         with _open(file) as image:
             deep = _is_deep(image)
             if image.mode == "F" or (image.mode.startswith("I") or deep) != (image.mode.startswith("I") and deep):
-                raise ValueError("more than 8 bits a channel, or 16 of grey: convert it, or give arrays of floats")
+                raise DataError(
+                    f"{file.name} has more than 8 bits a channel, or 16 of grey: convert it, or give arrays of floats"
+                )
             # A JPEG with further views (MPO) has the image itself first.
             if image.format != "MPO" and (pages := getattr(image, "n_frames", 1)) > 1:
-                raise ValueError(f"it has {pages} pages: save each in a file of its own")
+                raise DataError(f"{file.name} has {pages} pages, an image has one: save each in a file of its own")
             # That of the base class: a PNG's own decodes the image, for what may stand behind it.
             turned = Image.Image.getexif(image).get(ORIENTATION, 1) in (5, 6, 7, 8)
             grey = deep or image.mode in ("1", "L", "LA", "La")
             return Header(image.size[::-1] if turned else image.size, grey, deep)
+    except DataError:
+        raise
     except Exception as error:  # of Pillow's plugins: no closed list is documented
         raise _unfit(file, error) from None
 
@@ -163,7 +173,7 @@ def read_sequence(n: int, image: Callable[[int], Any], form: ImageForm, name: st
     first = _one_of(image, 0, form, name)
     needed = n * (first.nbytes + 4 * first.size)  # as they are stored, and once more in float32
     rows, columns = first.shape[:2]
-    check_memory(needed, f"{n} images of {columns}x{rows}", "give fewer or smaller ones", DataError)
+    check_memory(needed, f"{n} images of {columns}x{rows}", SMALLER, DataError)
 
     def alike() -> Iterator[np.ndarray]:
         yield first

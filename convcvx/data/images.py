@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor
 
 from convcvx.data.arrays import aligned, as_tensor
-from convcvx.errors import InputError
+from convcvx.errors import DataError, InputError
 
 
 class StreamedImages:
@@ -85,11 +85,20 @@ Images: TypeAlias = Tensor | StreamedImages
 
 
 def to_floats(pixels: np.ndarray, device: str | torch.device = "cpu") -> Tensor:
-    """NHWC uint8, or float in [0, 1], to NCHW float32 in one copy."""
-    whole = torch.from_numpy(pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32, copy=False))
+    """NHWC uint8, or float in [0, 1], to NCHW float32 in one copy; raise `DataError` for what float32 does not hold."""
+    whole = torch.from_numpy(pixels if pixels.dtype == np.uint8 else _as_float32(pixels))
     images = rearrange(whole.to(device), "n h w c -> n c h w")
     images = images.to(torch.float32, memory_format=torch.contiguous_format)
     return images.div_(255) if pixels.dtype == np.uint8 else aligned(images)
+
+
+def _as_float32(pixels: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # told of below
+        floats = pixels.astype(np.float32, copy=False)
+    if floats is not pixels and not np.isfinite(floats).all() and np.isfinite(pixels).all():
+        largest = float(np.abs(pixels).max())
+        raise DataError(f"images have pixels of up to {largest:.3g}, too large for float32: divide them by that")
+    return floats
 
 
 def read_images(images: Images | np.ndarray) -> Images:

@@ -143,6 +143,8 @@ def why_empty(metrics: Mapping[str, Any]) -> str:
     beta, beta_max = metrics["beta"], metrics.get("beta_max")
     if metrics["n_filters"] or beta_max is None or beta < beta_max:
         return ""
+    if beta_max == 0:
+        return " (none tells anything of the targets, at any beta: images or targets are constant)"
     return f" (beta {beta:.3g} is not below beta_max, {beta_max:.3g}, from which on none helps: give a smaller one)"
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from scipy.sparse import issparse
-from scipy.special import expit, softmax
+from scipy.special import expit, log_softmax, softmax
 from sklearn.base import ClassifierMixin, MultiOutputMixin, RegressorMixin
 from sklearn.utils import Tags, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
@@ -95,6 +95,14 @@ class ConvexCNNClassifier(ClassifierMixin, ConvexCNN):
             needed = "bce" if self.__dict__.get("_labelled") else "cross-entropy"
             raise AttributeError(f'predict_proba needs loss="{needed}"; this estimator has loss={self.loss!r}')
         return lambda X: softmax(self._outputs(X), axis=1)
+
+    @property
+    def predict_log_proba(self) -> Callable[[Any], np.ndarray]:
+        """`predict_log_proba(X)` (n_samples, c): the logarithm of `predict_proba`, where that is there."""
+        probabilities = self.predict_proba
+        if self.__dict__.get("_labelled"):
+            return lambda X: np.log(probabilities(X))
+        return lambda X: log_softmax(self._outputs(X), axis=1)
 
 
 class ConvexCNNRegressor(RegressorMixin, MultiOutputMixin, ConvexCNN):

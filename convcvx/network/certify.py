@@ -120,6 +120,11 @@ def certify(
         network, images = _on_images(network), as_tensor("images", images)[:, :, None, None]
     read, classes, weights = counted(sample_weight, read_images(images), as_tensor("targets", targets))
     layers = read_network(network, read.shape[1:])
+    if (channels := layers.convolution.in_channels) != read.shape[1]:
+        raise InputError(
+            f"images must have {channels} channels, as the network takes; got {tuple(read.shape)}: of (n, height, "
+            "width, channels) pass images.permute(0, 3, 1, 2), or transpose(0, 3, 1, 2) of an array"
+        )
     if not all(bool(part.isfinite().all()) for part in network.parameters()):
         raise InputError("the network's weights must be finite; found NaN or infinity")
     units = Units.of(read, classes, loss, embedding.spec if embedding else layers.spec, layers.activation)

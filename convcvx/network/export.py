@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import tempfile
 import warnings
@@ -16,13 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from convcvx.errors import InputError, RunError, check_choice
+from convcvx.network.architecture import ContrastConv2d
 from convcvx.pooling import Pooling
+from convcvx.storage.reading import user_path
 
 TOLERANCE = 1e-4
 """Largest difference between the scores of file and network, over the largest score: float32 sums in another order."""
 CHECKED_IMAGES = 3
-"""Random images whose scores by the file and by the network are compared: not 1, a number that torch takes for a
-constant of the file, and no number that a user would pass by chance."""
+"""Random images whose scores by the file and by the network are compared, beside a grey and a black one: not 1 in all,
+a number that torch takes for a constant of the file."""
 
 
 @dataclass(frozen=True)
@@ -62,19 +65,47 @@ class CellMaxima(nn.Module):
         return torch.stack([torch.stack(row, dim=-1) for row in cells], dim=-2)
 
 
-def _by_cells(network: nn.Module) -> nn.Module:
-    """A copy of `network` with `CellMaxima` for adaptive maximum pooling."""
+class UnitContrast(nn.Module):
+    """A `ContrastConv2d` of images in a unit in which its epsilon is about 1.
+
+    The optimiser of ONNX takes an epsilon of 1e-8 or less for zero, and flat patches would become NaN. The unit is a
+    power of two: nothing is rounded.
+    """
+
+    def __init__(self, convolution: ContrastConv2d) -> None:
+        super().__init__()
+        exponent = -(math.frexp(convolution.contrast)[1] // 2)
+        self.unit = math.ldexp(1.0, exponent)
+        self.convolution = copy.deepcopy(convolution)
+        self.convolution.contrast = math.ldexp(convolution.contrast, 2 * exponent)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(n, C, H, W) to (n, m, H', W')."""
+        return self.convolution(self.unit * images)
+
+
+def _for_onnx(network: nn.Module) -> nn.Module:
+    """A copy of `network` with `CellMaxima` and `UnitContrast` for what ONNX does not take as it is."""
     network = copy.deepcopy(network)
     for parent in list(network.modules()):
         for name, child in parent.named_children():
             if isinstance(child, nn.AdaptiveMaxPool2d):
                 setattr(parent, name, CellMaxima(child.output_size))
+            elif isinstance(child, ContrastConv2d):
+                setattr(parent, name, UnitContrast(child))
     return network
+
+
+def _checked_images(image_shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
+    """Images (n, *image_shape), flat ones among them, whose patches have no contrast to divide by."""
+    images = torch.rand(CHECKED_IMAGES, *image_shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    grey = images.new_full((1, *image_shape), 0.5)
+    return torch.cat([images, grey, torch.zeros_like(grey)])
 
 
 def _write_onnx(network: nn.Module, images: Tensor, path: str) -> None:
     torch.onnx.export(
-        _by_cells(network),
+        _for_onnx(network),
         (images,),
         path,
         input_names=["images"],
@@ -147,10 +178,9 @@ def export(network: nn.Module, image_shape: tuple[int, int, int], path: str | Pa
     form = FORMATS[check_choice("to", to, FORMATS)]
     if missing := [package for package in form.packages if find_spec(package) is None]:
         raise InputError(f"to {to!r} needs {', '.join(missing)}: pip install 'convcvx[{to}]'")
-    path = Path(path)
+    path = user_path(path)
     plain = copy.deepcopy(network).cpu().eval()
-    dtype = next(plain.parameters()).dtype
-    images = torch.rand(CHECKED_IMAGES, *image_shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    images = _checked_images(image_shape, next(plain.parameters()).dtype)
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{to}-") as scratch:
             written = str(Path(scratch) / path.name)
@@ -159,7 +189,7 @@ def export(network: nn.Module, image_shape: tuple[int, int, int], path: str | Pa
                 form.write(plain, images, written)
                 scores, found = plain(images), form.run(written, images)
             difference = float((found - scores).abs().max() / scores.abs().max().clamp_min(1e-30))
-            if not difference <= TOLERANCE:
+            if not difference <= TOLERANCE:  # nor if it is NaN
                 raise RunError(f"{path} would give scores that differ by {difference:.1e}: nothing was written")
             os.replace(written, path)
     except OSError as error:

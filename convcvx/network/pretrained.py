@@ -12,6 +12,7 @@ from typing import Any
 
 from convcvx.errors import InputError, RunError, one_line, shown
 from convcvx.storage.files import Files
+from convcvx.storage.reading import user_path
 
 WEIGHTS = "model.safetensors"
 """The network in such a folder."""
@@ -49,8 +50,9 @@ def save_pretrained(folder: str | os.PathLike[str], weights: bytes, card: str, p
         Where the folder cannot be written, or nothing uploaded.
     """
     hub = None if push_to is None else _hub(push_to)
-    path = Path(folder)
-    Pretrained(path).write(weights, card)
+    written = Pretrained(folder)
+    written.write(weights, card)
+    path = written.folder
     if hub is not None:
         try:
             hub.create_repo(push_to, exist_ok=True)
@@ -70,7 +72,7 @@ def find_pretrained(name: str | os.PathLike[str], revision: str | None = None) -
     RunError
         For what is neither, or cannot be downloaded.
     """
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.exists():
         return path / WEIGHTS if path.is_dir() else path
     if os.fspath(name).count("/") != 1:

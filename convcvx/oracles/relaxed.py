@@ -119,6 +119,8 @@ def _improved(problem: Problem, start: Tensor, features: Features) -> Tensor:
         scaled = kernel.solved(roots, working, scaled, problem.intercept)
         point = roots * scaled
         predictions = kernel(point)
+        if not bool(predictions.isfinite().all()):
+            break
         predictions = predictions + problem.best_intercept(predictions)
         blocks = features.blocks(point)
         multipliers = _balanced(Multipliers.of(spread, blocks, point, tails.shape[1]), tails)

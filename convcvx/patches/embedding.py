@@ -102,8 +102,8 @@ class PatchEmbedding:
         """Fit the basis to images of which the moments of the patches are known."""
         size = channels * math.prod(spec.kernel_size)
         if spec.rank is not None and spec.rank * spec.subspaces > size:
-            times = f" times subspaces, {spec.subspaces}," if spec.subspaces > 1 else ""
-            raise InputError(f"rank{times} must be at most the patch size, {size}; got {spec.rank}")
+            times = (" times subspaces", f" times {spec.subspaces}") if spec.subspaces > 1 else ("", "")
+            raise InputError(f"rank{times[0]} must be at most the patch size, {size}; got {spec.rank}{times[1]}")
         basis, energy = _basis(moments, spec)
         embedded = moments.embedded(basis, spec)
         whole = embedded.rank

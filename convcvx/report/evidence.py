@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from convcvx.data.datasets import Dataset
 from convcvx.display.pictures import data_uri, image_shades
 from convcvx.display.words import percent, short
-from convcvx.errors import ConvcvxError, one_line
+from convcvx.errors import ConvcvxError, DataWarning, one_line
 from convcvx.losses.table import get_loss
 from convcvx.losses.targets import LABELLED, encode_targets
 from convcvx.network.evaluate import confusion, predict
@@ -99,11 +100,13 @@ def look(network: nn.Module, data: Data, loss: str) -> Evidence:
 
 
 def seen_or_why(network: nn.Module, load: Any, loss: str) -> tuple[Evidence | None, str]:
-    """What the images that `load` gives show, or None and why there are none."""
+    """What the images that `load` gives show, or None and why there are none, of which it warns."""
     try:
         return look(network, load(), loss), ""
     except (ConvcvxError, OSError) as error:
-        return None, one_line(error)
+        why = one_line(error)
+        warnings.warn(f"the report leaves out what needs the images: {why}", DataWarning, stacklevel=3)
+        return None, why
 
 
 def _of_classes(evidence: Evidence, losses: Tensor) -> Evidence:

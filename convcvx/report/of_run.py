@@ -59,6 +59,11 @@ def write_report(run: Run, data_dir: str | None = None) -> Path:
     RunError
         For an unfinished run, or files that are not as convcvx writes them. Data that are gone are no error: what
         needs images is left out, and the page says so.
+
+    Warns
+    -----
+    DataWarning
+        Of that.
     """
     metrics, config, history = run.metrics, run.config, run.history
     network = two_layer_cnn(run.folder)

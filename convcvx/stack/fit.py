@@ -70,12 +70,12 @@ class StackFit:
         RunError
             Where one is already, unless `overwrite`, or other files are.
         """
-        run = StackRun.new(Path(folder), overwrite=overwrite)
+        run = StackRun.new(folder, overwrite=overwrite)
         with run.held(), run.started(self.config, self.origin, resume=False):
             for number, stage in enumerate(self.stages, start=1):
                 stage.write(run.stage(number))
             run.save_result(self.network, self.metrics | {"out": str(run.out)})
-        return Path(folder)
+        return run.out
 
     def _repr_html_(self) -> str:
         from convcvx.display.html import notebook  # Jinja: on use
@@ -195,8 +195,8 @@ def load(folder: str | os.PathLike[str]) -> Fit | StackFit:
     RunError
         For a folder that holds no finished run or stack, or a damaged one.
     """
-    stack = StackRun(Path(folder))
-    return load_stack(stack) if stack.begun else load_fit(Run.open(Path(folder)))
+    stack = StackRun(folder)
+    return load_stack(stack) if stack.begun else load_fit(Run.open(folder))
 
 
 OPTIONS = [

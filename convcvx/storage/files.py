@@ -13,14 +13,14 @@ from safetensors.torch import save
 from torch import Tensor
 
 from convcvx.errors import RunError
-from convcvx.storage.reading import json_text, read_json, read_tensors
+from convcvx.storage.reading import json_text, read_json, read_tensors, user_path
 
 
 class Files:
     """The files of a folder: bytes, JSON, and tensors that describe themselves. Errors are `RunError`s."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = user_path(folder)
 
     def _write(self, name: str, content: bytes) -> None:
         """Write beside the file and rename: a reader, or a crash, sees the old file or the new one."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,12 +30,27 @@ NAMES: dict[type | None, str] = {
 }
 """Kinds of JSON values, and what they are called in messages."""
 
+REMEDY = "restore it, or remove it and train again"
+"""What to do about a damaged file of a run."""
+
 
 def is_a(value: Any, kind: type | None) -> bool:
     """Whether `value` is of a kind of `NAMES`."""
     if kind is None or isinstance(value, bool):
         return value is None if kind is None else kind is bool
     return isinstance(value, (int, float) if kind is float else kind)
+
+
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """`path` with its folder for the home ~ or ~USER that it begins with; raise `RunError` where there is no such."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        home = Path(path).parts[0]
+        raise RunError(
+            f"{shown(os.fspath(path))} begins with the home of a user whom this machine does not know: write ./{home} "
+            "for a folder of that name, or another path"
+        ) from None
 
 
 def check_file(path: Path) -> None:
@@ -49,14 +65,14 @@ def read_json(path: Path, form: Any) -> Any:
         check_file(path)
         value = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"cannot read {path}: {one_line(error)}") from None
+        raise RunError(f"cannot read {path}: {one_line(error)}; {REMEDY}") from None
     return check_form(value, form, path)
 
 
 def check_form(value: Any, form: Any, path: Path) -> Any:
     """Return `value`; raise `RunError` if it is not of the `form`."""
     if fault := form_fault(value, form):
-        raise RunError(f"{path} is not as convcvx writes it: {fault}; restore it, or remove it and train again")
+        raise RunError(f"{path} is not as convcvx writes it: {fault}; {REMEDY}")
     return value
 
 
@@ -65,7 +81,10 @@ def read_tensors(path: Path, shapes: Mapping[str, str], form: Any) -> tuple[dict
 
     `shapes` names the axes of each tensor: "m r" and "m p c" share the length m. Names that end in "?" are optional.
     """
-    tensors, described = open_tensors(path)
+    try:
+        tensors, described = open_tensors(path)
+    except RunError as error:
+        raise RunError(f"{error}; {REMEDY}") from None
     check_form(described, form, path)
     lengths: dict[str, int] = {}
     for name, axes in shapes.items():
@@ -84,15 +103,16 @@ def read_tensors(path: Path, shapes: Mapping[str, str], form: Any) -> tuple[dict
             found = "none" if tensor is None else f"{tensor.dtype} {tuple(tensor.shape)}"
             raise RunError(
                 f"{path} is not as convcvx writes it: {name.removesuffix('?')} must be floats ({axes}); got {found}; "
-                "restore it, or remove it and train again"
+                f"{REMEDY}"
             )
         if not bool(tensor.isfinite().all()):
-            raise RunError(f"{path} has NaN or infinity in {name}: restore it, or remove it and train again")
+            raise RunError(f"{path} has NaN or infinity in {name}: {REMEDY}")
     return tensors, described
 
 
 def open_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
     """The tensors in any safetensors file, and what convcvx wrote about them, None if it did not."""
+    path = user_path(path)
     try:
         check_file(path)
         with safe_open(str(path), framework="pt") as file:

@@ -7,7 +7,6 @@ import math
 import os
 from collections.abc import Iterable, Sequence
 from inspect import Parameter, Signature, cleandoc, signature
-from pathlib import Path
 from typing import Any
 
 from convcvx.callbacks import together
@@ -127,7 +126,7 @@ def fit(
         if out is None:
             found = train_in_memory(config, data, told, origin, clock)
         else:
-            run = Run.new(Path(out), overwrite=overwrite)
+            run = Run.new(out, overwrite=overwrite)
             found = train_into(run, config, told, data=data, origin=origin, clock=clock)
     warn_short_of(found.certificate, found.solution, config.tol)
     return found

@@ -94,8 +94,9 @@ class Fit:
         RunError
             Where a run is already, unless `overwrite`, or other files are.
         """
-        self.write(Run.new(Path(folder), overwrite=overwrite))
-        return Path(folder)
+        run = Run.new(folder, overwrite=overwrite)
+        self.write(run)
+        return run.out
 
     def write(self, run: Run) -> None:
         """All of it, to a run that has not begun."""

@@ -58,14 +58,14 @@ class Folder(Files):
     OTHER: ClassVar[str] = ""
     """What to do with a folder of the other kind that is taken for one of this."""
 
-    def __init__(self, folder: str | Path, out: Path | None = None) -> None:
-        super().__init__(Path(folder))
+    def __init__(self, folder: str | os.PathLike[str], out: Path | None = None) -> None:
+        super().__init__(folder)
         self.out = self.folder if out is None else out
         self._overwrite = False
         self._places: Places | None = None
 
     @classmethod
-    def new(cls, folder: str | Path, *, overwrite: bool = False) -> Self:
+    def new(cls, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Self:
         """What is to begin in `folder`; raise `RunError` where one exists, unless `overwrite`. Writes nothing."""
         run = cls(folder)
         run._may_begin(overwrite)
@@ -243,7 +243,7 @@ class Folder(Files):
         return os.path.isfile(self.folder / RESULT)
 
     @classmethod
-    def open(cls, folder: str | Path) -> Self:
+    def open(cls, folder: str | os.PathLike[str]) -> Self:
         """An existing one; raise `RunError` if `folder` is none."""
         run = cls(folder)
         if not run.begun:

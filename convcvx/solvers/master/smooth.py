@@ -249,6 +249,8 @@ class _State:
                 modelled = float((direction * (design.gram @ direction)).sum())
                 shown = float((direction * data).sum()) / max(modelled, 1e-300)
                 measured = min(max(shown, 1e-4), problem.loss.curvature)
+            if not curvature > 0:  # a β so small that nothing bends within rounding
+                break
             size = energy / curvature
             step, step_shift = step + size * direction, step_shift + size * direction_shift
             residual, residual_shift = residual - size * (data + penalty), residual_shift - size * image_shift
