@@ -131,10 +131,11 @@ def test_training_on_the_gpu_is_certified_alike_on_both(loss, streamed):
     assert primals[0] == pytest.approx(primals[1], rel=1e-10)  # float64 on both, whatever the training used
 
 
+@pytest.mark.parametrize("loss", ["squared", pytest.param("cross-entropy", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("beta_ratio", [pytest.param(None, marks=pytest.mark.slow), 0.01])
-def test_the_optimum_over_a_dictionary_is_the_same_on_the_gpu(beta_ratio):
+def test_the_optimum_over_a_dictionary_is_the_same_on_the_gpu(beta_ratio, loss):
     fits = []
-    for p in (problem("cuda"), problem("cpu")):
+    for p in (problem("cuda", loss=loss), problem("cpu", loss=loss)):
         filters = dictionary(p.responses, 40, seed=1)
         fits.append(fit_dictionary(p, filters, beta_ratio=beta_ratio, tune=0.2, tol=1e-6))
     ours, theirs = fits

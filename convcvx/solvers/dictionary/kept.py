@@ -16,6 +16,8 @@ from convcvx.responses.passes import Responses
 from convcvx.responses.team import Together
 from convcvx.solvers.dictionary.features import BATCH, Features
 
+REMEDY = ": set TMPDIR to a folder with more room, or use fewer filters"
+
 
 class KeptFeatures(Features):
     """`Features` that all but the first visit read from a file; a GPU computes them again, which takes less there.
@@ -40,9 +42,9 @@ class KeptFeatures(Features):
             if size > free:
                 raise InputError(
                     f"features of {self.responses[0].n:,} images need {size / 2**30:.3g} GiB in {folder}, which has "
-                    f"{free / 2**30:.3g} GiB free: set TMPDIR to a folder with more room, or use fewer filters"
+                    f"{free / 2**30:.3g} GiB free{REMEDY}"
                 )
-            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - it ends with these features
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - it ends with these features
 
     def batches(self, batch: int = BATCH) -> Iterator[tuple[slice, Tensor]]:
         """As in `Features`; a block is good until the next one. `batch` is that of the first visit."""
@@ -53,7 +55,10 @@ class KeptFeatures(Features):
     def _first(self, batch: int) -> Iterator[tuple[slice, Tensor]]:
         for where, block in super().batches(batch):
             if self.device.type == "cpu":
-                self._file.write(block.contiguous().numpy().data)
+                try:
+                    self._file.write(block.contiguous().numpy().data)
+                except OSError as error:
+                    raise InputError(f"features cannot be kept in {tempfile.gettempdir()}: {error}{REMEDY}") from None
             yield where, block
             self._blocks.append(where)
 
@@ -115,14 +120,15 @@ class Visits:
 
         That is Cᵀ S C, with C = (A - 1 meanᵀ, 1) and S the Hessians image by image.
         """
-        weights, shift = direction[:-1], direction[-1:].double() - mean.to(direction) @ direction[:-1]
-        total = self._zeros(direction.shape[1])
-        sums = torch.zeros_like(shift)
+        weights, mean = direction[:-1], mean.to(direction)
+        shift = (direction[-1:] - mean @ weights).double().cpu()
+        total, sums = self._zeros(direction.shape[1]), torch.zeros_like(shift)
         for where, block in self._features.batches():
-            rows = self._bend(where, (block @ weights.to(block)).double().cpu() + shift.cpu())
+            rows = self._bend(where, (block @ weights.to(block)).double().cpu() + shift)
             total += rows.to(block).T @ block
             sums += rows.sum(dim=0, keepdim=True)
-        return torch.cat([total.T - mean[:, None] * sums, sums])
+        sums = sums.to(total)
+        return torch.cat([total.T - mean.to(total)[:, None] * sums, sums])
 
 
 class SharedVisits:
