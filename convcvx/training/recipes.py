@@ -130,7 +130,8 @@ def recipe(
     n_images : int
         Images to train on.
     loss : str
-        As in `TrainConfig`: a dictionary needs the squared loss.
+        As in `TrainConfig`: under another loss than the squared one filters are searched for, as the weights of a
+        dictionary take several times as long there.
     classes : bool
         Whether the targets are classes, not real values.
     """
