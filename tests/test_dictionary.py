@@ -164,15 +164,15 @@ def test_a_second_visit_reads_what_the_first_one_saw(problem):
 def test_features_that_no_disk_has_room_for_are_refused(monkeypatch):
     problem = digits(40, loss="cross-entropy")
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
-    with pytest.raises(InputError, match=r"features of 40 images need .* GiB in .*: set TMPDIR to a folder with more"):
+    with pytest.raises(InputError, match=r"features of 40 images cannot .* GiB are free; set TMPDIR to a folder"):
         fit_dictionary(problem, dictionary(problem.responses, 5), beta=0.1)
 
 
 def test_a_disk_that_fills_up_in_the_middle_is_told(monkeypatch):
     problem = digits(40, loss="cross-entropy")
     full = Path("/dev/full")
-    monkeypatch.setattr("tempfile.TemporaryFile", lambda: full.open("w+b"))
-    with pytest.raises(InputError, match=r"features cannot be kept in .*No space left on device: set TMPDIR"):
+    monkeypatch.setattr("convcvx.solvers.dictionary.kept.TemporaryFile", lambda: full.open("w+b"))
+    with pytest.raises(InputError, match=r"of 40 images cannot be kept in .*No space left on device; set TMPDIR"):
         fit_dictionary(problem, dictionary(problem.responses, 400, seed=3), beta=0.1)
 
 

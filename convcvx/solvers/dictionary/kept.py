@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from io import BufferedRandom
+from tempfile import TemporaryFile, gettempdir
 
 import torch
 from torch import Tensor
@@ -16,51 +17,55 @@ from convcvx.responses.passes import Responses
 from convcvx.responses.team import Together
 from convcvx.solvers.dictionary.features import BATCH, Features
 
-REMEDY = ": set TMPDIR to a folder with more room, or use fewer filters"
-
 
 class KeptFeatures(Features):
     """`Features` that all but the first visit read from a file; a GPU computes them again, which takes less there.
 
     The file has no name, and is 4·n·D bytes in single precision. What of it the memory has room for stays there.
-
-    Raises
-    ------
-    InputError
-        Where the folder for temporary files has no room for it.
     """
 
     def __init__(self, responses: Sequence[Responses], filters: Sequence[Tensor], flips: bool) -> None:
         super().__init__(responses, filters, flips)
-        self._again = Features(
-            [part.until(NEVER) for part in responses], filters, flips
-        )  # time may end the first visit
+        # Time may end the first visit, but no other one.
+        self._again = Features([part.until(NEVER) for part in responses], filters, flips)
         self._blocks: list[slice] = []
-        if self.device.type == "cpu":
-            folder = tempfile.gettempdir()
-            size, free = self.responses[0].n * self.size * self.dtype.itemsize, shutil.disk_usage(folder).free
-            if size > free:
-                raise InputError(
-                    f"features of {self.responses[0].n:,} images need {size / 2**30:.3g} GiB in {folder}, which has "
-                    f"{free / 2**30:.3g} GiB free{REMEDY}"
-                )
-            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - it ends with these features
+        self._file: BufferedRandom
 
     def batches(self, batch: int = BATCH) -> Iterator[tuple[slice, Tensor]]:
-        """As in `Features`; a block is good until the next one. `batch` is that of the first visit."""
+        """As in `Features`; a block is good until the next one. `batch` is that of the first visit.
+
+        Raises
+        ------
+        InputError
+            Where the folder for temporary files has no room for the file.
+        """
         if not self._blocks:
             return self._first(batch)
         return self._read() if self.device.type == "cpu" else self._again.batches(batch)
 
     def _first(self, batch: int) -> Iterator[tuple[slice, Tensor]]:
+        if self.device.type == "cpu":
+            self._file = self._new_file()
         for where, block in super().batches(batch):
             if self.device.type == "cpu":
                 try:
                     self._file.write(block.contiguous().numpy().data)
                 except OSError as error:
-                    raise InputError(f"features cannot be kept in {tempfile.gettempdir()}: {error}{REMEDY}") from None
+                    raise self._no_room(str(error)) from None
             yield where, block
             self._blocks.append(where)
+
+    def _new_file(self) -> BufferedRandom:
+        size, free = self.responses[0].n * self.size * self.dtype.itemsize, shutil.disk_usage(gettempdir()).free
+        if size > free:
+            raise self._no_room(f"they take {size / 2**30:.3g} GiB, {free / 2**30:.3g} GiB are free")
+        return TemporaryFile()
+
+    def _no_room(self, why: str) -> InputError:
+        return InputError(
+            f"features of {self.responses[0].n:,} images cannot be kept in {gettempdir()}: {why}; set TMPDIR to a "
+            "folder with more room, or use fewer filters"
+        )
 
     def _read(self) -> Iterator[tuple[slice, Tensor]]:
         self._file.seek(0)
