@@ -82,7 +82,8 @@ class Pooling:
         """
         if isinstance(value, cls):
             return value
-        if isinstance(value, tuple | list) and len(value) == 2 and all(map(is_count, value)):
+        counts = isinstance(value, tuple | list) and len(value) == 2 and all(map(is_count, value))
+        if counts and not any(isinstance(number, float) for number in value):  # which are weights
             return cls("grid", (int(value[0]), int(value[1])))
         if isinstance(value, np.ndarray | Tensor | list):
             return cls._from_matrix(value)

@@ -130,7 +130,7 @@ class Units:
             When it is out of all proportion to images times targets.
         """
         exponent = self.images + self.targets
-        if beta == 0:
+        if isinstance(beta, int | float) and beta == 0 and beta is not False:
             raise InputError(
                 "beta must be a positive float; got 0.0: if that is a share of beta_max, no filter tells anything of "
                 "the targets (constant images or targets), and any beta will do"

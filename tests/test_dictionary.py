@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -159,6 +160,30 @@ def test_a_second_visit_reads_what_the_first_one_saw(problem):
         for (where, block), (there, expected) in zip(features.batches(64), plain.batches(64), strict=True):
             assert where == there
             assert torch.equal(block, expected)
+
+
+def test_the_file_of_features_ends_with_the_fit():
+    problem, folder = digits(40, loss="cross-entropy"), Path("/proc/self/fd")
+    filters = dictionary(problem.responses, 5)
+    fit_dictionary(problem, filters, beta=0.1)
+    before = len(list(folder.iterdir()))
+    gc.disable()  # which would end it some time
+    try:
+        for _ in range(3):
+            fit_dictionary(problem, filters, beta=0.1)
+        assert len(list(folder.iterdir())) == before
+    finally:
+        gc.enable()
+
+
+def test_the_gap_is_to_the_best_dual_value_of_all():
+    """More steps bring a lower objective, at which the dual value may be less than that of an earlier step."""
+    problem = digits(loss="huber:0.05")
+    filters = dictionary(problem.responses, 12, threshold=0.25)
+    beta = 0.1 * fit_dictionary(problem, filters, beta=1.0).beta_max
+    rough, fine = (fit_dictionary(problem, filters, beta=beta, tol=tol) for tol in (1e-3, 1e-5))
+    assert fine.objective <= rough.objective
+    assert fine.rel_gap <= rough.rel_gap
 
 
 def test_features_that_no_disk_has_room_for_are_refused(monkeypatch):

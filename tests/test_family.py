@@ -419,6 +419,18 @@ def test_certifying_a_run_from_a_dictionary_proves_its_gap_anew(tmp_path, loss):
 
 
 @pytest.mark.filterwarnings("ignore::convcvx.errors.ConvergenceWarning")
+def test_a_training_whose_weights_cancel_in_float32_is_not_lost():
+    """Held-out images prefer a β at which outputs are differences of sums that float32 rounds: a ten-thousandth off."""
+    train, _ = load("digits", limit=150)
+    options = {"dictionary": 16, "tune": 0.2, "max_rounds": 0, "flips": True, "kernel_size": 3, "seed": 0}
+    fit = convcvx.fit(train.images, train.targets, **options)
+    with torch.no_grad():
+        plain, exact = fit.network(train.images), fit.network.double()(train.images.double())
+    difference = float((plain - exact).abs().max() / exact.abs().max())
+    assert 1e-4 < difference < 1e-2
+
+
+@pytest.mark.filterwarnings("ignore::convcvx.errors.ConvergenceWarning")
 def test_with_flips_the_gap_of_a_dictionary_is_that_on_images_and_mirror_images():
     fit, problem = of_dictionary(count=80, flips=True)
     images, solution = problem.responses.images, fit.solution

@@ -366,11 +366,11 @@ def test_a_dictionary_is_that_of_one_process_but_for_rounding(short_segments, lo
         filters = torch.nn.functional.normalize(random_parameters(problem, 6)[0])
         fits.append(fit_dictionary(problem, filters, tune=0.2, tol=1e-6))
     # Conjugate gradients that end early leave what rounding made of the ways there.
-    rel, rtol = (1e-9, 1e-5) if loss == "squared" else (1e-6, 1e-3)
+    rel, rtol, atol = (1e-9, 1e-5, 1e-8) if loss == "squared" else (1e-8, 1e-3, 1e-4)
     for fit in fits[1:]:
         assert fit.beta == pytest.approx(fits[0].beta, rel=1e-9)
         assert fit.objective == pytest.approx(fits[0].objective, rel=rel)
-        torch.testing.assert_close(fit.weights, fits[0].weights, rtol=rtol, atol=rtol)
+        torch.testing.assert_close(fit.weights, fits[0].weights, rtol=rtol, atol=atol)
         assert fit.path[0]["held_out_loss"] == pytest.approx(fits[0].path[0]["held_out_loss"], rel=rel)
 
 

@@ -138,7 +138,10 @@ def _pixels(images: Any) -> Images:
         pixels = pixels[:, None]
     if pixels.ndim != 4:
         raise InputError(f"images must be (n, C, H, W) or (n, H, W); got shape {tuple(pixels.shape)}")
-    if pixels.shape[3] in (1, 3, 4) and min(pixels.shape[1:3]) > 4:
+    # Few rows and many columns of four entries each are features more often than images with transparency.
+    if (pixels.shape[3] in (1, 3) and min(pixels.shape[1:3]) > 3) or (
+        pixels.shape[3] == 4 and min(pixels.shape[1:3]) > 16
+    ):
         raise InputError(
             f"images seem to be (n, height, width, channels), {tuple(pixels.shape)}: pass images.permute(0, 3, 1, 2), "
             "or transpose(0, 3, 1, 2) of an array"

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from scipy.sparse import issparse
-from scipy.special import expit, log_softmax, softmax
+from scipy.special import expit, log_expit, log_softmax, softmax
 from sklearn.base import ClassifierMixin, MultiOutputMixin, RegressorMixin
 from sklearn.utils import Tags, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
@@ -99,9 +99,9 @@ class ConvexCNNClassifier(ClassifierMixin, ConvexCNN):
     @property
     def predict_log_proba(self) -> Callable[[Any], np.ndarray]:
         """`predict_log_proba(X)` (n_samples, c): the logarithm of `predict_proba`, where that is there."""
-        probabilities = self.predict_proba
+        _ = self.predict_proba  # which says so where there are none
         if self.__dict__.get("_labelled"):
-            return lambda X: np.log(probabilities(X))
+            return lambda X: log_expit(self._outputs(X))
         return lambda X: log_softmax(self._outputs(X), axis=1)
 
 

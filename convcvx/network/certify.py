@@ -43,6 +43,9 @@ the network's dtype: many times what rounding does, and little beside what a lay
 ROUNDINGS = 16
 """Relative roundings of the sum of all terms' moduli that an output may be off by, where the terms cancel: so many as
 sums of a few hundred terms in any order have."""
+COARSE = 1e-2
+"""Share of the largest output beyond which float32 is too coarse for a network that was just trained, whatever its
+terms: nobody could use the export, and none is made."""
 LOOKED_AT = 1024
 """Images of three kinds, so many each, on which a network that was just made is compared with its layers."""
 
@@ -191,10 +194,10 @@ def certify_on(
     if outputs is None:
         outputs = outputs_without_intercept(problem, filters, weights)
     shift = torch.zeros(problem.n_outputs) if own is None else own
-    moduli = None  # a training is not to export a network that float32 is too coarse for
-    if said is None:
-        said, moduli = said_by(network, problem), partial(outputs_without_intercept, problem, filters, weights.abs())
-    _check_outputs(said, next(network.parameters()).dtype, layers, outputs, shift, moduli)
+    coarse = math.inf if said is None else COARSE
+    said = said_by(network, problem) if said is None else said
+    moduli = partial(outputs_without_intercept, problem, filters, weights.abs())
+    _check_outputs(said, next(network.parameters()).dtype, layers, outputs, shift, moduli, coarse)
     options: dict[str, Any] = {"oracle": oracle, "tol": tol, "seed": seed, "dual_point": dual_point}
     certificate = certify_parameters(
         problem.until(deadline), filters, weights, own, training=training, rounds=rounds, outputs=outputs, **options
@@ -235,11 +238,13 @@ def outputs_of_export(
     brightness = torch.cat([part.flatten(1).abs().amax(dim=1) for part in responses.images.split(4 * LOOKED_AT)])
     largest = [values.cpu().topk(size).indices for values in (brightness, outputs.abs().amax(dim=1))]
     where = torch.cat([*largest, torch.arange(0, n, n // size)]).unique()
-    images = responses.at(where).images
+    some = replace(problem, responses=responses.at(where))
+    images = some.responses.images
     said = _said(images, lambda: outputs_of(network, images))
+    moduli = partial(outputs_without_intercept, some, filters, weights.abs())
     own = torch.zeros(problem.n_outputs) if intercept is None else intercept
     layers = read_network(network, images.shape[1:])
-    _check_outputs(said, next(network.parameters()).dtype, layers, outputs[where], own)
+    _check_outputs(said, next(network.parameters()).dtype, layers, outputs[where], own, moduli, COARSE)
     return outputs, None
 
 
@@ -299,11 +304,13 @@ def _check_outputs(
     without_bias: Tensor,
     bias: Tensor,
     moduli: Callable[[], Tensor] | None = None,
+    coarse: float = math.inf,
 ) -> None:
     """Raise `InputError` unless a network computes what its `layers`, read in order, stand for: on every image.
 
     Its `outputs` (n, c) in `dtype` are to be `without_bias` (n, c), to which the `bias` (c,) of the linear layer comes.
-    `moduli` (n, c) are what the latter would be if no weights cancelled: rounding goes by these where they do.
+    `moduli` (n, c) are what the latter would be if no weights cancelled: rounding goes by these where they do, up to
+    the share `coarse` of the largest output.
     """
     expected = without_bias + bias
     # An intercept far from zero is rounded once, and says nothing about the layers before it.
@@ -316,7 +323,8 @@ def _check_outputs(
         expected = expected.log_softmax(dim=1)
     difference = float((outputs - expected).abs().max())
     if difference > allowed and moduli is not None:
-        allowed += ROUNDINGS * torch.finfo(dtype).eps * float(moduli().abs().max())
+        cancelled = ROUNDINGS * torch.finfo(dtype).eps * float(moduli().abs().max())
+        allowed = max(allowed, min(allowed + cancelled, coarse * float(without_bias.abs().max())))
     if not difference <= allowed < math.inf:  # nor is NaN anything that layers stand for
         raise InputError(
             f"the network's outputs are not those of its {layers} applied in this order: they differ by "

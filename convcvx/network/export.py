@@ -65,8 +65,13 @@ class CellMaxima(nn.Module):
         return torch.stack([torch.stack(row, dim=-1) for row in cells], dim=-2)
 
 
+LEAST_EPSILON = 1e-6
+"""Of a contrast in ONNX, well above what its optimiser takes for zero; larger than needed, it would let the squares of
+bright images overflow."""
+
+
 class UnitContrast(nn.Module):
-    """A `ContrastConv2d` of images in a unit in which its epsilon is about 1.
+    """A `ContrastConv2d` of images in a unit in which its epsilon is at least `LEAST_EPSILON`.
 
     The optimiser of ONNX takes an epsilon of 1e-8 or less for zero, and flat patches would become NaN. The unit is a
     power of two: nothing is rounded.
@@ -74,7 +79,7 @@ class UnitContrast(nn.Module):
 
     def __init__(self, convolution: ContrastConv2d) -> None:
         super().__init__()
-        exponent = -(math.frexp(convolution.contrast)[1] // 2)
+        exponent = max(0, math.ceil(0.5 * math.log2(LEAST_EPSILON / convolution.contrast)))
         self.unit = math.ldexp(1.0, exponent)
         self.convolution = copy.deepcopy(convolution)
         self.convolution.contrast = math.ldexp(convolution.contrast, 2 * exponent)

@@ -130,8 +130,8 @@ def recipe(
     n_images : int
         Images to train on.
     loss : str
-        As in `TrainConfig`: under another loss than the squared one filters are searched for, as the weights of a
-        dictionary take several times as long there.
+        As in `TrainConfig`: under another loss than the squared one filters are searched for, as the weights of large
+        dictionaries take longer there.
     classes : bool
         Whether the targets are classes, not real values.
     """

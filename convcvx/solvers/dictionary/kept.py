@@ -44,16 +44,23 @@ class KeptFeatures(Features):
         return self._read() if self.device.type == "cpu" else self._again.batches(batch)
 
     def _first(self, batch: int) -> Iterator[tuple[slice, Tensor]]:
-        if self.device.type == "cpu":
+        kept = self.device.type == "cpu"
+        if kept:
             self._file = self._new_file()
+        blocks = []
         for where, block in super().batches(batch):
-            if self.device.type == "cpu":
-                try:
-                    self._file.write(block.contiguous().numpy().data)
-                except OSError as error:
-                    raise self._no_room(str(error)) from None
+            if kept:
+                self._write(block)
+            blocks.append(where)
             yield where, block
-            self._blocks.append(where)
+        self._blocks = blocks
+
+    def _write(self, block: Tensor) -> None:
+        try:
+            self._file.write(block.contiguous().numpy().data)
+            self._file.flush()
+        except OSError as error:
+            raise self._no_room(str(error)) from None
 
     def _new_file(self) -> BufferedRandom:
         size, free = self.responses[0].n * self.size * self.dtype.itemsize, shutil.disk_usage(gettempdir()).free
@@ -72,7 +79,8 @@ class KeptFeatures(Features):
         buffer = torch.empty(max(where.stop - where.start for where in self._blocks), self.size, dtype=self.dtype)
         for where in self._blocks:
             block = buffer[: where.stop - where.start]
-            self._file.readinto(block.numpy().data)
+            if self._file.readinto(block.numpy().data) != block.nbytes:
+                raise self._no_room("the file lost some of them")
             yield where, block
 
 
@@ -113,10 +121,11 @@ class Visits:
 
     def bend(self, loss: Loss, predictions: Tensor, shares: Tensor) -> None:
         """Make `curved` that at these `predictions` (n, c) of all images, which count for `shares` (n,)."""
-        predictions, shares = predictions[self._images], shares[self._images, None]
+        predictions, shares, targets = predictions[self._images], shares[self._images, None], self._targets
 
         def bend(where: slice, rows: Tensor) -> Tensor:
-            return shares[where] * loss.hessian(predictions[where], self._targets[where])(rows)
+            # Of nothing that has it: the file would outlive the last visit.
+            return shares[where] * loss.hessian(predictions[where], targets[where])(rows)
 
         self._bend = bend
 

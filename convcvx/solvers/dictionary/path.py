@@ -20,6 +20,7 @@ from torch import Tensor
 from convcvx.budget import OutOfTime
 from convcvx.errors import InputError
 from convcvx.losses.shares import Shares
+from convcvx.machine.threads import sparing
 from convcvx.machine.watch import watched
 from convcvx.problem import Problem
 from convcvx.solution import Solution
@@ -133,33 +134,34 @@ def fit_dictionaries(
         room for features that are visited again and again.
     """
     problem = problems[0]
-    tuned = beta is None and beta_ratio is None
-    held = held_out(problem.n, tune if tuned else 0.0, versions)
-    lasso = _group_lasso(problems, filters, flips, held)
-    beta_max = lasso.beta_max()
-    if beta_max == 0:
-        raise InputError("no filter of the dictionary tells anything of the targets; lower the threshold")
-    if beta is None and beta_ratio is not None:
-        beta = beta_ratio * beta_max
-    tried: list[tuple[dict[str, Any], Point]] = []
-    choices: list[tuple[float, Point | None]]
-    if beta is None:
-        tried = list(_path(lasso, problem, held, beta_max, tol, score))
-        lasso.join()
-        # Best first: what the images kept can just bear, all of them may not.
-        choices = [(record["beta"], start) for record, start in sorted(tried, key=lambda step: score(step[0]))]
-    else:
-        choices = [(beta, None)]
-    for chosen, start in choices:
-        point = lasso.solve(chosen, start, tol, lasso.max_iter)
-        if math.isfinite(point.objective):
-            break
-    else:
-        wish = "fewer filters, or more images" if tuned else "a larger beta or beta_ratio, or fewer filters"
-        raise InputError(f"weight decay is lost in the rounding of {lasso.features.dtype}; use {wish}")
-    path = [record for record, _ in tried]
-    weights, intercept = lasso.features.weights(point.matrix), point.intercept.cpu()
-    return DictionaryFit(tuple(filters), weights, intercept, chosen, beta_max, point.objective, point.rel_gap, path)
+    with sparing(problem.is_small):
+        tuned = beta is None and beta_ratio is None
+        held = held_out(problem.n, tune if tuned else 0.0, versions)
+        lasso = _group_lasso(problems, filters, flips, held)
+        beta_max = lasso.beta_max()
+        if beta_max == 0:
+            raise InputError("no filter of the dictionary tells anything of the targets; lower the threshold")
+        if beta is None and beta_ratio is not None:
+            beta = beta_ratio * beta_max
+        tried: list[tuple[dict[str, Any], Point]] = []
+        choices: list[tuple[float, Point | None]]
+        if beta is None:
+            tried = list(_path(lasso, problem, held, beta_max, tol, score))
+            lasso.join()
+            # Best first: what the images kept can just bear, all of them may not.
+            choices = [(record["beta"], start) for record, start in sorted(tried, key=lambda step: score(step[0]))]
+        else:
+            choices = [(beta, None)]
+        for chosen, start in choices:
+            point = lasso.solve(chosen, start, tol, lasso.max_iter)
+            if math.isfinite(point.objective):
+                break
+        else:
+            wish = "fewer filters, or more images" if tuned else "a larger beta or beta_ratio, or fewer filters"
+            raise InputError(f"weight decay is lost in the rounding of {lasso.features.dtype}; use {wish}")
+        path = [record for record, _ in tried]
+        weights, intercept = lasso.features.weights(point.matrix), point.intercept.cpu()
+        return DictionaryFit(tuple(filters), weights, intercept, chosen, beta_max, point.objective, point.rel_gap, path)
 
 
 def _group_lasso(

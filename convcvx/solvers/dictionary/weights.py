@@ -4,7 +4,7 @@ The master problems weigh every filter against every other in their Newton steps
 the η form, ‖W_j‖ = min_η ½ (‖W_j‖²/η + η), is solved by its plain iteration (Bach et al. 2012, sec. 5.2): W(η) is one
 ridge regression, then η_j = ‖W_j‖, warm from one β to the next. A ridge regression is a few conjugate gradient steps,
 with the Cholesky factor of an earlier Gram matrix as preconditioner: a path takes two or three factors. Whatever a W
-was found by, its objective and its duality gap are what is reported.
+was found by, its objective and the gap to the best dual value are what is reported, in the arithmetic of the features.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class DictionaryWeights(ABC):
         here = self._nothing() if start is None else self._standing(start.matrix)
         # The mean η cannot be larger: zero weights would be better.
         sizes = self._even(here.loss / penalty) if start is None else start.sizes
-        best = None
+        best, lower = None, -math.inf
         for _ in range(max_iter):
             alive = (sizes > 0)[self.features.group, None]
             ridges = (penalty / sizes.clamp_min(1e-4 * float(sizes.mean())))[self.features.group, None]
@@ -117,12 +117,13 @@ class DictionaryWeights(ABC):
                 break
             norms, pulls = self.norms(here.matrix), self.norms(here.pull)
             objective = here.loss + penalty * float(norms.sum())
-            gap = objective - here.dual(penalty, float(pulls.max()))
+            lower = max(lower, here.dual(penalty, float(pulls.max())))
             norms = torch.where(norms > 1e-6 * norms.max(), norms, 0)
             sizes = torch.maximum(norms, (pulls > penalty) * FOOTHOLD * norms.mean())
             if best is None or objective < best.objective:
-                best = Point(here.matrix, here.intercept, sizes, objective, gap / max(objective, 1e-300))
-            if gap <= tol * objective or self._deadline.passed:
+                best = Point(here.matrix, here.intercept, sizes, objective, math.inf)
+            best = replace(best, rel_gap=(best.objective - lower) / max(best.objective, 1e-300))
+            if best.rel_gap <= tol or self._deadline.passed:
                 break
         lost = Point(here.matrix, here.intercept, sizes, math.inf, 1.0) if start is None else start
         return best or replace(lost, objective=math.inf)
