@@ -82,12 +82,18 @@ def test_what_are_no_images_is_refused(kind):
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_channels_that_come_last_are_seen(channels):
-    images = np.random.default_rng(0).random((8, 6, 6, channels))
+    size = 17 if channels == 4 else 6
+    images = np.random.default_rng(0).random((8, size, size, channels))
     with pytest.raises(InputError, match=r"seem to be \(n, height, width, channels\)"):
         fit(images, np.arange(8) % 2)
-    taken = two_layer_cnn(image_shape=(channels, 6, 6), n_filters=2, n_outputs=2)
+    taken = two_layer_cnn(image_shape=(channels, size, size), n_filters=2, n_outputs=2)
     with pytest.raises(InputError, match=rf"images must have {channels} channels, .* pass images\.permute"):
         certify(taken, images, np.arange(8) % 2, 0.05)
+
+
+def test_maps_of_features_that_are_four_columns_wide_are_taken():
+    maps = np.random.default_rng(0).random((8, 8, 6, 4))
+    assert fit(maps, np.arange(8) % 2, beta_ratio=0.5, tol=1.0, **NO_TIME).network[0].in_channels == 8
 
 
 def test_whole_numbers_to_255_are_taken_as_such_with_a_hint():

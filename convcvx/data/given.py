@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -25,6 +26,9 @@ from convcvx.errors import DataError, InputError, one_line, shown
 Given: TypeAlias = tuple[Dataset, Dataset | None, Dataset | None]
 """Training, test and validation set, as far as they are there."""
 
+CHANNELS_LAST = {1: 4, 3: 4, 4: 17}
+"""Rows and columns from which on images with so many entries in the last axis are taken for ones with channels last;
+maps of features are often four columns wide, but seldom beside so many channels and rows."""
 ALIKE = "targets must be numbers, tensors or texts, alike for all images"
 """What is asked of those that a torch `Dataset` gives one by one."""
 
@@ -138,10 +142,7 @@ def _pixels(images: Any) -> Images:
         pixels = pixels[:, None]
     if pixels.ndim != 4:
         raise InputError(f"images must be (n, C, H, W) or (n, H, W); got shape {tuple(pixels.shape)}")
-    # Few rows and many columns of four entries each are features more often than images with transparency.
-    if (pixels.shape[3] in (1, 3) and min(pixels.shape[1:3]) > 3) or (
-        pixels.shape[3] == 4 and min(pixels.shape[1:3]) > 16
-    ):
+    if min(pixels.shape[1:3]) >= CHANNELS_LAST.get(pixels.shape[3], math.inf):
         raise InputError(
             f"images seem to be (n, height, width, channels), {tuple(pixels.shape)}: pass images.permute(0, 3, 1, 2), "
             "or transpose(0, 3, 1, 2) of an array"
