@@ -16,7 +16,10 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
+settings.register_profile("untimed", deadline=None)  # a first example may import or compile, and machines are shared
+settings.load_profile("untimed")
 torch.set_num_threads(1)  # the problems here are too small for more
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
