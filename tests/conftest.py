@@ -16,10 +16,14 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-settings.register_profile("untimed", deadline=None)  # a first example may import or compile, and machines are shared
-settings.load_profile("untimed")
+# As hypothesis itself has it in CI: examples are alike whenever they run, and untimed, as a first one may import or
+# compile, and machines are shared.
+settings.register_profile(
+    "repeatable", derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("repeatable")
 torch.set_num_threads(1)  # the problems here are too small for more
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
