@@ -72,7 +72,17 @@ def main() -> None:
     parser.add_argument("--filters", type=int, default=100)
     parser.add_argument("--to", default="dictionary_losses.md")
     args = parser.parse_args()
-    lines = ["# Dictionaries under other losses", "", f"`python benchmarks/dictionary_losses.py`, {machine()}.", ""]
+    asked = "".join(
+        f" --{name} {value}"
+        for name, value in vars(args).items()
+        if name != "data_dir" and value != parser.get_default(name)
+    )
+    lines = [
+        "# Dictionaries under other losses",
+        "",
+        f"`python benchmarks/dictionary_losses.py{asked}`, {machine()}.",
+        "",
+    ]
     for part in args.sizes.split(","):
         name, size = part.split("=")
         lines += compare(name, int(size), args.filters, args.data_dir)

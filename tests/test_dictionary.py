@@ -45,6 +45,16 @@ def digits(n: int = 150, **options) -> Problem:
     return digits_problem(n, **{"spec": SPEC, "pooling": 2, "dtype": torch.float64} | options)
 
 
+def with_mirror_images(problem: Problem) -> Problem:
+    images = problem.responses.images
+    return replace(
+        problem,
+        responses=problem.responses.to(images=torch.cat([images, images.flip(3)])),
+        targets=problem.targets.repeat(2, 1),
+        shares=Shares.equal(2 * problem.n),
+    )
+
+
 @pytest.fixture(scope="module")
 def problem() -> Problem:
     return digits()
@@ -126,13 +136,7 @@ def test_flips_are_twice_the_images_under_the_cross_entropy():
     problem = digits(100, flips=True, loss="cross-entropy")
     filters = dictionary(problem.responses, 8, threshold=0.25, flips=True)
     fit = fit_dictionary(problem, filters, beta=0.005, flips=True, tol=1e-4)
-    images = problem.responses.images
-    twice = replace(
-        problem.with_beta(0.005),
-        responses=problem.responses.to(images=torch.cat([images, images.flip(3)])),
-        targets=problem.targets.repeat(2, 1),
-        shares=Shares.equal(200),
-    )
+    twice = with_mirror_images(problem.with_beta(0.005))
     reference = solve_master(twice, filters, tol=1e-6)
     assert fit.objective * (1 - fit.rel_gap) <= reference.objective * (1 + 1e-9)
     assert reference.objective * (1 - 1e-6) <= fit.objective < reference.objective * (1 + 5e-3)
@@ -266,13 +270,7 @@ def test_flips_are_twice_the_images():
     problem = digits(100, flips=True)
     filters = dictionary(problem.responses, 8, threshold=0.25, flips=True)
     fit = fit_dictionary(problem, filters, beta=0.01, flips=True, tol=1e-4)
-    images = problem.responses.images
-    twice = replace(
-        problem.with_beta(0.01),
-        responses=problem.responses.to(images=torch.cat([images, images.flip(3)])),
-        targets=problem.targets.repeat(2, 1),
-        shares=Shares.equal(200),
-    )
+    twice = with_mirror_images(problem.with_beta(0.01))
     reference = solve_master(twice, filters, tol=1e-8)
     assert reference.objective * (1 - 1e-8) <= fit.objective < reference.objective * (1 + 5e-3)
     solution = fit.solution

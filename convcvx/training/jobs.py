@@ -31,7 +31,7 @@ from convcvx.training.journal import Checkpoint
 from convcvx.training.optimise import named_oracle, optimise
 from convcvx.training.options import TrainConfig
 from convcvx.training.origin import Origin
-from convcvx.training.plan import Plan, build_problem, status_of
+from convcvx.training.plan import Plan, status_of
 from convcvx.training.presets import in_flags
 from convcvx.training.progress import Report, peak_memory_mb
 from convcvx.training.resolve import (
@@ -40,6 +40,7 @@ from convcvx.training.resolve import (
     image_shape,
     load_data,
     pick_device,
+    problem_over,
     training_images,
     training_problem,
     training_weights,
@@ -173,19 +174,7 @@ def certify_job(
             raise InputError(f"the network in {path} is of another architecture than {like.folder}; certify it alone")
         certificate = certificate.with_bound_of(_certify(rival, train, config, beta, embedding, deadline=deadline))
     elif embedding is not None and config.dictionary is not None:
-        problem = build_problem(
-            train.images,
-            train.targets,
-            beta,
-            embedding=embedding,
-            pooling=config.pool,
-            activation=config.activation,
-            loss=config.loss,
-            intercept=config.intercept,
-            n_classes=train.n_classes or None,
-            device=pick_device(config.device),
-            sample_weight=training_weights(config, train),
-        )
+        problem = problem_over(embedding, config, train).with_beta(beta)
         own_parameters = parameters_of(read_network(network, network.image_shape), embedding)
         certificate = with_dictionary_gap(certificate, config, problem.until(deadline), *own_parameters)
     return (

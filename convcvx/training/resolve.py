@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
 
 from torch import Tensor
@@ -108,18 +109,25 @@ def training_problem(
             f"whiten_epsilon {config.whiten_epsilon:g} leaves patches {fitted.cancellation:.0f} times their spread "
             "from zero: no float32 network, as is exported, can tell them apart; raise it, or subtract the mean image"
         )
+    return problem_over(fitted, config, train, responses=team.responses if team else Responses)
+
+
+def problem_over(
+    embedding: PatchEmbedding, config: TrainConfig, train: Dataset, *, responses: Callable[..., Responses] = Responses
+) -> Problem:
+    """The training problem of `config` over the patches of an `embedding` at hand, its β still open."""
     return build_problem(
         train.images,
         train.targets,
-        embedding=fitted,
+        embedding=embedding,
         pooling=config.pool,
         activation=config.activation,
         loss=config.loss,
         intercept=config.intercept,
         n_classes=train.n_classes or None,
         device=pick_device(config.device),
-        responses=team.responses if team else Responses,
-        sample_weight=weights,
+        responses=responses,
+        sample_weight=training_weights(config, train),
     )
 
 
