@@ -31,10 +31,10 @@ from convcvx.oracles import (
     LocalOracle,
     OracleResult,
     Ternary,
+    searched,
 )
 from convcvx.oracles.cylinders import CylinderOracle
 from convcvx.oracles.needs import ONE_MATRIX
-from convcvx.oracles.searched import Search
 from convcvx.oracles.table import ORACLES as TABLE
 from convcvx.oracles.table import Effort
 from convcvx.patches import PatchSpec
@@ -241,10 +241,8 @@ def test_a_weak_proof_of_a_training_takes_no_time_from_polynomials(factor, monke
         return OracleResult.unfinished(problem, "global", 0.0)
 
     monkeypatch.setattr(BranchAndBoundOracle, "answer", nothing)
-    plain = Search._beside
-    monkeypatch.setattr(
-        Search, "_beside", staticmethod(lambda *call: shares.append(call[2].left) or plain(*call)), raising=True
-    )
+    plain = searched.quick_proofs
+    monkeypatch.setattr(searched, "quick_proofs", lambda *call: shares.append(call[0].deadline.left) or plain(*call))
 
     def proved(rounds):
         shares.clear()
@@ -482,6 +480,20 @@ def test_small_problems_keep_torch_and_blas_to_one_core_and_give_the_others_back
             assert (torch.get_num_threads(), blas()) == (given, own)
     finally:
         torch.set_num_threads(before)
+
+
+def test_oracles_keep_blas_to_one_core_whatever_the_size(monkeypatch):
+    """numpy multiplies few filters by many patches there: on two busy cores that took twenty times as long."""
+    problem, seen = flat_problem(), []
+
+    def nothing(self, problem, dual_point, wanted):
+        seen.append(max(blas()))
+        raise OutOfTime
+
+    monkeypatch.setattr(BranchAndBoundOracle, "answer", nothing)
+    with threadpool_limits(2, user_api="blas"):
+        BranchAndBoundOracle()(problem, problem.constant_predictions())
+        assert (seen, max(blas())) == ([1], 2)
 
 
 def test_blas_has_its_threads_again_after_fits_side_by_side():

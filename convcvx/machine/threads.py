@@ -56,8 +56,12 @@ def _libraries(n_modules: int) -> ThreadpoolController:
     return ThreadpoolController()
 
 
-class _OneCore:
-    """BLAS on one core while any thread asks for it: the last to leave gives the others back."""
+class _OneCoreBlas:
+    """BLAS on one core while any thread asks for it: the last to leave gives the others back.
+
+    numpy's BLAS has threads of its own, whatever torch is told. In long thin products they wait for each other more
+    than they work: on busy cores, ten times as long.
+    """
 
     def __init__(self) -> None:
         self._lock, self._inside = threading.Lock(), 0
@@ -75,15 +79,14 @@ class _OneCore:
                 self._limit.restore_original_limits()
 
 
-_one_core = _OneCore()
+one_core_blas = _OneCoreBlas()
 
 
 @contextmanager
 def sparing(small: bool) -> Iterator[None]:
     """Keep what is done inside to one core if it is `small`.
 
-    In small operations the threads of torch and BLAS wait for each other more than they work: on busy cores, ten times
-    as long.
+    In small operations the threads of torch and BLAS wait for each other more than they work.
     """
     if hasattr(_own, "working") or hasattr(_own, "sparing") or not small:
         yield
@@ -91,7 +94,7 @@ def sparing(small: bool) -> Iterator[None]:
     threads, _own.sparing = torch.get_num_threads(), True
     torch.set_num_threads(1)
     try:
-        with _one_core:  # BLAS has threads of its own, also where torch is told to use one
+        with one_core_blas:
             yield
     finally:
         torch.set_num_threads(threads)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from convcvx.budget import OutOfTime
+from convcvx.machine.threads import one_core_blas
 from convcvx.oracles._patch_rows import PatchRows
 from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
@@ -122,7 +123,8 @@ class Oracle:
         try:
             if problem.responses.embedding.spec.subspaces > 1:
                 return in_each_subspace(self, problem, dual_point, wanted)
-            return self.answer(problem, dual_point, wanted)
+            with one_core_blas:  # what oracles do in numpy are products of few filters with many patches
+                return self.answer(problem, dual_point, wanted)
         except OutOfTime:
             return OracleResult.unfinished(problem, self.scope, perf_counter() - began)
 

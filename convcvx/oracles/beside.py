@@ -175,16 +175,22 @@ def proofs_beside(problem: Problem, points: Sequence[Tensor], training_seconds: 
         such limit.
     """
     left = math.inf if training_seconds is None else max(LEAST, SHARE * training_seconds)
+    chooses = affordable_degree(problem) == 2 and _chooses(problem, left - pass_seconds(problem, 2) * len(points))
+    return (
+        proofs_by_polynomials(problem, points, PolynomialOracle()) if chooses else quick_proofs(problem, points, left)
+    )
+
+
+def quick_proofs(problem: Problem, points: Sequence[Tensor], seconds: float) -> list[Proof]:
+    """Lower bounds at these dual points that polynomials prove in one pass each, or lengths if that takes longer."""
     degree = affordable_degree(problem)
-    while degree and pass_seconds(problem, degree) * len(points) > left:
+    while degree and pass_seconds(problem, degree) * len(points) > seconds:
         degree -= 1
     if not degree:
         found = OracleResult.unfinished(problem, Scope.GLOBAL, 0.0)
         return [best(_by_lengths(problem, point, found, TOO_LONG) for point in points)]
-    oracle = PolynomialOracle(degree=degree)
-    if degree == 2 and _chooses(problem, left - pass_seconds(problem, degree) * len(points)):
-        return proofs_by_polynomials(problem, points, oracle)
-    return [best(_proof(problem, point, oracle, "", 1.0 if len(points) == 1 else CALL) for point in points)]
+    oracle, call = PolynomialOracle(degree=degree), 1.0 if len(points) == 1 else CALL
+    return [best(_proof(problem, point, oracle, "", call) for point in points)]
 
 
 def pass_seconds(problem: Problem, degree: int) -> float:

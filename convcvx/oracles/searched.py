@@ -13,7 +13,7 @@ from torch import Tensor
 from convcvx.budget import Deadline, clock
 from convcvx.oracles._patch_rows import PatchRows
 from convcvx.oracles.base import Oracle, OracleResult
-from convcvx.oracles.beside import Proof, best, best_proof, proofs_beside
+from convcvx.oracles.beside import Proof, best, best_proof, proofs_beside, quick_proofs
 from convcvx.oracles.branch_and_bound import FIRST_LOOK, BranchAndBoundOracle
 from convcvx.oracles.cylinders import CylinderOracle
 from convcvx.oracles.local import LocalOracle
@@ -28,6 +28,8 @@ HALF = 0.5
 """Share of the time left for the network's own dual point, where there is another one to try."""
 PROVING = 0.3
 """Share of the time left in which something is proved before a search that proves nothing takes the rest."""
+SEARCHING = 0.9
+"""Share of the time left for a rigorous search: where that is too short, polynomials may prove more in the rest."""
 
 SLOWER = ("remainder", "cylinders")
 """Oracles that prove more than polynomials the longer they have, at any rank."""
@@ -144,12 +146,15 @@ class Search:
         elif guesses:  # before a search that takes what time there is
             beside = self._beside(problem, points, self.deadline.share(PROVING), self.training_seconds)
         elif self.deadline.at < math.inf:  # in case that the search has nothing when its time is over
-            beside = self._beside(problem, points[:1], self.deadline.share(PROVING), self.deadline.left)
+            soon = self.deadline.share(PROVING)
+            beside = quick_proofs(problem.until(soon), points[:1], soon.left)
         spent = clock() - began
         missed = bool(beside) and best(beside).found.cut_short
         slower = () if missed else self._slower(problem)
-        share = HALF if slower or (guesses and missed) else 1.0
-        found, dual, point = self._searched(problem, given, starts, points, primal, share)
+        share = 1.0 if guesses else SEARCHING
+        if slower or (guesses and missed):
+            share = HALF
+        found, dual, point = self._searched(problem, given, starts, points, primal, self.deadline.share(share))
         shown = Shown(found, dual, point, self.oracle.name, dual, self.oracle.name)
         if found.cut_short or not found.scope.for_all:
             if not beside or missed or not guesses:
@@ -203,19 +208,22 @@ class Search:
         return Shown(proof.found, proof.value, proof.point, proof.oracle, proof.value, proof.oracle)
 
     def _searched(
-        self, problem: Problem, given: Problem, starts: Tensor, points: Sequence[Tensor], primal: float, share: float
+        self,
+        problem: Problem,
+        given: Problem,
+        starts: Tensor,
+        points: Sequence[Tensor],
+        primal: float,
+        deadline: Deadline,
     ) -> tuple[OracleResult, float, Tensor]:
-        """What the oracle finds at the residual, or proves at another point; its lower bound; which point.
-
-        In a `share` of the time left.
-        """
+        """What the oracle finds at the residual, or proves at another point; its lower bound; which point."""
         residual, target = points[0], target_of(self.oracle, problem, points[0], primal, self.tol)
         wide: dict[str, Any] = {"starts": starts, "n_filters": N_FILTERS, "seed": self.seed}
         if self.oracle.name == "family":  # whose scan knows all that are active
             wide["n_filters"] = N_FILTERS + len(starts)
         # A heuristic may search in the arithmetic at hand: what it finds is measured in float64 below.
         guesses = self.oracle.name == LocalOracle.name
-        own = self.deadline.share(share if len(points) == 1 or guesses else HALF)
+        own = deadline if len(points) == 1 or guesses else deadline.share(HALF)
         found = self.oracle((given if guesses else problem).until(own), residual, **wide, target=target)
         if not found.scope.proved and len(found.values):
             candidates = torch.cat([found.filters, starts])
@@ -224,14 +232,14 @@ class Search:
         dual, point = problem.dual(residual, found.g_max), residual
         if found.scope.for_all and found.g_max <= target and primal - dual > self.tol * primal:
             # The proof stopped where Z is feasible; where g stays below β a longer Z would be too, and bound better.
-            again = self.oracle(problem.until(self.deadline), residual, **wide, target=0.0)
+            again = self.oracle(problem.until(deadline), residual, **wide, target=0.0)
             if again.scope.for_all and again.g_max < found.g_max:
                 found, dual = again, problem.dual(residual, again.g_max)
         for other in points[1:]:
             if found.scope.lasting and primal - dual > self.tol * primal:
                 target = target_of(self.oracle, problem, other, primal, self.tol)
                 again = self.oracle(
-                    problem.until(self.deadline), other, starts=starts, n_filters=1, seed=self.seed, target=target
+                    problem.until(deadline), other, starts=starts, n_filters=1, seed=self.seed, target=target
                 )
                 if again.scope is found.scope and problem.dual(other, again.g_max) > dual:
                     found, dual, point = again, problem.dual(other, again.g_max), other
