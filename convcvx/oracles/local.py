@@ -52,6 +52,8 @@ IDLE = 3
 """Steps in which no filter rose after which none climbs on."""
 ENOUGH = 1.5
 """Climbs end early when one is so many times above the target, except in a thorough search."""
+LEAST = 4
+"""Steps of a climb before it ends early. One that goes on over all images ends at once where it is hopeless."""
 LENGTH = 0.25
 """Length of a climb's first step, on the unit sphere."""
 LONGER = 1.5
@@ -158,17 +160,18 @@ class LocalOracle(Oracle):
                 known = torch.from_numpy(unit(starts.double().numpy()))
                 heights = sample.responses.correlate(known, sampled_dual).flatten(1).norm(dim=1)
                 candidates = torch.cat([known[metric.distinct(known, heights, n_climbers, cosine=0.9)], candidates])
-            filters, values, towards = self._climb(sample, sampled_dual, metric, candidates, None, target, self.n_steps)
+            steps = self.n_steps, LEAST
+            filters, values, towards = self._climb(sample, sampled_dual, metric, candidates, None, target, *steps)
             ends, rest = (filters, values), filters[:0]
             if sample is not problem:
                 most = max(self.n_climbers, self.n_polished, wanted.n_filters)
                 order = metric.distinct(filters, values, most, DISTINCT)
                 best, rest = order[: self.n_polished], filters[order[self.n_polished :]]
-                n_steps = self.n_steps if self.thorough else POLISH
+                steps = (self.n_steps, 1) if self.thorough else (POLISH, LEAST)
                 at = filters[best], towards[best]
-                filters, values, _ = self._climb(problem, dual_point, metric, *at, target, n_steps)
+                filters, values, _ = self._climb(problem, dual_point, metric, *at, target, *steps)
             yield ends, (filters, values)
-            if len(rest):
+            if len(rest) and not float(values.max()) > self.hopeless:
                 heights = problem.responses.correlate(rest, dual_point).flatten(1).norm(dim=1)
                 yield (rest[:0], heights[:0]), (rest, heights)
                 values = torch.cat([values, heights])
@@ -218,9 +221,10 @@ class LocalOracle(Oracle):
         towards: Tensor | None,
         target: float,
         n_steps: int,
+        least: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Filters (q, r), their g (q,) and G / g (q, P, c) at the end of climbs that set out towards `towards`, or G
-        by default."""
+        """Filters (q, r), their g (q,) and G / g (q, P, c) at the end of climbs, of `least` to `n_steps` steps, that
+        set out towards `towards`, or G by default."""
         if (few := FewRows.of(problem.responses)) is not None:
             return _climb_by_convex_steps(few, dual_point, filters)
         if towards is None:
@@ -250,7 +254,7 @@ class LocalOracle(Oracle):
             trial = unit(best + lengths * metric.uphill(best, gradients) + MOMENTUM * moved)
             # Far from the optimum the filters found so far will do; near it a climb goes to its end.
             limit = self.hopeless if self.thorough else ENOUGH * target
-            enough = step >= 3 and best_values.max() > limit
+            enough = step + 1 >= least and best_values.max() > limit
             idle = 0 if rose else idle + 1
             if enough or idle == IDLE:
                 break
