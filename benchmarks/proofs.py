@@ -47,10 +47,10 @@ from convcvx.oracles.family import FamilyOracle, Ternary
 from convcvx.oracles.local import LocalOracle
 from convcvx.oracles.polynomial import PolynomialOracle
 from convcvx.oracles.remainder import RemainderOracle
-from convcvx.oracles.scope import Scope
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem, relative_gap
 from convcvx.solvers.sliding_frank_wolfe import sliding_frank_wolfe
+from convcvx.terms.scope import Scope
 from convcvx.training.plan import build_problem, find_beta_max
 
 RESULTS = Path(__file__).parent / "results" / "proofs.md"

@@ -26,6 +26,7 @@ from convcvx.machine.watch import phase, tell
 from convcvx.network.two_layer import TwoLayerCNN, network_state
 from convcvx.problem import Problem
 from convcvx.solution import Solution
+from convcvx.terms.names import TWIN_BATCH
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": lambda groups, rate: torch.optim.SGD(groups, lr=rate, momentum=0.9),
@@ -38,8 +39,6 @@ RATE_STEP = math.sqrt(10)
 """Ratio of neighbouring learning rates in the tuning: finer steps hardly change the objective reached."""
 LARGEST_STEP = 6
 """Steps that the tuning may go from the usual rate, up or down."""
-BATCH = 64
-"""Images in a step of the optimiser: what is common."""
 ALIVE = 1e-3
 """Part of the penalty that a neuron in use has, at least, as a share of the largest neuron's."""
 
@@ -192,7 +191,7 @@ def train_twin(
     *,
     rate: float,
     epochs: int,
-    batch: int = BATCH,
+    batch: int = TWIN_BATCH,
     start: Solution | None = None,
     seed: int = 0,
 ) -> Training:
@@ -259,7 +258,7 @@ def tune_rate(
     n_filters: int,
     *,
     epochs: int,
-    batch: int = BATCH,
+    batch: int = TWIN_BATCH,
     start: Solution | None = None,
     seed: int = 0,
 ) -> list[Training]:

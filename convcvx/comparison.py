@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from convcvx.baseline import BATCH, OPTIMIZERS, Training, train_twin, tune_rate
+from convcvx.baseline import Training, train_twin, tune_rate
 from convcvx.certificate.record import Certificate
 from convcvx.data.datasets import Dataset
 from convcvx.data.given import given_dataset
@@ -23,49 +23,26 @@ from convcvx.machine.memory import check_memory
 from convcvx.machine.watch import watching
 from convcvx.network.two_layer import TwoLayerCNN
 from convcvx.oracles.contradiction import check_proof
-from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
 from convcvx.solution import Solution
 from convcvx.stack.jobs import stage_data
+from convcvx.terms.scope import Scope
 from convcvx.terms.status import Status
 from convcvx.training.entry import announce, limited
 from convcvx.training.fit import Fit, load_fit, score
-from convcvx.training.option import check_names, check_options, option, parameters, same_as
-from convcvx.training.options import OPTIONS, TrainConfig
+from convcvx.training.option import check_names, parameters
+from convcvx.training.options import TrainConfig
 from convcvx.training.origin import Origin
-from convcvx.training.panels.data import MOVED
-from convcvx.training.panels.search import MOST_FILTERS
 from convcvx.training.progress import peak_memory_mb
 from convcvx.training.resolve import arranged, found_in, run_data, training_problem, with_run_settings
 from convcvx.training.run import Run
+from convcvx.training.twin import CompareConfig
 
 SETTLED = 0.01
 """Share by which the objective of a twin may fall in the second half of its epochs, the learning rate falling too, for
 it to count as converged: where four times the epochs bring a per cent or more, it falls by more."""
 LONGER = 4
 """So many times the epochs are worth a try where a twin had not converged."""
-TWIN = "Options"
-"""Panel of `convcvx compare --help`."""
-
-
-@dataclass(frozen=True)
-class CompareConfig:
-    """The options of `convcvx compare`; each says what it is."""
-
-    optimizer: str = option("adam", TWIN, f"{' or '.join(OPTIMIZERS)}; SGD has momentum 0.9.", choices=OPTIMIZERS)
-    epochs: int = option(
-        10, TWIN, "Epochs of every training; the learning rate falls as a cosine.", low=1, high=1_000_000
-    )
-    seeds: int = option(3, TWIN, "Trainings at the best learning rate.", low=1, high=1000)
-    batch: int = option(BATCH, TWIN, "Images a step.", low=1, high=1_000_000)
-    filters: int | None = option(None, TWIN, "Width of the twin. [default: that of the run]", low=1, high=MOST_FILTERS)
-    finetune: bool = option(False, TWIN, "Also start the optimiser from the convex solution.")
-    device: str = same_as(OPTIONS["device"])
-    data_dir: str | None = option(None, TWIN, MOVED, command_only=True)
-
-    def check(self) -> None:
-        """Raises `InputError` for a value out of range."""
-        check_options(self)
 
 
 @dataclass(frozen=True, eq=False)

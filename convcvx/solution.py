@@ -12,7 +12,7 @@ from torch import Tensor
 from convcvx.activations import RELU, Activation
 from convcvx.display.words import claims, counted, rows
 from convcvx.errors import InputError
-from convcvx.oracles.scope import Scope
+from convcvx.terms.scope import Scope
 from convcvx.terms.status import Status
 
 if TYPE_CHECKING:

@@ -17,11 +17,12 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from convcvx.baseline import OPTIMIZERS
-from convcvx.comparison import CompareConfig, compare_job
-from convcvx.oracles.scope import Scope
+from convcvx.comparison import compare_job
 from convcvx.report import CONVEX_COLOUR, TWIN_COLOUR, png
+from convcvx.terms.scope import Scope
 from convcvx.training.presets import in_flags
 from convcvx.training.run import Run
+from convcvx.training.twin import CompareConfig
 
 RESULTS = Path(__file__).parent / "results"
 COLOURS = dict(zip(OPTIMIZERS, (TWIN_COLOUR, "#4d8a3a"), strict=True))

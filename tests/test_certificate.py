@@ -24,12 +24,12 @@ from convcvx.certificate import certify_parameters
 from convcvx.errors import InputError, RunError
 from convcvx.network.two_layer import TwoLayerCNN
 from convcvx.oracles import ExactOracle
-from convcvx.oracles.scope import Scope
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.pooling import Pooling
 from convcvx.solution import Solution
 from convcvx.solvers.rounds import consult, predicted
 from convcvx.storage.reading import json_text
+from convcvx.terms.scope import Scope
 from convcvx.training.plan import build_problem, solve_problem
 from convcvx.training.run import Run
 

@@ -405,7 +405,7 @@ def test_the_command_line_does_not_wait_for_what_it_may_not_need():
     """They take seconds to import on a slow machine."""
     slow = ("matplotlib", "sklearn", "cvxpy", "scipy.optimize", "scipy.spatial")
     probe = f"print([m for m in {slow} if m in sys.modules])"
-    code = f"import sys, convcvx.cli.training, convcvx.cli.stacking, convcvx.cli.certify, convcvx.cli.runs; {probe}"
+    code = f"import sys, convcvx.cli.training, convcvx.cli.stacking; {probe}"
     code += f"; import convcvx.report; {probe}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["[]", "['matplotlib']"]  # the second is the negative control
@@ -416,8 +416,10 @@ QUICK = {
     "--help": 0,
     "--version": 0,
     "data": 0,
-    "train --help": 0,
-    "stack --help": 0,
+    "runs": 2,
+    f"runs {DIGITS.parent}": 0,
+    f"runs {DIGITS} --json": 0,
+    **{f"{name} --help": 0 for name in COMMANDS},
     "train --kernel-size 0": 2,
     "train --kernel-size 3x": 2,
     "train --solver simplex": 2,
@@ -428,6 +430,9 @@ QUICK = {
     "train --bogus 3": 2,
     "stack --stages 0": 2,
     "stack --kernel-size 3,4,5": 2,
+    "compare nowhere": 2,
+    f"compare {DIGITS} --epochs 0": 2,
+    "report nowhere": 2,
     "trian": 2,
 }
 """Commands that need no torch, and how they end."""
@@ -443,6 +448,10 @@ for command, status in {QUICK}.items():
     done = CliRunner().invoke(app, command.split())
     assert done.exit_code == status, (command, done.output)
     assert not {{"torch", "numba", "scipy"}} & sys.modules.keys(), command
+for name in {[*COMMANDS]}:
+    words = {{"COMP_WORDS": f"convcvx {{name}} --", "COMP_CWORD": "2", "_CONVCVX_COMPLETE": "complete_bash"}}
+    assert "--json" in CliRunner().invoke(app, env=words, prog_name="convcvx").output, name
+    assert "torch" not in sys.modules, name
 assert CliRunner().invoke(app, ["train", "--pool", "nothing"]).exit_code == 2
 print("torch" in sys.modules)
 """

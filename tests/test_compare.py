@@ -16,7 +16,7 @@ from helpers.commands import DIGITS, answer, cli
 
 from convcvx.budget import Deadline
 from convcvx.cli.compare import _reaches
-from convcvx.comparison import CompareConfig, compare_job, late_fall, reached
+from convcvx.comparison import compare_job, late_fall, reached
 from convcvx.display.words import convergence
 from convcvx.errors import InputError, RunError
 from convcvx.network.two_layer import two_layer_cnn
@@ -24,6 +24,7 @@ from convcvx.report import write_report
 from convcvx.training.jobs import certify_job
 from convcvx.training.resolve import with_run_settings
 from convcvx.training.run import Run
+from convcvx.training.twin import CompareConfig
 
 
 @pytest.fixture(scope="module")

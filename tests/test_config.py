@@ -6,6 +6,7 @@ import pytest
 from helpers.commands import NO_SEARCH, Quiet, answer, cli, refused
 
 from convcvx.activations import RELU
+from convcvx.baseline import OPTIMIZERS
 from convcvx.errors import InputError, RunError
 from convcvx.oracles import FAMILIES, ORACLES
 from convcvx.responses.team import Team
@@ -240,3 +241,4 @@ def test_names_are_those_of_the_tables():
     assert tuple(SOLVERS) == names.SOLVERS
     assert tuple(ORACLES) == names.ORACLES
     assert tuple(FAMILIES) == names.FAMILIES
+    assert tuple(OPTIMIZERS) == names.OPTIMIZERS

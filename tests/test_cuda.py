@@ -31,8 +31,9 @@ from convcvx.solvers.slide.coordinates import balanced_gradients
 from convcvx.solvers.slide.descent import descend
 from convcvx.solvers.slide.joint import slide_lbfgs
 from convcvx.stack.features import fit_link, stream_features
-from convcvx.stack.jobs import StackRun, stack_job
+from convcvx.stack.jobs import stack_job
 from convcvx.stack.options import StackConfig
+from convcvx.stack.run import StackRun
 from convcvx.training.plan import build_problem, solve_problem
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from convcvx.oracles.scope import Scope
 from convcvx.oracles.table import ORACLES
 from convcvx.solvers.table import SOLVERS
+from convcvx.terms.scope import Scope
 from convcvx.terms.status import SHORT, Status
 
 DOCS = Path(__file__).parents[1] / "docs"

@@ -99,7 +99,7 @@ def test_the_command_exports_runs_and_stacks(tmp_path, monkeypatch):
         assert (result["file"], result["status"]) == (str(folder / "model.pt2"), "done")
         assert result["difference"] < 1e-6
     for difference, agree in ((0.0, "exactly"), (2e-7, "to 2.0e-07")):
-        monkeypatch.setattr("convcvx.cli.export.write", lambda *_, found=difference: found)
+        monkeypatch.setattr("convcvx.network.export.export", lambda *_, found=difference: found)
         assert f"whose scores agree {agree}\n" in cli("export --to torch", run).stdout
     images = torch.rand(4, 1, 8, 8)
     torch.testing.assert_close(FORMATS["torch"].run(str(run / "model.pt2"), images), two_layer_cnn(run)(images))

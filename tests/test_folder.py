@@ -23,7 +23,7 @@ from convcvx.data.datasets import Dataset
 from convcvx.data.images import StreamedImages
 from convcvx.errors import DataError, RunError
 from convcvx.network.export import export
-from convcvx.stack.jobs import StackRun
+from convcvx.stack.run import StackRun
 from convcvx.storage.lock import locked
 from convcvx.storage.places import Contents, Places
 from convcvx.training.options import TrainConfig

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 
 from convcvx.errors import RunError
 from convcvx.network.two_layer import read_weights, two_layer_cnn
-from convcvx.stack.jobs import StackRun
 from convcvx.stack.network import stacked_cnn
+from convcvx.stack.run import StackRun
 from convcvx.storage.reading import form_fault, open_tensors
 from convcvx.training.run import Run
 

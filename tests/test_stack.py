@@ -15,19 +15,21 @@ from helpers.commands import Quiet, answer, cli, invoke
 from helpers.problems import NO_TIME
 
 from convcvx import certify
-from convcvx.comparison import CompareConfig, compare_job
+from convcvx.comparison import compare_job
 from convcvx.data.datasets import load, split
 from convcvx.errors import InputError, RunError
 from convcvx.network.architecture import Architecture
 from convcvx.network.two_layer import TwoLayerCNN, two_layer_cnn
 from convcvx.report import write_report, write_stack_report
 from convcvx.stack.features import feature_shape, fit_link, stream_features
-from convcvx.stack.jobs import StackRun, stack_job, stage_data
+from convcvx.stack.jobs import stack_job, stage_data
 from convcvx.stack.network import StackedCNN, stacked_cnn
 from convcvx.stack.options import StackConfig, stack_left_open
+from convcvx.stack.run import StackRun
 from convcvx.training.jobs import certify_job
 from convcvx.training.resolve import with_run_settings
 from convcvx.training.run import Run
+from convcvx.training.twin import CompareConfig
 
 OPTIONS = {
     "data": "digits",

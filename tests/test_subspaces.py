@@ -22,7 +22,6 @@ from convcvx.certificate import certify_parameters
 from convcvx.errors import ConvergenceWarning, InputError
 from convcvx.oracles import BranchAndBoundOracle, ExactOracle, LocalOracle, Oracle, OracleResult, PolynomialOracle
 from convcvx.oracles._patch_rows import PatchRows
-from convcvx.oracles.scope import Scope
 from convcvx.oracles.table import pick_oracle
 from convcvx.patches import PatchEmbedding, PatchSpec
 from convcvx.problem import Problem
@@ -32,6 +31,7 @@ from convcvx.solvers.master.table import solve_master
 from convcvx.solvers.slide.descent import descend
 from convcvx.solvers.slide.joint import slide
 from convcvx.solvers.table import pick_solver
+from convcvx.terms.scope import Scope
 from convcvx.training.options import TrainConfig
 from convcvx.training.plan import build_problem
 

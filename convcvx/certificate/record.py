@@ -12,8 +12,8 @@ from convcvx.display.words import bounds, claims, restriction, rows, told
 from convcvx.errors import InputError
 from convcvx.oracles.contradiction import contradiction
 from convcvx.oracles.lengths import NAME as LENGTHS
-from convcvx.oracles.scope import Scope
 from convcvx.problem import relative_gap
+from convcvx.terms.scope import Scope
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,5 +1,6 @@
 """The command line: `convcvx train`, `certify`, `stack`, `compare`, `report`, `export`, `runs` and `data`, one module
-each, which is imported when its command is called: most of them need torch, which takes seconds.
+each, which is imported when its command is called. torch, which takes seconds, they import where they compute: lists,
+help, completion and refusals do without.
 
 With --json, standard output carries one JSON object and nothing else; human text goes to standard error. `ending`
 says how commands end.

@@ -6,25 +6,23 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from convcvx.budget import Deadline
-from convcvx.certificate import Certificate
 from convcvx.cli import flags as f
 from convcvx.cli.ending import finish, guard, open_console
 from convcvx.cli.output import explain_short, print_summary
 from convcvx.errors import InputError, RunError
 from convcvx.machine.watch import Waiting
-from convcvx.network.foreign import check_weights_file
-from convcvx.patches import PatchEmbedding
-from convcvx.stack.jobs import stage_data
-from convcvx.training.jobs import certify_job
 from convcvx.training.options import FAMILY_ORACLE, TrainConfig
 from convcvx.training.panels.model import EVERY
-from convcvx.training.resolve import load_data, run_data, with_run_settings
 from convcvx.training.run import Run
+
+if TYPE_CHECKING:
+    from convcvx.certificate import Certificate
+    from convcvx.patches import PatchEmbedding
 
 Network = Annotated[
     Path,
@@ -80,6 +78,11 @@ def certify(
         for name in ("network", "like"):
             given.pop(name, None)
         run = _source_run(network, like)
+        from convcvx.network.foreign import check_weights_file  # torch: --help does not wait for it
+        from convcvx.stack.jobs import stage_data
+        from convcvx.training.jobs import certify_job
+        from convcvx.training.resolve import load_data, run_data, with_run_settings
+
         own = TrainConfig() if run is None else with_run_settings(run)
         if given.get("oracle", FAMILY_ORACLE) not in ("auto", FAMILY_ORACLE):  # which looks at all filters
             own = replace(own, filters=EVERY)

@@ -1,4 +1,4 @@
-"""`convcvx compare`."""
+"""`convcvx compare`; what trains is imported when it is called, as it needs torch."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from rich.table import Table
 
 from convcvx.cli import flags as f
 from convcvx.cli.ending import finish, guard, open_console, percent
-from convcvx.comparison import CompareConfig, compare_job
 from convcvx.display.words import convergence, counted
 from convcvx.machine.watch import Waiting
 from convcvx.training.run import Run
+from convcvx.training.twin import CompareConfig
 
 Folder = Annotated[Path, typer.Argument(help="A finished run folder.", metavar="RUN")]
 
@@ -36,8 +36,13 @@ def compare(run: Folder, *, json_output: f.Json = False, quiet: f.Quiet = False,
     """
     console = open_console(json_output, quiet)
     with guard(json_output):
+        config = CompareConfig(**options)
+        config.check()
+        source = Run.open(run)
+        from convcvx.comparison import compare_job  # torch: a refusal does not wait for it
+
         with Waiting(console):
-            result = compare_job(Run.open(run), CompareConfig(**options))
+            result = compare_job(source, config)
         _print_table(console, result)
         finish(result, json_output)
 

@@ -10,12 +10,7 @@ import typer
 from convcvx.cli import flags as f
 from convcvx.cli.ending import finish, guard, open_console
 from convcvx.errors import check_choice
-from convcvx.network.export import FORMATS
-from convcvx.network.export import export as write
-from convcvx.network.preprocess import ImageTransform
-from convcvx.network.two_layer import two_layer_cnn
-from convcvx.stack.jobs import StackRun
-from convcvx.stack.network import stacked_cnn
+from convcvx.stack.run import StackRun
 from convcvx.training.run import Run
 
 Folder = Annotated[Path, typer.Argument(help="The folder of a finished run or stack.", metavar="RUN")]
@@ -39,9 +34,14 @@ def export(run: Folder, to: To = "onnx", json_output: f.Json = False, quiet: f.Q
     """
     console = open_console(json_output, quiet)
     with guard(json_output):
-        path = run / f"model{FORMATS[check_choice('to', to, FORMATS)].suffix}"
+        from convcvx.network import export as exports  # torch: --help does not wait for it
+        from convcvx.network.preprocess import ImageTransform
+        from convcvx.network.two_layer import two_layer_cnn
+        from convcvx.stack.network import stacked_cnn
+
+        path = run / f"model{exports.FORMATS[check_choice('to', to, exports.FORMATS)].suffix}"
         network = stacked_cnn(run) if StackRun(run).begun else two_layer_cnn(Run.open(run).model_file)
-        difference = write(network, network.image_shape, path, to)
+        difference = exports.export(network, network.image_shape, path, to)
         taken = ImageTransform(network.image_shape).description
         agree = f"to {difference:.1e}" if difference else "exactly"
         console.print(f"wrote {path}, whose scores agree {agree}\nit takes {taken}")

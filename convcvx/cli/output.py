@@ -10,7 +10,7 @@ from rich.console import Console
 
 from convcvx.cli.ending import percent
 from convcvx.display.words import beside_stored, told, why_empty
-from convcvx.oracles.scope import Scope
+from convcvx.terms.scope import Scope
 from convcvx.terms.status import SHORT, Status
 
 VAGUE = 0.5

@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from convcvx.cli import flags as f
 from convcvx.cli.ending import finish, guard, open_console
-from convcvx.stack.jobs import StackRun
+from convcvx.stack.run import StackRun
 from convcvx.training.panels.data import MOVED
 from convcvx.training.run import Run
 
@@ -25,11 +25,11 @@ def report(run: Folder, data_dir: DataDir = None, json_output: f.Json = False, q
 
       convcvx report checkpoints/demo
     """
-    from convcvx.report import write_report, write_stack_report  # matplotlib: other commands do not wait for it
-
     console = open_console(json_output, quiet)
     with guard(json_output):
-        stacked = StackRun(run).begun
-        path = write_stack_report(StackRun(run), data_dir) if stacked else write_report(Run.open(run), data_dir)
+        source = StackRun(run) if StackRun(run).begun else Run.open(run)
+        from convcvx.report import write_report, write_stack_report  # torch, matplotlib: a refusal waits for neither
+
+        path = write_stack_report(source, data_dir) if isinstance(source, StackRun) else write_report(source, data_dir)
         console.print(f"wrote {path}")
         finish({"report": str(path), "status": "done"}, json_output)

@@ -11,9 +11,9 @@ from rich.table import Table
 from convcvx.cli import flags as f
 from convcvx.cli.ending import finish, guard, open_console, percent
 from convcvx.errors import RunError, shown
-from convcvx.oracles.scope import Scope
-from convcvx.stack.jobs import StackRun
+from convcvx.stack.run import StackRun
 from convcvx.storage.reading import user_path
+from convcvx.terms.scope import Scope
 from convcvx.training.run import Run
 
 Folder = Annotated[Path, typer.Argument(help="A folder of run folders, or one of these.", metavar="[FOLDER]")]

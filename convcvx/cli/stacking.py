@@ -13,13 +13,14 @@ from convcvx.cli.output import cost, explain_short
 from convcvx.display.words import counted
 from convcvx.machine.watch import Waiting
 from convcvx.responses.team import Team
-from convcvx.stack.jobs import StackRun, stack_job
+from convcvx.stack.jobs import stack_job
 from convcvx.stack.options import (
     StackConfig,
     fitting_stack,
     settings_of,
     stack_left_open,
 )
+from convcvx.stack.run import StackRun
 from convcvx.training.origin import Origin
 from convcvx.training.presets import in_flags
 from convcvx.training.progress import Progress

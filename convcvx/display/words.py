@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from convcvx.oracles.scope import Scope
+from convcvx.terms.scope import Scope
 
 SLACK = 1e-9
 """Relative: what a printed share is raised by before it is rounded up, more than any rounding of its arithmetic."""

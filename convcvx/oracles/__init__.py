@@ -11,9 +11,9 @@ from convcvx.oracles.local import LocalOracle
 from convcvx.oracles.polynomial import PolynomialOracle
 from convcvx.oracles.remainder import RemainderOracle
 from convcvx.oracles.sampled import SampledOracle
-from convcvx.oracles.scope import Scope
 from convcvx.oracles.spectral import SpectralOracle
 from convcvx.oracles.table import ORACLES, get_oracle, pick_oracle
+from convcvx.terms.scope import Scope
 
 __all__ = [
     "FAMILIES",

@@ -18,9 +18,9 @@ from torch import Tensor
 from convcvx.budget import OutOfTime
 from convcvx.machine.threads import one_core_blas
 from convcvx.oracles._patch_rows import PatchRows
-from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
 from convcvx.rounding import largest
+from convcvx.terms.scope import Scope
 
 PROVING_SECONDS = 120.0
 """Time limit of a search whose bound goes on getting better for hours; the best one proved by then is used."""

@@ -19,8 +19,8 @@ from convcvx.oracles.lengths import bound_by_lengths
 from convcvx.oracles.lifted import widths
 from convcvx.oracles.polynomial import WIDEST, PolynomialOracle, affordable_degree
 from convcvx.oracles.relaxed import relaxed_point
-from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
+from convcvx.terms.scope import Scope
 
 FEATURE_BYTES = 1 << 30
 """Bytes of features that choosing a dual point may keep; beyond it the points at hand have to do."""

@@ -86,8 +86,8 @@ from convcvx.oracles.base import Oracle, OracleResult, Wanted
 from convcvx.oracles.charged_rows import ChargedRows
 from convcvx.oracles.local import LocalOracle
 from convcvx.oracles.needs import Need
-from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
+from convcvx.terms.scope import Scope
 
 FIRST_LOOK = LocalOracle(n_climbers=8, n_steps=4, n_batches=1)
 """What finds filters where there is no time for a search: a few passes."""

@@ -15,9 +15,9 @@ from convcvx.oracles._division import Division
 from convcvx.oracles._patch_rows import ROUND_UP, PatchRows, n_sides
 from convcvx.oracles.base import OracleResult
 from convcvx.oracles.needs import DEGREE_ONE, ROWS_IN_BUNDLES, ROWS_IN_MEMORY, require
-from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
 from convcvx.rounding import SMALLEST_NORMAL, TINY, UNIT, largest
+from convcvx.terms.scope import Scope
 
 OWN_BYTES = 1 << 30
 """Bytes up to which rows have charges of their own, equal rows being merged, where they may do without."""

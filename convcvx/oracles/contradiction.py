@@ -8,8 +8,8 @@ from torch import Tensor
 from convcvx.errors import RunError
 from convcvx.oracles.base import Oracle
 from convcvx.oracles.family import FamilyOracle
-from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
+from convcvx.terms.scope import Scope
 
 CONTRADICTION = 1e-9
 """Share of the objective by which a proved bound above it is no rounding."""

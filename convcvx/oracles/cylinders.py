@@ -53,9 +53,9 @@ from convcvx.oracles.branch_and_bound import FIRST_LOOK
 from convcvx.oracles.charged_rows import ChargedRows
 from convcvx.oracles.needs import Need
 from convcvx.oracles.polynomial import WIDEST, PolynomialOracle
-from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
 from convcvx.rounding import UNIT, largest
+from convcvx.terms.scope import Scope
 
 DIVIDED = 3
 """Principal directions that are divided: more leave a shorter tail, and cost exponentially more."""

@@ -25,10 +25,10 @@ from convcvx.oracles._patch_rows import ROUND_UP
 from convcvx.oracles.base import Oracle, OracleResult, Wanted
 from convcvx.oracles.charged_rows import at_scale_one, raised
 from convcvx.oracles.metric import Metric
-from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
 from convcvx.responses.passes import Responses
 from convcvx.rounding import SAFE, SMALLEST_NORMAL, UNIT, largest
+from convcvx.terms.scope import Scope
 
 BLOCK = 1024
 """Filters scanned at once: their correlations take a few MB, and a pass over the images is worth its calls."""

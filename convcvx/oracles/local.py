@@ -27,9 +27,9 @@ from convcvx.machine.watch import watched
 from convcvx.oracles._convex_steps import climb
 from convcvx.oracles.base import Oracle, OracleResult, Wanted
 from convcvx.oracles.metric import Metric, norms, unit
-from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
 from convcvx.responses.few import FewRows
+from convcvx.terms.scope import Scope
 
 DISTINCT = 0.999
 """Cosine above which two filters count as the same local maximum."""

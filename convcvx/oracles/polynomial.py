@@ -38,9 +38,9 @@ from convcvx.oracles.base import Oracle, OracleResult, Wanted
 from convcvx.oracles.charged_rows import at_scale_one, raised
 from convcvx.oracles.forms import put_together, rounded_by
 from convcvx.oracles.lifted import lifted, widths
-from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
 from convcvx.rounding import SAFE, UNIT, largest, top_eigenvalue
+from convcvx.terms.scope import Scope
 
 STEPS = 30
 """Steps towards the best λ at most; each costs n·P·c² products, and leaves a valid bound."""

@@ -39,11 +39,11 @@ from convcvx.oracles.base import PROVING_SECONDS, Oracle, OracleResult, Wanted
 from convcvx.oracles.branch_and_bound import BranchAndBoundOracle
 from convcvx.oracles.charged_rows import at_scale_one, raised
 from convcvx.oracles.needs import ROWS_IN_MEMORY, Need
-from convcvx.oracles.scope import Scope
 from convcvx.patches import Moments
 from convcvx.problem import Problem
 from convcvx.responses.passes import Responses
 from convcvx.rounding import SAFE, UNIT, largest, top_eigenvalue
+from convcvx.terms.scope import Scope
 
 CHUNK_BYTES = 32 << 20
 """Bytes of rows in flight."""

@@ -26,11 +26,11 @@ from convcvx.oracles.charged_rows import at_scale_one, raised
 from convcvx.oracles.metric import Metric
 from convcvx.oracles.needs import DEGREE_ONE, require
 from convcvx.oracles.pattern_cones import PatternCones
-from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
 from convcvx.responses.gated import GatedResponses, sample_gates
 from convcvx.rounding import UNIT, largest
 from convcvx.terms.names import N_GATES
+from convcvx.terms.scope import Scope
 
 CLIMBS = 3
 """Alternations between filter and output direction where the maximum over a cone is not convex."""

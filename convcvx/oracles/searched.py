@@ -20,9 +20,9 @@ from convcvx.oracles.local import LocalOracle
 from convcvx.oracles.polynomial import PolynomialOracle
 from convcvx.oracles.remainder import RemainderOracle
 from convcvx.oracles.sampled import SampledOracle
-from convcvx.oracles.scope import Scope
 from convcvx.oracles.table import get_oracle, meets
 from convcvx.problem import Problem
+from convcvx.terms.scope import Scope
 
 HALF = 0.5
 """Share of the time left for the network's own dual point, where there is another one to try."""

@@ -27,8 +27,8 @@ from convcvx.oracles.base import Oracle, OracleResult, Wanted
 from convcvx.oracles.forms import forms
 from convcvx.oracles.needs import AVERAGES, ONE_MATRIX, require
 from convcvx.oracles.polynomial import PolynomialOracle
-from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
+from convcvx.terms.scope import Scope
 
 
 @dataclass(frozen=True)

@@ -29,10 +29,10 @@ from convcvx.oracles._support import arcs, changes
 from convcvx.oracles.base import OracleResult
 from convcvx.oracles.charged_rows import at_scale_one, raised
 from convcvx.oracles.needs import AVERAGES_OR_PLANE, require
-from convcvx.oracles.scope import Scope
 from convcvx.patches import Moments
 from convcvx.problem import Problem
 from convcvx.rounding import SAFE, TINY, UNIT, largest
+from convcvx.terms.scope import Scope
 
 CHUNK = 256
 """Images whose patches are gathered at once."""

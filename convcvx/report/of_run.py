@@ -20,7 +20,6 @@ from convcvx.display.words import (
     told,
 )
 from convcvx.network.two_layer import TwoLayerCNN, two_layer_cnn
-from convcvx.oracles.scope import Scope
 from convcvx.report.evidence import MOST_CLASSES, Evidence, seen_or_why
 from convcvx.report.filters import filter_cards
 from convcvx.report.page import (
@@ -34,6 +33,7 @@ from convcvx.report.page import (
     result_rows,
 )
 from convcvx.stack.jobs import stage_data
+from convcvx.terms.scope import Scope
 from convcvx.training.options import TrainConfig
 from convcvx.training.resolve import Data, found_in, run_data
 from convcvx.training.run import FILES, Run

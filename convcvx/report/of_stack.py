@@ -14,8 +14,8 @@ from convcvx.report.evidence import Evidence, seen_or_why
 from convcvx.report.filters import filter_cards
 from convcvx.report.of_run import curves, evidence_parts, names_of, ranks, scores
 from convcvx.report.page import Table, files, option_rows, provenance, render, result_rows
-from convcvx.stack.jobs import StackRun
 from convcvx.stack.network import StackedCNN, stacked_cnn
+from convcvx.stack.run import StackRun
 from convcvx.training.resolve import found_in, run_data
 from convcvx.training.run import FILES
 

@@ -45,7 +45,6 @@ from convcvx.errors import InputError
 from convcvx.oracles.base import Oracle
 from convcvx.oracles.contradiction import check_proof
 from convcvx.oracles.needs import AVERAGES, ONE_PATCH, ONE_SPACE, RECTIFIED_OR_LINEAR, SQUARED_LOSS, Need, require
-from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem, relative_gap
 from convcvx.responses.gated import embedded_rows
 from convcvx.rounding import UNIT
@@ -54,6 +53,7 @@ from convcvx.solvers.loop import Level, Look, Solver
 from convcvx.solvers.master.table import solve_master
 from convcvx.solvers.rounds import predicted, record_of
 from convcvx.solvers.spike_free import EXACT, centred, roots, spike_free
+from convcvx.terms.scope import Scope
 from convcvx.terms.status import Status
 
 ROUNDING = 1e-10

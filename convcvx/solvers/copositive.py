@@ -20,7 +20,6 @@ from convcvx.oracles.base import Oracle, OracleResult
 from convcvx.oracles.contradiction import check_proof
 from convcvx.oracles.copositive import CopositiveOracle
 from convcvx.oracles.needs import AVERAGES, CONIC_LOSS, ONE_SPACE, RECTIFIED, Need
-from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
 from convcvx.solution import Solution
 from convcvx.solvers.loop import Level, Look, Solver
@@ -29,6 +28,7 @@ from convcvx.solvers.programs.cones import Cones
 from convcvx.solvers.rounds import predicted, record_of
 from convcvx.solvers.slide.joint import slide
 from convcvx.solvers.sparsify import sparsify
+from convcvx.terms.scope import Scope
 from convcvx.terms.status import Status
 
 if TYPE_CHECKING:

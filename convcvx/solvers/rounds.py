@@ -15,10 +15,10 @@ from convcvx.oracles.base import Oracle, OracleResult
 from convcvx.oracles.contradiction import binds, check_proof
 from convcvx.oracles.local import DISTINCT, LocalOracle
 from convcvx.oracles.metric import Metric
-from convcvx.oracles.scope import Scope
 from convcvx.oracles.searched import target_of
 from convcvx.problem import Problem, relative_gap
 from convcvx.solution import Round, Solution
+from convcvx.terms.scope import Scope
 
 CONFIRMATIONS = 2
 """Persistent searches before a gap that a heuristic oracle shows is believed: what one finds depends on the

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from convcvx.budget import Budget, OutOfTime
 from convcvx.oracles.base import Oracle
-from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem, relative_gap
 from convcvx.responses.passes import Responses
 from convcvx.solution import Round, Solution
@@ -27,6 +26,7 @@ from convcvx.solvers.loop import Level, Look, Solver
 from convcvx.solvers.master.table import solve_master
 from convcvx.solvers.rounds import consult, predicted
 from convcvx.solvers.slide.joint import slide
+from convcvx.terms.scope import Scope
 from convcvx.terms.status import Status
 
 

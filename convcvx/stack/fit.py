@@ -15,7 +15,7 @@ from convcvx.data.given import given_dataset
 from convcvx.display.words import counted, label, rows, text
 from convcvx.network.pretrained import save_pretrained
 from convcvx.solution import Callback
-from convcvx.stack.jobs import StackRun, stack_job
+from convcvx.stack.jobs import stack_job
 from convcvx.stack.network import StackedCNN, stacked_cnn
 from convcvx.stack.options import (
     STAGE_OPTIONS,
@@ -27,6 +27,7 @@ from convcvx.stack.options import (
     settings_of,
     stack_left_open,
 )
+from convcvx.stack.run import StackRun
 from convcvx.training.card import model_card
 from convcvx.training.entry import Told, announce, limited
 from convcvx.training.fit import Fit, load_fit

@@ -7,13 +7,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
-
-from safetensors.torch import save
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from convcvx.errors import RunError
 from convcvx.storage.reading import json_text, read_json, read_tensors, user_path
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Files:
@@ -50,6 +50,8 @@ class Files:
         return read_json(self.folder / name, form)
 
     def _write_tensors(self, name: str, tensors: dict[str, Tensor], description: dict[str, Any]) -> None:
+        from safetensors.torch import save  # torch: who only lists folders does not wait for it
+
         contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
         self._write(name, save(contiguous, {"convcvx": json.dumps(description)}))
 

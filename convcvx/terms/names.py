@@ -27,6 +27,10 @@ BALANCED = "balanced"
 """The class weights by which all classes count alike."""
 N_GATES = 100
 """Activation patterns that are sampled where nobody says how many."""
+OPTIMIZERS = ("sgd", "adam")
+"""The keys of `convcvx.baseline.OPTIMIZERS`: by what a twin is trained."""
+TWIN_BATCH = 64
+"""Images in a step of the optimiser of a twin where nobody says how many: what is common."""
 LOSS_WORDS = (
     "squared, cross-entropy, bce or squared-hinge (classes, or several labels an image), huber:DELTA (1 by default)"
 )

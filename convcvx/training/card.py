@@ -9,7 +9,7 @@ from typing import Any
 from convcvx.display.words import SETS, of_optimum, told
 from convcvx.losses.targets import LABELLED
 from convcvx.network.preprocess import ImageTransform
-from convcvx.oracles.scope import Scope
+from convcvx.terms.scope import Scope
 
 
 def model_card(kind: str, network: Any, metrics: dict[str, Any], stages: list[dict[str, Any]], options: str) -> str:

@@ -18,7 +18,6 @@ from convcvx.data.augment import VERSIONS
 from convcvx.display.words import held_out_scores
 from convcvx.errors import InputError
 from convcvx.machine.memory import check_memory
-from convcvx.oracles.scope import Scope
 from convcvx.problem import Problem
 from convcvx.responses.mirror import MirrorPairs
 from convcvx.solution import Solution
@@ -26,6 +25,7 @@ from convcvx.solvers.dictionary.filters import dictionary
 from convcvx.solvers.dictionary.path import DictionaryFit, Score, by_error, by_loss, fit_dictionary, held_out
 from convcvx.solvers.rounds import record_of
 from convcvx.solvers.slide.descent import State, descend
+from convcvx.terms.scope import Scope
 from convcvx.terms.status import Status
 from convcvx.training.journal import Descent, Journal
 from convcvx.training.options import TrainConfig

@@ -14,8 +14,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import torch
-
 from convcvx.errors import InputError, RunError
 from convcvx.storage.files import Files, explained, sync
 from convcvx.storage.places import RESULT, Contents, Places
@@ -268,6 +266,7 @@ class Folder(Files):
 
 def environment() -> dict[str, Any]:
     """Versions, machine and command, for whoever reads the run later."""
+    import torch  # here: who only lists folders does not wait for it
 
     def version_of(package: str) -> str | None:
         try:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from convcvx.patches import PatchEmbedding
-from convcvx.solution import Solution
-from convcvx.solvers.slide.descent import State
+if TYPE_CHECKING:  # torch: who only lists run folders does not wait for it
+    from convcvx.patches import PatchEmbedding
+    from convcvx.solution import Solution
+    from convcvx.solvers.slide.descent import State
 
-Descent = tuple[Solution, float, State]
+Descent: TypeAlias = "tuple[Solution, float, State]"
 """The optimum over a dictionary, its β, and where the descent of its filters is."""
 
 

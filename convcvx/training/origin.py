@@ -6,14 +6,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from convcvx.data.datasets import Dataset
-from convcvx.data.fingerprint import fingerprint, spread
-from convcvx.data.images import StreamedImages
 from convcvx.data.sources import is_path
 from convcvx.errors import DataError, RunError
 from convcvx.training.options import TrainConfig
+
+if TYPE_CHECKING:
+    from convcvx.data.datasets import Dataset
 
 PARTS = ("train", "test", "validation")
 """The sets of a run, in their order."""
@@ -94,6 +94,9 @@ def _is_record(value: Any) -> bool:
 
 
 def _fingerprint(dataset: Dataset) -> dict[str, Any]:
+    from convcvx.data.fingerprint import fingerprint, spread  # torch: who only lists folders does not wait for it
+    from convcvx.data.images import StreamedImages
+
     images = dataset.images
     looked_at = images[spread(len(images), STREAMED_IMAGES)] if isinstance(images, StreamedImages) else images
     weights = [] if dataset.weights is None else [dataset.weights]

@@ -14,8 +14,8 @@ from rich.console import Console
 
 from convcvx.display.words import short
 from convcvx.machine.watch import Waiting
-from convcvx.oracles.scope import Scope
 from convcvx.solution import Round, Solution
+from convcvx.terms.scope import Scope
 from convcvx.terms.status import Status
 
 ESTIMATED = "~"

@@ -1,4 +1,7 @@
-"""A run folder: everything a training run leaves behind, `FILES`."""
+"""A run folder: everything a training run leaves behind, `FILES`.
+
+What holds tensors is imported where it is read or written: `convcvx runs` does not wait for torch.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,21 @@ import math
 import shlex
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from convcvx.baseline import OPTIMIZERS
-from convcvx.certificate import Certificate
 from convcvx.errors import InputError, RunError
-from convcvx.network.two_layer import TwoLayerCNN
-from convcvx.patches import PatchEmbedding, PatchSpec
-from convcvx.solution import Solution
-from convcvx.solvers.slide.descent import State
 from convcvx.storage.places import RESULT, Contents
+from convcvx.terms.names import OPTIMIZERS
 from convcvx.training.folder import Folder
 from convcvx.training.journal import Checkpoint, Descent, Journal
 from convcvx.training.options import TrainConfig, check_unchanged, is_config
+
+if TYPE_CHECKING:
+    from convcvx.certificate import Certificate
+    from convcvx.network.two_layer import TwoLayerCNN
+    from convcvx.patches import PatchEmbedding
+    from convcvx.solution import Solution
+    from convcvx.solvers.slide.descent import State
 
 RECORD = {"objective": (float, None), "lower_bound": (float, None), "rel_gap": (float, None), "seconds": float}
 """What every record of a history has; what is infinite is null."""
@@ -176,6 +181,8 @@ class Run(Folder, Journal):
 
     def load_embedding(self) -> PatchEmbedding | None:
         """The saved embedding; None before it was fitted."""
+        from convcvx.patches import PatchEmbedding, PatchSpec
+
         if not (self.folder / "embedding.safetensors").exists():
             return None
         name, form = "embedding.safetensors", {"spec": {}, "channels": int, "patch_rank": int, "energy": float}
@@ -201,6 +208,8 @@ class Run(Folder, Journal):
 
     def load_state(self) -> Solution | None:
         """The last checkpoint; None before the first."""
+        from convcvx.solution import Solution
+
         if not (self.folder / "state.safetensors").exists():
             return None
         form = {"rounds": int, "status": str, "history": [RECORD]}
@@ -218,6 +227,8 @@ class Run(Folder, Journal):
 
     def load_descent(self) -> Descent | None:
         """What `save_descent` was given last; None without a descent under way."""
+        from convcvx.solution import Solution
+
         if not (self.folder / "descent.safetensors").exists():
             return None
         state, described = self._read_tensors("descent.safetensors", NETWORK, {"beta": float})
@@ -239,6 +250,8 @@ class Run(Folder, Journal):
     @property
     def certificate(self) -> Certificate:
         """The one that was saved, as it was."""
+        from convcvx.certificate import Certificate
+
         form = {**dict.fromkeys(("primal", "dual", "rel_gap", "beta"), float), "scope": str, "search": {}}
         try:
             return Certificate.from_dict(self._read_json("certificate.json", form))
