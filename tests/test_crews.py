@@ -17,6 +17,7 @@ import pytest
 from convcvx.responses.processes import RESUME_ADVICE
 
 CREW = Path(__file__).parent / "helpers" / "crew.py"
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 DICTIONARY = (
     "train --kernel-size 3 --padding 1 --pool 2 --dictionary 16 --dictionary-source kmeans --threshold 0.25 --flips "
@@ -133,6 +134,19 @@ def test_all_end_when_the_time_is_over(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [("--bogus 3", "No such option: --bogus"), ("--beta", "requires an argument"), ("--beta -1", "positive float")],
+)
+def test_one_process_of_two_says_what_is_bad(tmp_path, options, said):
+    """Whether click finds it or we do."""
+    command = [*TORCHRUN, "--nproc-per-node", "2", "-m", "convcvx.cli", "train", *options.split()]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=tmp_path, timeout=200)
+    assert done.returncode == 1  # torchrun's, whatever a process ends with
+    assert done.stderr.count(said) == 1, done.stderr
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_process_is_started_anew_and_goes_on(tmp_path, rank):
     out = tmp_path / "run"
@@ -140,10 +154,9 @@ def test_a_killed_process_is_started_anew_and_goes_on(tmp_path, rank):
     small.write_text(
         "from convcvx.cli import main\nfrom convcvx.responses import portions\nportions.SEGMENT = 20\nmain()"
     )
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
     sliding = f"{DICTIONARY} --limit 300 --slide 60 --out {out}".split()
     running = subprocess.Popen(
-        [*torchrun, "--nproc-per-node", "2", "--max-restarts", "1", str(small), *sliding],
+        [*TORCHRUN, "--nproc-per-node", "2", "--max-restarts", "1", str(small), *sliding],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

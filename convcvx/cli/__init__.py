@@ -18,6 +18,7 @@ from typer.main import get_command
 
 from convcvx import __version__
 from convcvx.cli.ending import check_place, guard, leave_at_once, open_console, say_warnings, write_any_text
+from convcvx.terms.launch import leads
 
 COMMANDS = {
     "train": "Train a two-layer convolutional network to the optimum of its objective.",
@@ -32,10 +33,14 @@ COMMANDS = {
     "data": "List the data sets that --data knows by name, where they lie, and what else it takes.",
 }
 """By name; the first line of the docstring of each command says the same, for `convcvx --help` imports none."""
+TOGETHER = ("train", "stack")
+"""Commands that the processes of torchrun work on together; any other each of them does alone."""
+HELP = ("-h", "--help")
+"""Flags that have any command say what it does, and end."""
 STYLE: dict[str, Any] = {
     "rich_markup_mode": "rich",  # the default of typer has changed, and with it what a bracket in a help text has to be
     "pretty_exceptions_enable": False,
-    "context_settings": {"help_option_names": ["-h", "--help"]},
+    "context_settings": {"help_option_names": list(HELP)},
 }
 
 
@@ -100,6 +105,19 @@ def _main(context: typer.Context, version: Version = False) -> None:
         open_console(json_output=False).print(START)
 
 
+def _follows(asked: list[str]) -> bool:
+    """Whether another process reads what is `asked`, and this one does as it says: see `leads`."""
+    return not leads() and asked[:1] in [[name] for name in TOGETHER] and set(HELP).isdisjoint(asked)
+
+
+def _follow() -> None:
+    """Serve the process that leads, to the end of this one: where that refuses what it reads, torchrun ends both."""
+    from convcvx.responses.team import Team  # torch
+
+    with Team.of_torchrun():
+        raise AssertionError("who follows ends where the team does")
+
+
 def main() -> None:
     """Entry point of the `convcvx` command."""
     asked = sys.argv[1:]
@@ -108,7 +126,7 @@ def main() -> None:
     try:
         try:
             with guard("--json" in asked):  # of what no command's own guard sees, such as a help text on a full disk
-                app()
+                _follow() if _follows(asked) else app()
         except typer.Exit as end:
             raise SystemExit(end.exit_code) from None
     except SystemExit as end:

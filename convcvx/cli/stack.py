@@ -9,7 +9,6 @@ import typer
 from convcvx.cli import flags as f
 from convcvx.cli.ending import guard
 from convcvx.stack.options import STAGE_OPTIONS, VALIDATION, StackShape, as_kept_by_stage, settings_of
-from convcvx.terms.launch import leads
 from convcvx.training.options import TrainConfig
 
 
@@ -35,12 +34,10 @@ def stack(context: typer.Context, **options: Any) -> None:
     """
     asked = f.Asked.of(options)
     with guard(asked.json_output):
-        given: dict[str, Any] = {}
-        if leads():
-            given = f.given_options(context, asked, as_kept_by_stage)
-            asked.check()
-            if not asked.resume:  # what a resumed one leaves out may be what the others need
-                settings_of(given)
+        given = f.given_options(context, asked, as_kept_by_stage)
+        asked.check()
+        if not asked.resume:  # what a resumed one leaves out may be what the others need
+            settings_of(given)
         from convcvx.cli.stacking import run_stacking  # torch: a refusal does not wait for it
 
         run_stacking(given, asked)

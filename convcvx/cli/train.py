@@ -8,7 +8,6 @@ import typer
 
 from convcvx.cli import flags as f
 from convcvx.cli.ending import guard
-from convcvx.terms.launch import leads
 from convcvx.training.options import TrainConfig
 
 
@@ -35,11 +34,9 @@ def train(context: typer.Context, **options: Any) -> None:
     """
     asked = f.Asked.of(options)
     with guard(asked.json_output):
-        given: dict[str, Any] = {}
-        if leads():
-            given = f.given_options(context, asked)
-            f.check_early(given, asked.resume)
-            asked.check()
+        given = f.given_options(context, asked)
+        f.check_early(given, asked.resume)
+        asked.check()
         from convcvx.cli.training import run_training  # torch: a refusal does not wait for it
 
         run_training(given, asked)
