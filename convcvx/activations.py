@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from convcvx.errors import InputError, shown
+from convcvx.terms.numbers import read_number
 
 LEAKY = "leaky-relu"
 """What stands before the slope of a leaky ReLU, and a colon."""
@@ -85,7 +86,7 @@ class Activation:
         if text in NAMED:
             return NAMED[text]
         if match := re.fullmatch(f"{LEAKY}(?::(.+))?", text):
-            slope = USUAL_SLOPE if match[1] is None else _number(match[1])
+            slope = USUAL_SLOPE if match[1] is None else _slope(match[1])
             if 0 < slope < 1:
                 return cls(slope)
         kinds = f"{', '.join(NAMED)} or {LEAKY}:SLOPE with a slope between 0 and 1, such as {LEAKY}:0.1"
@@ -167,9 +168,10 @@ def _roots(filters: Tensor) -> Tensor:
     return filters.norm(dim=1, keepdim=True).clamp_min(FAINTEST).sqrt()
 
 
-def _number(text: str) -> float:
+def _slope(text: str) -> float:
+    """What `text` says; NaN, which is none, for what is no number."""
     try:
-        return float(text)
+        return read_number(text)
     except ValueError:
         return math.nan
 

@@ -65,7 +65,7 @@ def check_positive(name: str, value: float, *, zero: bool = False, maximum: floa
     """Return `value` as a float; raise `InputError` unless it is finite, > 0 (>= 0 with `zero`) and <= `maximum`."""
     kind = "non-negative" if zero else "positive"
     try:
-        number = math.nan if isinstance(value, bool) else float(value)
+        number = math.nan if isinstance(value, bool | str) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number) or number < 0 or (number == 0 and not zero):

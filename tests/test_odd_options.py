@@ -14,6 +14,7 @@ import pytest
 from helpers.commands import DIGITS, invoke, refused
 from PIL import Image
 
+import convcvx
 from convcvx.errors import InputError
 from convcvx.pooling import Pooling
 from convcvx.storage.reading import json_text
@@ -85,13 +86,40 @@ def test_options_of_other_commands_are_checked_too(command, options, said):
     [
         (["--stages", "1000000"], "stages must be at most 100; got 1000000"),
         (["--channels", "1000000000"], "channels must be at most 100000"),
-        (["--downsample", "9" * 5000], "downsample must be ints, one value"),
+        (["--downsample", "9" * 5000], "downsample must be whole numbers, one value"),
         (["--beta-ratio", "nan"], "beta_ratio must be a positive float; got nan"),
         (["--dictionary", "100000000,none"], "dictionary must be at most 100000"),
     ],
 )
 def test_options_of_a_stack_are_checked_too(tmp_path, options, said):
     assert said in refused("stack", *options, "--out", tmp_path / "stack")
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "said"),
+    [
+        ("train", ["--limit", "1_0"], "must be a whole number; got '1_0'"),
+        ("train", ["--beta", "1_0"], "must be a number; got '1_0'"),
+        ("train", ["--beta", "\u0661"], "must be a number; got '\u0661'"),
+        ("train", ["--loss", "huber:1_0"], "huber:DELTA needs a number; got 'huber:1_0'"),
+        ("train", ["--activation", "leaky-relu:0.0_1"], "activation must be"),
+        ("train", ["--class-weight", "3=1_0"], "class_weight must be"),
+        ("train", ["--pool", "1_0"], "pool must be"),
+        ("train", ["--kernel-size", "1_0"], "kernel_size must be"),
+        ("stack", ["--rank", "1_0"], "rank must be whole numbers"),
+        ("stack", ["--beta-ratio", "0.0_1"], "beta_ratio must be numbers"),
+        ("stack", ["--channels", "1_0"], "channels must be whole numbers"),
+        ("compare", ["--epochs", "1_0"], "must be a whole number; got '1_0'"),
+    ],
+)
+def test_what_python_alone_takes_for_a_number_is_none(command, options, said):
+    assert said in refused(command, *([DIGITS] if command == "compare" else []), *options).replace("│ ", "")
+
+
+@pytest.mark.parametrize("beta", ["0.1", "1_0"])
+def test_a_text_is_no_number_in_python(beta):
+    with pytest.raises(InputError, match=f"beta must be a positive float; got '{beta}'"):
+        convcvx.solve(np.ones((4, 3)), [0, 1, 0, 1], beta)
 
 
 @pytest.mark.parametrize("command", ["train", "stack"])

@@ -286,7 +286,7 @@ def test_options_are_spread_over_the_stages():
     ("stages", "options", "said"),
     [
         (2, {"rank": "3,3,3"}, "rank must be one value, or 2 by commas"),
-        (2, {"rank": "many"}, "rank must be ints"),
+        (2, {"rank": "many"}, "rank must be whole numbers"),
         (2, {"whiten": "0.1"}, "whiten must be yes or no"),
         (2, {"slide": "1,1", "dictionary": "8,none"}, "slide 1 needs the filters of a dictionary"),
         (2, {"slide": "1,0", "dictionary": 8, "crops": "1"}, "crops 1 move the images that filters slide on"),

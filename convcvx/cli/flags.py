@@ -14,7 +14,8 @@ import typer
 from rich.markup import escape
 
 from convcvx.errors import InputError, one_line, shown
-from convcvx.storage.reading import check_file, user_path
+from convcvx.storage.reading import NAMES, check_file, user_path
+from convcvx.terms.numbers import read_number, read_whole
 from convcvx.training.option import NO_FLAG, STAGES, Declared, as_kept, check_options, options_of
 from convcvx.training.options import TrainConfig
 from convcvx.training.presets import PRESETS, preset_options
@@ -124,9 +125,30 @@ def flags_of(
     ]
 
 
+def _reader(read: Callable[[str], float], kind: type) -> Callable[[Any], float]:
+    """`read` as typer wants it, which asks it for defaults too, and says on its own to which flag an error belongs."""
+
+    def given(value: Any) -> Any:
+        try:
+            return read(value) if isinstance(value, str) else value
+        except ValueError:
+            raise typer.BadParameter(f"must be {NAMES[kind]}; got {shown(value)}") from None
+
+    return given
+
+
+_NUMBERS: dict[type, dict[str, Any]] = {
+    int: {"parser": _reader(read_whole, int), "metavar": "INTEGER"},
+    float: {"parser": _reader(read_number, float), "metavar": "FLOAT"},
+}
+"""How flags that are numbers are read, and what stands behind them in --help."""
+
+
 def _flag(declared: Declared, default: Any) -> Parameter:
     kind: Any = declared.kind | None if declared.optional else declared.kind
-    about = typer.Option(help=escape(declared.option.help), rich_help_panel=declared.option.panel)
+    about = typer.Option(
+        help=escape(declared.option.help), rich_help_panel=declared.option.panel, **_NUMBERS.get(declared.kind, {})
+    )
     return Parameter(declared.name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, about])
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from convcvx.data.arrays import as_array
 from convcvx.errors import ConvcvxError, InputError, check_positive, shown
 from convcvx.terms.names import BALANCED
+from convcvx.terms.numbers import read_number
 
 FAINTEST = 2.0**-100
 """Least positive weight, as a share of the largest: quotients of others would leave float32, and nobody means them."""
@@ -105,7 +106,7 @@ def _named(text: str) -> dict[str, float]:
     for part in text.split(","):
         name, equals, factor = (piece.strip() for piece in part.rpartition("="))
         try:
-            number = float(factor)
+            number = read_number(factor)
         except ValueError:
             equals = ""
         if not equals or not name:

@@ -9,6 +9,7 @@ from convcvx.losses.cross_entropy import CrossEntropy
 from convcvx.losses.huber import Huber
 from convcvx.losses.squared import Squared
 from convcvx.losses.squared_hinge import SquaredHinge
+from convcvx.terms.numbers import read_number
 
 LOSSES: dict[str, Loss] = {
     loss.name: loss for loss in (Squared(), CrossEntropy(), BinaryCrossEntropy(), Huber(), SquaredHinge())
@@ -19,7 +20,7 @@ def get_loss(name: str) -> Loss:
     """The loss called `name`; "huber:0.5" has a δ of its own."""
     if isinstance(name, str) and name.startswith("huber:"):
         try:
-            delta = float(name.removeprefix("huber:"))
+            delta = read_number(name.removeprefix("huber:"))
         except ValueError:
             raise InputError(f"loss huber:DELTA needs a number; got {shown(name)}") from None
         return Huber(check_positive("DELTA of loss huber", delta, maximum=1e30))

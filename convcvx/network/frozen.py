@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, NoReturn
 
 import numpy as np
@@ -13,9 +12,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from convcvx.errors import InputError
 from convcvx.losses.table import get_loss
 from convcvx.network.evaluate import predict
-
-WHOLE = re.compile(r"0|-?[1-9][0-9]{0,17}")
-"""A name that is a whole number of 64 bits, and no other once it is one: 007 would become 7."""
+from convcvx.terms.numbers import PLAIN
 
 
 class Frozen(BaseEstimator):
@@ -71,7 +68,7 @@ class FrozenClassifier(ClassifierMixin, Frozen):
         names = network.meta["classes"]
         if not names and network.meta["loss"] == "cross-entropy":  # of targets that were probabilities
             names = range(predict(network, torch.zeros(1, *network.image_shape)).shape[1])
-        whole = all(WHOLE.fullmatch(str(name)) for name in names)
+        whole = all(PLAIN.fullmatch(str(name)) for name in names)
         self.classes_ = np.array([int(name) for name in names]) if whole and names else np.array(names, str)
 
     def decision_function(self, X: Any) -> np.ndarray:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from convcvx.errors import InputError, check_choice, check_count, shown
+from convcvx.terms.numbers import read_number, read_whole
 from convcvx.training import meanings
 from convcvx.training.option import LARGEST_SIDE, MODEL, STAGES, as_kept, option, options_of, size_text
 from convcvx.training.options import BUDGETS, OPTIONS, TrainConfig, check_unchanged
@@ -32,7 +33,7 @@ def _yes(text: str) -> bool:
     return {"yes": True, "true": True, "no": False, "false": False}[text.lower()]
 
 
-READERS: dict[type, Callable[[str], Any]] = {str: str, int: int, float: float, bool: _yes}
+READERS: dict[type, Callable[[str], Any]] = {str: str, int: read_whole, float: read_number, bool: _yes}
 VARIED = {name: READERS[declared.kind] for name, declared in OPTIONS.items() if declared.option.per_stage is not None}
 """Options of `TrainConfig` that may differ from stage to stage, and how to read one value."""
 
@@ -147,13 +148,14 @@ class StackConfig:
         if any(stage.dictionary is not None for stage in stages):  # a stage without one has no β to tune
             stages = [replace(stage, tune=stage.tune if stage.dictionary else 0.0) for stage in stages]
         links = max(1, n_stages - 1)
+
+        def of_links(name: str, given: Any, most: int) -> tuple[int, ...]:
+            return tuple(check_count(name, k, maximum=most) for k in _spread(name, given, links, read_whole))
+
         return cls(
             tuple(stages),
-            tuple(check_count("channels", k, maximum=MOST_FILTERS) for k in _spread("channels", channels, links, int)),
-            tuple(
-                check_count("downsample", k, maximum=LARGEST_SIDE)
-                for k in _spread("downsample", downsample, links, int)
-            ),
+            of_links("channels", channels, MOST_FILTERS),
+            of_links("downsample", downsample, LARGEST_SIDE),
             heads,
         )
 
@@ -225,7 +227,7 @@ def _spread(name: str, given: Any, count: int, read: Callable[[str], Any]) -> li
     if len(texts) != count:
         raise InputError(f"{name} must be one value, or {count} by commas; got {shown(given)}")
     try:
-        return [None if text.lower() == "none" and read in (int, float) else read(text) for text in texts]
+        return [None if text.lower() == "none" and read in (read_whole, read_number) else read(text) for text in texts]
     except (KeyError, ValueError):
-        kind = "yes or no" if read is _yes else f"{read.__name__}s"
+        kind = "yes or no" if read is _yes else "numbers" if read is read_number else "whole numbers"
         raise InputError(f"{name} must be {kind}, one value or {count} by commas; got {shown(given)}") from None
