@@ -179,8 +179,14 @@ def test_a_csv_names_images_labels_sets_and_weights(tmp_path):
     assert (real.classes, real.targets.dtype) == ((), torch.float64)
 
 
-@pytest.mark.parametrize("names", [("1_0", "2_1"), ("nan", "inf"), ("\u0661", "\u0662"), ("1" * 5000, "2" * 30)])
-def test_names_that_python_reads_as_numbers_are_names_in_a_csv(tmp_path, names):
+ODD_NAMES = [
+    *[("1_0", "2_1"), ("nan", "inf"), ("\u0661", "\u0662"), ("1" * 5000, "2" * 30)],
+    *[("007", "12"), ("+1", "-1"), ("-0", "1")],
+]
+
+
+@pytest.mark.parametrize("names", ODD_NAMES)
+def test_names_that_python_reads_as_numbers_but_writes_otherwise_are_names_in_a_csv(tmp_path, names):
     Image.new("L", (4, 4)).save(tmp_path / "x.png")
     rows = [["x.png", names[k % 2]] for k in range(20)]
     train, _ = load(write_csv(tmp_path / "list.csv", [["path", "label"], *rows]))
@@ -194,7 +200,9 @@ def test_names_that_python_reads_as_numbers_are_names_in_a_csv(tmp_path, names):
         ([["path", "label"]], "lists no images"),
         ([["a", "b", "c"]], "must have the columns path and label; its first line is 'a,b,c'"),
         ([["path", "label"], ["none.png", "1"]], "none.png, which is no file: paths count from where the list lies"),
-        ([["path", "label"], ["x.png"]], "has 1 cells in line 2, the header 2"),
+        ([["path", "label"], ["x.png"]], "has 1 cells in line 2, the first line 2"),
+        ([["x.png", "1"], ["x.png"]], "has 1 cells in line 2, the first line 2"),
+        ([["x.png", "1"], [], ["x.png", ""]], "lacks a label or a weight in line 3"),
         ([["path", "label", "split"], ["x.png", "1", "holdout"]], "has the split 'holdout' in line 2: write train"),
         ([["path", "label", "split"], ["x.png", "1", "test"]], "has no training images: write train"),
         ([["path", "label"], ["x.png", ""]], "lacks a label or a weight in line 2"),
@@ -206,6 +214,7 @@ def test_names_that_python_reads_as_numbers_are_names_in_a_csv(tmp_path, names):
     ],
 )
 def test_an_unfit_csv_is_refused(tmp_path, rows, message):
+    Image.new("L", (4, 4)).save(tmp_path / "x.png")
     assert message in said(DataError, write_csv(tmp_path / "list.csv", rows))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-import re
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from convcvx.data.image_files import Encoded, read_images
 from convcvx.data.source import Order, Raw, Source, kept_rows, part_of, with_classes
 from convcvx.errors import DataError, one_line, shown
 from convcvx.machine.memory import check_memory
+from convcvx.terms.numbers import NUMBER, PLAIN, WHOLE
 
 COLUMNS = {
     "path": ("path", "image", "image_path", "file", "filename", "file_name", "filepath"),
@@ -21,11 +21,6 @@ COLUMNS = {
     "weight": ("weight", "sample_weight"),
 }
 """Columns, and what they may be called; without these names the first two are paths and labels."""
-WHOLE = re.compile(r"-?[0-9]+")
-DIGITS = 18
-"""Of whole numbers that 64 bits hold, whatever the digits are; longer ones are names."""
-NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|[+-]?(inf|infinity|nan)", re.IGNORECASE)
-"""What tables call a number. Python takes 1_0 and digits of other scripts for one too, here they are names."""
 BYTES_A_CHARACTER = 60
 """Bytes that a character of a table takes once it stands in lists of texts, at most: short ones are mostly overhead."""
 
@@ -66,23 +61,25 @@ def _rows(path: Path) -> list[dict[str, str]]:
     try:
         check_memory(BYTES_A_CHARACTER * path.stat().st_size, str(path), "give fewer images", DataError)
         with path.open(newline="", encoding="utf-8-sig") as file:
-            table = [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
+            lines = csv.reader(file)
+            table = [(lines.line_num, row) for row in lines if any(cell.strip() for cell in row)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} is no table of text: write it again, in UTF-8 ({one_line(error)})") from None
     if not table:
         raise DataError(f"{path} is empty: write a path and a label a line")
-    names = [cell.strip().lower() for cell in table[0]]
+    first = table[0][1]
+    names = [cell.strip().lower() for cell in first]
     places = {key: names.index(name) for key, known in COLUMNS.items() for name in reversed(known) if name in names}
-    if not {"path", "label"} <= places.keys():
-        if len(names) != 2 or not (path.parent / table[0][0]).is_file():
-            raise DataError(
-                f"{path} must have the columns path and label; its first line is {shown(','.join(table[0]))}"
-            )
-        places, table = {"path": 0, "label": 1}, [[], *table]
+    if {"path", "label"} <= places.keys():
+        table = table[1:]
+    else:
+        if len(names) != 2 or not (path.parent / first[0]).is_file():
+            raise DataError(f"{path} must have the columns path and label; its first line is {shown(','.join(first))}")
+        places = {"path": 0, "label": 1}
     rows = []
-    for number, row in enumerate(table[1:], start=2):
+    for number, row in table:
         if len(row) <= max(places.values()):
-            raise DataError(f"{path} has {len(row)} cells in line {number}, the header {len(names)}: complete it")
+            raise DataError(f"{path} has {len(row)} cells in line {number}, the first line {len(names)}: complete it")
         record = {key: row[place].strip() for key, place in places.items()}
         part = part_of(record.get("part", "train"))
         if part is None:
@@ -98,9 +95,13 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 
 def _kind_of(labels: list[str], path: Path) -> type:
-    """What all labels are: whole numbers, real ones, or names."""
+    """What all labels are: whole numbers, real ones, or names.
+
+    Whole numbers of which one is written in another way than Python would, such as 007 or +1, are names: a network says
+    its classes as the list does.
+    """
     if all(WHOLE.fullmatch(label) for label in labels):
-        return int if max(map(len, labels)) <= DIGITS else str
+        return int if all(PLAIN.fullmatch(label) for label in labels) else str
     if not all(NUMBER.fullmatch(label) for label in labels):
         return str
     odd = [label for label in labels if not math.isfinite(float(label))]
