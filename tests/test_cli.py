@@ -26,6 +26,7 @@ from torch import nn
 import convcvx
 from convcvx.cli import COMMANDS
 from convcvx.cli.ending import open_console
+from convcvx.cli.flags import LONGEST_STEM, data_name
 from convcvx.cli.output import as_flags
 from convcvx.cli.training import go_on
 from convcvx.data.datasets import load
@@ -33,6 +34,7 @@ from convcvx.data.torchvision_sets import DOWNLOADS
 from convcvx.terms.launch import LAUNCHED
 from convcvx.terms.status import Status
 from convcvx.training.folder import Folder
+from convcvx.training.options import TrainConfig
 from convcvx.training.progress import Progress
 
 TRAIN_KEYS = {
@@ -270,6 +272,16 @@ def test_a_data_set_with_too_long_a_name_is_what_is_refused(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     for command in ("train", "stack"):
         assert "cannot read data '/tmp/aaa" in refused(command, "--data", "/tmp/" + 300 * "a")
+
+
+def test_data_sets_whose_long_names_begin_alike_have_folders_of_their_own():
+    long = LONGEST_STEM * "\U0001f600"
+    names = {
+        data_name(TrainConfig(data=f"/tmp/{name}.npz")) for name in (long, f"{long}1", f"{long}2", "\udcff" + long)
+    }
+    assert len(names) == 4
+    assert long in names
+    assert all(len(name) <= LONGEST_STEM for name in names)
 
 
 def test_bad_input_spares_the_run_it_would_have_overwritten(run):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
 from functools import partial
+from hashlib import blake2b
 from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -64,6 +66,8 @@ Quiet = Annotated[
 
 LONGEST_STEM = 56
 """Characters of the name of a data set in that of a folder: of up to four bytes each, beside a seed."""
+DIGEST_BYTES = 4
+"""Of the digest, in hexadecimal digits, by which names that are cut differ: few of them lie in one folder."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +101,16 @@ class Asked:
 
 
 def data_name(config: Any) -> str:
-    """What the folder of a training is called by its data, cut where file systems would not take it."""
-    return Path(config.data).stem[:LONGEST_STEM]
+    """What the folder of a training is called by its data.
+
+    A name that file systems would not take is cut, with a digest of all of it at its end: two data sets whose names
+    begin alike are not to meet in one folder.
+    """
+    name = Path(config.data).stem
+    if len(name) <= LONGEST_STEM:
+        return name
+    digest = blake2b(os.fsencode(name), digest_size=DIGEST_BYTES).hexdigest()
+    return f"{name[: LONGEST_STEM - len(digest) - 1]}-{digest}"
 
 
 APART = tuple(field.name for field in fields(Asked))
