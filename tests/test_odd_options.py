@@ -7,6 +7,8 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
+from errno import ENOMEM
 from pathlib import Path
 
 import numpy as np
@@ -282,18 +284,34 @@ def test_a_full_disk_and_a_reader_that_has_gone_are_told_of(tmp_path):
 
 
 def test_too_little_memory_is_told_of(monkeypatch):
-    short = "DefaultCPUAllocator: can't allocate memory: you tried to", "can't allocate lock", "can't start new thread"
-    for error in (MemoryError(), *map(RuntimeError, short)):
-
-        def fail(*_: object, error: Exception = error) -> None:
-            raise error
-
-        monkeypatch.setattr("convcvx.cli.training.train_into", lambda *_, **__: fail())
+    no_room = OSError("libllvmlite.so: failed to map segment from shared object")
+    behind = OSError("Could not find/load shared object file 'libllvmlite.so'")
+    behind.__context__ = no_room
+    short = "DefaultCPUAllocator: can't allocate memory: you tried to", "can't allocate lock"
+    of_system = ImportError(str(no_room)), behind, OSError(ENOMEM, os.strerror(ENOMEM))
+    for error in (MemoryError(), *map(RuntimeError, short), *of_system):
+        monkeypatch.setattr("convcvx.cli.training.train_into", failing(error))
         assert "out of memory: give fewer or smaller images" in refused("train")
-    bug = RuntimeError("a bug")
-    monkeypatch.setattr("convcvx.cli.training.train_into", lambda *_, **__: fail(error=bug))
-    with pytest.raises(RuntimeError, match="a bug"):  # a traceback: this is no fault of the input
-        invoke("train")
+    for bug in (RuntimeError("a bug"), ImportError("a bug")):
+        monkeypatch.setattr("convcvx.cli.training.train_into", failing(bug))
+        with pytest.raises(type(bug), match="a bug"):  # a traceback: this is no fault of the input
+            invoke("train")
+
+
+def test_threads_and_libraries_that_the_system_refuses_are_no_lack_of_memory(monkeypatch):
+    for error, said in {
+        RuntimeError("can't start new thread"): "the system starts no more threads: too many run (ulimit -u)",
+        OSError("lib.so: failed to map segment from shared object: Operation not permitted"): "the system refuses: lib",
+    }.items():
+        monkeypatch.setattr("convcvx.cli.training.train_into", failing(error))
+        assert said in refused("train")
+
+
+def failing(error: Exception) -> Callable[..., None]:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    return fail
 
 
 def test_json_has_no_infinity():

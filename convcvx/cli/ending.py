@@ -27,8 +27,13 @@ if TYPE_CHECKING:
     from convcvx.responses.team import Team
     from convcvx.training.folder import Folder
 
-OUT_OF_MEMORY = re.compile("out of memory|allocate memory|not enough memory|allocate lock|start new thread")
-"""What torch, and Python's threads, say in a RuntimeError when memory is short."""
+OUT_OF_MEMORY = re.compile(
+    "out of memory|allocate memory|not enough memory|allocate lock|failed to map segment from shared object(?!:)"
+)
+"""What torch, Python's threads, the system and its loader of libraries say when memory is short. The last names another
+reason behind a colon where it has one."""
+NO_THREAD = "can't start new thread"
+"""What Python says where the system starts none, for whatever reason."""
 
 
 def write_any_text() -> None:
@@ -107,19 +112,40 @@ def guard(json_output: bool) -> Iterator[None]:
         _end(one_line(error), "lost_worker", 1, json_output)
     except ConvcvxError as error:
         _end(one_line(error), "bad_input", 2, json_output)
-    except OSError as error:  # paths that cannot be used, full disks, readers that have gone
-        _end(f"the system refuses: {one_line(error)}; give another path, or make room", "bad_input", 2, json_output)
-    except (MemoryError, RuntimeError) as error:
-        if "Symlink loop" in str(error):  # as Python before 3.13 says it
-            _end(f"the system refuses: {one_line(error)}; give another path", "bad_input", 2, json_output)
-        if isinstance(error, RuntimeError) and not OUT_OF_MEMORY.search(str(error)):
+    except (OSError, ImportError, MemoryError, RuntimeError) as error:
+        if (refusal := _refusal(error)) is None:
             raise
-        _end("out of memory: give fewer or smaller images, or ask for fewer filters", "bad_input", 2, json_output)
+        _end(refusal, "bad_input", 2, json_output)
     except KeyboardInterrupt as interrupt:
         with suppress(OSError):
             print("; ".join(filter(None, ("convcvx: interrupted", str(interrupt)))), file=sys.stderr)
         _print_last(json_output, {"error": "interrupted", "status": "interrupted"})
         raise typer.Exit(130) from None
+
+
+def _refusal(error: Exception) -> str | None:
+    """What the machine refuses, and what to do; None where the fault is not the machine's."""
+    said = "; ".join(map(str, _line_of(error)))
+    if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(said):
+        return "out of memory: give fewer or smaller images, ask for fewer filters, or raise the limit of ulimit -v"
+    if NO_THREAD in said:
+        return (
+            "the system starts no more threads: too many run (ulimit -u), or memory for one is short (ulimit -v); "
+            "raise that limit, or set OMP_NUM_THREADS=1"
+        )
+    if isinstance(error, OSError):  # paths that cannot be used, full disks, readers that have gone
+        return f"the system refuses: {one_line(error)}; give another path, or make room"
+    if "Symlink loop" in said:  # as Python before 3.13 says it
+        return f"the system refuses: {one_line(error)}; give another path"
+    return None
+
+
+def _line_of(error: BaseException) -> Iterator[BaseException]:
+    """`error`, and those that it stands for: llvmlite, say, tells of no memory that its library lacks a symbol."""
+    last: BaseException | None = error
+    while last is not None:
+        yield last
+        last = last.__cause__ or (None if last.__suppress_context__ else last.__context__)
 
 
 @contextmanager
