@@ -167,11 +167,11 @@ def certify_job(
         dual_point = None
     if embedding is not None:
         embedding = fitted_embedding(config, train.images, embedding, weights=training_weights(config, train))
-    own = deadline if like is None and config.dictionary is None else deadline.share(0.5)  # a second proof follows
+    own = deadline if rival is None and config.dictionary is None else deadline.share(0.5)  # a second proof follows
     certificate = _certify(network, train, config, beta, embedding, dual_point, own)
-    if like is not None and rival is not None:
+    if rival is not None:
         if not network.same_problem(rival):
-            raise InputError(f"the network in {path} is of another architecture than {like.folder}; certify it alone")
+            raise InputError(f"the network in {path} is of another architecture than that of --like; certify it alone")
         certificate = certificate.with_bound_of(_certify(rival, train, config, beta, embedding, deadline=deadline))
     elif embedding is not None and config.dictionary is not None:
         problem = problem_over(embedding, config, train).with_beta(beta)
