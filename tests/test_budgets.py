@@ -28,6 +28,7 @@ from convcvx.machine.threads import sparing_threads
 from convcvx.oracles import (
     BranchAndBoundOracle,
     ExactOracle,
+    FamilyOracle,
     LocalOracle,
     OracleResult,
     Ternary,
@@ -46,8 +47,8 @@ from convcvx.training.jobs import prepare
 from convcvx.training.options import TrainConfig
 from convcvx.training.plan import find_beta_max, solve_problem, time_for_training
 
-EFFORT = Effort(tol=1e-5, thorough=True, gates=20, family=Ternary())
-ORACLES = {name: entry.make(EFFORT) for name, entry in TABLE.items()}
+EFFORT = Effort(tol=1e-5, thorough=True, gates=20)
+ORACLES = {name: FamilyOracle(Ternary()) if name == "family" else TABLE[name].make(EFFORT) for name in TABLE}
 ORACLES["cylinders"] = CylinderOracle(max_cylinders=30)  # where no clock is set it would go on for two minutes
 SUITED = {name: {"activation": "linear"} if ONE_MATRIX in TABLE[name].needs else {} for name in ORACLES}
 """Options of problems that each oracle takes."""

@@ -18,7 +18,6 @@ from convcvx.oracles.branch_and_bound import LOW_RANK, BranchAndBoundOracle
 from convcvx.oracles.copositive import CopositiveOracle
 from convcvx.oracles.cylinders import FEW_CELLS_AND_OUTPUTS, CylinderOracle
 from convcvx.oracles.enumerate import ExactOracle
-from convcvx.oracles.family import Family, FamilyOracle
 from convcvx.oracles.local import LocalOracle
 from convcvx.oracles.needs import (
     AVERAGES,
@@ -66,14 +65,11 @@ class Effort:
         Whether it is for a certificate; else a search may be rougher far from the optimum.
     gates : int
         Activation patterns to sample, where that matters.
-    family : Family, optional
-        The filters to search, where they are not all.
     """
 
     tol: float = 1e-4
     thorough: bool = False
     gates: int = N_GATES
-    family: Family | None = None
 
 
 def _nowhere(problem: Problem) -> str | None:
@@ -129,9 +125,8 @@ def _branch_and_bound_suits(problem: Problem) -> str | None:
 
 
 def _family(effort: Effort) -> Oracle:
-    if effort.family is None:
-        raise InputError("oracle family needs a family of filters to search; pass --filters ternary")
-    return FamilyOracle(effort.family)
+    """Refused by its name alone: `FamilyOracle` is made for the filters that a training names."""
+    raise InputError("oracle family needs a family of filters to search; pass --filters ternary")
 
 
 def _polynomial(effort: Effort) -> Oracle:
@@ -213,7 +208,6 @@ def get_oracle(
     tol: float = 1e-4,
     thorough: bool = False,
     gates: int = N_GATES,
-    family: Family | None = None,
 ) -> Oracle:
     """The oracle called `name`, "auto" perhaps, for a relative gap of `tol`; options as in `Effort`.
 
@@ -222,4 +216,4 @@ def get_oracle(
     InputError
         As `pick_oracle` does.
     """
-    return ORACLES[pick_oracle(name, problem)[0]].make(Effort(tol, thorough, gates, family))
+    return ORACLES[pick_oracle(name, problem)[0]].make(Effort(tol, thorough, gates))
