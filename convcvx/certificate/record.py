@@ -14,6 +14,7 @@ from convcvx.oracles.contradiction import contradiction
 from convcvx.oracles.lengths import NAME as LENGTHS
 from convcvx.problem import relative_gap
 from convcvx.terms.scope import Scope
+from convcvx.terms.stop import Stop
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,6 +27,8 @@ LATER = ("pooling", "patches", "data")
 """What files of earlier versions do not say of a problem."""
 SAME = ("beta", "loss", "activation", "intercept", "n_images", "patch_rank", "filter_rank", "subspaces", *LATER)
 """What certificates of one problem agree in."""
+TOLD = tuple(stop for stop in Stop if stop.told)
+"""Ends of a search that a certificate tells of; a file of another version may have one that none of them is."""
 
 
 @dataclass(frozen=True)
@@ -139,14 +142,12 @@ class Certificate:
             said += ", whose penalty is beta * sum(norm(kernel)^2 * norm(weights))"
         if restricted := restriction(asdict(self)):
             said += f"; among networks whose filters are {restricted}"
-        stopped = self.search.get("stopped") == "time_limit"
-        if stopped and self.g_max == math.inf:
+        if self._cut_short and self.g_max == math.inf:
             return "no bound but zero, which no loss is below: the time limit left no time for a search"
-        cut = "; the time limit cut it short" if stopped else ""
-        if stopped and self.oracle == LENGTHS:
+        ended = self.search.get("stopped")
+        cut = f"; {Stop(ended).told}" if ended in TOLD else ""
+        if self._cut_short and self.oracle == LENGTHS:
             cut = "; from the lengths of the patches alone, as the time limit left no time for a search"
-        if self.search.get("stopped") == "hopeless":
-            cut = "; the search ended early: it shows a gap that is large and would only grow"
         if not {"starts", "basins", "unseen_mass"} <= set(self.search):
             return said + cut
         starts, ends, unseen = (self.search[name] for name in ("starts", "basins", "unseen_mass"))
@@ -218,13 +219,18 @@ class Certificate:
 
     def reaches(self, tol: float) -> bool:
         """Whether the gap is within `tol`: what a search that was cut short has not found is no sign of an optimum."""
-        guessed = not self.scope.proved and self.search.get("stopped") == "time_limit"
+        guessed = not self.scope.proved and self._cut_short
         proved = self.proved_gap is not None and self.proved_gap <= tol
         return proved or (self.rel_gap <= tol and not guessed)
 
     @property
     def _standing(self) -> tuple[bool, bool, float]:
         """By which lower bounds are compared: proofs for all networks, then for some, then estimates."""
+    @property
+    def _cut_short(self) -> bool:
+        """Whether a time limit ended the search."""
+        return self.search.get("stopped") == Stop.TIME_LIMIT
+
         return self.scope.for_all, self.scope.proved, self.dual
 
     def to_dict(self) -> dict[str, Any]:

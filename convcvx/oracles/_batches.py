@@ -14,6 +14,7 @@ from convcvx.oracles._cones import CURVATURE, HALVINGS, NARROWEST
 from convcvx.oracles._row_tree import RowTree
 from convcvx.oracles.charged_rows import ChargedRows
 from convcvx.rounding import largest
+from convcvx.terms.stop import Stop
 
 ROUND_BYTES = {"cuda": 1 << 31, "cpu": 1 << 26}
 """Bytes that the arrays of a round take, about, by device: a GPU wants millions of entries at a time, a core no more
@@ -36,7 +37,7 @@ class BatchedSearch(Search):
         d, width = self.rank, self.rows.width
         self.room = max(1, ROUND_BYTES[self.device.type] // (8 * (3 * d * width + 10 * d)))
 
-    def run(self) -> tuple[float, int, int, str]:
+    def run(self) -> tuple[float, int, int, Stop]:
         """Search; see `outcome`."""
         cones = self._open(self.orthants())
         while len(cones) and not self.stopped:

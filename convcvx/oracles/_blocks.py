@@ -19,6 +19,7 @@ from convcvx.oracles._cones import OUT_OF_ROOM, search
 from convcvx.oracles._row_tree import RowTree
 from convcvx.oracles.charged_rows import ChargedRows
 from convcvx.rounding import largest
+from convcvx.terms.stop import Stop
 
 LOCAL_ENTRIES = 1 << 16
 """Rows or bundles that the local search climbs on, about: more would take longer, and the points that the search
@@ -60,10 +61,10 @@ class Goal:
         far = FAR_SHARE * (best / self.target - 1) if self.target > 0 else 0.0
         return max(best * (1 + max(self.rel_tol, min(self.far_tol, far))), self.target)
 
-    def stopped(self, cones: int) -> str | None:
+    def stopped(self, cones: int) -> Stop | None:
         if self.deadline.passed:
-            return "time_limit"
-        return "max_cones" if self.max_cones is not None and cones >= self.max_cones else None
+            return Stop.TIME_LIMIT
+        return Stop.MAX_CONES if self.max_cones is not None and cones >= self.max_cones else None
 
 
 class Incumbents:
@@ -157,7 +158,7 @@ class Search:
         self.allowance = _allowance(self.total, len(charged.rows), self.fold.size, self.rank)
         self.threshold = np.array([self._enough(float(incumbents.values[0]))])
         self.pruned, self.cones, self.entries = 0.0, 0, 0
-        self.stopped: str | None = None
+        self.stopped: Stop | None = None
 
     def _enough(self, best: float) -> float:
         """The bound up to which cones need no further division: beside the allowance no bound comes down any more."""
@@ -169,11 +170,11 @@ class Search:
             self.incumbents.climb(points, 3)
             self.threshold[0] = max(self.threshold[0], self._enough(float(self.incumbents.values[0])))
 
-    def outcome(self, still_open: float) -> tuple[float, int, int, str]:
+    def outcome(self, still_open: float) -> tuple[float, int, int, Stop]:
         """The proved bound, the numbers of cones and entries looked at, and why the search stopped."""
         # nothing exceeds this, and it is finite even if no cone was looked at
         bound = min(largest(self.pruned, still_open), self.total + self.allowance)
-        return bound, self.cones, self.entries, self.stopped or "bound"
+        return bound, self.cones, self.entries, self.stopped or Stop.BOUND
 
 
 class BlockSearch(Search):
@@ -187,7 +188,7 @@ class BlockSearch(Search):
         for signs in itertools.product((1.0, -1.0), repeat=self.rank - 1):
             self._push(np.diag((1.0, *signs)), np.zeros_like(self.fold), self.tree.division.roots, 3, 0, np.inf)
 
-    def run(self) -> tuple[float, int, int, str]:
+    def run(self) -> tuple[float, int, int, Stop]:
         """Search; see `outcome`."""
         # Threads share incumbents as they find them, so that only one thread finds the same ones every time.
         threads = cores() if self.n_rows > SERIAL_ROWS else 1

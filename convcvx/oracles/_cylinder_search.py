@@ -18,6 +18,7 @@ from convcvx.oracles._corner_bounds import above, longest
 from convcvx.oracles._quadratic_rows import settle
 from convcvx.oracles.charged_rows import ChargedRows
 from convcvx.rounding import UNIT, largest
+from convcvx.terms.stop import Stop
 
 BATCH = 64
 """Cylinders that are looked at between two choices of the largest bounds, at most."""
@@ -105,20 +106,20 @@ class CylinderSearch:
         """What is proved by now."""
         return min(self.total, largest(self.pruned, -self.open[0].priority if self.open else 0.0))
 
-    def run(self, deadline: Deadline, most: int | None = None) -> str:
+    def run(self, deadline: Deadline, most: int | None = None) -> Stop:
         """Search until the bound is low enough, or the deadline, or `most` cylinders; why it stopped."""
         while self.open:
             if deadline.passed:
-                return "time_limit"
+                return Stop.TIME_LIMIT
             if most is not None and self.seen >= most:
-                return "max_cylinders"
+                return Stop.MAX_CYLINDERS
             batch = self._batch()
             self.seen += len(batch)
             parts = [batch[i : i + TOGETHER] for i in range(0, len(batch), TOGETHER)]
             for part, looked in zip(parts, each(self._looked_at, parts), strict=True):
                 for cylinder, (found, own) in zip(part, looked, strict=True):
                     self._divide(cylinder, found, min(-cylinder.priority, largest(own)))
-        return "bound"
+        return Stop.BOUND
 
     def _push(self, corners: np.ndarray, halvings: int, held: Held, bound: float) -> None:
         self.made += 1

@@ -21,6 +21,7 @@ from convcvx.oracles._patch_rows import PatchRows
 from convcvx.problem import Problem
 from convcvx.rounding import largest
 from convcvx.terms.scope import Scope
+from convcvx.terms.stop import Stop
 
 PROVING_SECONDS = 120.0
 """Time limit of a search whose bound goes on getting better for hours; the best one proved by then is used."""
@@ -69,13 +70,13 @@ class OracleResult:
     @property
     def cut_short(self) -> bool:
         """Whether a deadline ended the search."""
-        return self.stats.get("stopped") == "time_limit"
+        return self.stats.get("stopped") == Stop.TIME_LIMIT
 
     @classmethod
     def unfinished(cls, problem: Problem, scope: Scope, seconds: float, bound: float = math.inf) -> OracleResult:
         """What is left of a search that the deadline ended before it had found anything."""
         filters = torch.zeros(0, problem.responses.dim, dtype=torch.float64)
-        return cls(filters, filters.sum(dim=1), bound, scope, {"stopped": "time_limit", "seconds": seconds})
+        return cls(filters, filters.sum(dim=1), bound, scope, {"stopped": Stop.TIME_LIMIT, "seconds": seconds})
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class Oracle:
         """What `answer` gives for what is `wanted`, with some `changes`, such as `n_filters=4`.
 
         Once the deadline of `problem` has passed: the filters found by then, and the bound proved by then, though it be
-        infinite; `stats` then says that it `stopped` by "time_limit".
+        infinite; `stats` then says that it `stopped` by `Stop.TIME_LIMIT`.
         """
         began, wanted = perf_counter(), replace(wanted, **changes)
         try:
@@ -175,7 +176,7 @@ def _united(answers: list[OracleResult], n_filters: int) -> OracleResult:
         seen_once = (answer.stats["unseen_mass"] * answer.stats["starts"] for answer in answers)
         stats["unseen_mass"] = sum(seen_once) / stats["starts"]
     if any(answer.cut_short for answer in answers):
-        stats["stopped"] = "time_limit"
+        stats["stopped"] = Stop.TIME_LIMIT
     unproved = [answer.scope for answer in answers if not answer.scope.proved]
     return OracleResult(
         filters=torch.cat([answer.filters for answer in answers])[best],

@@ -88,6 +88,7 @@ from convcvx.oracles.local import LocalOracle
 from convcvx.oracles.needs import Need
 from convcvx.problem import Problem
 from convcvx.terms.scope import Scope
+from convcvx.terms.stop import Stop
 
 FIRST_LOOK = LocalOracle(n_climbers=8, n_steps=4, n_batches=1)
 """What finds filters where there is no time for a search: a few passes."""
@@ -201,13 +202,13 @@ class BranchAndBoundOracle(Oracle):
         deadline = deadline.sooner(Deadline.after(self.time_limit, spent=clock() - began))
         charged = charged.scaled()
         n, d = charged.rows.shape
-        bound, cones, entries, stopped = 0.0, 0, 0, "bound"
+        bound, cones, entries, stopped = 0.0, 0, 0, Stop.BOUND
         points, values = np.zeros((0, d)), np.zeros(0)
         if (instead := _too_high(d)) is not None:
             raise LOW_RANK.refusal(f"oracle {self.name}", instead)
         tree = self._tree(charged, deadline) if n and d else None
         if tree is None and n and d:
-            bound, stopped = charged.total, "time_limit"
+            bound, stopped = charged.total, Stop.TIME_LIMIT
         elif tree is not None:
             incumbents = Incumbents(charged, tree, n_filters + 3)
             first = np.random.default_rng(seed).standard_normal((4 * d, d))

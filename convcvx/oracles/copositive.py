@@ -30,6 +30,7 @@ from convcvx.oracles.base import Oracle, OracleResult, Wanted
 from convcvx.oracles.charged_rows import ChargedRows
 from convcvx.problem import Problem
 from convcvx.rounding import UNIT, largest
+from convcvx.terms.stop import Stop
 
 MAX_CELLS = 200_000
 """Cells that are listed: some minutes."""
@@ -112,7 +113,7 @@ class CopositiveOracle(Oracle):
             "rank": rank,
             "looseness": charged.looseness(bound, values),
             "seconds": time.perf_counter() - began,
-        } | ({"stopped": "time_limit"} if deadline.passed else {})
+        } | ({"stopped": Stop.TIME_LIMIT} if deadline.passed else {})
         return charged.result(points, values, bound, stats)
 
 

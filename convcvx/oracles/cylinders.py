@@ -56,6 +56,7 @@ from convcvx.oracles.polynomial import WIDEST, PolynomialOracle
 from convcvx.problem import Problem
 from convcvx.rounding import UNIT, largest
 from convcvx.terms.scope import Scope
+from convcvx.terms.stop import Stop
 
 DIVIDED = 3
 """Principal directions that are divided: more leave a shorter tail, and cost exponentially more."""
@@ -93,28 +94,32 @@ class CylinderOracle(Oracle):
     name = "cylinders"
 
     def answer(self, problem: Problem, dual_point: Tensor, wanted: Wanted) -> OracleResult:
-        """As `Oracle` says; `stats` holds cylinders, directions, seconds and why the search stopped.
+        """As `Oracle` says; `stats` holds cylinders, directions, seconds and why the search stopped, and
+        what polynomials say where their bound is the one that counts.
 
-        That its own limit ended it, "seconds", is how most searches end: at another dual point more may be proved.
+        That its own limit ended it, `Stop.SECONDS`, is how most searches end: at another dual point more may be proved.
         """
         began = clock()
         limited = problem.until(problem.deadline.sooner(Deadline.after(self.time_limit)))
-        whole = PolynomialOracle()(limited, dual_point).upper_bound
+        whole = PolynomialOracle()(limited, dual_point)
         try:
             building, rows = clock(), ChargedRows.build(limited, dual_point)
             if clock() - building > max(problem.deadline.left, AT_ONCE):  # the next step takes as long
                 raise OutOfTime
             charged = principal(rows)
         except OutOfTime:
-            return OracleResult.unfinished(problem, Scope.GLOBAL, clock() - began, whole)
+            late = OracleResult.unfinished(problem, Scope.GLOBAL, clock() - began, whole.upper_bound)
+            return replace(late, stats=whole.stats | late.stats)
         found = self.search(problem.with_dtype(torch.float64), dual_point, wanted, target=0.0)
         enough = largest(wanted.target, *(float(value) * (1 + self.rel_tol) for value in found.values[:1]))
         search = CylinderSearch(charged, self.directions, charged.target(enough))
-        stopped = search.run(limited.deadline, self.max_cylinders) if whole > enough else "bound"
-        stopped = "seconds" if stopped == "time_limit" and not problem.deadline.passed else stopped
+        stopped = search.run(limited.deadline, self.max_cylinders) if whole.upper_bound > enough else Stop.BOUND
+        stopped = Stop.SECONDS if stopped is Stop.TIME_LIMIT and not problem.deadline.passed else stopped
         bound = charged.result(np.zeros((0, charged.rows.shape[1])), np.zeros(0), search.bound, {}).upper_bound
         stats = {"cylinders": search.seen, "directions": search.r, "stopped": stopped, "seconds": clock() - began}
-        return OracleResult(found.filters, found.values, min(whole, bound), Scope.GLOBAL, stats)
+        if whole.upper_bound <= bound:  # what polynomials prove is what counts, and is called so
+            bound, stats = whole.upper_bound, whole.stats | stats
+        return OracleResult(found.filters, found.values, bound, Scope.GLOBAL, stats)
 
 
 def principal(charged: ChargedRows) -> ChargedRows:

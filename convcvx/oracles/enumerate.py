@@ -31,6 +31,7 @@ from convcvx.oracles.charged_rows import ChargedRows
 from convcvx.oracles.support import sweep_plane
 from convcvx.problem import Problem
 from convcvx.rounding import UNIT
+from convcvx.terms.stop import Stop
 
 MAX_ARCS = 2 * 10**8
 """Arcs of great circles that rank 3 and above may sweep: a few minutes."""
@@ -95,7 +96,7 @@ class ExactOracle(Oracle):
         began = time.perf_counter()
         charged = charged.scaled()
         count, rank = charged.rows.shape
-        stopped: dict[str, str] = {}
+        stopped: dict[str, Stop] = {}
         bound, visited, points = 0.0, 0, np.zeros((0, rank))
         if count and rank:
             _refuse(count, rank)
@@ -104,7 +105,7 @@ class ExactOracle(Oracle):
                 search.flat(search.whole, 0)
                 bound = search.bound + search.unseen
             except OutOfTime:
-                bound, stopped = charged.total, {"stopped": "time_limit"}
+                bound, stopped = charged.total, {"stopped": Stop.TIME_LIMIT}
             bound, visited = bound + _rounding(charged), search.visited
             points = search.points()
         points, values = _best(charged, points, n_filters)

@@ -29,6 +29,7 @@ from convcvx.problem import Problem
 from convcvx.responses.passes import Responses
 from convcvx.rounding import SAFE, SMALLEST_NORMAL, UNIT, largest
 from convcvx.terms.scope import Scope
+from convcvx.terms.stop import Stop
 
 BLOCK = 1024
 """Filters scanned at once: their correlations take a few MB, and a pass over the images is worth its calls."""
@@ -195,7 +196,7 @@ class FamilyOracle(Oracle):
             linear = self.family.symmetric and not problem.responses.pooling.maximum
             bound = bound_over_family(problem, raised(bound, exponent), dual_point, symmetric=linear)
         except OutOfTime:
-            bound, stats["stopped"] = math.inf, "time_limit"
+            bound, stats["stopped"] = math.inf, Stop.TIME_LIMIT
         stats["seconds"] = perf_counter() - began
         if not scanned:
             return OracleResult.unfinished(problem, Scope.FAMILY, stats["seconds"])

@@ -30,6 +30,7 @@ from convcvx.oracles.metric import Metric, norms, unit
 from convcvx.problem import Problem
 from convcvx.responses.few import FewRows
 from convcvx.terms.scope import Scope
+from convcvx.terms.stop import Stop
 
 DISTINCT = 0.999
 """Cosine above which two filters count as the same local maximum."""
@@ -113,7 +114,7 @@ class LocalOracle(Oracle):
                 climbed.append(ends)
                 measured.append(tops)
         except OutOfTime:
-            stats["stopped"] = "time_limit"
+            stats["stopped"] = Stop.TIME_LIMIT
         if not measured:
             return OracleResult.unfinished(problem, Scope.HEURISTIC, perf_counter() - began)
         filters, values = (torch.cat(parts) for parts in zip(*climbed, strict=True))
@@ -130,7 +131,7 @@ class LocalOracle(Oracle):
         filters, values = (torch.cat(parts) for parts in zip(*measured, strict=True))
         best = distinct(filters, values, wanted.n_filters, cosine=DISTINCT)
         if float(values.max()) > self.hopeless:
-            stats.setdefault("stopped", "hopeless")
+            stats.setdefault("stopped", Stop.HOPELESS)
         return OracleResult(filters[best], values[best], float("inf"), Scope.HEURISTIC, stats)
 
     def _batches(

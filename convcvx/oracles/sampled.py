@@ -31,6 +31,7 @@ from convcvx.responses.gated import GatedResponses, sample_gates
 from convcvx.rounding import UNIT, largest
 from convcvx.terms.names import N_GATES
 from convcvx.terms.scope import Scope
+from convcvx.terms.stop import Stop
 
 CLIMBS = 3
 """Alternations between filter and output direction where the maximum over a cone is not convex."""
@@ -79,12 +80,12 @@ class SampledOracle(Oracle):
         bounds = sizes[:, 0].clone()
         relaxed = float(bounds.max())
         open_ = (bounds > target).nonzero()[:, 0] if relaxed > target else bounds.argmax()[None]
-        stopped: dict[str, str] = {}
+        stopped: dict[str, Stop] = {}
         try:
             filters, values, tight = _search(problem, gates[open_], pulls[open_], vectors[open_])
         except OutOfTime:  # the bounds without cones stand
             filters, values, tight = gates[:0], bounds[:0], bounds[open_]
-            stopped = {"stopped": "time_limit"}
+            stopped = {"stopped": Stop.TIME_LIMIT}
         if pulls.shape[2] == 1:
             bounds[open_] = torch.minimum(bounds[open_], tight)
         best = Metric.of(problem.responses).distinct(filters, values, wanted.n_filters, cosine=1 - 1e-9)
