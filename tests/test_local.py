@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers.problems import digits_problem, g
+from helpers.problems import digits_problem, flat_problem, g
 
 from convcvx.budget import Budget
 from convcvx.oracles import LocalOracle
@@ -30,6 +30,15 @@ def problem() -> Problem:
 @pytest.fixture
 def dual_point(problem) -> torch.Tensor:
     return problem.dual_point(problem.constant_predictions())
+
+
+def test_what_only_certificates_say_is_counted_for_them_alone():
+    """Where climbs ended is compared with all others, which a round of a training has no use for."""
+    problem = flat_problem(20, dim=4)
+    counted = {"basins", "unseen_mass"}
+    for thorough in (False, True):
+        stats = LocalOracle(thorough=thorough)(problem, problem.targets, target=math.inf).stats
+        assert counted <= stats.keys() if thorough else counted.isdisjoint(stats)
 
 
 def climbed_on(monkeypatch, oracle: LocalOracle, problem: Problem, dual_point: torch.Tensor, **options) -> tuple:

@@ -172,7 +172,7 @@ def _united(answers: list[OracleResult], n_filters: int) -> OracleResult:
     for name in COUNTS:
         if name in stats:
             stats[name] = sum(answer.stats.get(name, 0) for answer in answers)
-    if stats.get("starts"):
+    if "unseen_mass" in stats:
         seen_once = (answer.stats["unseen_mass"] * answer.stats["starts"] for answer in answers)
         stats["unseen_mass"] = sum(seen_once) / stats["starts"]
     if any(answer.cut_short for answer in answers):

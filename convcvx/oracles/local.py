@@ -82,7 +82,7 @@ class LocalOracle(Oracle):
     n_polished : int
         The best of those on a sample, which go on over all images.
     thorough : bool
-        Be persistent, and go on when a batch has found a violation: for certificates.
+        Be persistent, go on when a batch has found a violation, and count the maxima seen: for certificates.
     persistent : bool
         Go through more batches before no violation is believed.
     max_batches : int, optional
@@ -117,19 +117,13 @@ class LocalOracle(Oracle):
             stats["stopped"] = Stop.TIME_LIMIT
         if not measured:
             return OracleResult.unfinished(problem, Scope.HEURISTIC, perf_counter() - began)
-        filters, values = (torch.cat(parts) for parts in zip(*climbed, strict=True))
-        distinct = Metric.of(problem.responses).distinct
-        basins = distinct(filters, values, len(filters), cosine=DISTINCT)
-        hits = (problem.responses.alike(filters[basins] @ filters.T) > DISTINCT).sum(dim=1)
-        stats |= {
-            "starts": len(filters),
-            "basins": len(basins),
-            # Good (1953): the mass of local maxima not seen is about the share of those seen once.
-            "unseen_mass": float((hits == 1).sum()) / max(1, len(filters)),
-            "seconds": perf_counter() - began,
-        }
+        seen, heights = (torch.cat(parts) for parts in zip(*climbed, strict=True))
+        stats["starts"] = len(seen)
+        if self.thorough:
+            stats |= _basins(problem, seen, heights)
         filters, values = (torch.cat(parts) for parts in zip(*measured, strict=True))
-        best = distinct(filters, values, wanted.n_filters, cosine=DISTINCT)
+        best = Metric.of(problem.responses).distinct(filters, values, wanted.n_filters, cosine=DISTINCT)
+        stats["seconds"] = perf_counter() - began
         if float(values.max()) > self.hopeless:
             stats.setdefault("stopped", Stop.HOPELESS)
         return OracleResult(filters[best], values[best], float("inf"), Scope.HEURISTIC, stats)
@@ -260,6 +254,14 @@ class LocalOracle(Oracle):
             if enough or idle == IDLE:
                 break
         return torch.from_numpy(best), torch.from_numpy(best_values), torch.from_numpy(directions)
+
+
+def _basins(problem: Problem, ends: Tensor, heights: Tensor) -> dict[str, Any]:
+    """How many maxima climbs have seen that ended at `ends` (q, r), where g is `heights`, and how much is unseen."""
+    basins = Metric.of(problem.responses).distinct(ends, heights, len(ends), cosine=DISTINCT)
+    hits = (problem.responses.alike(ends[basins] @ ends.T) > DISTINCT).sum(dim=1)
+    # Good (1953): the mass of local maxima not seen is about the share of those seen once.
+    return {"basins": len(basins), "unseen_mass": float((hits == 1).sum()) / max(1, len(ends))}
 
 
 def _climb_by_convex_steps(few: FewRows, dual_point: Tensor, filters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
