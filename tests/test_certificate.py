@@ -202,7 +202,10 @@ def test_a_proved_bound_is_said_beside_an_estimate(loss):
     own = check(network, loss=loss, oracle="polynomial")
     assert own.scope == "global"
     assert own.dual == own.proved == pytest.approx(estimate.proved, rel=1e-6)
-    assert own.oracle == own.proved_by == "polynomial"
+    assert own.oracle == "polynomial"
+    assert own.proved_by == estimate.proved_by
+    assert own.proved_by.endswith(", at a dual point chosen for it")
+    assert json.loads(json.dumps(own.to_dict()))["proved_by"] == own.proved_by
     assert Certificate.from_dict(json.loads(json.dumps(estimate.to_dict()))) == estimate
 
 

@@ -283,8 +283,13 @@ def test_a_certificate_by_cylinders_is_a_proof_and_names_what_proved_it():
     filters, weights, _ = random_parameters(problem, 2, scale=0.01)
     certificate = certify_parameters(problem, filters, weights, oracle=CylinderOracle(2, max_cylinders=200))
     assert certificate.scope == "global"
-    assert certificate.oracle == certificate.proved_by == "cylinders"
+    assert certificate.oracle == "cylinders"
+    assert certificate.proved_by == "cylinders, at a dual point chosen for it"
     assert 0 < certificate.dual <= certificate.primal
+    none = certify_parameters(problem, filters, weights, oracle=CylinderOracle(2, max_cylinders=0))
+    assert none.oracle == "polynomial"  # whose bound is all there is
+    assert none.proved_by.startswith("polynomials of degree 2")
+    assert none.search["stopped"] == "max_cylinders"
     assert get_oracle("cylinders", problem, thorough=True).name == "cylinders"
     assert get_oracle("cylinders", problem).name == "polynomial"
 

@@ -126,7 +126,8 @@ class Certificate:
         object.__setattr__(self, "scope", Scope(self.scope))
         object.__setattr__(self, "g_max", math.inf if self.g_max is None else self.g_max)  # JSON has no infinity
         if self.scope.for_all:
-            for name, value in (("proved", self.dual), ("proved_gap", self.rel_gap), ("proved_by", self.oracle)):
+            by = self.proved_by or self.oracle
+            for name, value in (("proved", self.dual), ("proved_gap", self.rel_gap), ("proved_by", by)):
                 object.__setattr__(self, name, value)
 
     @property
@@ -199,6 +200,8 @@ class Certificate:
         stronger = other._standing > self._standing or self._refuted_by(other)
         if other.scope.shared and stronger and other.dual >= 0 and not other._refuted_by(self):  # NaN is no bound
             taken = {name: getattr(other, name) for name in ("dual", "scope", "g_max", "oracle", "search")}
+            if other.scope.for_all:
+                taken["proved_by"] = other.proved_by
             taken["dual"] = min(other.dual, self.primal)
             best = replace(self, **taken, rel_gap=relative_gap(self.primal, other.dual))
         prover = other if _better(other.proved, self.proved) else self
@@ -224,13 +227,13 @@ class Certificate:
         return proved or (self.rel_gap <= tol and not guessed)
 
     @property
-    def _standing(self) -> tuple[bool, bool, float]:
-        """By which lower bounds are compared: proofs for all networks, then for some, then estimates."""
-    @property
     def _cut_short(self) -> bool:
         """Whether a time limit ended the search."""
         return self.search.get("stopped") == Stop.TIME_LIMIT
 
+    @property
+    def _standing(self) -> tuple[bool, bool, float]:
+        """By which lower bounds are compared: proofs for all networks, then for some, then estimates."""
         return self.scope.for_all, self.scope.proved, self.dual
 
     def to_dict(self) -> dict[str, Any]:

@@ -204,8 +204,10 @@ def _proof(problem: Problem, point: Tensor, oracle: Oracle, where: str, call: fl
     found = oracle(problem.until(problem.deadline.share(call)), point)
     if not math.isfinite(found.upper_bound):
         return _by_lengths(problem, point, found, OUT_OF_TIME if found.cut_short else "")
-    by = f"polynomials of degree {found.stats['degree']}" if "degree" in found.stats else oracle.name
-    return Proof(problem.dual(point, found.g_max), found, point, by + where, oracle.name)
+    by, name = oracle.name, oracle.name
+    if "degree" in found.stats:  # also of a search that proved no more than they do
+        by, name = f"polynomials of degree {found.stats['degree']}", PolynomialOracle.name
+    return Proof(problem.dual(point, found.g_max), found, point, by + where, name)
 
 
 def _by_lengths(problem: Problem, point: Tensor, found: OracleResult, why: str) -> Proof:

@@ -205,7 +205,7 @@ class Search:
     def _at_any_rank(self, problem: Problem, points: Sequence[Tensor]) -> Shown:
         """By the oracle, or by polynomials alone where these prove more."""
         proof = best_proof(problem.until(self.deadline), points, self.oracle)
-        return Shown(proof.found, proof.value, proof.point, proof.oracle, proof.value, proof.oracle)
+        return Shown(proof.found, proof.value, proof.point, proof.oracle, proof.value, proof.by)
 
     def _searched(
         self,
