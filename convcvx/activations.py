@@ -33,6 +33,8 @@ USUAL_SLOPE = 0.01
 FAINTEST = 1e-30
 """Length of a filter that its root is divided by at least: float32 holds it, and the square of what it is divided
 into."""
+FAINTEST_ROOT = 1e-300
+"""Norm of a balanced filter that weights are divided by at least: those of a neuron that is zero stay zero."""
 
 
 class Abs(nn.Module):
@@ -166,6 +168,23 @@ class Activation:
 def _roots(filters: Tensor) -> Tensor:
     """(m, 1) ‖u‖^½, and next to nothing of a filter that is zero."""
     return filters.norm(dim=1, keepdim=True).clamp_min(FAINTEST).sqrt()
+
+
+def unit_neurons(filters: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The same network with filters (m, r) of norm 1, whose norms its weights (m, P, c) take; without dead neurons."""
+    norms = filters.norm(dim=1)
+    weights = weights * norms[:, None, None]
+    alive = weights.flatten(1).norm(dim=1) > 0
+    return filters[alive] / norms[alive, None], weights[alive]
+
+
+def balanced_neurons(filters: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The same network, of unit filters (m, r) and weights (m, P, c), with ‖u_j‖ = ‖V_j‖.
+
+    Then torch's weight decay is the convex penalty.
+    """
+    scale = weights.flatten(1).norm(dim=1).sqrt()
+    return filters * scale[:, None], weights / scale.clamp_min(FAINTEST_ROOT)[:, None, None]
 
 
 def _slope(text: str) -> float:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from convcvx.activations import balanced_neurons
 from convcvx.certificate import judged
 from convcvx.errors import check_choice, check_count, check_positive
 from convcvx.machine.watch import phase, tell
@@ -76,8 +77,7 @@ class Twin(nn.Module):
             weights = _uniform((n_filters, responses.n_cells, c), n_filters * responses.n_cells, random)
             intercept = torch.zeros(c)
         else:
-            scale = start.weights.flatten(1).norm(dim=1).sqrt()
-            filters, weights = start.filters * scale[:, None], start.weights / scale[:, None, None]
+            filters, weights = balanced_neurons(start.filters, start.weights)
             intercept = start.intercept
         self.filters, self.weights = nn.Parameter(filters.float()), nn.Parameter(weights.float())
         self.intercept = nn.Parameter(intercept.float(), requires_grad=problem.intercept)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 import torch
 from torch import Tensor
 
-from convcvx.activations import RELU, Activation
+from convcvx.activations import RELU, Activation, unit_neurons
 from convcvx.display.words import claims, counted, rows
 from convcvx.errors import InputError
 from convcvx.terms.scope import Scope
@@ -168,14 +168,9 @@ class Solution:
         return replace(self, intercept=self.intercept + offset)
 
     def with_parameters(self, filters: Tensor, weights: Tensor, intercept: Tensor) -> Solution:
-        """The same solution with other parameters: filters scaled to unit norm, neurons that are zero dropped.
-
-        Activations are positively homogeneous: the norm of a filter moves into its weights.
-        """
-        norms = filters.norm(dim=1)
-        weights = weights * norms[:, None, None]
-        alive = weights.flatten(1).norm(dim=1) > 0
-        return replace(self, filters=(filters[alive] / norms[alive, None]), weights=weights[alive], intercept=intercept)
+        """The same solution with other parameters, filters of any norm: see `unit_neurons`."""
+        filters, weights = unit_neurons(filters, weights)
+        return replace(self, filters=filters, weights=weights, intercept=intercept)
 
 
 Callback = Callable[[Solution], object]

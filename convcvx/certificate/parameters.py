@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from convcvx.activations import unit_neurons
 from convcvx.budget import NEVER
 from convcvx.certificate.data import data_of, space_of
 from convcvx.certificate.record import FLOAT32_ROUNDING, Certificate
@@ -47,10 +48,7 @@ def judged(
     network as it is, with its own `intercept` (c,), from which the best one is looked for. `outputs` (n, c) are its
     predictions without an intercept, where they are known.
     """
-    norms = filters.norm(dim=1)
-    weights = weights * norms[:, None, None]
-    alive = weights.flatten(1).norm(dim=1) > 0
-    filters, weights = filters[alive] / norms[alive, None], weights[alive]
+    filters, weights = unit_neurons(filters, weights)
     predictions = outputs
     if predictions is None:
         predictions = problem.responses.predict(filters, weights, torch.zeros(problem.n_outputs))

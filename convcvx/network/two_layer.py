@@ -18,7 +18,7 @@ from einops import rearrange
 from safetensors.torch import save
 from torch import Tensor, fx, nn
 
-from convcvx.activations import RELU, Activation
+from convcvx.activations import RELU, Activation, balanced_neurons
 from convcvx.errors import InputError, RunError, one_line, shown
 from convcvx.network.architecture import Architecture, ContrastConv2d
 from convcvx.network.export import export
@@ -113,7 +113,7 @@ class TwoLayerCNN(nn.Sequential):
         intercept: bool = True,
         activation: Activation = RELU,
     ) -> TwoLayerCNN:
-        """The network of a solution, its neurons balanced, ‖u_j‖ = ‖V_j‖: then weight decay is the convex penalty.
+        """The network of a solution, its neurons balanced, as `balanced_neurons` has it.
 
         Of squares ‖u_j‖ is the square of the kernel's norm.
 
@@ -125,11 +125,10 @@ class TwoLayerCNN(nn.Sequential):
                 torch.zeros(1, embedding.dim).double(),
                 weights.new_zeros(1, *weights.shape[1:]),
             )
-        scale = weights.flatten(1).norm(dim=1).sqrt()
-        weights = weights / scale.clamp_min(1e-300)[:, None, None]
+        filters, weights = balanced_neurons(filters, weights)
         how: dict[str, Any] = {"intercept": intercept, "activation": activation}
         network = cls.of_shape(embedding, pooling, image_shape, len(filters), weights.shape[2], **how)
-        kernels = activation.kernels(filters * scale[:, None])
+        kernels = activation.kernels(filters)
         state = network_state(embedding, kernels, weights, solution.intercept if intercept else None)
         network.load_state_dict(state)
         return network.eval()

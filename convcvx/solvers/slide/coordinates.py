@@ -14,6 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from convcvx.activations import balanced_neurons
 from convcvx.data.augment import moved
 from convcvx.losses.base import Loss
 from convcvx.losses.shares import Shares
@@ -103,11 +104,6 @@ BATCH = Pass(_batch, ("sum",) * 4, exact=False)
 """Not exact: a mini-batch is a few images of each process, and the next step waits for it."""
 
 
-def _balanced(solution: Solution) -> tuple[Tensor, Tensor]:
-    scale = solution.weights.flatten(1).norm(dim=1).sqrt()
-    return solution.filters * scale[:, None], solution.weights / scale[:, None, None]
-
-
 class Coordinates:
     """u = u' A⁻¹, V = B⁻ᵀ V', b = b' - meanᵀ V: with AAᵀ and BBᵀ second moments, the descent is well conditioned.
 
@@ -130,7 +126,7 @@ class Coordinates:
     ) -> None:
         self._pairs = pairs
         device = problem.responses.device
-        filters, weights = (part.to(device) for part in _balanced(solution))
+        filters, weights = (part.to(device) for part in balanced_neurons(solution.filters, solution.weights))
         images = torch.randperm(problem.n, generator=generator)[:SAMPLE].sort().values
         sample = problem if len(images) == problem.n else problem.sample(images)
         features = Features([sample.responses], [filters], flips=pairs is not None)
