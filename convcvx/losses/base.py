@@ -27,6 +27,8 @@ class Loss(Protocol):
     """A bound on the largest eigenvalue of the Hessian in f, anywhere."""
     takes_real: bool
     """Whether targets may be any real values: the loss then depends on f - y alone."""
+    rough_steps: bool
+    """Whether rough Newton steps get ahead on it. On several quadratic pieces they go back and forth between these."""
 
     def value(self, predictions: Tensor, targets: Tensor) -> Tensor: ...
 

@@ -28,6 +28,7 @@ class BinaryCrossEntropy:
     name = "bce"
     curvature = 0.25  # p (1 - p)
     takes_real = False
+    rough_steps = True
 
     def value(self, predictions: Tensor, targets: Tensor) -> Tensor:
         return self._terms(predictions, targets).sum(dim=1)

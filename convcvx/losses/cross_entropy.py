@@ -22,6 +22,7 @@ class CrossEntropy:
     name = "cross-entropy"
     curvature = 0.5  # Böhning 1992: diag(p) - ppᵀ ⪯ ½(I - 11ᵀ/c)
     takes_real = False
+    rough_steps = True
 
     def value(self, predictions: Tensor, targets: Tensor) -> Tensor:
         """log1p Σ_{k≠p} exp(f_k - f_p) + Σ_k y_k (f_p - f_k): a sum of terms >= 0."""

@@ -29,6 +29,7 @@ class Huber:
 
     curvature = 1.0
     takes_real = True
+    rough_steps = False
 
     def __init__(self, delta: float = 1.0) -> None:
         self.delta = delta

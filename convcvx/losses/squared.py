@@ -17,6 +17,7 @@ class Squared:
     name = "squared"
     curvature = 1.0
     takes_real = True
+    rough_steps = True
 
     def value(self, predictions: Tensor, targets: Tensor) -> Tensor:
         return 0.5 * (predictions - targets).square().sum(dim=1)

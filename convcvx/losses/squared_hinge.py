@@ -25,6 +25,7 @@ class SquaredHinge:
     name = "squared-hinge"
     curvature = 2.0
     takes_real = False
+    rough_steps = False
     width = 0.0
     """Over which its corner is rounded: not at all."""
 

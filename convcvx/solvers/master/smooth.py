@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convcvx.losses.huber import Huber
 from convcvx.losses.smoothed_hinge import SmoothedHinge, smoothed
 from convcvx.problem import Problem
 from convcvx.solvers.master.result import MasterResult
@@ -33,8 +32,7 @@ ROUGH = 1e-2
 """Share of its first energy at which conjugate gradients end on the way: Newton steps a tenth off take a quarter of the
 passes of exact ones."""
 EXACT = 1e-6
-"""The same at the last ε, where Newton's method is to converge, and for losses of several quadratic pieces: rough steps
-go back and forth between these."""
+"""The same at the last ε, where Newton's method is to converge, and for losses without `rough_steps`."""
 STEPS = 40
 """Steps of conjugate gradients at most: for the Hessian of a loss that bends alike everywhere, about."""
 FLAT_STEPS = 300
@@ -207,7 +205,7 @@ class _State:
         """One damped Newton step at `epsilon`; returns the decrease that Newton's model promised."""
         problem, design = self._smoothed(epsilon), self.design
         flat = isinstance(problem.loss, SmoothedHinge)
-        accuracy = EXACT if exact or flat or isinstance(problem.loss, Huber) else ROUGH
+        accuracy = ROUGH if problem.loss.rough_steps and not exact else EXACT
         cells = problem.responses.n_cells
         hessian = problem.loss.hessian(self.predictions, problem.targets)
         radii = (self.norms().square() + epsilon**2).sqrt().repeat_interleave(cells)[:, None]
