@@ -10,13 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers.problems import digits_problem
+from helpers.problems import digits_problem, with_mirror_images
 
 from convcvx.budget import Deadline
 from convcvx.data.augment import VERSIONS, shifted
 from convcvx.data.datasets import load
 from convcvx.errors import InputError
-from convcvx.losses.shares import Shares
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
 from convcvx.responses.mirror import mirror
@@ -43,16 +42,6 @@ SPEC = PatchSpec((3, 3), hidden_bias=True, contrast=0.01, whiten=0.1)
 
 def digits(n: int = 150, **options) -> Problem:
     return digits_problem(n, **{"spec": SPEC, "pooling": 2, "dtype": torch.float64} | options)
-
-
-def with_mirror_images(problem: Problem) -> Problem:
-    images = problem.responses.images
-    return replace(
-        problem,
-        responses=problem.responses.to(images=torch.cat([images, images.flip(3)])),
-        targets=problem.targets.repeat(2, 1),
-        shares=Shares.equal(2 * problem.n),
-    )
 
 
 @pytest.fixture(scope="module")

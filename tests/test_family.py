@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.commands import answer, cli, refused
-from helpers.problems import digits_problem, flat_problem, g, problem_of
+from helpers.problems import digits_problem, flat_problem, g, problem_of, with_mirror_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -26,7 +26,6 @@ from convcvx.data.datasets import load
 from convcvx.display.words import claims, told
 from convcvx.errors import InputError, RunError
 from convcvx.estimator import ConvexCNNClassifier
-from convcvx.losses.shares import Shares
 from convcvx.network.certify import outputs_of_export, outputs_without_intercept, parameters_of
 from convcvx.network.evaluate import outputs_of
 from convcvx.network.layers import read_network
@@ -433,13 +432,7 @@ def test_a_training_whose_weights_cancel_in_float32_is_not_lost():
 @pytest.mark.filterwarnings("ignore::convcvx.errors.ConvergenceWarning")
 def test_with_flips_the_gap_of_a_dictionary_is_that_on_images_and_mirror_images():
     fit, problem = of_dictionary(count=80, flips=True)
-    images, solution = problem.responses.images, fit.solution
-    doubled = replace(
-        problem,
-        responses=problem.responses.to(images=torch.cat([images, images.flip(3)])),
-        targets=problem.targets.repeat(2, 1),
-        shares=Shares.equal(160),
-    )
+    solution, doubled = fit.solution, with_mirror_images(problem)
     proved = certify_parameters(
         doubled, solution.filters, solution.weights, solution.intercept, oracle=FamilyOracle(Listed(solution.filters))
     )

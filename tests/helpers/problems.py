@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from convcvx.data.datasets import load
+from convcvx.losses.shares import Shares
 from convcvx.oracles import ExactOracle
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
@@ -47,6 +49,17 @@ def digits_problem(n: int | None, beta: float = 1.0, **options: Any) -> Problem:
     """The first `n` training images of the digits, or all."""
     train, _ = load("digits", limit=n)
     return build_problem(train.images, train.targets, beta, **options)
+
+
+def with_mirror_images(problem: Problem) -> Problem:
+    """The problem on its images, which count alike, and their mirror images."""
+    images = problem.responses.images
+    return replace(
+        problem,
+        responses=problem.responses.to(images=torch.cat([images, images.flip(3)])),
+        targets=problem.targets.repeat(2, 1),
+        shares=Shares.equal(2 * problem.n),
+    )
 
 
 def planted_problem(blank: Problem, dual_point: Tensor, loss: str) -> tuple[Problem, float]:
