@@ -11,11 +11,9 @@ benchmarks/results/dictionary_losses.md, or what `--to` names there.
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
 from time import process_time
 
-from machine import machine
+from by_size import write_page
 from torch import Tensor
 
 from convcvx.data.datasets import load
@@ -30,7 +28,6 @@ PRESETS = {"mnist": "mnist", "cifar10": "cifar10-fast"}
 LOSSES = ("squared", "cross-entropy", "bce", "squared-hinge")
 HELD = 0.1
 """Share of the images that choose β."""
-RESULTS = Path(__file__).parent / "results"
 
 
 def prepared(name: str, size: int, m: int, folder: str) -> tuple[dict[str, Problem], Tensor, bool]:
@@ -65,29 +62,12 @@ def compare(name: str, size: int, m: int, folder: str) -> list[str]:
     return [*lines, ""]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", default="../shared/data")
-    parser.add_argument("--sizes", default="mnist=4000,cifar10=3000")
-    parser.add_argument("--filters", type=int, default=100)
-    parser.add_argument("--to", default="dictionary_losses.md")
-    args = parser.parse_args()
-    asked = "".join(
-        f" --{name} {value}"
-        for name, value in vars(args).items()
-        if name != "data_dir" and value != parser.get_default(name)
-    )
-    lines = [
-        "# Dictionaries under other losses",
-        "",
-        f"`python benchmarks/dictionary_losses.py{asked}`, {machine()}.",
-        "",
-    ]
-    for part in args.sizes.split(","):
-        name, size = part.split("=")
-        lines += compare(name, int(size), args.filters, args.data_dir)
-        (RESULTS / args.to).write_text("\n".join(lines))
-
-
 if __name__ == "__main__":
-    main()
+    write_page(
+        __doc__,
+        "dictionary_losses",
+        "Dictionaries under other losses",
+        compare,
+        sizes="mnist=4000,cifar10=3000",
+        filters=100,
+    )

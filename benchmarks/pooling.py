@@ -12,16 +12,14 @@ Writes benchmarks/results/pooling.md, or what `--to` names there.
 
 from __future__ import annotations
 
-import argparse
 import warnings
 from dataclasses import replace
-from pathlib import Path
 from statistics import median
 from time import process_time
 from typing import Any
 
 import torch
-from machine import machine
+from by_size import write_page
 
 import convcvx
 from convcvx.data.datasets import Dataset, load
@@ -42,7 +40,6 @@ PASS_IMAGES = 1000
 PASS_FILTERS = 64
 PASS_ROUNDS = 9
 """Timed passes, of which the median counts."""
-RESULTS = Path(__file__).parent / "results"
 
 
 def accuracy(network: torch.nn.Module, data: Dataset) -> float:
@@ -112,29 +109,19 @@ def compare(name: str, size: int, m: int, folder: str) -> list[str]:
     return [*lines, ""]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", default="../shared/data")
-    parser.add_argument("--filters", type=int, default=256)
-    parser.add_argument("--sizes", default="mnist=10000,cifar10=5000")
-    parser.add_argument("--to", default="pooling.md", help="file in benchmarks/results")
-    chosen = parser.parse_args()
-    elsewhere = "" if chosen.to == parser.get_default("to") else f" --to {chosen.to}"
-    lines = [
-        "# Maximum against average pooling at equal filters",
-        "",
-        f"`python benchmarks/pooling.py --filters {chosen.filters} --sizes {chosen.sizes}{elsewhere}` on {machine()}.",
-        "",
-        "Filters are centres of patches, weights optimal, β chosen on a tenth of the training images. A fifth of the",
-        "training images, seen by no fit, chooses the cells; the test images are looked at once, with these.",
-        "A pass: 1,000 images, 64 filters, on raw patches, in float32; average and maximum by turns.",
-        "",
-    ]
-    for part in chosen.sizes.split(","):
-        name, size = part.split("=")
-        lines += compare(name, int(size), chosen.filters, chosen.data_dir)
-        (RESULTS / chosen.to).write_text("\n".join(lines))
-
+NOTES = (
+    "Filters are centres of patches, weights optimal, β chosen on a tenth of the training images. A fifth of the",
+    "training images, seen by no fit, chooses the cells; the test images are looked at once, with these.",
+    "A pass: 1,000 images, 64 filters, on raw patches, in float32; average and maximum by turns.",
+)
 
 if __name__ == "__main__":
-    main()
+    write_page(
+        __doc__,
+        "pooling",
+        "Maximum against average pooling at equal filters",
+        compare,
+        sizes="mnist=10000,cifar10=5000",
+        filters=256,
+        notes=NOTES,
+    )
