@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from convcvx.cli import flags as f
-from convcvx.cli.ending import finish, open_console, percent, resumable
+from convcvx.cli.ending import finish, open_console, percent
+from convcvx.cli.opening import entered, say_first
 from convcvx.cli.output import cost, explain_short
 from convcvx.display.words import counted
 from convcvx.machine.watch import Waiting
@@ -22,7 +23,6 @@ from convcvx.stack.options import (
 )
 from convcvx.stack.run import StackRun
 from convcvx.training.origin import Origin
-from convcvx.training.presets import in_flags
 from convcvx.training.progress import Progress
 from convcvx.training.resolve import load_data
 
@@ -32,21 +32,17 @@ def run_stacking(given: dict[str, Any], asked: f.Asked) -> None:
     console = open_console(asked.json_output, asked.quiet)
     with Team.of_torchrun() as team:
         run = StackRun(asked.folder(lambda: _named(settings_of(given))))
-        with run.held(), resumable(run):
-            goes_on = run.enter(resume=asked.resume or team.restarted, overwrite=asked.overwrite)
+        with entered(run, asked, team) as goes_on:
             fits = not goes_on and stack_left_open(given, asked.preset)
             settings = run.config.continued(given) if goes_on else settings_of(given)
-            data = origin = None
+            data = origin = chosen = None
             if fits:
                 with Waiting(console):
                     data = load_data(settings.stages[0])
                 chosen = fitting_stack(given, data[0])
                 settings, origin = settings_of(chosen), Origin.of(settings.stages[0], data)
             with Progress(console, settings.stages[0].tol) as progress:
-                if asked.resume and not goes_on:
-                    progress.begin(f"nothing has begun in {asked.out}: it begins now, by these options")
-                if fits:
-                    progress.begin(f"options that fit the data: {in_flags(chosen)}")
+                say_first(progress, asked, goes_on, chosen)
                 result = stack_job(settings, run, progress, team, resume=goes_on, data=data, origin=origin)
         _print_table(console, result)
         remedy = (

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from convcvx.cli import flags as f
-from convcvx.cli.ending import finish, open_console, resumable
+from convcvx.cli.ending import finish, open_console
+from convcvx.cli.opening import entered, say_first
 from convcvx.cli.output import as_flags, explain_short, print_summary
 from convcvx.errors import RunError
 from convcvx.machine.watch import Waiting
@@ -16,7 +17,7 @@ from convcvx.training.fit import Fit
 from convcvx.training.jobs import train_into
 from convcvx.training.options import TrainConfig
 from convcvx.training.origin import Origin
-from convcvx.training.presets import fitting, in_flags, leaves_open, next_steps
+from convcvx.training.presets import fitting, leaves_open, next_steps
 from convcvx.training.progress import Progress
 from convcvx.training.resolve import load_data
 from convcvx.training.run import Run
@@ -28,10 +29,9 @@ def run_training(given: dict[str, Any], asked: f.Asked) -> None:
     with Team.of_torchrun() as team:
         clock = Clock.now()
         run = Run(asked.folder(lambda: _named(TrainConfig.from_dict(given))))
-        with run.held(), resumable(run):
-            if run.is_stage:
-                raise RunError(f"{run.folder} is a stage of a stack, which makes its features: {run.go_on}")
-            goes_on = run.enter(resume=asked.resume or team.restarted, overwrite=asked.overwrite)
+        if run.is_stage:
+            raise RunError(f"{run.folder} is a stage of a stack, which makes its features: {run.go_on}")
+        with entered(run, asked, team) as goes_on:
             fits = not goes_on and leaves_open(given, asked.preset)
             settings = run.continued(given) if goes_on else TrainConfig.from_dict(given)
             settings.check()
@@ -41,13 +41,7 @@ def run_training(given: dict[str, Any], asked: f.Asked) -> None:
                     data = load_data(settings)
                 settings = TrainConfig.from_dict(fitting(given, data[0]))
             with Progress(console, settings.tol) as progress:
-                if asked.resume and not goes_on:
-                    progress.begin(f"nothing has begun in {asked.out}: it begins now, by these options")
-                if fits:
-                    progress.begin(
-                        f"options that fit the data: {in_flags(settings.chosen)}\n"
-                        "(--preset plain: the defaults instead of them)"
-                    )
+                say_first(progress, asked, goes_on, settings.chosen if fits else None)
                 origin = None if data is None else Origin.of(settings, data)
                 fit = train_into(run, settings, progress, team, resume=goes_on, data=data, origin=origin, clock=clock)
             metrics = fit.metrics
