@@ -21,7 +21,9 @@ class Stop(Word):
     SECONDS = "seconds"
     """The time limit of the oracle itself is over, that of the problem is not."""
     MAX_CONES = "max_cones"
+    """As many cones have been looked at as were allowed."""
     MAX_CYLINDERS = "max_cylinders"
+    """As many cylinders."""
     HOPELESS = "hopeless", "the search ended early: it shows a gap that is large and would only grow"
     """What else there is to find changes nothing any more."""
 
