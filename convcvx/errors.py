@@ -32,7 +32,7 @@ class WorkerError(ConvcvxError, RuntimeError):
 
 
 class DataWarning(UserWarning):
-    """Something in a data set was passed over; the message names it."""
+    """Something in a data set was passed over, or lost before it came; the message names it."""
 
 
 class ConvergenceWarning(UserWarning):

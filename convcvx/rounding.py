@@ -37,13 +37,20 @@ def total(terms: Tensor) -> tuple[float, float]:
 
 
 def totals(rows: Tensor) -> list[tuple[float, float]]:
-    """The same for each column of rows (n, c)."""
+    """The same for each column of rows (n, c); NaN where partial sums leave float64, which proves nothing."""
     terms = rows.detach().double().cpu().numpy()  # whose calls cost small problems less than those of torch
     with np.errstate(over="ignore", invalid="ignore"):
         blocks = np.add.reduceat(terms, range(0, len(terms), BLOCK))
         sizes = np.abs(terms).sum(axis=0) * (1 + (len(terms) + BLOCK) * UNIT)
     pairs = zip(blocks.T.tolist(), sizes.tolist(), strict=True)
-    return [(math.fsum(column), BLOCK * UNIT * size) for column, size in pairs]
+    return [(_exact_sum(column), BLOCK * UNIT * size) for column, size in pairs]
+
+
+def _exact_sum(values: list[float]) -> float:
+    try:
+        return math.fsum(values)
+    except (OverflowError, ValueError):  # beyond float64 on the way, or infinities of both signs
+        return math.nan
 
 
 def top_eigenvalue(matrix: Tensor) -> float:

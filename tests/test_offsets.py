@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,8 @@ from sklearn.datasets import load_digits
 import convcvx
 from convcvx.budget import Budget
 from convcvx.certificate import certify_parameters
+from convcvx.data.checks import distance_from_zero
+from convcvx.errors import DataWarning, InputError
 from convcvx.oracles.metric import Metric
 from convcvx.patches import Moments, PatchEmbedding, PatchSpec
 from convcvx.patches.moments import is_identity
@@ -216,3 +219,57 @@ def test_images_with_an_offset_are_trained_with_and_without_a_hidden_bias(hidden
     certificates = [certificate(offset) for offset in (1e3, 1e5)]
     assert all(c.rel_gap <= TOL for c in certificates)
     assert certificates[0].primal == pytest.approx(certificates[1].primal, rel=1e-2)
+
+
+# Where no arithmetic tells them apart any more
+
+
+@pytest.mark.parametrize(
+    ("offset", "kind", "warned"),
+    [
+        (0.0, "f4", None),
+        (1e3, "f4", None),
+        (1e7, "f4", "float32 rounds"),
+        (1e7, "f8", None),
+        (1e12, "f8", "float64 rounds sums"),
+    ],
+)
+@pytest.mark.parametrize("way", ["solve", "estimator", "images"])
+def test_a_warning_says_that_rows_have_lost_their_digits(offset, kind, warned, way):
+    """By whatever way they come; silently, they would give a network that is worth nothing."""
+    X, y = plane()
+    X = (X + offset).astype(kind)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if way == "solve":
+            convcvx.beta_max(X, y, oracle="local")
+        elif way == "estimator":
+            convcvx.ConvexCNNClassifier(beta_ratio=0.9, tol=0.5, oracle="local").fit(X, y)
+        else:
+            convcvx.ConvexCNNClassifier(beta_ratio=0.9, tol=0.5, oracle="local", kernel_size=1).fit(
+                X[:, :, None, None], y
+            )
+    messages = [str(warning.message) for warning in caught if warning.category is DataWarning]
+    assert len(messages) == (warned is not None)
+    assert all(f"{warned} " in message and "subtract their mean" in message for message in messages)
+
+
+@pytest.mark.parametrize("options", [{}, {"contrast": True}, {"whiten": True}, {"hidden_bias": True}])
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_images_that_no_float32_network_tells_apart_are_refused_before_they_are_trained_on(options, kind):
+    images = torch.rand(40, 1, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    targets = torch.arange(40) % 2
+    given = {"kernel_size": 3, "beta_ratio": 0.5, "tol": 0.5, "oracle": "local"} | options
+    with pytest.raises(InputError, match=r"times their spread from zero.*rescale them"):
+        convcvx.fit((images + 1e5).to(kind), targets, **given)
+    assert convcvx.fit((images + 100).to(kind), targets, **given).certificate.rel_gap <= 0.5
+
+
+def test_a_hidden_bias_or_all_pixels_alike_are_no_distance():
+    """A constant that ends patches is exact, and of images that are alike nothing can be lost."""
+    assert distance_from_zero(1e-6 * torch.rand(9, 1, 3, 3)) < 10
+    for value in (0.1, 0.9, 1 / 3, 1e7 / 3):
+        assert distance_from_zero(torch.full((99, 3, 7, 7), value, dtype=torch.float64)) == 0
+    faint = 1e-6 * torch.rand(40, 1, 5, 5, generator=torch.Generator().manual_seed(0))
+    options = {"kernel_size": 3, "beta_ratio": 0.5, "tol": 0.5, "oracle": "local", "hidden_bias": True}
+    assert convcvx.fit(faint, torch.arange(40) % 2, **options).metrics["beta_max"] > 0

@@ -25,7 +25,7 @@ from convcvx.losses.shares import Shares
 from convcvx.losses.table import LOSSES, get_loss
 from convcvx.oracles.base import OracleResult
 from convcvx.problem import Problem, relative_gap
-from convcvx.rounding import total
+from convcvx.rounding import BLOCK, total
 from convcvx.training.plan import find_beta_max, solve_problem
 
 DIGITS = 320
@@ -61,6 +61,12 @@ def test_a_sum_that_cancels_has_a_bound_that_says_so():
     value, error = total(terms)
     assert abs(value - 50) <= error
     assert error > 1  # what is left of it is uncertain
+
+
+@pytest.mark.parametrize("values", [[1.5e308, 1.5e308, -1.5e308], [math.inf, -math.inf]])
+def test_a_sum_that_leaves_float64_on_the_way_is_no_number(values):
+    terms = torch.tensor(values, dtype=torch.float64).repeat_interleave(BLOCK)
+    assert math.isnan(total(terms)[0])
 
 
 # The intercept

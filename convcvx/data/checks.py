@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,14 @@ from torch import Tensor
 
 from convcvx.data.arrays import as_array, as_tensor
 from convcvx.data.images import Images, StreamedImages
-from convcvx.errors import DataError
+from convcvx.errors import DataError, DataWarning
+
+DISTANCE_SAMPLE = 4096
+"""Images by which their distance from zero is told: it need not be known to a digit."""
+LOST = 1e-2
+"""Share of their spread by which images, or sums over them, may be rounded before that is worth a warning."""
+ALIKE = 1e-13
+"""Share of their distance from zero below which what images differ by is the rounding of their mean."""
 
 
 def check_targets(targets: Any, n: int, names: tuple[str, str] = ("images", "targets")) -> Tensor:
@@ -62,3 +70,37 @@ def check_two_classes(targets: Tensor, name: str) -> None:
     if not targets.is_floating_point() and bool((targets == targets[0]).all()):
         advice = "training needs two or more: raise the limit, shuffle or extend the set"
         raise DataError(f"{name} has a single class in {len(targets)} images; {advice}")
+
+
+def distance_from_zero(images: Images) -> float:
+    """How many times their spread images (n, C, H, W) lie from zero, channel by channel; 0 where all are alike.
+
+    That spread is all there is to learn of, and rounding goes by the distance: the offset itself cannot be taken off,
+    as a filter without a bias responds to it, and the network is to take the images as they are.
+    """
+    step = -(-len(images) // DISTANCE_SAMPLE)
+    sample = images[torch.arange(0, len(images), step)] if step > 1 else images[:]
+    variances, means = torch.var_mean(sample.detach().cpu().double().transpose(0, 1).flatten(1), dim=1, correction=0)
+    spread, length = float(variances.sum().sqrt()), float(means.norm())
+    return length / spread if spread > ALIKE * length else 0.0
+
+
+def warn_of_lost_digits(name: str, images: Images, kind: torch.dtype) -> None:
+    """Warn of images so far from zero that numbers of the `kind` they came in, or sums over them, lose what they say.
+
+    A sum over N patches is off by N roundings at worst, and what is less than that counts as nothing in a beta_max.
+    """
+    if not kind.is_floating_point:  # whole numbers are exact
+        return
+    distance, pixels = distance_from_zero(images), images.shape[0] * images.shape[2:].numel()
+    stored, summed = distance * torch.finfo(kind).eps, distance * 2 * pixels * torch.finfo(torch.float64).eps
+    if max(stored, summed) <= LOST:
+        return
+    what = f"{str(kind).removeprefix('torch.')} rounds them" if stored > LOST else "float64 rounds sums over them"
+    warnings.warn(
+        f"{name} lie {distance:.1g} times their spread from zero, and {what} by {max(stored, summed):.1g} times it: "
+        "subtract their mean, in float64, before anything is rounded; a hidden bias, or a column of ones, makes up for "
+        "it",
+        DataWarning,
+        stacklevel=4,
+    )

@@ -19,6 +19,7 @@ from convcvx.activations import Activation
 from convcvx.budget import Deadline, clock
 from convcvx.certificate import Certificate
 from convcvx.data.augment import shifted
+from convcvx.data.checks import warn_of_lost_digits
 from convcvx.data.datasets import Dataset
 from convcvx.data.weights import read_weights, with_class_weight
 from convcvx.errors import InputError, check_positive, is_count
@@ -107,6 +108,7 @@ class ConvexCNN(TransformerMixin, BaseEstimator):
         data = Dataset(self._images(X), targets, (), "X", weights)
         if config.shifts:
             data = shifted(data, config.shifts)
+        warn_of_lost_digits("X", data.images, torch.from_numpy(X).dtype)
         spec = config.patch_spec()
         units = Units.of(data.images, data.targets, config.loss, spec, Activation.of(config.activation))
         problem = build_problem(

@@ -16,6 +16,7 @@ from convcvx.budget import LEAST, Deadline
 from convcvx.callbacks import together
 from convcvx.certificate import Certificate, certify_parameters
 from convcvx.data.arrays import as_tensor
+from convcvx.data.checks import warn_of_lost_digits
 from convcvx.errors import InputError, check_choice, check_count, check_positive, shown
 from convcvx.oracles import ORACLES, LocalOracle, Oracle
 from convcvx.patches import PatchSpec
@@ -184,6 +185,7 @@ class _OutOfUnits:
 def _in_units(patches: Any, targets: Any, **options: Any) -> tuple[Problem, Units]:
     """The problem of these data, its β still open, in units in which they are of size one."""
     images = patches_to_images(patches)
+    warn_of_lost_digits("patches", images, as_tensor("patches", patches).dtype)
     activation = Activation.of(options.get("activation"))
     units = Units.of(images, targets, options.get("loss", "squared"), activation=activation)
     images, targets = units.reduced("images", images), units.reduced("targets", targets)

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from torch import Tensor
 
 from convcvx.data.augment import shifted
-from convcvx.data.checks import check_two_classes
+from convcvx.data.checks import check_two_classes, distance_from_zero
 from convcvx.data.datasets import Dataset, load_sets, split
 from convcvx.data.images import Images
 from convcvx.data.weights import with_class_weight
@@ -29,6 +29,8 @@ from convcvx.training.run import Run
 
 LARGEST_CANCELLATION = 1000.0
 """`PatchEmbedding.cancellation` up to which a float32 network is right to 1e-4, which is what its check asks for."""
+LARGEST_DISTANCE = 1e4
+"""Times their spread that images may lie from zero: further off, a float32 network is wrong by a thousandth or more."""
 
 Data = tuple[Dataset, Dataset | None, Dataset | None]
 """Training set, test set, and the validation set if there is one; no test set where Python gave none."""
@@ -102,6 +104,11 @@ def training_problem(
     encode_targets(
         train.targets, config.loss, train.n_classes or None, intercept=config.intercept
     )  # before the pass over the images
+    if (distance := distance_from_zero(train.images)) > LARGEST_DISTANCE:
+        raise InputError(
+            f"images lie {distance:.1g} times their spread from zero, above {LARGEST_DISTANCE:g}: no float32 network, "
+            "as is exported, can tell them apart; rescale them in float64 before, (x - x.min()) / (x.max() - x.min())"
+        )
     weights = training_weights(config, train)
     fitted = fitted_embedding(config, train.images, embedding, team, weights)
     if fitted.cancellation > LARGEST_CANCELLATION:
