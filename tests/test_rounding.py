@@ -91,6 +91,10 @@ def objective(f: Tensor, y: Tensor, shares: Shares) -> float:
     weighted=st.booleans(),
 )
 @example(n=2, c=2, scale=0.0, shift=40.0, seed=0, weighted=False)
+@example(n=8, c=4, scale=1000.0, shift=0.0, seed=91, weighted=True)  # a class whose one image has next to no weight
+@example(n=10, c=4, scale=1000.0, shift=0.0, seed=708615, weighted=True)
+@example(n=12, c=4, scale=1000.0, shift=10.0, seed=542628, weighted=True)
+@example(n=17, c=5, scale=1000.0, shift=10.0, seed=530082, weighted=True)
 def test_the_best_intercept_is_found_from_any_start(n, c, scale, shift, seed, weighted):
     """No coordinate step, long or short, and no other start lead lower; nor is its own start any better."""
     loss, random = get_loss("cross-entropy"), torch.Generator().manual_seed(seed)

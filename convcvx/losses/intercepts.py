@@ -25,6 +25,10 @@ SPREAD = 8.0
 """Logits up to so far from each other, in units of the temperature, leave Newton's method enough curvature."""
 FALL = 1e-15
 """A step that lowers the loss by no more than this share of it has met rounding."""
+NEAR = 0.1
+"""Logits that move by no more than this keep their curvature, about: so short a step falls, or has met rounding."""
+SHORTEST = 1e-3
+"""Share of a step to which it is shortened in any case."""
 OFF = 100.0
 """How far below all others the logits of a class without targets go: it weighs exp(-100), nothing in float64."""
 
@@ -98,16 +102,22 @@ def _newton(loss: _Loss, predictions: Tensor, targets: Tensor, shares: Shares, s
 def _along(
     loss: _Loss, predictions: Tensor, targets: Tensor, shares: Shares, shift: Tensor, step: Tensor, value: Tensor
 ) -> tuple[Tensor | None, Tensor]:
-    """The first of shift + step, + step/4, ... with a mean loss below `value`, doubled while that falls; its loss."""
+    """The first of shift + step, + step/4, ... with a mean loss below `value`, doubled while that falls; its loss.
+
+    A logit that decides for an image of next to no weight bends the loss by next to nothing, and Newton's step in it is
+    thousands of times too long.
+    """
     if not bool(step.isfinite().all()):
         return None, value
-    for size in (1.0, 0.25, 0.0625, 1e-3):
+    size, longest = 1.0, float(step.abs().max())
+    while True:
         trial = shift + size * step
         reached = shares.mean(loss.value(predictions + trial, targets))
         if reached < value:
             break
-    else:
-        return None, value
+        if size * longest <= NEAR and size <= SHORTEST:
+            return None, value
+        size /= 4
     while size >= 1:
         further = shift + 2 * size * step
         beyond = shares.mean(loss.value(predictions + further, targets))
