@@ -27,6 +27,7 @@ from convcvx.solvers.dictionary.path import (
     PATH_ITER,
     PATIENCE,
     RATIOS,
+    TRUSTED,
     by_error,
     by_loss,
     fit_dictionaries,
@@ -192,6 +193,73 @@ def test_a_disk_that_fills_up_in_the_middle_is_told(monkeypatch):
     monkeypatch.setattr("convcvx.solvers.dictionary.kept.TemporaryFile", lambda: full.open("w+b"))
     with pytest.raises(InputError, match=r"of 40 images cannot be kept in .*No space left on device; set TMPDIR"):
         fit_dictionary(problem, dictionary(problem.responses, 400, seed=3), beta=0.1)
+
+
+def far_digits(offset: float, loss: str, intercept: bool = True, flips: bool = False) -> Problem:
+    """In single precision, which far images are not computed in unless that is asked for."""
+    near = digits(300, spec=PatchSpec((3, 3)), flips=flips)
+    images, labels = (near.responses.images + offset).float(), near.targets.argmax(dim=1)
+    options = {"loss": loss, "intercept": intercept, "dtype": torch.float32, "flips": flips}
+    return build_problem(images, labels, spec=PatchSpec((3, 3)), pooling=2, **options)
+
+
+@pytest.mark.parametrize("loss", ["squared", "cross-entropy"])
+@pytest.mark.parametrize("offset", [10.0, 100.0, 1e4])
+@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize("ratio", [0.1, 1e-3, 1e-5])
+def test_the_objective_of_a_dictionary_is_true_and_never_above_that_of_no_weights(loss, offset, intercept, ratio):
+    """However many digits single precision has lost; what means nothing is refused."""
+    problem = far_digits(offset, loss, intercept)
+    filters, precise = dictionary(problem.responses, 60), problem.with_dtype(torch.float64)
+    try:
+        fit = fit_dictionary(problem, filters, beta_ratio=ratio)
+    except InputError:
+        assert ratio < 0.1
+        return
+    weights = fit.weights[0]
+    true = precise.with_beta(fit.beta).primal(precise.responses.predict(filters, weights, fit.intercept), weights)
+    assert fit.objective == pytest.approx(true, rel=TRUSTED)
+    assert true <= precise.mean_loss(precise.constant_predictions()) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(("loss", "ratio"), [("squared", 1e-3), ("cross-entropy", 1e-2)])
+def test_negative_control_what_single_precision_says_of_itself_is_not_true(loss, ratio, monkeypatch):
+    problem = far_digits(1e4, loss)
+    filters = dictionary(problem.responses, 60)
+    judged = fit_dictionary(problem, filters, beta_ratio=ratio)
+    monkeypatch.setattr("convcvx.solvers.dictionary.path.TRUSTED", math.inf)
+    assert fit_dictionary(problem, filters, beta_ratio=ratio).objective != pytest.approx(judged.objective, rel=2e-3)
+
+
+def test_the_true_objective_of_a_dictionary_counts_mirror_images_and_needs_no_time(monkeypatch):
+    problem = far_digits(10.0, "squared", flips=True)
+    filters = dictionary(problem.responses, 40, flips=True)
+    sure = fit_dictionary(problem, filters, beta_ratio=1e-2, flips=True)
+    monkeypatch.setattr("convcvx.solvers.dictionary.path.TRUSTED", 0.0)
+    summed = fit_dictionary(problem, filters, beta_ratio=1e-2, flips=True)
+    assert summed.objective != sure.objective
+    assert summed.objective == pytest.approx(sure.objective, rel=1e-3)
+    solve = DictionaryLasso.solve
+    late = Deadline.after(1e9)
+
+    def ended(self, *given):
+        found = solve(self, *given)
+        monkeypatch.setattr("convcvx.budget.Deadline.passed", property(lambda one: one == late))
+        return found
+
+    monkeypatch.setattr(DictionaryLasso, "solve", ended)
+    again = fit_dictionary(problem.until(late), filters, beta_ratio=1e-2, flips=True)
+    assert again.objective == pytest.approx(sure.objective, rel=1e-3)
+
+
+@pytest.mark.parametrize("loss", ["squared", "cross-entropy"])
+def test_weights_that_are_worse_than_none_are_left_out(loss, problem):
+    """Above beta_max no weights are optimal, and the regressions only tend to them."""
+    problem = digits(loss=loss)
+    fit = fit_dictionary(problem, dictionary(problem.responses, 20), beta_ratio=2.0)
+    assert not fit.weights[0].any()
+    assert fit.objective == pytest.approx(problem.mean_loss(problem.constant_predictions()), rel=1e-12)
+    assert fit.rel_gap <= 1e-2
 
 
 @pytest.mark.parametrize("loss", ["squared", "cross-entropy"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from convcvx.losses.squared import dual_in_gram_form
@@ -56,6 +57,14 @@ class DictionaryLasso(DictionaryWeights):
 
     def held_out(self, point: Point) -> Tensor:
         return self.gram.predict(point.matrix).double() + point.intercept
+
+    def rounding(self, point: Point) -> float:
+        """That of features, and of their products: of that no more shows in an objective than the gap leaves open.
+
+        Where it outweighs the penalty, weights are large and no gap closes.
+        """
+        raw, multiplied = self._sizes(point.matrix)
+        return torch.finfo(self.gram.dtype).eps * (raw + point.rel_gap * multiplied**2)
 
     def join(self) -> None:
         self.gram.join()

@@ -62,6 +62,10 @@ class DictionaryNewton(DictionaryWeights):
     def held_out(self, point: Point) -> Tensor:
         return self._visits.apply(point.matrix)[self._unseen] + point.intercept
 
+    def rounding(self, point: Point) -> float:
+        raw, _ = self._sizes(point.matrix)
+        return torch.finfo(self.gram.dtype).eps * raw  # slopes of losses are about one
+
     def _everywhere(self, rows: Tensor) -> Tensor:
         """`rows` of the images kept, and zeros for those held out."""
         return rows.new_zeros(self._problem.n, *rows.shape[1:]).index_copy_(0, self._kept, rows)

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from convcvx.budget import OutOfTime
+from convcvx.budget import NEVER, OutOfTime
 from convcvx.errors import InputError
 from convcvx.losses.shares import Shares
 from convcvx.machine.threads import sparing
@@ -39,6 +39,8 @@ PATIENCE = 2
 """The path ends after so many β without a better held-out score."""
 PATH_ITER = 2
 """Ridge regressions a β on the path, each β starting from the one before: enough to tell which is best."""
+TRUSTED = 1e-2
+"""Share of an objective that rounding may come to before it is summed anew in float64, in a pass over all images."""
 Score = Callable[[dict[str, Any]], tuple[float, float]]
 """What the β that is chosen has least of, read off its record in the path."""
 
@@ -153,7 +155,7 @@ def fit_dictionaries(
         else:
             choices = [(beta, None)]
         for chosen, start in choices:
-            point = lasso.solve(chosen, start, tol, lasso.max_iter)
+            point = _judged(problems, filters, lasso, chosen, lasso.solve(chosen, start, tol, lasso.max_iter))
             if math.isfinite(point.objective):
                 break
         else:
@@ -162,6 +164,35 @@ def fit_dictionaries(
         path = [record for record, _ in tried]
         weights, intercept = lasso.features.weights(point.matrix), point.intercept.cpu()
         return DictionaryFit(tuple(filters), weights, intercept, chosen, beta_max, point.objective, point.rel_gap, path)
+
+
+def _judged(
+    problems: Sequence[Problem], filters: Sequence[Tensor], lasso: DictionaryWeights, beta: float, point: Point
+) -> Point:
+    """`point` with its true objective where rounding may hide that, and never one that is worse than no weights.
+
+    Where it is rounding that made it worse, the objective is infinite: the weights mean nothing. Else they are on
+    their way still, as by few steps at a large `beta`, and none are the better ones.
+    """
+    if not math.isfinite(point.objective):
+        return point
+    lower = point.objective * (1 - point.rel_gap)
+    doubtful = lasso.rounding(point) > TRUSTED * point.objective
+    nothing = lasso.nothing()
+    if doubtful:
+        weights, intercept = lasso.features.weights(point.matrix), point.intercept.cpu()
+        predictions = intercept + sum(
+            problem.until(NEVER).with_dtype(torch.float64).responses.predict(part, weight, torch.zeros_like(intercept))
+            for problem, part, weight in zip(problems, filters, weights, strict=True)
+        )
+        decay = sum(float(weight.flatten(1).norm(dim=1).sum()) for weight in weights)
+        objective = problems[0].mean_loss(predictions) + beta * decay
+        # A bound that was found in the same arithmetic is as far off as what it was found beside.
+        lower -= abs(objective - point.objective)
+        point = replace(point, objective=objective if objective <= nothing.loss else math.inf)
+    elif point.objective > nothing.loss:
+        point = Point(nothing.matrix, nothing.intercept, point.sizes, nothing.loss, 1.0)
+    return replace(point, rel_gap=min(1.0, (point.objective - lower) / max(point.objective, 1e-300)))
 
 
 def _group_lasso(

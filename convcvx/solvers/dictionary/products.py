@@ -106,6 +106,10 @@ class SharedProducts:
     def mean(self) -> Tensor:
         return self._blocks.own.mean
 
+    @property
+    def scales(self) -> tuple[Tensor, Tensor]:
+        return self._blocks.own.scales
+
     def intercept(self, matrix: Tensor) -> Tensor:
         return self._blocks.own.intercept(matrix)
 

@@ -84,6 +84,16 @@ class DictionaryWeights(ABC):
         """(q, c) what `point` predicts for the images held out."""
 
     @abstractmethod
+    def rounding(self, point: Point) -> float:
+        """About how far the objective of `point` may be off at most, by rounding in the features' own arithmetic."""
+
+    def _sizes(self, matrix: Tensor) -> tuple[float, float]:
+        """What predictions W = `matrix` sum up of the features as they are, in modulus, and as they are multiplied."""
+        each = matrix.double().norm(dim=1)
+        raw, multiplied = self.gram.scales
+        return float(raw @ each), float(multiplied @ each)
+
+    @abstractmethod
     def join(self) -> None:
         """Count the images held out as well."""
 
@@ -92,11 +102,12 @@ class DictionaryWeights(ABC):
         squares = matrix.double().square().sum(dim=1)
         return squares.new_zeros(self.features.n_groups).index_add_(0, self.features.group, squares).sqrt()
 
-    def _nothing(self) -> Standing:
+    def nothing(self) -> Standing:
+        """What no weights at all are worth, with the best intercept."""
         return self._standing(torch.zeros_like(self.gram.linear))
 
     def beta_max(self) -> float:
-        return float(self.norms(self._nothing().pull).max()) / self.features.copies
+        return float(self.norms(self.nothing().pull).max()) / self.features.copies
 
     def solve(self, beta: float, start: Point | None, tol: float, max_iter: int) -> Point:
         """Alternate W = W(η), η = ‖W‖ from `start` until the duality gap over the dictionary is `tol`, or time is over.
@@ -104,7 +115,7 @@ class DictionaryWeights(ABC):
         The objective is infinite for a β that is lost in rounding.
         """
         penalty = beta * self.features.copies
-        here = self._nothing() if start is None else self._standing(start.matrix)
+        here = self.nothing() if start is None else self._standing(start.matrix)
         # The mean η cannot be larger: zero weights would be better.
         sizes = self._even(here.loss / penalty) if start is None else start.sizes
         best, lower = None, -math.inf

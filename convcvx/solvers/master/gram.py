@@ -87,6 +87,14 @@ class Sums:
         return (self._mean[:, 0] + self.shift) * self.centred
 
     @property
+    def scales(self) -> tuple[Tensor, Tensor]:
+        """(D,) each: root mean square of the features as they are, and as they are multiplied, centred perhaps."""
+        variance = (self._diagonal / self.counted - (self._sums / self.counted).square()).clamp_min(0)
+        mean = self._sums / self.counted + self.shift
+        raw = (variance + mean.square()).sqrt()
+        return raw, variance.sqrt() if self.centred else raw
+
+    @property
     def _target_mean(self) -> Tensor:
         return self._target_sums / self.counted * self.centred
 
