@@ -6,11 +6,14 @@ import functools
 import gzip
 import hashlib
 import http.server
+import io
 import pickle
 import random
+import shutil
 import socket
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 import zipfile
@@ -466,6 +469,59 @@ def test_damaged_cifar_batches_are_refused_and_not_unpickled(tmp_path):
     (tmp_path / "cifar-10-batches-py/data_batch_1").write_bytes(pickle.dumps(Bomb()))
     np.savez(tmp_path / "cifar10.npz", **keras_arrays())
     refused("cifar-10-batches-py is damaged: delete that folder", "cifar10", tmp_path)
+
+
+@pytest.fixture
+def cifar_archive(tmp_path, monkeypatch) -> Path:
+    """Of the true layout, with twenty images a batch; torchvision knows it by its checksums, and has no network."""
+    cls, random = import_torchvision().datasets.CIFAR10, np.random.default_rng(0)
+    monkeypatch.setattr(cls, "url", "http://127.0.0.1:1/set.tar.gz")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    batches = {}
+    for batch in [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]:
+        pixels = random.integers(0, 256, (20, 3072)).astype(np.uint8)
+        batches[batch] = pickle.dumps({"labels": [*range(10)] * 2, "data": pixels}, protocol=2)
+    batches["batches.meta"] = pickle.dumps({"label_names": list(data_sources.CIFAR10)}, protocol=2)
+    sums = {batch: hashlib.md5(content).hexdigest() for batch, content in batches.items()}
+    monkeypatch.setattr(cls, "train_list", [[f"data_batch_{k}", sums[f"data_batch_{k}"]] for k in range(1, 6)])
+    monkeypatch.setattr(cls, "test_list", [["test_batch", sums["test_batch"]]])
+    monkeypatch.setattr(cls, "meta", cls.meta | {"md5": sums["batches.meta"]})
+    path = tmp_path / "made" / "archive"
+    path.parent.mkdir()
+    with tarfile.open(path, "w:gz") as archive:
+        for batch, content in batches.items():
+            member = tarfile.TarInfo(f"cifar-10-batches-py/{batch}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    monkeypatch.setattr(cls, "tgz_md5", hashlib.md5(path.read_bytes()).hexdigest())
+    return path
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["cifar-10-python.tar.gz", "cifar-10-python.tgz", "cifar-10-python (1).tar.gz", "cifar10/cifar-10-python.tar.gz"],
+)
+def test_an_archive_of_cifar_is_unpacked_by_whatever_name_and_without_a_network(name, cifar_archive, tmp_path):
+    packed = tmp_path / "root" / name
+    packed.parent.mkdir(parents=True)
+    shutil.copy(cifar_archive, packed)
+    train, test = load("cifar10", tmp_path / "root", download=False)
+    assert (train.images.shape, len(test), train.classes) == ((100, 3, 32, 32), 20, data_sources.CIFAR10)
+    assert sorted(path.name for path in (tmp_path / "root").iterdir()) == sorted(
+        {"cifar-10-batches-py", Path(name).parts[0]}
+    )
+    packed.unlink()
+    assert len(load("cifar10", tmp_path / "root", download=False)[0]) == 100
+
+
+def test_an_archive_of_another_checksum_is_neither_unpacked_nor_called_damaged(cifar_archive, tmp_path):
+    other = tmp_path / "cifar-10-python.tar.gz"
+    with tarfile.open(other, "w:gz") as archive:
+        archive.add(__file__, "cifar-10-batches-py/data_batch_1")
+    refused("is not the archive that torchvision knows, by its checksum", "cifar10", tmp_path)
+    assert [path.name for path in tmp_path.iterdir() if path.name != "made"] == [other.name]
+    shutil.copy(cifar_archive, tmp_path / "cifar-10-python (1).tar.gz")
+    assert len(load("cifar10", tmp_path)[0]) == 100
 
 
 def test_a_downloadable_set_may_be_an_npz(tmp_path):

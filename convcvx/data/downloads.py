@@ -82,22 +82,40 @@ def _holder(name: str, root: Path) -> Path:
 
 def _fetch(name: str, cls: Any, root: Path, download: bool) -> None:
     """Download what is missing, or say why not."""
-    # CIFAR comes as one archive.
-    packed = root / (cls.filename if name in FILE_BY_FILE and hasattr(cls, "filename") else "")
+    packed = _packed(name, cls, root)
     advice = f"give the --data-dir that holds it, or put {name}.npz there"
-    if not packed.is_file() and not download:
+    if packed is None and not download:
         raise DataError(f"{name} is not in {root}: allow its download, or give the --data-dir that holds it")
     if not _downloads(cls):
         raise DataError(f"{name} is not in {root}, and torchvision cannot download it: {advice}")
     try:
         if name in FILE_BY_FILE:
-            _download_own(cls, root, DOWNLOADS[name].folder, packed if packed.is_file() else None)
+            _download_own(cls, root, DOWNLOADS[name].folder, packed)
         else:
             _download_any(name, cls, root)
     except (OSError, RuntimeError, ImportError, HTTPException, EOFError, zlib.error, tarfile.TarError) as error:
         raise DataError(
             f"{name} could not be downloaded to {root}: try again with a network, {advice} ({one_line(error)})"
         ) from None
+
+
+def _packed(name: str, cls: Any, root: Path) -> Path | None:
+    """The one archive that CIFAR comes as, by whatever name it was saved in `root` or in a folder called as the set.
+
+    What it is is told by its checksum, without which nothing is unpacked, as what is in it are pickles.
+    """
+    if name not in FILE_BY_FILE or not hasattr(cls, "filename"):
+        return None
+    stem = cls.filename.removesuffix(".tar.gz")
+    near = [path for place in (root, root / name) for path in sorted(place.glob(f"{stem}*gz")) if path.is_file()]
+    good = import_torchvision().datasets.utils.check_integrity
+    found = next((path for path in near if good(path, cls.tgz_md5)), None)
+    if near and found is None:
+        raise DataError(
+            f"{near[0]} is not the archive that torchvision knows, by its checksum, and is not unpacked: download it "
+            f"anew, or put {name}.npz in its place"
+        )
+    return found
 
 
 def _read_any(name: str, cls: Any, place: Path, order: Order) -> Raw:
@@ -157,9 +175,7 @@ def _download_own(cls: Any, root: Path, subfolder: str, packed: Path | None) -> 
     """
     with _scratch(root) as scratch:
         if packed is not None:
-            if not import_torchvision().datasets.utils.check_integrity(packed, cls.tgz_md5):
-                raise OSError(f"{packed} is damaged: delete it")
-            shutil.copyfile(packed, scratch / packed.name)
+            shutil.copyfile(packed, scratch / cls.filename)
         cls(scratch, download=True)
         (root / subfolder).mkdir(parents=True, exist_ok=True)
         (root / subfolder).rmdir()  # empty, as the caller made sure
