@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ import torch
 from helpers.commands import DIGITS, cli, refused
 from safetensors.torch import save_file
 
+from convcvx.certificate import Certificate
+from convcvx.certificate.data import same_space
 from convcvx.errors import RunError
 from convcvx.network.two_layer import read_weights, two_layer_cnn
 from convcvx.stack.network import stacked_cnn
@@ -99,6 +103,37 @@ def test_what_metrics_may_lack_is_of_its_kind_where_it_is_there(run):
                 run.metrics  # noqa: B018 - a property
     (run.folder / "metrics.json").write_text(json.dumps(good | {"family_gap": 0.1, "family_size": None}))
     cli("report", run.folder)
+
+
+def test_every_field_of_a_certificate_is_of_its_kind(run):
+    """Of a file alone: that of an earlier version has few of them."""
+    path = run.folder / "certificate.json"
+    good = json.loads(path.read_text()) | {"space": [0.5] * 8, "proved": 0.1, "family": "ternary", "optimum": {}}
+    path.write_text(json.dumps(good | {"more": 1}))
+    with pytest.raises(RunError, match=r"certificate\.json is of another version"):
+        run.certificate  # noqa: B018 - a property
+    path.write_text(json.dumps(good | {"g_max": None, "proved_gap": None}))
+    assert run.certificate.g_max == math.inf
+    for key in fields(Certificate):
+        for wrong in ({"a": 1}, [{}], "text", True, 5):
+            written = good | {key.name: wrong}
+            path.write_text(json.dumps(written))
+            try:
+                found = run.certificate.to_dict()[key.name]
+            except RunError as error:
+                assert "certificate.json" in str(error) and "\n" not in str(error)  # noqa: PT017, PT018
+            else:
+                assert type(found) is type(wrong) or isinstance(found, float)
+    without = {name: value for name, value in good.items() if name != "space"}
+    path.write_text(json.dumps(without))
+    assert run.certificate.space is None
+
+
+def test_spaces_of_other_lengths_are_others():
+    assert same_space((0.5, 0.1), (0.5, 0.1))
+    assert same_space(None, (0.5,))
+    assert not same_space((0.5, 0.1), (0.5,))
+    assert not same_space((0.5, 0.1), ())
 
 
 @pytest.mark.parametrize("wrong", [[], "x", None, [{}], {"train": []}])

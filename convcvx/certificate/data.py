@@ -52,4 +52,4 @@ def same_space(mine: Space | None, others: Space | None) -> bool:
     """Whether two spaces are one to the rounding of another fit on the same images."""
     if mine is None or others is None:
         return True  # files of earlier versions do not say; whether filters are free, the patches tell
-    return bool(np.abs(np.subtract(mine, others)).max() <= SAME_SPACE)
+    return len(mine) == len(others) and bool(np.abs(np.subtract(mine, others)).max() <= SAME_SPACE)

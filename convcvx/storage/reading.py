@@ -10,8 +10,10 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from safetensors import SafetensorError, safe_open
 
@@ -135,6 +137,28 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def form_of(record: type) -> dict[str, Any]:
+    """The form of a dataclass in a file: fields with a default are optional, and null is for numbers without end."""
+    hints, form = get_type_hints(record), dict[str, Any]()
+    for field in fields(record):
+        hint = hints[field.name]
+        kinds = tuple(map(_form_of_type, get_args(hint) if isinstance(hint, UnionType) else (hint,)))
+        needed = field.default is MISSING and field.default_factory is MISSING
+        form[field.name + "?" * (not needed)] = (*kinds, None) if float in kinds else kinds
+    return form
+
+
+def _form_of_type(kind: Any) -> Any:
+    if kind is NoneType:
+        return None
+    if get_origin(kind) is tuple:  # of any length
+        return [get_args(kind)[0]]
+    plain = get_origin(kind) or kind
+    if plain is dict:
+        return {}
+    return str if issubclass(plain, str) else plain
 
 
 def form_fault(value: Any, form: Any, place: str = "it") -> str | None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from convcvx.errors import InputError, RunError
 from convcvx.storage.places import RESULT, Contents
+from convcvx.storage.reading import form_of
 from convcvx.terms.names import OPTIMIZERS
 from convcvx.training.folder import Folder
 from convcvx.training.journal import Checkpoint, Descent, Journal
@@ -252,10 +253,11 @@ class Run(Folder, Journal):
         """The one that was saved, as it was."""
         from convcvx.certificate import Certificate
 
-        form = {**dict.fromkeys(("primal", "dual", "rel_gap", "beta"), float), "scope": str, "search": {}}
+        numbers = dict.fromkeys(("primal", "dual", "rel_gap", "beta"), float)  # of these none is infinite
+        form = form_of(Certificate) | numbers
         try:
             return Certificate.from_dict(self._read_json("certificate.json", form))
-        except TypeError as error:
+        except (TypeError, ValueError) as error:  # keys and scopes that it does not know
             raise RunError(f"{self.folder / 'certificate.json'} is of another version of convcvx: {error}") from None
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
