@@ -18,6 +18,7 @@ from torch import Tensor
 from convcvx.activations import Activation
 from convcvx.budget import Deadline, clock
 from convcvx.certificate import Certificate
+from convcvx.data.arrays import as_tensor
 from convcvx.data.augment import shifted
 from convcvx.data.checks import warn_of_lost_digits
 from convcvx.data.datasets import Dataset
@@ -108,7 +109,7 @@ class ConvexCNN(TransformerMixin, BaseEstimator):
         data = Dataset(self._images(X), targets, (), "X", weights)
         if config.shifts:
             data = shifted(data, config.shifts)
-        warn_of_lost_digits("X", data.images, torch.from_numpy(X).dtype)
+        warn_of_lost_digits("X", data.images, as_tensor("X", X[:1]).dtype)
         spec = config.patch_spec()
         units = Units.of(data.images, data.targets, config.loss, spec, Activation.of(config.activation))
         problem = build_problem(
