@@ -16,6 +16,7 @@ import convcvx
 from convcvx.budget import Budget
 from convcvx.certificate import certify_parameters
 from convcvx.data.checks import distance_from_zero
+from convcvx.data.images import StreamedImages
 from convcvx.errors import DataWarning, InputError
 from convcvx.oracles.metric import Metric
 from convcvx.patches import Moments, PatchEmbedding, PatchSpec
@@ -270,6 +271,8 @@ def test_a_hidden_bias_or_all_pixels_alike_are_no_distance():
     assert distance_from_zero(1e-6 * torch.rand(9, 1, 3, 3)) < 10
     for value in (0.1, 0.9, 1 / 3, 1e7 / 3):
         assert distance_from_zero(torch.full((99, 3, 7, 7), value, dtype=torch.float64)) == 0
+    streamed = StreamedImages(np.random.default_rng(0).integers(0, 255, (9, 3, 3, 1)).astype(np.uint8))
+    assert distance_from_zero(streamed) == pytest.approx(distance_from_zero(streamed[torch.arange(9)]), rel=1e-9)
     faint = 1e-6 * torch.rand(40, 1, 5, 5, generator=torch.Generator().manual_seed(0))
     options = {"kernel_size": 3, "beta_ratio": 0.5, "tol": 0.5, "oracle": "local", "hidden_bias": True}
     assert convcvx.fit(faint, torch.arange(40) % 2, **options).metrics["beta_max"] > 0

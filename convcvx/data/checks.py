@@ -14,8 +14,8 @@ from convcvx.data.arrays import as_array, as_tensor
 from convcvx.data.images import Images, StreamedImages
 from convcvx.errors import DataError, DataWarning
 
-DISTANCE_SAMPLE = 4096
-"""Images by which their distance from zero is told: it need not be known to a digit."""
+DISTANCE_SAMPLE = 1 << 22
+"""Pixels, of images evenly spread, by which their distance from zero is told: it need not be known to a digit."""
 LOST = 1e-2
 """Share of their spread by which images, or sums over them, may be rounded before that is worth a warning."""
 ALIKE = 1e-13
@@ -78,8 +78,8 @@ def distance_from_zero(images: Images) -> float:
     That spread is all there is to learn of, and rounding goes by the distance: the offset itself cannot be taken off,
     as a filter without a bias responds to it, and the network is to take the images as they are.
     """
-    step = -(-len(images) // DISTANCE_SAMPLE)
-    sample = images[torch.arange(0, len(images), step)] if step > 1 else images[:]
+    step = -(-images.numel() // DISTANCE_SAMPLE)
+    sample = images[torch.arange(0, len(images), step)]  # in memory, of images that stay on disk as well
     variances, means = torch.var_mean(sample.detach().cpu().double().transpose(0, 1).flatten(1), dim=1, correction=0)
     spread, length = float(variances.sum().sqrt()), float(means.norm())
     return length / spread if spread > ALIKE * length else 0.0
