@@ -276,3 +276,19 @@ def test_a_hidden_bias_or_all_pixels_alike_are_no_distance():
     faint = 1e-6 * torch.rand(40, 1, 5, 5, generator=torch.Generator().manual_seed(0))
     options = {"kernel_size": 3, "beta_ratio": 0.5, "tol": 0.5, "oracle": "local", "hidden_bias": True}
     assert convcvx.fit(faint, torch.arange(40) % 2, **options).metrics["beta_max"] > 0
+
+
+@pytest.mark.parametrize("constant", [1.0, 1e4, 1e6])
+def test_a_column_that_is_the_same_everywhere_is_no_distance(constant):
+    """It is a bias, whatever its size: networks on such embeddings are as good, and their float32 as right."""
+    random = np.random.default_rng(0)
+    rows = random.standard_normal((60, 4))
+    targets = np.maximum(rows[:, 0], 0) - np.maximum(rows[:, 1] + 0.1, 0)
+    rows = np.c_[rows, np.full(60, constant)]
+    assert distance_from_zero(patches_to_images(rows)) < 10
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DataWarning)
+        options = {"beta_ratio": 0.05, "tol": 0.05, "oracle": "local"}
+        assert convcvx.ConvexCNNRegressor(**options).fit(rows.astype("f4"), targets).score(rows, targets) > 0.95
+        fit = convcvx.fit(rows[:, :, None, None], targets[:, None], kernel_size=1, **options)
+    assert fit.certificate.rel_gap <= 0.05

@@ -19,7 +19,7 @@ DISTANCE_SAMPLE = 1 << 22
 LOST = 1e-2
 """Share of their spread by which images, or sums over them, may be rounded before that is worth a warning."""
 ALIKE = 1e-13
-"""Share of their distance from zero below which what images differ by is the rounding of their mean."""
+"""Share of its distance from zero below which what a channel differs by is the rounding of its mean."""
 
 
 def check_targets(targets: Any, n: int, names: tuple[str, str] = ("images", "targets")) -> Tensor:
@@ -76,13 +76,15 @@ def distance_from_zero(images: Images) -> float:
     """How many times their spread images (n, C, H, W) lie from zero, channel by channel; 0 where all are alike.
 
     That spread is all there is to learn of, and rounding goes by the distance: the offset itself cannot be taken off,
-    as a filter without a bias responds to it, and the network is to take the images as they are.
+    as a filter without a bias responds to it, and the network is to take the images as they are. A channel that is the
+    same everywhere, a column of ones say, hides nothing: filters weigh it as little as makes it a bias.
     """
     step = -(-images.numel() // DISTANCE_SAMPLE)
     sample = images[torch.arange(0, len(images), step)]  # in memory, of images that stay on disk as well
     variances, means = torch.var_mean(sample.detach().cpu().double().transpose(0, 1).flatten(1), dim=1, correction=0)
-    spread, length = float(variances.sum().sqrt()), float(means.norm())
-    return length / spread if spread > ALIKE * length else 0.0
+    varied = variances.sqrt() > ALIKE * means.abs()
+    spread, length = float(variances[varied].sum().sqrt()), float(means[varied].norm())
+    return length / spread if spread > 0 else 0.0
 
 
 def warn_of_lost_digits(name: str, images: Images, kind: torch.dtype) -> None:
