@@ -20,6 +20,7 @@ import convcvx
 from convcvx.budget import Budget
 from convcvx.certificate import certify_parameters, judged
 from convcvx.errors import InputError
+from convcvx.losses.cross_entropy import CrossEntropy
 from convcvx.losses.intercepts import best_shift
 from convcvx.losses.shares import Shares
 from convcvx.losses.table import LOSSES, get_loss
@@ -117,6 +118,24 @@ def test_negative_control_newton_from_zero_alone_does_not_find_it():
     shift = best_shift(get_loss("cross-entropy"), f, y, shares)
     assert objective(f + shift, y, shares) == pytest.approx(0.0067153, rel=1e-4)
     assert objective(f, y, shares) > 10
+
+
+@pytest.mark.parametrize("distance", [10.0, 80.0, 300.0, 600.0])
+def test_an_intercept_takes_few_losses_however_far_its_start(distance):
+    """At a probability of exp(-600) Newton's step is 1e260: to quarter that until a loss falls takes 430 of them."""
+
+    class Counting(CrossEntropy):
+        seen = 0
+
+        def value(self, predictions, targets):
+            self.seen += 1
+            return super().value(predictions, targets)
+
+    loss, y = Counting(), torch.eye(3).double()
+    f = torch.tensor([[distance, 0.0, 1.0], [distance, 1.0, 0.0], [distance, 0.0, 0.0]]).double()
+    shift = best_shift(loss, f, y, Shares.equal(3))
+    assert objective(f + shift, y, Shares.equal(3)) < 1.2
+    assert loss.seen < 60
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -9,6 +9,7 @@ is within T log c of the next one's; T halves until it is 1.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Protocol
 
@@ -105,11 +106,16 @@ def _along(
     """The first of shift + step, + step/4, ... with a mean loss below `value`, doubled while that falls; its loss.
 
     A logit that decides for an image of next to no weight bends the loss by next to nothing, and Newton's step in it is
-    thousands of times too long.
+    thousands of times too long, or 1e200 times: one that would carry logits past each other, and `OFF` beyond, is cut
+    to that.
     """
-    if not bool(step.isfinite().all()):
+    longest = float(step.abs().max())
+    if not 0 < longest < math.inf:
         return None, value
-    size, longest = 1.0, float(step.abs().max())
+    size = 1.0
+    if longest > OFF:
+        logits = predictions + shift
+        size = min(1.0, (2 * float(logits.amax() - logits.amin()) + OFF) / longest)
     while True:
         trial = shift + size * step
         reached = shares.mean(loss.value(predictions + trial, targets))
