@@ -5,12 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
-from convcvx.machine.threads import _workers, each
+from convcvx.machine.threads import _workers, each, one_core_blas
 
 
 @pytest.fixture(params=[1, 3])
@@ -73,13 +73,31 @@ def test_threads_of_others_use_as_many_cores_as_before(threads):
     assert [*found, torch.get_num_threads()] == [threads, threads]
 
 
-def test_a_forked_process_has_workers_of_its_own(threads):
-    """It has none of the threads of the process that it comes from, and would wait for them for ever."""
-    work = lambda: list(each(abs, range(8)))  # noqa: E731
-    work()
+def forked(work: Callable[[], object]) -> int | None:
+    """The exit code of a forked process that does `work`; that of a killed one where it waits for ever."""
     child = multiprocessing.get_context("fork").Process(target=work)
     child.start()
     child.join(timeout=20)
     child.kill()
     child.join()
-    assert child.exitcode == 0
+    return child.exitcode
+
+
+def test_a_forked_process_has_workers_of_its_own(threads):
+    """It has none of the threads of the process that it comes from, and would wait for them for ever."""
+    work = lambda: list(each(abs, range(8)))  # noqa: E731
+    work()
+    assert forked(work) == 0
+
+
+def test_a_forked_process_waits_for_no_thread_that_was_at_the_limit_of_blas():
+    """The thread that held the lock is not there to give it back, nor one that was inside to leave."""
+
+    def work() -> None:
+        with one_core_blas:
+            assert one_core_blas._inside == 1
+
+    with one_core_blas._lock:
+        assert forked(work) == 0
+    with one_core_blas:
+        assert forked(work) == 0

@@ -46,10 +46,6 @@ def _workers(count: int) -> ThreadPoolExecutor:
     return workers
 
 
-if hasattr(os, "register_at_fork"):  # Windows does not fork
-    os.register_at_fork(after_in_child=_workers.cache_clear)  # a forked process has none of the threads
-
-
 @lru_cache(maxsize=1)
 def _libraries(n_modules: int) -> ThreadpoolController:
     """Those with threads of their own: looked for anew once more modules are imported, some of which bring a BLAS."""
@@ -64,6 +60,10 @@ class _OneCoreBlas:
     """
 
     def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Nobody is inside."""
         self._lock, self._inside = threading.Lock(), 0
 
     def __enter__(self) -> None:
@@ -80,6 +80,11 @@ class _OneCoreBlas:
 
 
 one_core_blas = _OneCoreBlas()
+
+if hasattr(os, "register_at_fork"):  # Windows does not fork
+    # A forked process has none of the threads: neither those that were to work, nor one that holds a lock.
+    os.register_at_fork(after_in_child=_workers.cache_clear)
+    os.register_at_fork(after_in_child=one_core_blas.begin)
 
 
 @contextmanager
