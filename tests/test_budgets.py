@@ -265,6 +265,7 @@ def test_whenever_time_is_over_a_bound_above_zero_is_proved(name, limit, clock):
     certificate = certify_parameters(problem.until(Deadline.after(limit)), *network, oracle=ORACLES[name])
     assert 0 < certificate.proved <= highest
     assert certificate.dual > 0
+    assert "the training" not in str(certificate.proved_by)  # there was none that it would take long beside
 
 
 def test_a_pass_that_is_over_in_time_outlives_a_search_that_is_not(clock):

@@ -45,7 +45,7 @@ CHOSEN = ", at a dual point chosen for it"
 TOO_LONG = ": another pass over all patches would take long beside the training"
 """What is said where no pass is made for it."""
 OUT_OF_TIME = ": the time limit left none for a pass over all patches"
-"""What is said where such a pass was cut short."""
+"""What is said where such a pass was cut short, or would have been."""
 BETWEEN = 16
 """Parts of the way from one dual point to another between which a search can choose."""
 LEAST = 2.0
@@ -188,7 +188,8 @@ def quick_proofs(problem: Problem, points: Sequence[Tensor], seconds: float) -> 
         degree -= 1
     if not degree:
         found = OracleResult.unfinished(problem, Scope.GLOBAL, 0.0)
-        return [best(_by_lengths(problem, point, found, TOO_LONG) for point in points)]
+        why = TOO_LONG if seconds < problem.deadline.left else OUT_OF_TIME
+        return [best(_by_lengths(problem, point, found, why) for point in points)]
     oracle, call = PolynomialOracle(degree=degree), 1.0 if len(points) == 1 else CALL
     return [best(_proof(problem, point, oracle, "", call) for point in points)]
 
