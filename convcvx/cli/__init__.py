@@ -107,7 +107,7 @@ def _main(context: typer.Context, version: Version = False) -> None:
 
 def _follows(asked: list[str]) -> bool:
     """Whether another process reads what is `asked`, and this one does as it says: see `leads`."""
-    return not leads() and asked[:1] in [[name] for name in TOGETHER] and set(HELP).isdisjoint(asked)
+    return bool(asked) and asked[0] in TOGETHER and set(HELP).isdisjoint(asked) and not leads()
 
 
 def _follow() -> None:
