@@ -261,7 +261,7 @@ def test_images_that_no_float32_network_tells_apart_are_refused_before_they_are_
     images = torch.rand(40, 1, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     targets = torch.arange(40) % 2
     given = {"kernel_size": 3, "beta_ratio": 0.5, "tol": 0.5, "oracle": "local"} | options
-    with pytest.raises(InputError, match=r"times their spread from zero.*rescale them"):
+    with pytest.raises(InputError, match=r"times their spread from zero.*rescale each"):
         convcvx.fit((images + 1e5).to(kind), targets, **given)
     assert convcvx.fit((images + 100).to(kind), targets, **given).certificate.rel_gap <= 0.5
 
@@ -292,3 +292,13 @@ def test_a_column_that_is_the_same_everywhere_is_no_distance(constant):
         assert convcvx.ConvexCNNRegressor(**options).fit(rows.astype("f4"), targets).score(rows, targets) > 0.95
         fit = convcvx.fit(rows[:, :, None, None], targets[:, None], kernel_size=1, **options)
     assert fit.certificate.rel_gap <= 0.05
+
+
+def test_the_remedy_for_one_channel_that_is_far_from_zero_is_one():
+    """All channels scaled alike would leave that one as far off as before."""
+    images = torch.rand(40, 2, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    images[:, 1] += 1e6
+    low, high = images.amin(dim=(0, 2, 3), keepdim=True), images.amax(dim=(0, 2, 3), keepdim=True)
+    assert distance_from_zero(images) > 1e5
+    assert distance_from_zero((images - images.min()) / (images.max() - images.min())) > 1e5
+    assert distance_from_zero((images - low) / (high - low)) < 10

@@ -107,7 +107,8 @@ def training_problem(
     if (distance := distance_from_zero(train.images)) > LARGEST_DISTANCE:
         raise InputError(
             f"images lie {distance:.1g} times their spread from zero, above {LARGEST_DISTANCE:g}: no float32 network, "
-            "as is exported, can tell them apart; rescale them in float64 before, (x - x.min()) / (x.max() - x.min())"
+            "as is exported, can tell them apart; rescale each channel before, in float64: (x - x.min()) / (x.max() - "
+            "x.min())"
         )
     weights = training_weights(config, train)
     fitted = fitted_embedding(config, train.images, embedding, team, weights)
