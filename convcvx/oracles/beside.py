@@ -175,10 +175,10 @@ def proofs_beside(problem: Problem, points: Sequence[Tensor], training_seconds: 
         such limit.
     """
     left = math.inf if training_seconds is None else max(LEAST, SHARE * training_seconds)
-    chooses = affordable_degree(problem) == 2 and _chooses(problem, left - pass_seconds(problem, 2) * len(points))
-    return (
-        proofs_by_polynomials(problem, points, PolynomialOracle()) if chooses else quick_proofs(problem, points, left)
-    )
+    passes = pass_seconds(problem, 2) * len(points)
+    if affordable_degree(problem) == 2 and _chooses(problem, left - passes):
+        return proofs_by_polynomials(problem, points, PolynomialOracle())
+    return quick_proofs(problem, points, left)
 
 
 def quick_proofs(problem: Problem, points: Sequence[Tensor], seconds: float) -> list[Proof]:
