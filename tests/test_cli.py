@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -429,8 +430,8 @@ QUICK = {
     "--version": 0,
     "data": 0,
     "runs": 2,
-    f"runs {DIGITS.parent}": 0,
-    f"runs {DIGITS} --json": 0,
+    f"runs {shlex.quote(str(DIGITS.parent))}": 0,
+    f"runs {shlex.quote(str(DIGITS))} --json": 0,
     **{f"{name} --help": 0 for name in COMMANDS},
     "train --kernel-size 0": 2,
     "train --kernel-size 3x": 2,
@@ -453,11 +454,11 @@ QUICK = {
 def test_what_needs_no_torch_does_not_wait_for_it(tmp_path):
     """All in one process: none of them may leave it imported."""
     code = f"""
-import sys
+import shlex, sys
 from typer.testing import CliRunner
 from convcvx.cli import app
 for command, status in {QUICK}.items():
-    done = CliRunner().invoke(app, command.split())
+    done = CliRunner().invoke(app, shlex.split(command))
     assert done.exit_code == status, (command, done.output)
     assert not {{"torch", "numba", "scipy"}} & sys.modules.keys(), command
 for name in {[*COMMANDS]}:
