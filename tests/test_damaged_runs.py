@@ -78,7 +78,7 @@ WRONG: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "flat": lambda tensor: tensor.flatten(),
 }
 """What becomes of each tensor of a file in turn."""
-DRAWN = 20
+DRAWN = 10
 """Cases of each command and kind of folder, of a thousand or two: all of them take hours."""
 TIMES = ("seconds", "core_seconds", "compiling_seconds", "peak_memory_mb", "search", "out", "status")
 """What may differ from one run of a command to the next."""
