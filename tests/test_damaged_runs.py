@@ -20,23 +20,12 @@ from safetensors.torch import save
 from convcvx.storage.reading import open_tensors
 from convcvx.training.run import Run
 
-MODEL = ["--kernel-size", "3", "--stride", "2", "--pool", "2", "--tol", "0.5", "--oracle", "local"]
+MODEL = ["--kernel-size", "3", "--pool", "2", "--tol", "0.5", "--oracle", "local"]
+ONE_LAYER = ["train", *MODEL, "--stride", "2", "--limit", "80"]
 RUNS = {
-    "plain": ["train", *MODEL, "--limit", "80", "--beta-ratio", "0.2", "--rank", "2"],
-    "dictionary": ["train", *MODEL, "--limit", "80", "--dictionary", "8", "--tune", "0.2", "--max-rounds", "0"],
-    "stack": [
-        "stack",
-        "--padding",
-        "1",
-        *MODEL[:2],
-        *MODEL[4:],
-        "--limit",
-        "200",
-        "--beta-ratio",
-        "0.2",
-        "--stages",
-        "2",
-    ],
+    "plain": [*ONE_LAYER, "--beta-ratio", "0.2", "--rank", "2"],
+    "dictionary": [*ONE_LAYER, "--dictionary", "8", "--tune", "0.2", "--max-rounds", "0"],
+    "stack": ["stack", *MODEL, "--padding", "1", "--limit", "200", "--beta-ratio", "0.2", "--stages", "2"],
 }
 OF_RUN = {
     "certify": lambda folder: ["certify", folder, "--json", *NO_SEARCH],
