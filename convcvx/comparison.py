@@ -29,7 +29,8 @@ from convcvx.stack.jobs import stage_data
 from convcvx.terms.scope import Scope
 from convcvx.terms.status import Status
 from convcvx.training.entry import announce, limited
-from convcvx.training.fit import Fit, load_fit, score
+from convcvx.training.finish import score
+from convcvx.training.fit import Fit, load_fit
 from convcvx.training.option import check_names, parameters
 from convcvx.training.options import TrainConfig
 from convcvx.training.origin import Origin

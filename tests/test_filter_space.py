@@ -186,7 +186,7 @@ def test_a_network_that_fails_its_check_leaves_what_was_trained(tmp_path, monkey
     def refuse(*_, **__):
         raise InputError("the network's outputs are not those of its layers")
 
-    monkeypatch.setattr("convcvx.training.fit.certify_on", refuse)
+    monkeypatch.setattr("convcvx.training.finish.certify_on", refuse)
     with pytest.raises(RunError, match=r"not those of its layers; what was trained is kept in .*state.safetensors"):
         trained(tmp_path / "run")
     monkeypatch.undo()

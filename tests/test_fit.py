@@ -24,7 +24,7 @@ from convcvx.errors import ConvergenceWarning, DataError, InputError, RunError
 from convcvx.estimator import ConvexCNNClassifier
 from convcvx.stack import fit as stack_module
 from convcvx.training import entry
-from convcvx.training.fit import _proving
+from convcvx.training.finish import _proving
 from convcvx.training.option import parameters
 from convcvx.training.options import OPTIONS, TrainConfig
 

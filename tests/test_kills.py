@@ -21,7 +21,7 @@ import torch
 from helpers.commands import invoke
 from safetensors.torch import load_file
 
-import convcvx.training.fit
+import convcvx.training.finish
 import convcvx.training.jobs
 import convcvx.training.resolve
 from convcvx.data.datasets import Dataset
@@ -134,7 +134,7 @@ def replayed(monkeypatch) -> None:
 
     optimise = convcvx.training.jobs.optimise
     monkeypatch.setattr(convcvx.training.jobs, "optimise", once(solve, write))
-    monkeypatch.setattr(convcvx.training.fit, "certify_on", once(convcvx.training.fit.certify_on))
+    monkeypatch.setattr(convcvx.training.finish, "certify_on", once(convcvx.training.finish.certify_on))
     monkeypatch.setattr(convcvx.training.jobs, "training_problem", once(convcvx.training.jobs.training_problem))
     monkeypatch.setattr(convcvx.training.jobs, "load_data", functools.cache(convcvx.training.jobs.load_data))
 

@@ -16,6 +16,7 @@ from convcvx.cli.ending import finish, guard, open_console
 from convcvx.cli.output import explain_short, print_summary
 from convcvx.errors import InputError, RunError
 from convcvx.machine.watch import Waiting
+from convcvx.storage.places import MODEL
 from convcvx.training.options import FAMILY_ORACLE, TrainConfig
 from convcvx.training.panels.model import EVERY
 from convcvx.training.run import Run
@@ -121,7 +122,7 @@ def certify(
 
 def _stored_certificate(run: Run | None, path: Path) -> Certificate | None:
     """The certificate that a finished run has of the network in `path`."""
-    if run is None or path != run.folder / "model.safetensors" or not (run.folder / "certificate.json").exists():
+    if run is None or path != run.folder / MODEL or not (run.folder / "certificate.json").exists():
         return None
     try:
         return run.certificate
@@ -141,5 +142,5 @@ def _source_run(network: Path, like: Path | None) -> Run | None:
         return Run.open(like)
     if os.path.isdir(network) or Run(network).displaced:
         return Run.open(network)
-    in_run = network.name == "model.safetensors" and (network.parent / "config.json").exists()
+    in_run = network.name == MODEL and (network.parent / "config.json").exists()
     return Run.open(network.parent) if in_run else None

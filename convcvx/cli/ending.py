@@ -150,12 +150,11 @@ def _line_of(error: BaseException) -> Iterator[BaseException]:
 
 @contextmanager
 def resumable(run: Folder) -> Iterator[None]:
-    """Have an interrupt tell by which line the training in `run` goes on, once there is something to go on from."""
+    """Have an interrupt tell what is kept in `run`, and by which line its training goes on from that."""
     try:
         yield
     except KeyboardInterrupt:
-        begun = f"to go on: {run.go_on}" if run.begun else "nothing was kept yet: give the command again"
-        raise KeyboardInterrupt(begun) from None
+        raise KeyboardInterrupt(run.kept) from None
 
 
 def _end(message: str, status: str, code: int, json_output: bool) -> NoReturn:

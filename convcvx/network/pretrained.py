@@ -12,10 +12,9 @@ from typing import Any
 
 from convcvx.errors import InputError, RunError, one_line, shown
 from convcvx.storage.files import Files
+from convcvx.storage.places import MODEL
 from convcvx.storage.reading import user_path
 
-WEIGHTS = "model.safetensors"
-"""The network in such a folder."""
 CARD = "README.md"
 """Its model card."""
 
@@ -35,7 +34,7 @@ class Pretrained(Files):
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"cannot write {self.folder}: {error.strerror or error}; name another folder") from None
-        self._write(WEIGHTS, weights)
+        self._write(MODEL, weights)
         self._write(CARD, card.encode())
 
 
@@ -56,7 +55,7 @@ def save_pretrained(folder: str | os.PathLike[str], weights: bytes, card: str, p
     if hub is not None:
         try:
             hub.create_repo(push_to, exist_ok=True)
-            hub.upload_folder(repo_id=push_to, folder_path=str(path), allow_patterns=[WEIGHTS, CARD])
+            hub.upload_folder(repo_id=push_to, folder_path=str(path), allow_patterns=[MODEL, CARD])
         except Exception as error:  # of the network, of that package
             raise RunError(f"{path} is written, but not uploaded to {push_to}: {one_line(error)}") from None
     return path
@@ -74,12 +73,12 @@ def find_pretrained(name: str | os.PathLike[str], revision: str | None = None) -
     """
     path = user_path(name)
     if path.exists():
-        return path / WEIGHTS if path.is_dir() else path
+        return path / MODEL if path.is_dir() else path
     if os.fspath(name).count("/") != 1:
         raise RunError(f"{shown(os.fspath(name))} is no folder, and no repository OWNER/NAME: name one of them")
     hub = _hub(os.fspath(name))
     try:
-        return Path(hub.hf_hub_download(os.fspath(name), WEIGHTS, revision=revision))
+        return Path(hub.hf_hub_download(os.fspath(name), MODEL, revision=revision))
     except Exception as error:  # of the network, of that package
         raise RunError(f"cannot download {name}: {one_line(error)}; name a folder") from None
 

@@ -27,6 +27,7 @@ from convcvx.network.pretrained import find_pretrained
 from convcvx.patches import PatchEmbedding
 from convcvx.pooling import Pooling
 from convcvx.solution import Solution
+from convcvx.storage.places import MODEL
 from convcvx.storage.reading import check_form, open_tensors, user_path
 
 
@@ -310,7 +311,7 @@ def two_layer_cnn(
     if isinstance(weights, str) and weights in TwoLayerCNN_Weights.__members__:
         weights = TwoLayerCNN_Weights[weights]
     path = weights.path if isinstance(weights, Weights | TwoLayerCNN_Weights) else user_path(weights)
-    path = path / "model.safetensors" if path.is_dir() else path
+    path = path / MODEL if path.is_dir() else path
     state, stored, meta = read_weights(path)
     if stored is None:
         if not architecture:

@@ -16,6 +16,7 @@ from convcvx.report.of_run import curves, evidence_parts, names_of, ranks, score
 from convcvx.report.page import Table, files, option_rows, provenance, render, result_rows
 from convcvx.stack.network import StackedCNN, stacked_cnn
 from convcvx.stack.run import StackRun
+from convcvx.storage.places import MODEL, RESULT
 from convcvx.training.resolve import found_in, run_data
 from convcvx.training.run import FILES
 
@@ -53,8 +54,8 @@ def write_stack_report(stack: StackRun, data_dir: str | None = None) -> Path:
         options=[(f"Stage {number}", option_rows(stage)) for number, stage in enumerate(config.stages, start=1)],
         provenance=provenance(stack),
         files=[
-            *files(stack, {"metrics.json": "what `convcvx stack --json` prints", "stack.json": "the options"}),
-            *files(stack, {"model.safetensors": "the trained network", "environment.json": "versions and machine"}),
+            *files(stack, {RESULT: "what `convcvx stack --json` prints", "stack.json": "the options"}),
+            *files(stack, {MODEL: "the trained network", "environment.json": "versions and machine"}),
             *(file for record in records for file in _files(stack, record["stage"])),
         ],
         **evidence_parts(seen, why, "confusion"),

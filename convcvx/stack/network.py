@@ -22,6 +22,7 @@ from convcvx.network.architecture import ARCHITECTURE, Architecture
 from convcvx.network.export import export
 from convcvx.network.pretrained import find_pretrained
 from convcvx.network.two_layer import TwoLayerCNN
+from convcvx.storage.places import MODEL
 from convcvx.storage.reading import form_fault, open_tensors, user_path
 
 DESCRIPTION = {
@@ -125,7 +126,7 @@ class StackedCNN(nn.Module):
 def stacked_cnn(path: str | Path) -> StackedCNN:
     """Load the `StackedCNN` of a file or of a folder that `convcvx stack` left."""
     path = user_path(path)
-    path = path / "model.safetensors" if path.is_dir() else path
+    path = path / MODEL if path.is_dir() else path
     state, described = open_tensors(path)
     if fault := form_fault(described, DESCRIPTION):
         raise RunError(f"cannot read a stacked network from {path}: {fault}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from convcvx.errors import InputError, RunError
 from convcvx.stack.options import StackConfig
-from convcvx.storage.places import RESULT, Contents
+from convcvx.storage.places import MODEL, RESULT, Contents
 from convcvx.training.folder import Folder
 from convcvx.training.options import TrainConfig, is_config
 from convcvx.training.origin import PARTS
@@ -26,7 +26,7 @@ class StackRun(Folder):
     CONTENTS = Contents(
         STACK_OPTIONS,
         (
-            *(STACK_OPTIONS, "environment.json", "data.json", "metrics.json", "model.safetensors", "report.html"),
+            *(STACK_OPTIONS, "environment.json", "data.json", RESULT, MODEL, "report.html"),
             *(f"features-{name}.{kind}" for name in PARTS for kind in ("f16", "new")),
         ),
         {r"stage-\d+": Run.CONTENTS},
@@ -62,7 +62,7 @@ class StackRun(Folder):
 
     def save_result(self, model: StackedCNN, metrics: dict[str, Any]) -> None:
         """The last of a stack: with it the stack is finished."""
-        self._write("model.safetensors", model.to_bytes())
+        self._write(MODEL, model.to_bytes())
         self._remove(*(self.cache(name).name for name in PARTS))
         self._write_json(RESULT, metrics)
         self.settle()

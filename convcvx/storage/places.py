@@ -25,6 +25,8 @@ from convcvx.storage.lock import locked
 
 LONGEST_NAME = 255
 """Bytes of a name, at most: what Linux's file systems allow."""
+MODEL = "model.safetensors"
+"""Name of the file of the trained network. Of a layer it is there before anything is proved of it."""
 RESULT = "metrics.json"
 """Name of the file that a run writes last: a folder with such a file is finished."""
 

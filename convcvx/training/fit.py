@@ -1,4 +1,4 @@
-"""What a training on images ends with: the exported network, certified and scored."""
+"""A trained layer, as `convcvx.fit` gives it: network, certificate, solution, scores; on disk a run folder."""
 
 from __future__ import annotations
 
@@ -10,34 +10,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from convcvx.activations import Activation
-from convcvx.budget import LEAST
 from convcvx.certificate import Certificate
-from convcvx.data.datasets import Dataset
 from convcvx.data.given import given_dataset
 from convcvx.display.pictures import by_weight, data_uri, kernel_shades
 from convcvx.display.words import claims, counted, rows, why_empty
 from convcvx.errors import InputError, RunError, check_choice
-from convcvx.network.certify import certify_on, outputs_of_export, parameters_of
-from convcvx.network.evaluate import accuracy, confusion, predict, real_scores
-from convcvx.network.layers import read_network
+from convcvx.network.evaluate import confusion, predict
 from convcvx.network.pretrained import save_pretrained
 from convcvx.network.two_layer import TwoLayerCNN, two_layer_cnn
-from convcvx.oracles.local import LocalOracle
 from convcvx.pooling import Pooling
-from convcvx.responses.passes import Responses
 from convcvx.solution import Round, Solution
-from convcvx.solvers import SOLVERS
 from convcvx.terms.status import Status
 from convcvx.training.card import model_card
-from convcvx.training.clock import Clock
-from convcvx.training.dictionary_gap import FamilyProof, LeftOut, family_proof
-from convcvx.training.optimise import Optimised, named_oracle
 from convcvx.training.options import TrainConfig
 from convcvx.training.origin import Origin
-from convcvx.training.plan import Plan, status_of
 from convcvx.training.presets import in_flags
-from convcvx.training.progress import peak_memory_mb
-from convcvx.training.resolve import Data, image_shape
 from convcvx.training.run import Run
 
 if TYPE_CHECKING:
@@ -193,90 +180,6 @@ class Fit:
     __repr__ = __str__  # a prompt would show every tensor
 
 
-def finish(
-    optimised: Optimised, config: TrainConfig, plan: Plan, data: Data, clock: Clock, origin: Origin | None = None
-) -> Fit:
-    """Export the solution as a network, certify that, and score it on all sets.
-
-    Raises
-    ------
-    InputError
-        When the network's outputs are not those of the solution: float32 cannot hold it.
-    """
-    problem, solution, train = optimised.problem, optimised.solution, data[0]
-    solution = solution.shifted(problem.offset)
-    responses = problem.responses
-    space = responses.embedding, responses.pooling, image_shape(train)
-    network = TwoLayerCNN.from_solution(solution, *space, intercept=config.intercept, activation=responses.activation)
-    network.meta = {"data": config.data, "classes": list(train.classes), "loss": config.loss, "beta": problem.beta}
-    network.meta |= {name: value for name in ("resize", "channels") if (value := getattr(config, name)) is not None}
-    network.to(responses.device)  # where it is checked and scored
-    own = parameters_of(read_network(network, image_shape(train)), responses.embedding)
-    outputs, said = outputs_of_export(problem, network, *own)
-    proof = None
-    if config.oracle != LocalOracle.name:  # which is asked for where nothing is to be proved
-        halfway = problem.until(problem.deadline.share(0.5))
-        seconds = clock.seconds if config.oracle == "auto" else None  # another oracle is asked for
-        proof = family_proof(config, halfway, *own, outputs, training_seconds=seconds)
-    if isinstance(proof, FamilyProof):
-        outputs = proof.outputs
-    if said is None:  # what it stands for, as it does on the images that it was asked on
-        said = outputs + (0 if own[2] is None else own[2])
-    certificate = certify_on(
-        problem.until(problem.deadline.later(LEAST * (config.time_limit or 0.0))),
-        network,
-        oracle=named_oracle(config.oracle, config),
-        tol=config.tol,
-        seed=config.seed,
-        dual_point=solution.dual_point,
-        training=solution.history,
-        rounds=_proving(solution.history, resumed=clock.earlier > 0) if SOLVERS[plan.solver].asks_oracle else (),
-        outputs=outputs,
-        said=said,
-    )
-    if isinstance(proof, FamilyProof):
-        certificate = proof.beside(certificate)
-    metrics = certificate_summary(certificate) | {
-        "beta_max": optimised.beta_max,
-        "n_filters": solution.n_filters,
-        "train_accuracy": train_score(certificate, config, network, train, responses),
-        "test_accuracy": score(network, data[1], responses),
-        "validation_accuracy": score(network, data[2], responses),
-        "seconds": clock.seconds,
-        "core_seconds": clock.core_seconds,
-        "compiling_seconds": clock.compiling_seconds,
-        "peak_memory_mb": peak_memory_mb(),
-        "status": status_of(certificate, config.tol, solution.status),
-        "solver": plan.solver,
-        "rounds": solution.rounds,
-        "patch_rank": certificate.patch_rank,
-    }
-    if isinstance(proof, LeftOut):
-        metrics["family_seconds"] = proof.seconds
-    if not train.n_classes:
-        for name, part in (("test", data[1]), ("validation", data[2])):
-            if part is not None:
-                outputs = predict(network, part.images, responses)
-                scores = real_scores(outputs, part.targets, config.loss, part.weights)
-                metrics |= {f"{name}_{score}": value for score, value in scores.items()}
-    return Fit(network, certificate, solution, config, metrics, origin)
-
-
-def _proving(history: list[Round], *, resumed: bool) -> list[Round]:
-    """The records that count as proofs: none that was read from a file.
-
-    Of a resumed training that is the last one, which is taken again, if its bound is its own: no record before it has
-    that, from which it may have been kept.
-    """
-    if not resumed:
-        return history
-    if not history:
-        return []
-    *others, last = history
-    own = "proved_g" in last and all(record.get("proved_g") != last["proved_g"] for record in others)
-    return [last] if own else []
-
-
 def load_fit(run: Run) -> Fit:
     """A finished run as a `Fit`; its certificate is the one that was saved: `convcvx.certify` proves it anew."""
     metrics, solution, embedding = run.metrics, run.load_state(), run.load_embedding()
@@ -290,25 +193,6 @@ def load_fit(run: Run) -> Fit:
     pooling, activation = Pooling.of(config.pool), Activation.of(config.activation)
     solution = replace(solution, embedding=embedding, pooling=pooling, activation=activation)
     return Fit(network, run.certificate, solution, config, metrics, run.origin)
-
-
-def score(network: TwoLayerCNN, dataset: Dataset | None, responses: Responses | None = None) -> float | None:
-    """Accuracy; None for no set, or real targets. `responses` as in `predict`."""
-    if dataset is None or not dataset.n_classes:
-        return None
-    return accuracy(predict(network, dataset.images, responses), dataset.targets, dataset.weights)
-
-
-def train_score(
-    certificate: Certificate,
-    config: TrainConfig,
-    network: TwoLayerCNN,
-    train: Dataset,
-    responses: Responses | None = None,
-) -> float | None:
-    """Accuracy on the training images, which a pass tells only where the certificate's counts classes by weights."""
-    known = train.n_classes and not config.class_weight
-    return certificate.train_accuracy if known else score(network, train, responses)
 
 
 def certificate_summary(certificate: Certificate) -> dict[str, Any]:

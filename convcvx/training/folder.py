@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Self
 
 from convcvx.errors import InputError, RunError
 from convcvx.storage.files import Files, explained, sync
-from convcvx.storage.places import RESULT, Contents, Places
+from convcvx.storage.places import MODEL, RESULT, Contents, Places
 from convcvx.training.options import TrainConfig
 from convcvx.training.origin import Origin
 
@@ -124,6 +124,14 @@ class Folder(Files):
     def go_on(self) -> str:
         """By which line the training in it goes on."""
         return f"convcvx {self.COMMAND} --resume --out {shlex.quote(str(self.out))}"
+
+    @property
+    def kept(self) -> str:
+        """What an interrupt leaves of a training in it, in words, and what to do then."""
+        if not self.begun:
+            return "nothing was kept yet: give the command again"
+        early = not self.finished and (self.folder / MODEL).exists()
+        return (f"a network is in {self.folder / MODEL}; " if early else "") + f"to go on: {self.go_on}"
 
     @property
     def displaced(self) -> bool:

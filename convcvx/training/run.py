@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from convcvx.errors import InputError, RunError
-from convcvx.storage.places import RESULT, Contents
+from convcvx.storage.places import MODEL, RESULT, Contents
 from convcvx.storage.reading import form_of
 from convcvx.terms.names import OPTIMIZERS
 from convcvx.training.folder import Folder
@@ -49,9 +49,9 @@ FILES = {
     "state.safetensors": "the checkpoint: the solution in float64, with its rounds and history",
     "descent.safetensors": "before the first of those: where the filters of a dictionary are that slide",
     "history.json": "one record a round",
-    "model.safetensors": "the trained network, float32, self-describing",
+    MODEL: "the trained network, float32, self-describing",
     "certificate.json": "the certificate of that network",
-    "metrics.json": "what `convcvx train --json` prints",
+    RESULT: "what `convcvx train --json` prints",
     "report.html": "the report",
 } | {
     name: what
@@ -241,11 +241,18 @@ class Run(Folder, Journal):
         start = Solution(state.pop("filters"), state.pop("weights"), state.pop("intercept"))
         return start, described["beta"], state
 
-    def save_result(self, network: TwoLayerCNN, certificate: Certificate) -> None:
-        model, file = network.to_bytes(), self.folder / "model.safetensors"
-        if file.exists() and file.read_bytes() != model:  # what was said of the other network goes before it does
+    def save_network(self, network: TwoLayerCNN) -> None:
+        """The network alone; what was said of another one goes before that does."""
+        model, file = network.to_bytes(), self.folder / MODEL
+        if file.exists():
+            if file.read_bytes() == model:
+                return
             self._remove(RESULT, "certificate.json")
         self._write(file.name, model)
+
+    def save_result(self, network: TwoLayerCNN, certificate: Certificate) -> None:
+        """The network and its certificate."""
+        self.save_network(network)
         self._write_json("certificate.json", certificate.to_dict())
 
     @property
@@ -283,7 +290,7 @@ class Run(Folder, Journal):
 
     @property
     def model_file(self) -> Path:
-        path = self.folder / "model.safetensors"
+        path = self.folder / MODEL
         if not path.exists():
-            raise RunError(f"{self.folder} has no model.safetensors yet: finish it with {self.go_on}")
+            raise RunError(f"{self.folder} has no {MODEL} yet: finish it with {self.go_on}")
         return path
