@@ -28,6 +28,13 @@ CACHE_BYTES = 1 << 30
 """Pooled responses kept between passes; beyond this they are recomputed on every pass."""
 SHRINK = 0.1
 """Factor from one ε to the next."""
+START = 0.1
+"""Share of the gap at the start by which the first ε raises the penalty: ten times as much costs steps that lead away,
+a tenth as much has Newton's method find its way by short ones."""
+FROM_ZERO = 0.03
+"""The same without any weights, where most of the gap is the dual value's."""
+SETTLED = 0.01
+"""Share of what ε adds to the penalty that a Newton step may still gain when the next ε begins."""
 ROUGH = 1e-2
 """Share of its first energy at which conjugate gradients end on the way: Newton steps a tenth off take a quarter of the
 passes of exact ones."""
@@ -43,6 +50,9 @@ SHARP = 1e-6
 the loss itself has nearly the same residual, which the gap is measured at."""
 LEAST_GAP = 1e-12
 """Share of the objective that the gap of a start counts as at least: rounding hides less."""
+IDLE = 1 - 1e-3
+"""Share of β below which the pull on a group is one that it withstands. Smoothed, W_j / √(‖W_j‖² + ε²) is its pull over
+β, so that such a group is no longer than 22 ε."""
 DAMPINGS = 20
 """Tenfold increases, at most, of a damping that does not make a matrix positive definite."""
 
@@ -64,10 +74,11 @@ def solve_smooth(
     if state.primal_dual()[0] > problem.primal(constant, weights[:0]):
         # Worse than no filters: far out, where the loss is flat, Newton's method would not find back.
         state = _State(problem, design, torch.zeros_like(state.matrix), constant[0])
+    slope = problem.beta * len(filters)  # of the penalty in ε, at most
     epsilon = float(state.norms().max()) if len(filters) else 0.0
-    if epsilon:  # nor more than makes the penalty larger by the gap that the start has
+    if epsilon:
         objective, dual = state.primal_dual()
-        epsilon = min(epsilon, max(objective - dual, LEAST_GAP * objective) / (problem.beta * len(filters)))
+        epsilon = min(epsilon, START * max(objective - dual, LEAST_GAP * objective) / slope)
     settled = False  # whether Newton's method has converged at this ε
     result = MasterResult(weights, intercept, np.inf, np.inf, 0)
     for iteration in range(max_iter + 1):
@@ -76,18 +87,18 @@ def solve_smooth(
         rel_gap = (objective - dual) / max(objective, 1e-300)
         if rel_gap <= tol or (result.rel_gap > tol and objective <= result.objective):
             result = MasterResult(state.matrix.unflatten(0, shape), state.shift, objective, rel_gap, iteration)
-        exact = 0 < problem.beta * epsilon * len(filters) < 1e-2 * tol * objective and state.sharp(epsilon, tol)
+        exact = 0 < slope * epsilon < 1e-2 * tol * objective and state.sharp(epsilon, tol)
         done = rel_gap <= tol or (settled and exact)
-        dropped = done and state.drop_idle()
+        dropped = done and state.drop_idle(epsilon, objective)
         if iteration == max_iter or (done and not dropped):
             break
         if dropped and rel_gap <= tol:
             continue
-        epsilon = epsilon or 1e-2 * (objective - dual) / (problem.beta * len(filters))
+        epsilon = epsilon or FROM_ZERO * (objective - dual) / slope
         epsilon *= SHRINK if settled and not exact else 1.0
         decrement = state.newton_step(epsilon, exact=exact)
         # The dual value is accurate to first order only: at the last ε Newton's method goes on to rounding.
-        settled = decrement <= (1e-16 * objective if exact else 0.1 * problem.beta * epsilon)
+        settled = decrement <= (1e-16 * objective if exact else SETTLED * slope * epsilon)
     return result
 
 
@@ -167,20 +178,27 @@ class _State:
         largest = float(pulls.max()) if len(pulls) else 0.0
         return problem.primal(self.predictions, weights), problem.dual(dual_point, largest)
 
-    def drop_idle(self) -> bool:
-        """Zero and hold the groups that are dual feasible with room to spare: smoothing left them at about ε.
+    def drop_idle(self, epsilon: float, objective: float) -> bool:
+        """Zero and hold the groups that smoothing by `epsilon` left small and that are dual feasible with room.
 
-        A group goes only once. False if none went; else the point without them has yet to prove its own gap.
+        A group goes only once. False if none went; else the point without them has yet to prove its own gap. Where the
+        weights are rough, groups that count look idle as well: if the `objective` rises without them, all stay.
         """
         pulls = self.norms(self.design.adjoint(self.problem.dual_point(self.predictions)))
-        idle = (pulls < (1 - 1e-3) * self.problem.beta) & (self.norms() > 0)
+        norms = self.norms()
+        idle = (pulls < IDLE * self.problem.beta) & (norms > 0) & (norms <= IDLE / math.sqrt(1 - IDLE**2) * epsilon)
         rows = idle.repeat_interleave(self.problem.responses.n_cells)[:, None] & ~self._dropped
         if not bool(rows.any()):
             return False
-        self._dropped, self.free = self._dropped | rows, self.free & ~rows
+        before = self.matrix, self.shift, self.predictions
         self.matrix = torch.where(rows, 0.0, self.matrix)
         self.predictions = self.design.apply(self.matrix) + self.shift
         self._centre(self.problem)
+        weights = self.matrix.reshape(len(norms), -1, self.matrix.shape[1])
+        if self.problem.primal(self.predictions, weights) > objective:
+            self.matrix, self.shift, self.predictions = before
+            return False
+        self._dropped, self.free = self._dropped | rows, self.free & ~rows
         return True
 
     def _smoothed(self, epsilon: float) -> Problem:
