@@ -538,6 +538,56 @@ def test_an_interrupt_tells_by_which_line_a_training_goes_on(name, job, begins, 
     assert (line if begins else "nothing was kept yet: give the command again") in told
 
 
+@pytest.mark.parametrize("name", ["config.json", "beta_max.json"])
+def test_a_run_whose_beta_is_not_its_networks_any_more_is_refused(name, run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run[0], folder)
+    text = (folder / name).read_text()
+    cut = text.rstrip()[:4] if name == "beta_max.json" else json.dumps({**json.loads(text), "beta_ratio": None})
+    (folder / name).write_text(cut)
+    for command in (["certify", folder], ["compare", folder, "--epochs", "1"], ["train", "--resume", "--out", folder]):
+        told = refused(*command)
+        assert "config.json and beta_max.json in" in told
+        assert f"its network was trained at {run[1]['beta']}" in told
+    assert (folder / name).read_text() == cut
+
+
+def interrupted_at_its_certificate(monkeypatch, *arguments: object) -> str:
+    """What such a command says."""
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("convcvx.training.jobs.finish", stop)
+        return cli(*arguments, code=130).stderr
+
+
+def test_a_training_interrupted_at_its_certificate_has_left_its_network(run, tmp_path, monkeypatch):
+    folder = tmp_path / "cut"
+    told = interrupted_at_its_certificate(monkeypatch, *SMALL, "--out", folder)
+    assert f"a network is in {folder}/model.safetensors; to go on: convcvx train --resume --out {folder}" in told
+    early = convcvx.two_layer_cnn(folder).state_dict()
+    assert not (folder / "certificate.json").exists()
+    assert "finish it with" in refused("report", folder)
+    resumed = answer(cli("train", "--resume", "--out", folder, "--json"))
+    assert resumed["primal"] == pytest.approx(run[1]["primal"], rel=1e-8)
+    final = convcvx.two_layer_cnn(folder).state_dict()
+    assert all(torch.equal(early[name], final[name]) for name in final)
+
+
+def test_a_finished_run_keeps_network_and_certificate_until_both_are_new(run, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    shutil.copytree(run[0], folder)
+    names = ("model.safetensors", "certificate.json", "metrics.json")
+    before = [(folder / name).read_bytes() for name in names]
+    told = interrupted_at_its_certificate(monkeypatch, "train", "--resume", "--out", folder, "--tol", "0.002")
+    assert f"interrupted; to go on: convcvx train --resume --out {folder}" in told
+    assert [(folder / name).read_bytes() for name in names] == before
+    cli("train", "--resume", "--out", folder, "--tol", "0.002")
+    assert all((folder / name).read_bytes() != old for name, old in zip(names, before, strict=True))
+
+
 def test_a_network_without_filters_says_why(tmp_path):
     small = ["--data", "digits", "--limit", "60", "--pool", "2", "--tol", "0.1"]
     shown = cli("train", *small, "--beta-ratio", "2", "--out", tmp_path / "none").stdout

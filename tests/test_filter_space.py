@@ -121,8 +121,8 @@ def test_the_rank_of_the_patches_is_not_believed(run):
 
 def test_a_run_of_another_rank_is_found_out_though_all_its_files_are_its_own(run, tmp_path):
     one = trained(tmp_path / "one", replace(CONFIG, rank=1))
-    for name in ("model", "state", "embedding"):
-        shutil.copy(one.folder / f"{name}.safetensors", run.folder)
+    for name in ("model.safetensors", "state.safetensors", "embedding.safetensors", "beta_max.json"):
+        shutil.copy(one.folder / name, run.folder)
     with pytest.raises(RunError, match=r"another filter space .*\(rank 1, not 2\)"):
         certified(run)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
 
@@ -16,10 +17,12 @@ from convcvx.errors import InputError, RunError
 from convcvx.losses.targets import encode_targets
 from convcvx.machine.devices import pick_device
 from convcvx.machine.watch import phase
+from convcvx.network.two_layer import read_weights
 from convcvx.patches import PatchEmbedding
 from convcvx.problem import Problem
 from convcvx.responses.passes import Responses
 from convcvx.responses.team import Team
+from convcvx.storage.places import MODEL
 from convcvx.training.folder import Folder
 from convcvx.training.options import TrainConfig
 from convcvx.training.origin import Origin
@@ -27,6 +30,8 @@ from convcvx.training.panels.model import DEFAULT_BETA_RATIO
 from convcvx.training.plan import beta_at, build_problem
 from convcvx.training.run import Run
 
+SAME_BETA = 1e-6
+"""Relative difference up to which two β are the same: a file may have been written by another version."""
 LARGEST_CANCELLATION = 1000.0
 """`PatchEmbedding.cancellation` up to which a float32 network is right to 1e-4, which is what its check asks for."""
 LARGEST_DISTANCE = 1e4
@@ -180,11 +185,27 @@ def fitted_embedding(
 
 
 def run_beta(run: Run, config: TrainConfig) -> float:
-    """The weight decay of `run`: the one chosen for its dictionary, or what its options say."""
+    """The weight decay of `run`: the one chosen for its dictionary, or what its options say.
+
+    Raises
+    ------
+    RunError
+        Where there is none yet, or the network of the run says that it was trained at another: a file has changed.
+    """
     chosen, beta_max = run.chosen_beta, run.beta_max
     if chosen is None and config.beta is None and beta_max is None:
         raise RunError(f"{run.folder} has not got as far as its beta: finish it with {run.go_on}")
-    return beta_of(config, beta_max, chosen)
+    beta = beta_of(config, beta_max, chosen)
+    if (run.folder / MODEL).exists():
+        _, _, meta = read_weights(run.folder / MODEL)
+        trained = meta.get("beta", beta)  # networks of earlier versions do not say
+        if not (isinstance(trained, int | float) and math.isclose(trained, beta, rel_tol=SAME_BETA)):
+            source = "beta.json" if chosen is not None else f"{run.CONTENTS.options} and beta_max.json"
+            raise RunError(
+                f"{source} in {run.folder} give beta {beta:g}, its network was trained at {trained}: one of these "
+                "files is damaged or not of this run; put it back, or train again"
+            )
+    return beta
 
 
 def beta_of(config: TrainConfig, beta_max: float | None, chosen: float | None = None) -> float:
