@@ -14,6 +14,7 @@ from torch import Tensor
 from convcvx.losses.table import LOSSES
 from convcvx.patches import PatchSpec
 from convcvx.problem import Problem
+from convcvx.solvers.master import smooth
 from convcvx.solvers.master import squared as group_lasso
 from convcvx.solvers.master.table import MasterResult, solve_master
 from convcvx.training.plan import build_problem
@@ -262,6 +263,34 @@ def test_a_bad_start_does_not_keep_the_optimum_away(loss):
     cold = solve_master(problem, filters, tol=1e-9)
     warm = solve_master(problem, filters, weights, intercept, tol=1e-9)
     assert warm.objective == pytest.approx(cold.objective, rel=1e-8)
+
+
+@pytest.mark.parametrize("loss", [name for name in LOSSES if name != "squared"])
+def test_at_a_rough_gap_no_group_that_counts_is_dropped(loss, monkeypatch):
+    """As in a round of a training. What rough weights pull at says of many that they are idle; without those Newton's
+    method would begin anew, and take 40 to 100 steps."""
+    problem = digits_problem(100, loss=loss)
+    filters, _, _ = random_parameters(problem, 40, seed=1)
+    constant = problem.dual_point(problem.constant_predictions())
+    largest = float(problem.responses.correlate(filters, constant).flatten(1).norm(dim=1).max())
+    problem = problem.with_beta(0.003 * largest)
+    seen = []
+
+    def drop_idle(state, *arguments):
+        before, _ = state.primal_dual()
+        dropped = original(state, *arguments)
+        seen.append((before, state.primal_dual()[0]))
+        return dropped
+
+    original = smooth._State.drop_idle
+    monkeypatch.setattr(smooth._State, "drop_idle", drop_idle)
+    first = solve_master(problem, filters[:20], tol=1e-2)
+    weights = torch.cat([first.weights, torch.zeros_like(first.weights)])
+    second = solve_master(problem, filters, weights, first.intercept, tol=1e-2)
+    assert first.iterations + second.iterations <= 30
+    assert recomputed(problem, filters, second)[1] <= 1e-2
+    assert seen
+    assert all(after <= before * (1 + 1e-12) for before, after in seen)
 
 
 def test_a_gram_matrix_that_rounding_made_indefinite_is_computed_in_double_precision(monkeypatch):
