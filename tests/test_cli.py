@@ -559,7 +559,7 @@ def interrupted_at_its_certificate(monkeypatch, *arguments: object) -> str:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("convcvx.training.jobs.finish", stop)
+        patch.setattr("convcvx.training.finish.certify_on", stop)
         return cli(*arguments, code=130).stderr
 
 

@@ -1,10 +1,11 @@
 """How a training on images ends: its network is exported and scored, then certified.
 
-The network is of use before anything is proved of it, and proofs may take as long as a training: `export` comes first.
+The network is of use before anything is proved of it, and a proof may take as long as the training: it is kept first.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -28,12 +29,39 @@ from convcvx.training.optimise import Optimised, named_oracle
 from convcvx.training.options import TrainConfig
 from convcvx.training.origin import Origin
 from convcvx.training.plan import Plan, status_of
-from convcvx.training.progress import peak_memory_mb
+from convcvx.training.progress import Report, peak_memory_mb
 from convcvx.training.resolve import Data, image_shape
 
 
+def finish(
+    optimised: Optimised,
+    config: TrainConfig,
+    plan: Plan,
+    data: Data,
+    report: Report,
+    clock: Clock,
+    origin: Origin | None = None,
+    keep: Callable[[TwoLayerCNN], None] | None = None,
+) -> Fit:
+    """Export the solution as a network, and score it; then certify it.
+
+    `keep` is given the network in between, before what may take long.
+
+    Raises
+    ------
+    InputError
+        When the network's outputs are not those of the solution: float32 cannot hold it.
+    """
+    report.begin("the finished network")
+    exported = _export(optimised, config, data)
+    if keep is not None:
+        keep(exported.network)
+    report.begin(f"certificate of the finished network: {exported}")
+    return _certified(optimised, exported, config, plan, data, clock, origin)
+
+
 @dataclass(frozen=True, eq=False)
-class Export:
+class _Export:
     """A trained network as it leaves, its outputs found to be those of the solution; nothing is proved of it yet.
 
     Attributes
@@ -64,14 +92,8 @@ class Export:
         return filters if test is None else f"{filters}, test accuracy {percent(test)}"
 
 
-def export(optimised: Optimised, config: TrainConfig, data: Data) -> Export:
-    """Make an ordinary network of the solution, and score it on test and validation images.
-
-    Raises
-    ------
-    InputError
-        When the network's outputs are not those of the solution: float32 cannot hold it.
-    """
+def _export(optimised: Optimised, config: TrainConfig, data: Data) -> _Export:
+    """An ordinary network of the solution, scored on test and validation images."""
     problem, train = optimised.problem, data[0]
     solution = optimised.solution.shifted(problem.offset)
     responses = problem.responses
@@ -82,19 +104,19 @@ def export(optimised: Optimised, config: TrainConfig, data: Data) -> Export:
     network.to(responses.device)  # where it is checked and scored
     own = parameters_of(read_network(network, image_shape(train)), responses.embedding)
     outputs, said = outputs_of_export(problem, network, *own)
-    return Export(network, solution, own, outputs, said, _scores(network, config, data, responses))
+    return _Export(network, solution, own, outputs, said, _scores(network, config, data, responses))
 
 
-def finish(
+def _certified(
     optimised: Optimised,
-    exported: Export,
+    exported: _Export,
     config: TrainConfig,
     plan: Plan,
     data: Data,
     clock: Clock,
-    origin: Origin | None = None,
+    origin: Origin | None,
 ) -> Fit:
-    """Certify the exported network, and tell all that is known of it."""
+    """The exported network with its certificate, and all that is known of it."""
     problem, solution, network, own = optimised.problem, exported.solution, exported.network, exported.parameters
     outputs, said = exported.outputs, exported.said
     proof = None

@@ -27,7 +27,7 @@ from convcvx.storage.places import MODEL
 from convcvx.terms.status import Status
 from convcvx.training.clock import Clock
 from convcvx.training.dictionary_gap import with_dictionary_gap
-from convcvx.training.finish import export, finish, score, train_score
+from convcvx.training.finish import finish, score, train_score
 from convcvx.training.fit import Fit, certificate_summary
 from convcvx.training.journal import Checkpoint
 from convcvx.training.optimise import named_oracle, optimise
@@ -95,13 +95,10 @@ def train_into(
                 report.begin(f"solver {plan.solver} goes on from no checkpoint: all of it was solved again")
             elif optimised.solution.rounds == checkpoint.solution.rounds:
                 report.begin(f"no round was added: {_why_none(optimised.solution.status, config)}")
-        report.begin("the finished network")
+        # A run that was finished before keeps network and certificate together until both are new.
+        keep = None if run.finished else run.save_network
         try:
-            exported = export(optimised, config, data)
-            if not run.finished:  # one that was keeps network and certificate together until both are new
-                run.save_network(exported.network)
-            report.begin(f"certificate of the finished network: {exported}")
-            fit = finish(optimised, exported, config, plan, data, clock, origin)
+            fit = finish(optimised, config, plan, data, report, clock, origin, keep)
         except InputError as error:
             raise RunError(f"{error}; what was trained is kept in {run.folder / 'state.safetensors'}") from None
         fit.write_result(run)
@@ -126,8 +123,7 @@ def train_in_memory(
     problem, plan = prepare(config, data[0], spent=clock.seconds)
     report.begin(f"training on {config.data}\n{plan}")
     optimised = optimise(problem, plan.applied(config), report, began=clock.began)
-    report.begin("certificate and scores of the finished network")
-    return finish(optimised, export(optimised, config, data), config, plan, data, clock, origin)
+    return finish(optimised, config, plan, data, report, clock, origin)
 
 
 def prepare(
