@@ -129,7 +129,7 @@ def test_a_run_of_another_rank_is_found_out_though_all_its_files_are_its_own(run
 
 def test_other_images_have_another_space(honest):
     settings = replace(with_run_settings(honest), limit=40)
-    with pytest.raises(RunError, match=r"\(the same options, another basis\); use the run's own data"):
+    with pytest.raises(RunError, match=r"options are the same: other training images, or a damaged file\); use"):
         certify_job(honest.model_file, settings, embedding=honest.load_embedding(), given=set())
 
 

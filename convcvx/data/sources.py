@@ -52,7 +52,11 @@ def read(order: Order) -> Raw:
         if source.claims(order):
             return source.read(order)
     if order.name == ARRAYS:
-        raise DataError("data were given as arrays: name --data, a file or a folder that holds the same ones")
+        raise DataError(
+            "data were given as arrays, which a run folder does not keep: pass them to convcvx.certify or "
+            "convcvx.compare in Python, or `convcvx certify` with --data, a file or a folder with the same training "
+            "set, and a test set"
+        )
     if task := other_task(order.name):
         raise DataError(f"data {shown(order.name)} is {task} of torchvision, whose images have no classes to learn")
     if order.path.exists() and not (order.path.is_file() or order.path.is_dir()):

@@ -52,7 +52,7 @@ def finish(
     InputError
         When the network's outputs are not those of the solution: float32 cannot hold it.
     """
-    report.begin("the finished network")
+    report.begin("outputs of the finished network")
     exported = _export(optimised, config, data)
     if keep is not None:
         keep(exported.network)

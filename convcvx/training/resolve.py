@@ -179,7 +179,8 @@ def fitted_embedding(
         other = [f"{name} {theirs}, not {ours}" for (name, theirs), ours in pairs if theirs != ours]
         raise RunError(
             "embedding.safetensors holds another filter space than these options on these images give "
-            f"({', '.join(other) or 'the same options, another basis'}); use the run's own data and options"
+            f"({', '.join(other) or 'the options are the same: other training images, or a damaged file'}); use the "
+            "run's own data and options"
         )
     return replace(fresh, basis=stored.basis)  # in which the run's filters are written
 
