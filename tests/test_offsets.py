@@ -255,6 +255,18 @@ def test_a_warning_says_that_rows_have_lost_their_digits(offset, kind, warned, w
     assert all(f"{warned} " in message and "subtract their mean" in message for message in messages)
 
 
+@pytest.mark.parametrize("scale", [1e-300, 1e-170, 1e155, 1e290])
+def test_the_distance_from_zero_is_the_same_in_every_unit(scale):
+    """Squares of such numbers overflow or are 0, which gave a warning of "nan times", or none where one was due."""
+    X, y = plane()
+    for offset in (0.0, 1e12):
+        rows = torch.as_tensor(X + offset).view(len(X), -1, 1, 1)
+        assert distance_from_zero(scale * rows) == pytest.approx(distance_from_zero(rows), rel=1e-3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DataWarning)
+        assert convcvx.beta_max(scale * X, y) == pytest.approx(scale * convcvx.beta_max(X, y), rel=1e-6)
+
+
 @pytest.mark.parametrize("options", [{}, {"contrast": True}, {"whiten": True}, {"hidden_bias": True}])
 @pytest.mark.parametrize("kind", [torch.float32, torch.float64])
 def test_images_that_no_float32_network_tells_apart_are_refused_before_they_are_trained_on(options, kind):

@@ -81,7 +81,10 @@ def distance_from_zero(images: Images) -> float:
     """
     step = -(-images.numel() // DISTANCE_SAMPLE)
     sample = images[torch.arange(0, len(images), step)]  # in memory, of images that stay on disk as well
-    variances, means = torch.var_mean(sample.detach().cpu().double().transpose(0, 1).flatten(1), dim=1, correction=0)
+    pixels = sample.detach().cpu().double().transpose(0, 1).flatten(1).numpy()
+    # The largest entry to about 1, exactly: squares of 1e155 overflow, and those of 1e-170 are 0.
+    pixels = np.ldexp(pixels, -math.frexp(float(np.abs(pixels).max(initial=0.0)))[1])
+    variances, means = torch.var_mean(torch.from_numpy(pixels), dim=1, correction=0)
     varied = variances.sqrt() > ALIKE * means.abs()
     spread, length = float(variances[varied].sum().sqrt()), float(means[varied].norm())
     return length / spread if spread > 0 else 0.0
