@@ -85,7 +85,8 @@ class Origin:
             if now.sets.get(name) != known:
                 raise DataError(
                     f"{now.name} is not what {run} was trained on: its {name} set is {_said(now.sets.get(name))}, but "
-                    f"was {_said(known)} in {self.name}; bring that back, or certify on other data by naming --data"
+                    f"was {_said(known)} in {self.name}; bring that back: `convcvx certify` alone takes other data, by "
+                    "--data"
                 )
 
 
