@@ -265,6 +265,19 @@ def test_a_bad_start_does_not_keep_the_optimum_away(loss):
     assert warm.objective == pytest.approx(cold.objective, rel=1e-8)
 
 
+def test_where_a_loss_is_linear_a_newton_step_is_shortened_until_it_helps():
+    """All outputs lie outside Huber's bend at first, so that next to nothing limits a step."""
+    for seed in range(20):
+        problem = flat_problem(5, dim=3, n_outputs=2, seed=seed, loss="huber:0.3", pooling="2x1")
+        filters, _, _ = random_parameters(problem, 40, seed)
+        constant = problem.dual_point(problem.constant_predictions())
+        largest = float(problem.responses.correlate(filters, constant).flatten(1).norm(dim=1).max())
+        problem = problem.with_beta(1e-4 * largest)
+        result = solve_master(problem, filters, tol=1e-3)
+        assert result.rel_gap <= 1e-3
+        assert recomputed(problem, filters, result)[1] <= 1e-3
+
+
 @pytest.mark.parametrize("loss", [name for name in LOSSES if name != "squared"])
 def test_at_a_rough_gap_no_group_that_counts_is_dropped(loss, monkeypatch):
     """As in a round of a training. What rough weights pull at says of many that they are idle; without those Newton's

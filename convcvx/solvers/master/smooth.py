@@ -53,6 +53,9 @@ LEAST_GAP = 1e-12
 IDLE = 1 - 1e-3
 """Share of β below which the pull on a group is one that it withstands. Smoothed, W_j / √(‖W_j‖² + ε²) is its pull over
 β, so that such a group is no longer than 22 ε."""
+VISIBLE = 1e-6
+"""Share of the objective that the decrease which a step promises must exceed, for the step to be shortened below a
+thousandth: where a loss is linear next to nothing bends, and Newton's step is far too long."""
 DAMPINGS = 20
 """Tenfold increases, at most, of a damping that does not make a matrix positive definite."""
 
@@ -282,7 +285,7 @@ class _State:
         change = design.centred(step) + step_shift
         step_shift = step_shift - (design.mean.T @ step)[0]
         value, size = self._value(problem, self.predictions, self.matrix, epsilon), 1.0
-        while size > 1e-3:
+        while size > 1e-3 or size * decrement > VISIBLE * value:
             predictions, matrix = self.predictions + size * change, self.matrix + size * step
             if self._value(problem, predictions, matrix, epsilon) <= value - 0.1 * size * decrement:
                 self.matrix, self.shift, self.predictions = (
