@@ -552,6 +552,21 @@ def test_a_run_whose_beta_is_not_its_networks_any_more_is_refused(name, run, tmp
     assert (folder / name).read_text() == cut
 
 
+@pytest.mark.parametrize(
+    ("name", "content"), [("model.safetensors", b""), ("model.safetensors", None), ("beta_max.json", None)]
+)
+def test_what_a_run_has_lost_beside_its_checkpoint_is_made_anew(name, content, run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run[0], folder)
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_bytes(content)
+    again = answer(cli("train", "--resume", "--out", folder, "--json"))
+    assert again["beta"] == pytest.approx(run[1]["beta"], rel=1e-6)
+    assert again["primal"] == pytest.approx(run[1]["primal"], rel=1e-8)
+    assert (folder / name).stat().st_size
+
+
 def interrupted_at_its_certificate(monkeypatch, *arguments: object) -> str:
     """What such a command says."""
 

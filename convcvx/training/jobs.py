@@ -23,7 +23,6 @@ from convcvx.pooling import Pooling
 from convcvx.problem import Problem
 from convcvx.responses.team import Team
 from convcvx.solvers import SOLVERS
-from convcvx.storage.places import MODEL
 from convcvx.terms.status import Status
 from convcvx.training.clock import Clock
 from convcvx.training.dictionary_gap import with_dictionary_gap
@@ -38,12 +37,12 @@ from convcvx.training.presets import in_flags
 from convcvx.training.progress import Report, peak_memory_mb
 from convcvx.training.resolve import (
     Data,
+    check_beta,
     fitted_embedding,
     image_shape,
     load_data,
     pick_device,
     problem_over,
-    run_beta,
     training_images,
     training_problem,
     training_weights,
@@ -77,8 +76,8 @@ def train_into(
             origin = Origin.of(source, data)
         if resume and origin is not None:
             run.check_data(origin)
-        if resume and (run.folder / MODEL).exists():
-            run_beta(run, config)  # raises where it is not the network's any more
+        if resume:
+            check_beta(run, config)
         team.share_out(data[0].images, training_images, source)
         checkpoint = run.checkpoint if resume else Checkpoint()
         clock = replace(clock, earlier=checkpoint.seconds)

@@ -209,6 +209,20 @@ def run_beta(run: Run, config: TrainConfig) -> float:
     return beta
 
 
+def check_beta(run: Run, config: TrainConfig) -> None:
+    """Raise `RunError` where a training that goes on in `run` would have another weight decay than its network.
+
+    What is gone or cannot be read the training makes anew, from its checkpoint: a network, a beta_max, a chosen β.
+    """
+    if run.chosen_beta is None and (config.dictionary is not None or (config.beta is None and run.beta_max is None)):
+        return
+    try:
+        read_weights(run.folder / MODEL)
+    except RunError:
+        return
+    run_beta(run, config)
+
+
 def beta_of(config: TrainConfig, beta_max: float | None, chosen: float | None = None) -> float:
     """The weight decay that `config` asks for: the one `chosen` for a dictionary, a number, or a share of beta_max."""
     if chosen is not None:
