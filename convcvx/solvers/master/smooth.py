@@ -198,7 +198,8 @@ class _State:
         self.predictions = self.design.apply(self.matrix) + self.shift
         self._centre(self.problem)
         weights = self.matrix.reshape(len(norms), -1, self.matrix.shape[1])
-        if self.problem.primal(self.predictions, weights) > objective:
+        rounding = torch.finfo(self.problem.responses.dtype).eps
+        if self.problem.primal(self.predictions, weights) > objective * (1 + rounding):
             self.matrix, self.shift, self.predictions = before
             return False
         self._dropped, self.free = self._dropped | rows, self.free & ~rows
