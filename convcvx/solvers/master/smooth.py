@@ -56,6 +56,9 @@ IDLE = 1 - 1e-3
 VISIBLE = 1e-6
 """Share of the objective that the decrease which a step promises must exceed, for the step to be shortened below a
 thousandth: where a loss is linear next to nothing bends, and Newton's step is far too long."""
+HIDDEN = 1e-15
+"""Share of the objective by which a step may raise it: rounding. Where no fall of the objective shows any more, steps
+still bring the dual value closer, which is accurate to first order only."""
 DAMPINGS = 20
 """Tenfold increases, at most, of a damping that does not make a matrix positive definite."""
 
@@ -82,7 +85,7 @@ def solve_smooth(
     if epsilon:
         objective, dual = state.primal_dual()
         epsilon = min(epsilon, START * max(objective - dual, LEAST_GAP * objective) / slope)
-    settled = False  # whether Newton's method has converged at this ε
+    exact = settled = False  # whether this is the last ε, and whether Newton's method has converged there
     result = MasterResult(weights, intercept, np.inf, np.inf, 0)
     for iteration in range(max_iter + 1):
         problem.deadline.check()
@@ -90,7 +93,6 @@ def solve_smooth(
         rel_gap = (objective - dual) / max(objective, 1e-300)
         if rel_gap <= tol or (result.rel_gap > tol and objective <= result.objective):
             result = MasterResult(state.matrix.unflatten(0, shape), state.shift, objective, rel_gap, iteration)
-        exact = 0 < slope * epsilon < 1e-2 * tol * objective and state.sharp(epsilon, tol)
         done = rel_gap <= tol or (settled and exact)
         dropped = done and state.drop_idle(epsilon, objective)
         if iteration == max_iter or (done and not dropped):
@@ -99,6 +101,7 @@ def solve_smooth(
             continue
         epsilon = epsilon or FROM_ZERO * (objective - dual) / slope
         epsilon *= SHRINK if settled and not exact else 1.0
+        exact = 0 < slope * epsilon < 1e-2 * tol * objective and state.sharp(epsilon, tol)
         decrement = state.newton_step(epsilon, exact=exact)
         # The dual value is accurate to first order only: at the last ε Newton's method goes on to rounding.
         settled = decrement <= (1e-16 * objective if exact else SETTLED * slope * epsilon)
@@ -288,7 +291,7 @@ class _State:
         value, size = self._value(problem, self.predictions, self.matrix, epsilon), 1.0
         while size > 1e-3 or size * decrement > VISIBLE * value:
             predictions, matrix = self.predictions + size * change, self.matrix + size * step
-            if self._value(problem, predictions, matrix, epsilon) <= value - 0.1 * size * decrement:
+            if self._value(problem, predictions, matrix, epsilon) <= value * (1 + HIDDEN) - 0.1 * size * decrement:
                 self.matrix, self.shift, self.predictions = (
                     matrix,
                     self.shift + size * step_shift,
