@@ -202,7 +202,7 @@ class _State:
         self._centre(self.problem)
         weights = self.matrix.reshape(len(norms), -1, self.matrix.shape[1])
         rounding = torch.finfo(self.problem.responses.dtype).eps
-        if self.problem.primal(self.predictions, weights) > objective * (1 + rounding):
+        if not self.problem.primal(self.predictions, weights) <= objective * (1 + rounding):
             self.matrix, self.shift, self.predictions = before
             return False
         self._dropped, self.free = self._dropped | rows, self.free & ~rows
