@@ -13,6 +13,7 @@ from helpers.problems import digits_problem, flat_problem, g
 
 from convcvx.budget import Budget
 from convcvx.oracles import LocalOracle
+from convcvx.oracles._climbs import climb
 from convcvx.oracles.local import PERSISTENT, calibrate
 from convcvx.oracles.metric import Metric
 from convcvx.patches import PatchSpec
@@ -43,13 +44,13 @@ def test_what_only_certificates_say_is_counted_for_them_alone():
 
 def climbed_on(monkeypatch, oracle: LocalOracle, problem: Problem, dual_point: torch.Tensor, **options) -> tuple:
     """The oracle's answer, and the numbers of images it climbed on."""
-    sizes, climb = set(), LocalOracle._climb
+    sizes = set()
 
-    def spy(self, part, *arguments):
+    def spy(part, *arguments):
         sizes.add(part.n)
-        return climb(self, part, *arguments)
+        return climb(part, *arguments)
 
-    monkeypatch.setattr(LocalOracle, "_climb", spy)
+    monkeypatch.setattr("convcvx.oracles.local.climb", spy)
     return oracle(problem, dual_point, n_filters=8, **options), sizes
 
 
@@ -105,6 +106,35 @@ def test_climbs_reach_local_maxima(problem, dual_point):
         near = torch.nn.functional.normalize(start + steps)
         rises = g(problem, near, dual_point) > g(problem, start[None], dual_point) * (1 + 1e-9)
         assert bool(rises.any()) != stays
+
+
+@pytest.fixture
+def passes(monkeypatch) -> list[int]:
+    """Filters of each pass of climbs over the images."""
+    sizes, ascent = [], Responses.ascent
+
+    def spy(self, filters, *others):
+        sizes.append(len(filters))
+        return ascent(self, filters, *others)
+
+    monkeypatch.setattr(Responses, "ascent", spy)
+    return sizes
+
+
+def test_climbs_to_the_same_maximum_go_on_as_one(problem, dual_point, passes, monkeypatch):
+    """They end where each would alone, for fewer passes; so do those that come to the end of a climb before."""
+    starts = LocalOracle()._starts(problem, 64, Metric.of(problem.responses), torch.Generator().manual_seed(2))
+    where = problem, dual_point, starts, problem.responses.correlate(starts, dual_point), math.inf, 1, 40
+    joined, cost = climb(*where), sum(passes)
+    again, cost_again = climb(*where, joined), sum(passes) - cost
+    monkeypatch.setattr("convcvx.oracles._climbs.JOINED", 2.0)
+    alone, cost_alone = climb(*where), sum(passes) - cost - cost_again
+    assert cost_again < cost < 0.8 * cost_alone
+    for ends in (joined, again):
+        torch.testing.assert_close(ends.values, g(problem, ends.filters, dual_point), rtol=1e-9, atol=0)
+        assert float((ends.filters * alone.filters).sum(dim=1).quantile(0.05)) > 0.998
+        assert bool((ends.values > 0.999 * alone.values).all())
+    assert len(joined.filters.unique(dim=0)) < len(starts) == len(alone.filters.unique(dim=0))
 
 
 def test_whitened_starts_find_more_than_plain_ones(monkeypatch):

@@ -1,13 +1,11 @@
 """Multi-start local search for filters with a large g: fast, scales to any data, proves nothing.
 
-Starts are the filters at hand, patches of the data and random directions. They climb along the sphere: for a fixed
-direction V = G(u)/g(u) uphill is the gradient of <V, G(u)>, which is Mᵀ M u within a cell of the arrangement (a step of
-length one, without preconditioner, is that of the power iteration). V is one step old, so that a step costs one pass.
-How curved g is follows the second moment S of the patches: steps are preconditioned by S^(-1/2), and have momentum. A
-filter that fell goes back and takes a shorter step. Starts are whitened by S^(-1/2) as well: near the optimum plain
-patches lead to the maxima of bright, smooth filters only, which are known by then. Nor does g at a start say where its
-climb will end, so that none is preferred. On many images the way up is climbed on a sample of them; what counts is
-where it ends on all. Among few rows climbs go by convex steps instead (`_convex_steps`), which kinks do not stop.
+Starts are the filters at hand, patches of the data and random directions. They climb along the sphere, by gradients
+(`_climbs`). How curved g is follows the second moment S of the patches: steps are preconditioned by S^(-1/2), and
+starts are whitened by it: near the optimum plain patches lead to the maxima of bright, smooth filters only, which are
+known by then. Nor does g at a start say where its climb will end, so that none is preferred. On many images the way up
+is climbed on a sample of them; what counts is where it ends on all. Among few rows climbs go by convex steps instead
+(`_convex_steps`), which kinks do not stop.
 """
 
 from __future__ import annotations
@@ -24,7 +22,8 @@ from torch import Tensor
 
 from convcvx.budget import OutOfTime
 from convcvx.machine.watch import watched
-from convcvx.oracles._convex_steps import climb
+from convcvx.oracles import _convex_steps
+from convcvx.oracles._climbs import Ends, climb
 from convcvx.oracles.base import Oracle, OracleResult, Wanted
 from convcvx.oracles.metric import Metric, norms, unit
 from convcvx.problem import Problem
@@ -49,22 +48,10 @@ POLISH = 3
 """Passes over all images for which they go on; to the end in a thorough search."""
 PERSISTENT = 3
 """Times as many batches in a persistent search that climbs on all images: what fewer find depends on the seed."""
-IDLE = 3
-"""Steps in which no filter rose after which none climbs on."""
 ENOUGH = 1.5
 """Climbs end early when one is so many times above the target, except in a thorough search."""
 LEAST = 4
 """Steps of a climb before it ends early. One that goes on over all images ends at once where it is hopeless."""
-LENGTH = 0.25
-"""Length of a climb's first step, on the unit sphere."""
-LONGER = 1.5
-"""Factor of the length after a step that rose."""
-SHORTER = 0.25
-"""Factor of the length after a step that fell, which is taken back."""
-MOMENTUM = 0.9
-"""Share of the last rise that is added to the next step: ridges are gone along, not across."""
-Found = tuple[Tensor, Tensor]
-"""Filters (q, r) and their g (q,)."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +93,8 @@ class LocalOracle(Oracle):
         """As `Oracle` says; stops early once a filter above the target is found. Proves nothing."""
         began = perf_counter()
         random = torch.Generator().manual_seed(wanted.seed)
-        climbed: list[Found] = []
-        measured: list[Found] = []
+        climbed: list[Ends] = []
+        measured: list[tuple[Tensor, Tensor]] = []
         stats: dict[str, Any] = {}
         try:
             for ends, tops in self._batches(problem, dual_point, wanted, random):
@@ -117,10 +104,9 @@ class LocalOracle(Oracle):
             stats["stopped"] = Stop.TIME_LIMIT
         if not measured:
             return OracleResult.unfinished(problem, Scope.HEURISTIC, perf_counter() - began)
-        seen, heights = (torch.cat(parts) for parts in zip(*climbed, strict=True))
-        stats["starts"] = len(seen)
+        stats["starts"] = sum(len(ends) for ends in climbed)
         if self.thorough:
-            stats |= _basins(problem, seen, heights)
+            stats |= _basins(problem, sum(climbed[1:], climbed[0]))
         filters, values = (torch.cat(parts) for parts in zip(*measured, strict=True))
         best = Metric.of(problem.responses).distinct(filters, values, wanted.n_filters, cosine=DISTINCT)
         stats["seconds"] = perf_counter() - began
@@ -130,8 +116,8 @@ class LocalOracle(Oracle):
 
     def _batches(
         self, problem: Problem, dual_point: Tensor, wanted: Wanted, random: torch.Generator
-    ) -> Iterator[tuple[Found, Found]]:
-        """Yield where climbs ended, on the images that they climbed on, and filters whose g on all images is known."""
+    ) -> Iterator[tuple[Ends, tuple[Tensor, Tensor]]]:
+        """Yield where climbs ended, on the images climbed on, and filters (q, r) with their g (q,) on all images."""
         starts, target = wanted.starts, wanted.target
         sample, sampled_dual = self._sample(problem, dual_point, starts, random)
         metric = Metric.of(problem.responses)
@@ -143,8 +129,11 @@ class LocalOracle(Oracle):
         n_batches = n_batches if self.max_batches is None else min(n_batches, self.max_batches)
         # On a small problem a step of a few climbers costs as much as one of many: many batches climb at once.
         together, n_batches = (n_batches, 1) if persistent and problem.is_small else (1, n_batches)
+        # Far from the optimum the filters found so far will do; near it a climb goes to its end.
+        enough = self.hopeless if self.thorough else ENOUGH * target
         # Rounds of a training have lines of their own; the long search of a certificate has none.
         batches = range(n_batches)
+        known = Ends.none(problem)
         for batch in watched("local search of the certificate", batches, n_batches) if self.thorough else batches:
             if few is None:
                 drawn = [self._starts(problem, n_climbers, metric, random) for _ in range(together)]
@@ -152,26 +141,33 @@ class LocalOracle(Oracle):
                 drawn = [self._starts(problem, together * n_climbers, metric, random)]
             candidates = torch.cat(drawn)
             if batch == 0 and starts is not None and len(starts):
-                known = torch.from_numpy(unit(starts.double().numpy()))
-                heights = sample.responses.correlate(known, sampled_dual).flatten(1).norm(dim=1)
-                candidates = torch.cat([known[metric.distinct(known, heights, n_climbers, cosine=0.9)], candidates])
-            steps = self.n_steps, LEAST
-            filters, values, towards = self._climb(sample, sampled_dual, metric, candidates, None, target, *steps)
-            ends, rest = (filters, values), filters[:0]
+                own = torch.from_numpy(unit(starts.double().numpy()))
+                heights = sample.responses.correlate(own, sampled_dual).flatten(1).norm(dim=1)
+                candidates = torch.cat([own[metric.distinct(own, heights, n_climbers, cosine=0.9)], candidates])
+            if few is None:
+                towards = sample.responses.correlate(candidates, sampled_dual)
+                ends = climb(sample, sampled_dual, candidates, towards, enough, LEAST, self.n_steps, known)
+            else:
+                ends = _climb_by_convex_steps(few, dual_point, candidates)
+            filters, values = ends.filters, ends.values
             if sample is not problem:
-                most = max(self.n_climbers, self.n_polished, wanted.n_filters)
-                order = metric.distinct(filters, values, most, DISTINCT)
-                best, rest = order[: self.n_polished], filters[order[self.n_polished :]]
-                steps = (self.n_steps, 1) if self.thorough else (POLISH, LEAST)
-                at = filters[best], towards[best]
-                filters, values, _ = self._climb(problem, dual_point, metric, *at, target, *steps)
+                new = ends.besides(known, metric, DISTINCT)[: max(self.n_climbers, self.n_polished, wanted.n_filters)]
+                filters, values = self._on_all_images(problem, dual_point, new, enough)
             yield ends, (filters, values)
-            if len(rest) and not float(values.max()) > self.hopeless:
-                heights = problem.responses.correlate(rest, dual_point).flatten(1).norm(dim=1)
-                yield (rest[:0], heights[:0]), (rest, heights)
-                values = torch.cat([values, heights])
-            if float(values.max()) > (self.hopeless if self.thorough else target):
+            if (values > (self.hopeless if self.thorough else target)).any():
                 return
+            known = known + ends
+
+    def _on_all_images(self, problem: Problem, dual_point: Tensor, ends: Ends, enough: float) -> tuple[Tensor, Tensor]:
+        """(q, r) and (q,): what ends of climbs on a sample come to, best first, and their g; the best go on there."""
+        best, rest = ends[: self.n_polished], ends[self.n_polished :]
+        if len(best):
+            steps = (1, self.n_steps) if self.thorough else (LEAST, POLISH)
+            best = climb(problem, dual_point, best.filters, best.towards, enough, *steps)
+        if not len(rest) or (best.values > self.hopeless).any():
+            return best.filters, best.values
+        heights = problem.responses.correlate(rest.filters, dual_point).flatten(1).norm(dim=1)
+        return torch.cat([best.filters, rest.filters]), torch.cat([best.values, heights])
 
     def _starts(self, problem: Problem, size: int, metric: Metric, random: torch.Generator) -> Tensor:
         """(q, r) unit starts: half patches of random images, of either sign, half Gaussian directions, whitened."""
@@ -207,74 +203,26 @@ class LocalOracle(Oracle):
             sampled = calibrate(sample, sampled, problem, dual_point, known)
         return sample, sampled
 
-    def _climb(
-        self,
-        problem: Problem,
-        dual_point: Tensor,
-        metric: Metric,
-        filters: Tensor,
-        towards: Tensor | None,
-        target: float,
-        n_steps: int,
-        least: int,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Filters (q, r), their g (q,) and G / g (q, P, c) at the end of climbs, of `least` to `n_steps` steps, that
-        set out towards `towards`, or G by default."""
-        if (few := FewRows.of(problem.responses)) is not None:
-            return _climb_by_convex_steps(few, dual_point, filters)
-        if towards is None:
-            towards = problem.responses.correlate(filters, dual_point)
-        # In numpy: on small arrays a call of it costs a fraction of one of torch.
-        best, best_values = filters.numpy(), np.zeros(len(filters))
-        trial, directions = best, unit(towards.numpy())
-        gradients = np.zeros_like(best)
-        lengths = np.full((len(best), 1), LENGTH)
-        idle = 0
-        for step in range(n_steps):
-            try:
-                ascent = problem.responses.ascent(torch.from_numpy(trial), dual_point, torch.from_numpy(directions))
-            except OutOfTime:
-                if step == 0:
-                    raise
-                break
-            correlations, slope = (part.numpy() for part in ascent)
-            values = norms(correlations)
-            better = (values >= best_values)[:, None]
-            rose = (values > best_values * (1 + 1e-4)).any() or values.max() > best_values.max() * (1 + 1e-7)
-            moved = np.where(better, trial - best, 0.0)
-            best, best_values = np.where(better, trial, best), np.maximum(values, best_values)
-            gradients = np.where(better, slope, gradients)
-            lengths = np.where(better, LONGER, SHORTER) * lengths
-            directions = np.where(better[:, :, None], unit(correlations), directions)
-            trial = unit(best + lengths * metric.uphill(best, gradients) + MOMENTUM * moved)
-            # Far from the optimum the filters found so far will do; near it a climb goes to its end.
-            limit = self.hopeless if self.thorough else ENOUGH * target
-            enough = step + 1 >= least and best_values.max() > limit
-            idle = 0 if rose else idle + 1
-            if enough or idle == IDLE:
-                break
-        return torch.from_numpy(best), torch.from_numpy(best_values), torch.from_numpy(directions)
 
-
-def _basins(problem: Problem, ends: Tensor, heights: Tensor) -> dict[str, Any]:
-    """How many maxima climbs have seen that ended at `ends` (q, r), where g is `heights`, and how much is unseen."""
-    basins = Metric.of(problem.responses).distinct(ends, heights, len(ends), cosine=DISTINCT)
-    hits = (problem.responses.alike(ends[basins] @ ends.T) > DISTINCT).sum(dim=1)
+def _basins(problem: Problem, ends: Ends) -> dict[str, Any]:
+    """How many maxima climbs have seen that ended there, and how much is unseen."""
+    basins = Metric.of(problem.responses).distinct(ends.filters, ends.values, len(ends), cosine=DISTINCT)
+    hits = (problem.responses.alike(ends.filters[basins] @ ends.filters.T) > DISTINCT).sum(dim=1)
     # Good (1953): the mass of local maxima not seen is about the share of those seen once.
     return {"basins": len(basins), "unseen_mass": float((hits == 1).sum()) / max(1, len(ends))}
 
 
-def _climb_by_convex_steps(few: FewRows, dual_point: Tensor, filters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """As `LocalOracle._climb`, among few rows: each climb goes to its maximum, kinks or not."""
+def _climb_by_convex_steps(few: FewRows, dual_point: Tensor, filters: Tensor) -> Ends:
+    """As `_climbs.climb`, among few rows: each climb goes to its maximum, kinks or not."""
     rows = few.flat
     responses = filters.numpy() @ rows.T
     mixtures, values = np.empty_like(responses), np.empty(len(filters))
     weights = np.zeros((len(filters), len(few.pool), dual_point.shape[1]))
-    climb(few.gram, few.pool, dual_point.numpy(), responses, mixtures, values, weights)
+    _convex_steps.climb(few.gram, few.pool, dual_point.numpy(), responses, mixtures, values, weights)
     ends = mixtures @ rows
     moved = norms(ends) > 0
     ends = np.where(moved[:, None], unit(ends), filters.numpy())
-    return torch.from_numpy(ends), torch.from_numpy(values), torch.from_numpy(weights)
+    return Ends(torch.from_numpy(ends), torch.from_numpy(values), torch.from_numpy(weights))
 
 
 def calibrate(sample: Problem, sampled: Tensor, problem: Problem, dual_point: Tensor, filters: Tensor) -> Tensor:

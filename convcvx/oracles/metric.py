@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -69,18 +70,27 @@ class Metric:
 
         On far rows, where filters may differ in their bias alone, they are if they are so in the coordinates w.
         """
-        rows = filters.numpy()
+        groups = islice(self._groups(filters.numpy(), values.numpy(), cosine), limit)
+        return torch.as_tensor([best for best, _ in groups], dtype=torch.long)
+
+    def leaders(self, filters: Array, values: Array, cosine: float) -> npt.NDArray[np.intp]:
+        """For each filter the index of the best one that it is closer to than `cosine`: its own where none is."""
+        leaders = np.arange(len(filters))
+        for best, group in self._groups(filters, values, cosine):
+            leaders[group] = best
+        return leaders
+
+    def _groups(self, rows: Array, values: Array, cosine: float) -> Iterator[tuple[int, npt.NDArray[np.bool_]]]:
+        """The best filter of those that are left, and which of them are as close to it as `cosine`, until none is."""
         nearer = unit(rows @ self._inverse) if self._far else rows
         free = np.ones(len(rows), dtype=bool)
-        chosen: list[int] = []
-        for index in np.argsort(-values.numpy(), kind="stable").tolist():
-            if len(chosen) == limit:
-                break
+        for index in np.argsort(-values, kind="stable").tolist():
             if free[index]:
-                chosen.append(index)
                 close = self._alike(rows @ rows[index]) >= cosine
-                free &= ~(close & (self._alike(nearer @ nearer[index]) >= cosine) if self._far else close)
-        return torch.as_tensor(chosen, dtype=torch.long)
+                group = free & (close & (self._alike(nearer @ nearer[index]) >= cosine) if self._far else close)
+                group[index] = True
+                free &= ~group
+                yield index, group
 
 
 def _along_sphere(filters: Array, gradients: Array, precondition: Array) -> Array:
