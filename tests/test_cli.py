@@ -181,19 +181,42 @@ def test_sigkill_while_filters_slide_and_resume_give_the_uninterrupted_result(tm
     assert not (folder / "descent.safetensors").exists()
 
 
-def kill(train: list[str], folder: Path, when: Callable[[], bool]) -> None:
-    """Start a training and kill it as soon as `when` is true; on one thread, as the tests' own process goes on."""
-    threads = os.environ | {"OMP_NUM_THREADS": "1"}  # with more of them products round in another way
-    process = subprocess.Popen(command(*train, "--out", folder), stdout=subprocess.DEVNULL, env=threads)
+def kill(train: list[str], folder: Path, when: Callable[[], bool], sent: int = signal.SIGKILL) -> tuple[int, str]:
+    """Start a training and send it a signal as soon as `when` is true: its exit status, and what it said.
+
+    On one thread, as the tests' own process goes on: with more of them products round in another way.
+    """
+    process = subprocess.Popen(
+        command(*train, "--out", folder),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # jobs in the background may ignore it
+    )
     try:
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and not when():
             assert process.poll() is None, "the run ended before it could be killed"
             time.sleep(0.01)
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.send_signal(sent)
+        _, said = process.communicate()
     assert not (folder / "metrics.json").exists()
+    return process.returncode, said
+
+
+@pytest.mark.parametrize(
+    ("sent", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_training_that_is_asked_to_end_says_how_it_goes_on(sent, code, word, tmp_path):
+    folder = tmp_path / "run"
+    ended, said = kill(SMALL, folder, lambda: rounds_done(folder) >= 1, sent)
+    assert (ended, said.splitlines()[-1]) == (
+        code,
+        f"convcvx: {word}; to go on: convcvx train --resume --out {folder}",
+    )
+    assert "Traceback" not in said
 
 
 def rounds_done(folder: Path) -> int:
@@ -446,6 +469,8 @@ QUICK = {
     "compare nowhere": 2,
     f"compare {DIGITS} --epochs 0": 2,
     "report nowhere": 2,
+    "export nowhere": 2,
+    f"export {DIGITS} --to word": 2,
     "trian": 2,
 }
 """Commands that need no torch, and how they end."""

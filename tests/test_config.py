@@ -8,6 +8,7 @@ from helpers.commands import NO_SEARCH, Quiet, answer, cli, refused
 from convcvx.activations import RELU
 from convcvx.baseline import OPTIMIZERS
 from convcvx.errors import InputError, RunError
+from convcvx.network.export import FORMATS
 from convcvx.oracles import FAMILIES, ORACLES
 from convcvx.responses.team import Team
 from convcvx.solvers import SOLVERS
@@ -242,3 +243,4 @@ def test_names_are_those_of_the_tables():
     assert tuple(ORACLES) == names.ORACLES
     assert tuple(FAMILIES) == names.FAMILIES
     assert tuple(OPTIMIZERS) == names.OPTIMIZERS
+    assert tuple(FORMATS) == tuple(names.EXPORTS)

@@ -17,7 +17,15 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from convcvx import __version__
-from convcvx.cli.ending import check_place, guard, leave_at_once, open_console, say_warnings, write_any_text
+from convcvx.cli.ending import (
+    check_place,
+    end_on_sigterm,
+    guard,
+    leave_at_once,
+    open_console,
+    say_warnings,
+    write_any_text,
+)
 from convcvx.terms.launch import leads
 
 COMMANDS = {
@@ -122,6 +130,7 @@ def main() -> None:
     """Entry point of the `convcvx` command."""
     asked = sys.argv[1:]
     write_any_text()
+    end_on_sigterm()
     say_warnings(quiet=not {"--quiet", "-q"}.isdisjoint(asked))
     try:
         try:

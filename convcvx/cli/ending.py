@@ -1,6 +1,7 @@
 """Where commands print, and how they end.
 
-Exit status 0: done; 1: a process of several was lost; 2: bad input; 3: stopped short of --tol; 130: interrupted.
+Exit status 0: done; 1: a process of several was lost; 2: bad input; 3: stopped short of --tol; 130: interrupted; 143:
+terminated, which is an interrupt by another program.
 Nothing here needs torch: what is refused before it is needed ends at once.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -34,6 +36,20 @@ OUT_OF_MEMORY = re.compile(
 reason behind a colon where it has one."""
 NO_THREAD = "can't start new thread"
 """What Python says where the system starts none, for whatever reason."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: a scheduler, `timeout` or the end of a container asks a command to end."""
+
+
+def _raise_terminated(*_: Any) -> NoReturn:
+    raise Terminated
+
+
+def end_on_sigterm() -> None:
+    """Have SIGTERM end a command as an interrupt does, so that it says how to go on; torchrun's have their own way."""
+    if not launched() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _raise_terminated)
 
 
 def write_any_text() -> None:
@@ -117,10 +133,11 @@ def guard(json_output: bool) -> Iterator[None]:
             raise
         _end(refusal, "bad_input", 2, json_output)
     except KeyboardInterrupt as interrupt:
+        said, code = ("terminated", 143) if isinstance(interrupt, Terminated) else ("interrupted", 130)
         with suppress(OSError):
-            print("; ".join(filter(None, ("convcvx: interrupted", str(interrupt)))), file=sys.stderr)
-        _print_last(json_output, {"error": "interrupted", "status": "interrupted"})
-        raise typer.Exit(130) from None
+            print("; ".join(filter(None, (f"convcvx: {said}", str(interrupt)))), file=sys.stderr)
+        _print_last(json_output, {"error": said, "status": said})
+        raise typer.Exit(code) from None
 
 
 def _refusal(error: Exception) -> str | None:
@@ -153,8 +170,8 @@ def resumable(run: Folder) -> Iterator[None]:
     """Have an interrupt tell what is kept in `run`, and by which line its training goes on from that."""
     try:
         yield
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(run.kept) from None
+    except KeyboardInterrupt as interrupt:
+        raise type(interrupt)(run.kept) from None
 
 
 def _end(message: str, status: str, code: int, json_output: bool) -> NoReturn:

@@ -11,6 +11,7 @@ from convcvx.cli import flags as f
 from convcvx.cli.ending import finish, guard, open_console
 from convcvx.errors import check_choice
 from convcvx.stack.run import StackRun
+from convcvx.terms.names import EXPORTS
 from convcvx.training.run import Run
 
 Folder = Annotated[Path, typer.Argument(help="The folder of a finished run or stack.", metavar="RUN")]
@@ -34,13 +35,14 @@ def export(run: Folder, to: To = "onnx", json_output: f.Json = False, quiet: f.Q
     """
     console = open_console(json_output, quiet)
     with guard(json_output):
-        from convcvx.network import export as exports  # torch: --help does not wait for it
+        path = run / f"model{EXPORTS[check_choice('to', to, EXPORTS)]}"
+        source = StackRun(run) if StackRun(run).begun else Run.open(run)
+        from convcvx.network import export as exports  # torch: a refusal does not wait for it
         from convcvx.network.preprocess import ImageTransform
         from convcvx.network.two_layer import two_layer_cnn
         from convcvx.stack.network import stacked_cnn
 
-        path = run / f"model{exports.FORMATS[check_choice('to', to, exports.FORMATS)].suffix}"
-        network = stacked_cnn(run) if StackRun(run).begun else two_layer_cnn(Run.open(run).model_file)
+        network = stacked_cnn(run) if isinstance(source, StackRun) else two_layer_cnn(source.model_file)
         difference = exports.export(network, network.image_shape, path, to)
         taken = ImageTransform(network.image_shape).description
         agree = f"to {difference:.1e}" if difference else "exactly"

@@ -34,12 +34,10 @@ class Format:
 
     Attributes
     ----------
-    suffix : str
     packages : tuple of str
         What writing and running need besides torch.
     """
 
-    suffix: str
     packages: tuple[str, ...]
     write: Callable[[nn.Module, Tensor, str], None]
     run: Callable[[str, Tensor], Tensor]
@@ -152,9 +150,9 @@ def _run_sklearn(path: str, images: Tensor) -> Tensor:
 
 
 FORMATS = {
-    "onnx": Format(".onnx", ("onnx", "onnxscript", "onnxruntime"), _write_onnx, _run_onnx),
-    "torch": Format(".pt2", (), _write_torch, _run_torch),
-    "sklearn": Format(".joblib", (), _write_sklearn, _run_sklearn),
+    "onnx": Format(("onnx", "onnxscript", "onnxruntime"), _write_onnx, _run_onnx),
+    "torch": Format((), _write_torch, _run_torch),
+    "sklearn": Format((), _write_sklearn, _run_sklearn),
 }
 """What `--to` takes."""
 

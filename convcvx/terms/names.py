@@ -29,6 +29,8 @@ N_GATES = 100
 """Activation patterns that are sampled where nobody says how many."""
 OPTIMIZERS = ("sgd", "adam")
 """The keys of `convcvx.baseline.OPTIMIZERS`: by what a twin is trained."""
+EXPORTS = {"onnx": ".onnx", "torch": ".pt2", "sklearn": ".joblib"}
+"""The keys of `convcvx.network.export.FORMATS`, and how such files end."""
 TWIN_BATCH = 64
 """Images in a step of the optimiser of a twin where nobody says how many: what is common."""
 LOSS_WORDS = (
