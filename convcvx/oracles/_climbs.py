@@ -44,11 +44,6 @@ class Ends:
     values: Tensor
     towards: Tensor
 
-    @classmethod
-    def none(cls, problem: Problem) -> Ends:
-        shapes = (problem.responses.dim,), (), (problem.responses.n_cells, problem.n_outputs)
-        return cls(*(torch.zeros(0, *shape, dtype=torch.float64) for shape in shapes))
-
     def __len__(self) -> int:
         return len(self.filters)
 
@@ -59,11 +54,11 @@ class Ends:
         pairs = zip(vars(self).values(), vars(others).values(), strict=True)
         return Ends(*(torch.cat(pair) for pair in pairs))
 
-    def besides(self, known: Ends, metric: Metric, cosine: float) -> Ends:
+    def besides(self, known: Ends | None, metric: Metric, cosine: float) -> Ends:
         """Those that are not as close as `cosine` to each other or to a higher one of those `known`, best first."""
-        both = known + self
+        both, n_known = (self, 0) if known is None else (known + self, len(known))
         order = metric.distinct(both.filters, both.values, len(both), cosine)
-        return both[order[order >= len(known)]]
+        return both[order[order >= n_known]]
 
 
 @dataclass
@@ -126,10 +121,11 @@ def climb(
     Each takes `n_steps` at most, or `least` where one of them is above `enough` by then. `known` are ends of climbs
     before these.
     """
-    metric, known = Metric.of(problem.responses), Ends.none(problem) if known is None else known
-    climbers, n_known, idle = Climbers(filters.numpy(), towards.numpy()), len(known), 0
+    metric, climbers, idle = Metric.of(problem.responses), Climbers(filters.numpy(), towards.numpy()), 0
+    starts = Ends(filters, torch.zeros(len(filters), dtype=torch.float64), towards)
+    known = starts[:0] if known is None else known
     # All that a climb may end at, and whose end each is: its own, to begin with.
-    ends = known + Ends(filters, torch.zeros(len(filters), dtype=torch.float64), towards)
+    ends, n_known = known + starts, len(known)
     end_of = np.arange(len(ends))
     climbing = end_of[n_known:]
     for step in range(n_steps):

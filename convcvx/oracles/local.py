@@ -133,7 +133,7 @@ class LocalOracle(Oracle):
         enough = self.hopeless if self.thorough else ENOUGH * target
         # Rounds of a training have lines of their own; the long search of a certificate has none.
         batches = range(n_batches)
-        known = Ends.none(problem)
+        known: Ends | None = None
         for batch in watched("local search of the certificate", batches, n_batches) if self.thorough else batches:
             if few is None:
                 drawn = [self._starts(problem, n_climbers, metric, random) for _ in range(together)]
@@ -156,7 +156,7 @@ class LocalOracle(Oracle):
             yield ends, (filters, values)
             if (values > (self.hopeless if self.thorough else target)).any():
                 return
-            known = known + ends
+            known = ends if known is None else known + ends
 
     def _on_all_images(self, problem: Problem, dual_point: Tensor, ends: Ends, enough: float) -> tuple[Tensor, Tensor]:
         """(q, r) and (q,): what ends of climbs on a sample come to, best first, and their g; the best go on there."""

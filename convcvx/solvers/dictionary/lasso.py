@@ -1,8 +1,13 @@
-"""The optimal weights under the squared loss: all that they take of the images is their Gram matrix."""
+"""The optimal weights under the squared loss: all that they take of the images is their Gram matrix.
+
+The η form, ‖W_j‖ = min_η ½ (‖W_j‖²/η + η), is solved by its plain iteration (Bach et al. 2012, sec. 5.2): W(η) is one
+ridge regression, then η_j = ‖W_j‖. Two of them a β lead along a path, and a few more to a gap of a per cent.
+"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,6 +15,8 @@ from torch import Tensor
 from convcvx.losses.squared import dual_in_gram_form
 from convcvx.solvers.dictionary.weights import DictionaryWeights, Point, Standing, conjugate_gradients
 
+FOOTHOLD = 1e-2
+"""Where a filter without weight that violates dual feasibility starts, against the mean η."""
 CG_REDUCTION = 1e-2
 """What conjugate gradients reduce the residual of a ridge regression to: the next one has other weights anyway."""
 WORN = 25
@@ -35,8 +42,43 @@ class DictionaryLasso(DictionaryWeights):
 
         return Standing(matrix, self.gram.intercept(matrix), loss, pull, dual)
 
-    def _improved(self, here: Standing, ridges: Tensor, alive: Tensor) -> Standing:
-        """(H + β/η) W = L by conjugate gradients from `here`, of which L - H W is the pull."""
+    def solve(self, beta: float, start: Point | None, tol: float, max_iter: int) -> Point:
+        """Alternate W = W(η), η = ‖W‖ from `start`; see `DictionaryWeights.solve`."""
+        penalty = beta * self.features.copies
+        here = self.nothing() if start is None else self._standing(start.matrix)
+        # The mean η cannot be larger: zero weights would be better.
+        sizes = self._even(here.loss / penalty) if start is None else start.sizes
+        best, lower = None, -math.inf
+        for _ in range(max_iter):
+            alive = (sizes > 0)[self.features.group, None]
+            ridges = (penalty / sizes.clamp_min(1e-4 * float(sizes.mean())))[self.features.group, None]
+            here = self._regressed(here, ridges, alive)
+            if math.isnan(here.loss):
+                self._worn = True
+                break
+            objective, dual = self._worth(here, penalty)
+            lower = max(lower, dual)
+            norms, pulls = self.norms(here.matrix), self.norms(here.pull)
+            norms = torch.where(norms > 1e-6 * norms.max(), norms, 0)
+            sizes = torch.maximum(norms, (pulls > penalty) * FOOTHOLD * norms.mean())
+            if best is None or objective < best.objective:
+                best = Point(here.matrix, here.intercept, sizes, objective, math.inf)
+            best = replace(best, rel_gap=(best.objective - lower) / max(best.objective, 1e-300))
+            if best.rel_gap <= tol or self._deadline.passed:
+                break
+        lost = Point(here.matrix, here.intercept, sizes, math.inf, 1.0) if start is None else start
+        return best or replace(lost, objective=math.inf)
+
+    def _even(self, total: float) -> Tensor:
+        """The same η for each group, which add up to `total`."""
+        groups = self.features.n_groups
+        return self.gram.linear.new_full((groups,), total / groups)
+
+    def _regressed(self, here: Standing, ridges: Tensor, alive: Tensor) -> Standing:
+        """(H + β/η) W = L by conjugate gradients from `here`, of which L - H W is the pull, for `ridges` β/η (D, 1).
+
+        Features that are not `alive` weigh nothing.
+        """
         if self._worn:
             self.gram.factorise(ridges[:, 0])
         matrix, pull = here.matrix, here.pull

@@ -1,14 +1,15 @@
-"""The optimal weights under any other loss: ridge regressions by Newton's method, with visits to all features.
+"""The optimal weights under any other loss: Newton's method, with visits to all features.
 
-The Gram matrix of the features, scaled to the curvature that the loss shows, is what preconditions the conjugate
-gradients of a Newton step; each of their steps is one visit. It is that of all images: those held out have no part in
-what is minimised, only in how fast.
+The norms of the groups are smoothed, √(‖W_j‖² + ε²), with ε down as the gap is, and their Hessian is linearised with
+dual variables (Chan, Golub and Mulet 1999), as for the masters (`convcvx.solvers.master.smooth`). The Gram matrix of
+the features, scaled to the curvature that the loss shows, is what preconditions the conjugate gradients of a step; each
+of theirs is one visit. It is that of all images: those held out have no part in what is minimised, only in how fast.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,10 +27,15 @@ WORN = 25
 """Steps that show that the factor is worn: the next Newton step gets a fresh one."""
 LEAST_CURVATURE = 1e-6
 """What a loss is taken to bend at least, against a squared one: ridges over it are what the Gram matrix is given."""
+SMOOTHING = 0.1
+"""Share of the gap by which ε raises the penalty: ten times as much leads away from the optimum of the β before, and a
+tenth as much makes for short steps."""
 SHORTEST = 1e-3
 """Share of a Newton step below which none is taken."""
 ENOUGH = 0.1
 """Share of the decrease that Newton's model promises which a step must bring."""
+LEAST_SIZE = 1e-30
+"""Length that a smoothed norm has at least, so that weights over it are numbers."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,44 @@ class _Standing(Standing):
     """With the predictions of all images (n, c)."""
 
     predictions: Tensor
+
+
+@dataclass(frozen=True)
+class _Penalty:
+    """`size` Σ_j √(‖W_j‖² + ε²) about a W (D, c), over the groups of `features`.
+
+    Attributes
+    ----------
+    radii : Tensor (D, 1)
+        The smoothed norm of each feature's group.
+    units, duals : Tensor (D, c)
+        W over its radii, and the dual variables, of norm one at most in each group.
+    """
+
+    size: float
+    radii: Tensor
+    units: Tensor
+    duals: Tensor
+    features: Features
+
+    @property
+    def ridges(self) -> Tensor:
+        """(D, 1): the slope at W is these times W."""
+        return self.size / self.radii
+
+    def _inner(self, left: Tensor, right: Tensor) -> Tensor:
+        """Inner products group by group, spread over the groups' features (D, 1)."""
+        each, group = (left * right).sum(dim=1), self.features.group
+        return each.new_zeros(self.features.n_groups).index_add_(0, group, each)[group, None]
+
+    def curved(self, step: Tensor) -> Tensor:
+        """The Hessian times a `step` (D, c)."""
+        bent = self.duals * self._inner(self.units, step) + self.units * self._inner(self.duals, step)
+        return self.ridges * (step - 0.5 * bent)
+
+    def duals_after(self, step: Tensor) -> Tensor:
+        duals = self.units + (step - self.duals * self._inner(self.units, step)) / self.radii
+        return duals / self._inner(duals, duals).sqrt().clamp_min(1.0)
 
 
 class DictionaryNewton(DictionaryWeights):
@@ -92,25 +136,48 @@ class DictionaryNewton(DictionaryWeights):
         pull = self._visits.adjoint(self._everywhere(dual_point)).to(matrix)
         return _Standing(matrix, intercept, self._mean_loss(predictions), pull, dual, predictions)
 
-    def _improved(self, here: Standing, ridges: Tensor, alive: Tensor) -> _Standing:
-        """A damped Newton step for the mean loss and ½ Σ ridges W²; without one, where it was."""
-        assert isinstance(here, _Standing)
-        step, shift, promised = self._newton_step(here, ridges, alive)
-        change = self._visits.apply(step) + shift
+    def solve(self, beta: float, start: Point | None, tol: float, max_iter: int) -> Point:
+        """Newton steps from `start`; see `DictionaryWeights.solve`."""
+        penalty = beta * self.features.copies
+        here = self._standing(torch.zeros_like(self.gram.linear) if start is None else start.matrix)
+        duals, epsilon = torch.zeros_like(here.matrix), math.inf
+        best, lower = Point(here.matrix, here.intercept, self.norms(here.matrix), math.inf, 1.0), -math.inf
+        for step in range(max_iter + 1):
+            objective, dual = self._worth(here, penalty)
+            lower = max(lower, dual)
+            if objective < best.objective:
+                best = Point(here.matrix, here.intercept, self.norms(here.matrix), objective, math.inf)
+            best = replace(best, rel_gap=(best.objective - lower) / max(best.objective, 1e-300))
+            if step == max_iter or not best.rel_gap > tol or self._deadline.passed:
+                break
+            epsilon = min(epsilon, SMOOTHING * (objective - dual) / (penalty * self.features.n_groups))
+            radii = self._smoothed(here.matrix, epsilon)[self.features.group, None]
+            smoothed = _Penalty(penalty, radii, here.matrix / radii, duals, self.features)
+            here, duals = self._stepped(here, smoothed, epsilon)
+        return best
+
+    def _smoothed(self, matrix: Tensor, epsilon: float) -> Tensor:
+        """(n_groups,) the norm of each group, smoothed."""
+        return (self.norms(matrix).square() + epsilon**2).sqrt().clamp_min(LEAST_SIZE)
+
+    def _stepped(self, here: _Standing, penalty: _Penalty, epsilon: float) -> tuple[_Standing, Tensor]:
+        """Where a damped Newton step leads, or where it was without one; the dual variables there."""
+        step, shift, promised = self._newton_step(here, penalty)
+        duals, change = penalty.duals_after(step), self._visits.apply(step) + shift
 
         def value(matrix: Tensor, predictions: Tensor) -> float:
-            return self._mean_loss(predictions) + 0.5 * float((ridges * matrix.square()).sum())
+            return self._mean_loss(predictions) + penalty.size * float(self._smoothed(matrix, epsilon).sum())
 
         before, size = value(here.matrix, here.predictions), 1.0
         while size >= SHORTEST:
             matrix, predictions = here.matrix + size * step, here.predictions + size * change
             if value(matrix, predictions) <= before - ENOUGH * size * promised:
-                return self._at(matrix, here.intercept + size * shift, predictions)
+                return self._at(matrix, here.intercept + size * shift, predictions), duals
             size *= 0.5
         self._worn = True
-        return here
+        return here, duals
 
-    def _newton_step(self, here: _Standing, ridges: Tensor, alive: Tensor) -> tuple[Tensor, Tensor, float]:
+    def _newton_step(self, here: _Standing, penalty: _Penalty) -> tuple[Tensor, Tensor, float]:
         """The steps of W and of b by conjugate gradients, and the decrease that Newton's model promises.
 
         The last row of what they work on is what is predicted at the mean of the features: beside W that is all but
@@ -119,25 +186,27 @@ class DictionaryNewton(DictionaryWeights):
         shares = self._everywhere(self._shares.counts) / self._shares.total
         self._visits.bend(self._problem.loss, here.predictions, shares)
         if self._worn:
-            self.gram.factorise(ridges[:, 0] / self._curvature(here.pull))
+            self.gram.factorise(penalty.ridges[:, 0] / self._curvature(here.pull))
         single, mean, c = self.gram.dtype, self.gram.mean, here.matrix.shape[1]
-        free = torch.cat([alive, alive.new_full((1, 1), self._problem.intercept)])
-        padded = torch.cat([ridges, ridges.new_zeros(1, 1)]).to(single)
+        free = float(self._problem.intercept)
 
         def product(direction: Tensor) -> Tensor:
-            return (self._visits.curved(direction, mean).to(direction) + padded * direction) * free
+            image = self._visits.curved(direction, mean).to(direction)
+            image[:-1] += penalty.curved(direction[:-1].to(penalty.units)).to(direction)
+            image[-1] *= free
+            return image
 
         def precondition(residual: Tensor) -> Tensor:
-            return torch.cat([self.gram.unfactor(residual[:-1]), residual[-1:]]) * free
+            return torch.cat([self.gram.unfactor(residual[:-1]), free * residual[-1:]])
 
-        slope = (here.pull - ridges * here.matrix) * alive
+        slope = here.pull - penalty.ridges * here.matrix
         residual = torch.cat([slope, slope.new_zeros(1, c)]).to(single)
         solution, steps = conjugate_gradients(
             product, precondition, residual, REDUCTION, self._deadline, by_column=False
         )
         self._worn = steps >= WORN
-        step = torch.where(alive, solution[:-1].to(slope), -here.matrix)
-        shift = (solution[-1].to(slope) - mean @ step).cpu() * self._problem.intercept
+        step = solution[:-1].to(slope)
+        shift = (solution[-1].to(slope) - mean @ step).cpu() * free
         return step, shift, 0.5 * float((slope * step).sum())
 
     def _curvature(self, direction: Tensor) -> float:

@@ -1,18 +1,16 @@
 """The optimal weights over thousands of features, at one β after the other: what any loss has in common.
 
 The master problems weigh every filter against every other in their Newton steps: too much for thousands of them. Here
-the η form, ‖W_j‖ = min_η ½ (‖W_j‖²/η + η), is solved by its plain iteration (Bach et al. 2012, sec. 5.2): W(η) is one
-ridge regression, then η_j = ‖W_j‖, warm from one β to the next. A ridge regression is a few conjugate gradient steps,
-with the Cholesky factor of an earlier Gram matrix as preconditioner: a path takes two or three factors. Whatever a W
-was found by, its objective and the gap to the best dual value are what is reported, in the arithmetic of the features.
+each step is a ridge regression, or nearly one, warm from one β to the next: a few conjugate gradient steps, with the
+Cholesky factor of an earlier Gram matrix as preconditioner. A path takes a few factors. Whatever a W was found by, its
+objective and the gap to the best dual value are what is reported, in the arithmetic of the features.
 """
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,8 +19,6 @@ from convcvx.budget import Deadline
 from convcvx.solvers.dictionary.features import Features
 from convcvx.solvers.dictionary.products import Products, SharedProducts
 
-FOOTHOLD = 1e-2
-"""Where a filter without weight that violates dual feasibility starts, against the mean η."""
 CG_STEPS = 40
 """Conjugate gradient steps of a ridge regression at most; with a factor that is not worn a few do."""
 LEAST_RESIDUAL = 1e-37
@@ -31,7 +27,7 @@ LEAST_RESIDUAL = 1e-37
 
 @dataclass(frozen=True)
 class Point:
-    """W (D, c) with the best intercept (c,), the η after it, and what W is worth."""
+    """W (D, c) with the best intercept (c,), the η (n_groups,) of the next ridge regression, and what W is worth."""
 
     matrix: Tensor
     intercept: Tensor
@@ -61,7 +57,7 @@ class DictionaryWeights(ABC):
     Attributes
     ----------
     max_iter : int
-        Ridge regressions at most at the β that is chosen: they end sooner at the gap that is asked for.
+        Steps at most at the β that is chosen: they end sooner at the gap that is asked for.
     """
 
     max_iter: int
@@ -76,8 +72,11 @@ class DictionaryWeights(ABC):
         """What W = `matrix` is worth."""
 
     @abstractmethod
-    def _improved(self, here: Standing, ridges: Tensor, alive: Tensor) -> Standing:
-        """W(η), nearly, from where `here` is, for `ridges` β/η (D, 1); features that are not `alive` weigh nothing."""
+    def solve(self, beta: float, start: Point | None, tol: float, max_iter: int) -> Point:
+        """The best W of so many steps from `start`, fewer once the gap over the dictionary is `tol`, or time is over.
+
+        The objective is infinite for a β that is lost in rounding.
+        """
 
     @abstractmethod
     def held_out(self, point: Point) -> Tensor:
@@ -109,40 +108,10 @@ class DictionaryWeights(ABC):
     def beta_max(self) -> float:
         return float(self.norms(self.nothing().pull).max()) / self.features.copies
 
-    def solve(self, beta: float, start: Point | None, tol: float, max_iter: int) -> Point:
-        """Alternate W = W(η), η = ‖W‖ from `start` until the duality gap over the dictionary is `tol`, or time is over.
-
-        The objective is infinite for a β that is lost in rounding.
-        """
-        penalty = beta * self.features.copies
-        here = self.nothing() if start is None else self._standing(start.matrix)
-        # The mean η cannot be larger: zero weights would be better.
-        sizes = self._even(here.loss / penalty) if start is None else start.sizes
-        best, lower = None, -math.inf
-        for _ in range(max_iter):
-            alive = (sizes > 0)[self.features.group, None]
-            ridges = (penalty / sizes.clamp_min(1e-4 * float(sizes.mean())))[self.features.group, None]
-            here = self._improved(here, ridges, alive)
-            if math.isnan(here.loss):
-                self._worn = True
-                break
-            norms, pulls = self.norms(here.matrix), self.norms(here.pull)
-            objective = here.loss + penalty * float(norms.sum())
-            lower = max(lower, here.dual(penalty, float(pulls.max())))
-            norms = torch.where(norms > 1e-6 * norms.max(), norms, 0)
-            sizes = torch.maximum(norms, (pulls > penalty) * FOOTHOLD * norms.mean())
-            if best is None or objective < best.objective:
-                best = Point(here.matrix, here.intercept, sizes, objective, math.inf)
-            best = replace(best, rel_gap=(best.objective - lower) / max(best.objective, 1e-300))
-            if best.rel_gap <= tol or self._deadline.passed:
-                break
-        lost = Point(here.matrix, here.intercept, sizes, math.inf, 1.0) if start is None else start
-        return best or replace(lost, objective=math.inf)
-
-    def _even(self, total: float) -> Tensor:
-        """The same η for each group, which add up to `total`."""
-        groups = self.features.n_groups
-        return self.gram.linear.new_full((groups,), total / groups)
+    def _worth(self, here: Standing, penalty: float) -> tuple[float, float]:
+        """Objective, and dual value of the scaled residual, at a weight decay of `penalty` a group."""
+        largest = float(self.norms(here.pull).max())
+        return here.loss + penalty * float(self.norms(here.matrix).sum()), here.dual(penalty, largest)
 
 
 def conjugate_gradients(
