@@ -38,7 +38,7 @@ TUNE = 0.1
 PATIENCE = 2
 """The path ends after so many β without a better held-out score."""
 PATH_ITER = 2
-"""Ridge regressions a β on the path, each β starting from the one before: enough to tell which is best."""
+"""Steps a β on the path, each β starting from the one before: enough to tell which is best."""
 TRUSTED = 0.1
 """Share of an objective that rounding may come to at worst before it is summed anew in float64, in a pass over all
 images, which takes as long as the features did; it comes to about a fortieth of its worst."""
@@ -126,7 +126,7 @@ def fit_dictionaries(
     flips : bool
         Train on the mirror images as well.
     tol : float
-        Relative duality gap over the dictionary to reach, if the most ridge regressions a β reach it.
+        Relative duality gap over the dictionary to reach, if the most steps that there are reach it.
     score : Score
         `by_error` or `by_loss`: where the one is flat, as over decades of β it can be, the other may not be.
 
