@@ -13,6 +13,7 @@ from torch import Tensor
 
 from convcvx.responses.mirror import MirrorPairs
 from convcvx.responses.passes import Responses
+from convcvx.solvers.smoothed_norms import Groups
 
 BATCH = 1024
 """Images whose features are multiplied at once."""
@@ -31,10 +32,10 @@ class Features:
 
     Attributes
     ----------
-    size, n_groups, copies : int
-        D features in all, in so many groups, each for so many filters.
-    group : Tensor (D,) int64
-        The group of each feature.
+    size, copies : int
+        D features in all, in groups each of which is for so many filters.
+    groups : Groups
+        Of the features.
     responses : list of Responses
     filters : list of Tensor (m, r)
     dtype : torch.dtype
@@ -54,10 +55,8 @@ class Features:
         self._pairs = [MirrorPairs(part) if flips else None for part in responses]
         counts = [len(part) // self.copies for part in filters]
         cells = torch.tensor([r.n_cells for r, count in zip(responses, counts, strict=True) for _ in range(count)])
-        self.n_groups = len(cells)
         self.device = responses[0].device
-        self.group = torch.arange(self.n_groups).repeat_interleave(cells).to(self.device)
-        self.size = len(self.group)
+        self.groups, self.size = Groups(cells.to(self.device)), int(cells.sum())
         self.dtype = min((r.dtype for r in responses), key=lambda dtype: dtype.itemsize)
 
     def batches(self, batch: int = BATCH) -> Iterator[tuple[slice, Tensor]]:

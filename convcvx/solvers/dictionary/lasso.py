@@ -44,21 +44,21 @@ class DictionaryLasso(DictionaryWeights):
 
     def solve(self, beta: float, start: Point | None, tol: float, max_iter: int) -> Point:
         """Alternate W = W(η), η = ‖W‖ from `start`; see `DictionaryWeights.solve`."""
-        penalty = beta * self.features.copies
+        penalty, groups = beta * self.features.copies, self.features.groups
         here = self.nothing() if start is None else self._standing(start.matrix)
         # The mean η cannot be larger: zero weights would be better.
-        sizes = self._even(here.loss / penalty) if start is None else start.sizes
+        sizes = here.pull.new_full((groups.n,), here.loss / penalty / groups.n) if start is None else start.sizes
         best, lower = None, -math.inf
         for _ in range(max_iter):
-            alive = (sizes > 0)[self.features.group, None]
-            ridges = (penalty / sizes.clamp_min(1e-4 * float(sizes.mean())))[self.features.group, None]
+            alive = groups.spread(sizes > 0)
+            ridges = groups.spread(penalty / sizes.clamp_min(1e-4 * float(sizes.mean())))
             here = self._regressed(here, ridges, alive)
             if math.isnan(here.loss):
                 self._worn = True
                 break
             objective, dual = self._worth(here, penalty)
             lower = max(lower, dual)
-            norms, pulls = self.norms(here.matrix), self.norms(here.pull)
+            norms, pulls = groups.norms(here.matrix), groups.norms(here.pull)
             norms = torch.where(norms > 1e-6 * norms.max(), norms, 0)
             sizes = torch.maximum(norms, (pulls > penalty) * FOOTHOLD * norms.mean())
             if best is None or objective < best.objective:
@@ -68,11 +68,6 @@ class DictionaryLasso(DictionaryWeights):
                 break
         lost = Point(here.matrix, here.intercept, sizes, math.inf, 1.0) if start is None else start
         return best or replace(lost, objective=math.inf)
-
-    def _even(self, total: float) -> Tensor:
-        """The same η for each group, which add up to `total`."""
-        groups = self.features.n_groups
-        return self.gram.linear.new_full((groups,), total / groups)
 
     def _regressed(self, here: Standing, ridges: Tensor, alive: Tensor) -> Standing:
         """(H + β/η) W = L by conjugate gradients from `here`, of which L - H W is the pull, for `ridges` β/η (D, 1).

@@ -1,9 +1,8 @@
 """The optimal weights under any other loss: Newton's method, with visits to all features.
 
-The norms of the groups are smoothed, √(‖W_j‖² + ε²), with ε down as the gap is, and their Hessian is linearised with
-dual variables (Chan, Golub and Mulet 1999), as for the masters (`convcvx.solvers.master.smooth`). The Gram matrix of
-the features, scaled to the curvature that the loss shows, is what preconditions the conjugate gradients of a step; each
-of theirs is one visit. It is that of all images: those held out have no part in what is minimised, only in how fast.
+The norms of the groups are smoothed (`smoothed_norms`), with an ε that goes down as the gap does. The Gram matrix of
+the features, scaled to the curvature that the loss shows, preconditions the conjugate gradients of a step; each of
+theirs is one visit. It is that of all images: those held out have no part in what is minimised, only in how fast.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from convcvx.problem import Problem
 from convcvx.solvers.dictionary.features import Features
 from convcvx.solvers.dictionary.products import Products, SharedProducts
 from convcvx.solvers.dictionary.weights import DictionaryWeights, Point, Standing, conjugate_gradients
+from convcvx.solvers.smoothed_norms import SmoothedNorms
 
 REDUCTION = 1e-2
 """Share of its first energy at which conjugate gradients end: Newton steps a tenth off take a third of the visits of
@@ -34,8 +34,6 @@ SHORTEST = 1e-3
 """Share of a Newton step below which none is taken."""
 ENOUGH = 0.1
 """Share of the decrease that Newton's model promises which a step must bring."""
-LEAST_SIZE = 1e-30
-"""Length that a smoothed norm has at least, so that weights over it are numbers."""
 
 
 @dataclass(frozen=True)
@@ -43,44 +41,6 @@ class _Standing(Standing):
     """With the predictions of all images (n, c)."""
 
     predictions: Tensor
-
-
-@dataclass(frozen=True)
-class _Penalty:
-    """`size` Σ_j √(‖W_j‖² + ε²) about a W (D, c), over the groups of `features`.
-
-    Attributes
-    ----------
-    radii : Tensor (D, 1)
-        The smoothed norm of each feature's group.
-    units, duals : Tensor (D, c)
-        W over its radii, and the dual variables, of norm one at most in each group.
-    """
-
-    size: float
-    radii: Tensor
-    units: Tensor
-    duals: Tensor
-    features: Features
-
-    @property
-    def ridges(self) -> Tensor:
-        """(D, 1): the slope at W is these times W."""
-        return self.size / self.radii
-
-    def _inner(self, left: Tensor, right: Tensor) -> Tensor:
-        """Inner products group by group, spread over the groups' features (D, 1)."""
-        each, group = (left * right).sum(dim=1), self.features.group
-        return each.new_zeros(self.features.n_groups).index_add_(0, group, each)[group, None]
-
-    def curved(self, step: Tensor) -> Tensor:
-        """The Hessian times a `step` (D, c)."""
-        bent = self.duals * self._inner(self.units, step) + self.units * self._inner(self.duals, step)
-        return self.ridges * (step - 0.5 * bent)
-
-    def duals_after(self, step: Tensor) -> Tensor:
-        duals = self.units + (step - self.duals * self._inner(self.units, step)) / self.radii
-        return duals / self._inner(duals, duals).sqrt().clamp_min(1.0)
 
 
 class DictionaryNewton(DictionaryWeights):
@@ -138,35 +98,29 @@ class DictionaryNewton(DictionaryWeights):
 
     def solve(self, beta: float, start: Point | None, tol: float, max_iter: int) -> Point:
         """Newton steps from `start`; see `DictionaryWeights.solve`."""
-        penalty = beta * self.features.copies
+        penalty, groups = beta * self.features.copies, self.features.groups
         here = self._standing(torch.zeros_like(self.gram.linear) if start is None else start.matrix)
         duals, epsilon = torch.zeros_like(here.matrix), math.inf
-        best, lower = Point(here.matrix, here.intercept, self.norms(here.matrix), math.inf, 1.0), -math.inf
+        best, lower = Point(here.matrix, here.intercept, groups.norms(here.matrix), math.inf, 1.0), -math.inf
         for step in range(max_iter + 1):
             objective, dual = self._worth(here, penalty)
             lower = max(lower, dual)
             if objective < best.objective:
-                best = Point(here.matrix, here.intercept, self.norms(here.matrix), objective, math.inf)
+                best = Point(here.matrix, here.intercept, groups.norms(here.matrix), objective, math.inf)
             best = replace(best, rel_gap=(best.objective - lower) / max(best.objective, 1e-300))
             if step == max_iter or not best.rel_gap > tol or self._deadline.passed:
                 break
-            epsilon = min(epsilon, SMOOTHING * (objective - dual) / (penalty * self.features.n_groups))
-            radii = self._smoothed(here.matrix, epsilon)[self.features.group, None]
-            smoothed = _Penalty(penalty, radii, here.matrix / radii, duals, self.features)
-            here, duals = self._stepped(here, smoothed, epsilon)
+            epsilon = min(epsilon, SMOOTHING * (objective - dual) / (penalty * groups.n))
+            here, duals = self._stepped(here, SmoothedNorms(groups, penalty, epsilon, here.matrix, duals))
         return best
 
-    def _smoothed(self, matrix: Tensor, epsilon: float) -> Tensor:
-        """(n_groups,) the norm of each group, smoothed."""
-        return (self.norms(matrix).square() + epsilon**2).sqrt().clamp_min(LEAST_SIZE)
-
-    def _stepped(self, here: _Standing, penalty: _Penalty, epsilon: float) -> tuple[_Standing, Tensor]:
+    def _stepped(self, here: _Standing, penalty: SmoothedNorms) -> tuple[_Standing, Tensor]:
         """Where a damped Newton step leads, or where it was without one; the dual variables there."""
         step, shift, promised = self._newton_step(here, penalty)
         duals, change = penalty.duals_after(step), self._visits.apply(step) + shift
 
         def value(matrix: Tensor, predictions: Tensor) -> float:
-            return self._mean_loss(predictions) + penalty.size * float(self._smoothed(matrix, epsilon).sum())
+            return self._mean_loss(predictions) + penalty.value(matrix)
 
         before, size = value(here.matrix, here.predictions), 1.0
         while size >= SHORTEST:
@@ -177,7 +131,7 @@ class DictionaryNewton(DictionaryWeights):
         self._worn = True
         return here, duals
 
-    def _newton_step(self, here: _Standing, penalty: _Penalty) -> tuple[Tensor, Tensor, float]:
+    def _newton_step(self, here: _Standing, penalty: SmoothedNorms) -> tuple[Tensor, Tensor, float]:
         """The steps of W and of b by conjugate gradients, and the decrease that Newton's model promises.
 
         The last row of what they work on is what is predicted at the mean of the features: beside W that is all but

@@ -238,7 +238,7 @@ def _path(
             "beta": ratio * beta_max,
             "objective": point.objective,
             "rel_gap": point.rel_gap,
-            "n_filters": int((lasso.norms(point.matrix) > 0).sum()) * lasso.features.copies,
+            "n_filters": int((lasso.features.groups.norms(point.matrix) > 0).sum()) * lasso.features.copies,
             "held_out_loss": float(shares.mean(problem.loss.value(predictions, targets))),
             # The share of wrong classes; of real targets, which have none, the loss alone decides.
             "held_out_error": _wrong(predictions, targets, shares),

@@ -27,7 +27,7 @@ LEAST_RESIDUAL = 1e-37
 
 @dataclass(frozen=True)
 class Point:
-    """W (D, c) with the best intercept (c,), the η (n_groups,) of the next ridge regression, and what W is worth."""
+    """W (D, c) with the best intercept (c,), the η (m,) of the next ridge regression, and what W is worth."""
 
     matrix: Tensor
     intercept: Tensor
@@ -96,22 +96,18 @@ class DictionaryWeights(ABC):
     def join(self) -> None:
         """Count the images held out as well."""
 
-    def norms(self, matrix: Tensor) -> Tensor:
-        """Frobenius norm of each group (n_groups,)."""
-        squares = matrix.double().square().sum(dim=1)
-        return squares.new_zeros(self.features.n_groups).index_add_(0, self.features.group, squares).sqrt()
-
     def nothing(self) -> Standing:
         """What no weights at all are worth, with the best intercept."""
         return self._standing(torch.zeros_like(self.gram.linear))
 
     def beta_max(self) -> float:
-        return float(self.norms(self.nothing().pull).max()) / self.features.copies
+        return float(self.features.groups.norms(self.nothing().pull).max()) / self.features.copies
 
     def _worth(self, here: Standing, penalty: float) -> tuple[float, float]:
         """Objective, and dual value of the scaled residual, at a weight decay of `penalty` a group."""
-        largest = float(self.norms(here.pull).max())
-        return here.loss + penalty * float(self.norms(here.matrix).sum()), here.dual(penalty, largest)
+        norms = self.features.groups.norms
+        objective = here.loss + penalty * float(norms(here.matrix).sum())
+        return objective, here.dual(penalty, float(norms(here.pull).max()))
 
 
 def conjugate_gradients(
