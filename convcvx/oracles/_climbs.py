@@ -121,7 +121,7 @@ def climb(
     Each takes `n_steps` at most, or `least` where one of them is above `enough` by then. `known` are ends of climbs
     before these.
     """
-    metric, climbers, idle = Metric.of(problem.responses), Climbers(filters.numpy(), towards.numpy()), 0
+    metric, climbers, idle = Metric.of(problem.responses), Climbers(filters.numpy(), unit(towards.numpy())), 0
     starts = Ends(filters, torch.zeros(len(filters), dtype=torch.float64), towards)
     known = starts[:0] if known is None else known
     # All that a climb may end at, and whose end each is: its own, to begin with.
