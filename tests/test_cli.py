@@ -201,6 +201,9 @@ def kill(train: list[str], folder: Path, when: Callable[[], bool], sent: int = s
             time.sleep(0.01)
     finally:
         process.send_signal(sent)
+        if sent == signal.SIGTERM:  # twice, as `timeout` does
+            time.sleep(0.005)
+            process.send_signal(sent)
         _, said = process.communicate()
     assert not (folder / "metrics.json").exists()
     return process.returncode, said

@@ -117,7 +117,7 @@ def test_data_that_have_moved_are_named(tmp_path):
 
 
 def test_what_is_never_reached_is_said_so():
-    assert _reaches("it", None) == "never reaches it"
+    assert _reaches("it", None) == "does not reach it as it was trained"
     assert _reaches("it", 1.64) == "reaches it after 1.6 s"
 
 

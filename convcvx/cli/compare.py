@@ -81,4 +81,8 @@ def _print_table(console: Console, result: dict[str, Any]) -> None:
 
 
 def _reaches(objective: str, seconds: float | None) -> str:
-    return f"never reaches {objective}" if seconds is None else f"reaches {objective} after {seconds:.1f} s"
+    return (
+        f"does not reach {objective} as it was trained"
+        if seconds is None
+        else f"reaches {objective} after {seconds:.1f} s"
+    )

@@ -36,7 +36,9 @@ def data(data_dir: DataDir = None, json_output: f.Json = False, quiet: f.Quiet =
         for name, place in found.items():
             where = "" if place is None else f": {place}"
             console.print(f"{name:<{WIDTH}} {DOWNLOADS[name].about}{where}")
-        console.print(f"\nWhat has no place here is not in {root}: its first use downloads it. --data takes as well:\n")
+        console.print(
+            f"\nWhat has no place here is not in {root} yet: its first use downloads it there. --data takes as well:\n"
+        )
         for source in SOURCES:
             if source is not downloads.SOURCE:
                 console.print(f"- {source.about}")

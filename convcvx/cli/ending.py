@@ -15,6 +15,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
@@ -42,7 +43,21 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM: a scheduler, `timeout` or the end of a container asks a command to end."""
 
 
+GRACE = 2.0
+"""Seconds after SIGTERM in which another one does nothing: `timeout` sends two at a time, and the second would strike
+in the last lines of the command. A later one ends it at once."""
+
+
 def _raise_terminated(*_: Any) -> NoReturn:
+    """Raise `Terminated`, the first time."""
+    began = monotonic()
+
+    def again(number: int, _: Any) -> None:
+        if monotonic() - began > GRACE:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    signal.signal(signal.SIGTERM, again)
     raise Terminated
 
 

@@ -93,7 +93,9 @@ def _fetch(name: str, cls: Any, root: Path, download: bool) -> None:
             _download_own(cls, root, DOWNLOADS[name].folder, packed)
         else:
             _download_any(name, cls, root)
-    except (OSError, RuntimeError, ImportError, HTTPException, EOFError, zlib.error, tarfile.TarError) as error:
+    except ImportError as error:  # which some sets are read with
+        raise DataError(f"{name} needs a package that is not here: pip install it ({one_line(error)})") from None
+    except (OSError, RuntimeError, ValueError, HTTPException, EOFError, zlib.error, tarfile.TarError) as error:
         raise DataError(
             f"{name} could not be downloaded to {root}: try again with a network, {advice} ({one_line(error)})"
         ) from None

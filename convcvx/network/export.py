@@ -180,7 +180,7 @@ def export(network: nn.Module, image_shape: tuple[int, int, int], path: str | Pa
     """
     form = FORMATS[check_choice("to", to, FORMATS)]
     if missing := [package for package in form.packages if find_spec(package) is None]:
-        raise InputError(f"to {to!r} needs {', '.join(missing)}: pip install 'convcvx[{to}]'")
+        raise InputError(f"{to} needs {', '.join(missing)}: pip install 'convcvx[{to}]'")
     path = user_path(path)
     plain = copy.deepcopy(network).cpu().eval()
     images = _checked_images(image_shape, next(plain.parameters()).dtype)

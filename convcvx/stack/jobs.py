@@ -103,7 +103,8 @@ def _train(
         "n_stages": len(model.stages),
         "heads": config.heads,
         **_accuracies(model.to(device), data),
-        "seconds": clock.seconds,
+        # Of a resumed stack this session is not all.
+        "seconds": max(clock.seconds, sum(record["seconds"] for record in records)),
         "compiling_seconds": clock.compiling_seconds,
         "peak_memory_mb": peak_memory_mb(),
         "status": next((r["status"] for r in records if r["kept"] and r["status"] != done), done),

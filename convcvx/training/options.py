@@ -175,6 +175,10 @@ def check_unchanged(name: str, stored: Any, asked: Any) -> None:
     same = OPTIONS[name].same(stored, asked) if name in OPTIONS else stored == asked
     if name not in BUDGETS and not same:
         raise InputError(
-            f"{name} is {stored!r} in what is to be resumed but {asked!r} was asked for; it may change only "
-            f"{', '.join(BUDGETS)}"
+            f"{name} is {_given(stored)} in what is to be resumed but {_given(asked)} was asked for; it may change "
+            f"only {', '.join(BUDGETS)}"
         )
+
+
+def _given(value: Any) -> str:
+    return "not given" if value is None else repr(value)

@@ -81,7 +81,7 @@ class Run(Folder, Journal):
     """One run folder: the journal of a training on disk."""
 
     KIND, COMMAND, CONTENTS = "run", "train", Contents("config.json", FILES)
-    OTHER = "it is a stack, with which `convcvx stack --resume --out {0}` goes on; its stages are runs: {0}/stage-1"
+    OTHER = "it is a stack, whose stages are runs, such as {0}/stage-1; to go on: convcvx stack --resume --out {0}"
     METRICS: ClassVar[Any] = {
         **dict.fromkeys(("primal", "dual", "rel_gap", "seconds"), float),
         **dict.fromkeys(("scope", "meaning", "status"), str),
