@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
-from helpers.problems import digits_problem, with_mirror_images
+from helpers.problems import digits_problem, problem_of, with_mirror_images
 
 from convcvx.budget import Deadline
 from convcvx.data.augment import VERSIONS, shifted
@@ -24,7 +25,6 @@ from convcvx.solvers.dictionary.filters import dictionary
 from convcvx.solvers.dictionary.kept import KeptFeatures
 from convcvx.solvers.dictionary.lasso import DictionaryLasso
 from convcvx.solvers.dictionary.path import (
-    PATH_ITER,
     PATIENCE,
     RATIOS,
     TRUSTED,
@@ -203,6 +203,29 @@ def far_digits(offset: float, loss: str, intercept: bool = True, flips: bool = F
     return build_problem(images, labels, spec=PatchSpec((3, 3)), pooling=2, **options)
 
 
+@pytest.mark.parametrize("loss", ["cross-entropy", "huber:0.1"])
+def test_filters_that_are_not_needed_get_no_weight_under_other_losses(loss):
+    """Smoothed norms give all of them some."""
+    problem = digits(loss=loss)
+    fit = fit_dictionary(problem, dictionary(problem.responses, 60), beta_ratio=0.5, tol=1e-2)
+    assert 0 < fit.solution.n_filters < 40
+    assert fit.rel_gap <= 1e-2
+
+
+@pytest.mark.parametrize("outlier", [1e2, 1e4])
+def test_a_loss_that_is_linear_far_out_is_weighed_as_well(outlier):
+    """Next to nothing bends there, and Newton's steps are far too long."""
+    random = np.random.default_rng(0)
+    images, targets = random.standard_normal((100, 4, 6)), random.standard_normal((100, 1))
+    targets[0] *= outlier
+    problem = problem_of(images, targets, 1.0, loss="huber:1", pooling=1, dtype=torch.float64)
+    filters = torch.nn.functional.normalize(torch.from_numpy(random.standard_normal((100, problem.responses.dim))))
+    fit = fit_dictionary(problem, filters, beta_ratio=1e-2, tol=1e-3)
+    best = solve_master(problem.with_beta(fit.beta), filters, tol=1e-6).objective
+    assert best * (1 - 1e-6) <= fit.objective <= best * (1 + 1e-3)
+    assert fit.rel_gap <= 1e-3
+
+
 @pytest.mark.parametrize("loss", ["cross-entropy", "squared-hinge", "bce"])
 @pytest.mark.parametrize("ratio", [1e-2, 1e-3])
 def test_few_steps_reach_the_gap_under_other_losses(loss, ratio):
@@ -322,7 +345,8 @@ def test_a_weight_decay_that_all_images_cannot_bear_gives_way_to_the_next_best(p
 
     def fails(self, beta, start, tol, max_iter):
         point = solve(self, beta, start, tol, max_iter)
-        return replace(point, objective=math.inf) if max_iter > PATH_ITER and beta == whole.beta else point
+        last = max_iter > DictionaryLasso.path_iter and beta == whole.beta
+        return replace(point, objective=math.inf) if last else point
 
     monkeypatch.setattr(DictionaryLasso, "solve", fails)
     fit = fit_dictionary(problem, filters, tune=0.2)

@@ -123,6 +123,7 @@ def passes(monkeypatch) -> list[int]:
 
 def test_climbs_to_the_same_maximum_go_on_as_one(problem, dual_point, passes, monkeypatch):
     """They end where each would alone, for fewer passes; so do those that come to the end of a climb before."""
+    problem.responses.small = False  # on small ones kinks part maxima that are as close
     starts = LocalOracle()._starts(problem, 64, Metric.of(problem.responses), torch.Generator().manual_seed(2))
     where = problem, dual_point, starts, problem.responses.correlate(starts, dual_point), math.inf, 1, 40
     joined, cost = climb(*where), sum(passes)

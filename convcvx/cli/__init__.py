@@ -58,8 +58,8 @@ class OnCall(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
         with guard("--json" in args):
             check_place()  # torch, which a command may load, cannot be without one
-        name, command, rest = super().resolve_command(ctx, args)
-        return name, None if command is None else loaded(str(name)), rest
+            name, command, rest = super().resolve_command(ctx, args)
+            return name, None if command is None else loaded(str(name)), rest
 
 
 def loaded(name: str) -> Any:

@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -63,7 +64,8 @@ def _raise_terminated(*_: Any) -> NoReturn:
 
 def end_on_sigterm() -> None:
     """Have SIGTERM end a command as an interrupt does, so that it says how to go on; torchrun's have their own way."""
-    if not launched() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+    here = threading.current_thread() is threading.main_thread()  # no other one may set it
+    if here and not launched() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _raise_terminated)
 
 

@@ -21,7 +21,8 @@ from convcvx.oracles.metric import Array, Metric, norms, unit
 from convcvx.problem import Problem
 
 JOINED = 0.999
-"""Cosine above which two climbs are on the way to the same maximum: the lower one ends where the higher one does."""
+"""Cosine above which two climbs are on the way to the same maximum: the lower one ends where the higher one does. Not
+on small problems, whose kinks part maxima that are as close."""
 JOINING = 3
 """Steps from one look for such climbs to the next: they come this close by the ninth to twelfth step."""
 IDLE = 3
@@ -127,7 +128,7 @@ def climb(
     # All that a climb may end at, and whose end each is: its own, to begin with.
     ends, n_known = known + starts, len(known)
     end_of = np.arange(len(ends))
-    climbing = end_of[n_known:]
+    climbing, joining = end_of[n_known:], not problem.is_small
     for step in range(n_steps):
         try:
             rose = climbers.step(problem, dual_point, metric)
@@ -138,7 +139,7 @@ def climb(
         idle = 0 if rose else idle + 1
         if idle == IDLE or (step + 1 >= least and climbers.values.max() > enough):
             break
-        if (step + 1) % JOINING == 0:
+        if joining and (step + 1) % JOINING == 0:
             places = np.concatenate([known.filters.numpy(), climbers.best])
             heights = np.concatenate([known.values.numpy(), climbers.values])
             leaders = np.concatenate([end_of[:n_known], climbing])[metric.leaders(places, heights, JOINED)[n_known:]]

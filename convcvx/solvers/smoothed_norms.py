@@ -8,11 +8,22 @@ smoothed norm takes tiny steps, the primal-dual form full ones.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
+
+IDLE = 1 - 1e-3
+"""Share of β below which the pull on a group is one that it withstands. Smoothed, W_j / √(‖W_j‖² + ε²) is its pull over
+β, so that such a group is no longer than 22 ε."""
+
+
+def idle_groups(norms: Tensor, pulls: Tensor, size: float, epsilon: float) -> Tensor:
+    """(m,) bool: the groups with these `norms` and `pulls` (m,) that are as small as smoothing by ε leaves what it does
+    not need, and dual feasible with room, at a weight decay of `size`."""
+    return (pulls < IDLE * size) & (norms > 0) & (norms <= IDLE / math.sqrt(1 - IDLE**2) * epsilon)
 
 
 class Groups:

@@ -28,7 +28,7 @@ ROUNDING = 1e-12
 class DictionaryLasso(DictionaryWeights):
     """The group lasso that a Gram matrix defines."""
 
-    max_iter = 10
+    max_iter, path_iter = 10, 2
 
     def _standing(self, matrix: Tensor) -> Standing:
         linear, total = self.gram.linear, self.gram.total
@@ -47,7 +47,7 @@ class DictionaryLasso(DictionaryWeights):
         penalty, groups = beta * self.features.copies, self.features.groups
         here = self.nothing() if start is None else self._standing(start.matrix)
         # The mean η cannot be larger: zero weights would be better.
-        sizes = here.pull.new_full((groups.n,), here.loss / penalty / groups.n) if start is None else start.sizes
+        sizes = here.pull.new_full((groups.n,), here.loss / penalty / groups.n) if start is None else start.carried
         best, lower = None, -math.inf
         for _ in range(max_iter):
             alive = groups.spread(sizes > 0)

@@ -8,7 +8,7 @@ theirs is one visit. It is that of all images: those held out have no part in wh
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from convcvx.problem import Problem
 from convcvx.solvers.dictionary.features import Features
 from convcvx.solvers.dictionary.products import Products, SharedProducts
 from convcvx.solvers.dictionary.weights import DictionaryWeights, Point, Standing, conjugate_gradients
-from convcvx.solvers.smoothed_norms import SmoothedNorms
+from convcvx.solvers.smoothed_norms import SmoothedNorms, idle_groups
 
 REDUCTION = 1e-2
 """Share of its first energy at which conjugate gradients end: Newton steps a tenth off take a third of the visits of
@@ -32,6 +32,9 @@ SMOOTHING = 0.1
 tenth as much makes for short steps."""
 SHORTEST = 1e-3
 """Share of a Newton step below which none is taken."""
+VISIBLE = 1e-6
+"""Share of the objective that the decrease which a step promises must exceed, for it to be shortened below that: where
+a loss is linear next to nothing bends, and Newton's step is far too long."""
 ENOUGH = 0.1
 """Share of the decrease that Newton's model promises which a step must bring."""
 
@@ -46,7 +49,7 @@ class _Standing(Standing):
 class DictionaryNewton(DictionaryWeights):
     """The group lasso under the loss of a problem, of whose images some are `held` (n,) bool out."""
 
-    max_iter = 20
+    max_iter, path_iter = 20, 3
 
     def __init__(self, gram: Products | SharedProducts, features: Features, problem: Problem, held: Tensor) -> None:
         super().__init__(gram, features)
@@ -99,20 +102,29 @@ class DictionaryNewton(DictionaryWeights):
     def solve(self, beta: float, start: Point | None, tol: float, max_iter: int) -> Point:
         """Newton steps from `start`; see `DictionaryWeights.solve`."""
         penalty, groups = beta * self.features.copies, self.features.groups
-        here = self._standing(torch.zeros_like(self.gram.linear) if start is None else start.matrix)
-        duals, epsilon = torch.zeros_like(here.matrix), math.inf
-        best, lower = Point(here.matrix, here.intercept, groups.norms(here.matrix), math.inf, 1.0), -math.inf
+        here = best = self._standing(torch.zeros_like(self.gram.linear) if start is None else start.matrix)
+        duals = torch.zeros_like(here.matrix) if start is None else start.carried
+        objective, lower, epsilon = math.inf, -math.inf, math.inf
+
+        def rel_gap() -> float:
+            return (objective - lower) / max(objective, 1e-300)
+
         for step in range(max_iter + 1):
-            objective, dual = self._worth(here, penalty)
+            value, dual = self._worth(here, penalty)
             lower = max(lower, dual)
-            if objective < best.objective:
-                best = Point(here.matrix, here.intercept, groups.norms(here.matrix), objective, math.inf)
-            best = replace(best, rel_gap=(best.objective - lower) / max(best.objective, 1e-300))
-            if step == max_iter or not best.rel_gap > tol or self._deadline.passed:
+            if value < objective:
+                objective, best = value, here
+            if step == max_iter or not rel_gap() > tol or self._deadline.passed:
                 break
-            epsilon = min(epsilon, SMOOTHING * (objective - dual) / (penalty * groups.n))
+            epsilon = min(epsilon, SMOOTHING * (value - dual) / (penalty * groups.n))
             here, duals = self._stepped(here, SmoothedNorms(groups, penalty, epsilon, here.matrix, duals))
-        return best
+        idle = idle_groups(groups.norms(best.matrix), groups.norms(best.pull), penalty, epsilon)
+        if bool(idle.any()):
+            sparse = self._standing(torch.where(groups.spread(idle), 0.0, best.matrix))
+            value, dual = self._worth(sparse, penalty)
+            if (value - max(lower, dual)) / max(value, 1e-300) <= max(tol, rel_gap()):
+                objective, lower, best = value, max(lower, dual), sparse
+        return Point(best.matrix, best.intercept, duals, objective, rel_gap())
 
     def _stepped(self, here: _Standing, penalty: SmoothedNorms) -> tuple[_Standing, Tensor]:
         """Where a damped Newton step leads, or where it was without one; the dual variables there."""
@@ -123,7 +135,7 @@ class DictionaryNewton(DictionaryWeights):
             return self._mean_loss(predictions) + penalty.value(matrix)
 
         before, size = value(here.matrix, here.predictions), 1.0
-        while size >= SHORTEST:
+        while size >= SHORTEST or size * promised > VISIBLE * before:
             matrix, predictions = here.matrix + size * step, here.predictions + size * change
             if value(matrix, predictions) <= before - ENOUGH * size * promised:
                 return self._at(matrix, here.intercept + size * shift, predictions), duals

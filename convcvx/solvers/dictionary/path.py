@@ -37,8 +37,6 @@ TUNE = 0.1
 """Share of the images that choose β, unless another is asked for."""
 PATIENCE = 2
 """The path ends after so many β without a better held-out score."""
-PATH_ITER = 2
-"""Steps a β on the path, each β starting from the one before: enough to tell which is best."""
 TRUSTED = 0.1
 """Share of an objective that rounding may come to at worst before it is summed anew in float64, in a pass over all
 images, which takes as long as the features did; it comes to about a fortieth of its worst."""
@@ -192,7 +190,7 @@ def _judged(
         lower -= abs(objective - point.objective)
         point = replace(point, objective=objective if objective <= nothing.loss else math.inf)
     elif point.objective > nothing.loss:
-        point = Point(nothing.matrix, nothing.intercept, point.sizes, nothing.loss, 1.0)
+        point = Point(nothing.matrix, nothing.intercept, point.carried, nothing.loss, 1.0)
     return replace(point, rel_gap=min(1.0, (point.objective - lower) / max(point.objective, 1e-300)))
 
 
@@ -230,7 +228,7 @@ def _path(
     for ratio in watched("a path of beta", RATIOS, len(RATIOS)):
         if point is not None and deadline.passed:
             return
-        point = lasso.solve(ratio * beta_max, point, tol, PATH_ITER)
+        point = lasso.solve(ratio * beta_max, point, tol, lasso.path_iter)
         if math.isinf(point.objective):
             return
         predictions = lasso.held_out(point).cpu()

@@ -27,11 +27,14 @@ LEAST_RESIDUAL = 1e-37
 
 @dataclass(frozen=True)
 class Point:
-    """W (D, c) with the best intercept (c,), the η (m,) of the next ridge regression, and what W is worth."""
+    """W (D, c) with the best intercept (c,), what W is worth, and what the next β begins with besides.
+
+    That is `carried`: the η (m,) of the next ridge regression, or the dual variables (D, c) of Newton's method.
+    """
 
     matrix: Tensor
     intercept: Tensor
-    sizes: Tensor
+    carried: Tensor
     objective: float
     rel_gap: float
 
@@ -58,9 +61,12 @@ class DictionaryWeights(ABC):
     ----------
     max_iter : int
         Steps at most at the β that is chosen: they end sooner at the gap that is asked for.
+    path_iter : int
+        Steps at a β of a path, each β going on from the one before: enough to tell which is best.
     """
 
     max_iter: int
+    path_iter: int
 
     def __init__(self, gram: Products | SharedProducts, features: Features) -> None:
         self.gram, self.features = gram, features

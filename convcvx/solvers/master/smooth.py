@@ -23,7 +23,7 @@ from convcvx.problem import Problem
 from convcvx.solvers.master.design import Design
 from convcvx.solvers.master.preconditioner import Preconditioner
 from convcvx.solvers.master.result import MasterResult
-from convcvx.solvers.smoothed_norms import Groups, SmoothedNorms
+from convcvx.solvers.smoothed_norms import Groups, SmoothedNorms, idle_groups
 
 SHRINK = 0.1
 """Factor from one ε to the next."""
@@ -49,9 +49,6 @@ SHARP = 1e-6
 the loss itself has nearly the same residual, which the gap is measured at."""
 LEAST_GAP = 1e-12
 """Share of the objective that the gap of a start counts as at least: rounding hides less."""
-IDLE = 1 - 1e-3
-"""Share of β below which the pull on a group is one that it withstands. Smoothed, W_j / √(‖W_j‖² + ε²) is its pull over
-β, so that such a group is no longer than 22 ε."""
 VISIBLE = 1e-6
 """Share of the objective that the decrease which a step promises must exceed, for the step to be shortened below a
 thousandth: where a loss is linear next to nothing bends, and Newton's step is far too long."""
@@ -143,7 +140,7 @@ class _State:
         """
         pulls = self.groups.norms(self.design.adjoint(self.problem.dual_point(self.predictions)))
         norms = self.groups.norms(self.matrix)
-        idle = (pulls < IDLE * self.problem.beta) & (norms > 0) & (norms <= IDLE / math.sqrt(1 - IDLE**2) * epsilon)
+        idle = idle_groups(norms, pulls, self.problem.beta, epsilon)
         rows = self.groups.spread(idle) & ~self._dropped
         if not bool(rows.any()):
             return False
