@@ -118,12 +118,14 @@ class DictionaryNewton(DictionaryWeights):
                 break
             epsilon = min(epsilon, SMOOTHING * (value - dual) / (penalty * groups.n))
             here, duals = self._stepped(here, SmoothedNorms(groups, penalty, epsilon, here.matrix, duals))
+        if not math.isfinite(epsilon):  # no step was taken
+            return Point(best.matrix, best.intercept, duals, objective, rel_gap())
         idle = idle_groups(groups.norms(best.matrix), groups.norms(best.pull), penalty, epsilon)
-        if bool(idle.any()):
-            sparse = self._standing(torch.where(groups.spread(idle), 0.0, best.matrix))
-            value, dual = self._worth(sparse, penalty)
-            if (value - max(lower, dual)) / max(value, 1e-300) <= max(tol, rel_gap()):
-                objective, lower, best = value, max(lower, dual), sparse
+        sparse = self._standing(torch.where(groups.spread(idle), 0.0, best.matrix))
+        value, dual = self._worth(sparse, penalty)
+        lower = max(lower, dual)
+        if value <= objective:  # where weights are rough, groups that count look idle as well
+            objective, best = value, sparse
         return Point(best.matrix, best.intercept, duals, objective, rel_gap())
 
     def _stepped(self, here: _Standing, penalty: SmoothedNorms) -> tuple[_Standing, Tensor]:
