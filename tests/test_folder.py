@@ -128,7 +128,11 @@ def test_a_run_that_is_taken_for_a_stack_is_called_a_run_and_the_other_way_round
     (tmp_path / "stack" / "stage-1").mkdir(parents=True)
     (tmp_path / "stack" / "stack.json").write_text("{}")
     for kind, folder, told in (
-        (Run, tmp_path / "stack", r"it is a stack.*`convcvx stack --resume --out [^ ]*/stack` .*/stack/stage-1$"),
+        (
+            Run,
+            tmp_path / "stack",
+            r"it is a stack.*/stack/stage-1; to go on: convcvx stack --resume --out [^ ]*/stack$",
+        ),
         (StackRun, run, r"it is a run: `convcvx train --resume --out [^ ]*` goes on with it$"),
     ):
         for asked in (kind.open, kind.new):

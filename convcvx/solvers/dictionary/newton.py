@@ -100,37 +100,40 @@ class DictionaryNewton(DictionaryWeights):
         return _Standing(matrix, intercept, self._mean_loss(predictions), pull, dual, predictions)
 
     def solve(self, beta: float, start: Point | None, tol: float, max_iter: int) -> Point:
-        """Newton steps from `start`; see `DictionaryWeights.solve`."""
+        """Newton steps from `start`; see `DictionaryWeights.solve`.
+
+        Once the gap is reached, by the dual point of the weights themselves, groups that count for nothing go, and
+        steps of the others go on until that is so again. Else the weights with all groups are the result.
+        """
         penalty, groups = beta * self.features.copies, self.features.groups
         here = best = self._standing(torch.zeros_like(self.gram.linear) if start is None else start.matrix)
         duals = torch.zeros_like(here.matrix) if start is None else start.carried
-        objective, lower, epsilon = math.inf, -math.inf, math.inf
-
-        def rel_gap() -> float:
-            return (objective - lower) / max(objective, 1e-300)
-
+        free = torch.ones_like(here.matrix[:, :1], dtype=torch.bool)  # features that steps move
+        objective, rel_gap, lower, epsilon, dropped = math.inf, math.inf, -math.inf, math.inf, False
         for step in range(max_iter + 1):
             value, dual = self._worth(here, penalty)
-            lower = max(lower, dual)
-            if value < objective:
-                objective, best = value, here
-            if step == max_iter or not rel_gap() > tol or self._deadline.passed:
+            lower, gap = max(lower, dual), (value - dual) / max(value, 1e-300)
+            if gap <= tol or (rel_gap > tol and value < objective):
+                objective, rel_gap, best = value, gap, here
+            if step == max_iter or self._deadline.passed or math.isnan(gap):
                 break
+            if gap <= tol:
+                idle = groups.spread(idle_groups(groups.norms(here.matrix), groups.norms(here.pull), penalty, epsilon))
+                sparse = self._standing(torch.where(idle, 0.0, here.matrix))
+                # Where weights are rough, groups that count look idle as well.
+                if dropped or not bool(idle.any()) or self._worth(sparse, penalty)[0] > value:
+                    break
+                here, free, dropped = sparse, free & ~idle, True
+                continue
+            free |= groups.spread(groups.norms(here.pull) > penalty)
             epsilon = min(epsilon, SMOOTHING * (value - dual) / (penalty * groups.n))
-            here, duals = self._stepped(here, SmoothedNorms(groups, penalty, epsilon, here.matrix, duals))
-        if not math.isfinite(epsilon):  # no step was taken
-            return Point(best.matrix, best.intercept, duals, objective, rel_gap())
-        idle = idle_groups(groups.norms(best.matrix), groups.norms(best.pull), penalty, epsilon)
-        sparse = self._standing(torch.where(groups.spread(idle), 0.0, best.matrix))
-        value, dual = self._worth(sparse, penalty)
-        lower = max(lower, dual)
-        if value <= objective:  # where weights are rough, groups that count look idle as well
-            objective, best = value, sparse
-        return Point(best.matrix, best.intercept, duals, objective, rel_gap())
+            here, duals = self._stepped(here, SmoothedNorms(groups, penalty, epsilon, here.matrix, duals), free)
+        gap = (objective - lower) / max(objective, 1e-300)
+        return Point(best.matrix, best.intercept, duals, objective, gap)
 
-    def _stepped(self, here: _Standing, penalty: SmoothedNorms) -> tuple[_Standing, Tensor]:
-        """Where a damped Newton step leads, or where it was without one; the dual variables there."""
-        step, shift, promised = self._newton_step(here, penalty)
+    def _stepped(self, here: _Standing, penalty: SmoothedNorms, free: Tensor) -> tuple[_Standing, Tensor]:
+        """Where a damped Newton step of the `free` features (D, 1) leads, or where it was; the dual variables there."""
+        step, shift, promised = self._newton_step(here, penalty, free)
         duals, change = penalty.duals_after(step), self._visits.apply(step) + shift
 
         def value(matrix: Tensor, predictions: Tensor) -> float:
@@ -145,7 +148,7 @@ class DictionaryNewton(DictionaryWeights):
         self._worn = True
         return here, duals
 
-    def _newton_step(self, here: _Standing, penalty: SmoothedNorms) -> tuple[Tensor, Tensor, float]:
+    def _newton_step(self, here: _Standing, penalty: SmoothedNorms, free: Tensor) -> tuple[Tensor, Tensor, float]:
         """The steps of W and of b by conjugate gradients, and the decrease that Newton's model promises.
 
         The last row of what they work on is what is predicted at the mean of the features: beside W that is all but
@@ -156,25 +159,24 @@ class DictionaryNewton(DictionaryWeights):
         if self._worn:
             self.gram.factorise(penalty.ridges[:, 0] / self._curvature(here.pull))
         single, mean, c = self.gram.dtype, self.gram.mean, here.matrix.shape[1]
-        free = float(self._problem.intercept)
+        moved = torch.cat([free, free.new_full((1, 1), self._problem.intercept)])
 
         def product(direction: Tensor) -> Tensor:
             image = self._visits.curved(direction, mean).to(direction)
             image[:-1] += penalty.curved(direction[:-1].to(penalty.units)).to(direction)
-            image[-1] *= free
-            return image
+            return image * moved
 
         def precondition(residual: Tensor) -> Tensor:
-            return torch.cat([self.gram.unfactor(residual[:-1]), free * residual[-1:]])
+            return torch.cat([self.gram.unfactor(residual[:-1]), residual[-1:]]) * moved
 
-        slope = here.pull - penalty.ridges * here.matrix
+        slope = (here.pull - penalty.ridges * here.matrix) * free
         residual = torch.cat([slope, slope.new_zeros(1, c)]).to(single)
         solution, steps = conjugate_gradients(
             product, precondition, residual, REDUCTION, self._deadline, by_column=False
         )
         self._worn = steps >= WORN
         step = solution[:-1].to(slope)
-        shift = (solution[-1].to(slope) - mean @ step).cpu() * free
+        shift = (solution[-1].to(slope) - mean @ step).cpu() * self._problem.intercept
         return step, shift, 0.5 * float((slope * step).sum())
 
     def _curvature(self, direction: Tensor) -> float:
