@@ -437,6 +437,20 @@ def test_a_data_dir_that_cannot_be_written_is_refused(tmp_path):
     refused("mnist could not be downloaded to", "mnist", tmp_path / "file")
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(ValueError("the address is broken"), "could not be downloaded"), (ImportError("no h5py"), "needs a package")],
+)
+def test_what_torchvision_says_of_a_download_is_told(error, told, tmp_path, monkeypatch):
+    """By a ValueError of a set that has no address any more, by an ImportError of what reads another."""
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("convcvx.data.downloads._download_any", fail)
+    refused(f"svhn {told}", "svhn", tmp_path)
+
+
 def mnist_folder(root: Path) -> Path:
     (root / "MNIST/raw").mkdir(parents=True)
     for name, content in idx_files():

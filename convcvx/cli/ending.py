@@ -38,15 +38,13 @@ OUT_OF_MEMORY = re.compile(
 reason behind a colon where it has one."""
 NO_THREAD = "can't start new thread"
 """What Python says where the system starts none, for whatever reason."""
+GRACE = 2.0
+"""Seconds after SIGTERM in which another one does nothing: `timeout` sends two at a time, and the second would strike
+in the last lines of the command. A later one ends it at once."""
 
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM: a scheduler, `timeout` or the end of a container asks a command to end."""
-
-
-GRACE = 2.0
-"""Seconds after SIGTERM in which another one does nothing: `timeout` sends two at a time, and the second would strike
-in the last lines of the command. A later one ends it at once."""
 
 
 def _raise_terminated(*_: Any) -> NoReturn:

@@ -24,7 +24,7 @@ JOINED = 0.999
 """Cosine above which two climbs are on the way to the same maximum: the lower one ends where the higher one does. Not
 on small problems, whose kinks part maxima that are as close."""
 JOINING = 3
-"""Steps from one look for such climbs to the next: they come this close by the ninth to twelfth step."""
+"""Steps from one look for such climbs to the next: most come this close in about fifteen of 24."""
 IDLE = 3
 """Steps in which no filter rose after which none climbs on."""
 LENGTH = 0.25

@@ -103,7 +103,7 @@ class DictionaryNewton(DictionaryWeights):
         """Newton steps from `start`; see `DictionaryWeights.solve`.
 
         Once the gap is reached, by the dual point of the weights themselves, groups that count for nothing go, and
-        steps of the others go on until that is so again. Else the weights with all groups are the result.
+        steps of the others go on until that is so again. Where they do not get there, all groups keep their weights.
         """
         penalty, groups = beta * self.features.copies, self.features.groups
         here = best = self._standing(torch.zeros_like(self.gram.linear) if start is None else start.matrix)
